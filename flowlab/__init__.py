@@ -1,0 +1,61 @@
+"""Gradient flows of preference losses, integrated from very many starting points and measured.
+
+The verbs and nouns most people need are here; everything else is in the public submodules
+(`domains`, `losses`, `policies`, `flow`, `exact`, `until`, `measures`, `logs`, `starts`, `plots`,
+`study`). Submodules are imported when they are first used, so that the import itself stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flowlab.flow import Flow, preference_flow
+    from flowlab.losses import DPO, Pair
+    from flowlab.policies import LogRatioPlane, RatioPlane
+    from flowlab.solve import flow_line
+    from flowlab.ensemble import Runs, sweep
+
+__all__ = [
+    "DPO",
+    "Flow",
+    "LogRatioPlane",
+    "Pair",
+    "RatioPlane",
+    "Runs",
+    "__version__",
+    "flow_line",
+    "preference_flow",
+    "sweep",
+]
+
+_HOME = {
+    "DPO": "losses",
+    "Flow": "flow",
+    "LogRatioPlane": "policies",
+    "Pair": "losses",
+    "RatioPlane": "policies",
+    "Runs": "ensemble",
+    "flow_line": "solve",
+    "preference_flow": "flow",
+    "sweep": "ensemble",
+}
+_SUBMODULES = frozenset(
+    {"cli", "domains", "ensemble", "exact", "flow", "logs", "losses", "measures", "plots", "policies"}
+    | {"solve", "starts", "store", "study", "until"}
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"flowlab.{_HOME[name]}"), name)
+    if name in _SUBMODULES:
+        return importlib.import_module(f"flowlab.{name}")
+    raise AttributeError(f"module 'flowlab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_SUBMODULES})

@@ -1,0 +1,217 @@
+"""Sets of states, their walls, and the coordinates in which they are integrated.
+
+d: components of a state; m: walls.
+"""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+
+__all__ = ["AbstractDomain", "Box", "Quadrant", "Simplex", "WholeSpace", "slide"]
+
+_ON_THE_WALL = 8.0  # a state this many machine epsilons past a wall counts as on it
+
+
+class AbstractDomain(eqx.Module):
+    """A set of states with flat walls.
+
+    A domain also owns the coordinates of the integration. On a positive orthant these are the
+    logarithms of the components: no step can then leave the orthant, a component may fall through
+    any number of decades at a constant relative accuracy, and the boundary, which a flow can reach
+    in finite time at infinite speed, lies at infinity.
+    """
+
+    absorbing: eqx.AbstractClassVar[bool]
+
+    @abstractmethod
+    def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
+        """Whether a state lies in the set; a wall belongs to it, an axis does not."""
+
+    @abstractmethod
+    def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
+        """The coordinates of a state."""
+
+    @abstractmethod
+    def state(self, coordinates: PyTree[Array]) -> PyTree[Array]:
+        """The state with the given coordinates: the inverse of `coordinates`."""
+
+    @abstractmethod
+    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+        """The velocity of the coordinates, given the velocity of the state."""
+
+    @abstractmethod
+    def error_scale(
+        self,
+        coordinates: PyTree[Array],
+        rtol: Float[Array, ""],
+        atol: Float[Array, ""],
+    ) -> PyTree[Array]:
+        """The error allowed in each coordinate, for tolerances stated for the state."""
+
+    @abstractmethod
+    def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""]:
+        """The absolute tolerance of the state where the caller gives none."""
+
+    @abstractmethod
+    def walls(self) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
+        """Outward normals and offsets: inside, `normals @ state <= offsets`."""
+
+
+class WholeSpace(AbstractDomain):
+    """Every finite state, of any PyTree structure; integrated as it is."""
+
+    absorbing: ClassVar[bool] = False
+
+    def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]
+        return jnp.all(jnp.stack(finite))
+
+    def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
+        return state
+
+    def state(self, coordinates: PyTree[Array]) -> PyTree[Array]:
+        return coordinates
+
+    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+        del state
+        return velocity
+
+    def error_scale(
+        self,
+        coordinates: PyTree[Array],
+        rtol: Float[Array, ""],
+        atol: Float[Array, ""],
+    ) -> PyTree[Array]:
+        return jax.tree.map(lambda leaf: atol + rtol * jnp.abs(leaf), coordinates)
+
+    def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""]:
+        """rtol × 1e-3 × the smallest component that is not zero, or × 1 where all are.
+
+        Escape from a saddle needs an absolute tolerance far below the distance to it.
+        """
+        sizes = jnp.concatenate([jnp.abs(jnp.ravel(leaf)) for leaf in jax.tree.leaves(state)])
+        smallest = jnp.min(jnp.where(sizes > 0, sizes, jnp.inf))
+        return rtol * 1e-3 * jnp.where(jnp.isfinite(smallest), smallest, 1)
+
+    def walls(self) -> tuple[Float[np.ndarray, "0 0"], Float[np.ndarray, " 0"]]:
+        return np.zeros((0, 0)), np.zeros(0)
+
+
+class _Orthant(AbstractDomain):
+    absorbing: ClassVar[bool] = True
+
+    def contains(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
+        inside = jnp.all(jnp.isfinite(state) & (state > 0))
+        normals, offsets = self.walls()
+        if offsets.size == 0:
+            return inside
+        slack = _ON_THE_WALL * jnp.finfo(state.dtype).eps
+        reach = jnp.asarray(normals, state.dtype) @ state
+        return inside & jnp.all(reach <= jnp.asarray(offsets, state.dtype) * (1 + slack))
+
+    def coordinates(self, state: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jnp.log(state)
+
+    def state(self, coordinates: Float[Array, " d"]) -> Float[Array, " d"]:
+        return jnp.exp(coordinates)
+
+    def push(self, state: Float[Array, " d"], velocity: Float[Array, " d"]) -> Float[Array, " d"]:
+        return velocity / state
+
+    def error_scale(
+        self, coordinates: Float[Array, " d"], rtol: Float[Array, ""], atol: Float[Array, ""]
+    ) -> Float[Array, " d"]:
+        return rtol + atol * jnp.exp(-coordinates)
+
+    def default_atol(self, state: Float[Array, " d"], rtol: Float[Array, ""]) -> Float[Array, ""]:
+        """Zero: a component may become very small, and is followed to a constant relative error."""
+        del state
+        return jnp.zeros_like(rtol)
+
+
+class Quadrant(_Orthant):
+    """The open quadrant (or orthant): every component positive. No walls but the axes.
+
+    The axes absorb: a flow line that reaches one ends there.
+    """
+
+    def walls(self) -> tuple[Float[np.ndarray, "0 0"], Float[np.ndarray, " 0"]]:
+        return np.zeros((0, 0)), np.zeros(0)
+
+
+class Box(_Orthant):
+    """The paper's box (0, `chosen`] × (0, `rejected`], with walls at the upper ends.
+
+    Args:
+        chosen: Upper end of the chosen ratio (the paper's a), positive.
+        rejected: Upper end of the rejected ratio (the paper's b), positive.
+
+    Raises:
+        ValueError: If an end is not positive and finite.
+
+    Source: arXiv 2404.04626, section 3.1.
+    """
+
+    chosen: float = eqx.field(static=True)
+    rejected: float = eqx.field(static=True)
+
+    def __init__(self, chosen: float = 1.0, rejected: float = 1.0):
+        self.chosen = _positive("chosen", chosen)
+        self.rejected = _positive("rejected", rejected)
+
+    def walls(self) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, " 2"]]:
+        return np.eye(2), np.array([self.chosen, self.rejected])
+
+
+class Simplex(_Orthant):
+    """The ratios that two responses of one prompt can have: x1·p_chosen + x2·p_rejected ≤ 1.
+
+    Args:
+        ref_chosen: Reference probability of the chosen response, positive. 1 is the paper's unit
+            of scale (two probabilities cannot both be 1).
+        ref_rejected: Reference probability of the rejected response, positive.
+
+    Raises:
+        ValueError: If a probability is not positive and finite.
+    """
+
+    ref_chosen: float = eqx.field(static=True)
+    ref_rejected: float = eqx.field(static=True)
+
+    def __init__(self, ref_chosen: float = 1.0, ref_rejected: float = 1.0):
+        self.ref_chosen = _positive("ref_chosen", ref_chosen)
+        self.ref_rejected = _positive("ref_rejected", ref_rejected)
+
+    def walls(self) -> tuple[Float[np.ndarray, "1 2"], Float[np.ndarray, " 1"]]:
+        return np.array([[self.ref_chosen, self.ref_rejected]]), np.ones(1)
+
+
+def slide(
+    velocity: Float[Array, " d"], normal: Float[Array, " d"], lifted_normal: Float[Array, " d"]
+) -> Float[Array, " d"]:
+    """The velocity with its component across a wall taken out, orthogonally in the metric M.
+
+        v − M n (n·v)/(n·M n)
+
+    Args:
+        velocity: Free velocity v, shape (d,).
+        normal: Normal n of the wall, shape (d,); where it is zero, the velocity comes back.
+        lifted_normal: M n, shape (d,).
+
+    Source: projected dynamical systems (Nagurney and Zhang, 1996), in the metric of the flow.
+    """
+    across = jnp.vdot(normal, lifted_normal)
+    safe = jnp.where(across > 0, across, 1)
+    return velocity - lifted_normal * (jnp.vdot(normal, velocity) / safe)
+
+
+def _positive(name: str, value: ArrayLike) -> float:
+    number: Any = np.asarray(value, dtype=float)
+    if number.ndim != 0 or not np.isfinite(number) or number <= 0:
+        raise ValueError(f"Argument `{name}` must be a positive number, but is {value!r}.")
+    return float(number)

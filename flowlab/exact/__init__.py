@@ -1,0 +1,63 @@
+"""Closed-form solutions: what the flow does, without a solver.
+
+NumPy and SciPy alone, in float64, so that these numbers are independent of everything they are
+compared with. A start is an array whose last axis holds the two components; every other argument
+broadcasts against the axes before it, and the results have the shape of that broadcast. Times are
+flow times: learning rate times number of plain gradient-descent steps, in the limit of small steps.
+"""
+
+from flowlab.exact.classical import (
+    bowl_state,
+    bowl_time,
+    saddle_exit_time,
+    saddle_state,
+)
+from flowlab.exact.kernels import (
+    dpo_margin_at,
+    ipo_margin,
+    kernel_contraction,
+    kernel_margin,
+    kernel_state,
+    kernel_time,
+)
+from flowlab.exact.ratio_plane import (
+    ratio_plane_change_ratio,
+    ratio_plane_hessian_determinant,
+    ratio_plane_log_ratio_at,
+    ratio_plane_ratio_at,
+    ratio_plane_speed,
+    ratio_plane_state,
+    ratio_plane_time,
+    ratio_plane_total_change,
+)
+from flowlab.exact.walls import (
+    BoxTimes,
+    SimplexTimes,
+    box_time,
+    simplex_time,
+)
+
+__all__ = [
+    "BoxTimes",
+    "SimplexTimes",
+    "bowl_state",
+    "bowl_time",
+    "box_time",
+    "dpo_margin_at",
+    "ipo_margin",
+    "kernel_contraction",
+    "kernel_margin",
+    "kernel_state",
+    "kernel_time",
+    "ratio_plane_change_ratio",
+    "ratio_plane_hessian_determinant",
+    "ratio_plane_log_ratio_at",
+    "ratio_plane_ratio_at",
+    "ratio_plane_speed",
+    "ratio_plane_state",
+    "ratio_plane_time",
+    "ratio_plane_total_change",
+    "saddle_exit_time",
+    "saddle_state",
+    "simplex_time",
+]

@@ -1,0 +1,91 @@
+"""Bowl and saddle: linear flows, whose times depend on starts logarithmically."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from flowlab.exact._arguments import Points, Values, not_negative, pairs, positive, quiet
+
+__all__ = [
+    "bowl_state",
+    "bowl_time",
+    "saddle_exit_time",
+    "saddle_state",
+]
+
+
+def bowl_state(time: ArrayLike, start: ArrayLike, curvature: ArrayLike) -> Values:
+    """State at `time` in the bowl curvature/2 |y|^2: start e^(-curvature time).
+
+    Args:
+        time: shape (...), of either sign.
+        start: (..., d), any d.
+        curvature: positive.
+
+    Raises:
+        ValueError: if `curvature` is not positive.
+    """
+    decay = -positive("curvature", curvature) * np.asarray(time, dtype=np.float64)
+    return np.asarray(np.asarray(start, dtype=np.float64) * np.exp(decay)[..., None])
+
+
+@quiet
+def bowl_time(start: ArrayLike, curvature: ArrayLike, *, gradient_norm: ArrayLike) -> Values:
+    """Time until the bowl's gradient has norm `gradient_norm`: log(curvature |start| / it) / curv.
+
+    Args:
+        start: (..., d), any d.
+        curvature: positive.
+        gradient_norm: Euclidean norm that ends the time, positive.
+
+    Returns:
+        Times; NaN where the start is past the target.
+
+    Raises:
+        ValueError: if `curvature` or `gradient_norm` is not positive.
+    """
+    curve, wanted = positive("curvature", curvature), positive("gradient_norm", gradient_norm)
+    steepness = curve * np.linalg.norm(np.asarray(start, dtype=np.float64), axis=-1)
+    return np.asarray(np.where(steepness >= wanted, np.log(steepness / wanted) / curve, np.nan))
+
+
+def saddle_state(
+    time: ArrayLike, start: ArrayLike, *, unstable: ArrayLike, stable: ArrayLike
+) -> Points:
+    """State (x, y) at `time` on the saddle (stable y^2 - unstable x^2)/2.
+
+    Args:
+        time: shape (...), of either sign.
+        start: (..., 2): x along the unstable axis, y along the stable one.
+        unstable: rate at which x grows, positive.
+        stable: rate at which y decays, positive.
+
+    Raises:
+        ValueError: if `start` is not a pair, or a rate is not positive.
+    """
+    points, elapsed = pairs(start, "start"), np.asarray(time, dtype=np.float64)
+    along = points[..., 0] * np.exp(positive("unstable", unstable) * elapsed)
+    across = points[..., 1] * np.exp(-positive("stable", stable) * elapsed)
+    return np.stack(np.broadcast_arrays(along, across), axis=-1)
+
+
+@quiet
+def saddle_exit_time(distance: ArrayLike, radius: ArrayLike, unstable: ArrayLike) -> Values:
+    """Time from |x| = `distance` to |x| = `radius` beside a saddle: log(radius/distance)/unstable.
+
+    Against log(1/distance) this is a line of slope 1/unstable.
+
+    Args:
+        distance: from the stable manifold on entry (not the closest approach to the saddle), not
+            negative; 0 never leaves (inf).
+        radius: at exit, positive.
+        unstable: rate at which x grows, positive.
+
+    Returns:
+        Times; NaN where `distance` exceeds `radius`.
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+    entry, leave = not_negative("distance", distance), positive("radius", radius)
+    time = (np.log(leave) - np.log(entry)) / positive("unstable", unstable)
+    return np.asarray(np.where(entry <= leave, time, np.nan))

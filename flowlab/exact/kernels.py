@@ -1,0 +1,170 @@
+"""Constant kernels on the plane of log-ratios, under DPO and IPO: the margin is on its own.
+
+u' = -K L'(h) (1, -1), so h' = -c L'(h) with c = k_ww + k_ll - 2 k_wl, and u moves on a line.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+from flowlab.exact._arguments import Points, Values, not_negative, pairs, positive, quiet
+from flowlab.exact.ratio_plane import ratio_plane_log_ratio_at
+
+__all__ = [
+    "dpo_margin_at",
+    "ipo_margin",
+    "kernel_contraction",
+    "kernel_margin",
+    "kernel_state",
+    "kernel_time",
+]
+
+# Kernels made of float32 inner products miss semi-definiteness by their rounding.
+KERNEL_ROUNDING = 1e-6
+# Above this z, a float64 cannot tell z + e^z from e^z.
+LARGE_Z = 40.0
+
+
+def dpo_margin_at(level: ArrayLike, beta: ArrayLike) -> Values:
+    """Margin h = u_w - u_l where the DPO loss log(1 + e^(-beta h)) equals `level`.
+
+    Args:
+        level: value of the loss, not negative; 0 gives inf.
+        beta: DPO's beta, positive.
+
+    Raises:
+        ValueError: if `level` is negative or `beta` is not positive.
+    """
+    return np.asarray(-ratio_plane_log_ratio_at(level, beta))
+
+
+def kernel_contraction(kernel: ArrayLike) -> Values:
+    """Rate c = k_ww + k_ll - 2 k_wl at which a kernel turns loss into margin: h' = -c L'(h).
+
+    2 on the log-ratio plane and for one pair under tabular softmax; c/n for n disjoint pairs over
+    separate prompts and their mean loss. 0 where both log-probabilities have the same gradient.
+
+    Args:
+        kernel: (..., 2, 2), symmetric and positive semi-definite, in the order chosen, rejected.
+
+    Raises:
+        ValueError: if `kernel` is not as above.
+    """
+    values = np.asarray(kernel, dtype=np.float64)
+    if values.shape[-2:] != (2, 2):
+        raise ValueError(
+            f"Argument `kernel` must have shape (..., 2, 2), but has shape {values.shape}."
+        )
+    own = values[..., 0, 0] * values[..., 1, 1]
+    cross, other = values[..., 0, 1], values[..., 1, 0]
+    symmetric = np.all(np.abs(cross - other) <= KERNEL_ROUNDING * np.sqrt(np.abs(own)))
+    trace = values[..., 0, 0] + values[..., 1, 1]
+    definite = np.all(cross * other <= own * (1 + KERNEL_ROUNDING)) and np.all(trace >= 0)
+    if not (symmetric and definite):
+        raise ValueError(
+            "Argument `kernel` must be symmetric and positive semi-definite, "
+            f"but is {values.tolist()}."
+        )
+    return np.asarray(np.maximum(trace - cross - other, 0.0))
+
+
+@quiet
+def kernel_margin(time: ArrayLike, margin: ArrayLike, beta: ArrayLike, kernel: ArrayLike) -> Values:
+    """Margin at `time` that was `margin` at the start, under DPO with a constant kernel.
+
+    With z = beta h, z + e^z grows at the constant rate beta^2 c, so
+    z = log omega(z0 + e^z0 + beta^2 c t), omega the Wright omega function.
+
+    Args:
+        time: not negative.
+        margin: h at time 0, of either sign.
+        beta: DPO's beta, positive.
+        kernel: (..., 2, 2), see `kernel_contraction`; where c = 0 the margin stays.
+
+    Raises:
+        ValueError: if an argument is not as above.
+
+    Accuracy:
+        A few units in the last place of the larger of |z0|, z and 1, without overflow.
+    """
+    elapsed, scale = not_negative("time", time), positive("beta", beta)
+    first = scale * np.asarray(margin, dtype=np.float64)
+    gained = scale**2 * kernel_contraction(kernel) * elapsed
+    total = first + np.exp(first) + gained
+    omega = special.wrightomega(total)
+    moved = np.where(total < 1, total - omega, np.log(omega))
+    moved = np.where(first > LARGE_Z, np.logaddexp(first, np.log(gained)), moved)
+    return np.asarray(np.where(gained == 0, first, moved) / scale)
+
+
+@quiet
+def kernel_time(
+    margin: ArrayLike, target_margin: ArrayLike, beta: ArrayLike, kernel: ArrayLike
+) -> Values:
+    """Time from `margin` to `target_margin`, under DPO with a constant kernel.
+
+    t = (z1 - z0 + e^z1 - e^z0) / (beta^2 c) with z = beta h; it grows like e^z1, without end.
+
+    Args:
+        margin: h at the start, of either sign.
+        target_margin: h that ends the time; of a loss level, `dpo_margin_at`.
+        beta: DPO's beta, positive.
+        kernel: (..., 2, 2), see `kernel_contraction`; where c = 0 no other margin is reached (inf).
+
+    Returns:
+        Times; 0 where the start is on the target, NaN where it is past the target.
+
+    Raises:
+        ValueError: if `beta` or `kernel` is not as above.
+
+    Accuracy:
+        A few units in the last place, times |z1|; differences are formed without cancellation.
+    """
+    scale = positive("beta", beta)
+    rate = scale**2 * kernel_contraction(kernel)
+    first, last = np.asarray(margin, dtype=np.float64), np.asarray(target_margin, dtype=np.float64)
+    gain = scale * (last - first)
+    time = gain / rate - np.exp(scale * last - np.log(rate)) * np.expm1(-gain)
+    return np.asarray(np.where(gain == 0, 0.0, np.where(gain > 0, time, np.nan)))
+
+
+@quiet
+def kernel_state(time: ArrayLike, start: ArrayLike, beta: ArrayLike, kernel: ArrayLike) -> Points:
+    """Log-ratios (u_w, u_l) at `time`, under DPO with a constant kernel: on a straight line.
+
+    u = u0 + (h - h0) / c (k_ww - k_wl, k_wl - k_ll), h from `kernel_margin`. The chosen log-ratio
+    falls exactly where k_wl > k_ww.
+
+    Args:
+        time: not negative, shape (...).
+        start: (..., 2), log-ratios at time 0, of either sign.
+        beta: DPO's beta, positive.
+        kernel: (..., 2, 2), see `kernel_contraction`; where c = 0 nothing moves.
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+    points, values = pairs(start, "start"), np.asarray(kernel, dtype=np.float64)
+    contraction, margin = kernel_contraction(kernel), points[..., 0] - points[..., 1]
+    gain = kernel_margin(time, margin, beta, kernel) - margin
+    per_gain = np.where(contraction == 0, 0.0, gain / contraction)[..., None]
+    return np.asarray(points + per_gain * (values[..., 0] - values[..., 1]))
+
+
+def ipo_margin(
+    time: ArrayLike, margin: ArrayLike, tau: ArrayLike, contraction: ArrayLike
+) -> Values:
+    """Margin at `time` under IPO with a constant kernel: h* + (h0 - h*) e^(-2 c t), h* = 1/(2 tau).
+
+    Args:
+        time: not negative.
+        margin: h0, of either sign.
+        tau: IPO's tau, positive; the loss is (h - 1/(2 tau))^2.
+        contraction: c, see `kernel_contraction`, not negative; where 0 the margin stays.
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+    first, wanted = np.asarray(margin, dtype=np.float64), 0.5 / positive("tau", tau)
+    decay = not_negative("contraction", contraction) * not_negative("time", time)
+    return np.asarray(first + (first - wanted) * np.expm1(-2 * decay))

@@ -1,0 +1,225 @@
+"""Flows: the negative gradient of a potential, in a metric, on a domain.
+
+    y' = −M(y) ∇L(y)
+"""
+
+import dataclasses
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.losses import AbstractLoss, Pair
+from flowlab.policies import AbstractPolicy, WallRule, check_wall
+
+__all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
+
+
+class AbstractFlow(eqx.Module):
+    """A potential with a metric and a domain: what a flow line follows."""
+
+    domain: eqx.AbstractVar[AbstractDomain]
+    wall: eqx.AbstractVar[WallRule]
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        """Shape of a state that is one array; None for a PyTree or where any shape goes."""
+        return None
+
+    @abstractmethod
+    def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
+        """The value L at a state."""
+
+    @abstractmethod
+    def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
+        """M(state) applied to a covector."""
+
+    @abstractmethod
+    def with_parameter(self, name: str, value: Any) -> "AbstractFlow":
+        """This flow with one hyper-parameter replaced, checked as at construction.
+
+        Raises:
+            ValueError: If there is no hyper-parameter of that name; the sentence lists them.
+        """
+
+    def gradient(self, state: PyTree[Array]) -> PyTree[Array]:
+        """∇L at a state."""
+        return jax.grad(self.potential)(jax.tree.map(jnp.asarray, state))
+
+    def velocity(self, state: PyTree[Array]) -> PyTree[Array]:
+        """−M∇L at a state: the velocity of the free flow, before any wall."""
+        return jax.tree.map(jnp.negative, self.metric(state, self.gradient(state)))
+
+    def speed(self, state: PyTree[Array]) -> Float[Array, ""]:
+        """Euclidean length of the velocity, in the state's coordinates per unit of flow time."""
+        return norm(self.velocity(state))
+
+
+class Flow(AbstractFlow):
+    """The negative gradient flow of any scalar JAX function of a state.
+
+    Args:
+        potential: Scalar function of one state (an array of shape (d,), or any PyTree).
+        metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,
+            symmetric positive semidefinite; None for the identity.
+        domain: Set of states; None for the whole space.
+        wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
+
+    Raises:
+        ValueError: If `potential` cannot be called, `wall` is unknown, or `"slide"` is asked for
+            on a domain that has no walls.
+    """
+
+    function: Callable[[PyTree[Array]], Float[Array, ""]]
+    operator: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]] | None
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        potential: Callable[[PyTree[Array]], Float[Array, ""]],
+        *,
+        metric: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]] | None = None,
+        domain: AbstractDomain | None = None,
+        wall: WallRule = "stop",
+    ):
+        if not callable(potential):
+            raise ValueError(f"Argument `potential` must be a function, but is {potential!r}.")
+        self.function = potential
+        self.operator = metric
+        self.domain = WholeSpace() if domain is None else domain
+        self.wall = check_wall(wall)
+        _refuse_idle_slide(self.domain, self.wall)
+
+    def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
+        return self.function(state)
+
+    def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
+        return covector if self.operator is None else self.operator(state, covector)
+
+    def with_parameter(self, name: str, value: Any) -> "Flow":
+        function, found = _replaced(self.function, name, value)
+        if not found:
+            raise _no_such_parameter(name, _parameters(self.function))
+        return eqx.tree_at(lambda flow: flow.function, self, function)
+
+
+class PreferenceFlow(AbstractFlow):
+    """The negative gradient flow of a preference loss under a policy; see `preference_flow`."""
+
+    loss: AbstractLoss
+    policy: AbstractPolicy
+    weights: Float[ArrayLike, " p"] | None
+
+    @property
+    def domain(self) -> AbstractDomain:
+        return self.policy.domain
+
+    @property
+    def wall(self) -> WallRule:
+        return self.policy.wall
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        return self.policy.state_shape
+
+    def pairs(self, state: PyTree[Array]) -> Pair:
+        """The pairs of log-probabilities at a state."""
+        return self.policy.pairs(state)
+
+    def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
+        return self.loss.mean(self.policy.pairs(state), self.weights)
+
+    def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
+        return self.policy.metric(state, covector)
+
+    def with_parameter(self, name: str, value: Any) -> "PreferenceFlow":
+        loss, in_loss = _replaced(self.loss, name, value)
+        policy, in_policy = _replaced(self.policy, name, value)
+        if in_loss == in_policy:
+            known = _parameters(self.loss) + _parameters(self.policy)
+            raise _no_such_parameter(name, known)
+        return PreferenceFlow(loss, policy, self.weights)
+
+
+def preference_flow(
+    loss: AbstractLoss, policy: AbstractPolicy, *, weights: Float[ArrayLike, " p"] | None = None
+) -> "PreferenceFlow":
+    """The negative gradient flow of a preference loss under a policy.
+
+        y' = −M(y) ∇L(y),   L(y) = (weighted) mean over pairs of the loss
+
+    Args:
+        loss: A preference loss such as `DPO(beta=0.1)`.
+        policy: A policy such as `RatioPlane()`.
+        weights: One non-negative weight per pair; None weighs all alike.
+
+    Raises:
+        ValueError: If `loss` or `policy` is of another kind, a weight is negative, NaN or all are
+            zero, or `"slide"` is asked for on a domain that has no walls.
+    """
+    if not isinstance(loss, AbstractLoss):
+        raise ValueError(f"Argument `loss` must be a loss such as DPO(0.1), but is {loss!r}.")
+    if not isinstance(policy, AbstractPolicy):
+        raise ValueError(
+            f"Argument `policy` must be a policy such as RatioPlane(), but is {policy!r}."
+        )
+    _refuse_idle_slide(policy.domain, policy.wall)
+    if weights is not None:
+        weights = np.asarray(weights, dtype=float)
+        if not (np.all(weights >= 0) and np.isfinite(weights.sum()) and weights.sum() > 0):
+            raise ValueError(
+                f"Argument `weights` must be non-negative with a positive sum, but is {weights}."
+            )
+    return PreferenceFlow(loss, policy, weights)
+
+
+def norm(vector: PyTree[Array]) -> Float[Array, ""]:
+    """Euclidean norm over all leaves of a PyTree."""
+    return jnp.sqrt(inner(vector, vector))
+
+
+def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
+    """Euclidean inner product over all leaves of two PyTrees."""
+    products = jax.tree.map(lambda a, b: jnp.sum(a * b), first, second)
+    return sum(jax.tree.leaves(products))  # type: ignore[return-value]
+
+
+def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:
+    if wall == "slide" and domain.walls()[1].size == 0:
+        raise ValueError(
+            'Argument `wall` must be "stop" on a domain without walls, where "slide" has no '
+            f"effect, but is {wall!r} on {type(domain).__name__}()."
+        )
+
+
+def _parameters(module: Any) -> list[str]:
+    if not dataclasses.is_dataclass(module):
+        return []
+    fields = [field.name for field in dataclasses.fields(module)]
+    return [name for name in fields if eqx.is_array_like(getattr(module, name))]
+
+
+def _replaced(module: Any, name: str, value: Any) -> tuple[Any, bool]:
+    """A module with one of its array leaves replaced; the constructor checks the value."""
+    if name not in _parameters(module):
+        return module, False
+    accepted = inspect.signature(type(module)).parameters
+    arguments = {key: getattr(module, key) for key in accepted if hasattr(module, key)}
+    if name in accepted:
+        return type(module)(**{**arguments, name: value}), True
+    return eqx.tree_at(lambda m: getattr(m, name), module, np.asarray(value, float)), True
+
+
+def _no_such_parameter(name: str, known: list[str]) -> ValueError:
+    listed = ", ".join(f"`{item}`" for item in known) or "none"
+    return ValueError(
+        f"Argument `over` must name one hyper-parameter of the flow ({listed}), but names {name!r}."
+    )

@@ -1,0 +1,20 @@
+"""One flow line, or a block of lanes: the only module that knows diffrax."""
+
+from flowlab.solve.engine import advance, begin, finish, resume, safe_problem
+from flowlab.solve.line import Line, flow_line
+from flowlab.solve.problem import Lanes, Problem, check_states, make_problem, select
+
+__all__ = [
+    "Lanes",
+    "Line",
+    "Problem",
+    "advance",
+    "begin",
+    "check_states",
+    "finish",
+    "flow_line",
+    "make_problem",
+    "resume",
+    "safe_problem",
+    "select",
+]

@@ -1,0 +1,510 @@
+"""The engine: many lanes share a step, and each lane has its own way.
+
+diffrax's solvers make the steps and its controllers choose them; the loop is diffrax's manual
+stepping, so that a lane can end within a step. All lanes of a block share the step, and the largest
+error among them decides it, but a lane can take a part of it: to end on a level exactly, or to
+stop where its signal changes sign in the interpolant. A lane that meets a wall there goes on from
+there in the next step, with another field. A lane that holds up its block is evicted, and goes on
+elsewhere under the clock that is regular everywhere; a lane that fails leaves with its outcome.
+"""
+
+import dataclasses
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from flowlab.flow import norm
+from flowlab.measures import NODES, Ends, Nodes
+from flowlab.solve.events import (
+    absorption_tail,
+    first_crossing,
+    interpolated,
+    land,
+    missed_wall,
+    signals,
+)
+from flowlab.solve.problem import (
+    FIRST_STEP,
+    INTERIOR,
+    Lanes,
+    Point,
+    Problem,
+    lanewise,
+    motion,
+    rates,
+    select,
+)
+from flowlab.until import Outcome
+
+__all__ = ["Lanes", "Problem", "Tape", "advance", "begin", "finish", "resume", "safe_problem"]
+
+_EVICT_BELOW = 1e-5
+"""Part of the first step under which the lanes that want a smaller one leave the block."""
+_GIVE_UP_BELOW = 1e-12
+"""The same where there is no other place to go on."""
+_LONGEST_TIME = 0.5  # of the exponents that a number can have: time grows tenfold a step at most
+
+
+class Tape(eqx.Module):
+    """The accepted steps of a block, one after the other on the first axis.
+
+    Attributes:
+        dense: What the solver's interpolant needs, per step.
+        end: The part of each step that its lane used, shape (steps, n).
+        count: Steps written.
+    """
+
+    dense: PyTree[Float[Array, "steps ..."]]
+    end: Float[Array, "steps n"]
+    count: Int[Array, ""]
+
+
+class _Loop(eqx.Module):
+    lanes: Lanes
+    step: Float[Array, ""]
+    controller_state: PyTree[Array]
+    solver_state: PyTree[Array]
+    jumped: Bool[Array, ""]
+    tries: Int[Array, ""]
+    tape: Tape | None
+
+
+def safe_problem(problem: Problem) -> Problem:
+    """The same problem under the clock that is regular everywhere."""
+    step = jnp.asarray(FIRST_STEP["arc_length"], problem.rtol.dtype)
+    return dataclasses.replace(problem, clock="arc_length", logarithmic=False, first_step=step)
+
+
+def resume(problem: Problem, lanes: Lanes) -> Lanes:
+    """Evicted lanes made ready to go on under another clock, from where they stand."""
+    ready = dataclasses.replace(
+        lanes, evicted=jnp.zeros_like(lanes.evicted), fraction=jnp.ones_like(lanes.fraction)
+    )
+    fresh = lanewise(lambda lane: signals(problem, lane, lane.point))(ready)
+    return dataclasses.replace(ready, signals=fresh)
+
+
+def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
+    """The lanes of a block before their first step; what is wrong with a start is its outcome."""
+    return lanewise(lambda start: _begin_lane(problem, start))(starts)
+
+
+def advance(
+    problem: Problem,
+    lanes: Lanes,
+    *,
+    max_steps: Int[Array, ""] | int,
+    keep: Int[Array, ""] | int = 0,
+    tape_length: int | None = None,
+) -> tuple[Lanes, Int[Array, ""], Tape | None]:
+    """The lanes after they have gone on together, the steps tried, and the steps recorded.
+
+    Args:
+        problem: What to solve.
+        lanes: Where they are.
+        max_steps: Steps to try at most.
+        keep: Lanes under which a block is not worth going on with; those left are still running.
+        tape_length: Steps to record, or None to record none.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        loop = _first_loop(problem, lanes, tape_length)
+        running = jnp.maximum(jnp.asarray(keep), 0)
+
+        def going(loop: _Loop) -> Bool[Array, ""]:
+            return (jnp.sum(loop.lanes.active) > running) & (loop.tries < max_steps)
+
+        loop = lax.while_loop(going, lambda loop: _stepped(problem, loop), loop)
+    return loop.lanes, loop.tries, loop.tape
+
+
+def finish(problem: Problem, lanes: Lanes) -> dict[str, Any]:
+    """Outcome, times, end and measures of every lane, lanes on the last axis."""
+    return lanewise(lambda lane: _finish_lane(problem, lane))(lanes)
+
+
+def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
+    flow, domain = problem.flow, problem.flow.domain
+    leaves = jax.tree.leaves(start)
+    dtype = leaves[0].dtype
+    zero, no = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    inside = finite & domain.contains(start)
+    coordinates = jax.tree.map(
+        lambda x: jnp.where(inside, x, 0),
+        domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start)),
+    )
+    state = domain.state(coordinates)
+    wall, push, free = _first_wall(problem, state)
+    value = flow.potential(state)
+    ahead = problem.target.signal(flow, state, zero)
+    level = jnp.sum(ahead <= 0).astype(jnp.int32)
+    defined = jnp.isfinite(value) & jnp.isfinite(norm(free)) & jnp.all(jnp.isfinite(ahead))
+    codes = (
+        (~finite, Outcome.non_finite),
+        (~inside, Outcome.left_domain),
+        (~defined, Outcome.non_finite),
+        (level >= problem.levels, Outcome.started_past_target),
+        (norm(free) == 0, Outcome.at_critical_point),
+        (norm(push) == 0, Outcome.at_wall),
+    )
+    outcome = jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], no)
+    atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
+    saved = jax.tree.map(
+        lambda x: jnp.full((problem.save_at.size, *x.shape), jnp.nan, dtype), coordinates
+    )
+    integrals = (m.rate(flow, state, free) for m in problem.measures)
+    lane = Lanes(
+        point=Point(coordinates, zero, tuple(zero for i in integrals if i is not None)),
+        progress=zero,
+        fraction=zero + 1,
+        wall=wall,
+        level=jnp.minimum(level, problem.levels - 1),
+        level_times=jnp.full(problem.levels, jnp.nan, dtype),
+        saved=saved,
+        next_save=no,
+        folds=tuple(m.begin(flow, state) for m in problem.measures),
+        outcome=outcome,
+        evicted=jnp.zeros((), bool),
+        absorbed=jnp.zeros((), bool),
+        stirred=jnp.zeros((), bool),
+        steps=no,
+        signals=zero,
+        start=coordinates,
+        start_value=value,
+        start_speed=norm(push),
+        span=_span(problem, value),
+        atol=jnp.asarray(atol, dtype),
+    )
+    return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
+
+
+def _first_wall(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
+    """The wall that a start lies on and presses against, and its velocities there."""
+    domain = problem.flow.domain
+    wall = jnp.asarray(INTERIOR, jnp.int32)
+    _, free, _ = motion(problem, state, wall)
+    normals, offsets = domain.walls()
+    if problem.flow.wall == "slide" and len(normals):
+        close = 16 * jnp.finfo(state.dtype).eps
+        reach = jnp.asarray(normals, state.dtype) @ state
+        on = reach >= jnp.asarray(offsets, state.dtype) * (1 - close)
+        pressing = on & (jnp.asarray(normals, state.dtype) @ free > 0)
+        wall = jnp.where(jnp.any(pressing), jnp.argmax(pressing).astype(jnp.int32), wall)
+        _, free, velocity = motion(problem, state, wall)
+        return wall, domain.push(state, velocity), free
+    return wall, domain.push(state, free), free
+
+
+def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
+    """Length of a lane's way in the clock: 1 where the clock has a unit of its own."""
+    last = jnp.asarray(problem.target.levels, value.dtype)[-1]
+    if problem.clock == "loss":
+        span = jnp.log(value / last) if problem.logarithmic else value - last
+        return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
+    if problem.clock == "time" and problem.target.kind == "time":
+        return last
+    return jnp.ones_like(value)
+
+
+def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loop:
+    step = problem.first_step
+    zero = jnp.zeros_like(step)
+    one = jnp.ones_like(step)
+    _, controller_state = problem.controller.init(
+        _terms(problem), zero, one, zero, step, None, None, _order(problem)
+    )
+    solver_state = problem.solver.init(_terms(problem), zero, step, lanes.point, lanes)
+    tape = None
+    if tape_length is not None:
+        _, _, dense, _, _ = problem.solver.step(
+            _terms(problem), zero, step, lanes.point, lanes, solver_state, jnp.asarray(True)
+        )
+        tape = Tape(
+            jax.tree.map(lambda x: jnp.zeros((tape_length, *x.shape), x.dtype), dense),
+            jnp.zeros((tape_length, *lanes.progress.shape), step.dtype),
+            jnp.zeros((), jnp.int32),
+        )
+    tries = jnp.zeros((), jnp.int32)
+    return _Loop(lanes, step, controller_state, solver_state, jnp.asarray(True), tries, tape)
+
+
+def _terms(problem: Problem) -> diffrax.ODETerm:
+    def field(offset: Array, point: Point, lanes: Lanes) -> Point:
+        return lanewise(lambda lane, here: rates(problem, lane, offset, here))(lanes, point)
+
+    return diffrax.ODETerm(field)
+
+
+def _stepped(problem: Problem, loop: _Loop) -> _Loop:
+    """The loop after one more try at a step."""
+    lanes = _with_fractions(problem, loop.lanes, loop.step)
+    zero = jnp.zeros_like(loop.step)
+    jumped = loop.jumped | jnp.any(lanes.fraction != loop.lanes.fraction)
+    after, error, dense, solver_state, _ = problem.solver.step(
+        _terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
+    )
+    errors = _lane_errors(problem, lanes, after, error)
+    keep, _, next_step, _, controller_state, _ = problem.controller.adapt_step_size(
+        zero, loop.step, zero, zero, None, jnp.max(errors), _order(problem),
+        loop.controller_state,
+    )
+    keep = jnp.asarray(keep)
+    next_step = jnp.where(keep, next_step - loop.step, next_step)
+
+    def accepted(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Tape | None]:
+        arrived, jump, end = _arrived(problem, lanes, after, dense, loop.step)
+        return arrived, jump, _recorded(loop.tape, dense, end)
+
+    def rejected(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Tape | None]:
+        return lanes, jumped, loop.tape
+
+    arrived, jump, tape = lax.cond(keep, accepted, rejected, loop)
+    solver_state = jax.tree.map(
+        lambda new, old: jnp.where(keep, new, old), solver_state, loop.solver_state
+    )
+    arrived, next_step = _relieved(problem, arrived, errors, keep, next_step)
+    return _Loop(
+        arrived,
+        lax.stop_gradient(next_step),
+        controller_state,
+        solver_state,
+        jump,
+        loop.tries + 1,
+        tape,
+    )
+
+
+def _order(problem: Problem) -> float:
+    order = problem.solver.order(_terms(problem))
+    if order is None:
+        raise ValueError(f"Argument `solver` must have an order, but {problem.solver!r} has none.")
+    return order
+
+
+def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> Lanes:
+    """Lanes that end on a level or a time within the step take the part that leads there."""
+    if problem.clock == "arc_length":
+        return lanes
+    goal = lanewise(lambda lane: _goal(problem, lane))(lanes)
+    fraction = jnp.clip((goal - lanes.progress) / step, 0, 1)
+    return eqx.tree_at(lambda x: x.fraction, lanes, lax.stop_gradient(fraction))
+
+
+def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
+    """The value of the clock at which a lane's next level or time to save at lies."""
+    level = jnp.asarray(problem.target.levels, lane.progress.dtype)[lane.level]
+    if problem.clock == "loss":
+        way = jnp.log(lane.start_value / level) if problem.logarithmic else lane.start_value - level
+        goal = jnp.where(lane.level == problem.levels - 1, 1, way / lane.span)
+    else:
+        goal = level / lane.span if problem.target.kind == "time" else jnp.full_like(lane.progress, jnp.inf)
+        if problem.save_at.size:
+            save = problem.save_at[jnp.minimum(lane.next_save, problem.save_at.size - 1)]
+            left = lane.next_save < problem.save_at.size
+            goal = jnp.minimum(goal, jnp.where(left, save / lane.span, jnp.inf))
+    return goal
+
+
+def _lane_errors(
+    problem: Problem, lanes: Lanes, after: Point, error: Point
+) -> Float[Array, " n"]:
+    """Largest error of each lane over what is allowed; infinite where it is not finite."""
+
+    def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
+        domain, before = problem.flow.domain, lane.point
+        larger = jax.tree.map(
+            lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after
+        )
+        # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
+        place = jax.tree.map(jnp.maximum, before.coordinates, after.coordinates)
+        place = place if domain.absorbing else larger.coordinates
+        allowed = domain.error_scale(place, problem.rtol, lane.atol)
+        tiny = jnp.finfo(after.time.dtype).tiny
+        shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error.coordinates, allowed))
+        for size, e in zip((larger.time, *larger.integrals), (error.time, *error.integrals), strict=True):
+            shares.append(jnp.abs(e) / (problem.rtol * size + tiny))
+        largest = jnp.max(jnp.stack([jnp.max(share) for share in shares]))
+        sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(after)]))
+        return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
+
+    if error is None:
+        raise ValueError("Argument `solver` must estimate its error, but does not.")
+    return lanewise(of_lane)(lanes, after, error)
+
+
+def _arrived(
+    problem: Problem, lanes: Lanes, after: Point, dense: PyTree[Array], step: Float[Array, ""]
+) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"]]:
+    """The lanes at the ends of their steps, whether any field changed, and where they ended."""
+    end = jnp.ones_like(lanes.progress)
+    fired = jnp.full(lanes.outcome.shape, -1, jnp.int32)
+    place = after
+    if lanes.signals.shape[0]:
+        crossed, end, fired = first_crossing(problem, lanes, after, dense)
+        missed = lanewise(lambda lane, here: missed_wall(problem, lane, here))(lanes, after)
+        fired = jnp.where(fired < 0, missed, fired)
+        place = select(crossed, interpolated(problem, dense, end), after)
+    folds = lanes.folds
+    if jax.tree.leaves(folds):
+        folds = _folded(problem, lanes, dense, end)
+    active = lanes.active
+    progress = lanes.progress + end * lanes.fraction * step
+    moved = eqx.tree_at(
+        lambda x: (x.point, x.progress, x.steps, x.folds),
+        lanes,
+        (place, progress, lanes.steps + 1, folds),
+    )
+    moved = lanewise(lambda lane, kind: land(problem, lane, kind))(moved, fired)
+    if problem.clock != "arc_length":
+        goals = lanewise(lambda lane: _goal(problem, lane))(lanes)
+        due = (end == 1) & (progress >= goals * (1 - 4 * jnp.finfo(progress.dtype).eps))
+        moved = lanewise(lambda lane, here: _met(problem, lane, here))(moved, due)
+    if problem.clock != "loss" and problem.target.kind != "time":
+        moved = lanewise(lambda lane: _rested(problem, lane))(moved)
+    moved = select(active, moved, lanes)
+    jumped = jnp.any(active & ((fired >= 0) | (end < 1)))
+    if lanes.signals.shape[0]:
+        fresh = lanewise(lambda lane: signals(problem, lane, lane.point))(moved)
+        moved = eqx.tree_at(lambda x: x.signals, moved, fresh)
+    return moved, jumped, end
+
+
+def _met(problem: Problem, lane: Lanes, due: Bool[Array, ""]) -> Lanes:
+    """A lane whose clock says that its next level or time to save at is met."""
+    kind = jnp.where(due & (lane.outcome == 0), _LEVEL_OR_SAVE, -1)
+    return land(problem, lane, kind, by_clock=True)
+
+
+_LEVEL_OR_SAVE = 10_000
+
+
+def _rested(problem: Problem, lane: Lanes) -> Lanes:
+    """A lane that has come to rest: while its time doubles, it moves less than its tolerance.
+
+    That alone would also be true on a plateau that was just entered, so the lane must have moved by
+    more than its tolerance before, or have lost nearly all of its speed within it.
+    """
+    domain = problem.flow.domain
+    state = domain.state(lane.point.coordinates)
+    _, _, velocity = motion(problem, state, lane.wall)
+    push = domain.push(state, velocity)
+    allowed = domain.error_scale(lane.point.coordinates, problem.rtol, lane.atol)
+    shares = jax.tree.map(lambda v, s: jnp.max(jnp.abs(v) / s), push, allowed)
+    moves = lane.point.time * jnp.max(jnp.stack(jax.tree.leaves(shares)))
+    decayed = norm(push) < 0.01 * lane.start_speed
+    resting = (lane.outcome == 0) & (moves < 1) & (lane.stirred | decayed)
+    on_wall = lane.wall != INTERIOR
+    code = jnp.where(on_wall, jnp.int32(Outcome.at_wall), jnp.int32(Outcome.at_critical_point))
+    limit = jnp.finfo(lane.point.time.dtype).max ** _LONGEST_TIME
+    late = (lane.outcome == 0) & (lane.point.time > limit)
+    outcome = jnp.where(resting, code, lane.outcome)
+    outcome = jnp.where(late & ~resting, jnp.int32(Outcome.time_limit), outcome)
+    return eqx.tree_at(
+        lambda x: (x.outcome, x.stirred), lane, (outcome, lane.stirred | (moves >= 1))
+    )
+
+
+def _folded(
+    problem: Problem, lanes: Lanes, dense: PyTree[Array], end: Float[Array, " n"]
+) -> tuple[PyTree[Array], ...]:
+    """The folds after a step, of which each lane used the part up to `end`."""
+    places = [interpolated(problem, dense, end * i / (NODES - 1)) for i in range(NODES)]
+    nodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
+
+    def of_lane(lane: Lanes, points: Point) -> tuple[PyTree[Array], ...]:
+        states = jax.vmap(problem.flow.domain.state)(points.coordinates)
+        velocities = jax.vmap(lambda state: motion(problem, state, lane.wall)[2])(states)
+        seen = Nodes(points.time, states, velocities)
+        pairs = zip(problem.measures, lane.folds, strict=True)
+        return tuple(m.fold(problem.flow, carry, seen) for m, carry in pairs)
+
+    return lanewise(of_lane)(lanes, nodes)
+
+
+def _recorded(
+    tape: Tape | None, dense: PyTree[Array], end: Float[Array, " n"]
+) -> Tape | None:
+    if tape is None:
+        return None
+    return Tape(
+        jax.tree.map(lambda all_, one: all_.at[tape.count].set(one), tape.dense, dense),
+        tape.end.at[tape.count].set(end),
+        tape.count + 1,
+    )
+
+
+def _relieved(
+    problem: Problem,
+    lanes: Lanes,
+    errors: Float[Array, " n"],
+    kept: Bool[Array, ""],
+    step: Float[Array, ""],
+) -> tuple[Lanes, Float[Array, ""]]:
+    """A block relieved of the lanes that would make its step too small."""
+    last_resort = problem.alone or problem.clock == "arc_length"
+    smallest = _GIVE_UP_BELOW if last_resort else _EVICT_BELOW
+    heavy = (errors >= 1) & lanes.active & ~kept & (step < smallest * problem.first_step)
+    if last_resort:
+        code = jnp.where(jnp.isinf(errors), Outcome.non_finite, Outcome.step_limit)
+        outcome = jnp.where(heavy, code.astype(jnp.int32), lanes.outcome)
+        lanes = eqx.tree_at(lambda x: x.outcome, lanes, outcome)
+    else:
+        lanes = eqx.tree_at(lambda x: x.evicted, lanes, lanes.evicted | heavy)
+    return lanes, jnp.where(jnp.any(heavy), problem.first_step, step)
+
+
+def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
+    flow, domain = problem.flow, problem.flow.domain
+    tail = absorption_tail(problem, lane)
+    arrives = jnp.isfinite(tail)
+    at_end = problem.target.kind == "boundary"
+    code = jnp.int32(Outcome.reached if at_end else Outcome.at_wall)
+    absorbed = jnp.where(arrives, code, jnp.int32(Outcome.at_critical_point))
+    outcome = jnp.where(lane.absorbed, absorbed, lane.outcome)
+    end_time = lane.point.time + jnp.where(lane.absorbed, tail, 0)
+    unfit = (lane.outcome == Outcome.left_domain) | (lane.outcome == Outcome.non_finite)
+    started = ~unfit | (lane.steps > 0)
+    reached = outcome == Outcome.reached
+    level_times = lane.level_times
+    if at_end:
+        level_times = jnp.where(reached, end_time, jnp.nan)[None]
+    end = domain.state(lane.point.coordinates)
+    ends = _ends(problem, lane, end_time)
+    results: dict[str, Any] = {}
+    integrals = iter(lane.point.integrals)
+    for measure, carry in zip(problem.measures, lane.folds, strict=True):
+        rated = measure.rate(flow, ends.start, ends.start_velocity) is not None
+        results |= measure.results(flow, next(integrals) if rated else None, carry, ends)
+    nan = jnp.asarray(jnp.nan, end_time.dtype)
+    blank = jax.tree.map(lambda x: jnp.where(started, x, nan), (end, results))
+    return {
+        "outcome": outcome,
+        "time": jnp.where(reached, end_time, nan),
+        "end_time": jnp.where(started, end_time, nan),
+        "level_times": level_times,
+        "end": _settled(lane, blank[0], lane.absorbed & arrives),
+        "saved": jax.vmap(domain.state)(lane.saved) if problem.save_at.size else None,
+        "measures": blank[1],
+        "steps": lane.steps,
+    }
+
+
+def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTree[Array]:
+    """The end with the component that was absorbed set to zero."""
+    if not isinstance(end, jax.Array) or end.ndim != 1:
+        return end
+    falling = jnp.argmin(lane.point.coordinates - lane.start)
+    return jnp.where(arrived & (jnp.arange(end.size) == falling), 0, end)
+
+
+def _ends(problem: Problem, lane: Lanes, time: Float[Array, ""]) -> Ends:
+    domain = problem.flow.domain
+    start, end = domain.state(lane.start), domain.state(lane.point.coordinates)
+    wall, _, _ = _first_wall(problem, start)
+    first, last = (motion(problem, y, w)[2] for y, w in ((start, wall), (end, lane.wall)))
+    return Ends(start, first, end, last, time)

@@ -1,0 +1,330 @@
+"""Signals of a lane, where they change sign within a step, and what happens there.
+
+A signal is positive until its event. The first event of a step is where the smallest of the
+signals that were positive at the beginning of the step meets zero, found in the step's interpolant.
+Beside each wall stands the rate at which the lane approaches it: its change of sign is where the
+distance is least, so that a line which leaves the domain and comes back within one step is seen.
+
+m: signals; n: lanes.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from flowlab.flow import norm
+from flowlab.solve.problem import INTERIOR, Lanes, Point, Problem, lanewise, motion
+from flowlab.until import Outcome
+
+__all__ = [
+    "absorption_tail",
+    "first_crossing",
+    "interpolated",
+    "land",
+    "missed_wall",
+    "root",
+    "signals",
+]
+
+_BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if it is the target
+_DEEP_DECADES = {8: 100.0, 4: 14.0}  # the same where it is not, by the bytes of a number
+_ROOT_STEPS = 60
+
+
+def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
+    """The signals of one lane at a point, in the order of `_kinds`."""
+    state = problem.flow.domain.state(point.coordinates)
+    parts = _wall_signals(problem, lane, state)
+    if _absorbs(problem):
+        parts.append(_above_the_boundary(problem, lane, point))
+    if _locates_levels(problem):
+        ahead = problem.target.signal(problem.flow, state, point.time)
+        parts.append(ahead[lane.level])
+    if _locates_saves(problem):
+        size = problem.save_at.size
+        ahead = problem.save_at[jnp.minimum(lane.next_save, size - 1)] - point.time
+        parts.append(jnp.where(lane.next_save < size, ahead, 1))
+    if problem.timed:
+        parts.append(jnp.asarray(problem.target.time_limit, point.time.dtype) - point.time)
+    return jnp.stack(parts) if parts else jnp.zeros(0, point.time.dtype)
+
+
+def interpolated(problem: Problem, dense: PyTree[Array], place: Float[Array, " n"]) -> Point:
+    """The points of all lanes at places in [0, 1] of the step, one for each lane."""
+    cls = problem.solver.interpolation_cls
+
+    def of_lane(information: Any, at: Float[Array, ""]) -> Point:
+        return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information).evaluate(at)
+
+    return lanewise(of_lane)(dense, place)
+
+
+def first_crossing(
+    problem: Problem, lanes: Lanes, after: Point, dense: PyTree[Array]
+) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
+    """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
+    live = lanes.signals > 0
+
+    def smallest(point: Point) -> Float[Array, " n"]:
+        values = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
+        return jnp.min(jnp.where(live, values, jnp.inf), axis=0)
+
+    first = jnp.min(jnp.where(live, lanes.signals, jnp.inf), axis=0)
+    last = smallest(after)
+    crossed = lanes.active & (last <= 0)
+
+    def search(_: None) -> Float[Array, " n"]:
+        frozen = lax.stop_gradient(dense)
+        return root(lambda at: smallest(interpolated(problem, frozen, at)), first, last, crossed)
+
+    ones = jnp.ones_like(first)
+    end = lax.cond(jnp.any(crossed), search, lambda _: ones, None)
+    end = lax.stop_gradient(jnp.where(crossed, end, ones))
+
+    def values_at(at: Float[Array, " n"]) -> Float[Array, "m n"]:
+        point = interpolated(problem, dense, at)
+        values = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
+        return jnp.where(live, values, jnp.inf)
+
+    fired = jnp.where(crossed, jnp.argmin(values_at(end), axis=0).astype(jnp.int32), -1)
+    if problem.alone:
+        end = jnp.where(crossed, _with_tangent(values_at, end, fired), end)
+    return crossed, end, fired
+
+
+def land(problem: Problem, lane: Lanes, kind: Int[Array, ""], *, by_clock: bool = False) -> Lanes:
+    """A lane after the event of an index (-1 for none) has happened to it where it stands."""
+    if by_clock:
+        lane = _save_met(problem, lane, kind >= 0)
+        return lane if _locates_levels(problem) else _level_met(problem, lane, kind >= 0)
+    for index, name in enumerate(_kinds(problem)):
+        here = kind == index
+        if name == "level":
+            lane = _level_met(problem, lane, here)
+        elif name == "save":
+            lane = _save_met(problem, lane, here)
+        elif name == "limit":
+            lane = _ended(lane, here, Outcome.time_limit)
+        elif name == "absorb":
+            lane = _ended(lane, here, Outcome.at_wall)
+            lane = eqx.tree_at(lambda x: x.absorbed, lane, lane.absorbed | here)
+        elif name.startswith("wall"):
+            lane = _wall_met(problem, lane, here, int(name.split()[1]))
+        else:
+            released = here & (lane.wall == int(name.split()[1]))
+            wall = jnp.where(released, INTERIOR, lane.wall)
+            lane = eqx.tree_at(lambda x: x.wall, lane, wall)
+    return lane
+
+
+def missed_wall(problem: Problem, lane: Lanes, point: Point) -> Int[Array, ""]:
+    """The wall that a lane left on and crossed again within rounding of it, or -1."""
+    kinds = _kinds(problem)
+    values = signals(problem, lane, point)
+    missed = [
+        (lane.signals[i] <= 0) & (values[i] < 0) & (values[i + 1] > 0) & lane.active
+        if name.startswith("wall")
+        else jnp.asarray(False)
+        for i, name in enumerate(kinds)
+    ]
+    flags = jnp.stack(missed)
+    return jnp.where(jnp.any(flags), jnp.argmax(flags).astype(jnp.int32), -1)
+
+
+def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
+    """The time from where a lane stands to the boundary; infinite where it is never met.
+
+    Near the boundary the time to go is C·x^p. With κ = 1/|d log x/dt|, that is κ/p, and
+    p = d log|d log x/dt| / d(−log x) is read from the field. The relative error is O(x^β).
+    """
+    domain = problem.flow.domain
+    if not domain.absorbing:
+        return jnp.zeros_like(lane.point.time)
+
+    def push(coordinates: PyTree[Array]) -> Array:
+        state = domain.state(coordinates)
+        return domain.push(state, motion(problem, state, lane.wall)[2])
+
+    coordinates = lane.point.coordinates
+    falling = jnp.argmin(coordinates - lane.start)
+    along = push(coordinates)
+    rate = jnp.abs(along[falling])
+    here, change = jax.jvp(push, (coordinates,), (along / rate,))
+    power = change[falling] / here[falling]
+    tail = 1 / (rate * power)
+    return jnp.where((power > 1e-6) & (tail >= 0), tail, jnp.inf)
+
+
+def _kinds(problem: Problem) -> list[str]:
+    kinds = []
+    for wall in range(len(problem.flow.domain.walls()[0])):
+        kinds += [f"wall {wall}", f"press {wall}"]
+    kinds += ["absorb"] if _absorbs(problem) else []
+    kinds += ["level"] if _locates_levels(problem) else []
+    kinds += ["save"] if _locates_saves(problem) else []
+    return kinds + (["limit"] if problem.timed else [])
+
+
+def _absorbs(problem: Problem) -> bool:
+    return problem.flow.domain.absorbing and problem.clock != "loss"
+
+
+def _is_boundary(problem: Problem) -> bool:
+    return problem.target.kind == "boundary"
+
+
+def _locates_levels(problem: Problem) -> bool:
+    if _is_boundary(problem) or problem.clock == "loss":
+        return False
+    return problem.clock == "arc_length" or problem.target.kind != "time"
+
+
+def _locates_saves(problem: Problem) -> bool:
+    return problem.save_at.size > 0 and problem.clock != "time"
+
+
+def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
+    normals, offsets = problem.flow.domain.walls()
+    if len(normals) == 0:
+        return []
+    _, free, velocity = motion(problem, state, lane.wall)
+    parts = []
+    for index, (normal, offset) in enumerate(zip(normals, offsets, strict=True)):
+        on = lane.wall == index
+        normal = jnp.asarray(normal, state.dtype)
+        distance = jnp.asarray(offset, state.dtype) - normal @ state
+        parts += [jnp.where(on, 1, distance), normal @ jnp.where(on, free, velocity)]
+    return parts
+
+
+def _above_the_boundary(problem: Problem, lane: Lanes, point: Point) -> Float[Array, ""]:
+    number = jnp.finfo(point.time.dtype)
+    decades = _DEEP_DECADES[number.dtype.itemsize]
+    if _is_boundary(problem):
+        decades = _BOUNDARY_DECADES
+    floor = lane.start - decades * jnp.log(jnp.asarray(10.0, point.time.dtype))
+    lowest = 0.9 * jnp.log(number.tiny)
+    return jnp.min(point.coordinates - jnp.maximum(floor, lowest))
+
+
+def root(
+    function: Any,
+    first: Float[Array, " n"],
+    last: Float[Array, " n"],
+    wanted: Bool[Array, " n"],
+) -> Float[Array, " n"]:
+    """Where functions that fall from positive to non-positive on [0, 1] change sign.
+
+    The Illinois method, with a bisection in every third step to bound the work.
+    """
+    narrow = 4 * jnp.finfo(first.dtype).eps
+    zero, one = jnp.zeros_like(first), jnp.ones_like(first)
+
+    def going(carry: Any) -> Bool[Array, ""]:
+        low, high, _, at_high, _, count = carry
+        open_ = wanted & (high - low > narrow * high) & (at_high != 0)
+        return jnp.any(open_) & (count < _ROOT_STEPS)
+
+    def halve(carry: Any) -> Any:
+        low, high, at_low, at_high, side, count = carry
+        inner = high - at_high * (high - low) / (at_high - at_low)
+        middle = (low + high) / 2
+        bisect = (count % 3 == 2) | ~((inner > low) & (inner < high))
+        place = jnp.where(bisect, middle, inner)
+        value = function(place)
+        past = value <= 0
+        again = jnp.where(past, side == 1, side == -1)
+        at_low_next = jnp.where(past, jnp.where(again, at_low / 2, at_low), value)
+        at_high_next = jnp.where(past, value, jnp.where(again, at_high / 2, at_high))
+        return (
+            jnp.where(past, low, place),
+            jnp.where(past, place, high),
+            at_low_next,
+            at_high_next,
+            jnp.where(past, 1, -1).astype(side.dtype),
+            count + 1,
+        )
+
+    first = jnp.where(jnp.isfinite(first), first, 1)
+    last = jnp.where(wanted, last, -1)
+    side = jnp.zeros(first.shape, jnp.int32)
+    carry = (zero, one, first, last, side, jnp.zeros((), jnp.int32))
+    return lax.while_loop(going, halve, carry)[1]
+
+
+def _with_tangent(
+    values_at: Any, end: Float[Array, " n"], fired: Int[Array, " n"]
+) -> Float[Array, " n"]:
+    """A located event whose derivative is that of the implicit function, by one Newton step."""
+    lanes = jnp.arange(end.size)
+
+    def value(at: Float[Array, " n"]) -> Float[Array, " n"]:
+        return values_at(at)[fired, lanes]
+
+    found, slope = jax.jvp(value, (end,), (jnp.ones_like(end),))
+    slope = lax.stop_gradient(jnp.where(slope < 0, slope, -1))
+    return end - (found - lax.stop_gradient(found)) / slope
+
+
+def _ended(lane: Lanes, here: Bool[Array, ""], outcome: Outcome) -> Lanes:
+    code = jnp.where(here & (lane.outcome == 0), jnp.int32(outcome), lane.outcome)
+    return eqx.tree_at(lambda x: x.outcome, lane, code)
+
+
+def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
+    """Every level that is due now counts as met at once."""
+    if problem.clock == "time" and problem.target.kind == "time":
+        last = jnp.asarray(problem.target.levels, lane.point.time.dtype)[lane.level]
+        here = here & (lane.point.time >= last * (1 - 16 * jnp.finfo(last.dtype).eps))
+    met = here & (jnp.arange(problem.levels) == lane.level)
+    times = jnp.where(met, lane.point.time, lane.level_times)
+    done = here & (lane.level == problem.levels - 1)
+    level = jnp.minimum(lane.level + here.astype(jnp.int32), problem.levels - 1)
+    lane = eqx.tree_at(lambda x: (x.level_times, x.level), lane, (times, level))
+    return _ended(lane, done, Outcome.reached)
+
+
+def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
+    size = problem.save_at.size
+    if size == 0:
+        return lane
+    due = problem.save_at[jnp.minimum(lane.next_save, size - 1)]
+    close = 16 * jnp.finfo(due.dtype).eps
+    here = here & (lane.next_save < size) & (lane.point.time >= due * (1 - close))
+    now = here & (jnp.arange(size) == lane.next_save)
+
+    def put(all_: Array, one: Array) -> Array:
+        return jnp.where(jnp.reshape(now, (size, *(1,) * one.ndim)), one, all_)
+
+    saved = jax.tree.map(put, lane.saved, lane.point.coordinates)
+    count = lane.next_save + here.astype(jnp.int32)
+    return eqx.tree_at(lambda x: (x.saved, x.next_save), lane, (saved, count))
+
+
+def _wall_met(problem: Problem, lane: Lanes, here: Bool[Array, ""], index: int) -> Lanes:
+    """Stop, slide on, or stop in a corner where the flow presses against both walls."""
+    domain = problem.flow.domain
+    normals, offsets = domain.walls()
+    state = domain.state(lane.point.coordinates)
+    normal = jnp.asarray(normals[index], state.dtype)
+    offset = jnp.asarray(offsets[index], state.dtype)
+    onto = state + normal * ((offset - normal @ state) / (normal @ normal))
+    coordinates = jax.tree.map(
+        lambda new, old: jnp.where(here, new, old),
+        domain.coordinates(onto),
+        lane.point.coordinates,
+    )
+    lane = eqx.tree_at(lambda x: x.point.coordinates, lane, coordinates)
+    if problem.flow.wall == "stop":
+        return _ended(lane, here, Outcome.at_wall)
+    _, _, along = motion(problem, onto, jnp.asarray(index, jnp.int32))
+    before = (lane.wall == jnp.arange(len(normals))).astype(state.dtype)
+    outward = (before @ jnp.asarray(normals, state.dtype)) @ along
+    corner = here & (lane.wall != INTERIOR) & ((outward > 0) | (norm(along) == 0))
+    wall = jnp.where(here, index, lane.wall)
+    lane = eqx.tree_at(lambda x: x.wall, lane, wall)
+    return _ended(lane, corner, Outcome.at_wall)

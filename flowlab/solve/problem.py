@@ -1,0 +1,392 @@
+"""The problem that a block of lanes solves, and the field its solver sees.
+
+A lane is one start on its way. Arrays of a block carry the lanes on their last axis, so that every
+component of a state is contiguous; mathematics is written for one lane and mapped over that axis.
+
+d: components of a state; k: levels of the target; m: signals; n: lanes; s: times to save at.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from flowlab.domains import slide
+from flowlab.flow import AbstractFlow, inner
+from flowlab.measures import AbstractMeasure
+from flowlab.solve.straight import StraightLine
+from flowlab.until import AbstractTarget, Clock
+
+__all__ = [
+    "FIRST_STEP",
+    "INTERIOR",
+    "Lanes",
+    "Point",
+    "Problem",
+    "check_states",
+    "lanewise",
+    "make_problem",
+    "motion",
+    "rates",
+    "select",
+]
+
+INTERIOR = -1  # the wall index of a lane that is on no wall
+_HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
+_SMALLEST_RTOL = 50.0  # machine epsilons
+FIRST_STEP = {"time": 0.02, "loss": 0.05, "arc_length": 0.01}
+
+lanewise: Callable[..., Any] = partial(jax.vmap, in_axes=-1, out_axes=-1)
+"""Map a function of one lane over the lanes of a block."""
+
+
+def select(mask: Bool[Array, " n"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
+    """`new` for the lanes of a mask and `old` for the others; lanes on the last axis."""
+
+    def of_leaf(first: Array, second: Array) -> Array:
+        spread = jnp.reshape(mask, (1,) * (first.ndim - 1) + mask.shape)
+        return jnp.where(spread, first, second)
+
+    return jax.tree.map(of_leaf, new, old)
+
+
+class Point(eqx.Module):
+    """What the solver integrates: coordinates, flow time, and the integrals of the measures."""
+
+    coordinates: PyTree[Float[Array, "*n"]]
+    time: Float[Array, "*n"]
+    integrals: tuple[Float[Array, "*n"], ...]
+
+
+class Lanes(eqx.Module):
+    """Where the lanes of a block are. Nothing else is needed to go on from here.
+
+    Attributes:
+        point: What is integrated.
+        progress: Independent variable of each lane.
+        fraction: Part of the shared step that a lane takes.
+        wall: Index of the wall a lane slides on, or -1.
+        level: Index of the next level of the target.
+        level_times: Flow time at which each level was met, NaN before; shape (k, n).
+        saved: Coordinates at the times to save at, NaN before; leaves of shape (s, ..., n).
+        next_save: Index of the next time to save at.
+        folds: What the measures carry.
+        outcome: Code of `Outcome`; 0 while a lane runs.
+        evicted: Whether a lane holds up its block and is to go on elsewhere.
+        absorbed: Whether a lane has come to the boundary.
+        stirred: Whether a lane has moved by more than its tolerance.
+        steps: Accepted steps.
+        signals: Positive until an event happens; shape (m, n).
+        start: Coordinates at the start.
+        start_value: Potential at the start.
+        start_speed: Speed of the coordinates at the start.
+        span: Length of the way in the clock.
+        atol: Absolute tolerance of the state.
+    """
+
+    point: Point
+    progress: Float[Array, "*n"]
+    fraction: Float[Array, "*n"]
+    wall: Int[Array, "*n"]
+    level: Int[Array, "*n"]
+    level_times: Float[Array, "k *n"]
+    saved: PyTree[Float[Array, "s ..."]]
+    next_save: Int[Array, "*n"]
+    folds: tuple[PyTree[Array], ...]
+    outcome: Int[Array, "*n"]
+    evicted: Bool[Array, "*n"]
+    absorbed: Bool[Array, "*n"]
+    stirred: Bool[Array, "*n"]
+    steps: Int[Array, "*n"]
+    signals: Float[Array, "m *n"]
+    start: PyTree[Float[Array, "*n"]]
+    start_value: Float[Array, "*n"]
+    start_speed: Float[Array, "*n"]
+    span: Float[Array, "*n"]
+    atol: Float[Array, "*n"]
+
+    @property
+    def active(self) -> Bool[Array, "*n"]:
+        """Whether a lane is still on its way in this block."""
+        return (self.outcome == 0) & ~self.evicted
+
+
+class Problem(eqx.Module):
+    """What to solve and how; arrays are leaves, so that their values do not compile again.
+
+    `alone` says that one line is solved for its own sake: nobody is held up by it, and derivatives
+    pass through its events.
+    """
+
+    flow: AbstractFlow
+    target: AbstractTarget
+    measures: tuple[AbstractMeasure, ...]
+    save_at: Float[Array, " s"]
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""] | None
+    first_step: Float[Array, ""]
+    solver: diffrax.AbstractSolver
+    controller: diffrax.AbstractStepSizeController
+    clock: Clock = eqx.field(static=True)
+    logarithmic: bool = eqx.field(static=True)
+    timed: bool = eqx.field(static=True)
+    reverse: bool = eqx.field(static=True)
+    alone: bool = eqx.field(static=True)
+
+    @property
+    def levels(self) -> int:
+        """How many levels the target has."""
+        return np.shape(self.target.levels)[0]
+
+
+def make_problem(
+    flow: AbstractFlow,
+    *,
+    until: AbstractTarget,
+    dtype: Any,
+    clock: Clock | None = None,
+    rtol: float = 1e-6,
+    atol: float | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    controller: diffrax.AbstractStepSizeController | None = None,
+    measures: tuple[AbstractMeasure, ...] = (),
+    save_at: Float[ArrayLike, " s"] | None = None,
+    reverse: bool = False,
+    alone: bool = False,
+) -> Problem:
+    """A problem from what a user says, checked; its arrays have the dtype of the work.
+
+    Raises:
+        ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
+            time to save at is not positive and increasing, or a measure has no meaning here.
+    """
+    clock = _checked_clock(clock, flow, until, save_at, reverse)
+    _check_tolerances(rtol, atol, dtype)
+    for measure in measures:
+        if not isinstance(measure, AbstractMeasure):
+            raise ValueError(
+                "Argument `measures` must hold measures such as measures.path_length(), "
+                f"but holds {measure!r}."
+            )
+        measure.check(flow)
+    _check_names_differ(measures)
+    if solver is None:
+        solver = diffrax.Dopri8() if rtol < _HIGH_ORDER_BELOW else diffrax.Tsit5()
+    if not isinstance(solver, diffrax.AbstractSolver):
+        raise ValueError(f"Argument `solver` must be a diffrax solver, but is {solver!r}.")
+
+    if isinstance(solver, diffrax.AbstractERK):
+        solver = StraightLine(solver)
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: _cast(x, dtype) if eqx.is_array_like(x) else x, tree)
+
+    return Problem(
+        flow=cast(flow),
+        target=cast(until),
+        measures=cast(tuple(measures)),
+        save_at=jnp.asarray(_checked_times(save_at), dtype),
+        rtol=jnp.asarray(rtol, dtype),
+        atol=None if atol is None else jnp.asarray(atol, dtype),
+        first_step=jnp.asarray(FIRST_STEP[clock], dtype),
+        solver=solver,
+        controller=diffrax.PIDController(rtol=0.0, atol=1.0) if controller is None else controller,
+        clock=clock,
+        logarithmic=bool(clock == "loss" and np.min(until.levels) > 0),
+        timed=bool(np.isfinite(until.time_limit)),
+        reverse=reverse,
+        alone=alone,
+    )
+
+
+def motion(problem: Problem, state: PyTree[Array], wall: Int[Array, ""]) -> tuple[Any, Any, Any]:
+    """Gradient, free velocity, and velocity along the flow line, at a state of one lane."""
+    flow = problem.flow
+    gradient = flow.gradient(state)
+    sign = 1 if problem.reverse else -1
+    free = jax.tree.map(lambda leaf: sign * leaf, flow.metric(state, gradient))
+    normals, _ = flow.domain.walls()
+    if len(normals) == 0 or flow.wall == "stop":
+        return gradient, free, free
+    chosen = (wall == jnp.arange(len(normals))).astype(state.dtype)
+    normal = chosen @ jnp.asarray(normals, state.dtype)
+    return gradient, free, slide(free, normal, flow.metric(state, normal))
+
+
+def rates(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:
+    """The derivative of one lane's point by the shared step, `offset` into that step."""
+    domain = problem.flow.domain
+    state = domain.state(point.coordinates)
+    gradient, _, velocity = motion(problem, state, lane.wall)
+    push = domain.push(state, velocity)
+    if problem.clock == "time":
+        pace, scaled = lane.span, _times(push, lane.span)
+    elif problem.clock == "arc_length":
+        pace, scaled = _along_the_graph(push)
+    else:
+        pace = _by_the_loss(problem, lane, offset, -inner(gradient, velocity))
+        scaled = _times(push, pace)
+    integrals = (m.rate(problem.flow, state, velocity) for m in problem.measures)
+    derivative = Point(scaled, pace, tuple(pace * i for i in integrals if i is not None))
+    return jax.tree.map(lambda x: jnp.where(lane.active, lane.fraction * x, 0), derivative)
+
+
+def _along_the_graph(push: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
+    """Time and coordinates per unit of the length of the graph, without overflow."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(push)]))
+    scale = 1 / jnp.maximum(1, largest)
+    small = _times(push, scale)
+    length = jnp.sqrt(scale**2 + inner(small, small))
+    return scale / length, _times(small, 1 / length)
+
+
+def _by_the_loss(
+    problem: Problem, lane: Lanes, offset: Float[Array, ""], fall: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Time per unit of the loss clock, which runs from 0 at the start to 1 at the last level."""
+    if not problem.logarithmic:
+        return lane.span / fall
+    progress = lane.progress + lane.fraction * offset
+    return lane.span * lane.start_value * jnp.exp(-lane.span * progress) / fall
+
+
+def _times(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
+    return jax.tree.map(lambda leaf: factor * leaf, tree)
+
+
+def _cast(leaf: Any, dtype: Any) -> Array:
+    array = jnp.asarray(leaf)
+    return jnp.asarray(leaf, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _checked_clock(
+    clock: Clock | None,
+    flow: AbstractFlow,
+    until: AbstractTarget,
+    save_at: Any,
+    reverse: bool,
+) -> Clock:
+    if not isinstance(until, AbstractTarget):
+        raise ValueError(
+            f"Argument `until` must be a target such as until.loss_below(0.1), but is {until!r}."
+        )
+    possible = until.clocks(flow)
+    if reverse:
+        possible = tuple(name for name in possible if name != "loss")
+    if clock is None:
+        return "arc_length" if save_at is not None and possible[0] == "loss" else possible[0]
+    if clock not in possible:
+        listed = ", ".join(f'"{name}"' for name in possible)
+        raise ValueError(f"Argument `clock` must be one of {listed} here, but is {clock!r}.")
+    return clock
+
+
+def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
+    smallest = _SMALLEST_RTOL * float(jnp.finfo(dtype).eps)
+    if not smallest <= rtol < 1:
+        raise ValueError(
+            f"Argument `rtol` must lie between {smallest:.2g}, what {np.dtype(dtype).name} can "
+            f"hold, and 1, but is {rtol!r}."
+        )
+    if atol is not None and not (np.isfinite(atol) and atol >= 0):
+        raise ValueError(f"Argument `atol` must be non-negative and finite, but is {atol!r}.")
+
+
+def _check_names_differ(measures: tuple[AbstractMeasure, ...]) -> None:
+    names = [name for measure in measures for name in measure.names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"Argument `measures` must not give one name twice, but gives `{twice[0]}` twice."
+        )
+
+
+def _checked_times(save_at: Float[ArrayLike, " s"] | None) -> np.ndarray:
+    if save_at is None:
+        return np.zeros(0)
+    times = np.asarray(save_at, dtype=float)
+    bad = times.ndim != 1 or not np.all(np.isfinite(times)) or np.any(times <= 0)
+    if bad or np.any(np.diff(times) <= 0):
+        raise ValueError(
+            "Argument `save_at` must hold positive increasing flow times, "
+            f"but is {np.asarray(save_at).tolist()}."
+        )
+    return times
+
+
+def check_states(
+    name: str, states: PyTree[ArrayLike], flow: AbstractFlow, *, batched: bool
+) -> tuple[PyTree[Any], Any]:
+    """States as arrays of one floating dtype, and that dtype; a traced state stays as it is.
+
+    Args:
+        name: What the caller calls them.
+        states: One state, or many with a leading axis.
+        flow: What they are states of.
+        batched: Whether there is a leading axis.
+
+    Raises:
+        ValueError: If they are not numbers, or of a shape that the flow cannot take.
+    """
+    if not isinstance(flow, AbstractFlow):
+        raise ValueError(
+            "Argument `flow` must be a flow such as preference_flow(DPO(0.1), RatioPlane()), "
+            f"but is {flow!r}."
+        )
+    leaves, treedef = jax.tree.flatten(_array_if_list(states))
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return states, jnp.result_type(*leaves)
+    arrays = [_numbers(name, leaf) for leaf in leaves]
+    dtype = np.result_type(*arrays, np.float32)
+    shapes = [array.shape for array in arrays]
+    expected = flow.state_shape
+    shape = expected or (shapes[0][1:] if batched else shapes[0])
+    wanted = "(n, " + ", ".join(map(str, shape)) + ")" if batched else str(tuple(shape))
+    one_array = len(arrays) == 1 and (expected is not None or jax.tree.structure(0) == treedef)
+    fits = shapes[0][int(batched) :] == tuple(shape) and len(shapes[0]) == len(shape) + batched
+    if one_array and not (fits and len(shape) > 0):
+        wanted = wanted if expected else ("(n, d)" if batched else "(d,)")
+        raise ValueError(
+            f"Argument `{name}` must have shape {wanted}, but has shape {shapes[0]}."
+        )
+    if batched and (len({s[:1] for s in shapes}) != 1 or shapes[0][0] == 0):
+        raise ValueError(
+            f"Argument `{name}` must hold at least one start, and as many in every leaf, "
+            f"but has shapes {shapes}."
+        )
+    cast = [array.astype(dtype) for array in arrays]
+    states = jax.tree.unflatten(treedef, cast)
+    _check_potential(name, flow, states, batched)
+    return states, dtype
+
+
+def _array_if_list(states: Any) -> Any:
+    return np.asarray(states) if isinstance(states, list) else states
+
+
+def _numbers(name: str, leaf: Any) -> np.ndarray:
+    array = np.asarray(leaf)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"Argument `{name}` must hold real numbers, but has dtype {array.dtype}.")
+    if array.dtype.kind in "iu":
+        return array.astype(np.float64)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+
+
+def _check_potential(name: str, flow: AbstractFlow, states: Any, batched: bool) -> None:
+    one = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states
+    )
+    with jax.enable_x64(True):
+        value = jax.eval_shape(flow.potential, one)
+    if getattr(value, "shape", None) != ():
+        raise ValueError(
+            f"Argument `{name}` must give one number under the potential, but a state gives shape "
+            f"{getattr(value, 'shape', None)}."
+        )

@@ -1,0 +1,78 @@
+"""An explicit Runge–Kutta method of diffrax, its stages written out one after the other."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, PyTree
+
+__all__ = ["StraightLine"]
+
+
+class StraightLine(diffrax.AbstractSolver):
+    """The same method, tableau, order, error estimate and interpolant as `method`.
+
+    diffrax runs the stages in a loop over a buffer, which keeps compilation short for a large
+    field and can be differentiated backwards. The fields here are small: written out, a step is one
+    fused kernel without the buffer. Forward-mode derivatives alone.
+
+    Args:
+        method: An explicit Runge–Kutta solver of diffrax with one tableau.
+    """
+
+    method: diffrax.AbstractERK
+    term_structure: ClassVar = diffrax.ODETerm
+
+    @property
+    def interpolation_cls(self) -> Callable[..., Any]:  # type: ignore[override]
+        return self.method.interpolation_cls
+
+    def order(self, terms: Any) -> int | None:
+        return self.method.order(terms)
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> PyTree[Array] | None:
+        del terms, t0, t1, args
+        return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> tuple[Any, Any, dict[str, Any], Any, diffrax.RESULTS]:
+        tableau = self._tableau
+        dt = t1 - t0
+
+        def slope(place: float, y: Any) -> Any:
+            return terms.vf(t0 + place * dt, y, args)
+
+        if tableau.fsal:
+            first = lax.cond(made_jump, lambda: slope(0.0, y0), lambda: solver_state)
+        else:
+            first = slope(0.0, y0)
+        slopes = [first]
+        for row, place in zip(tableau.a_lower, tableau.c, strict=True):
+            slopes.append(slope(float(place), _sum(y0, dt, row, slopes)))
+        y1 = _sum(y0, dt, tableau.b_sol, slopes)
+        error = _sum(jax.tree.map(jnp.zeros_like, y0), dt, tableau.b_error, slopes)
+        stages = jax.tree.map(lambda *leaves: dt * jnp.stack(leaves), *slopes)
+        dense = {"y0": y0, "y1": y1, "k": stages}
+        return y1, error, dense, slopes[-1] if tableau.fsal else None, diffrax.RESULTS.successful
+
+    @property
+    def _tableau(self) -> diffrax.ButcherTableau:
+        return self.method.tableau  # type: ignore[return-value]
+
+
+def _sum(y: Any, dt: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
+    """y + dt·Σ weights·slopes, leaving out what has no weight."""
+    used = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
+
+    def of_leaf(leaf: Array, *parts: Array) -> Array:
+        return leaf + dt * sum(w * part for (w, _), part in zip(used, parts, strict=True))
+
+    return jax.tree.map(of_leaf, y, *(k for _, k in used))

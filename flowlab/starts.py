@@ -1,0 +1,375 @@
+"""Starting points: grids, low-discrepancy and random sets, rings, training logs, arrays.
+
+Every function returns a NumPy array of shape (n, d), one start per row, components in the order of
+the state (on the planes: chosen, rejected). The dtype of the starts is the dtype of the work, so
+float64 is what comes back unless `dtype` says float32.
+
+Random sets come from NumPy's counter-based Philox generator with a seed that has to be given: the
+same arguments give the same points in every process and on every machine, whatever was drawn
+before. A seed is a non-negative int or a `numpy.random.SeedSequence`; for independent sets take
+the children of one, `SeedSequence(0).spawn(8)`.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike
+
+__all__ = ["from_array", "from_log", "grid", "latin_hypercube", "ring", "sobol", "uniform"]
+
+
+class _LogOfPoints(Protocol):
+    """Anything with points on the log-ratio plane, as `flowlab.logs.TrainingLog` has."""
+
+    @property
+    def points(self) -> ArrayLike:
+        """Rows (u_w, u_l), shape (n, 2)."""
+        ...
+
+
+def grid(
+    shape: int | tuple[int, ...],
+    lower: ArrayLike = (0.0, 0.0),
+    upper: ArrayLike = (1.0, 1.0),
+    *,
+    dtype: DTypeLike = np.float64,
+) -> Float[np.ndarray, "n d"]:
+    """The centres of the cells of a regular grid on a box.
+
+    Component k of cell i is `lower + (upper − lower)·(i + ½)/shape[k]`, so no start lies on the
+    edge of the box. The last component varies fastest: `.reshape(*shape, d)` gives an array
+    indexed as `[i_x, i_y]` (NumPy's `indexing="ij"`).
+
+    Args:
+        shape: Cells per component; an int stands for the same number in each.
+        lower: Lower corner of the box, shape (d,).
+        upper: Upper corner of the box, shape (d,).
+        dtype: float64 or float32.
+
+    Returns:
+        Array of shape (product of `shape`, d).
+
+    Raises:
+        ValueError: `shape` is not made of positive ints, or has not d of them; the corners are not
+            finite, not of the same shape (d,), or not `lower < upper`; `dtype` is another one.
+    """
+    low, high = _box(lower, upper)
+    cells = (shape,) * low.size if not isinstance(shape, tuple | list) else tuple(shape)
+    cells = tuple(_count(number, "shape") for number in cells)
+    if len(cells) != low.size:
+        raise ValueError(
+            f"Argument `shape` must have one entry per component of `lower` ({low.size}), "
+            f"but has {len(cells)}; give `lower` and `upper` with as many components."
+        )
+    axes = [(np.arange(number) + 0.5) / number for number in cells]
+    unit = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, low.size)
+    return _scaled(unit, low, high, dtype)
+
+
+def sobol(
+    count: int,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    *,
+    seed: int | np.random.SeedSequence,
+    dtype: DTypeLike = np.float64,
+) -> Float[np.ndarray, "n d"]:
+    """The first `count` points of a scrambled Sobol' sequence on a box.
+
+    The balance of the sequence (in each component one point in each of `count` equal intervals)
+    holds for a `count` that is a power of two. Any other count is allowed, without a warning, and
+    gives the first points of the next power of two: spread well, but not balanced.
+
+    Args:
+        count: Number of starts.
+        lower: Lower corner of the box, shape (d,).
+        upper: Upper corner of the box, shape (d,).
+        seed: Seed of the scrambling, see the module.
+        dtype: float64 or float32.
+
+    Returns:
+        Array of shape (count, d). With the same seed, a smaller set is the beginning of a larger.
+
+    Raises:
+        ValueError: `count` is not a positive int; the corners are not finite, not of the same
+            shape (d,), or not `lower < upper`; `seed` or `dtype` is of another kind.
+
+    Source: Owen, "Scrambling Sobol' and Niederreiter–Xing points" (1998), as in
+        `scipy.stats.qmc.Sobol`.
+
+    Accuracy: points are multiples of 2⁻³⁰ of the box, and with one release of SciPy always the
+        same.
+    """
+    count, (low, high), generator = _count(count), _box(lower, upper), _generator(seed, "seed")
+    from scipy.stats import qmc
+
+    sampler = qmc.Sobol(low.size, scramble=True, rng=generator)
+    # A whole power of two is drawn and cut, since SciPy warns about every other count.
+    unit = sampler.random_base2((count - 1).bit_length())[:count]
+    return _scaled(unit, low, high, dtype)
+
+
+def latin_hypercube(
+    count: int,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    *,
+    seed: int | np.random.SeedSequence,
+    dtype: DTypeLike = np.float64,
+) -> Float[np.ndarray, "n d"]:
+    """A Latin hypercube sample of a box.
+
+    In each component exactly one start lies in each of `count` equal intervals, at a random place.
+
+    Args:
+        count: Number of starts.
+        lower: Lower corner of the box, shape (d,).
+        upper: Upper corner of the box, shape (d,).
+        seed: Seed, see the module.
+        dtype: float64 or float32.
+
+    Returns:
+        Array of shape (count, d).
+
+    Raises:
+        ValueError: `count` is not a positive int; the corners are not finite, not of the same
+            shape (d,), or not `lower < upper`; `seed` or `dtype` is of another kind.
+
+    Source: McKay, Beckman and Conover, Technometrics 21 (1979), as in
+        `scipy.stats.qmc.LatinHypercube`.
+
+    Accuracy: with one release of SciPy always the same points.
+    """
+    count, (low, high), generator = _count(count), _box(lower, upper), _generator(seed, "seed")
+    from scipy.stats import qmc
+
+    unit = qmc.LatinHypercube(low.size, rng=generator).random(count)
+    return _scaled(unit, low, high, dtype)
+
+
+def uniform(
+    count: int,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    *,
+    key: int | np.random.SeedSequence,
+    dtype: DTypeLike = np.float64,
+) -> Float[np.ndarray, "n d"]:
+    """Independent, uniformly distributed starts on a box.
+
+    Args:
+        count: Number of starts.
+        lower: Lower corner of the box, shape (d,).
+        upper: Upper corner of the box, shape (d,).
+        key: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
+            refused, since what it gives depends on what it gave before.
+        dtype: float64 or float32.
+
+    Returns:
+        Array of shape (count, d). With the same key, a smaller set is the beginning of a larger.
+
+    Raises:
+        ValueError: `count` is not a positive int; the corners are not finite, not of the same
+            shape (d,), or not `lower < upper`; `key` or `dtype` is of another kind.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), as in
+        `numpy.random.Philox`.
+    """
+    count, (low, high), generator = _count(count), _box(lower, upper), _generator(key, "key")
+    return _scaled(generator.random((count, low.size)), low, high, dtype)
+
+
+def ring(
+    centre: ArrayLike, radius: float, count: int, *, dtype: DTypeLike = np.float64
+) -> Float[np.ndarray, "n 2"]:
+    """Starts at equal angles on a circle in the plane.
+
+    Start k is `centre + radius·(cos φ, sin φ)` with φ = 2πk/count.
+
+    Args:
+        centre: Centre of the circle, shape (2,).
+        radius: Radius of the circle.
+        count: Number of starts.
+        dtype: float64 or float32.
+
+    Returns:
+        Array of shape (count, 2).
+
+    Raises:
+        ValueError: `centre` is not finite or not of shape (2,); `radius` is not a positive finite
+            number; `count` is not a positive int; `dtype` is another one.
+    """
+    middle = _finite(centre, "centre")
+    if middle.shape != (2,):
+        raise ValueError(
+            f"Argument `centre` must have shape (2,), but has shape {middle.shape}; "
+            "a ring lies in a plane."
+        )
+    size = _finite(radius, "radius")
+    if size.shape != () or size <= 0:
+        raise ValueError(f"Argument `radius` must be a positive number, but is {radius!r}.")
+    angle = 2 * np.pi * np.arange(_count(count)) / count
+    points = middle + size * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return points.astype(_floating(dtype))
+
+
+def from_log(
+    log: _LogOfPoints,
+    *,
+    coordinates: Literal["log_ratio", "ratio"] = "log_ratio",
+    dtype: DTypeLike = np.float64,
+) -> Float[np.ndarray, "n 2"]:
+    """The points of a training log as starts.
+
+    Args:
+        log: What `flowlab.logs.read` returns, or anything with `points` of shape (n, 2) on the
+            log-ratio plane.
+        coordinates: `"log_ratio"` for (u_w, u_l), `"ratio"` for (x1, x2) = exp(u_w, u_l).
+        dtype: float64 or float32.
+
+    Returns:
+        Array of shape (rows of the log, 2).
+
+    Raises:
+        ValueError: `log` has no `points` of shape (n, 2); `coordinates` or `dtype` is another one.
+
+    Accuracy: a ratio is 0 where the log-ratio is below −745 (float32: −103) and inf where it is
+        above 709 (float32: 88); on the log-ratio plane nothing is lost.
+    """
+    if not hasattr(log, "points"):
+        raise ValueError(
+            f"Argument `log` must be a training log, but is of type {type(log).__name__}; "
+            "read one with `flowlab.logs.read`."
+        )
+    if coordinates not in ("log_ratio", "ratio"):
+        raise ValueError(
+            f"Argument `coordinates` must be 'log_ratio' or 'ratio', but is {coordinates!r}."
+        )
+    points = np.asarray(log.points, dtype=np.float64)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(
+            f"Argument `log` must have `points` of shape (n, 2), but theirs is {points.shape}."
+        )
+    with np.errstate(over="ignore", under="ignore"):
+        return (np.exp(points) if coordinates == "ratio" else points).astype(_floating(dtype))
+
+
+def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.ndarray, "n d"]:
+    """A checked copy of an array of starts.
+
+    Takes whatever `numpy.asarray` takes: nested lists, NumPy and jax arrays, pandas and xarray
+    objects. Rows with NaN or infinite components pass: a sweep reports them as outcomes.
+
+    Args:
+        array: Starts, shape (n, d).
+        dtype: float64 or float32; None keeps these two and makes float64 of all others.
+
+    Returns:
+        A new array of shape (n, d).
+
+    Raises:
+        ValueError: `array` does not have shape (n, d) with d ≥ 1, or does not hold real numbers;
+            `dtype` is another one.
+    """
+    numbers = _numbers(array, "array")
+    if numbers.ndim != 2 or numbers.shape[1] == 0:
+        raise ValueError(
+            f"Argument `array` must have shape (n, d), but has shape {numbers.shape}; "
+            "a single start is an array of shape (1, d)."
+        )
+    if dtype is None:
+        dtype = np.float32 if numbers.dtype.newbyteorder("=") == np.float32 else np.float64
+    return np.array(numbers, dtype=_floating(dtype), order="C")
+
+
+def _box(
+    lower: ArrayLike, upper: ArrayLike
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
+    low, high = _finite(lower, "lower"), _finite(upper, "upper")
+    if low.ndim != 1 or low.size == 0:
+        raise ValueError(
+            f"Argument `lower` must have shape (d,), but has shape {low.shape}; "
+            "give one number per component of the state."
+        )
+    if low.shape != high.shape:
+        raise ValueError(
+            f"Argument `upper` must have the shape of `lower`, {low.shape}, "
+            f"but has shape {high.shape}."
+        )
+    if not np.all(low < high):
+        raise ValueError(
+            "Argument `upper` must be above `lower` in every component, "
+            f"but is {high.tolist()} where `lower` is {low.tolist()}."
+        )
+    return low, high
+
+
+def _finite(value: ArrayLike, name: str) -> Float[np.ndarray, "*shape"]:
+    numbers = _numbers(value, name).astype(np.float64)
+    if not np.all(np.isfinite(numbers)):
+        raise ValueError(f"Argument `{name}` must be finite, but is {numbers.tolist()}.")
+    return numbers
+
+
+def _numbers(value: ArrayLike, name: str) -> np.ndarray:
+    try:
+        numbers = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"Argument `{name}` must be an array of numbers, but NumPy cannot make one: {error}"
+        ) from error
+    if numbers.dtype.kind not in "fiu":
+        raise ValueError(
+            f"Argument `{name}` must hold real numbers, but has dtype {numbers.dtype}."
+        )
+    return numbers
+
+
+def _count(value: Any, name: str = "count") -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if isinstance(value, bool) or count < 1:
+        raise ValueError(f"Argument `{name}` must be a positive int, but is {value!r}.")
+    return count
+
+
+def _generator(seed: int | np.random.SeedSequence, name: str) -> np.random.Generator:
+    if not isinstance(seed, np.random.SeedSequence):
+        whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+        if not whole or seed < 0:
+            raise ValueError(
+                f"Argument `{name}` must be a non-negative int or a numpy.random.SeedSequence, "
+                f"but is {seed!r}."
+            )
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def _scaled(
+    unit: Float[np.ndarray, "n d"],
+    lower: Float[np.ndarray, " d"],
+    upper: Float[np.ndarray, " d"],
+    dtype: DTypeLike,
+) -> Float[np.ndarray, "n d"]:
+    return (lower + (upper - lower) * unit).astype(_floating(dtype))
+
+
+def _floating(dtype: DTypeLike) -> np.dtype[Any]:
+    for floating in (np.dtype(np.float64), np.dtype(np.float32)):
+        if dtype is not None and _is_dtype(dtype, floating):
+            return floating
+    raise ValueError(f"Argument `dtype` must be float64 or float32, but is {dtype!r}.")
+
+
+def _is_dtype(dtype: DTypeLike, floating: np.dtype[Any]) -> bool:
+    try:
+        return np.dtype(dtype) == floating
+    except TypeError:
+        return False

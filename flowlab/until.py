@@ -1,0 +1,259 @@
+"""Targets, clocks and outcomes: when a flow line has arrived, and what became of it."""
+
+from abc import abstractmethod
+from enum import IntEnum
+from typing import ClassVar, Literal
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from flowlab.flow import AbstractFlow, PreferenceFlow
+
+__all__ = [
+    "AbstractTarget",
+    "Clock",
+    "Outcome",
+    "boundary",
+    "loss_below",
+    "margin_above",
+    "speed_below",
+    "time",
+]
+
+Clock = Literal["time", "arc_length", "loss"]
+"""What the independent variable of an integration is; the result does not depend on it.
+
+- `"time"`: flow time. Ends exactly on a given time; one scale of time for a whole block.
+- `"arc_length"`: length of the graph of the flow line in time and in the coordinates of the
+  domain. Regular everywhere: beside saddles, on plateaus, and where the flow runs into a boundary
+  at infinite speed. Targets are located in the interpolant of the step that crosses them.
+- `"loss"`: the loss itself, on a logarithmic scale where all levels are positive. Ends exactly on
+  a loss level, in few steps; needs a level above every critical value on the way.
+"""
+
+
+class Outcome(IntEnum):
+    """What became of a start.
+
+    `reached`: the target. `started_past_target`: it was met at the start. `at_critical_point`: the
+    line starts at, or has come to rest near, a point where the velocity vanishes. `at_wall`: it
+    stopped at a wall or was absorbed by the boundary; `end_time` says when. `left_domain`: the
+    start lies outside the domain. `step_limit`: the steps were used up. `time_limit`: the limit of
+    the target passed. `non_finite`: the start, or the field on the way, is NaN or infinite.
+    """
+
+    running = 0
+    reached = 1
+    started_past_target = 2
+    at_critical_point = 3
+    at_wall = 4
+    left_domain = 5
+    step_limit = 6
+    time_limit = 7
+    non_finite = 8
+
+
+class AbstractTarget(eqx.Module):
+    """When a flow line has arrived: at one or several levels, met in their order."""
+
+    kind: eqx.AbstractClassVar[Literal["level", "time", "boundary"]]
+    levels: eqx.AbstractVar[Float[ArrayLike, " k"]]
+    time_limit: eqx.AbstractVar[Float[ArrayLike, ""]]
+
+    @abstractmethod
+    def signal(
+        self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
+    ) -> Float[Array, " k"]:
+        """Positive before each level, zero on it, negative past it; `at` is the flow time."""
+
+    @abstractmethod
+    def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
+        """The clocks that can measure the way to this target, the default first."""
+
+
+class _LossBelow(AbstractTarget):
+    kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
+    levels: Float[ArrayLike, " k"]
+    time_limit: Float[ArrayLike, ""]
+
+    def signal(
+        self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
+    ) -> Float[Array, " k"]:
+        del at
+        value = flow.potential(state)
+        return value - jnp.asarray(self.levels, value.dtype)
+
+    def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
+        del flow
+        if np.min(self.levels) > 0:
+            return ("loss", "arc_length", "time")
+        return ("arc_length", "loss", "time")
+
+
+class _MarginAbove(AbstractTarget):
+    kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
+    levels: Float[ArrayLike, " k"]
+    time_limit: Float[ArrayLike, ""]
+    of: Literal["mean", "min"] = eqx.field(static=True)
+
+    def signal(
+        self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
+    ) -> Float[Array, " k"]:
+        del at
+        if not isinstance(flow, PreferenceFlow):
+            raise ValueError(
+                "Argument `until` must not be a margin for a flow without pairs, "
+                "but is margin_above(...); build the flow with preference_flow."
+            )
+        margins = flow.pairs(state).margin
+        value = jnp.mean(margins) if self.of == "mean" else jnp.min(margins)
+        return jnp.asarray(self.levels, value.dtype) - value
+
+    def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
+        del flow
+        return ("arc_length", "time")
+
+
+class _SpeedBelow(AbstractTarget):
+    kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
+    levels: Float[ArrayLike, " k"]
+    time_limit: Float[ArrayLike, ""]
+
+    def signal(
+        self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
+    ) -> Float[Array, " k"]:
+        del at
+        speed = flow.speed(state)
+        return speed - jnp.asarray(self.levels, speed.dtype)
+
+    def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
+        del flow
+        return ("arc_length", "time")
+
+
+class _AtTime(AbstractTarget):
+    kind: ClassVar[Literal["level", "time", "boundary"]] = "time"
+    levels: Float[ArrayLike, " k"]
+    time_limit: Float[ArrayLike, ""]
+
+    def signal(
+        self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
+    ) -> Float[Array, " k"]:
+        del flow, state
+        return jnp.asarray(self.levels, at.dtype) - at
+
+    def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
+        return ("arc_length", "time") if flow.domain.absorbing else ("time", "arc_length")
+
+
+class _Boundary(AbstractTarget):
+    kind: ClassVar[Literal["level", "time", "boundary"]] = "boundary"
+    levels: Float[ArrayLike, " k"]
+    time_limit: Float[ArrayLike, ""]
+
+    def signal(
+        self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
+    ) -> Float[Array, " k"]:
+        del state
+        if not flow.domain.absorbing:
+            raise ValueError(
+                "Argument `until` must not be boundary() on a domain whose boundary cannot be "
+                f"reached, but the domain is {type(flow.domain).__name__}()."
+            )
+        return jnp.ones(1, at.dtype)
+
+    def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
+        del flow
+        return ("arc_length",)
+
+
+def loss_below(*levels: float, time_limit: float | None = None) -> AbstractTarget:
+    """Arrival at a value of the potential, or at several in one pass, highest first.
+
+    Args:
+        levels: Values of the potential, finite, strictly decreasing.
+        time_limit: Flow time at which to give up; None for never.
+
+    Raises:
+        ValueError: If there is no level, one is not finite, or they do not decrease.
+    """
+    array = _levels("levels", levels)
+    if np.any(np.diff(array) >= 0):
+        raise ValueError(
+            f"Argument `levels` must be strictly decreasing, but is {array.tolist()}."
+        )
+    return _LossBelow(array, _limit(time_limit))
+
+
+def margin_above(
+    margin: float, *, of: Literal["mean", "min"] = "mean", time_limit: float | None = None
+) -> AbstractTarget:
+    """Arrival at a margin u_chosen − u_rejected, in nats, without β.
+
+    Args:
+        margin: The margin to reach.
+        of: The mean over the pairs, or the smallest of them.
+        time_limit: Flow time at which to give up; None for never.
+
+    Raises:
+        ValueError: If `margin` is not finite or `of` is unknown.
+    """
+    if of not in ("mean", "min"):
+        raise ValueError(f'Argument `of` must be "mean" or "min", but is {of!r}.')
+    return _MarginAbove(_levels("margin", (margin,)), _limit(time_limit), of)
+
+
+def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTarget:
+    """Arrival where the free speed has fallen to a value, in the state's units per flow time.
+
+    A plateau ends such a run as a minimum does: this is a measurement, not a test of convergence.
+
+    Raises:
+        ValueError: If `speed` is not positive and finite.
+    """
+    level = _levels("speed", (speed,))
+    if level[0] <= 0:
+        raise ValueError(f"Argument `speed` must be positive, but is {speed!r}.")
+    return _SpeedBelow(level, _limit(time_limit))
+
+
+def time(duration: float) -> AbstractTarget:
+    """Arrival at a flow time.
+
+    Raises:
+        ValueError: If `duration` is not positive and finite.
+    """
+    level = _levels("duration", (duration,))
+    if level[0] <= 0:
+        raise ValueError(f"Argument `duration` must be positive, but is {duration!r}.")
+    return _AtTime(level, _limit(None))
+
+
+def boundary(*, time_limit: float | None = None) -> AbstractTarget:
+    """Arrival at the absorbing boundary: extinction, x2 = 0 on the ratio plane.
+
+    The last stretch, below 1e-12 of the start, is added in closed form: near the boundary the time
+    to go is C·x^p, with C and p read from the field. Where p ≤ 0 the boundary is never reached, and
+    the outcome is `at_critical_point`.
+    """
+    return _Boundary(np.zeros(1), _limit(time_limit))
+
+
+def _levels(name: str, values: tuple[float, ...]) -> np.ndarray:
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        array = np.asarray([np.nan])
+    if array.ndim != 1 or array.size == 0 or not np.all(np.isfinite(array)):
+        shown = values[0] if len(values) == 1 else list(values)
+        raise ValueError(f"Argument `{name}` must be a finite number, but is {shown!r}.")
+    return array
+
+
+def _limit(time_limit: float | None) -> np.ndarray:
+    limit = np.inf if time_limit is None else float(time_limit)
+    if not limit > 0:
+        raise ValueError(f"Argument `time_limit` must be positive, but is {time_limit!r}.")
+    return np.asarray(limit)

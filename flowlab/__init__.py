@@ -44,7 +44,18 @@ _HOME = {
     "sweep": "ensemble",
 }
 _SUBMODULES = frozenset(
-    {"cli", "domains", "ensemble", "exact", "flow", "logs", "losses", "measures", "plots", "policies"}
+    {
+        "cli",
+        "domains",
+        "ensemble",
+        "exact",
+        "flow",
+        "logs",
+        "losses",
+        "measures",
+        "plots",
+        "policies",
+    }
     | {"solve", "starts", "store", "study", "until"}
 )
 

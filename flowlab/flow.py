@@ -1,6 +1,6 @@
 """Flows: the negative gradient of a potential, in a metric, on a domain.
 
-    y' = −M(y) ∇L(y)
+y' = −M(y) ∇L(y)
 """
 
 import dataclasses

@@ -114,7 +114,11 @@ class _PathLength(AbstractMeasure):
         return norm(_motion(flow, state, velocity, self.of))
 
     def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Ends
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: PyTree[Array],
+        ends: Ends,
     ) -> dict[str, Array]:
         del flow, carry, ends
         assert integral is not None
@@ -142,7 +146,11 @@ class _Dwell(AbstractMeasure):
         return carry + _time_below(_log_speeds(flow, nodes, self.of) - threshold, nodes.time)
 
     def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Ends
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: PyTree[Array],
+        ends: Ends,
     ) -> dict[str, Array]:
         del flow, integral
         share = jnp.where(ends.time > 0, carry / jnp.where(ends.time > 0, ends.time, 1), 0)
@@ -173,7 +181,11 @@ class _Slowest(AbstractMeasure):
         return jax.tree.map(lambda new, old: jnp.where(speed < carry[0], new, old), found, carry)
 
     def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Ends
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: PyTree[Array],
+        ends: Ends,
     ) -> dict[str, Array]:
         del flow, integral, ends
         return dict(zip(self.names, carry, strict=True))
@@ -200,7 +212,11 @@ class _MarginZero(AbstractMeasure):
         return jax.tree.map(lambda a, b: jnp.where(new, a, b), found, carry)
 
     def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Ends
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: PyTree[Array],
+        ends: Ends,
     ) -> dict[str, Array]:
         del flow, integral, ends
         return dict(zip(self.names, carry, strict=True))
@@ -217,7 +233,11 @@ class _Change(AbstractMeasure):
         _check_space(flow, self.of)
 
     def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Ends
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: PyTree[Array],
+        ends: Ends,
     ) -> dict[str, Array]:
         del integral, carry
         before, after = (_place(flow, state, self.of) for state in (ends.start, ends.end))
@@ -235,7 +255,11 @@ class _RateRatio(AbstractMeasure):
         _check_space(flow, self.of)
 
     def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Ends
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: PyTree[Array],
+        ends: Ends,
     ) -> dict[str, Array]:
         del integral, carry
         total = _place(flow, ends.end, self.of) - _place(flow, ends.start, self.of)
@@ -315,7 +339,9 @@ def rate_ratio(of: Space = "x") -> AbstractMeasure:
 
 def _space(of: str) -> Any:
     if of not in ("state", "x", "u", "probability"):
-        raise ValueError(f'Argument `of` must be "state", "x", "u" or "probability", but is {of!r}.')
+        raise ValueError(
+            f'Argument `of` must be "state", "x", "u" or "probability", but is {of!r}.'
+        )
     return of
 
 

@@ -111,9 +111,7 @@ class RatioPlane(AbstractPolicy):
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         return _pair(self, jnp.log(state))
 
-    def metric(
-        self, state: Float[Array, " 2"], covector: Float[Array, " 2"]
-    ) -> Float[Array, " 2"]:
+    def metric(self, state: Float[Array, " 2"], covector: Float[Array, " 2"]) -> Float[Array, " 2"]:
         del state
         return covector
 
@@ -175,9 +173,7 @@ class LogRatioPlane(AbstractPolicy):
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         return _pair(self, state)
 
-    def metric(
-        self, state: Float[Array, " 2"], covector: Float[Array, " 2"]
-    ) -> Float[Array, " 2"]:
+    def metric(self, state: Float[Array, " 2"], covector: Float[Array, " 2"]) -> Float[Array, " 2"]:
         del state
         return jnp.asarray(self.matrix, covector.dtype) @ covector
 
@@ -219,9 +215,7 @@ def _pair(policy: RatioPlane | LogRatioPlane, log_ratios: Float[Array, " 2"]) ->
 def _checked_kernel(kernel: ArrayLike) -> np.ndarray:
     matrix = np.asarray(kernel, dtype=float)
     if matrix.shape != (2, 2):
-        raise ValueError(
-            f"Argument `kernel` must have shape (2, 2), but has shape {matrix.shape}."
-        )
+        raise ValueError(f"Argument `kernel` must have shape (2, 2), but has shape {matrix.shape}.")
     if not np.all(np.isfinite(matrix)):
         raise ValueError(f"Argument `kernel` must be finite, but is {matrix.tolist()}.")
     if not np.allclose(matrix, matrix.T, rtol=1e-12, atol=0):
@@ -240,4 +234,3 @@ def _finite(name: str, value: float) -> np.ndarray:
     if number.ndim != 0 or not np.isfinite(number):
         raise ValueError(f"Argument `{name}` must be a finite number, but is {value!r}.")
     return number
-

@@ -181,9 +181,7 @@ def loss_below(*levels: float, time_limit: float | None = None) -> AbstractTarge
     """
     array = _levels("levels", levels)
     if np.any(np.diff(array) >= 0):
-        raise ValueError(
-            f"Argument `levels` must be strictly decreasing, but is {array.tolist()}."
-        )
+        raise ValueError(f"Argument `levels` must be strictly decreasing, but is {array.tolist()}.")
     return _LossBelow(array, _limit(time_limit))
 
 

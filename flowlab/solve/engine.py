@@ -250,7 +250,13 @@ def _stepped(problem: Problem, loop: _Loop) -> _Loop:
     )
     errors = _lane_errors(problem, lanes, after, error)
     keep, _, next_step, _, controller_state, _ = problem.controller.adapt_step_size(
-        zero, loop.step, zero, zero, None, jnp.max(errors), _order(problem),
+        zero,
+        loop.step,
+        zero,
+        zero,
+        None,
+        jnp.max(errors),
+        _order(problem),
         loop.controller_state,
     )
     keep = jnp.asarray(keep)
@@ -302,7 +308,11 @@ def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
         way = jnp.log(lane.start_value / level) if problem.logarithmic else lane.start_value - level
         goal = jnp.where(lane.level == problem.levels - 1, 1, way / lane.span)
     else:
-        goal = level / lane.span if problem.target.kind == "time" else jnp.full_like(lane.progress, jnp.inf)
+        goal = (
+            level / lane.span
+            if problem.target.kind == "time"
+            else jnp.full_like(lane.progress, jnp.inf)
+        )
         if problem.save_at.size:
             save = problem.save_at[jnp.minimum(lane.next_save, problem.save_at.size - 1)]
             left = lane.next_save < problem.save_at.size
@@ -310,23 +320,23 @@ def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     return goal
 
 
-def _lane_errors(
-    problem: Problem, lanes: Lanes, after: Point, error: Point
-) -> Float[Array, " n"]:
+def _lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Point) -> Float[Array, " n"]:
     """Largest error of each lane over what is allowed; infinite where it is not finite."""
 
     def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
         domain, before = problem.flow.domain, lane.point
-        larger = jax.tree.map(
-            lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after
-        )
+        larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
         # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
         place = jax.tree.map(jnp.maximum, before.coordinates, after.coordinates)
         place = place if domain.absorbing else larger.coordinates
         allowed = domain.error_scale(place, problem.rtol, lane.atol)
         tiny = jnp.finfo(after.time.dtype).tiny
-        shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error.coordinates, allowed))
-        for size, e in zip((larger.time, *larger.integrals), (error.time, *error.integrals), strict=True):
+        shares = jax.tree.leaves(
+            jax.tree.map(lambda e, s: jnp.abs(e) / s, error.coordinates, allowed)
+        )
+        for size, e in zip(
+            (larger.time, *larger.integrals), (error.time, *error.integrals), strict=True
+        ):
             shares.append(jnp.abs(e) / (problem.rtol * size + tiny))
         largest = jnp.max(jnp.stack([jnp.max(share) for share in shares]))
         sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(after)]))
@@ -426,9 +436,7 @@ def _folded(
     return lanewise(of_lane)(lanes, nodes)
 
 
-def _recorded(
-    tape: Tape | None, dense: PyTree[Array], end: Float[Array, " n"]
-) -> Tape | None:
+def _recorded(tape: Tape | None, dense: PyTree[Array], end: Float[Array, " n"]) -> Tape | None:
     if tape is None:
         return None
     return Tape(

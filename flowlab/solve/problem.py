@@ -352,9 +352,7 @@ def check_states(
     fits = shapes[0][int(batched) :] == tuple(shape) and len(shapes[0]) == len(shape) + batched
     if one_array and not (fits and len(shape) > 0):
         wanted = wanted if expected else ("(n, d)" if batched else "(d,)")
-        raise ValueError(
-            f"Argument `{name}` must have shape {wanted}, but has shape {shapes[0]}."
-        )
+        raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {shapes[0]}.")
     if batched and (len({s[:1] for s in shapes}) != 1 or shapes[0][0] == 0):
         raise ValueError(
             f"Argument `{name}` must hold at least one start, and as many in every leaf, "
@@ -380,9 +378,7 @@ def _numbers(name: str, leaf: Any) -> np.ndarray:
 
 
 def _check_potential(name: str, flow: AbstractFlow, states: Any, batched: bool) -> None:
-    one = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states
-    )
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
     with jax.enable_x64(True):
         value = jax.eval_shape(flow.potential, one)
     if getattr(value, "shape", None) != ():

@@ -1,0 +1,184 @@
+"""Sweeps on disk: Zarr groups that xarray opens, with a description of what they hold."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowlab import __version__
+from flowlab.ensemble import Runs
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["check_free", "description", "read", "write"]
+
+_MARK = "flowlab_version"  # the attribute by which a store is known as one of flowlab's
+_DESCRIPTION = "flowlab_description"
+_METADATA = "zarr.json"  # the file that makes a folder a Zarr group of version 3
+
+
+def write(
+    runs: "Runs | xarray.Dataset",
+    path: str | os.PathLike[str],
+    *,
+    description: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write runs as a Zarr group of version 3, to be opened by `read` or `xarray.open_zarr`.
+
+    The group's attributes hold the versions of flowlab, jax and diffrax, and the description as
+    JSON. The group is written beside its place and then renamed, so that what stands at `path` is
+    always whole; folders that are missing on the way there are made.
+
+    Args:
+        runs: What `sweep` gives, or a Dataset.
+        path: The folder to write.
+        description: What the runs are (loss, policy, target, tolerances, ...), made of what JSON
+            holds.
+        overwrite: Replace the store that stands at `path`. Anything else there is left alone.
+
+    Raises:
+        ValueError: If `runs` is neither Runs nor a Dataset, `description` is not made of what JSON
+            holds, or `path` is taken: by anything without `overwrite`, by anything but a store of
+            flowlab with it.
+        OSError: If the folder cannot be written; nothing is then left at `path` but what was there.
+    """
+    text = _as_json(description)
+    dataset = _as_dataset(runs)
+    check_free(path, overwrite=overwrite)
+    place = Path(path).resolve()  # a link stays one: what it leads to is replaced
+    place.parent.mkdir(parents=True, exist_ok=True)
+    half_written = _sibling(place)
+    try:
+        # Consolidated metadata is no part of Zarr's version 3, and warned about.
+        marked = dataset.assign_attrs({**_versions(), _DESCRIPTION: text})
+        marked.to_zarr(half_written, mode="w-", zarr_format=3, consolidated=False)
+        check_free(path, overwrite=overwrite)
+        _put_in_place(half_written, place)
+    except BaseException:
+        shutil.rmtree(half_written, ignore_errors=True)
+        raise
+
+
+def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
+    """The runs in a store, as a Dataset whose values are read when they are needed.
+
+    Args:
+        path: A folder that `write` wrote.
+
+    Raises:
+        FileNotFoundError: If there is nothing at `path`.
+        NotADirectoryError: If `path` is a file.
+        ValueError: If the folder is no store of flowlab.
+    """
+    import xarray
+
+    place = Path(path)
+    if not place.exists():
+        raise FileNotFoundError(
+            f"Argument `path` must name a store of flowlab, but {place} does not exist."
+        )
+    if not place.is_dir():
+        raise NotADirectoryError(
+            f"Argument `path` must name a store of flowlab, but {place} is a file."
+        )
+    if not _is_store(place):
+        raise ValueError(
+            f"Argument `path` must name a store of flowlab, but {place} is another folder."
+        )
+    return xarray.open_zarr(place, chunks=None, consolidated=False)
+
+
+def description(dataset: "xarray.Dataset") -> dict[str, Any]:
+    """The description that a store was written with; empty where there was none."""
+    return json.loads(dataset.attrs.get(_DESCRIPTION, "{}"))
+
+
+def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Raise where `write` would refuse a path, so that long work need not run in vain.
+
+    Raises:
+        ValueError: If `path` is taken, or one of the folders on the way to it is a file.
+    """
+    place = Path(path)
+    for parent in place.absolute().parents:
+        if parent.exists():
+            if not parent.is_dir():
+                raise ValueError(
+                    f"Argument `path` must lie in a folder, but {parent} is a file; give another."
+                )
+            break
+    if not place.exists() and not place.is_symlink():
+        return
+    if not _is_store(place):
+        raise ValueError(
+            f"Argument `path` must be free, but {place} exists and is no store of flowlab; "
+            "give another."
+        )
+    if not overwrite:
+        raise ValueError(
+            f"Argument `path` must be free, but {place} exists; give another, or overwrite it."
+        )
+
+
+def _put_in_place(new: Path, place: Path) -> None:
+    """Rename a whole store to its place; the one that stood there goes only once it has gone well.
+
+    Its files are removed under another name, metadata first: half removed, it is no store.
+    """
+    if not place.exists():
+        os.rename(new, place)
+        return
+    old = _sibling(place)
+    os.rename(place, old)
+    try:
+        os.rename(new, place)
+    except BaseException:
+        os.rename(old, place)
+        raise
+    (old / _METADATA).unlink()
+    shutil.rmtree(old)
+
+
+def _sibling(place: Path) -> Path:
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
+
+
+def _is_store(place: Path) -> bool:
+    try:
+        group = json.loads((place / _METADATA).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(group, dict) and _MARK in (group.get("attributes") or {})
+
+
+def _versions() -> dict[str, str]:
+    others = {f"{name}_version": metadata.version(name) for name in ("jax", "diffrax")}
+    return {_MARK: __version__, **others}
+
+
+def _as_json(description: Mapping[str, Any] | None) -> str:
+    try:
+        return json.dumps(dict(description or {}), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "Argument `description` must be made of what JSON holds, "
+            f"but is {description!r} ({error})."
+        ) from error
+
+
+def _as_dataset(runs: "Runs | xarray.Dataset") -> "xarray.Dataset":
+    import xarray
+
+    if isinstance(runs, Runs):
+        return runs.to_xarray()
+    if isinstance(runs, xarray.Dataset):
+        return runs
+    raise ValueError(
+        f"Argument `runs` must be Runs or a Dataset, but is of type {type(runs).__name__}."
+    )

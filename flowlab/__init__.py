@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from flowlab.ensemble import Runs, sweep
     from flowlab.flow import Flow, preference_flow
     from flowlab.losses import DPO, Pair
     from flowlab.policies import LogRatioPlane, RatioPlane
     from flowlab.solve import flow_line
-    from flowlab.ensemble import Runs, sweep
 
 __all__ = [
     "DPO",

@@ -26,7 +26,7 @@ class AbstractDomain(eqx.Module):
     in finite time at infinite speed, lies at infinity.
     """
 
-    absorbing: eqx.AbstractClassVar[bool]
+    absorbing: ClassVar[bool]
 
     @abstractmethod
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
@@ -90,7 +90,7 @@ class WholeSpace(AbstractDomain):
         return jax.tree.map(lambda leaf: atol + rtol * jnp.abs(leaf), coordinates)
 
     def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""]:
-        """rtol × 1e-3 × the smallest component that is not zero, or × 1 where all are.
+        """Rtol × 1e-3 × the smallest component that is not zero, or × 1 where all are.
 
         Escape from a saddle needs an absolute tolerance far below the distance to it.
         """
@@ -160,7 +160,7 @@ class Box(_Orthant):
     chosen: float = eqx.field(static=True)
     rejected: float = eqx.field(static=True)
 
-    def __init__(self, chosen: float = 1.0, rejected: float = 1.0):
+    def __init__(self, chosen: float = 1.0, rejected: float = 1.0) -> None:
         self.chosen = _positive("chosen", chosen)
         self.rejected = _positive("rejected", rejected)
 
@@ -183,7 +183,7 @@ class Simplex(_Orthant):
     ref_chosen: float = eqx.field(static=True)
     ref_rejected: float = eqx.field(static=True)
 
-    def __init__(self, ref_chosen: float = 1.0, ref_rejected: float = 1.0):
+    def __init__(self, ref_chosen: float = 1.0, ref_rejected: float = 1.0) -> None:
         self.ref_chosen = _positive("ref_chosen", ref_chosen)
         self.ref_rejected = _positive("ref_rejected", ref_rejected)
 

@@ -35,6 +35,8 @@ from flowlab.until import AbstractTarget, Clock, Outcome
 if TYPE_CHECKING:
     import xarray
 
+Device = Any  # jax.Device, which is no type to a type checker
+
 __all__ = ["Audit", "Runs", "sweep"]
 
 _BLOCK_ON_CPU = 1024  # a step's arrays fit the caches of a core
@@ -157,7 +159,7 @@ def sweep(
     atol: float | None = None,
     solver: Any = None,
     block_size: int | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     max_steps: int = 4096,
     audit: float = 0.0,
     progress: bool | None = None,
@@ -237,7 +239,7 @@ def _solve_case(
     problem: Problem,
     starts: PyTree[np.ndarray],
     *,
-    devices: list[jax.Device],
+    devices: list[Device],
     size: int,
     max_steps: int,
     progress: Callable[[int], Any] = lambda n: None,
@@ -247,7 +249,7 @@ def _solve_case(
     blocks = [order[i : i + size] for i in range(0, len(order), size)]
     collected = _Collected(len(order))
 
-    def first(block: np.ndarray, device: jax.Device) -> Any:
+    def first(block: np.ndarray, device: Device) -> Any:
         padded = np.concatenate([block, np.repeat(block[-1:], size - len(block))])
         lanes_last = jax.tree.map(lambda x: np.moveaxis(x[padded], 0, -1), starts)
         keep = 0 if len(blocks) == 1 else size // _LEFT_FOR_LATER
@@ -309,7 +311,7 @@ def _later_passes(
     pool: list[tuple[np.ndarray, Lanes]],
     safe: bool,
     collected: _Collected,
-    devices: list[jax.Device],
+    devices: list[Device],
     size: int,
     max_steps: int,
     progress: Callable[[int], Any],
@@ -322,7 +324,7 @@ def _later_passes(
         places = [np.arange(i, min(i + size, len(indices))) for i in range(0, len(indices), size)]
         keep = 0 if len(places) == 1 else size // _LEFT_FOR_LATER
 
-        def go_on(place: np.ndarray, device: jax.Device) -> Any:
+        def go_on(place: np.ndarray, device: Device) -> Any:
             padded = np.concatenate([place, np.repeat(place[-1:], size - len(place))])
             chosen = jax.tree.map(lambda x: x[..., padded], lanes)  # noqa: B023
             return _later_pass(safe_or_not, jax.device_put(chosen, device), keep, max_steps)  # noqa: B023
@@ -364,9 +366,9 @@ def _order(problem: Problem, starts: PyTree[np.ndarray]) -> Int[np.ndarray, " n"
 
 
 def _in_parallel(
-    work: Callable[[Any, jax.Device], Any],
+    work: Callable[[Any, Device], Any],
     items: list[Any],
-    devices: list[jax.Device],
+    devices: list[Device],
     problem: Problem,
 ) -> Any:
     """`work` on all items, results as NumPy in the order of the items."""

@@ -89,7 +89,7 @@ class Flow(AbstractFlow):
         metric: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]] | None = None,
         domain: AbstractDomain | None = None,
         wall: WallRule = "stop",
-    ):
+    ) -> None:
         if not callable(potential):
             raise ValueError(f"Argument `potential` must be a function, but is {potential!r}.")
         self.function = potential
@@ -118,13 +118,20 @@ class PreferenceFlow(AbstractFlow):
     policy: AbstractPolicy
     weights: Float[ArrayLike, " p"] | None
 
-    @property
-    def domain(self) -> AbstractDomain:
-        return self.policy.domain
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
 
-    @property
-    def wall(self) -> WallRule:
-        return self.policy.wall
+    def __init__(
+        self,
+        loss: AbstractLoss,
+        policy: AbstractPolicy,
+        weights: Float[ArrayLike, " p"] | None = None,
+    ) -> None:
+        self.loss = loss
+        self.policy = policy
+        self.weights = weights
+        self.domain = policy.domain
+        self.wall = policy.wall
 
     @property
     def state_shape(self) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 __all__ = ["DPO", "AbstractLoss", "Pair", "negative_log_sigmoid", "positive_parameter"]
@@ -92,7 +93,7 @@ class DPO(AbstractLoss):
 
     beta: Float[ArrayLike, "*p"]
 
-    def __init__(self, beta: Float[ArrayLike, "*p"]):
+    def __init__(self, beta: Float[ArrayLike, "*p"]) -> None:
         self.beta = positive_parameter("beta", beta)
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -122,7 +123,7 @@ def positive_parameter(name: str, value: ArrayLike) -> Any:
     Raises:
         ValueError: If a value is not a positive finite number.
     """
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value
     if isinstance(value, jax.Array):
         value = np.asarray(value)

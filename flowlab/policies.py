@@ -90,7 +90,7 @@ class RatioPlane(AbstractPolicy):
         ref_rejected: float = 0.0,
         chosen_length: float = 20.0,
         rejected_length: float = 20.0,
-    ):
+    ) -> None:
         domain = Quadrant() if domain is None else domain
         if isinstance(domain, WholeSpace):
             raise ValueError(
@@ -157,7 +157,7 @@ class LogRatioPlane(AbstractPolicy):
         ref_rejected: float = -20.0,
         chosen_length: float = 20.0,
         rejected_length: float = 20.0,
-    ):
+    ) -> None:
         self.matrix = _checked_kernel(np.eye(2) if kernel is None else kernel)
         self.domain = WholeSpace()
         self.wall = "stop"

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -39,7 +40,7 @@ def write(
         runs: What `sweep` gives, or a Dataset.
         path: The folder to write.
         description: What the runs are (loss, policy, target, tolerances, ...), made of what JSON
-            holds.
+            holds; None keeps that of a Dataset which was read from a store.
         overwrite: Replace the store that stands at `path`. Anything else there is left alone.
 
     Raises:
@@ -48,16 +49,15 @@ def write(
             flowlab with it.
         OSError: If the folder cannot be written; nothing is then left at `path` but what was there.
     """
-    text = _as_json(description)
+    text = None if description is None else _as_json(description)
     dataset = _as_dataset(runs)
+    told = {} if text is None else {_DESCRIPTION: text}
     check_free(path, overwrite=overwrite)
     place = Path(path).resolve()  # a link stays one: what it leads to is replaced
     place.parent.mkdir(parents=True, exist_ok=True)
     half_written = _sibling(place)
     try:
-        # Consolidated metadata is no part of Zarr's version 3, and warned about.
-        marked = dataset.assign_attrs({**_versions(), _DESCRIPTION: text})
-        marked.to_zarr(half_written, mode="w-", zarr_format=3, consolidated=False)
+        _write_group(dataset.assign_attrs({**_versions(), **told}), half_written)
         check_free(path, overwrite=overwrite)
         _put_in_place(half_written, place)
     except BaseException:
@@ -91,7 +91,7 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
         raise ValueError(
             f"Argument `path` must name a store of flowlab, but {place} is another folder."
         )
-    return xarray.open_zarr(place, chunks=None, consolidated=False)
+    return xarray.open_zarr(place, chunks=None)
 
 
 def description(dataset: "xarray.Dataset") -> dict[str, Any]:
@@ -124,6 +124,14 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         raise ValueError(
             f"Argument `path` must be free, but {place} exists; give another, or overwrite it."
         )
+
+
+def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
+    with warnings.catch_warnings():
+        # Zarr warns that version 3 does not specify consolidated metadata; without them, it is
+        # xarray that warns whoever opens the group.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        dataset.to_zarr(place, mode="w-", zarr_format=3, consolidated=True)
 
 
 def _put_in_place(new: Path, place: Path) -> None:
@@ -162,9 +170,9 @@ def _versions() -> dict[str, str]:
     return {_MARK: __version__, **others}
 
 
-def _as_json(description: Mapping[str, Any] | None) -> str:
+def _as_json(description: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(description or {}), allow_nan=False)
+        return json.dumps(dict(description), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
             "Argument `description` must be made of what JSON holds, "

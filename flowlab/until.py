@@ -58,7 +58,7 @@ class Outcome(IntEnum):
 class AbstractTarget(eqx.Module):
     """When a flow line has arrived: at one or several levels, met in their order."""
 
-    kind: eqx.AbstractClassVar[Literal["level", "time", "boundary"]]
+    kind: ClassVar[Literal["level", "time", "boundary"]]
     levels: eqx.AbstractVar[Float[ArrayLike, " k"]]
     time_limit: eqx.AbstractVar[Float[ArrayLike, ""]]
 

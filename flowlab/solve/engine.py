@@ -111,14 +111,14 @@ def advance(
         keep: Lanes under which a block is not worth going on with; those left are still running.
         tape_length: Steps to record, or None to record none.
     """
-    with jax.numpy_dtype_promotion("standard"):
-        loop = _first_loop(problem, lanes, tape_length)
-        running = jnp.maximum(jnp.asarray(keep), 0)
+    loop = _first_loop(problem, lanes, tape_length)
+    keep, max_steps = jnp.asarray(keep, jnp.int32), jnp.asarray(max_steps, jnp.int32)
 
-        def going(loop: _Loop) -> Bool[Array, ""]:
-            return (jnp.sum(loop.lanes.active) > running) & (loop.tries < max_steps)
+    def going(loop: _Loop) -> Bool[Array, ""]:
+        running = jnp.sum(loop.lanes.active, dtype=jnp.int32)
+        return (running > keep) & (loop.tries < max_steps)
 
-        loop = lax.while_loop(going, lambda loop: _stepped(problem, loop), loop)
+    loop = lax.while_loop(going, lambda loop: _stepped(problem, loop), loop)
     return loop.lanes, loop.tries, loop.tape
 
 
@@ -214,9 +214,9 @@ def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
 def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loop:
     step = problem.first_step
     zero = jnp.zeros_like(step)
-    one = jnp.ones_like(step)
+    never = jnp.full_like(step, jnp.inf)
     _, controller_state = problem.controller.init(
-        _terms(problem), zero, one, zero, step, None, None, _order(problem)
+        _terms(problem), zero, never, zero, step, None, problem.solver.func, _order(problem)
     )
     solver_state = problem.solver.init(_terms(problem), zero, step, lanes.point, lanes)
     tape = None
@@ -234,7 +234,7 @@ def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loo
 
 
 def _terms(problem: Problem) -> diffrax.ODETerm:
-    def field(offset: Array, point: Point, lanes: Lanes) -> Point:
+    def field(offset: Any, point: Any, lanes: Any) -> Any:
         return lanewise(lambda lane, here: rates(problem, lane, offset, here))(lanes, point)
 
     return diffrax.ODETerm(field)
@@ -320,7 +320,7 @@ def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     return goal
 
 
-def _lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Point) -> Float[Array, " n"]:
+def _lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
     """Largest error of each lane over what is allowed; infinite where it is not finite."""
 
     def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
@@ -506,8 +506,8 @@ def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTre
     """The end with the component that was absorbed set to zero."""
     if not isinstance(end, jax.Array) or end.ndim != 1:
         return end
-    falling = jnp.argmin(lane.point.coordinates - lane.start)
-    return jnp.where(arrived & (jnp.arange(end.size) == falling), 0, end)
+    falling = jnp.argmin(lane.point.coordinates - lane.start).astype(jnp.int32)
+    return jnp.where(arrived & (jnp.arange(end.size, dtype=jnp.int32) == falling), 0, end)
 
 
 def _ends(problem: Problem, lane: Lanes, time: Float[Array, ""]) -> Ends:

@@ -260,7 +260,7 @@ def _with_tangent(
     values_at: Any, end: Float[Array, " n"], fired: Int[Array, " n"]
 ) -> Float[Array, " n"]:
     """A located event whose derivative is that of the implicit function, by one Newton step."""
-    lanes = jnp.arange(end.size)
+    lanes = jnp.arange(end.size, dtype=jnp.int32)
 
     def value(at: Float[Array, " n"]) -> Float[Array, " n"]:
         return values_at(at)[fired, lanes]
@@ -280,7 +280,7 @@ def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     if problem.clock == "time" and problem.target.kind == "time":
         last = jnp.asarray(problem.target.levels, lane.point.time.dtype)[lane.level]
         here = here & (lane.point.time >= last * (1 - 16 * jnp.finfo(last.dtype).eps))
-    met = here & (jnp.arange(problem.levels) == lane.level)
+    met = here & (jnp.arange(problem.levels, dtype=jnp.int32) == lane.level)
     times = jnp.where(met, lane.point.time, lane.level_times)
     done = here & (lane.level == problem.levels - 1)
     level = jnp.minimum(lane.level + here.astype(jnp.int32), problem.levels - 1)
@@ -295,7 +295,7 @@ def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     due = problem.save_at[jnp.minimum(lane.next_save, size - 1)]
     close = 16 * jnp.finfo(due.dtype).eps
     here = here & (lane.next_save < size) & (lane.point.time >= due * (1 - close))
-    now = here & (jnp.arange(size) == lane.next_save)
+    now = here & (jnp.arange(size, dtype=jnp.int32) == lane.next_save)
 
     def put(all_: Array, one: Array) -> Array:
         return jnp.where(jnp.reshape(now, (size, *(1,) * one.ndim)), one, all_)
@@ -322,7 +322,7 @@ def _wall_met(problem: Problem, lane: Lanes, here: Bool[Array, ""], index: int) 
     if problem.flow.wall == "stop":
         return _ended(lane, here, Outcome.at_wall)
     _, _, along = motion(problem, onto, jnp.asarray(index, jnp.int32))
-    before = (lane.wall == jnp.arange(len(normals))).astype(state.dtype)
+    before = (lane.wall == jnp.arange(len(normals), dtype=jnp.int32)).astype(state.dtype)
     outward = (before @ jnp.asarray(normals, state.dtype)) @ along
     corner = here & (lane.wall != INTERIOR) & ((outward > 0) | (norm(along) == 0))
     wall = jnp.where(here, index, lane.wall)

@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowlab.domains import slide
@@ -40,6 +41,7 @@ __all__ = [
 INTERIOR = -1  # the wall index of a lane that is on no wall
 _HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
 _SMALLEST_RTOL = 50.0  # machine epsilons
+_CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
 FIRST_STEP = {"time": 0.02, "loss": 0.05, "arc_length": 0.01}
 
 lanewise: Callable[..., Any] = partial(jax.vmap, in_axes=-1, out_axes=-1)
@@ -154,13 +156,15 @@ def make_problem(
     rtol: float = 1e-6,
     atol: float | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    controller: diffrax.AbstractStepSizeController | None = None,
+    constant_step: float | None = None,
     measures: tuple[AbstractMeasure, ...] = (),
     save_at: Float[ArrayLike, " s"] | None = None,
     reverse: bool = False,
     alone: bool = False,
 ) -> Problem:
     """A problem from what a user says, checked; its arrays have the dtype of the work.
+
+    With `constant_step` the steps are not adapted: to observe the order of a solver.
 
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
@@ -194,9 +198,9 @@ def make_problem(
         save_at=jnp.asarray(_checked_times(save_at), dtype),
         rtol=jnp.asarray(rtol, dtype),
         atol=None if atol is None else jnp.asarray(atol, dtype),
-        first_step=jnp.asarray(FIRST_STEP[clock], dtype),
+        first_step=jnp.asarray(constant_step or FIRST_STEP[clock], dtype),
         solver=solver,
-        controller=diffrax.PIDController(rtol=0.0, atol=1.0) if controller is None else controller,
+        controller=_CONTROLLER if constant_step is None else diffrax.ConstantStepSize(),
         clock=clock,
         logarithmic=bool(clock == "loss" and np.min(until.levels) > 0),
         timed=bool(np.isfinite(until.time_limit)),
@@ -214,7 +218,7 @@ def motion(problem: Problem, state: PyTree[Array], wall: Int[Array, ""]) -> tupl
     normals, _ = flow.domain.walls()
     if len(normals) == 0 or flow.wall == "stop":
         return gradient, free, free
-    chosen = (wall == jnp.arange(len(normals))).astype(state.dtype)
+    chosen = (wall == jnp.arange(len(normals), dtype=jnp.int32)).astype(state.dtype)
     normal = chosen @ jnp.asarray(normals, state.dtype)
     return gradient, free, slide(free, normal, flow.metric(state, normal))
 
@@ -278,7 +282,7 @@ def _checked_clock(
         )
     possible = until.clocks(flow)
     if reverse:
-        possible = tuple(name for name in possible if name != "loss")
+        possible: tuple[Clock, ...] = tuple(name for name in possible if name != "loss")
     if clock is None:
         return "arc_length" if save_at is not None and possible[0] == "loss" else possible[0]
     if clock not in possible:
@@ -340,7 +344,7 @@ def check_states(
             f"but is {flow!r}."
         )
     leaves, treedef = jax.tree.flatten(_array_if_list(states))
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if any(isinstance(leaf, Tracer) for leaf in leaves):
         return states, jnp.result_type(*leaves)
     arrays = [_numbers(name, leaf) for leaf in leaves]
     dtype = np.result_type(*arrays, np.float32)

@@ -69,7 +69,7 @@ class StraightLine(diffrax.AbstractSolver):
 
 
 def _sum(y: Any, dt: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
-    """y + dt·Σ weights·slopes, leaving out what has no weight."""
+    """Y + dt·Σ weights·slopes, leaving out what has no weight."""
     used = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
     def of_leaf(leaf: Array, *parts: Array) -> Array:

@@ -88,8 +88,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class StudyData:
-    """Everything that was run; figures, claims and report read it and run nothing themselves
-    but single flow lines.
+    """Everything that was run; figures, claims and report read it.
 
     Attributes:
         settings: What was asked for.

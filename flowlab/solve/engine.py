@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from flowlab.flow import norm
+from flowlab.flow import inner, norm
 from flowlab.measures import NODES, Ends, Nodes
 from flowlab.solve.events import (
     absorption_tail,
@@ -47,6 +47,7 @@ _EVICT_BELOW = 1e-5
 """Part of the first step under which the lanes that want a smaller one leave the block."""
 _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
+_NEAR_REST = 10.0  # tolerances still to go, under which a line counts as at rest
 _LONGEST_TIME = 0.5  # of the exponents that a number can have: time grows tenfold a step at most
 
 
@@ -171,12 +172,10 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         outcome=outcome,
         evicted=jnp.zeros((), bool),
         absorbed=jnp.zeros((), bool),
-        stirred=jnp.zeros((), bool),
         steps=no,
         signals=zero,
         start=coordinates,
         start_value=value,
-        start_speed=norm(push),
         span=_span(problem, value),
         atol=jnp.asarray(atol, dtype),
     )
@@ -394,29 +393,35 @@ _LEVEL_OR_SAVE = 10_000
 
 
 def _rested(problem: Problem, lane: Lanes) -> Lanes:
-    """A lane that has come to rest: while its time doubles, it moves less than its tolerance.
+    """A lane that has come to rest, or whose time has left the range of numbers.
 
-    That alone would also be true on a plateau that was just entered, so the lane must have moved by
-    more than its tolerance before, or have lost nearly all of its speed within it.
+    With p the velocity of the coordinates and p' its change along the flow line, a line that comes
+    to rest has p·τ still to go, τ = −|p|²/(p·p'): exactly so for a single rate of decay. On a
+    plateau p changes slowly, and the way to go is long. Rest is a way to go of some tolerances,
+    which is as near as an explicit solver comes; the distance from the critical point is that,
+    times the condition number of the Hessian at worst.
     """
     domain = problem.flow.domain
-    state = domain.state(lane.point.coordinates)
-    _, _, velocity = motion(problem, state, lane.wall)
-    push = domain.push(state, velocity)
-    allowed = domain.error_scale(lane.point.coordinates, problem.rtol, lane.atol)
-    shares = jax.tree.map(lambda v, s: jnp.max(jnp.abs(v) / s), push, allowed)
-    moves = lane.point.time * jnp.max(jnp.stack(jax.tree.leaves(shares)))
-    decayed = norm(push) < 0.01 * lane.start_speed
-    resting = (lane.outcome == 0) & (moves < 1) & (lane.stirred | decayed)
+
+    def push(coordinates: PyTree[Array]) -> PyTree[Array]:
+        state = domain.state(coordinates)
+        return domain.push(state, motion(problem, state, lane.wall)[2])
+
+    coordinates = lane.point.coordinates
+    here, change = jax.jvp(push, (coordinates,), (push(coordinates),))
+    slowing = -inner(here, change)
+    left = inner(here, here) / jnp.where(slowing > 0, slowing, 1)
+    allowed = domain.error_scale(coordinates, problem.rtol, lane.atol)
+    shares = jax.tree.map(lambda p, s: jnp.max(jnp.abs(left * p) / s), here, allowed)
+    near = (slowing > 0) & (jnp.max(jnp.stack(jax.tree.leaves(shares))) < _NEAR_REST)
+    resting = (lane.outcome == 0) & (near | (norm(here) == 0))
     on_wall = lane.wall != INTERIOR
     code = jnp.where(on_wall, jnp.int32(Outcome.at_wall), jnp.int32(Outcome.at_critical_point))
     limit = jnp.finfo(lane.point.time.dtype).max ** _LONGEST_TIME
-    late = (lane.outcome == 0) & (lane.point.time > limit)
+    late = (lane.outcome == 0) & (lane.point.time > limit) & ~resting
     outcome = jnp.where(resting, code, lane.outcome)
-    outcome = jnp.where(late & ~resting, jnp.int32(Outcome.time_limit), outcome)
-    return eqx.tree_at(
-        lambda x: (x.outcome, x.stirred), lane, (outcome, lane.stirred | (moves >= 1))
-    )
+    outcome = jnp.where(late, jnp.int32(Outcome.time_limit), outcome)
+    return eqx.tree_at(lambda x: x.outcome, lane, outcome)
 
 
 def _folded(

@@ -82,12 +82,10 @@ class Lanes(eqx.Module):
         outcome: Code of `Outcome`; 0 while a lane runs.
         evicted: Whether a lane holds up its block and is to go on elsewhere.
         absorbed: Whether a lane has come to the boundary.
-        stirred: Whether a lane has moved by more than its tolerance.
         steps: Accepted steps.
         signals: Positive until an event happens; shape (m, n).
         start: Coordinates at the start.
         start_value: Potential at the start.
-        start_speed: Speed of the coordinates at the start.
         span: Length of the way in the clock.
         atol: Absolute tolerance of the state.
     """
@@ -104,12 +102,10 @@ class Lanes(eqx.Module):
     outcome: Int[Array, "*n"]
     evicted: Bool[Array, "*n"]
     absorbed: Bool[Array, "*n"]
-    stirred: Bool[Array, "*n"]
     steps: Int[Array, "*n"]
     signals: Float[Array, "m *n"]
     start: PyTree[Float[Array, "*n"]]
     start_value: Float[Array, "*n"]
-    start_speed: Float[Array, "*n"]
     span: Float[Array, "*n"]
     atol: Float[Array, "*n"]
 

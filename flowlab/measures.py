@@ -29,11 +29,11 @@ __all__ = [
     "slowest",
 ]
 
-NODES = 5  # points of a step at which folds see the flow line; quartics match the solvers' order
+NODES = 7  # points of a step at which folds see the flow line, through which a sextic is laid
 _GRID = np.linspace(0.0, 1.0, NODES)
-_TO_COEFFICIENTS = np.linalg.inv(np.vander(_GRID))  # values at the nodes -> quartic, highest first
+_TO_COEFFICIENTS = np.linalg.inv(np.vander(_GRID))  # values at the nodes -> coefficients, highest first
 _FINE = np.linspace(0.0, 1.0, 4 * (NODES - 1) + 1)
-_NEWTON_STEPS = 6  # from a linear guess between nodes, more than enough for a quartic
+_NEWTON_STEPS = 6  # from a linear guess between nodes, more than enough for the polynomial
 
 Space = Literal["state", "x", "u", "probability"]
 
@@ -294,7 +294,7 @@ def dwell(below: float, *, of: Space = "state") -> AbstractMeasure:
     Raises:
         ValueError: If `below` is not positive and finite.
 
-    Accuracy: the crossings of the speed are located in a quartic through five points of each step;
+    Accuracy: the crossings of the speed are located in a polynomial through seven points of each step;
         1e-5 of the total time or better at rtol 1e-6.
     """
     threshold = np.asarray(below, dtype=float)
@@ -393,13 +393,13 @@ def _coefficients(values: Float[Array, "k ..."]) -> Float[Array, "k ..."]:
 
 
 def _at(values: PyTree[Float[Array, "k ..."]], place: Float[Array, ""]) -> PyTree[Array]:
-    """The quartic through values at the nodes, at a place in [0, 1]."""
-    powers = place ** jnp.arange(NODES - 1, -1, -1)
+    """The polynomial through values at the nodes, at a place in [0, 1]."""
+    powers = jnp.stack([place**power for power in range(NODES - 1, -1, -1)])
     return jax.tree.map(lambda leaf: jnp.tensordot(powers, _coefficients(leaf), axes=1), values)
 
 
 def _roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
-    """The root of the quartic in each interval between nodes; of use where the sign changes."""
+    """The root of the polynomial in each interval between nodes; of use where the sign changes."""
     coefficients = _coefficients(values)
     left, right = (jnp.asarray(edge, values.dtype) for edge in (_GRID[:-1], _GRID[1:]))
     rise = values[1:] - values[:-1]
@@ -413,7 +413,7 @@ def _roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
 
 
 def _time_below(values: Float[Array, " k"], time: Float[Array, " k"]) -> Float[Array, ""]:
-    """The time during which the quartic through the values is negative."""
+    """The time during which the polynomial through the values is negative."""
     at_roots = jax.vmap(lambda place: _at(time, place))(_roots(values))
     low = values < 0
     falls, rises = low[1:] & ~low[:-1], low[:-1] & ~low[1:]
@@ -423,7 +423,7 @@ def _time_below(values: Float[Array, " k"], time: Float[Array, " k"]) -> Float[A
 
 
 def _lowest_place(values: Float[Array, " k"]) -> Float[Array, ""]:
-    """Where the quartic through the values is lowest on [0, 1]."""
+    """Where the polynomial through the values is lowest on [0, 1]."""
     coefficients = _coefficients(values)
     fine = jnp.asarray(_FINE, values.dtype)
     place = fine[jnp.argmin(jnp.polyval(coefficients, fine))]
@@ -438,6 +438,6 @@ def _lowest_place(values: Float[Array, " k"]) -> Float[Array, ""]:
 
 
 def _first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """Whether the quartic through the values changes sign, and where it first does."""
+    """Whether the polynomial through the values changes sign, and where it first does."""
     changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
     return jnp.any(changes), _roots(values)[jnp.argmax(changes)]

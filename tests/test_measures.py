@@ -1,0 +1,168 @@
+"""Measures against closed forms and independent quadrature."""
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.optimize import brentq
+
+import flowlab as fl
+from flowlab import exact, measures, starts, until
+
+BETA = 0.3
+FLOW = fl.preference_flow(fl.DPO(BETA), fl.RatioPlane())
+SQUARE = starts.uniform(300, (0.05, 0.05), (1.0, 1.0), key=8)
+TARGET = until.loss_below(0.1)
+LOG_FLOW = fl.preference_flow(fl.DPO(BETA), fl.LogRatioPlane())
+LOG_SQUARE = starts.uniform(200, (-2.0, -2.0), (2.0, 2.0), key=8)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    every = (
+        measures.path_length(),
+        measures.path_length("u"),
+        measures.change("x"),
+        measures.change("u"),
+        measures.change("probability"),
+        measures.rate_ratio("x"),
+        measures.margin_zero(),
+        measures.slowest(),
+        measures.dwell(0.4),
+    )
+    return fl.sweep(FLOW, SQUARE, until=TARGET, measures=every, rtol=1e-8)
+
+
+def angles(points):
+    return np.arctan2(points[:, 1], points[:, 0])
+
+
+def test_the_length_of_a_circular_line_is_radius_times_angle(runs):
+    radius = np.hypot(*SQUARE.T)
+    wanted = radius * (angles(SQUARE) - angles(runs.end))
+    np.testing.assert_allclose(runs.measures["path_length"], wanted, rtol=1e-6)
+
+
+def test_lengths_in_log_ratios_agree_with_quadrature(runs):
+    first, last = angles(SQUARE), angles(runs.end)
+    for index in range(5):
+        wanted, _ = quad(
+            lambda a: np.hypot(np.tan(a), 1 / np.tan(a)), last[index], first[index], epsrel=1e-11
+        )
+        assert runs.measures["path_length_u"][index] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_changes_are_end_less_start_in_each_space(runs):
+    for name, place in (("x", lambda x: x), ("u", np.log), ("probability", lambda x: x)):
+        wanted = place(runs.end) - place(SQUARE)
+        np.testing.assert_allclose(runs.measures[f"change_chosen_{name}"], wanted[:, 0], rtol=1e-9)
+        np.testing.assert_allclose(
+            runs.measures[f"change_rejected_{name}"], wanted[:, 1], rtol=1e-9
+        )
+
+
+def test_probabilities_are_ratios_times_the_reference():
+    policy = fl.RatioPlane(ref_chosen=np.log(0.25), ref_rejected=np.log(0.5))
+    flow = fl.preference_flow(fl.DPO(BETA), policy)
+    found = fl.sweep(
+        flow, SQUARE[:9], until=TARGET, measures=(measures.change("probability"),), rtol=1e-8
+    )
+    wanted = (found.end - SQUARE[:9]) * [0.25, 0.5]
+    np.testing.assert_allclose(found.measures["change_chosen_probability"], wanted[:, 0], rtol=1e-9)
+    np.testing.assert_allclose(
+        found.measures["change_rejected_probability"], wanted[:, 1], rtol=1e-9
+    )
+
+
+def test_the_ratio_of_rates_is_that_of_corollary_1(runs):
+    start, end = SQUARE, runs.end
+    np.testing.assert_allclose(
+        runs.measures["rate_ratio_x_start"], start[:, 1] / start[:, 0], rtol=1e-12
+    )
+    np.testing.assert_allclose(runs.measures["rate_ratio_x_end"], end[:, 1] / end[:, 0], rtol=1e-9)
+    total = np.abs((end - start)[:, 0] / (end - start)[:, 1])
+    np.testing.assert_allclose(runs.measures["rate_ratio_x_total"], total, rtol=1e-9)
+
+
+def test_the_margin_crosses_zero_on_the_diagonal_at_the_known_time(runs):
+    above = SQUARE[:, 1] > SQUARE[:, 0]
+    times = runs.measures["margin_zero_time"]
+    assert np.array_equal(np.isnan(times), ~above)
+    wanted = exact.ratio_plane_time(SQUARE[above], BETA, ratio=1.0)
+    assert np.max(np.abs(times[above] - wanted) / runs.time[above]) < 1e-7
+    radius = np.hypot(*SQUARE[above].T)
+    places = runs.measures["margin_zero_state"][above]
+    np.testing.assert_allclose(places, (radius / np.sqrt(2))[:, None] * [1, 1], rtol=1e-5)
+
+
+def circle_speed(radius, angle):
+    x = radius * np.stack([np.cos(angle), np.sin(angle)])
+    return BETA / (1 + (x[0] / x[1]) ** BETA) * np.hypot(1 / x[0], 1 / x[1])
+
+
+def test_the_slowest_point_is_the_minimum_along_the_circle(runs):
+    for index in range(40):
+        radius = np.hypot(*SQUARE[index])
+        fine = np.linspace(angles(runs.end)[index], angles(SQUARE)[index], 20001)
+        wanted = circle_speed(radius, fine)
+        lowest = np.argmin(wanted)
+        assert runs.measures["slowest_speed"][index] == pytest.approx(wanted[lowest], rel=1e-6)
+        place = runs.measures["slowest_state"][index]
+        assert np.arctan2(place[1], place[0]) == pytest.approx(fine[lowest], abs=2e-3)
+
+
+def test_dwell_is_the_time_between_the_crossings_of_the_speed():
+    points = np.array([[0.1, 0.9], [0.3, 0.8], [0.6, 0.7], [0.9, 0.3]])
+    for rtol, accuracy in ((1e-6, 1e-5), (1e-9, 1e-7)):
+        runs = fl.sweep(FLOW, points, until=TARGET, measures=(measures.dwell(0.4),), rtol=rtol)
+        for index, start in enumerate(points):
+            wanted = exact_dwell(start, runs.end[index], 0.4)
+            assert abs(runs.measures["dwell"][index] - wanted) <= accuracy * runs.time[index]
+        share = runs.measures["dwell"] / runs.time
+        np.testing.assert_allclose(runs.measures["dwell_share"], share, rtol=1e-12)
+
+
+def exact_dwell(start, end, speed):
+    """Time below a speed on a circle, from its crossings and the closed form of times."""
+    radius = np.hypot(*start)
+    fine = np.linspace(np.arctan2(end[1], end[0]), np.arctan2(start[1], start[0]), 4001)[::-1]
+    gap = circle_speed(radius, fine) - speed
+    edges = [fine[0]]
+    for i in np.flatnonzero(np.sign(gap[1:]) != np.sign(gap[:-1])):
+        edges.append(brentq(lambda a: circle_speed(radius, a) - speed, fine[i + 1], fine[i]))
+    edges.append(fine[-1])
+    total = 0.0
+    for first, last in zip(edges[:-1], edges[1:], strict=True):
+        if circle_speed(radius, (first + last) / 2) < speed:
+            begin = radius * np.array([np.cos(first), np.sin(first)])
+            total += float(exact.ratio_plane_time(begin, BETA, ratio=np.tan(last)))
+    return total
+
+
+def test_speed_on_the_log_ratio_plane_falls_so_that_dwell_ends_the_line():
+    threshold = 0.1
+    runs = fl.sweep(
+        LOG_FLOW, LOG_SQUARE, until=TARGET, measures=(measures.dwell(threshold),), rtol=1e-8
+    )
+    # speed = √2·β·σ(−z) falls along every line, below the threshold once z is large enough
+    z = np.log(np.sqrt(2) * BETA / threshold - 1)
+    margins = LOG_SQUARE[:, 0] - LOG_SQUARE[:, 1]
+    crossing = exact.kernel_time(margins, z / BETA, BETA, np.eye(2))
+    wanted = runs.time - np.where(margins < z / BETA, crossing, 0)
+    np.testing.assert_allclose(runs.measures["dwell"], wanted, rtol=2e-6)
+
+
+def test_measures_of_pairs_need_a_flow_with_pairs():
+    flow = fl.Flow(lambda y: (y**2).sum())
+    for measure in (measures.change("u"), measures.margin_zero(), measures.path_length("u")):
+        with pytest.raises(ValueError, match="Argument `measures`"):
+            fl.sweep(flow, SQUARE[:3], until=until.time(1.0), measures=(measure,))
+
+
+def test_unknown_spaces_and_speeds_are_refused():
+    with pytest.raises(ValueError, match="Argument `of`"):
+        measures.path_length("y")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Argument `of`"):
+        measures.change("state")
+    for below in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="Argument `below`"):
+            measures.dwell(below)

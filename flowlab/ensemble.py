@@ -42,6 +42,7 @@ __all__ = ["Audit", "Runs", "sweep"]
 _BLOCK_ON_CPU = 1024  # a step's arrays fit the caches of a core
 _BLOCK_ON_ACCELERATOR = 65536
 _LEFT_FOR_LATER = 16  # a block ends when one lane in so many still runs; those go on together
+_ENOUGH_BLOCKS = 32  # under which a pass for those left behind is not worth its compilation
 _AUDIT_TIGHTER = 100.0
 _AUDIT_SMALLEST_RTOL = 1e-13
 _AUDIT_SEED = 0
@@ -252,7 +253,7 @@ def _solve_case(
     def first(block: np.ndarray, device: Device) -> Any:
         padded = np.concatenate([block, np.repeat(block[-1:], size - len(block))])
         lanes_last = jax.tree.map(lambda x: np.moveaxis(x[padded], 0, -1), starts)
-        keep = 0 if len(blocks) == 1 else size // _LEFT_FOR_LATER
+        keep = 0 if len(blocks) < _ENOUGH_BLOCKS else size // _LEFT_FOR_LATER
         return _first_pass(problem, jax.device_put(lanes_last, device), keep, max_steps)
 
     running, evicted = [], []

@@ -31,7 +31,9 @@ __all__ = [
 
 NODES = 7  # points of a step at which folds see the flow line, through which a sextic is laid
 _GRID = np.linspace(0.0, 1.0, NODES)
-_TO_COEFFICIENTS = np.linalg.inv(np.vander(_GRID))  # values at the nodes -> coefficients, highest first
+_TO_COEFFICIENTS = np.linalg.inv(
+    np.vander(_GRID)
+)  # values at the nodes -> coefficients, highest first
 _FINE = np.linspace(0.0, 1.0, 4 * (NODES - 1) + 1)
 _NEWTON_STEPS = 6  # from a linear guess between nodes, more than enough for the polynomial
 

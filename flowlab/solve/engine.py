@@ -25,7 +25,6 @@ from flowlab.solve.events import (
     first_crossing,
     interpolated,
     land,
-    missed_wall,
     signals,
 )
 from flowlab.solve.problem import (
@@ -34,6 +33,7 @@ from flowlab.solve.problem import (
     Lanes,
     Point,
     Problem,
+    along_wall,
     lanewise,
     motion,
     rates,
@@ -140,7 +140,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start)),
     )
     state = domain.state(coordinates)
-    wall, push, free = _first_wall(problem, state)
+    wall, velocity, free = _first_wall(problem, state)
     value = flow.potential(state)
     ahead = problem.target.signal(flow, state, zero)
     level = jnp.sum(ahead <= 0).astype(jnp.int32)
@@ -151,7 +151,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         (~defined, Outcome.non_finite),
         (level >= problem.levels, Outcome.started_past_target),
         (norm(free) == 0, Outcome.at_critical_point),
-        (norm(push) == 0, Outcome.at_wall),
+        (norm(velocity) == 0, Outcome.at_wall),
     )
     outcome = jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], no)
     atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
@@ -183,20 +183,18 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
 
 
 def _first_wall(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
-    """The wall that a start lies on and presses against, and its velocities there."""
-    domain = problem.flow.domain
+    """The wall that a start lies on and presses against, its velocity, and the free one."""
     wall = jnp.asarray(INTERIOR, jnp.int32)
-    _, free, _ = motion(problem, state, wall)
-    normals, offsets = domain.walls()
+    _, free, velocity = motion(problem, state, wall)
+    normals, offsets = problem.flow.domain.walls()
     if problem.flow.wall == "slide" and len(normals):
         close = 16 * jnp.finfo(state.dtype).eps
         reach = jnp.asarray(normals, state.dtype) @ state
         on = reach >= jnp.asarray(offsets, state.dtype) * (1 - close)
         pressing = on & (jnp.asarray(normals, state.dtype) @ free > 0)
         wall = jnp.where(jnp.any(pressing), jnp.argmax(pressing).astype(jnp.int32), wall)
-        _, free, velocity = motion(problem, state, wall)
-        return wall, domain.push(state, velocity), free
-    return wall, domain.push(state, free), free
+        velocity = along_wall(problem, state, free, wall)
+    return wall, velocity, free
 
 
 def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
@@ -355,8 +353,6 @@ def _arrived(
     place = after
     if lanes.signals.shape[0]:
         crossed, end, fired = first_crossing(problem, lanes, after, dense)
-        missed = lanewise(lambda lane, here: missed_wall(problem, lane, here))(lanes, after)
-        fired = jnp.where(fired < 0, missed, fired)
         place = select(crossed, interpolated(problem, dense, end), after)
     folds = lanes.folds
     if jax.tree.leaves(folds):
@@ -428,8 +424,8 @@ def _folded(
     problem: Problem, lanes: Lanes, dense: PyTree[Array], end: Float[Array, " n"]
 ) -> tuple[PyTree[Array], ...]:
     """The folds after a step, of which each lane used the part up to `end`."""
-    places = [interpolated(problem, dense, end * i / (NODES - 1)) for i in range(NODES)]
-    nodes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *places)
+    parts = jnp.linspace(0, 1, NODES, dtype=end.dtype)
+    nodes = jax.vmap(lambda part: interpolated(problem, dense, part * end))(parts)
 
     def of_lane(lane: Lanes, points: Point) -> tuple[PyTree[Array], ...]:
         states = jax.vmap(problem.flow.domain.state)(points.coordinates)
@@ -518,6 +514,6 @@ def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTre
 def _ends(problem: Problem, lane: Lanes, time: Float[Array, ""]) -> Ends:
     domain = problem.flow.domain
     start, end = domain.state(lane.start), domain.state(lane.point.coordinates)
-    wall, _, _ = _first_wall(problem, start)
-    first, last = (motion(problem, y, w)[2] for y, w in ((start, wall), (end, lane.wall)))
+    _, first, _ = _first_wall(problem, start)
+    _, _, last = motion(problem, end, lane.wall)
     return Ends(start, first, end, last, time)

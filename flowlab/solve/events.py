@@ -25,7 +25,6 @@ __all__ = [
     "first_crossing",
     "interpolated",
     "land",
-    "missed_wall",
     "root",
     "signals",
 ]
@@ -69,31 +68,36 @@ def first_crossing(
     """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
     live = lanes.signals > 0
 
-    def smallest(point: Point) -> Float[Array, " n"]:
-        values = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
-        return jnp.min(jnp.where(live, values, jnp.inf), axis=0)
+    def values(point: Point) -> Float[Array, "m n"]:
+        return lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
 
-    first = jnp.min(jnp.where(live, lanes.signals, jnp.inf), axis=0)
-    last = smallest(after)
+    def smallest(found: Float[Array, "m n"]) -> Float[Array, " n"]:
+        return jnp.min(jnp.where(live, found, jnp.inf), axis=0)
+
+    at_end = values(after)
+    first, last = smallest(lanes.signals), smallest(at_end)
     crossed = lanes.active & (last <= 0)
-
-    def search(_: None) -> Float[Array, " n"]:
-        frozen = lax.stop_gradient(dense)
-        return root(lambda at: smallest(interpolated(problem, frozen, at)), first, last, crossed)
-
     ones = jnp.ones_like(first)
-    end = lax.cond(jnp.any(crossed), search, lambda _: ones, None)
-    end = lax.stop_gradient(jnp.where(crossed, end, ones))
 
-    def values_at(at: Float[Array, " n"]) -> Float[Array, "m n"]:
-        point = interpolated(problem, dense, at)
-        values = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
-        return jnp.where(live, values, jnp.inf)
+    def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+        frozen = lax.stop_gradient(dense)
+        place = root(
+            lambda at: smallest(values(interpolated(problem, frozen, at))), first, last, crossed
+        )
+        place = jnp.where(crossed, place, ones)
+        there = jnp.where(live, values(interpolated(problem, frozen, place)), jnp.inf)
+        return place, jnp.argmin(there, axis=0).astype(jnp.int32)
 
-    fired = jnp.where(crossed, jnp.argmin(values_at(end), axis=0).astype(jnp.int32), -1)
-    if problem.alone:
-        end = jnp.where(crossed, _with_tangent(values_at, end, fired), end)
-    return crossed, end, fired
+    def nothing(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+        return ones, jnp.zeros(first.shape, jnp.int32)
+
+    end, fired = lax.cond(jnp.any(crossed), search, nothing, None)
+    end = lax.stop_gradient(end)
+    if problem.tangents:
+        slid = _with_tangent(lambda at: values(interpolated(problem, dense, at)), end, fired)
+        end = jnp.where(crossed, slid, end)
+    missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
+    return crossed, end, jnp.where(crossed, fired, missed)
 
 
 def land(problem: Problem, lane: Lanes, kind: Int[Array, ""], *, by_clock: bool = False) -> Lanes:
@@ -101,6 +105,10 @@ def land(problem: Problem, lane: Lanes, kind: Int[Array, ""], *, by_clock: bool 
     if by_clock:
         lane = _save_met(problem, lane, kind >= 0)
         return lane if _locates_levels(problem) else _level_met(problem, lane, kind >= 0)
+    count = 2 * len(problem.flow.domain.walls()[0])
+    if count:
+        lane = _wall_left(lane, kind, count)
+        lane = _wall_met(problem, lane, (kind >= 0) & (kind < count) & (kind % 2 == 0), kind // 2)
     for index, name in enumerate(_kinds(problem)):
         here = kind == index
         if name == "level":
@@ -112,24 +120,16 @@ def land(problem: Problem, lane: Lanes, kind: Int[Array, ""], *, by_clock: bool 
         elif name == "absorb":
             lane = _ended(lane, here, Outcome.at_wall)
             lane = eqx.tree_at(lambda x: x.absorbed, lane, lane.absorbed | here)
-        elif name.startswith("wall"):
-            lane = _wall_met(problem, lane, here, int(name.split()[1]))
-        else:
-            released = here & (lane.wall == int(name.split()[1]))
-            wall = jnp.where(released, INTERIOR, lane.wall)
-            lane = eqx.tree_at(lambda x: x.wall, lane, wall)
     return lane
 
 
-def missed_wall(problem: Problem, lane: Lanes, point: Point) -> Int[Array, ""]:
+def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:
     """The wall that a lane left on and crossed again within rounding of it, or -1."""
-    kinds = _kinds(problem)
-    values = signals(problem, lane, point)
     missed = [
-        (lane.signals[i] <= 0) & (values[i] < 0) & (values[i + 1] > 0) & lane.active
+        (lane.signals[i] <= 0) & (found[i] < 0) & (found[i + 1] > 0) & lane.active
         if name.startswith("wall")
         else jnp.asarray(False)
-        for i, name in enumerate(kinds)
+        for i, name in enumerate(_kinds(problem))
     ]
     flags = jnp.stack(missed)
     return jnp.where(jnp.any(flags), jnp.argmax(flags).astype(jnp.int32), -1)
@@ -305,26 +305,29 @@ def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     return eqx.tree_at(lambda x: (x.saved, x.next_save), lane, (saved, count))
 
 
-def _wall_met(problem: Problem, lane: Lanes, here: Bool[Array, ""], index: int) -> Lanes:
+def _wall_left(lane: Lanes, kind: Int[Array, ""], count: int) -> Lanes:
+    """A lane whose flow has ceased to press against its wall; on any other, nothing happens."""
+    released = (kind >= 0) & (kind < count) & (kind % 2 == 1) & (lane.wall == kind // 2)
+    return eqx.tree_at(lambda x: x.wall, lane, jnp.where(released, INTERIOR, lane.wall))
+
+
+def _wall_met(problem: Problem, lane: Lanes, here: Bool[Array, ""], index: Int[Array, ""]) -> Lanes:
     """Stop, slide on, or stop in a corner where the flow presses against both walls."""
     domain = problem.flow.domain
-    normals, offsets = domain.walls()
+    walls, offsets = domain.walls()
     state = domain.state(lane.point.coordinates)
-    normal = jnp.asarray(normals[index], state.dtype)
-    offset = jnp.asarray(offsets[index], state.dtype)
-    onto = state + normal * ((offset - normal @ state) / (normal @ normal))
-    coordinates = jax.tree.map(
-        lambda new, old: jnp.where(here, new, old),
-        domain.coordinates(onto),
-        lane.point.coordinates,
-    )
+    normals = jnp.asarray(walls, state.dtype)
+    hit = (index == jnp.arange(len(walls), dtype=jnp.int32)).astype(state.dtype)
+    normal, offset = hit @ normals, hit @ jnp.asarray(offsets, state.dtype)
+    size = jnp.where(here, normal @ normal, 1)
+    onto = jnp.where(here, state + normal * ((offset - normal @ state) / size), state)
+    coordinates = jnp.where(here, domain.coordinates(onto), lane.point.coordinates)
     lane = eqx.tree_at(lambda x: x.point.coordinates, lane, coordinates)
     if problem.flow.wall == "stop":
         return _ended(lane, here, Outcome.at_wall)
-    _, _, along = motion(problem, onto, jnp.asarray(index, jnp.int32))
-    before = (lane.wall == jnp.arange(len(normals), dtype=jnp.int32)).astype(state.dtype)
-    outward = (before @ jnp.asarray(normals, state.dtype)) @ along
+    _, _, along = motion(problem, onto, index)
+    before = (lane.wall == jnp.arange(len(walls), dtype=jnp.int32)).astype(state.dtype)
+    outward = (before @ normals) @ along
     corner = here & (lane.wall != INTERIOR) & ((outward > 0) | (norm(along) == 0))
-    wall = jnp.where(here, index, lane.wall)
-    lane = eqx.tree_at(lambda x: x.wall, lane, wall)
+    lane = eqx.tree_at(lambda x: x.wall, lane, jnp.where(here, index, lane.wall))
     return _ended(lane, corner, Outcome.at_wall)

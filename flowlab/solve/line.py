@@ -22,6 +22,10 @@ from flowlab.until import AbstractTarget, Clock, Outcome
 __all__ = ["Line", "flow_line"]
 
 
+# For one lane, optimising the code takes longer than it can ever save.
+_lightly_compiled = eqx.filter_jit(compiler_options={"xla_backend_optimization_level": 0})
+
+
 class Line(eqx.Module):
     """A flow line from its start to its end.
 
@@ -137,6 +141,7 @@ def flow_line(
             measures=tuple(measures),
             reverse=reverse,
             alone=True,
+            tangents=traced,
         )
         if traced:
             return _line(problem, start, max_steps)
@@ -157,7 +162,7 @@ def _line(problem: Problem, start: PyTree[Array], max_steps: int) -> Line:
     return Line(times=times, states=states, **results, _problem=problem, _tape=tape)
 
 
-@eqx.filter_jit
+@_lightly_compiled
 def _compiled_line(problem: Problem, start: PyTree[Array], max_steps: int) -> Line:
     return _line(problem, start, max_steps)
 
@@ -205,7 +210,7 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
     return jax.tree.map(shaped, states, line.end)
 
 
-_compiled_states_at = eqx.filter_jit(_states_at)
+_compiled_states_at = _lightly_compiled(_states_at)
 
 
 def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:

@@ -30,6 +30,7 @@ __all__ = [
     "Lanes",
     "Point",
     "Problem",
+    "along_wall",
     "check_states",
     "lanewise",
     "make_problem",
@@ -118,8 +119,8 @@ class Lanes(eqx.Module):
 class Problem(eqx.Module):
     """What to solve and how; arrays are leaves, so that their values do not compile again.
 
-    `alone` says that one line is solved for its own sake: nobody is held up by it, and derivatives
-    pass through its events.
+    `alone` says that one line is solved for its own sake, so that nobody is held up by it, and
+    `tangents` that derivatives are to pass through its events.
     """
 
     flow: AbstractFlow
@@ -136,6 +137,7 @@ class Problem(eqx.Module):
     timed: bool = eqx.field(static=True)
     reverse: bool = eqx.field(static=True)
     alone: bool = eqx.field(static=True)
+    tangents: bool = eqx.field(static=True)
 
     @property
     def levels(self) -> int:
@@ -157,6 +159,7 @@ def make_problem(
     save_at: Float[ArrayLike, " s"] | None = None,
     reverse: bool = False,
     alone: bool = False,
+    tangents: bool = False,
 ) -> Problem:
     """A problem from what a user says, checked; its arrays have the dtype of the work.
 
@@ -202,6 +205,7 @@ def make_problem(
         timed=bool(np.isfinite(until.time_limit)),
         reverse=reverse,
         alone=alone,
+        tangents=tangents,
     )
 
 
@@ -211,12 +215,19 @@ def motion(problem: Problem, state: PyTree[Array], wall: Int[Array, ""]) -> tupl
     gradient = flow.gradient(state)
     sign = 1 if problem.reverse else -1
     free = jax.tree.map(lambda leaf: sign * leaf, flow.metric(state, gradient))
-    normals, _ = flow.domain.walls()
-    if len(normals) == 0 or flow.wall == "stop":
-        return gradient, free, free
+    return gradient, free, along_wall(problem, state, free, wall)
+
+
+def along_wall(
+    problem: Problem, state: PyTree[Array], free: PyTree[Array], wall: Int[Array, ""]
+) -> PyTree[Array]:
+    """The velocity of a lane that is on a wall, or on none (-1), from its free velocity."""
+    normals, _ = problem.flow.domain.walls()
+    if len(normals) == 0 or problem.flow.wall == "stop":
+        return free
     chosen = (wall == jnp.arange(len(normals), dtype=jnp.int32)).astype(state.dtype)
     normal = chosen @ jnp.asarray(normals, state.dtype)
-    return gradient, free, slide(free, normal, flow.metric(state, normal))
+    return slide(free, normal, problem.flow.metric(state, normal))
 
 
 def rates(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:

@@ -15,7 +15,17 @@ from flowlab.logs import TrainingLog
 from flowlab.losses import DPO
 from flowlab.policies import AbstractPolicy, LogRatioPlane, RatioPlane
 
-__all__ = ["GEOMETRIES", "LEVEL", "Geometry", "Settings", "StudyData", "collect", "speeds"]
+__all__ = [
+    "GEOMETRIES",
+    "LEVEL",
+    "SLOW_SHARE",
+    "Geometry",
+    "Settings",
+    "StudyData",
+    "collect",
+    "line_measures",
+    "speeds",
+]
 
 LEVEL = 0.1  # the loss at which a start counts as having learnt its pair
 SLOW_SHARE = 0.5  # slow: below this part of the median speed over the starts
@@ -141,7 +151,8 @@ def speeds(
     return weight * np.sqrt(2)
 
 
-def _measures(slow: float) -> tuple[measures.AbstractMeasure, ...]:
+def line_measures(slow: float) -> tuple[measures.AbstractMeasure, ...]:
+    """What is measured along every line of the study, slow being a speed."""
     return (
         measures.path_length(),
         measures.dwell(slow),
@@ -161,7 +172,7 @@ def _maps(settings: Settings, cells: np.ndarray, progress: bool | None) -> dict[
             geometry.flow(beta),
             cells,
             until=until.loss_below(LEVEL),
-            measures=_measures(slow),
+            measures=line_measures(slow),
             rtol=settings.rtol,
             audit=0 if settings.quick else 0.001,
             progress=progress,
@@ -180,7 +191,7 @@ def _claim_runs(geometry: Geometry, settings: Settings) -> tuple[dict[Any, Any],
             geometry.flow(beta),
             states,
             until=until.loss_below(LEVEL),
-            measures=_measures(slow[key]),
+            measures=line_measures(slow[key]),
             rtol=settings.rtol,
             progress=False,
         )

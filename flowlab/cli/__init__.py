@@ -1,0 +1,244 @@
+"""The command `flowlab`: sweeps, what is in a store, and the study of the paper.
+
+Nothing but the standard library and typer is imported before a command runs.
+"""
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flowlab import __version__
+from flowlab.cli import _options as options
+from flowlab.cli import _report as report
+from flowlab.cli import _request as request
+
+__all__ = ["app", "main"]
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a failure while running, such as a folder that cannot be written; "
+    "2 a wrong option or value; 130 interrupted. An error is one line on stderr."
+)
+
+
+class _Group(TyperGroup):
+    """Commands whose errors are one line on stderr and a documented exit code."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args:
+            return super().parse_args(ctx, args)
+        with _errors_in_one_line():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _errors_in_one_line():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Group,
+    name="flowlab",
+    help="Gradient flows of preference losses, from very many starts.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    app(prog_name="flowlab")
+
+
+def _print_version(asked: bool) -> None:
+    if not asked:
+        return
+    import jax
+
+    typer.echo(f"flowlab {__version__}")
+    typer.echo(f"python {platform.python_version()}")
+    for name in ("jax", "diffrax"):
+        typer.echo(f"{name} {metadata.version(name)}")
+    devices = [f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices()]
+    typer.echo(f"devices {', '.join(devices)}")
+    raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Show the versions of flowlab, Python, jax and diffrax, and the devices.",
+        ),
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command(epilog=EXIT_CODES)
+def sweep(
+    loss: options.LossOption,
+    beta: options.BetaOption,
+    policy: options.PolicyOption,
+    starts: options.StartsOption,
+    until: options.UntilOption,
+    out: options.OutOption,
+    domain: options.DomainOption = None,
+    box_chosen: options.BoxOption = None,
+    box_rejected: options.BoxOption = None,
+    ref_chosen: options.RefOption = None,
+    ref_rejected: options.RefOption = None,
+    wall: options.WallOption = None,
+    kernel: options.KernelOption = None,
+    count: options.CountOption = None,
+    shape: options.ShapeOption = None,
+    lower: options.LowerOption = None,
+    upper: options.UpperOption = None,
+    seed: options.SeedOption = None,
+    time_limit: options.TimeLimitOption = None,
+    rtol: options.RtolOption = 1e-6,
+    atol: options.AtolOption = None,
+    clock: options.ClockOption = None,
+    measure: options.MeasureOption = None,
+    audit: options.AuditOption = 0.0,
+    float32: options.Float32Option = False,
+    block_size: options.BlockSizeOption = None,
+    overwrite: options.OverwriteOption = False,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Follow flow lines from many starts.
+
+    Each goes on until the target; what became of it is written to a store, a Zarr group.
+    """
+    asked = dict(locals())
+    request.refuse_idle(asked)
+    from flowlab import ensemble, store
+
+    store.check_free(out, overwrite=overwrite)
+    flow, target = request.flow(asked), request.target(until, time_limit)
+    runs = ensemble.sweep(
+        flow,
+        request.starts(asked),
+        until=target,
+        over={"beta": beta} if len(beta) > 1 else None,
+        measures=[request.measure(text) for text in measure or ()],
+        clock=None if clock is None else clock.value,
+        rtol=rtol,
+        atol=atol,
+        block_size=block_size,
+        audit=audit,
+        progress=False if quiet else None,
+    )
+    if not quiet:
+        typer.echo(report.summary(runs.to_xarray()))
+    described = request.described(asked, clock.value if clock else target.clocks(flow)[0])
+    store.write(runs, out, description=described, overwrite=overwrite)
+    if not quiet:
+        typer.echo(f"\nstore: {out}")
+
+
+@app.command(epilog=EXIT_CODES)
+def show(
+    path: Annotated[Path, typer.Argument(metavar="STORE", help="Store that a sweep wrote.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="File to draw the maps of times to.")
+    ] = None,
+) -> None:
+    """Print what is in a store.
+
+    That is its description, the outcomes, and quantiles of the times and of what was measured.
+    """
+    from flowlab import store
+
+    runs = store.read(path)
+    for name in ("flowlab", "jax", "diffrax"):
+        typer.echo(f"{name} {runs.attrs[f'{name}_version']}")
+    described = store.description(runs)
+    for name, value in described.items():
+        typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
+    typer.echo(f"\n{report.summary(runs)}")
+    if out is not None:
+        report.draw(runs, described, out)
+        typer.echo(f"\nfigure: {out}")
+
+
+@app.command(epilog=EXIT_CODES)
+def study(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("study"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few starts, for a first look.")] = False,
+    beta: Annotated[
+        list[float] | None,
+        typer.Option(metavar="BETA", help="Beta, any number of times; the study's own if none."),
+    ] = None,
+    log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="trainer_state.json to hold against the flow."),
+    ] = None,
+    log_beta: Annotated[
+        float | None, typer.Option(help="Beta of that training run, which its log lacks.")
+    ] = None,
+    float32: Annotated[
+        bool, typer.Option("--float32", help="Work in 32 bits instead of 64.")
+    ] = False,
+) -> None:
+    """Repeat the study of arXiv 2404.04626.
+
+    What the paper states is measured, and said to hold or not.
+    """
+    request.refuse_unless(log is None or log_beta is not None, "--log must come with --log-beta")
+    request.refuse_unless(log is not None or log_beta is None, "--log-beta must come with --log")
+    import numpy as np
+
+    from flowlab import logs
+    from flowlab import study as paper
+
+    training = None
+    if log is not None and log_beta is not None:
+        training = logs.read(log, beta=log_beta)
+    result = paper.run(
+        out=out,
+        betas=tuple(beta) if beta else None,
+        quick=quick,
+        log=training,
+        dtype=np.float32 if float32 else np.float64,
+        progress=True,
+    )
+    typer.echo(result.summary())
+    typer.echo(f"study: {result.folder}")
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (typer.Exit, typer.Abort):
+        raise
+    except KeyboardInterrupt:
+        typer.echo("flowlab: interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        message, code = _message_and_code(error)
+        typer.echo(f"flowlab: {' '.join(message.split())}", err=True)
+        raise typer.Exit(code) from None
+
+
+def _message_and_code(error: Exception) -> tuple[str, int]:
+    # Usage errors belong to typer or to click, depending on the release of typer.
+    if hasattr(error, "format_message"):
+        return error.format_message(), MISUSED  # type: ignore[attr-defined]
+    if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return str(error), MISUSED
+    return f"{type(error).__name__}: {error}", FAILED

@@ -1,0 +1,120 @@
+"""The options of `flowlab sweep`, one annotation each, and the names they can take."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+class Loss(StrEnum):
+    """Losses by name."""
+
+    dpo = "dpo"
+
+
+class Policy(StrEnum):
+    """Policies by name."""
+
+    ratio = "ratio"
+    log_ratio = "log_ratio"
+
+
+class Domain(StrEnum):
+    """Domains of the ratio plane by name."""
+
+    quadrant = "quadrant"
+    box = "box"
+    simplex = "simplex"
+
+
+class Wall(StrEnum):
+    """What a flow line does at a wall."""
+
+    stop = "stop"
+    slide = "slide"
+
+
+class Starts(StrEnum):
+    """Sets of starts by name."""
+
+    grid = "grid"
+    sobol = "sobol"
+    uniform = "uniform"
+    latin = "latin"
+
+
+class Clock(StrEnum):
+    """Independent variables of an integration by name."""
+
+    time = "time"
+    arc_length = "arc_length"
+    loss = "loss"
+
+
+def _option(text: str, *names: str, **more: Any) -> Any:
+    return typer.Option(*names, help=text, **more)
+
+
+LossOption = Annotated[Loss, _option("Preference loss.")]
+BetaOption = Annotated[
+    list[float], _option("Beta of the loss; given several times, each is swept.", metavar="BETA")
+]
+PolicyOption = Annotated[Policy, _option("Plane that the states lie in.")]
+DomainOption = Annotated[
+    Domain | None, _option("Domain of the ratio plane; quadrant if not given.")
+]
+BoxOption = Annotated[float | None, _option("Upper end of the box; 1 if not given.")]
+RefOption = Annotated[
+    float | None,
+    _option("Reference probability that shapes the simplex; 1 if not given."),
+]
+WallOption = Annotated[
+    Wall | None, _option("What happens at a wall of a box or simplex; stop if not given.")
+]
+KernelOption = Annotated[
+    str | None,
+    _option("Kernel of the log-ratio plane; 1,0,1 if not given.", metavar="KWW,KWL,KLL"),
+]
+StartsOption = Annotated[Starts, _option("Set of starts.")]
+CountOption = Annotated[int | None, _option("Number of starts, for sobol, uniform and latin.")]
+ShapeOption = Annotated[tuple[int, int] | None, _option("Cells of a grid.", metavar="NX NY")]
+LowerOption = Annotated[
+    tuple[float, float] | None,
+    _option("Lower corner of the starts; 0 0 on the ratio plane.", metavar="X Y"),
+]
+UpperOption = Annotated[
+    tuple[float, float] | None,
+    _option("Upper corner of the starts; 1 1 on the ratio plane.", metavar="X Y"),
+]
+SeedOption = Annotated[int | None, _option("Seed of sobol, uniform and latin; 0 if not given.")]
+UntilOption = Annotated[
+    str,
+    _option(
+        "Target: loss_below=L (or L1,L2,..., falling), margin_above=H, speed_below=V, time=T or "
+        "boundary.",
+        metavar="TARGET",
+    ),
+]
+TimeLimitOption = Annotated[float | None, _option("Flow time at which to give up.")]
+RtolOption = Annotated[float, _option("Relative tolerance.")]
+AtolOption = Annotated[
+    float | None, _option("Absolute tolerance of the state; chosen if not given.")
+]
+ClockOption = Annotated[
+    Clock | None, _option("Independent variable; that of the target if not given.")
+]
+MeasureOption = Annotated[
+    list[str] | None,
+    _option(
+        "Measure, any number of times: path_length, dwell=SPEED, slowest, margin_zero, change or "
+        "rate_ratio, with the space after a colon (path_length:u).",
+        metavar="NAME",
+    ),
+]
+AuditOption = Annotated[float, _option("Part of the starts to solve again at tighter tolerances.")]
+Float32Option = Annotated[bool, _option("Work in 32 bits instead of 64.", "--float32")]
+BlockSizeOption = Annotated[int | None, _option("Starts that share a step.")]
+OutOption = Annotated[Path, _option("Store to write (a folder).", metavar="STORE")]
+OverwriteOption = Annotated[bool, _option("Replace a store that exists at --out.", "--overwrite")]
+QuietOption = Annotated[bool, _option("No progress bar and no summary.", "--quiet")]

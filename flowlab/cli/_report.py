@@ -1,0 +1,124 @@
+"""What the command prints and draws of runs."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import xarray
+
+_QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
+# What every sweep has; all else was measured.
+_ALWAYS = {"starts", "outcome", "time", "end_time", "end", "level_times", "saved", "steps"}
+
+
+def summary(runs: "xarray.Dataset") -> str:
+    """Outcomes with their counts, quantiles of the times and measures, and the audit."""
+    missing = sorted({"outcome", "time"} - set(runs))
+    if missing:
+        raise ValueError(f"Argument `runs` must hold what a sweep gives, but lacks `{missing[0]}`.")
+    blocks = [_table(_outcome_rows(runs)), _table(_quantile_rows(runs))]
+    return "\n\n".join([*blocks, *_audit(runs)])
+
+
+def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
+    """Draw the time to the target over a grid of starts, a map for each hyper-parameter.
+
+    Raises:
+        ValueError: If the starts are no grid, or none of them reached the target.
+    """
+    import numpy as np
+
+    from flowlab import plots
+
+    if described.get("starts") != "grid":
+        raise ValueError("Option --out has no effect with starts that are no grid.")
+    maps = [(label, case.values) for label, case in _cases(runs["time"])]
+    maps = [(label, values) for label, values in maps if np.isfinite(values).any()]
+    if not maps:
+        raise ValueError("Option --out has no effect where no start reached the target.")
+    figure, axes = plots.panels(1, len(maps), size=(4.5, 4.2))
+    for ax, (label, values) in zip(axes, maps, strict=True):
+        plots.map_of(
+            values.reshape(described["shape"]),
+            label="flow time to the target",
+            x=(described["lower"][0], described["upper"][0]),
+            y=(described["lower"][1], described["upper"][1]),
+            scale="log" if np.nanmin(values) > 0 else "linear",
+            missing="not reached",
+            names=plots.RATIOS if described["policy"] == "ratio" else plots.LOG_RATIOS,
+            ax=ax,
+        )
+        ax.set_title(label, loc="right")
+    figure.savefig(out, dpi=200)
+
+
+def _outcome_rows(runs: "xarray.Dataset") -> Iterator[Sequence[str]]:
+    import numpy as np
+
+    yield "outcome", "", "starts", "share"
+    codes = runs["outcome"].attrs
+    names = dict(zip(codes["flag_values"], codes["flag_meanings"].split(), strict=True))
+    for label, case in _cases(runs["outcome"]):
+        found, counts = np.unique(case.values, return_counts=True)
+        for code, count in zip(found, counts, strict=True):
+            yield names[code], label, str(count), f"{count / case.size:.1%}"
+
+
+def _quantile_rows(runs: "xarray.Dataset") -> Iterator[Sequence[str]]:
+    import numpy as np
+
+    yield "quantiles", "", "starts", *_QUANTILES
+    for name in ["time", *sorted(str(name) for name in runs if name not in _ALWAYS)]:
+        for label, case in _cases(runs[name]):
+            known = case.values[np.isfinite(case.values)]
+            values = np.quantile(known, list(_QUANTILES.values())) if known.size else []
+            yield name, label, str(known.size), *(f"{value:.5g}" for value in values)
+
+
+def _cases(values: "xarray.DataArray") -> Iterator[tuple[str, "xarray.DataArray"]]:
+    """The values of all starts, for each hyper-parameter and component, with a label."""
+    import numpy as np
+
+    others = [str(name) for name in values.dims if name != "start"]
+    for place in np.ndindex(*(values.sizes[name] for name in others)):
+        chosen = dict(zip(others, place, strict=True))
+        label = ", ".join(_label(values, name, index) for name, index in chosen.items())
+        yield label, values.isel(chosen)
+
+
+def _label(values: "xarray.DataArray", name: str, index: int) -> str:
+    if name in values.coords:
+        return f"{name} {values.coords[name].values[index]:g}"
+    return f"{name} {index + 1}"
+
+
+def _table(rows: Iterator[Sequence[str]]) -> str:
+    """Rows in columns: names to the left, numbers to the right."""
+    cells: list[list[str]] = [list(row) for row in rows]
+    columns = max(len(row) for row in cells)
+    filled = [row + [""] * (columns - len(row)) for row in cells]
+    widths = [max(len(row[i]) for row in filled) for i in range(columns)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in filled
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _audit(runs: "xarray.Dataset") -> list[str]:
+    found: dict[str, Any] = {
+        str(name).removeprefix("audit_"): value
+        for name, value in runs.attrs.items()
+        if str(name).startswith("audit_")
+    }
+    if not found:
+        return []
+    return [
+        "audit: {count} runs at rtol {rtol:.1e}; relative deviation of the time {time_median:.1e} "
+        "in the median, {time_largest:.1e} at most; of the end {end_median:.1e}, "
+        "{end_largest:.1e}; {outcomes_differ} outcomes differ".format(**found)
+    ]

@@ -1,0 +1,30 @@
+"""Figures: every function draws on one matplotlib Axes and returns it, so that they compose.
+
+Nothing here uses pyplot or touches matplotlib's global style. Where no Axes is given, a new Figure
+is made; it is reached as `ax.figure`. Axes are named for what they show unless they have names
+already, and the legend above an Axes gathers the entries of everything that was drawn on it.
+"""
+
+from flowlab.plots.canvas import (
+    LOG_RATIOS,
+    RATIOS,
+    panels,
+    shared_legend,
+)
+from flowlab.plots.fields import field, loss_surface
+from flowlab.plots.maps import changes, map_of
+from flowlab.plots.paths import lines, log_path, walls
+
+__all__ = [
+    "LOG_RATIOS",
+    "RATIOS",
+    "changes",
+    "field",
+    "lines",
+    "log_path",
+    "loss_surface",
+    "map_of",
+    "panels",
+    "shared_legend",
+    "walls",
+]

@@ -1,0 +1,140 @@
+"""What all figures share: figures without pyplot, names of axes, legends, colour bars."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import ArrayLike, Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flowlab.flow import AbstractFlow, PreferenceFlow
+from flowlab.policies import LogRatioPlane, RatioPlane
+
+__all__ = [
+    "LOG_RATIOS",
+    "RATIOS",
+    "Span",
+    "checked_span",
+    "checked_states",
+    "name_axes",
+    "names_for",
+    "panels",
+    "shared_legend",
+    "show_legend",
+    "target_axes",
+]
+
+RATIOS = (
+    r"$x_1 = \pi(y_w)\,/\,\pi_\mathrm{ref}(y_w)$, chosen ratio",
+    r"$x_2 = \pi(y_l)\,/\,\pi_\mathrm{ref}(y_l)$, rejected ratio",
+)
+LOG_RATIOS = (r"$u_\mathrm{chosen} = \log x_1$ (nats)", r"$u_\mathrm{rejected} = \log x_2$ (nats)")
+_PANEL = (3.5, 3.5)  # inches
+
+Span = tuple[float, float]
+
+
+def panels(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    size: tuple[float, float] = _PANEL,
+    share: bool = False,
+    projection: str | None = None,
+) -> tuple[Figure, list[Axes]]:
+    """A new Figure, unknown to pyplot, and its Axes row by row.
+
+    Args:
+        rows: Rows of Axes.
+        columns: Columns of Axes.
+        size: Width and height of one Axes with what is written around it, inches.
+        share: Whether all Axes show the same ranges.
+        projection: A projection of matplotlib such as `"3d"`.
+    """
+    figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
+    axes = figure.subplots(
+        rows,
+        columns,
+        squeeze=False,
+        sharex=share,
+        sharey=share,
+        subplot_kw={"projection": projection},
+    )
+    return figure, list(axes.flat)
+
+
+def shared_legend(axes: Sequence[Axes], *, columns: int = 4) -> None:
+    """One legend below the figure in place of the legends of its Axes.
+
+    Entries with the same words are shown once, the first of them.
+    """
+    entries: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+        legend = ax.get_legend()
+        if legend is not None:
+            legend.remove()
+    if entries:
+        figure = axes[0].get_figure(root=True)
+        assert figure is not None
+        figure.legend(
+            list(entries.values()),
+            list(entries),
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+        )
+
+
+def target_axes(ax: Axes | None, *, projection: str | None = None) -> Axes:
+    """The Axes given, or that of a new Figure."""
+    return panels(size=(5.0, 4.5), projection=projection)[1][0] if ax is None else ax
+
+
+def show_legend(ax: Axes) -> None:
+    """The legend of everything on an Axes that has a label, above it."""
+    if ax.get_legend_handles_labels()[0]:
+        place: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        ax.legend(ncols=2, frameon=False, fontsize="small", columnspacing=1.0, **place)
+
+
+def name_axes(ax: Axes, names: tuple[str, str]) -> None:
+    """Names for the two axes; what is named already keeps its name."""
+    ax.set_xlabel(ax.get_xlabel() or names[0])
+    ax.set_ylabel(ax.get_ylabel() or names[1])
+
+
+def names_for(flow: AbstractFlow) -> tuple[str, str]:
+    """Names of the two components of a state of a flow."""
+    if isinstance(flow, PreferenceFlow):
+        if isinstance(flow.policy, RatioPlane):
+            return RATIOS
+        if isinstance(flow.policy, LogRatioPlane):
+            return LOG_RATIOS
+    return "$y_1$", "$y_2$"
+
+
+def checked_span(name: str, span: Span) -> Span:
+    """The two ends of an axis, checked.
+
+    Raises:
+        ValueError: If they are not two finite numbers, the lower first.
+    """
+    ends = np.asarray(span, dtype=float)
+    if ends.shape != (2,) or not np.all(np.isfinite(ends)) or ends[0] >= ends[1]:
+        raise ValueError(f"Argument `{name}` must be (lower, upper), but is {span!r}.")
+    return float(ends[0]), float(ends[1])
+
+
+def checked_states(name: str, states: ArrayLike) -> Float[np.ndarray, "n 2"]:
+    """States on a plane, checked.
+
+    Raises:
+        ValueError: If the shape is not (n, 2).
+    """
+    array = np.asarray(states, dtype=float)
+    if array.ndim != 2 or array.shape[1] != 2:
+        raise ValueError(f"Argument `{name}` must have shape (n, 2), but has shape {array.shape}.")
+    return array

@@ -1,0 +1,175 @@
+"""What was measured, over the starts."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from jaxtyping import ArrayLike, Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+
+from flowlab.plots.canvas import (
+    RATIOS,
+    Span,
+    checked_span,
+    name_axes,
+    show_legend,
+    target_axes,
+)
+
+__all__ = ["changes", "map_of"]
+
+_MISSING_COLOR = "0.8"
+_ANGLES = (30, 60)  # degrees; at 90 the law is the line of equal change
+
+
+def map_of(
+    values: Float[ArrayLike, "m k"],
+    *,
+    label: str,
+    x: Span = (0.0, 1.0),
+    y: Span = (0.0, 1.0),
+    scale: Literal["linear", "log"] = "linear",
+    limits: Span | None = None,
+    center: float | None = None,
+    levels: Sequence[float] = (),
+    missing: str = "no value",
+    names: tuple[str, str] = RATIOS,
+    color_bar: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """An image of one value per start, over a grid of starts.
+
+    Args:
+        values: One value per cell, shape (m, k), indexed as `starts.grid((m, k))` reshaped: first
+            index along x. NaN has a colour of its own, and then an entry in the legend.
+        label: Name and unit of the value, for the colour bar.
+        x: Range of the first component, from edge to edge.
+        y: Range of the second component.
+        scale: `"log"` for values over decades, all positive.
+        limits: Values at the ends of the colour map; None for the smallest and largest value.
+        center: Middle of a diverging colour map, whose ends lie at equal distances (ratios, for
+            `"log"`) from it; None for a colour map from low to high.
+        levels: Values at which to draw level lines, increasing.
+        missing: Entry of NaN in the legend.
+        names: Names of the axes.
+        color_bar: Whether to add a colour bar.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If `values` is not two-dimensional, has no finite value, or holds something not
+            positive on a logarithmic scale; `scale` is unknown; or a range is not (lower, upper).
+    """
+    array = np.asarray(values, dtype=float)
+    if array.ndim != 2:
+        raise ValueError(f"Argument `values` must have shape (m, k), but has shape {array.shape}.")
+    extent = (*checked_span("x", x), *checked_span("y", y))
+    norm = _norm(array, scale, limits, center)
+    ax = target_axes(ax)
+    colors = matplotlib.colormaps["viridis" if center is None else "PuOr"]
+    image = ax.imshow(
+        np.ma.masked_invalid(array.T),
+        origin="lower",
+        extent=extent,
+        cmap=colors.with_extremes(bad=_MISSING_COLOR),
+        norm=norm,
+        aspect="equal" if np.isclose(x[1] - x[0], y[1] - y[0]) else "auto",
+        interpolation="nearest",
+    )
+    if len(levels):
+        style: dict[str, Any] = dict(colors="white" if center is None else "black", linewidths=0.7)
+        drawn = ax.contour(array.T, levels, origin="lower", extent=extent, **style)
+        ax.clabel(drawn, fontsize="x-small", fmt="%g")
+    if np.isnan(array).any():
+        style = dict(linestyle="none", marker="s", color=_MISSING_COLOR, markeredgecolor="0.4")
+        ax.plot([], [], label=missing, **style)
+    if color_bar:
+        ax.figure.colorbar(image, ax=ax, label=label, extend=_extend(array, norm), shrink=0.85)
+    name_axes(ax, names)
+    show_legend(ax)
+    return ax
+
+
+def changes(
+    chosen: Float[ArrayLike, " n"],
+    rejected: Float[ArrayLike, " n"],
+    *,
+    angle: Float[ArrayLike, " n"],
+    color_bar: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Total rise of the chosen ratio against total fall of the rejected ratio, one dot per start.
+
+    Dots are coloured by the angle θ₀ of the start, tan θ₀ = x2/x1. Drawn with them: the line of
+    equal change, and the exact law of the free ratio plane up to extinction, Δx1 = tan(θ₀/2)·|Δx2|,
+    for two angles.
+
+    Args:
+        chosen: Change of the chosen ratio, end less start, shape (n,).
+        rejected: Change of the rejected ratio, end less start, shape (n,).
+        angle: Angle of the start, degrees, shape (n,).
+        color_bar: Whether to add a colour bar.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If the three do not have one shape (n,).
+
+    Source: on the free ratio plane flow lines are circles about the origin, for every β.
+    """
+    rise, fall, degrees = (np.asarray(v, dtype=float) for v in (chosen, rejected, angle))
+    if not (rise.ndim == 1 and rise.shape == fall.shape == degrees.shape):
+        raise ValueError(
+            "Arguments `chosen`, `rejected` and `angle` must have one shape (n,), "
+            f"but have shapes {rise.shape}, {fall.shape} and {degrees.shape}."
+        )
+    ax = target_axes(ax)
+    drawn = ax.scatter(
+        -fall, rise, c=degrees, cmap="cividis", s=5, linewidths=0, vmin=0, vmax=90, rasterized=True
+    )
+    reach = float(np.nanmax(np.concatenate([-fall, rise]), initial=0.0)) * 1.05 or 1.0
+    ax.plot([0, reach], [0, reach], color="black", linewidth=1.2, label="equal change")
+    for theta in _ANGLES:
+        slope = np.tan(np.radians(theta) / 2)
+        ax.plot([0, reach], [0, slope * reach], "--", color="#d55e00", linewidth=1.0)
+        place: dict[str, Any] = dict(rotation=np.degrees(np.arctan(slope)), rotation_mode="anchor")
+        at = (0.97 * reach, slope * 0.97 * reach)
+        ax.text(*at, f"$\\theta_0={theta}°$", ha="right", va="bottom", fontsize="small", **place)
+    law = r"exact law, $\Delta x_1 = \tan(\theta_0/2)\,|\Delta x_2|$"
+    ax.plot([], [], "--", color="#d55e00", linewidth=1.0, label=law)
+    ax.set(xlim=(0, reach), ylim=(0, reach), aspect="equal")
+    if color_bar:
+        ax.figure.colorbar(drawn, ax=ax, label=r"angle $\theta_0$ of the start (degrees)")
+    name_axes(ax, (r"fall of rejected, $|\Delta x_2|$", r"rise of chosen, $\Delta x_1$"))
+    show_legend(ax)
+    return ax
+
+
+def _norm(array: np.ndarray, scale: str, limits: Span | None, center: float | None) -> Normalize:
+    if scale not in ("linear", "log"):
+        raise ValueError(f'Argument `scale` must be "linear" or "log", but is {scale!r}.')
+    known = array[np.isfinite(array)]
+    if known.size == 0:
+        raise ValueError("Argument `values` must hold a finite value, but holds none.")
+    if scale == "log" and known.min() <= 0:
+        raise ValueError(
+            f"Argument `values` must be positive on a logarithmic scale, but holds {known.min():g}."
+        )
+    low, high = checked_span("limits", limits) if limits else (known.min(), known.max())
+    if center is not None:
+        low, high = _around(center, low, high, scale)
+    return LogNorm(low, high) if scale == "log" else Normalize(low, high)
+
+
+def _around(center: float, low: float, high: float, scale: str) -> Span:
+    if scale == "log":
+        reach = max(high / center, center / low)
+        return center / reach, center * reach
+    reach = max(high - center, center - low)
+    return center - reach, center + reach
+
+
+def _extend(array: np.ndarray, norm: Normalize) -> Literal["neither", "both", "min", "max"]:
+    below = bool(np.nanmin(array) < norm.vmin) if norm.vmin is not None else False
+    above = bool(np.nanmax(array) > norm.vmax) if norm.vmax is not None else False
+    return ("both" if above else "min") if below else ("max" if above else "neither")

@@ -1,0 +1,191 @@
+"""Flow lines, the walls they meet, and the path of a training run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.patheffects as effects
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float
+from matplotlib.axes import Axes
+
+from flowlab.domains import AbstractDomain
+from flowlab.flow import AbstractFlow
+from flowlab.logs import TrainingLog
+from flowlab.plots.canvas import (
+    LOG_RATIOS,
+    Span,
+    checked_span,
+    checked_states,
+    name_axes,
+    names_for,
+    show_legend,
+    target_axes,
+)
+from flowlab.solve import Line, flow_line
+from flowlab.until import AbstractTarget
+
+__all__ = ["lines", "log_path", "walls"]
+
+_FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
+_ON_WALL = 1e-5
+_SLIDE_COLOR = "#d55e00"  # vermilion and blue of Okabe and Ito's colours for the colour-blind
+
+
+def lines(
+    of: Sequence[Line | Float[ArrayLike, "k 2"]] | Float[ArrayLike, "n 2"],
+    *,
+    flow: AbstractFlow | None = None,
+    until: AbstractTarget | None = None,
+    domain: AbstractDomain | None = None,
+    names: tuple[str, str] | None = None,
+    color: str = "black",
+    label: str = "flow line",
+    ax: Axes | None = None,
+) -> Axes:
+    """Flow lines on a plane: a dot at the start, an arrowhead at half the length.
+
+    Args:
+        of: Flow lines (`Line` objects, or arrays of successive states of shape (k, 2), mixed at
+            will), or with `flow` and `until` an array of starts, shape (n, 2), to follow.
+        flow: The flow to follow from the starts.
+        until: Where its lines end.
+        domain: Walls on which to mark where lines slide; None for those of the flow, if it slides.
+        names: Names of the axes; None for those that fit the flow.
+        color: Colour of the lines.
+        label: Entry in the legend.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If only one of `flow` and `until` is given, or a line or the array of starts has
+            the wrong shape.
+    """
+    if (flow is None) != (until is None):
+        raise ValueError(
+            "Arguments `flow` and `until` must be given together, with starts to follow."
+        )
+    if flow is not None and until is not None:
+        starts = checked_states("of", of)  # type: ignore[arg-type]
+        of = [flow_line(flow, start, until=until, rtol=_FINE_RTOL) for start in starts]
+        domain = flow.domain if domain is None and flow.wall == "slide" else domain
+        names = names or names_for(flow)
+    ax = target_axes(ax)
+    listed: Any = of
+    paths = [checked_states("of", one.states if isinstance(one, Line) else one) for one in listed]
+    for path in paths:
+        _line(ax, path, color)
+    ax.plot([], [], color=color, marker="o", markersize=3.5, label=f"{label} (dot: start)")
+    slides = [part for path in paths for part in _sliding_parts(path, domain)]
+    for part in slides:
+        ax.plot(*part.T, color=_SLIDE_COLOR, linewidth=3.5, zorder=4, solid_capstyle="butt")
+    if slides:
+        ax.plot([], [], color=_SLIDE_COLOR, linewidth=3.5, label="slides along the wall")
+    name_axes(ax, names or ("$y_1$", "$y_2$"))
+    show_legend(ax)
+    return ax
+
+
+def walls(
+    domain: AbstractDomain,
+    *,
+    x: Span = (0.0, 1.0),
+    y: Span = (0.0, 1.0),
+    color: str = "#0072b2",
+    ax: Axes | None = None,
+) -> Axes:
+    """The walls of a domain in a plane, with ticks on the side that is closed to flow lines.
+
+    Args:
+        domain: A domain with walls, such as `Box(1, 1)` or `Simplex()`.
+        x: Range of the first component within which walls are drawn.
+        y: Range of the second component.
+        color: Colour of the walls.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If the domain has no walls in a plane, or a range is not (lower, upper).
+    """
+    normals, offsets = domain.walls()
+    if normals.shape[1:] != (2,) or len(offsets) == 0:
+        raise ValueError(
+            "Argument `domain` must have walls in a plane, such as Box() or Simplex(), "
+            f"but is {type(domain).__name__}()."
+        )
+    spans = checked_span("x", x), checked_span("y", y)
+    ax = target_axes(ax)
+    for wall in range(len(offsets)):
+        ends = _wall_ends(normals, offsets, wall, spans)
+        if ends is not None:
+            ticks = effects.withTickedStroke(angle=60, length=0.6, spacing=6)
+            ax.plot(*ends.T, color=color, linewidth=1.4, path_effects=[ticks], zorder=3)
+    ax.plot([], [], color=color, linewidth=1.4, label="wall (ticks: closed side)")
+    name_axes(ax, ("$y_1$", "$y_2$"))
+    show_legend(ax)
+    return ax
+
+
+def log_path(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
+    """The points (u_chosen, u_rejected) of a training log, coloured by optimiser step.
+
+    Args:
+        log: A training log.
+        ax: Where to draw; None for a new Figure.
+    """
+    ax = target_axes(ax)
+    ax.plot(*log.points.T, color="0.25", linewidth=0.6, zorder=4)
+    drawn = ax.scatter(*log.points.T, c=log.step, cmap="viridis", s=14, zorder=5, linewidths=0)
+    ax.plot([], [], "o-", color="0.25", linewidth=0.6, markersize=4, label="training run")
+    first: dict[str, Any] = dict(
+        marker="s", markersize=7, markerfacecolor="white", markeredgecolor="black"
+    )
+    ax.plot(*log.points[0], linestyle="none", zorder=6, label="its first point", **first)
+    ax.figure.colorbar(drawn, ax=ax, label="optimiser step")
+    name_axes(ax, LOG_RATIOS)
+    show_legend(ax)
+    return ax
+
+
+def _line(ax: Axes, path: Float[np.ndarray, "k 2"], color: str) -> None:
+    ax.plot(*path.T, color=color, linewidth=1.1, zorder=3)
+    ax.plot(*path[0], color=color, marker="o", markersize=3.5, zorder=4)
+    lengths = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
+    if lengths[-1] == 0:
+        return
+    middle = int(np.clip(np.searchsorted(lengths, lengths[-1] / 2), 1, len(path) - 1))
+    style = dict(arrowstyle="-|>", color=color, linewidth=1.0, shrinkA=0, shrinkB=0)
+    ax.annotate("", tuple(path[middle]), tuple(path[middle - 1]), arrowprops=style, zorder=3)
+
+
+def _sliding_parts(
+    path: Float[np.ndarray, "k 2"], domain: AbstractDomain | None
+) -> list[Float[np.ndarray, "m 2"]]:
+    """The stretches of a line that lie on one wall, of at least two points."""
+    if domain is None:
+        return []
+    normals, offsets = domain.walls()
+    on = np.abs(path @ normals.T - offsets) < _ON_WALL * np.abs(offsets)
+    return [path[start:stop] for wall in on.T for start, stop in _stretches(wall)]
+
+
+def _stretches(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(int)))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2) if b - a > 1]
+
+
+def _wall_ends(
+    normals: np.ndarray, offsets: np.ndarray, wall: int, spans: tuple[Span, Span]
+) -> Float[np.ndarray, "2 2"] | None:
+    """The two ends of a wall within the ranges and inside of all other walls; None if nowhere.
+
+    They follow each other so that the closed side lies to the left.
+    """
+    normal = normals[wall]
+    base, along = normal * offsets[wall] / (normal @ normal), np.array([normal[1], -normal[0]])
+    sides = np.concatenate([np.eye(2), -np.eye(2), np.delete(normals, wall, axis=0)])
+    (left, right), (low, high) = spans
+    bounds = np.concatenate([[right, high, -left, -low], np.delete(offsets, wall)])
+    rate, room = sides @ along, bounds - sides @ base
+    if np.any(room[rate == 0] < 0):
+        return None
+    last = np.min(room[rate > 0] / rate[rate > 0], initial=np.inf)
+    first = np.max(room[rate < 0] / rate[rate < 0], initial=-np.inf)
+    return base + np.array([[first], [last]]) * along if last > first else None

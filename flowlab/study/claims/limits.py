@@ -1,0 +1,237 @@
+"""C9 to C17: the two limitations that the paper derives from the field, and the second seed."""
+
+import numpy as np
+from jaxtyping import Float
+
+from flowlab.study.claims.sight import (
+    LEFT,
+    LOWER_LEFT,
+    LOWER_RIGHT,
+    UPPER_RIGHT,
+    Sight,
+    look,
+)
+from flowlab.study.claims.verdicts import (
+    MINOR,
+    NEAR_ZERO,
+    RAPID,
+    Verdict,
+    judged,
+    not_applicable,
+    not_yet,
+    share,
+)
+from flowlab.study.data import Geometry, StudyData
+
+__all__ = ["c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17"]
+
+TENDS_TO_ZERO = 0.05  # of its unit of scale 1: what has fallen this far goes to 0
+VERY_SMALL = 0.1  # small is half of the median; very small is an order of magnitude
+SPREAD = 2.0  # a significant impact: the slow start takes this many times as long as the fast one
+KEPT = 0.5  # a significant impact: the states have kept this part of the spread of the starts
+TAILS = (5.0, 95.0)  # percentiles, so that no single start makes a spread
+
+
+def c9(data: StudyData, geometry: Geometry) -> Verdict:
+    """Three parts, at the loss level: x2/x1 near 0; x2 near 0; x1 nearly still.
+
+    Near 0: at most 0.05. Nearly still: |x1'| is at most a quarter of |x2'|, at that point, since
+    the paper speaks of the time when x2/x1 has become small. A start that does not reach the level
+    counts against all three. How much x1 and x2 changed on the whole way stands beside it.
+    """
+    sight = look(data, geometry)
+    change = np.abs(sight.change)
+    evidence = {
+        "share_of_starts_where_x2_over_x1_is_near_0_at_the_loss_level": share(
+            sight.reached & (sight.end[:, 1] <= TENDS_TO_ZERO * sight.end[:, 0])
+        ),
+        "share_of_starts_where_x2_is_near_0_at_the_loss_level": share(
+            sight.reached & (sight.end[:, 1] <= TENDS_TO_ZERO)
+        ),
+        "share_of_starts_where_x1_hardly_changes_at_the_loss_level": share(
+            sight.reached & (sight.end_rate_ratio <= MINOR)
+        ),
+        "median_rate_of_x1_over_rate_of_x2_at_the_loss_level": float(
+            np.median(sight.end_rate_ratio)
+        ),
+        "median_change_of_x1_over_change_of_x2_on_the_way": float(
+            np.median(change[:, 0] / change[:, 1])
+        ),
+        "median_x1_at_the_loss_level": float(np.median(sight.end[:, 0])),
+    }
+    return judged(evidence, list(evidence)[:3])
+
+
+def c10(data: StudyData, geometry: Geometry) -> Verdict:
+    """Similar responses share parameters, which none of these geometries has; nothing is run."""
+    del data, geometry
+    return not_yet()
+
+
+def c11(data: StudyData, geometry: Geometry) -> Verdict:
+    """Two parts, at starts with x1 > 0.8 and x2 < 0.2: x2 falls rapidly, as such and for its size.
+
+    Rapidly: at twice the median |x2'| over all starts or more; and |x2'|/x2 at twice its median or
+    more. The time to the loss level stands beside them and does not decide, since these starts are
+    close to it in any geometry.
+    """
+    sight = look(data, geometry)
+    here = sight.within(LOWER_RIGHT)
+    if not here.count:
+        return not_applicable()
+    falls = here.rate[:, 1] < 0
+    for_its_size = _relative_to_size(sight)[LOWER_RIGHT.contains(sight.start)]
+    evidence = {
+        "share_of_starts_where_x2_falls_rapidly": share(
+            falls & (here.relative_rate[:, 1] >= RAPID)
+        ),
+        "share_of_starts_where_x2_falls_rapidly_for_its_size": share(
+            falls & (for_its_size >= RAPID)
+        ),
+        "median_rate_of_x2_over_its_median_everywhere": float(np.median(here.relative_rate[:, 1])),
+        "median_rate_of_log_x2_over_its_median_everywhere": float(np.median(for_its_size)),
+        "median_arrival_over_median_arrival_everywhere": float(np.median(here.relative_arrival)),
+    }
+    return judged(evidence, list(evidence)[:2])
+
+
+def c12(data: StudyData, geometry: Geometry) -> Verdict:
+    """At starts with x1 < 0.2: x1 does not rise swiftly, and that is because x2 is favoured.
+
+    Not swiftly: x1 rises at the median |x1'| over all starts or less. Favoured: |x2'| > |x1'| at
+    the start (walls included). The one is given as the reason of the other, so a start counts only
+    where both are true. This is the opposite of C5 where the regions overlap.
+    """
+    here = look(data, geometry).within(LEFT)
+    if not here.count:
+        return not_applicable()
+    slow = here.rate[:, 0] <= np.abs(here.rate[:, 0]) / here.relative_rate[:, 0]
+    favoured = here.start_rate_ratio < 1
+    evidence = {
+        "share_of_starts_where_x1_is_not_swift_and_x2_is_favoured": share(slow & favoured),
+        "share_of_starts_where_x1_does_not_rise_swiftly": share(slow),
+        "share_of_starts_where_x2_is_favoured": share(favoured),
+        "median_rate_of_x1_over_its_median_everywhere": float(np.median(here.relative_rate[:, 0])),
+        "median_rate_of_x1_over_rate_of_x2": float(np.median(here.start_rate_ratio)),
+    }
+    return judged(evidence, list(evidence)[:1])
+
+
+def c13(data: StudyData, geometry: Geometry) -> Verdict:
+    """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| <= |x2'|.
+
+    The paper says "does not entirely prioritise"; that x2 moves at all, at more than a quarter of
+    x1's rate, is the weaker reading, and stands beside it.
+    """
+    here = look(data, geometry).within(LOWER_LEFT)
+    if not here.count:
+        return not_applicable()
+    evidence = {
+        "share_of_starts_where_x1_is_not_the_faster": share(here.start_rate_ratio <= 1),
+        "share_of_starts_where_x2_moves_at_more_than_a_quarter_of_the_rate_of_x1": share(
+            here.start_rate_ratio < 1 / MINOR
+        ),
+        "median_rate_of_x1_over_rate_of_x2": float(np.median(here.start_rate_ratio)),
+    }
+    return judged(evidence, list(evidence)[:1])
+
+
+def c14(data: StudyData, geometry: Geometry) -> Verdict:
+    """Two parts, at starts with x1 > 0.8 and x2 > 0.8: very small gradients; sluggish convergence.
+
+    Very small: the speed at the start, in the coordinates of the geometry, is at most a tenth of
+    the median over all starts. Sluggish: the loss level takes twice the median arrival or more.
+    """
+    here = look(data, geometry).within(UPPER_RIGHT)
+    if not here.count:
+        return not_applicable()
+    evidence = {
+        "share_of_starts_with_very_small_gradients": share(here.relative_speed <= VERY_SMALL),
+        "share_of_starts_that_arrive_late": share(here.relative_arrival >= RAPID),
+        "median_speed_over_median_speed_everywhere": float(np.median(here.relative_speed)),
+        "median_arrival_over_median_arrival_everywhere": float(np.median(here.relative_arrival)),
+    }
+    return judged(evidence, list(evidence)[:2])
+
+
+def c15(data: StudyData, geometry: Geometry) -> Verdict:
+    """Whether lines from x1 > 0.8, x2 > 0.8 are caught by a local minimum of the loss.
+
+    A local minimum above the loss level keeps a line from the level, and one on the way shows as
+    a point of nearly no speed: a start counts where the level is not reached, or where the slowest
+    point on the way has less than a hundredth of the median speed.
+    """
+    sight = look(data, geometry)
+    here = sight.within(UPPER_RIGHT)
+    if not here.count:
+        return not_applicable()
+    caught = ~here.reached | (here.relative_slowest < NEAR_ZERO)
+    evidence = {
+        "share_of_starts_that_are_caught": share(caught),
+        "share_of_starts_that_reach_the_loss_level": share(here.reached),
+        "smallest_speed_on_the_way_over_median_speed": float(np.min(here.relative_slowest)),
+        "smallest_gradient_at_any_start": float(np.min(sight.relative_speed * sight.median_speed)),
+    }
+    return judged(evidence, list(evidence)[:1])
+
+
+def c16(data: StudyData, geometry: Geometry) -> Verdict:
+    """Two parts, for each β: arrival at the same loss, and the state at the same flow time.
+
+    Arrival: the 95th percentile of the times to the loss level, of those that reach it, is at least
+    twice the 5th. State: at
+    the common flow time (the median arrival), the 5th to 95th percentile of the chosen component,
+    in the coordinates of the geometry, spans at least half of what it spans at the starts. In
+    another sense the start has no impact on the final result: the share that reaches the level.
+    """
+    sight = look(data, geometry)
+    parts = [sight.where(sight.beta == beta) for beta in data.settings.betas]
+    arrivals = np.array([_lateness(part.arrival[part.reached]) for part in parts])
+    kept = np.array([_span(part.own_later[:, 0]) / _span(part.own_start[:, 0]) for part in parts])
+    evidence = {
+        "share_of_betas_where_late_arrivals_take_twice_the_time_of_early_ones": share(
+            arrivals >= SPREAD
+        ),
+        "share_of_betas_where_states_keep_half_the_spread_of_the_starts": share(kept >= KEPT),
+        "smallest_95th_over_5th_percentile_of_arrival": float(np.min(arrivals)),
+        "smallest_spread_at_the_common_time_over_spread_of_the_starts": float(np.min(kept)),
+        **_losses(sight),
+        "spread_of_x1_at_the_loss_level": _span(sight.end[:, 0]),
+        "share_of_starts_that_reach_the_loss_level": share(sight.reached),
+    }
+    return judged(evidence, list(evidence)[:2])
+
+
+def c17(data: StudyData, geometry: Geometry) -> Verdict:
+    """The gradient by a policy's parameters; these geometries have none but their state."""
+    del data, geometry
+    return not_yet()
+
+
+def _relative_to_size(sight: Sight) -> Float[np.ndarray, " n"]:
+    """|x2'|/x2 at the start, over its median for the same β."""
+    rates = np.abs(sight.rate[:, 1]) / sight.start[:, 1]
+    medians = {beta: np.median(rates[sight.beta == beta]) for beta in np.unique(sight.beta)}
+    return rates / np.array([medians[beta] for beta in sight.beta])
+
+
+def _losses(sight: Sight) -> dict[str, float]:
+    chosen, rejected = sight.later.T
+    low, high = np.percentile(np.log1p((rejected / chosen) ** sight.beta), TAILS)
+    return {
+        "5th_percentile_of_the_loss_at_the_common_time": float(low),
+        "95th_percentile_of_the_loss_at_the_common_time": float(high),
+    }
+
+
+def _span(values: Float[np.ndarray, " n"]) -> float:
+    low, high = np.percentile(values, TAILS)
+    return float(high - low)
+
+
+def _lateness(arrival: Float[np.ndarray, " n"]) -> float:
+    """Late over early arrivals; NaN where nothing arrives."""
+    if not arrival.size:
+        return float("nan")
+    early, late = np.percentile(arrival, TAILS)
+    return float(late / early)

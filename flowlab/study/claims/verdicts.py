@@ -1,0 +1,101 @@
+"""Claims, verdicts, and the one rule that turns measured shares into a verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from flowlab.study.data import SLOW_SHARE
+
+__all__ = [
+    "HOLDS_FROM",
+    "MINOR",
+    "NEAR_ZERO",
+    "RAPID",
+    "Claim",
+    "Verdict",
+    "judged",
+    "not_applicable",
+    "not_yet",
+    "share",
+]
+
+# A statement about a whole region that a start in twenty contradicts is still a fair one.
+HOLDS_FROM = 0.95
+RAPID = 1 / SLOW_SHARE  # rapid: this many times the median or more; slow is its inverse
+MINOR = 0.25  # hardly changes: at this part of the other's rate or less
+NEAR_ZERO = 0.01  # vanishes: below this part of the median speed
+RULE = "every one >= value: holds; every one <= 1 - value: fails; otherwise: holds_in_part"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs say about one statement in one geometry.
+
+    Attributes:
+        verdict: `holds`, `holds_in_part`, `fails`, `not_applicable` or `not_yet`.
+        evidence: Measured numbers, by name.
+        threshold: What decides: `quantity` (names in the evidence), `relation`, `value`.
+    """
+
+    verdict: str
+    evidence: dict[str, float] = field(default_factory=dict)
+    threshold: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, and what the runs say about it.
+
+    Attributes:
+        id: C1 to C17.
+        statement: The statement, in our own words.
+        where: Its place in the paper.
+        measured: How it was made precise.
+        verdicts: By the name of the geometry.
+    """
+
+    id: str
+    statement: str
+    where: str
+    measured: str
+    verdicts: dict[str, Verdict]
+
+
+def judged(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict:
+    """The verdict on a statement whose parts are true of measured shares.
+
+    It holds where every share is at least `HOLDS_FROM`, fails where every share is at most
+    1 − `HOLDS_FROM`, and holds in part otherwise.
+
+    Args:
+        evidence: Measured numbers, by name.
+        deciding: The names of the shares that decide, one for each part of the statement.
+    """
+    shares = [evidence[name] for name in deciding]
+    if all(value >= HOLDS_FROM for value in shares):
+        verdict = "holds"
+    elif all(value <= 1 - HOLDS_FROM for value in shares):
+        verdict = "fails"
+    else:
+        verdict = "holds_in_part"
+    threshold = {"quantity": ", ".join(deciding), "relation": RULE, "value": HOLDS_FROM}
+    return Verdict(verdict, evidence, threshold)
+
+
+def not_applicable() -> Verdict:
+    """The verdict where no start lies in the region that a statement speaks of."""
+    threshold = {"quantity": "starts_in_the_region", "relation": ">=", "value": 1.0}
+    return Verdict("not_applicable", {"starts_in_the_region": 0.0}, threshold)
+
+
+def not_yet() -> Verdict:
+    """The verdict where nothing has been run."""
+    return Verdict("not_yet", {}, {"quantity": "nothing measured", "relation": "", "value": None})
+
+
+def share(true: Bool[np.ndarray, " n"]) -> float:
+    """The part of the starts of which something is true."""
+    return float(np.mean(true))

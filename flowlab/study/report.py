@@ -1,0 +1,381 @@
+"""The study from end to end, and the page that shows it."""
+
+import base64
+import html
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from flowlab import __version__, exact, store
+from flowlab.logs import TrainingLog
+from flowlab.study import figures
+from flowlab.study.claims import Claim, Verdict, evaluate, table, to_json
+from flowlab.study.data import GEOMETRIES, LEVEL, Settings, StudyData, collect
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Study", "run"]
+
+_QUICK = {"map_cells": 128, "claim_cells": 48, "quick": True}
+_FLOAT32_RTOL = 1e-4
+_STAGES = ("running the sweeps", "weighing the claims", "drawing", "writing the store", "writing")
+
+_WORDS = {
+    "holds": "holds",
+    "holds_in_part": "in part",
+    "fails": "fails",
+    "not_applicable": "—",
+    "not_yet": "not yet",
+}
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1a1a1a; background: #fff; }
+h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; font-size: .92rem; }
+th, td { border-bottom: 1px solid #ccc; padding: .35rem .6rem; text-align: left;
+         vertical-align: top; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; }
+figure { margin: 2rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { font-size: .92rem; color: #333; }
+.holds { background: #d6ebf7; } .holds_in_part { background: #fff3cd; }
+.fails { background: #f6d5c9; } .not_applicable, .not_yet { color: #666; }
+.scroll { overflow-x: auto; } details { margin: .6rem 0; } summary { cursor: pointer; }
+code { font-size: .9em; }
+"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the study found, and where it stands.
+
+    Attributes:
+        folder: Where `report.html`, `claims.json`, `figures` and `sweep.zarr` lie.
+        data: The runs.
+        claims: The claims with their verdicts.
+        accuracy: By β: median and largest error of the times against the closed form, relative.
+        seconds: How long everything took.
+    """
+
+    folder: Path
+    data: StudyData
+    claims: list[Claim]
+    accuracy: dict[float, tuple[float, float]]
+    seconds: float
+
+    def summary(self) -> str:
+        """The two tables of the study as plain text: the maps by β, and the claims."""
+        header, rows = _map_rows(self)
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in (header, *rows)
+        ]
+        return "\n".join([*lines, "", table(self.claims)])
+
+
+def run(
+    out: Path | str,
+    *,
+    betas: Sequence[float] | None = None,
+    quick: bool = False,
+    log: TrainingLog | None = None,
+    dtype: Any = np.float64,
+    progress: bool | None = None,
+) -> Study:
+    """Run the study of arXiv 2404.04626 and write it to a folder.
+
+    Writes `report.html` (self-contained), `claims.json`, `figures/*.png` and `*.svg`, and
+    `sweep.zarr`. A folder that exists is written into; what the study wrote there before is
+    replaced.
+
+    Args:
+        out: The folder.
+        betas: Values of β, positive; None for 0.1, 0.3 and 0.5.
+        quick: Coarser maps and fewer starts, in half a minute.
+        log: A training log to draw over the flow from its own first point.
+        dtype: float64, or float32 (at rtol 1e-4 in place of 1e-6).
+        progress: Whether to show progress bars; None where there is a terminal.
+
+    Raises:
+        ValueError: If `out` is a file, or a β is not positive, finite and named once.
+        OSError: If the folder cannot be written.
+    """
+    begun = time.perf_counter()
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Argument `out` must be a folder, but {folder} is a file.")
+    settings = _settings(betas, quick, dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(_STAGES), disable=_disabled(progress), leave=False) as bar:
+
+        def stage(name: str) -> None:
+            bar.update(int(bar.n < _STAGES.index(name)))
+            bar.set_description(name)
+
+        stage(_STAGES[0])
+        data = collect(settings, log, progress)
+        stage(_STAGES[1])
+        claims = evaluate(data)
+        accuracy = {beta: _accuracy(data, beta) for beta in settings.betas}
+        stage(_STAGES[2])
+        drawn = figures.draw(data, folder / "figures", bar.set_postfix_str)
+        stage(_STAGES[3])
+        store.write(
+            _dataset(data), folder / "sweep.zarr", description=_description(data), overwrite=True
+        )
+        stage(_STAGES[4])
+        study = Study(folder, data, claims, accuracy, time.perf_counter() - begun)
+        text = json.dumps(to_json(claims), indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / "claims.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(_page(study, drawn), encoding="utf-8")
+    return study
+
+
+def _settings(betas: Sequence[float] | None, quick: bool, dtype: Any) -> Settings:
+    options: dict[str, Any] = dict(_QUICK) if quick else {}
+    if betas is not None:
+        listed = tuple(float(beta) for beta in betas)
+        good = listed and all(np.isfinite(b) and b > 0 for b in listed)
+        if not good or len(set(listed)) != len(listed):
+            raise ValueError(
+                f"Argument `betas` must hold different positive numbers, but is {listed}."
+            )
+        options["betas"] = listed
+    if np.dtype(dtype) == np.float32:
+        options |= {"dtype": np.float32, "rtol": _FLOAT32_RTOL}
+    return Settings(**options)
+
+
+def _disabled(progress: bool | None) -> bool | None:
+    return None if progress is None else not progress
+
+
+def _accuracy(data: StudyData, beta: float) -> tuple[float, float]:
+    """Error of the times of the maps, relative to max(T, 1e-3·r²/β), against the closed form."""
+    points = data.map_starts.astype(float)
+    wanted = np.concatenate(
+        [exact.ratio_plane_time(part, beta, level=LEVEL) for part in np.array_split(points, 16)]
+    )
+    scale = np.maximum(wanted, 1e-3 * np.sum(points**2, axis=1) / beta)
+    errors = np.abs(data.maps[beta].time - wanted) / scale
+    return float(np.nanmedian(errors)), float(np.nanmax(errors))
+
+
+def _dataset(data: StudyData) -> "xarray.Dataset":
+    """The maps as one Dataset over β and the two ratios of the start."""
+    import xarray
+
+    cells = data.settings.map_cells
+    axes = (data.map_starts[:, 0].reshape(cells, cells)[:, 0], data.map_starts[:cells, 1])
+    parts = []
+    for beta, runs in data.maps.items():
+        flat = runs.to_xarray().drop_vars("starts")
+        variables = {
+            name: (
+                ("x_chosen", "x_rejected", *variable.dims[1:]),
+                variable.values.reshape(cells, cells, *variable.shape[1:]),
+                variable.attrs,
+            )
+            for name, variable in flat.data_vars.items()
+        }
+        coordinates = {"x_chosen": axes[0], "x_rejected": axes[1], "level": [LEVEL]}
+        part = xarray.Dataset(variables, coordinates)
+        parts.append(part.expand_dims(beta=[beta]))
+    joined = xarray.concat(parts, dim="beta")
+    joined["x_chosen"].attrs["long_name"] = "chosen ratio at the start"
+    joined["x_rejected"].attrs["long_name"] = "rejected ratio at the start"
+    return joined
+
+
+def _description(data: StudyData) -> dict[str, Any]:
+    settings = data.settings
+    return {
+        "loss": "DPO",
+        "beta": list(settings.betas),
+        "policy": "RatioPlane",
+        "domain": "Quadrant",
+        "until": f"loss_below={LEVEL}",
+        "starts": f"grid of {settings.map_cells} x {settings.map_cells} cell centres of (0, 1)^2",
+        "rtol": settings.rtol,
+        "dtype": np.dtype(settings.dtype).name,
+        "clock": "loss",
+    }
+
+
+def _map_rows(study: Study) -> tuple[list[str], list[list[str]]]:
+    header = ["beta", "starts", "reached", "median time", "99 % by", "slow share", "largest error"]
+    rows = []
+    for beta, runs in study.data.maps.items():
+        median, late = np.nanquantile(runs.time, [0.5, 0.99])
+        rows.append(
+            [
+                f"{beta:g}",
+                f"{runs.time.size:,}",
+                f"{int(np.sum(np.isfinite(runs.time))):,}",
+                f"{median:.4g}",
+                f"{late:.4g}",
+                f"{np.nanmean(runs.measures['dwell_share']):.1%}",
+                f"{study.accuracy[beta][1]:.1e}",
+            ]
+        )
+    return header, rows
+
+
+def _page(study: Study, drawn: list[figures.Drawn]) -> str:
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>The gradient field of DPO, measured</title><style>{_STYLE}</style></head><body>",
+        _introduction(study),
+        "<h2>How long it takes</h2>",
+        _map_table(study),
+        "<h2>What the paper says, and what was measured</h2>",
+        _claim_table(study.claims),
+        "<h2>Figures</h2>",
+        *(_figure(figure) for figure in drawn),
+        "<h2>The claims one by one</h2>",
+        *(_claim_details(claim) for claim in study.claims),
+        _colophon(study),
+        "</body></html>",
+    ]
+    return "\n".join(parts)
+
+
+def _introduction(study: Study) -> str:
+    settings = study.data.settings
+    names = ", ".join(geometry.title for geometry in GEOMETRIES)
+    return (
+        "<h1>The gradient field of DPO, measured</h1>"
+        "<p>“Towards Analyzing and Understanding the Limitations of DPO: A Theoretical "
+        "Perspective” (arXiv 2404.04626) drew the gradient field of the DPO loss over two "
+        "probability ratios, x₁ = π(y_w)/π_ref(y_w) of the chosen and x₂ = π(y_l)/π_ref(y_l) of "
+        "the rejected response, and argued from the picture. Here the negative gradient is an "
+        f"ODE, and {settings.map_cells}² starts per β are followed to the loss {LEVEL:g}. Flow "
+        "time is learning rate × steps of plain gradient descent, in the limit of small steps. "
+        f"Every claim is measured in four geometries: {html.escape(names)}. In the box and the "
+        "simplex a flow line slides along the wall and leaves it where the flow turns "
+        "inward.</p>"
+    )
+
+
+def _map_table(study: Study) -> str:
+    header, rows = _map_rows(study)
+    notes = (
+        "Free ratio plane. “99 % by”: the flow time by which 99 % of the starts have arrived. "
+        "“Slow share”: mean share of the time at less than half of the median speed of all "
+        "starts. “Largest error”: of all times against the closed form (incomplete beta "
+        "function), relative to max(T, 10⁻³ r²/β)."
+    )
+    return _table(header, rows) + f"<p>{notes}</p>" + _audit(study)
+
+
+def _audit(study: Study) -> str:
+    audits = [runs.audit for runs in study.data.maps.values() if runs.audit is not None]
+    if not audits:
+        return ""
+    count = sum(audit.count for audit in audits)
+    worst = max(audit.time_largest for audit in audits)
+    return (
+        f"<p>{count:,} random runs were solved again at a tolerance of {audits[0].rtol:.0e}: the "
+        f"largest relative deviation of a time is {worst:.1e}.</p>"
+    )
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "".join(
+        "<tr>" + "".join(f"<td class='number'>{html.escape(x)}</td>" for x in row) + "</tr>"
+        for row in rows
+    )
+    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+
+
+def _claim_table(claims: list[Claim]) -> str:
+    names = {geometry.name: geometry.title for geometry in GEOMETRIES}
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in names.values())
+    rows = []
+    for claim in claims:
+        cells = "".join(_verdict_cell(claim.verdicts[name]) for name in names)
+        rows.append(
+            f"<tr><td><a href='#{claim.id}'>{claim.id}</a></td>"
+            f"<td>{html.escape(claim.statement)}</td>{cells}</tr>"
+        )
+    return (
+        f"<div class='scroll'><table><tr><th></th><th>statement</th>{head}</tr>"
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+def _verdict_cell(verdict: Verdict) -> str:
+    return f"<td class='{verdict.verdict}'>{_WORDS[verdict.verdict]}</td>"
+
+
+def _figure(drawn: figures.Drawn) -> str:
+    data = base64.b64encode(drawn.png.read_bytes()).decode("ascii")
+    return (
+        f"<figure id='{drawn.name}'><h3>{html.escape(drawn.title)}</h3>"
+        f"<img alt='{html.escape(drawn.title)}' src='data:image/png;base64,{data}'>"
+        f"<figcaption>{html.escape(drawn.caption)}</figcaption></figure>"
+    )
+
+
+def _claim_details(claim: Claim) -> str:
+    titles: dict[str, str] = {geometry.name: geometry.title for geometry in GEOMETRIES}
+    rows = []
+    for name, verdict in claim.verdicts.items():
+        if not verdict.evidence and name not in titles:
+            continue
+        numbers = "<br>".join(
+            f"{html.escape(key.replace('_', ' '))}: {_number(value)}"
+            for key, value in verdict.evidence.items()
+        )
+        rows.append(
+            f"<tr><td>{html.escape(titles.get(name, name))}</td>{_verdict_cell(verdict)}"
+            f"<td>{numbers}</td><td>{_threshold(verdict)}</td></tr>"
+        )
+    return (
+        f"<details id='{claim.id}' open><summary><b>{claim.id}</b> "
+        f"{html.escape(claim.statement)} <i>({html.escape(claim.where)})</i></summary>"
+        f"<p>{html.escape(claim.measured)}</p><div class='scroll'><table><tr><th>geometry</th>"
+        "<th>verdict</th><th>measured</th><th>what decides</th></tr>"
+        f"{''.join(rows)}</table></div></details>"
+    )
+
+
+def _threshold(verdict: Verdict) -> str:
+    rule = verdict.threshold
+    if not rule:
+        return ""
+    quantity = rule["quantity"]
+    listed = quantity if isinstance(quantity, str) else ", ".join(quantity)
+    value = rule["value"]
+    shown = _number(value) if isinstance(value, int | float) else str(value)
+    words = f"{listed.replace('_', ' ')} — {rule['relation']}; value {shown}"
+    return html.escape(words)
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None or not np.isfinite(value) else f"{value:.4g}"
+
+
+def _colophon(study: Study) -> str:
+    from importlib.metadata import version
+
+    import jax
+
+    device = jax.devices()[0]
+    kind = np.dtype(study.data.settings.dtype).name
+    return (
+        f"<h2>How this was made</h2><p>flowlab {__version__}, jax {jax.__version__}, diffrax "
+        f"{version('diffrax')}, on {len(jax.devices())} × {html.escape(device.device_kind)}; "
+        f"{kind}, rtol {study.data.settings.rtol:g}; {study.seconds:.0f} s. The runs of the maps "
+        "lie in <code>sweep.zarr</code> (open with <code>xarray.open_zarr</code>), the verdicts "
+        "with their numbers in <code>claims.json</code>.</p>"
+    )

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from flowlab.solve import (
     advance,
     begin,
     check_states,
+    compiled,
     finish,
     make_problem,
     resume,
@@ -46,6 +47,13 @@ _ENOUGH_BLOCKS = 32  # under which a pass for those left behind is not worth its
 _AUDIT_TIGHTER = 100.0
 _AUDIT_SMALLEST_RTOL = 1e-13
 _AUDIT_SEED = 0
+
+
+class _Passes(NamedTuple):
+    """The two passes, compiled alike."""
+
+    first: Callable[..., Any]
+    later: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -162,6 +170,7 @@ def sweep(
     block_size: int | None = None,
     devices: Sequence[Device] | None = None,
     max_steps: int = 4096,
+    optimise: bool = True,
     audit: float = 0.0,
     progress: bool | None = None,
 ) -> Runs:
@@ -189,6 +198,8 @@ def sweep(
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
         max_steps: Steps to try for a block before the outcome is `step_limit`.
+        optimise: Whether the compiler optimises its code. False halves the time of compilation and
+            doubles that of the run, which pays below some ten thousand starts.
         audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
@@ -212,7 +223,13 @@ def sweep(
     options: dict[str, Any] = dict(
         until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
     )
-    work = partial(_solve_case, devices=devices, size=min(size, count), max_steps=max_steps)
+    work = partial(
+        _solve_case,
+        devices=devices,
+        size=min(size, count),
+        max_steps=max_steps,
+        passes=_OPTIMISED if optimise else _LIGHT,
+    )
     results, audits = [], []
     total = len(cases) * count
     with tqdm(total=total, unit="start", unit_scale=True, **_bar(progress)) as bar:
@@ -243,6 +260,7 @@ def _solve_case(
     devices: list[Device],
     size: int,
     max_steps: int,
+    passes: _Passes,
     progress: Callable[[int], Any] = lambda n: None,
 ) -> dict[str, Any]:
     """The results for all starts, first axis n, in the order of the starts."""
@@ -254,7 +272,9 @@ def _solve_case(
         padded = np.concatenate([block, np.repeat(block[-1:], size - len(block))])
         lanes_last = jax.tree.map(lambda x: np.moveaxis(x[padded], 0, -1), starts)
         keep = 0 if len(blocks) < _ENOUGH_BLOCKS else size // _LEFT_FOR_LATER
-        return _first_pass(problem, jax.device_put(lanes_last, device), keep, max_steps)
+        return passes.first(
+            problem, jax.device_put(lanes_last, device), *map(_integer, (keep, max_steps))  # noqa: B023
+        )
 
     running, evicted = [], []
     for block, (results, lanes, tries) in zip(
@@ -266,7 +286,7 @@ def _solve_case(
                 pool.append((block[chosen], jax.tree.map(lambda x, c=chosen: x[..., c], lanes)))
         progress(len(block) - len(late[0]) - len(late[1]))
     for pool, safe in ((running, False), (evicted, True)):
-        _later_passes(problem, pool, safe, collected, devices, size, max_steps, progress)
+        _later_passes(problem, pool, safe, collected, devices, size, max_steps, passes, progress)
     return collected.results
 
 
@@ -315,6 +335,7 @@ def _later_passes(
     devices: list[Device],
     size: int,
     max_steps: int,
+    passes: _Passes,
     progress: Callable[[int], Any],
 ) -> None:
     """Lanes that were left behind go on in blocks of their own until all have ended."""
@@ -328,7 +349,9 @@ def _later_passes(
         def go_on(place: np.ndarray, device: Device) -> Any:
             padded = np.concatenate([place, np.repeat(place[-1:], size - len(place))])
             chosen = jax.tree.map(lambda x: x[..., padded], lanes)  # noqa: B023
-            return _later_pass(safe_or_not, jax.device_put(chosen, device), keep, max_steps)  # noqa: B023
+            return passes.later(
+                safe_or_not, jax.device_put(chosen, device), *map(_integer, (keep, max_steps))  # noqa: B023
+            )
 
         pool = []
         for place, (results, after, tries) in zip(
@@ -341,22 +364,29 @@ def _later_passes(
             progress(len(block) - len(running))
 
 
-@eqx.filter_jit
+def _integer(number: int) -> Array:
+    """A number as an array: a Python number would be compiled in."""
+    return jnp.asarray(number, jnp.int32)
+
+
 def _first_pass(
-    problem: Problem, starts: PyTree[Array], keep: int, max_steps: int
+    problem: Problem, starts: PyTree[Array], keep: Array, max_steps: Array
 ) -> tuple[Any, ...]:
     lanes = begin(problem, starts)
     lanes, tries, _ = advance(problem, lanes, max_steps=max_steps, keep=keep)
     return finish(problem, lanes), lanes, tries
 
 
-@eqx.filter_jit
-def _later_pass(problem: Problem, lanes: Lanes, keep: int, max_steps: int) -> tuple[Any, ...]:
+def _later_pass(problem: Problem, lanes: Lanes, keep: Array, max_steps: Array) -> tuple[Any, ...]:
     lanes, tries, _ = advance(problem, resume(problem, lanes), max_steps=max_steps, keep=keep)
     return finish(problem, lanes), lanes, tries
 
 
-@eqx.filter_jit
+_OPTIMISED = _Passes(compiled(_first_pass), compiled(_later_pass))
+_LIGHT = _Passes(compiled(_first_pass, optimise=False), compiled(_later_pass, optimise=False))
+
+
+@partial(compiled, optimise=False)
 def _potentials(problem: Problem, starts: PyTree[Array]) -> Float[Array, " n"]:
     return jax.vmap(problem.flow.potential)(starts)
 

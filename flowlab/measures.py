@@ -296,8 +296,8 @@ def dwell(below: float, *, of: Space = "state") -> AbstractMeasure:
     Raises:
         ValueError: If `below` is not positive and finite.
 
-    Accuracy: the crossings of the speed are located in a polynomial through seven points of each step;
-        1e-5 of the total time or better at rtol 1e-6.
+    Accuracy: the crossings of the speed are located in a polynomial through seven points of each
+        step; 1e-5 of the total time or better at rtol 1e-6.
     """
     threshold = np.asarray(below, dtype=float)
     if threshold.ndim != 0 or not (np.isfinite(threshold) and threshold > 0):

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import flowlab
-from flowlab import cli, domains, ensemble, exact, logs, measures, policies, store, until
+from flowlab import cli, domains, ensemble, exact, logs, measures, plots, policies, store, until
 from flowlab.ensemble import Runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,20 +166,21 @@ def test_show_draws_a_map_of_a_grid(policy, tmp_path, solved_with):
     assert f"figure: {tmp_path / 'map.png'}" in shown.stdout
 
 
-def test_a_map_has_the_starts_where_they_lie(tmp_path, monkeypatch):
-    from flowlab import plots
-
+@pytest.mark.parametrize(
+    ("policy", "axes"), [("ratio", plots.RATIOS), ("log_ratio", plots.LOG_RATIOS)]
+)
+def test_a_map_has_the_starts_where_they_lie(policy, axes, tmp_path, monkeypatch):
     drawn: list[Any] = []
     monkeypatch.setattr(plots, "map_of", lambda values, **names: drawn.append((values, names)))
     runs = made_up(flowlab.starts.grid((2, 3), (0, 1), (4, 7))).to_xarray()
     runs["time"] = 10 * runs["starts"][:, 0] + runs["starts"][:, 1]
-    shape = {"shape": [2, 3], "lower": [0, 1], "upper": [4, 7], "policy": "ratio"}
+    shape = {"shape": [2, 3], "lower": [0, 1], "upper": [4, 7], "policy": policy}
     store.write(runs, tmp_path / "sweep", description={"starts": "grid", **shape})
     shown = flowlab_command("show", tmp_path / "sweep", "--out", tmp_path / "map.png")
     assert shown.exit_code == 0, shown.stderr
     ((values, names),) = drawn
     np.testing.assert_array_equal(values, [[12, 14, 16], [32, 34, 36]])
-    assert (names["x"], names["y"]) == ((0, 4), (1, 7))
+    assert (names["x"], names["y"], names["names"]) == ((0, 4), (1, 7), axes)
 
 
 def test_a_map_of_what_is_no_grid_or_has_no_time_is_refused(tmp_path, solved_with):
@@ -304,7 +305,8 @@ def test_further_options_reach_the_sweep(tmp_path, solved_with):
         "block_size": 64,
         "audit": 0.2,
     }
-    assert store.description(store.read(tmp_path / "a"))["dtype"] == "float32"
+    described = store.description(store.read(tmp_path / "a"))
+    assert (described["dtype"], described["domain"]) == ("float32", "quadrant")
 
 
 def test_a_quiet_sweep_says_nothing(tmp_path, solved_with):

@@ -1,8 +1,15 @@
 """One flow line, or a block of lanes: the only module that knows diffrax."""
 
+from flowlab.solve.compilation import compiled
 from flowlab.solve.engine import advance, begin, finish, resume, safe_problem
 from flowlab.solve.line import Line, flow_line
-from flowlab.solve.problem import Lanes, Problem, check_states, make_problem, select
+from flowlab.solve.problem import (
+    Lanes,
+    Problem,
+    check_states,
+    make_problem,
+    select,
+)
 
 __all__ = [
     "Lanes",
@@ -11,6 +18,7 @@ __all__ = [
     "advance",
     "begin",
     "check_states",
+    "compiled",
     "finish",
     "flow_line",
     "make_problem",

@@ -1,6 +1,7 @@
 """One flow line, with dense output."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import diffrax
@@ -14,16 +15,13 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
+from flowlab.solve.compilation import compiled
 from flowlab.solve.engine import Tape, advance, begin, finish
 from flowlab.solve.events import interpolated, root
 from flowlab.solve.problem import Problem, check_states, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Line", "flow_line"]
-
-
-# For one lane, optimising the code takes longer than it can ever save.
-_lightly_compiled = eqx.filter_jit(compiler_options={"xla_backend_optimization_level": 0})
 
 
 class Line(eqx.Module):
@@ -162,7 +160,7 @@ def _line(problem: Problem, start: PyTree[Array], max_steps: int) -> Line:
     return Line(times=times, states=states, **results, _problem=problem, _tape=tape)
 
 
-@_lightly_compiled
+@partial(compiled, optimise=False)
 def _compiled_line(problem: Problem, start: PyTree[Array], max_steps: int) -> Line:
     return _line(problem, start, max_steps)
 
@@ -210,7 +208,7 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
     return jax.tree.map(shaped, states, line.end)
 
 
-_compiled_states_at = _lightly_compiled(_states_at)
+_compiled_states_at = compiled(_states_at, optimise=False)
 
 
 def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:

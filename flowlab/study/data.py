@@ -174,6 +174,7 @@ def _maps(settings: Settings, cells: np.ndarray, progress: bool | None) -> dict[
             until=until.loss_below(LEVEL),
             measures=line_measures(slow),
             rtol=settings.rtol,
+            optimise=not settings.quick,
             audit=0 if settings.quick else 0.001,
             progress=progress,
         )
@@ -193,6 +194,7 @@ def _claim_runs(geometry: Geometry, settings: Settings) -> tuple[dict[Any, Any],
             until=until.loss_below(LEVEL),
             measures=line_measures(slow[key]),
             rtol=settings.rtol,
+            optimise=not settings.quick,
             progress=False,
         )
         common[key] = float(np.nanmedian(to_level[key].time))
@@ -201,6 +203,7 @@ def _claim_runs(geometry: Geometry, settings: Settings) -> tuple[dict[Any, Any],
             states,
             until=until.time(common[key]),
             rtol=settings.rtol,
+            optimise=not settings.quick,
             progress=False,
         )
     return to_level, at_time, common, slow

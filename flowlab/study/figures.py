@@ -391,13 +391,18 @@ def _followed(
 ) -> list[Float[np.ndarray, "k 2"]]:
     """Flow lines as the states at falling levels of the loss.
 
-    The starts are repeated to the number of the study's own runs, and measured as those are: then
+    The starts are repeated to fill a block of the study's own runs, and measured as those are: then
     the programs compiled for those serve again, and a line costs milliseconds.
     """
     like = next(runs for (name, _), runs in data.to_level.items() if name == geometry.name)
-    many = np.resize(from_, like.starts.shape).astype(like.starts.dtype)
+    many = np.resize(from_, (min(len(like.starts), 1024), 2)).astype(like.starts.dtype)
     speed = next(slow for (name, _), slow in data.slow.items() if name == geometry.name)
-    options: dict[str, Any] = dict(measures=study_measures(speed), rtol=like.rtol, progress=False)
+    options: dict[str, Any] = dict(
+        measures=study_measures(speed),
+        rtol=like.rtol,
+        optimise=not data.settings.quick,
+        progress=False,
+    )
     ends = [
         sweep(geometry.flow(beta), many, until=until.loss_below(level), **options).end[: len(from_)]
         for level in levels

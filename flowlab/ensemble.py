@@ -273,7 +273,7 @@ def _solve_case(
         lanes_last = jax.tree.map(lambda x: np.moveaxis(x[padded], 0, -1), starts)
         keep = 0 if len(blocks) < _ENOUGH_BLOCKS else size // _LEFT_FOR_LATER
         return passes.first(
-            problem, jax.device_put(lanes_last, device), *map(_integer, (keep, max_steps))  # noqa: B023
+            problem, jax.device_put(lanes_last, device), *map(_integer, (keep, max_steps))
         )
 
     running, evicted = [], []

@@ -19,7 +19,7 @@ __all__ = ["Drawn", "draw", "readme_figure"]
 
 _DPI = 150
 _ALONG = 37  # points along a flow line
-_ALONG_QUICK = 21
+_ALONG_QUICK = 17
 _STRAIGHT = 5  # points along a flow line of the log-ratio plane
 _BY_NAME = {geometry.name: geometry for geometry in GEOMETRIES}
 _FREE = _BY_NAME["ratio_plane"]

@@ -207,11 +207,19 @@ def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:
         )
 
 
-def _parameters(module: Any) -> list[str]:
+def _arguments(module: Any) -> dict[str, Any]:
+    """What a module holds, by the names under which its constructor takes it.
+
+    A field that goes by another name than its argument says so in its metadata.
+    """
     if not dataclasses.is_dataclass(module):
-        return []
-    fields = [field.name for field in dataclasses.fields(module)]
-    return [name for name in fields if eqx.is_array_like(getattr(module, name))]
+        return {}
+    fields = dataclasses.fields(module)
+    return {f.metadata.get("argument", f.name): getattr(module, f.name) for f in fields}
+
+
+def _parameters(module: Any) -> list[str]:
+    return [name for name, value in _arguments(module).items() if eqx.is_array_like(value)]
 
 
 def _replaced(module: Any, name: str, value: Any) -> tuple[Any, bool]:
@@ -219,9 +227,9 @@ def _replaced(module: Any, name: str, value: Any) -> tuple[Any, bool]:
     if name not in _parameters(module):
         return module, False
     accepted = inspect.signature(type(module)).parameters
-    arguments = {key: getattr(module, key) for key in accepted if hasattr(module, key)}
     if name in accepted:
-        return type(module)(**{**arguments, name: value}), True
+        held = {key: item for key, item in _arguments(module).items() if key in accepted}
+        return type(module)(**{**held, name: value}), True
     return eqx.tree_at(lambda m: getattr(m, name), module, np.asarray(value, float)), True
 
 

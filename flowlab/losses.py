@@ -13,7 +13,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-__all__ = ["DPO", "AbstractLoss", "Pair", "negative_log_sigmoid", "positive_parameter"]
+__all__ = [
+    "DPO",
+    "AbstractLoss",
+    "Pair",
+    "floats",
+    "negative_log_sigmoid",
+    "positive_parameter",
+]
 
 
 class Pair(eqx.Module):
@@ -97,7 +104,7 @@ class DPO(AbstractLoss):
         self.beta = positive_parameter("beta", beta)
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
-        margin = pairs.margin
+        margin = floats(pairs.margin)
         return negative_log_sigmoid(jnp.asarray(self.beta, margin.dtype) * margin)
 
 
@@ -115,6 +122,16 @@ def negative_log_sigmoid(scaled_margin: Float[Array, "*p"]) -> Float[Array, "*p"
 def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     (z,), (tangent,) = primals, tangents
     return negative_log_sigmoid(z), -jax.nn.sigmoid(-z) * tangent
+
+
+def floats(values: ArrayLike) -> Array:
+    """An array of floats, of the precision given; what is cast to its type is not cut to integers.
+
+    Args:
+        values: Numbers of any shape; integers become floats of the default precision.
+    """
+    array = jnp.asarray(values)
+    return array.astype(jnp.result_type(array, float))
 
 
 def positive_parameter(name: str, value: ArrayLike) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.domains import AbstractDomain, Quadrant, WholeSpace
-from flowlab.losses import Pair, positive_parameter
+from flowlab.losses import Pair, floats, positive_parameter
 
 __all__ = ["AbstractPolicy", "LogRatioPlane", "RatioPlane", "WallRule", "check_wall"]
 
@@ -109,17 +109,17 @@ class RatioPlane(AbstractPolicy):
         return (2,)
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
-        return _pair(self, jnp.log(state))
+        return _pair(self, jnp.log(floats(state)))
 
     def metric(self, state: Float[Array, " 2"], covector: Float[Array, " 2"]) -> Float[Array, " 2"]:
         del state
         return covector
 
     def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
-        return jnp.diag(1 / jnp.asarray(state) ** 2)
+        return jnp.diag(1 / floats(state) ** 2)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
-        return jnp.exp(jnp.asarray(log_ratios))
+        return jnp.exp(floats(log_ratios))
 
 
 class LogRatioPlane(AbstractPolicy):
@@ -141,7 +141,7 @@ class LogRatioPlane(AbstractPolicy):
             length is not positive, or a reference log-probability is not finite.
     """
 
-    matrix: Float[ArrayLike, "2 2"]
+    matrix: Float[ArrayLike, "2 2"] = eqx.field(metadata={"argument": "kernel"})
     ref_chosen: Float[ArrayLike, ""]
     ref_rejected: Float[ArrayLike, ""]
     chosen_length: Float[ArrayLike, ""]
@@ -171,17 +171,18 @@ class LogRatioPlane(AbstractPolicy):
         return (2,)
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
-        return _pair(self, state)
+        return _pair(self, floats(state))
 
     def metric(self, state: Float[Array, " 2"], covector: Float[Array, " 2"]) -> Float[Array, " 2"]:
         del state
+        covector = floats(covector)
         return jnp.asarray(self.matrix, covector.dtype) @ covector
 
     def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
-        return jnp.asarray(self.matrix, jnp.asarray(state).dtype)
+        return jnp.asarray(self.matrix, floats(state).dtype)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
-        return jnp.asarray(log_ratios)
+        return floats(log_ratios)
 
 
 def check_wall(wall: str) -> WallRule:

@@ -168,10 +168,13 @@ def _explain(ax: Axes, speeds: Span | None, color: str | None) -> None:
         return
     lowest, highest = speeds
     shown = (lowest, np.sqrt(lowest * highest), highest) if highest > 1.05 * lowest else (highest,)
+    if color is None:  # the colour bar tells the speeds
+        shown = shown[-1:]
     for value in shown:
         style: dict[str, Any] = dict(marker=_ARROW, markerfacecolor="none")
         size = _LEGEND_POINTS * float(_length(value, lowest, highest))
         label = f"speed {value:.2g}" + (" (length: log)" if value == highest else "")
+        label = "log of speed" if color is None else label
         style |= dict(markersize=size, markeredgecolor=color or "0.2", linestyle="none")
         ax.plot([], [], label=label, **style)
 

@@ -197,7 +197,8 @@ def sweep(
         block_size: Starts that share a step; None for 1,024 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
-        max_steps: Steps to try for a block before the outcome is `step_limit`.
+        max_steps: Steps that a block tries, since a lane last left it for holding it up, before the
+            outcome is `step_limit`.
         optimise: Whether the compiler optimises its code. False halves the time of compilation and
             doubles that of the run, which pays below some ten thousand starts.
         audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter.
@@ -285,8 +286,9 @@ def _solve_case(
             if len(chosen):
                 pool.append((block[chosen], jax.tree.map(lambda x, c=chosen: x[..., c], lanes)))
         progress(len(block) - len(late[0]) - len(late[1]))
-    for pool, safe in ((running, False), (evicted, True)):
-        _later_passes(problem, pool, safe, collected, devices, size, max_steps, passes, progress)
+    rest = (collected, devices, size, max_steps, passes, progress)
+    evicted += _later_passes(problem, running, False, *rest)
+    _later_passes(problem, evicted, True, *rest)
     return collected.results
 
 
@@ -337,9 +339,10 @@ def _later_passes(
     max_steps: int,
     passes: _Passes,
     progress: Callable[[int], Any],
-) -> None:
+) -> list[tuple[np.ndarray, Lanes]]:
     """Lanes that were left behind go on in blocks of their own until all have ended."""
     safe_or_not = safe_problem(problem) if safe else problem
+    left: list[tuple[np.ndarray, Lanes]] = []
     while pool:
         indices = np.concatenate([block for block, _ in pool])
         lanes = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *(part for _, part in pool))
@@ -350,7 +353,9 @@ def _later_passes(
             padded = np.concatenate([place, np.repeat(place[-1:], size - len(place))])
             chosen = jax.tree.map(lambda x: x[..., padded], lanes)  # noqa: B023
             return passes.later(
-                safe_or_not, jax.device_put(chosen, device), *map(_integer, (keep, max_steps))  # noqa: B023
+                safe_or_not,
+                jax.device_put(chosen, device),
+                *map(_integer, (keep, max_steps)),  # noqa: B023
             )
 
         pool = []
@@ -358,10 +363,12 @@ def _later_passes(
             places, _in_parallel(go_on, places, devices, safe_or_not), strict=True
         ):
             block = indices[place]
-            running, _ = _sort_out(collected, block, results, after, int(tries) >= max_steps)
-            if len(running):
-                pool.append((block[running], jax.tree.map(lambda x, r=running: x[..., r], after)))
-            progress(len(block) - len(running))
+            late = _sort_out(collected, block, results, after, int(tries) >= max_steps)
+            for kept, chosen in ((pool, late[0]), (left, late[1])):
+                if len(chosen):
+                    kept.append((block[chosen], jax.tree.map(lambda x, c=chosen: x[..., c], after)))
+            progress(len(block) - len(late[0]) - len(late[1]))
+    return left
 
 
 def _integer(number: int) -> Array:
@@ -412,11 +419,11 @@ def _in_parallel(
         with jax.enable_x64(wide):
             return jax.tree.map(np.asarray, work(item, devices[number % len(devices)]))
 
-    if len(items) == 1:
-        yield run((0, items[0]))
-        return
-    with ThreadPoolExecutor(min(workers, len(items))) as pool:
-        yield from pool.map(run, enumerate(items))
+    numbered = enumerate(items)
+    yield run(next(numbered))  # alone, so that two threads do not compile the same program
+    if len(items) > 1:
+        with ThreadPoolExecutor(min(workers, len(items) - 1)) as pool:
+            yield from pool.map(run, numbered)
 
 
 def _cores() -> int:
@@ -433,7 +440,7 @@ def _audited(
     rtol: float,
     work: Any,
     options: dict[str, Any],
-) -> tuple[float, np.ndarray, np.ndarray, int]:
+) -> tuple[float, np.ndarray, np.ndarray, int, int]:
     """Tolerance, deviations in time and end, and outcomes that differ, for a part of the starts."""
     count = len(result["outcome"])
     number = min(count, max(1, round(part * count)))
@@ -446,7 +453,8 @@ def _audited(
         problem = make_problem(flow, dtype=np.float64, rtol=tighter, **options)
         finer = work(problem, again)
     mine = jax.tree.map(lambda x: x[chosen], result)
-    same = mine["outcome"] == finer["outcome"]
+    same = (mine["outcome"] == finer["outcome"]) & (mine["outcome"] != Outcome.step_limit)
+    differ = int(np.sum(mine["outcome"] != finer["outcome"]))
     reached = same & (finer["outcome"] == Outcome.reached)
     times = np.abs(mine["time"] - finer["time"])[reached] / finer["time"][reached]
     gaps, sizes = np.zeros(number), np.zeros(number)
@@ -454,20 +462,20 @@ def _audited(
         gaps += ((a - b) ** 2).reshape(number, -1).sum(axis=1)
         sizes += (b**2).reshape(number, -1).sum(axis=1)
     fit = same & np.isfinite(sizes) & (sizes > 0)
-    return tighter, times, np.sqrt(gaps[fit] / sizes[fit]), int(np.sum(~same))
+    return tighter, times, np.sqrt(gaps[fit] / sizes[fit]), differ, number
 
 
-def _joined(audits: list[tuple[float, np.ndarray, np.ndarray, int]]) -> Audit:
-    times = np.concatenate([times for _, times, _, _ in audits])
-    ends = np.concatenate([ends for _, _, ends, _ in audits])
+def _joined(audits: list[tuple[float, np.ndarray, np.ndarray, int, int]]) -> Audit:
+    times = np.concatenate([times for _, times, *_ in audits])
+    ends = np.concatenate([ends for _, _, ends, *_ in audits])
     return Audit(
-        count=max(len(times), len(ends)),
+        count=sum(number for *_, number in audits),
         rtol=audits[0][0],
         time_median=float(np.median(times)) if len(times) else float("nan"),
         time_largest=float(np.max(times)) if len(times) else float("nan"),
         end_median=float(np.median(ends)) if len(ends) else float("nan"),
         end_largest=float(np.max(ends)) if len(ends) else float("nan"),
-        outcomes_differ=sum(differ for _, _, _, differ in audits),
+        outcomes_differ=sum(differ for *_, differ, _ in audits),
     )
 
 

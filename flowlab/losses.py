@@ -131,7 +131,7 @@ def floats(values: ArrayLike) -> Array:
         values: Numbers of any shape; integers become floats of the default precision.
     """
     array = jnp.asarray(values)
-    return array.astype(jnp.result_type(array, float))
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
 
 
 def positive_parameter(name: str, value: ArrayLike) -> Any:

@@ -91,13 +91,25 @@ class AbstractMeasure(eqx.Module):
 
 
 class Ends(eqx.Module):
-    """The two ends of a flow line: states and velocities there, and the time between them."""
+    """The two ends of a flow line.
+
+    Attributes:
+        start: State at the start.
+        start_velocity: Velocity there.
+        last: The last state that was integrated.
+        last_velocity: Velocity there.
+        end: State at the end: `last`, or a point of the boundary that has absorbed the line.
+        time: Flow time between start and end.
+        tail: Flow time between `last` and `end`.
+    """
 
     start: PyTree[Array]
     start_velocity: PyTree[Array]
+    last: PyTree[Array]
+    last_velocity: PyTree[Array]
     end: PyTree[Array]
-    end_velocity: PyTree[Array]
     time: Float[Array, ""]
+    tail: Float[Array, ""]
 
 
 class _PathLength(AbstractMeasure):
@@ -154,9 +166,12 @@ class _Dwell(AbstractMeasure):
         carry: PyTree[Array],
         ends: Ends,
     ) -> dict[str, Array]:
-        del flow, integral
-        share = jnp.where(ends.time > 0, carry / jnp.where(ends.time > 0, ends.time, 1), 0)
-        return dict(zip(self.names, (carry, share), strict=True))
+        del integral
+        speed = norm(_motion(flow, ends.last, ends.last_velocity, self.of))
+        slow = speed < jnp.asarray(self.below, carry.dtype)
+        spent = carry + jnp.where(slow, ends.tail, 0)
+        share = jnp.where(ends.time > 0, spent / jnp.where(ends.time > 0, ends.time, 1), 0)
+        return dict(zip(self.names, (spent, share), strict=True))
 
 
 class _Slowest(AbstractMeasure):
@@ -267,7 +282,7 @@ class _RateRatio(AbstractMeasure):
         total = _place(flow, ends.end, self.of) - _place(flow, ends.start, self.of)
         moves = (
             _motion(flow, ends.start, ends.start_velocity, self.of),
-            _motion(flow, ends.end, ends.end_velocity, self.of),
+            _motion(flow, ends.last, ends.last_velocity, self.of),
             total,
         )
         ratios = [jnp.abs(move[0] / move[1]) for move in moves]
@@ -281,7 +296,8 @@ def path_length(of: Space = "state") -> AbstractMeasure:
         of: Euclidean in the state's own coordinates, in the ratios x, in the log-ratios u (the one
             that can be compared between policies), or in the probabilities of the two responses.
 
-    Accuracy: integrated with the flow line, to the same tolerance.
+    Accuracy: integrated with the flow line, to the same tolerance. A line that ends in the boundary
+        is integrated to 1e-12 of its start, which is where its length in u, infinite, is cut off.
     """
     return _PathLength(_space(of))
 

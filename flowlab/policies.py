@@ -109,17 +109,17 @@ class RatioPlane(AbstractPolicy):
         return (2,)
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
-        return _pair(self, jnp.log(floats(state)))
+        return _pair(self, jnp.log(state))
 
     def metric(self, state: Float[Array, " 2"], covector: Float[Array, " 2"]) -> Float[Array, " 2"]:
         del state
         return covector
 
     def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
-        return jnp.diag(1 / floats(state) ** 2)
+        return jnp.diag(1 / jnp.asarray(state) ** 2)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
-        return jnp.exp(floats(log_ratios))
+        return jnp.exp(jnp.asarray(log_ratios))
 
 
 class LogRatioPlane(AbstractPolicy):

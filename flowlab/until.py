@@ -207,6 +207,8 @@ def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTar
     """Arrival where the free speed has fallen to a value, in the state's units per flow time.
 
     A plateau ends such a run as a minimum does: this is a measurement, not a test of convergence.
+    The speed is looked at between steps: a line that dips below it within one step, by a percent
+    or so, is not stopped.
 
     Raises:
         ValueError: If `speed` is not positive and finite.
@@ -234,7 +236,7 @@ def boundary(*, time_limit: float | None = None) -> AbstractTarget:
 
     The last stretch, below 1e-12 of the start, is added in closed form: near the boundary the time
     to go is C·x^p, with C and p read from the field. Where p ≤ 0 the boundary is never reached, and
-    the outcome is `at_critical_point`.
+    the outcome is `at_critical_point`, and `end_time` is where the integration stopped.
     """
     return _Boundary(np.zeros(1), _limit(time_limit))
 

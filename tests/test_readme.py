@@ -10,7 +10,9 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 def test_the_example_prints_what_it_says():
     text = README.read_text(encoding="utf-8")
-    code, printed = re.search(r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", text, re.S).groups()
+    found = re.search(r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", text, re.S)
+    assert found is not None
+    code, printed = found.groups()
     assert 10 <= len(code.strip().splitlines()) <= 16
     output = io.StringIO()
     with contextlib.redirect_stdout(output):

@@ -150,8 +150,8 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         (~inside, Outcome.left_domain),
         (~defined, Outcome.non_finite),
         (level >= problem.levels, Outcome.started_past_target),
-        (norm(free) == 0, Outcome.at_critical_point),
-        (norm(velocity) == 0, Outcome.at_wall),
+        (_still(free), Outcome.at_critical_point),
+        (_still(velocity), Outcome.at_wall),
     )
     outcome = jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], no)
     atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
@@ -187,13 +187,20 @@ def _first_wall(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any
     wall = jnp.asarray(INTERIOR, jnp.int32)
     _, free, velocity = motion(problem, state, wall)
     normals, offsets = problem.flow.domain.walls()
-    if problem.flow.wall == "slide" and len(normals):
+    if len(normals):
         close = 16 * jnp.finfo(state.dtype).eps
         reach = jnp.asarray(normals, state.dtype) @ state
         on = reach >= jnp.asarray(offsets, state.dtype) * (1 - close)
         pressing = on & (jnp.asarray(normals, state.dtype) @ free > 0)
+        if problem.flow.wall == "stop":
+            return wall, jnp.where(jnp.any(pressing), 0, free), free
         wall = jnp.where(jnp.any(pressing), jnp.argmax(pressing).astype(jnp.int32), wall)
         velocity = along_wall(problem, state, free, wall)
+        second = on & (jnp.asarray(normals, state.dtype) @ velocity > 0)
+        other = jnp.where(jnp.any(second), jnp.argmax(second).astype(jnp.int32), wall)
+        along = along_wall(problem, state, free, other)
+        corner = jnp.any(second) & (jnp.asarray(normals, state.dtype)[wall] @ along > 0)
+        wall, velocity = other, jnp.where(corner, 0, along)
     return wall, velocity, free
 
 
@@ -206,6 +213,10 @@ def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
     if problem.clock == "time" and problem.target.kind == "time":
         return last
     return jnp.ones_like(value)
+
+
+def _still(velocity: PyTree[Array]) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(velocity)]))
 
 
 def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loop:
@@ -270,14 +281,16 @@ def _stepped(problem: Problem, loop: _Loop) -> _Loop:
     solver_state = jax.tree.map(
         lambda new, old: jnp.where(keep, new, old), solver_state, loop.solver_state
     )
-    arrived, next_step = _relieved(problem, arrived, errors, keep, next_step)
+    whole = jnp.any(lanes.active & (lanes.fraction == 1))
+    next_step = jnp.where(keep & ~whole, jnp.minimum(next_step, loop.step), next_step)
+    arrived, next_step, relieved = _relieved(problem, arrived, errors, keep, next_step)
     return _Loop(
         arrived,
         lax.stop_gradient(next_step),
         controller_state,
         solver_state,
         jump,
-        loop.tries + 1,
+        jnp.where(relieved, 0, loop.tries + 1),
         tape,
     )
 
@@ -295,7 +308,7 @@ def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> L
         return lanes
     goal = lanewise(lambda lane: _goal(problem, lane))(lanes)
     fraction = jnp.clip((goal - lanes.progress) / step, 0, 1)
-    return eqx.tree_at(lambda x: x.fraction, lanes, lax.stop_gradient(fraction))
+    return eqx.tree_at(lambda x: x.fraction, lanes, fraction)
 
 
 def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
@@ -410,7 +423,10 @@ def _rested(problem: Problem, lane: Lanes) -> Lanes:
     allowed = domain.error_scale(coordinates, problem.rtol, lane.atol)
     shares = jax.tree.map(lambda p, s: jnp.max(jnp.abs(left * p) / s), here, allowed)
     near = (slowing > 0) & (jnp.max(jnp.stack(jax.tree.leaves(shares))) < _NEAR_REST)
-    resting = (lane.outcome == 0) & (near | (norm(here) == 0))
+    rest = jax.tree.map(lambda q, p: q + left * p, coordinates, here)
+    ahead = problem.target.signal(problem.flow, domain.state(rest), lane.point.time)
+    near = near & ~(ahead[lane.level] <= 0)
+    resting = (lane.outcome == 0) & (near | _still(here))
     on_wall = lane.wall != INTERIOR
     code = jnp.where(on_wall, jnp.int32(Outcome.at_wall), jnp.int32(Outcome.at_critical_point))
     limit = jnp.finfo(lane.point.time.dtype).max ** _LONGEST_TIME
@@ -453,7 +469,7 @@ def _relieved(
     errors: Float[Array, " n"],
     kept: Bool[Array, ""],
     step: Float[Array, ""],
-) -> tuple[Lanes, Float[Array, ""]]:
+) -> tuple[Lanes, Float[Array, ""], Bool[Array, ""]]:
     """A block relieved of the lanes that would make its step too small."""
     last_resort = problem.alone or problem.clock == "arc_length"
     smallest = _GIVE_UP_BELOW if last_resort else _EVICT_BELOW
@@ -464,43 +480,63 @@ def _relieved(
         lanes = eqx.tree_at(lambda x: x.outcome, lanes, outcome)
     else:
         lanes = eqx.tree_at(lambda x: x.evicted, lanes, lanes.evicted | heavy)
-    return lanes, jnp.where(jnp.any(heavy), problem.first_step, step)
+    relieved = jnp.any(heavy)
+    return lanes, jnp.where(relieved, problem.first_step, step), relieved
 
 
 def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
     flow, domain = problem.flow, problem.flow.domain
-    tail = absorption_tail(problem, lane)
-    arrives = jnp.isfinite(tail)
-    at_end = problem.target.kind == "boundary"
-    code = jnp.int32(Outcome.reached if at_end else Outcome.at_wall)
-    absorbed = jnp.where(arrives, code, jnp.int32(Outcome.at_critical_point))
-    outcome = jnp.where(lane.absorbed, absorbed, lane.outcome)
-    end_time = lane.point.time + jnp.where(lane.absorbed, tail, 0)
+    outcome, end_time, arrived = _settlement(problem, lane)
     unfit = (lane.outcome == Outcome.left_domain) | (lane.outcome == Outcome.non_finite)
     started = ~unfit | (lane.steps > 0)
     reached = outcome == Outcome.reached
     level_times = lane.level_times
-    if at_end:
+    if problem.target.kind != "level":
         level_times = jnp.where(reached, end_time, jnp.nan)[None]
-    end = domain.state(lane.point.coordinates)
-    ends = _ends(problem, lane, end_time)
+    last = domain.state(lane.point.coordinates)
+    end = _settled(lane, last, arrived)
+    ends = _ends(problem, lane, end, end_time)
     results: dict[str, Any] = {}
     integrals = iter(lane.point.integrals)
     for measure, carry in zip(problem.measures, lane.folds, strict=True):
         rated = measure.rate(flow, ends.start, ends.start_velocity) is not None
         results |= measure.results(flow, next(integrals) if rated else None, carry, ends)
     nan = jnp.asarray(jnp.nan, end_time.dtype)
-    blank = jax.tree.map(lambda x: jnp.where(started, x, nan), (end, results))
+    end, results = jax.tree.map(lambda x: jnp.where(started, x, nan), (end, results))
     return {
         "outcome": outcome,
         "time": jnp.where(reached, end_time, nan),
         "end_time": jnp.where(started, end_time, nan),
         "level_times": level_times,
-        "end": _settled(lane, blank[0], lane.absorbed & arrives),
+        "end": end,
         "saved": jax.vmap(domain.state)(lane.saved) if problem.save_at.size else None,
-        "measures": blank[1],
+        "measures": results,
         "steps": lane.steps,
     }
+
+
+def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
+    """Outcome, time at the end, and whether the boundary was reached, with the last stretch.
+
+    The stretch below what was integrated has a time of its own, within which a target that is a
+    time, or the time limit, can lie.
+    """
+    target = problem.target
+    tail = absorption_tail(problem, lane)
+    arrived = lane.absorbed & jnp.isfinite(tail)
+    code = jnp.int32(Outcome.reached if target.kind == "boundary" else Outcome.at_wall)
+    outcome = jnp.where(arrived, code, jnp.int32(Outcome.at_critical_point))
+    outcome = jnp.where(lane.absorbed, outcome, lane.outcome)
+    end_time = lane.point.time + jnp.where(arrived, tail, 0)
+    if target.kind == "time" or problem.timed:
+        levels, limit = (jnp.asarray(x, end_time.dtype) for x in (target.levels, target.time_limit))
+        limit = levels[-1] if target.kind == "time" else limit
+        first = Outcome.reached if target.kind == "time" else Outcome.time_limit
+        earlier = lane.absorbed & (lane.point.time + tail > limit)
+        arrived = arrived & ~earlier
+        outcome = jnp.where(earlier, jnp.int32(first), outcome)
+        end_time = jnp.where(earlier, limit, end_time)
+    return outcome, end_time, arrived
 
 
 def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTree[Array]:
@@ -511,9 +547,9 @@ def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTre
     return jnp.where(arrived & (jnp.arange(end.size, dtype=jnp.int32) == falling), 0, end)
 
 
-def _ends(problem: Problem, lane: Lanes, time: Float[Array, ""]) -> Ends:
+def _ends(problem: Problem, lane: Lanes, end: PyTree[Array], time: Float[Array, ""]) -> Ends:
     domain = problem.flow.domain
-    start, end = domain.state(lane.start), domain.state(lane.point.coordinates)
-    _, first, _ = _first_wall(problem, start)
-    _, _, last = motion(problem, end, lane.wall)
-    return Ends(start, first, end, last, time)
+    start, last = domain.state(lane.start), domain.state(lane.point.coordinates)
+    _, first_velocity, _ = _first_wall(problem, start)
+    _, _, last_velocity = motion(problem, last, lane.wall)
+    return Ends(start, first_velocity, last, last_velocity, end, time, time - lane.point.time)

@@ -30,7 +30,8 @@ __all__ = [
 ]
 
 _BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if it is the target
-_DEEP_DECADES = {8: 100.0, 4: 14.0}  # the same where it is not, by the bytes of a number
+_DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
+# as the velocity of the logarithm, which grows like x^(β−2), stays a number
 _ROOT_STEPS = 60
 
 
@@ -112,7 +113,7 @@ def land(problem: Problem, lane: Lanes, kind: Int[Array, ""], *, by_clock: bool 
     for index, name in enumerate(_kinds(problem)):
         here = kind == index
         if name == "level":
-            lane = _level_met(problem, lane, here)
+            lane = _save_met(problem, _level_met(problem, lane, here), here)
         elif name == "save":
             lane = _save_met(problem, lane, here)
         elif name == "limit":
@@ -279,7 +280,7 @@ def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     """Every level that is due now counts as met at once."""
     if problem.clock == "time" and problem.target.kind == "time":
         last = jnp.asarray(problem.target.levels, lane.point.time.dtype)[lane.level]
-        here = here & (lane.point.time >= last * (1 - 16 * jnp.finfo(last.dtype).eps))
+        here = here & (_time_by_clock(problem, lane) >= last * (1 - 16 * jnp.finfo(last.dtype).eps))
     met = here & (jnp.arange(problem.levels, dtype=jnp.int32) == lane.level)
     times = jnp.where(met, lane.point.time, lane.level_times)
     done = here & (lane.level == problem.levels - 1)
@@ -288,13 +289,17 @@ def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     return _ended(lane, done, Outcome.reached)
 
 
+def _time_by_clock(problem: Problem, lane: Lanes) -> Float[Array, ""]:
+    return lane.progress * lane.span if problem.clock == "time" else lane.point.time
+
+
 def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     size = problem.save_at.size
     if size == 0:
         return lane
     due = problem.save_at[jnp.minimum(lane.next_save, size - 1)]
     close = 16 * jnp.finfo(due.dtype).eps
-    here = here & (lane.next_save < size) & (lane.point.time >= due * (1 - close))
+    here = here & (lane.next_save < size) & (_time_by_clock(problem, lane) >= due * (1 - close))
     now = here & (jnp.arange(size, dtype=jnp.int32) == lane.next_save)
 
     def put(all_: Array, one: Array) -> Array:
@@ -325,9 +330,15 @@ def _wall_met(problem: Problem, lane: Lanes, here: Bool[Array, ""], index: Int[A
     lane = eqx.tree_at(lambda x: x.point.coordinates, lane, coordinates)
     if problem.flow.wall == "stop":
         return _ended(lane, here, Outcome.at_wall)
-    _, _, along = motion(problem, onto, index)
+    _, free, along = motion(problem, onto, index)
+    pressing = here & (normal @ free > 0)
     before = (lane.wall == jnp.arange(len(walls), dtype=jnp.int32)).astype(state.dtype)
     outward = (before @ normals) @ along
     corner = here & (lane.wall != INTERIOR) & ((outward > 0) | (norm(along) == 0))
-    lane = eqx.tree_at(lambda x: x.wall, lane, jnp.where(here, index, lane.wall))
+    # Another wall met at the same point: its distance is no longer positive, so no signal tells.
+    reach = normals @ onto - jnp.asarray(offsets, state.dtype)
+    close = 16 * jnp.finfo(state.dtype).eps * jnp.asarray(offsets, state.dtype)
+    also = (reach >= -close) & (hit == 0) & (normals @ along > 0)
+    corner = corner | (here & jnp.any(also))
+    lane = eqx.tree_at(lambda x: x.wall, lane, jnp.where(pressing, index, lane.wall))
     return _ended(lane, corner, Outcome.at_wall)

@@ -197,7 +197,9 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
     known = flat <= jnp.max(jnp.where(jnp.isnan(line.times), 0, line.times))
     at_end = ~known & (flat <= line.end_time)
 
-    def shaped(state: Array, end: ArrayLike) -> Array:
+    def shaped(state: Array, end: ArrayLike, corners: Array) -> Array:
+        state = jnp.where(line._tape.count == 0, jnp.asarray(corners)[0], state)
+
         def spread(mask: Array) -> Array:
             return jnp.reshape(mask, (-1, *(1,) * (state.ndim - 1)))
 
@@ -205,7 +207,7 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
         values = jnp.where(spread(known), state, jnp.where(spread(at_end), full, jnp.nan))
         return jnp.reshape(values, time.shape + state.shape[1:])
 
-    return jax.tree.map(shaped, states, line.end)
+    return jax.tree.map(shaped, states, line.end, line.states)
 
 
 _compiled_states_at = compiled(_states_at, optimise=False)

@@ -188,7 +188,7 @@ def _dataset(data: StudyData) -> "xarray.Dataset":
         coordinates = {"x_chosen": axes[0], "x_rejected": axes[1], "level": [LEVEL]}
         part = xarray.Dataset(variables, coordinates)
         parts.append(part.expand_dims(beta=[beta]))
-    joined = xarray.concat(parts, dim="beta")
+    joined: xarray.Dataset = xarray.concat(parts, dim="beta")  # type: ignore[assignment]
     joined["x_chosen"].attrs["long_name"] = "chosen ratio at the start"
     joined["x_rejected"].attrs["long_name"] = "rejected ratio at the start"
     return joined

@@ -1,0 +1,312 @@
+"""Flows: Theorem 1, the Hessian, descent, metrics, several pairs, hyper-parameters, bad input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+import flowlab as fl
+from flowlab.domains import AbstractDomain, Box, Quadrant, WholeSpace
+from flowlab.flow import AbstractFlow
+from flowlab.losses import AbstractLoss
+from flowlab.policies import AbstractPolicy, WallRule
+
+STATES = np.exp(np.random.default_rng(0).uniform(-6, 0, (30, 2)))
+BETAS = (0.05, 0.3, 1.0, 2.5)
+KERNEL = np.array([[2.0, -0.5], [-0.5, 1.0]])
+# The pairs 0≻1, 2≻3 and 2≻1 of four responses to one prompt.
+CHOSEN, REJECTED = np.array([0, 2, 2]), np.array([1, 3, 1])
+REFERENCE = np.log([0.1, 0.05, 0.8, 0.05])
+
+
+velocity_of = eqx.filter_jit(lambda flow, state: flow.velocity(state))
+hessians_of = eqx.filter_jit(lambda flow, states: jax.vmap(jax.hessian(flow.potential))(states))
+velocities_of = eqx.filter_jit(lambda flow, states: jax.vmap(flow.velocity)(states))
+
+
+class FourResponses(AbstractPolicy):
+    """A tabular softmax over four responses to one prompt, Euclidean in its logits."""
+
+    domain: AbstractDomain = WholeSpace()
+    wall: WallRule = eqx.field(static=True, default="stop")
+
+    def pairs(self, state: Array) -> fl.Pair:
+        logs, ones = jax.nn.log_softmax(state), jnp.ones(3, state.dtype)
+        reference = jnp.asarray(REFERENCE, state.dtype)
+        return fl.Pair(
+            logs[CHOSEN], logs[REJECTED], reference[CHOSEN], reference[REJECTED], ones, ones
+        )
+
+    def metric(self, state: Array, covector: Array) -> Array:
+        return covector
+
+    def kernel(self, state: Array) -> Array:
+        raise NotImplementedError
+
+    def state_at(self, log_ratios: Any) -> Array:
+        raise NotImplementedError
+
+
+class Bowl(eqx.Module):
+    """A potential with two hyper-parameters."""
+
+    curvature: float = 1.0
+    centre: float = 0.0
+    label: str = "bowl"
+
+    def __call__(self, state: Array) -> Array:
+        return 0.5 * self.curvature * ((state - self.centre) ** 2).sum()
+
+
+class Tempered(AbstractLoss):
+    """A loss with a hyper-parameter that policies have too, and one that is not an argument."""
+
+    chosen_length: float
+    scale: Any
+
+    def __init__(self, chosen_length: float) -> None:
+        self.chosen_length = chosen_length
+        self.scale = 2.0
+
+    def __call__(self, pairs: fl.Pair) -> Array:
+        return self.scale * pairs.margin
+
+
+def turned(state, covector):
+    """A symmetric positive definite metric that depends on the state."""
+    axis = jnp.stack([jnp.sin(state[0]), jnp.cos(state[0])])
+    return covector + 3 * axis * jnp.vdot(axis, covector)
+
+
+FLOWS = {
+    "ratio plane": fl.preference_flow(fl.DPO(0.3), fl.RatioPlane()),
+    "log-ratio plane": fl.preference_flow(fl.DPO(0.3), fl.LogRatioPlane(KERNEL)),
+    "any function, any metric": fl.Flow(lambda y: y[0] ** 2 * y[1] + y[1] ** 3, metric=turned),
+}
+
+
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("references", [(0.0, 0.0), (-3.0, -11.0)], ids=["paper", "nats"])
+def test_velocities_on_the_ratio_plane_are_those_of_theorem_1(beta, references):
+    policy = fl.RatioPlane(ref_chosen=references[0], ref_rejected=references[1])
+    velocity = velocities_of(fl.preference_flow(fl.DPO(beta), policy), STATES)
+    x1, x2 = STATES.T
+    weight = beta * x2**beta / (x1**beta + x2**beta)
+    np.testing.assert_allclose(velocity, np.stack([weight / x1, -weight / x2], 1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_the_hessian_on_the_ratio_plane_is_indefinite_with_the_known_determinant(beta):
+    flow = fl.preference_flow(fl.DPO(beta), fl.RatioPlane())
+    hessian = hessians_of(flow, STATES)
+    squares = np.sum(velocities_of(flow, STATES) ** 2, axis=1)
+    wanted = -squares / np.sum(STATES**2, axis=1)
+    np.testing.assert_allclose(np.linalg.det(hessian), wanted, rtol=1e-9)
+
+
+def test_velocities_on_the_ratio_plane_are_tangent_to_circles():
+    flow = FLOWS["ratio plane"]
+    outward = np.sum(STATES * velocities_of(flow, STATES), axis=1)
+    np.testing.assert_allclose(outward, 0, atol=1e-15)
+
+
+@pytest.mark.parametrize("flow", FLOWS.values(), ids=list(FLOWS))
+def test_the_potential_falls_at_the_squared_length_of_its_gradient_in_the_metric(flow):
+    def rates(state):
+        _, rate = jax.jvp(flow.potential, (state,), (flow.velocity(state),))
+        gradient = jax.grad(flow.potential)(state)
+        return rate, -jnp.vdot(gradient, flow.metric(state, gradient))
+
+    rate, wanted = jax.jit(jax.vmap(rates))(STATES)
+    assert np.all(rate < 0)
+    np.testing.assert_allclose(rate, wanted, rtol=1e-11)
+
+
+@pytest.mark.parametrize("flow", FLOWS.values(), ids=list(FLOWS))
+def test_the_gradient_is_the_difference_quotient_of_the_potential(flow):
+    step = 1e-6
+    for direction in np.eye(2):
+        ahead = jax.jit(jax.vmap(flow.potential))(STATES * (1 + step * direction))
+        behind = jax.jit(jax.vmap(flow.potential))(STATES * (1 - step * direction))
+        quotient = (ahead - behind) / (2 * step * (STATES @ direction))
+        slope = jax.jit(jax.vmap(flow.gradient))(STATES) @ direction
+        np.testing.assert_allclose(quotient, slope, rtol=1e-5, atol=1e-8)
+
+
+def test_a_metric_is_applied_to_the_gradient():
+    flow = FLOWS["any function, any metric"]
+    state = jnp.asarray([0.4, 2.0])
+    gradient = np.array([2 * 0.4 * 2, 0.4**2 + 12])
+    axis = np.array([np.sin(0.4), np.cos(0.4)])
+    wanted = -(np.eye(2) + 3 * np.outer(axis, axis)) @ gradient
+    np.testing.assert_allclose(velocity_of(flow, state), wanted, rtol=1e-13)
+    np.testing.assert_allclose(flow.speed(state), np.linalg.norm(wanted), rtol=1e-13)
+    np.testing.assert_allclose(flow.gradient(np.array([0.4, 2.0])), gradient, rtol=1e-13)
+
+
+def test_without_a_metric_the_flow_is_the_negative_gradient_of_any_pytree():
+    flow = fl.Flow(lambda y: (y["a"] ** 2).sum() + 3 * y["b"])
+    velocity = flow.velocity({"a": np.array([1.0, -2.0]), "b": 5.0})
+    np.testing.assert_allclose(velocity["a"], [-2, 4])
+    np.testing.assert_allclose(velocity["b"], -3)
+    np.testing.assert_allclose(flow.speed({"a": np.array([1.0, -2.0]), "b": 5.0}), 29**0.5)
+
+
+def test_what_is_not_given_is_the_whole_space_without_walls():
+    flow = fl.Flow(jnp.sum)
+    assert (type(flow.domain), flow.wall, flow.state_shape) == (WholeSpace, "stop", None)
+    boxed = fl.Flow(jnp.sum, domain=Box(2.0, 3.0), wall="slide")
+    assert (boxed.domain, boxed.wall) == (Box(2.0, 3.0), "slide")
+
+
+def test_a_preference_flow_has_the_domain_the_wall_and_the_pairs_of_its_policy():
+    policy = fl.RatioPlane(Box(2.0, 3.0), wall="slide")
+    flow = fl.preference_flow(fl.DPO(0.3), policy)
+    assert (flow.domain, flow.wall, flow.state_shape) == (policy.domain, "slide", (2,))
+    assert flow.pairs(jnp.asarray([1.0, np.e])).margin == -1
+    many = fl.preference_flow(fl.DPO(0.3), FourResponses())
+    assert many.state_shape is None
+
+
+@pytest.mark.parametrize("weights", [None, [1, 1, 1], [0.2, 3.0, 1.0], [0, 0, 5]])
+def test_several_pairs_pull_in_proportion_to_their_weights(weights):
+    logits = np.array([0.3, -1.0, 0.7, 2.0])
+    flow = fl.preference_flow(fl.DPO(0.4), FourResponses(), weights=weights)
+    pulls = np.zeros((3, 4))
+    margins = logits[CHOSEN] - logits[REJECTED] - (REFERENCE[CHOSEN] - REFERENCE[REJECTED])
+    for pull, winner, loser, margin in zip(pulls, CHOSEN, REJECTED, margins, strict=True):
+        pull[[winner, loser]] = np.array([1, -1]) * 0.4 / (1 + np.exp(0.4 * margin))
+    wanted = np.average(pulls, axis=0, weights=weights)
+    np.testing.assert_allclose(velocity_of(flow, logits), wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_pairs_that_share_responses_can_lower_a_chosen_one_under_a_tabular_softmax():
+    def rate_of_log_probabilities(weights):
+        flow = fl.preference_flow(fl.DPO(0.1), FourResponses(), weights=weights)
+        start = jnp.asarray(REFERENCE)
+        return jax.jvp(jax.nn.log_softmax, (start,), (velocity_of(flow, start),))[1]
+
+    assert rate_of_log_probabilities(None)[0] < 0
+    assert rate_of_log_probabilities([1, 0, 0])[0] > 0
+
+
+def test_weights_are_those_of_single_precision_in_single_precision():
+    flow = fl.preference_flow(fl.DPO(0.4), FourResponses(), weights=np.array([1, 2, 3]))
+    assert velocity_of(flow, np.zeros(4, np.float32)).dtype == jnp.float32
+
+
+def test_a_replaced_hyper_parameter_is_that_of_a_flow_built_with_it():
+    policy = fl.RatioPlane(Box(2.0, 3.0), wall="slide", ref_chosen=-3.0, chosen_length=4)
+    flow = fl.preference_flow(fl.DPO(0.3), policy, weights=2.0)
+    wanted = fl.preference_flow(fl.DPO(0.7), policy, weights=2.0)
+    assert eqx.tree_equal(flow.with_parameter("beta", 0.7), wanted)
+    other = fl.RatioPlane(Box(2.0, 3.0), wall="slide", ref_chosen=-5.0, chosen_length=4)
+    wanted = fl.preference_flow(fl.DPO(0.3), other, weights=2.0)
+    assert eqx.tree_equal(flow.with_parameter("ref_chosen", -5.0), wanted)
+
+
+def test_hyper_parameters_of_the_log_ratio_plane_are_replaced_one_by_one():
+    flow = FLOWS["log-ratio plane"]
+    wanted = fl.preference_flow(fl.DPO(0.3), fl.LogRatioPlane(KERNEL, ref_rejected=-5.0))
+    assert eqx.tree_equal(flow.with_parameter("ref_rejected", -5.0), wanted)
+    wanted = fl.preference_flow(fl.DPO(0.3), fl.LogRatioPlane(2 * KERNEL))
+    assert eqx.tree_equal(flow.with_parameter("kernel", 2 * KERNEL), wanted)
+
+
+def test_hyper_parameters_of_a_potential_are_replaced_too():
+    flow = fl.Flow(Bowl(curvature=2.0, centre=1.0), metric=turned, domain=Quadrant())
+    wanted = fl.Flow(Bowl(curvature=5.0, centre=1.0), metric=turned, domain=Quadrant())
+    assert eqx.tree_equal(flow.with_parameter("curvature", 5.0), wanted)
+
+
+def test_a_hyper_parameter_that_no_constructor_takes_is_replaced_as_it_is():
+    flow = fl.preference_flow(Tempered(3.0), FourResponses()).with_parameter("scale", 7.0)
+    loss = flow.loss
+    assert isinstance(loss, Tempered)
+    assert (loss.chosen_length, loss.scale) == (3, 7)
+
+
+OF_DPO = "`beta`, `ref_chosen`, `ref_rejected`, `chosen_length`, `rejected_length`"
+MISUSES: list[tuple[Callable[[], AbstractFlow], str]] = [
+    (lambda: fl.Flow(3.0), "`potential` must be a function, but is 3.0."),  # pyright: ignore
+    (lambda: fl.Flow(None), "`potential` must be a function, but is None."),  # pyright: ignore
+    (
+        lambda: fl.Flow(jnp.sum, wall="bounce"),  # pyright: ignore
+        '`wall` must be "stop" or "slide", but is \'bounce\'.',
+    ),
+    (
+        lambda: fl.Flow(jnp.sum, wall="slide"),
+        '`wall` must be "stop" on a domain without walls, where "slide" has no effect, '
+        "but is 'slide' on WholeSpace().",
+    ),
+    (
+        lambda: fl.preference_flow(fl.DPO(0.1), fl.RatioPlane(wall="slide")),
+        '`wall` must be "stop" on a domain without walls, where "slide" has no effect, '
+        "but is 'slide' on Quadrant().",
+    ),
+    (
+        lambda: fl.preference_flow(0.1, fl.RatioPlane()),  # pyright: ignore
+        "`loss` must be a loss such as DPO(0.1), but is 0.1.",
+    ),
+    (
+        lambda: fl.preference_flow(fl.DPO(0.1), "plane"),  # pyright: ignore
+        "`policy` must be a policy such as RatioPlane(), but is 'plane'.",
+    ),
+    *(
+        (
+            lambda weights=weights: fl.preference_flow(
+                fl.DPO(0.1), FourResponses(), weights=np.array(weights)
+            ),
+            f"`weights` must be non-negative with a positive sum, but is {shown}.",
+        )
+        for weights, shown in (
+            ([1, -1, 3], "[ 1. -1.  3.]"),
+            ([0, 0, 0], "[0. 0. 0.]"),
+            ([1, np.nan, 1], "[ 1. nan  1.]"),
+            ([1, np.inf, 1], "[ 1. inf  1.]"),
+        )
+    ),
+    (
+        lambda: FLOWS["ratio plane"].with_parameter("gamma", 1.0),
+        f"`over` must name one hyper-parameter of the flow ({OF_DPO}), but names 'gamma'.",
+    ),
+    (
+        lambda: FLOWS["any function, any metric"].with_parameter("beta", 1.0),
+        "`over` must name one hyper-parameter of the flow (none), but names 'beta'.",
+    ),
+    (
+        lambda: fl.Flow(Bowl()).with_parameter("label", 1.0),
+        "`over` must name one hyper-parameter of the flow (`curvature`, `centre`), "
+        "but names 'label'.",
+    ),
+    (
+        lambda: FLOWS["ratio plane"].with_parameter("beta", -1.0),
+        "`beta` must be positive and finite, but is -1.0.",
+    ),
+    (
+        lambda: FLOWS["log-ratio plane"].with_parameter("chosen_length", 0.0),
+        "`chosen_length` must be positive and finite, but is 0.0.",
+    ),
+    (
+        lambda: FLOWS["log-ratio plane"].with_parameter("kernel", 2.0),
+        "`kernel` must have shape (2, 2), but has shape ().",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), MISUSES, ids=[s[:40] for _, s in MISUSES])
+def test_misuse_is_a_sentence_that_names_the_argument(call, sentence):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == f"Argument {sentence}"
+
+
+def test_a_name_that_both_loss_and_policy_have_names_no_one_hyper_parameter():
+    flow = fl.preference_flow(Tempered(3.0), fl.RatioPlane())
+    with pytest.raises(ValueError, match="^Argument `over` must name one hyper-parameter"):
+        flow.with_parameter("chosen_length", 2.0)

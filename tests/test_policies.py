@@ -1,0 +1,177 @@
+"""The two planes: pairs, kernels, metrics, the way back from log-ratios, and bad arguments."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flowlab as fl
+from flowlab.domains import Box, Quadrant, Simplex, WholeSpace
+from flowlab.policies import check_wall
+
+KERNEL = np.array([[2.0, -0.5], [-0.5, 1.0]])
+REFERENCES: dict[str, Any] = dict(
+    ref_chosen=-3.0, ref_rejected=-11.0, chosen_length=5, rejected_length=7
+)
+POLICIES = {
+    "ratio plane": fl.RatioPlane(Box(2.0, 3.0), **REFERENCES),
+    "log-ratio plane": fl.LogRatioPlane(KERNEL, **REFERENCES),
+    "log-ratio plane, kernel of rank 1": fl.LogRatioPlane(np.ones((2, 2)), **REFERENCES),
+}
+LOG_RATIOS = np.random.default_rng(0).uniform(-6, 3, (10, 2))
+
+every_policy = pytest.mark.parametrize("policy", POLICIES.values(), ids=list(POLICIES))
+
+
+def log_ratios(policy, state):
+    pair = policy.pairs(state)
+    return jnp.stack([pair.u_chosen, pair.u_rejected])
+
+
+@every_policy
+def test_a_pair_carries_the_references_and_the_lengths_of_its_policy(policy):
+    pair = policy.pairs(policy.state_at(np.array([-2.0, 0.5])))
+    np.testing.assert_allclose([pair.chosen, pair.rejected], [-5.0, -10.5], rtol=1e-14)
+    assert (pair.ref_chosen, pair.ref_rejected) == (-3, -11)
+    assert (pair.chosen_length, pair.rejected_length) == (5, 7)
+    assert pair.offset is None
+
+
+@every_policy
+def test_the_state_at_log_ratios_has_these_log_ratios(policy):
+    back = jax.jit(jax.vmap(lambda u: log_ratios(policy, policy.state_at(u))))(LOG_RATIOS)
+    np.testing.assert_allclose(back, LOG_RATIOS, rtol=1e-12, atol=1e-14)
+
+
+def test_states_of_the_ratio_plane_are_ratios_and_those_of_the_other_are_their_logarithms():
+    values = np.array([-2.0, 0.5])
+    np.testing.assert_allclose(POLICIES["ratio plane"].state_at(values), np.exp(values))
+    np.testing.assert_array_equal(POLICIES["log-ratio plane"].state_at(values), values)
+
+
+@every_policy
+def test_the_kernel_is_the_metric_between_the_jacobians_of_the_log_ratios(policy):
+    def kernels(values):
+        state = policy.state_at(values)
+        jacobian = jax.jacobian(lambda y: log_ratios(policy, y))(state)
+        metric = jax.vmap(lambda covector: policy.metric(state, covector))(jnp.eye(2))
+        return policy.kernel(state), jacobian @ metric @ jacobian.T
+
+    kernel, wanted = jax.jit(jax.vmap(kernels))(LOG_RATIOS)
+    np.testing.assert_allclose(kernel, wanted, rtol=1e-12)
+
+
+@every_policy
+def test_log_ratios_move_against_the_gradient_in_them_under_the_kernel(policy):
+    loss = fl.DPO(0.4)
+
+    def rates(values):
+        state = policy.state_at(values)
+        gradient = jax.grad(lambda y: loss(policy.pairs(y)))(state)
+        velocity = policy.velocity(state, gradient)
+        _, rate = jax.jvp(lambda y: log_ratios(policy, y), (state,), (velocity,))
+        slope = jax.grad(lambda u: loss(policy.pairs(policy.state_at(u))))(values)
+        return rate, -policy.kernel(state) @ slope
+
+    rate, wanted = jax.jit(jax.vmap(rates))(LOG_RATIOS)
+    np.testing.assert_allclose(rate, wanted, rtol=1e-12, atol=1e-15)
+
+
+def test_kernels_are_those_of_the_table_of_geometries():
+    state = POLICIES["ratio plane"].state_at(np.log([0.5, 0.1]))
+    np.testing.assert_allclose(POLICIES["ratio plane"].kernel(state), [[4, 0], [0, 100]])
+    np.testing.assert_array_equal(POLICIES["log-ratio plane"].kernel(state), KERNEL)
+    np.testing.assert_array_equal(fl.LogRatioPlane().kernel(state), np.eye(2))
+
+
+def test_integer_log_ratios_cut_nothing_down_to_integers():
+    policy = fl.LogRatioPlane(KERNEL, ref_chosen=-0.5)
+    integers = jnp.asarray([1, 2])
+    assert policy.state_at(integers).dtype == jnp.float64
+    np.testing.assert_array_equal(policy.kernel(integers), KERNEL)
+    np.testing.assert_array_equal(policy.metric(integers, integers), KERNEL @ [1, 2])
+    assert policy.pairs(integers).chosen == 0.5
+
+
+@every_policy
+def test_single_precision_stays_single(policy):
+    state = policy.state_at(np.asarray([-2.0, 0.5], np.float32))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(policy.pairs(state))} == {"float32"}
+    assert policy.kernel(state).dtype == policy.metric(state, state).dtype == jnp.float32
+
+
+def test_domains_and_walls_are_the_default_ones_or_those_given():
+    assert isinstance(fl.RatioPlane().domain, Quadrant)
+    assert isinstance(fl.LogRatioPlane().domain, WholeSpace)
+    assert fl.RatioPlane().wall == fl.LogRatioPlane().wall == "stop"
+    sliding = fl.RatioPlane(Simplex(0.3, 0.2), wall="slide")
+    assert sliding.domain == Simplex(0.3, 0.2)
+    assert sliding.wall == check_wall("slide") == "slide"
+    assert fl.RatioPlane().state_shape == fl.LogRatioPlane().state_shape == (2,)
+
+
+def test_references_are_those_of_the_paper_on_the_ratio_plane_and_twenty_nats_on_the_other():
+    assert fl.RatioPlane().ref_chosen == fl.RatioPlane().ref_rejected == 0
+    assert fl.LogRatioPlane().ref_chosen == fl.LogRatioPlane().ref_rejected == -20
+
+
+def test_a_kernel_symmetric_and_semidefinite_to_rounding_is_taken():
+    third = 1 / 3
+    factors = np.array([[third], [0.1]])
+    rounded = factors @ factors.T + np.array([[0, 1e-17], [0, 0]])
+    assert rounded[0, 1] != rounded[1, 0]
+    np.testing.assert_array_equal(fl.LogRatioPlane(rounded).matrix, rounded)
+
+
+BAD_KERNELS = [
+    ([1.0, 2.0], "must have shape (2, 2), but has shape (2,)."),
+    (np.eye(3), "must have shape (2, 2), but has shape (3, 3)."),
+    (4.0, "must have shape (2, 2), but has shape ()."),
+    ([[1, np.nan], [np.nan, 1]], "must be finite, but is [[1.0, nan], [nan, 1.0]]."),
+    ([[np.inf, 0], [0, 1]], "must be finite, but is [[inf, 0.0], [0.0, 1.0]]."),
+    ([[1, 0.5], [0.4, 1]], "must be symmetric, but is [[1.0, 0.5], [0.4, 1.0]]."),
+    ([[1, 2], [2, 1]], "must be positive semidefinite, but its smallest eigenvalue is -1."),
+    ([[-3, 0], [0, -2]], "must be positive semidefinite, but its smallest eigenvalue is -3."),
+]
+
+
+@pytest.mark.parametrize(("kernel", "sentence"), BAD_KERNELS)
+def test_a_kernel_that_is_none_is_refused(kernel, sentence):
+    with pytest.raises(ValueError) as caught:
+        fl.LogRatioPlane(kernel)
+    assert str(caught.value) == f"Argument `kernel` {sentence}"
+
+
+BAD_ARGUMENTS = [
+    ("ref_chosen", np.nan, "must be a finite number, but is nan."),
+    ("ref_rejected", -np.inf, "must be a finite number, but is -inf."),
+    ("ref_rejected", [1.0, 2.0], "must be a finite number, but is [1.0, 2.0]."),
+    ("chosen_length", 0, "must be positive and finite, but is 0."),
+    ("rejected_length", -2.5, "must be positive and finite, but is -2.5."),
+]
+
+
+@pytest.mark.parametrize("plane", [fl.RatioPlane, fl.LogRatioPlane])
+@pytest.mark.parametrize(("argument", "value", "sentence"), BAD_ARGUMENTS)
+def test_bad_references_and_lengths_are_refused(plane, argument, value, sentence):
+    with pytest.raises(ValueError) as caught:
+        plane(**{argument: value})
+    assert str(caught.value) == f"Argument `{argument}` {sentence}"
+
+
+@pytest.mark.parametrize("wall", ["bounce", "", None, 1])
+def test_an_unknown_wall_is_refused(wall):
+    with pytest.raises(ValueError) as caught:
+        fl.RatioPlane(Box(), wall=wall)
+    assert str(caught.value) == f'Argument `wall` must be "stop" or "slide", but is {wall!r}.'
+
+
+def test_ratios_may_not_have_any_sign():
+    with pytest.raises(ValueError) as caught:
+        fl.RatioPlane(WholeSpace())
+    assert str(caught.value) == (
+        "Argument `domain` must be a set of positive ratios such as Quadrant(), "
+        "but is WholeSpace()."
+    )

@@ -1,0 +1,186 @@
+"""Targets: their signals, levels and clocks, and bad input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array
+
+import flowlab as fl
+from flowlab import until
+from flowlab.domains import AbstractDomain, Quadrant, WholeSpace
+from flowlab.policies import AbstractPolicy, WallRule
+
+BOWL = fl.Flow(lambda y: 0.5 * (y**2).sum())
+PLANE = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
+LINES = fl.preference_flow(fl.DPO(0.3), fl.LogRatioPlane())
+STATE = jnp.asarray([3.0, 4.0])
+START = jnp.asarray(0.0)
+
+
+class Margins(AbstractPolicy):
+    """A policy whose state is the margins of its pairs."""
+
+    domain: AbstractDomain = WholeSpace()
+    wall: WallRule = eqx.field(static=True, default="stop")
+
+    def pairs(self, state: Array) -> fl.Pair:
+        return fl.Pair(state, *([jnp.zeros_like(state)] * 3), *([jnp.ones_like(state)] * 2))
+
+    def metric(self, state: Array, covector: Array) -> Array:
+        return covector
+
+    def kernel(self, state: Array) -> Array:
+        raise NotImplementedError
+
+    def state_at(self, log_ratios: Any) -> Array:
+        raise NotImplementedError
+
+
+def test_the_signal_of_a_loss_is_what_is_left_to_each_level():
+    target = until.loss_below(20.0, 12.5, 1.0)
+    np.testing.assert_array_equal(target.signal(BOWL, STATE, START), [-7.5, 0.0, 11.5])
+
+
+def test_the_signal_of_a_speed_is_what_is_left_to_it():
+    np.testing.assert_array_equal(until.speed_below(2.0).signal(BOWL, STATE, START), [3.0])
+    np.testing.assert_array_equal(until.speed_below(5.0).signal(BOWL, STATE, START), [0.0])
+
+
+def test_the_signal_of_a_time_is_what_is_left_to_it():
+    for at, left in ((0.0, 2.0), (2.0, 0.0), (3.0, -1.0)):
+        np.testing.assert_array_equal(until.time(2.0).signal(BOWL, STATE, jnp.asarray(at)), [left])
+
+
+def test_the_signal_of_a_margin_is_what_is_missing_of_the_mean_or_of_the_smallest():
+    flow = fl.preference_flow(fl.DPO(0.3), Margins())
+    margins = jnp.asarray([1.0, 2.0, 6.0])
+    np.testing.assert_array_equal(until.margin_above(5.0).signal(flow, margins, START), [2.0])
+    smallest = until.margin_above(5.0, of="min")
+    np.testing.assert_array_equal(smallest.signal(flow, margins, START), [4.0])
+    np.testing.assert_array_equal(until.margin_above(-9.0).signal(LINES, STATE, START), [-8.0])
+
+
+def test_the_boundary_lies_ahead_of_every_state():
+    assert until.boundary().signal(PLANE, STATE, START) == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "flow"),
+    [
+        (until.loss_below(0.5, 0.1), PLANE),
+        (until.speed_below(0.5), PLANE),
+        (until.margin_above(0.5), PLANE),
+        (until.time(0.5), PLANE),
+        (until.boundary(), PLANE),
+    ],
+    ids=["loss", "speed", "margin", "time", "boundary"],
+)
+def test_signals_have_the_precision_of_the_state(target, flow):
+    signal = target.signal(flow, STATE.astype(jnp.float32), START.astype(jnp.float32))
+    assert signal.dtype == jnp.float32
+    assert signal.shape == target.levels.shape
+
+
+CLOCKS = [
+    (until.loss_below(0.5, 0.1), PLANE, ("loss", "arc_length", "time")),
+    (until.loss_below(0.5, 0.0), PLANE, ("arc_length", "loss", "time")),
+    (until.loss_below(-2.0), BOWL, ("arc_length", "loss", "time")),
+    (until.margin_above(1.0), LINES, ("arc_length", "time")),
+    (until.speed_below(1.0), BOWL, ("arc_length", "time")),
+    (until.time(1.0), BOWL, ("time", "arc_length")),
+    (until.time(1.0), PLANE, ("arc_length", "time")),
+    (until.boundary(), PLANE, ("arc_length",)),
+]
+
+
+@pytest.mark.parametrize(("target", "flow", "clocks"), CLOCKS)
+def test_the_first_clock_is_the_one_that_suits_the_target(target, flow, clocks):
+    assert target.clocks(flow) == clocks
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        (until.loss_below(1.0), "level"),
+        (until.margin_above(1.0), "level"),
+        (until.speed_below(1.0), "level"),
+        (until.time(1.0), "time"),
+        (until.boundary(), "boundary"),
+    ],
+)
+def test_every_target_says_of_what_kind_it_is_and_never_gives_up_unasked(target, kind):
+    assert target.kind == kind
+    assert target.time_limit == np.inf
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        until.loss_below(1.0, time_limit=2.0),
+        until.margin_above(1.0, time_limit=2.0),
+        until.speed_below(1.0, time_limit=2.0),
+        until.boundary(time_limit=2.0),
+    ],
+)
+def test_a_time_limit_is_kept(target):
+    assert target.time_limit == 2
+
+
+FINITE = "must be a finite number, but is"
+MISUSES: list[tuple[Callable[[], Any], str]] = [
+    (lambda: until.loss_below(), f"`levels` {FINITE} []."),
+    (lambda: until.loss_below(np.nan), f"`levels` {FINITE} nan."),
+    (lambda: until.loss_below(0.5, np.inf), f"`levels` {FINITE} [0.5, inf]."),
+    (lambda: until.loss_below("low"), f"`levels` {FINITE} 'low'."),  # pyright: ignore
+    (lambda: until.loss_below([0.5, 0.1]), f"`levels` {FINITE} [0.5, 0.1]."),  # pyright: ignore
+    (
+        lambda: until.loss_below(0.1, 0.5),
+        "`levels` must be strictly decreasing, but is [0.1, 0.5].",
+    ),
+    (
+        lambda: until.loss_below(0.5, 0.1, 0.1),
+        "`levels` must be strictly decreasing, but is [0.5, 0.1, 0.1].",
+    ),
+    (lambda: until.margin_above(np.inf), f"`margin` {FINITE} inf."),
+    (
+        lambda: until.margin_above(1.0, of="median"),  # pyright: ignore
+        '`of` must be "mean" or "min", but is \'median\'.',
+    ),
+    (lambda: until.speed_below(0.0), "`speed` must be positive, but is 0.0."),
+    (lambda: until.speed_below(-1.0), "`speed` must be positive, but is -1.0."),
+    (lambda: until.speed_below(np.nan), f"`speed` {FINITE} nan."),
+    (lambda: until.time(0.0), "`duration` must be positive, but is 0.0."),
+    (lambda: until.time(-2.0), "`duration` must be positive, but is -2.0."),
+    (lambda: until.time(np.inf), f"`duration` {FINITE} inf."),
+    (lambda: until.boundary(time_limit=0.0), "`time_limit` must be positive, but is 0.0."),
+    (
+        lambda: until.loss_below(1.0, time_limit=np.nan),
+        "`time_limit` must be positive, but is nan.",
+    ),
+    (
+        lambda: until.margin_above(1.0).signal(BOWL, STATE, START),
+        "`until` must not be a margin for a flow without pairs, but is margin_above(...); "
+        "build the flow with preference_flow.",
+    ),
+    (
+        lambda: until.boundary().signal(LINES, STATE, START),
+        "`until` must not be boundary() on a domain whose boundary cannot be reached, "
+        "but the domain is WholeSpace().",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), MISUSES, ids=[s[:40] for _, s in MISUSES])
+def test_misuse_is_a_sentence_that_names_the_argument(call, sentence):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == f"Argument {sentence}"
+
+
+def test_a_flow_without_pairs_has_a_boundary_all_the_same():
+    flow = fl.Flow(lambda y: y.sum(), domain=Quadrant())
+    assert until.boundary().signal(flow, STATE, START) == 1

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from tqdm import tqdm
 
@@ -162,7 +163,7 @@ def sweep(
     until: AbstractTarget,
     over: Mapping[str, Sequence[float]] | None = None,
     measures: Sequence[AbstractMeasure] = (),
-    save_at: Float[ArrayLike, " s"] | None = None,
+    save_at: npt.ArrayLike | None = None,
     clock: Clock | None = None,
     rtol: float = 1e-6,
     atol: float | None = None,

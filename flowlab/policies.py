@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.domains import AbstractDomain, Quadrant, WholeSpace
@@ -151,7 +152,7 @@ class LogRatioPlane(AbstractPolicy):
 
     def __init__(
         self,
-        kernel: Float[ArrayLike, "2 2"] | None = None,
+        kernel: npt.ArrayLike | None = None,
         *,
         ref_chosen: float = -20.0,
         ref_rejected: float = -20.0,
@@ -213,7 +214,7 @@ def _pair(policy: RatioPlane | LogRatioPlane, log_ratios: Float[Array, " 2"]) ->
     )
 
 
-def _checked_kernel(kernel: ArrayLike) -> np.ndarray:
+def _checked_kernel(kernel: npt.ArrayLike) -> np.ndarray:
     matrix = np.asarray(kernel, dtype=float)
     if matrix.shape != (2, 2):
         raise ValueError(f"Argument `kernel` must have shape (2, 2), but has shape {matrix.shape}.")

@@ -72,6 +72,7 @@ def test_a_line_leaves_one_wall_for_another_where_the_flow_turns():
 def test_a_state_is_saved_at_the_time_of_the_target_too():
     times = np.linspace(0.05, 0.2, 4)
     runs = fl.sweep(FLOW, SQUARE[200:300], until=until.time(0.2), save_at=times)
+    assert runs.saved is not None
     alive = runs.outcome == Outcome.reached
     assert np.mean(alive) > 0.5
     np.testing.assert_allclose(runs.saved[alive, -1], runs.end[alive], rtol=1e-9)
@@ -82,6 +83,7 @@ def test_very_many_saves_do_not_spoil_the_step():
     times = np.linspace(0, 1, 401)[1:]
     runs = fl.sweep(flow, np.array([[0.3, 0.1]]), until=until.time(1.0), save_at=times)
     assert runs.outcome[0] == Outcome.reached
+    assert runs.saved is not None
     wanted = exact.kernel_state(times, np.array([0.3, 0.1]), 0.5, np.eye(2))
     np.testing.assert_allclose(runs.saved[0], wanted, rtol=1e-5)
 

@@ -198,10 +198,12 @@ def test_states_are_saved_at_given_times():
     points = starts.uniform(50, (-1.0, -1.0), (1.0, 1.0), key=6)
     times = [0.5, 2.0, 7.0]
     runs = fl.sweep(flow, points, until=until.time(10.0), save_at=times, rtol=1e-9)
+    assert runs.saved is not None
     for index, time in enumerate(times):
         wanted = np.stack([exact.kernel_state(time, p, 0.5, kernel) for p in points])
         np.testing.assert_allclose(runs.saved[:, index], wanted, rtol=1e-7, atol=1e-8)
     early = fl.sweep(FLOW, SQUARE[:50], until=TARGET, save_at=[0.1, 50.0], rtol=1e-8)
+    assert early.saved is not None
     extinct = exact.ratio_plane_time(SQUARE[:50], 0.3, level=0.1) < 0.1
     assert np.array_equal(np.isnan(early.saved[:, 0, 0]), extinct)
     assert np.all(np.isnan(early.saved[:, 1]))
@@ -232,6 +234,7 @@ def test_a_swept_hyper_parameter_is_a_labelled_leading_axis():
 
 def test_the_audit_says_how_far_tighter_tolerances_lead_away():
     runs = fl.sweep(FLOW, SQUARE, until=TARGET, rtol=1e-4, audit=0.1)
+    assert runs.audit is not None
     assert runs.audit.count == 100
     assert runs.audit.rtol == pytest.approx(1e-6)
     assert runs.audit.outcomes_differ == 0

@@ -29,11 +29,7 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
         wanted = [_WITHOUT_EMITTERS] if jax.default_backend() == "cpu" else []
         wanted += [] if optimise else [_UNOPTIMISED]
         options = {k: v for option in wanted if _known(option) for k, v in option.items()}
-        return (
-            eqx.filter_jit(function, compiler_options=options)
-            if options
-            else eqx.filter_jit(function)
-        )
+        return eqx.filter_jit(compiler_options=options or None)(function)  # type: ignore[call-overload]
 
     def call(*arguments: Any) -> Any:
         return program()(*arguments)

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, PyTree
@@ -54,7 +55,7 @@ class Line(eqx.Module):
     _problem: Problem
     _tape: Tape
 
-    def at(self, time: Float[ArrayLike, "*q"]) -> PyTree[Float[ArrayLike, "..."]]:
+    def at(self, time: npt.ArrayLike) -> PyTree[Float[ArrayLike, "..."]]:
         """The states at flow times.
 
         Args:

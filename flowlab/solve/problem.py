@@ -15,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
@@ -156,7 +157,7 @@ def make_problem(
     solver: diffrax.AbstractSolver | None = None,
     constant_step: float | None = None,
     measures: tuple[AbstractMeasure, ...] = (),
-    save_at: Float[ArrayLike, " s"] | None = None,
+    save_at: npt.ArrayLike | None = None,
     reverse: bool = False,
     alone: bool = False,
     tangents: bool = False,
@@ -318,7 +319,7 @@ def _check_names_differ(measures: tuple[AbstractMeasure, ...]) -> None:
         )
 
 
-def _checked_times(save_at: Float[ArrayLike, " s"] | None) -> np.ndarray:
+def _checked_times(save_at: npt.ArrayLike | None) -> np.ndarray:
     if save_at is None:
         return np.zeros(0)
     times = np.asarray(save_at, dtype=float)

@@ -1,7 +1,8 @@
 """One flow line, or a block of lanes: the only module that knows diffrax."""
 
 from flowlab.solve.compilation import compiled
-from flowlab.solve.engine import advance, begin, finish, resume, safe_problem
+from flowlab.solve.ends import begin, finish
+from flowlab.solve.engine import advance, resume, safe_problem
 from flowlab.solve.line import Line, flow_line
 from flowlab.solve.problem import (
     Lanes,

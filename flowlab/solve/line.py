@@ -17,7 +17,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
 from flowlab.solve.compilation import compiled
-from flowlab.solve.engine import Tape, advance, begin, finish
+from flowlab.solve.ends import begin, finish
+from flowlab.solve.engine import Tape, advance
 from flowlab.solve.events import interpolated, root
 from flowlab.solve.problem import Problem, check_states, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome

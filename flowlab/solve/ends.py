@@ -1,0 +1,197 @@
+"""The two ends of a lane: what is true before its first step, and what is told after its last."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from flowlab.flow import norm
+from flowlab.measures import Ends
+from flowlab.solve.events import absorption_tail, signals
+from flowlab.solve.problem import (
+    INTERIOR,
+    Lanes,
+    Point,
+    Problem,
+    along_wall,
+    lanewise,
+    motion,
+)
+from flowlab.until import Outcome
+
+__all__ = ["begin", "finish", "still"]
+
+
+def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
+    """The lanes of a block before their first step; what is wrong with a start is its outcome."""
+    return lanewise(lambda start: _begin_lane(problem, start))(starts)
+
+
+def finish(problem: Problem, lanes: Lanes) -> dict[str, Any]:
+    """Outcome, times, end and measures of every lane, lanes on the last axis."""
+    return lanewise(lambda lane: _finish_lane(problem, lane))(lanes)
+
+
+def still(velocity: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether a velocity is exactly zero."""
+    return jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(velocity)]))
+
+
+def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
+    flow, domain = problem.flow, problem.flow.domain
+    leaves = jax.tree.leaves(start)
+    dtype = leaves[0].dtype
+    zero, no = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    inside = finite & domain.contains(start)
+    coordinates = jax.tree.map(
+        lambda x: jnp.where(inside, x, 0),
+        domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start)),
+    )
+    state = domain.state(coordinates)
+    wall, velocity, free = _first_wall(problem, state)
+    value = flow.potential(state)
+    ahead = problem.target.signal(flow, state, zero)
+    level = jnp.sum(ahead <= 0).astype(jnp.int32)
+    defined = jnp.isfinite(value) & jnp.isfinite(norm(free)) & jnp.all(jnp.isfinite(ahead))
+    codes = (
+        (~finite, Outcome.non_finite),
+        (~inside, Outcome.left_domain),
+        (~defined, Outcome.non_finite),
+        (level >= problem.levels, Outcome.started_past_target),
+        (still(free), Outcome.at_critical_point),
+        (still(velocity), Outcome.at_wall),
+    )
+    outcome = jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], no)
+    atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
+    saved = jax.tree.map(
+        lambda x: jnp.full((problem.save_at.size, *x.shape), jnp.nan, dtype), coordinates
+    )
+    integrals = (m.rate(flow, state, free) for m in problem.measures)
+    lane = Lanes(
+        point=Point(coordinates, zero, tuple(zero for i in integrals if i is not None)),
+        progress=zero,
+        fraction=zero + 1,
+        wall=wall,
+        level=jnp.minimum(level, problem.levels - 1),
+        level_times=jnp.full(problem.levels, jnp.nan, dtype),
+        saved=saved,
+        next_save=no,
+        folds=tuple(m.begin(flow, state) for m in problem.measures),
+        outcome=outcome,
+        evicted=jnp.zeros((), bool),
+        absorbed=jnp.zeros((), bool),
+        steps=no,
+        signals=zero,
+        start=coordinates,
+        start_value=value,
+        span=_span(problem, value),
+        atol=jnp.asarray(atol, dtype),
+    )
+    return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
+
+
+def _first_wall(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
+    """The wall that a start lies on and presses against, its velocity, and the free one."""
+    wall = jnp.asarray(INTERIOR, jnp.int32)
+    _, free, velocity = motion(problem, state, wall)
+    normals, offsets = problem.flow.domain.walls()
+    if len(normals):
+        close = 16 * jnp.finfo(state.dtype).eps
+        reach = jnp.asarray(normals, state.dtype) @ state
+        on = reach >= jnp.asarray(offsets, state.dtype) * (1 - close)
+        pressing = on & (jnp.asarray(normals, state.dtype) @ free > 0)
+        if problem.flow.wall == "stop":
+            return wall, jnp.where(jnp.any(pressing), 0, free), free
+        wall = jnp.where(jnp.any(pressing), jnp.argmax(pressing).astype(jnp.int32), wall)
+        velocity = along_wall(problem, state, free, wall)
+        second = on & (jnp.asarray(normals, state.dtype) @ velocity > 0)
+        other = jnp.where(jnp.any(second), jnp.argmax(second).astype(jnp.int32), wall)
+        along = along_wall(problem, state, free, other)
+        corner = jnp.any(second) & (jnp.asarray(normals, state.dtype)[wall] @ along > 0)
+        wall, velocity = other, jnp.where(corner, 0, along)
+    return wall, velocity, free
+
+
+def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
+    """Length of a lane's way in the clock: 1 where the clock has a unit of its own."""
+    last = jnp.asarray(problem.target.levels, value.dtype)[-1]
+    if problem.clock == "loss":
+        span = jnp.log(value / last) if problem.logarithmic else value - last
+        return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
+    if problem.clock == "time" and problem.target.kind == "time":
+        return last
+    return jnp.ones_like(value)
+
+
+def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
+    flow, domain = problem.flow, problem.flow.domain
+    outcome, end_time, arrived = _settlement(problem, lane)
+    unfit = (lane.outcome == Outcome.left_domain) | (lane.outcome == Outcome.non_finite)
+    started = ~unfit | (lane.steps > 0)
+    reached = outcome == Outcome.reached
+    level_times = lane.level_times
+    if problem.target.kind != "level":
+        level_times = jnp.where(reached, end_time, jnp.nan)[None]
+    last = domain.state(lane.point.coordinates)
+    end = _settled(lane, last, arrived)
+    ends = _ends(problem, lane, end, end_time)
+    results: dict[str, Any] = {}
+    integrals = iter(lane.point.integrals)
+    for measure, carry in zip(problem.measures, lane.folds, strict=True):
+        rated = measure.rate(flow, ends.start, ends.start_velocity) is not None
+        results |= measure.results(flow, next(integrals) if rated else None, carry, ends)
+    nan = jnp.asarray(jnp.nan, end_time.dtype)
+    end, results = jax.tree.map(lambda x: jnp.where(started, x, nan), (end, results))
+    return {
+        "outcome": outcome,
+        "time": jnp.where(reached, end_time, nan),
+        "end_time": jnp.where(started, end_time, nan),
+        "level_times": level_times,
+        "end": end,
+        "saved": jax.vmap(domain.state)(lane.saved) if problem.save_at.size else None,
+        "measures": results,
+        "steps": lane.steps,
+    }
+
+
+def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
+    """Outcome, time at the end, and whether the boundary was reached, with the last stretch.
+
+    The stretch below what was integrated has a time of its own, within which a target that is a
+    time, or the time limit, can lie.
+    """
+    target = problem.target
+    tail = absorption_tail(problem, lane)
+    arrived = lane.absorbed & jnp.isfinite(tail)
+    code = jnp.int32(Outcome.reached if target.kind == "boundary" else Outcome.at_wall)
+    outcome = jnp.where(arrived, code, jnp.int32(Outcome.at_critical_point))
+    outcome = jnp.where(lane.absorbed, outcome, lane.outcome)
+    end_time = lane.point.time + jnp.where(arrived, tail, 0)
+    if target.kind == "time" or problem.timed:
+        levels, limit = (jnp.asarray(x, end_time.dtype) for x in (target.levels, target.time_limit))
+        limit = levels[-1] if target.kind == "time" else limit
+        first = Outcome.reached if target.kind == "time" else Outcome.time_limit
+        earlier = lane.absorbed & (lane.point.time + tail > limit)
+        arrived = arrived & ~earlier
+        outcome = jnp.where(earlier, jnp.int32(first), outcome)
+        end_time = jnp.where(earlier, limit, end_time)
+    return outcome, end_time, arrived
+
+
+def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTree[Array]:
+    """The end with the component that was absorbed set to zero."""
+    if not isinstance(end, jax.Array) or end.ndim != 1:
+        return end
+    falling = jnp.argmin(lane.point.coordinates - lane.start).astype(jnp.int32)
+    return jnp.where(arrived & (jnp.arange(end.size, dtype=jnp.int32) == falling), 0, end)
+
+
+def _ends(problem: Problem, lane: Lanes, end: PyTree[Array], time: Float[Array, ""]) -> Ends:
+    domain = problem.flow.domain
+    start, last = domain.state(lane.start), domain.state(lane.point.coordinates)
+    _, first_velocity, _ = _first_wall(problem, start)
+    _, _, last_velocity = motion(problem, last, lane.wall)
+    return Ends(start, first_velocity, last, last_velocity, end, time, time - lane.point.time)

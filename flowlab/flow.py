@@ -73,8 +73,8 @@ class Flow(AbstractFlow):
         wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
 
     Raises:
-        ValueError: If `potential` cannot be called, `wall` is unknown, or `"slide"` is asked for
-            on a domain that has no walls.
+        ValueError: If `potential` or `metric` cannot be called, `wall` is unknown, or `"slide"` is
+            asked for on a domain that has no walls.
     """
 
     function: Callable[[PyTree[Array]], Float[Array, ""]]
@@ -92,6 +92,8 @@ class Flow(AbstractFlow):
     ) -> None:
         if not callable(potential):
             raise ValueError(f"Argument `potential` must be a function, but is {potential!r}.")
+        if metric is not None and not callable(metric):
+            raise ValueError(f"Argument `metric` must be a function or None, but is {metric!r}.")
         self.function = potential
         self.operator = metric
         self.domain = WholeSpace() if domain is None else domain
@@ -170,7 +172,8 @@ def preference_flow(
 
     Raises:
         ValueError: If `loss` or `policy` is of another kind, a weight is negative, NaN or all are
-            zero, or `"slide"` is asked for on a domain that has no walls.
+            zero or not as many as the pairs, or `"slide"` is asked for on a domain that has no
+            walls.
     """
     if not isinstance(loss, AbstractLoss):
         raise ValueError(f"Argument `loss` must be a loss such as DPO(0.1), but is {loss!r}.")
@@ -185,6 +188,7 @@ def preference_flow(
             raise ValueError(
                 f"Argument `weights` must be non-negative with a positive sum, but is {weights}."
             )
+        _check_count(weights, policy)
     return PreferenceFlow(loss, policy, weights)
 
 
@@ -197,6 +201,19 @@ def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
     """Euclidean inner product over all leaves of two PyTrees."""
     products = jax.tree.map(lambda a, b: jnp.sum(a * b), first, second)
     return sum(jax.tree.leaves(products))  # type: ignore[return-value]
+
+
+def _check_count(weights: np.ndarray, policy: AbstractPolicy) -> None:
+    if policy.state_shape is None:
+        return
+    state = jax.ShapeDtypeStruct(policy.state_shape, np.float32)
+    pairs = jax.eval_shape(policy.pairs, state).chosen.shape
+    if weights.shape != pairs or not pairs:
+        has = f"{pairs} pairs" if pairs else "one pair alone, which needs no weight"
+        raise ValueError(
+            "Argument `weights` must have one weight for each pair, but has shape "
+            f"{weights.shape}, and the policy has {has}."
+        )
 
 
 def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:

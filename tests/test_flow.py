@@ -202,11 +202,11 @@ def test_weights_are_those_of_single_precision_in_single_precision():
 
 def test_a_replaced_hyper_parameter_is_that_of_a_flow_built_with_it():
     policy = fl.RatioPlane(Box(2.0, 3.0), wall="slide", ref_chosen=-3.0, chosen_length=4)
-    flow = fl.preference_flow(fl.DPO(0.3), policy, weights=2.0)
-    wanted = fl.preference_flow(fl.DPO(0.7), policy, weights=2.0)
+    flow = fl.preference_flow(fl.DPO(0.3), policy)
+    wanted = fl.preference_flow(fl.DPO(0.7), policy)
     assert eqx.tree_equal(flow.with_parameter("beta", 0.7), wanted)
     other = fl.RatioPlane(Box(2.0, 3.0), wall="slide", ref_chosen=-5.0, chosen_length=4)
-    wanted = fl.preference_flow(fl.DPO(0.3), other, weights=2.0)
+    wanted = fl.preference_flow(fl.DPO(0.3), other)
     assert eqx.tree_equal(flow.with_parameter("ref_chosen", -5.0), wanted)
 
 
@@ -310,3 +310,14 @@ def test_a_name_that_both_loss_and_policy_have_names_no_one_hyper_parameter():
     flow = fl.preference_flow(Tempered(3.0), fl.RatioPlane())
     with pytest.raises(ValueError, match="^Argument `over` must name one hyper-parameter"):
         flow.with_parameter("chosen_length", 2.0)
+
+
+def test_weights_that_do_not_fit_the_pairs_of_a_plane_are_refused():
+    for weights in ([1.0, 2.0], 3.0):
+        with pytest.raises(ValueError, match="Argument `weights` must have one weight for each"):
+            fl.preference_flow(fl.DPO(0.1), fl.RatioPlane(), weights=np.asarray(weights))
+
+
+def test_a_metric_that_is_no_function_is_refused():
+    with pytest.raises(ValueError, match="Argument `metric` must be a function"):
+        fl.Flow(lambda y: (y**2).sum(), metric=np.eye(2))  # type: ignore[arg-type]

@@ -33,6 +33,11 @@ class AbstractFlow(eqx.Module):
         """Shape of a state that is one array; None for a PyTree or where any shape goes."""
         return None
 
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        """Names of the components of a state, where it is one array that has such."""
+        return None
+
     @abstractmethod
     def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
         """The value L at a state."""
@@ -138,6 +143,10 @@ class PreferenceFlow(AbstractFlow):
     @property
     def state_shape(self) -> tuple[int, ...] | None:
         return self.policy.state_shape
+
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        return self.policy.components
 
     def pairs(self, state: PyTree[Array]) -> Pair:
         """The pairs of log-probabilities at a state."""

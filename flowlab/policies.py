@@ -33,6 +33,11 @@ class AbstractPolicy(eqx.Module):
         """Shape of a state that is one array; None for a PyTree or where any shape goes."""
         return None
 
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        """Names of the components of a state, where it is one array that has such."""
+        return None
+
     @abstractmethod
     def pairs(self, state: PyTree[Array]) -> Pair:
         """The pairs of log-probabilities that a state gives."""
@@ -93,10 +98,10 @@ class RatioPlane(AbstractPolicy):
         rejected_length: float = 20.0,
     ) -> None:
         domain = Quadrant() if domain is None else domain
-        if isinstance(domain, WholeSpace):
+        if isinstance(domain, WholeSpace) or not isinstance(domain, AbstractDomain):
             raise ValueError(
                 "Argument `domain` must be a set of positive ratios such as Quadrant(), "
-                "but is WholeSpace()."
+                f"but is {domain!r}."
             )
         self.domain = domain
         self.wall = check_wall(wall)
@@ -108,6 +113,10 @@ class RatioPlane(AbstractPolicy):
     @property
     def state_shape(self) -> tuple[int, ...]:
         return (2,)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return ("x_chosen", "x_rejected")
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         return _pair(self, jnp.log(state))
@@ -170,6 +179,10 @@ class LogRatioPlane(AbstractPolicy):
     @property
     def state_shape(self) -> tuple[int, ...]:
         return (2,)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return ("u_chosen", "u_rejected")
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         return _pair(self, floats(state))

@@ -451,7 +451,7 @@ def test_a_study_runs_with_what_was_asked_for_and_prints_its_summary(tmp_path, s
         "betas": (0.1, 0.3),
         "quick": True,
         "dtype": np.float32,
-        "progress": True,
+        "progress": None,
     }
 
 
@@ -464,7 +464,7 @@ def test_a_study_has_defaults(studied_with):
             "quick": False,
             "log": None,
             "dtype": np.float64,
-            "progress": True,
+            "progress": None,
         }
     ]
 

@@ -7,7 +7,7 @@ import pytest
 
 import flowlab as fl
 from flowlab import exact, measures, starts, until
-from flowlab.domains import Box, Quadrant
+from flowlab.domains import Box, Quadrant, Simplex
 from flowlab.until import Outcome
 
 FLOW = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
@@ -51,6 +51,15 @@ def test_a_corner_met_at_once_ends_the_line(start, time):
     assert runs.outcome[0] == Outcome.at_wall
     assert runs.end_time[0] == pytest.approx(time, abs=1e-5)
     np.testing.assert_allclose(runs.end[0], [1, 1], rtol=1e-6)
+
+
+def test_starts_all_along_the_wall_of_the_simplex_slide_from_there():
+    first = np.linspace(0.01, 0.99, 99)
+    points = np.stack([first, 1 - first], axis=1)
+    flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(Simplex(), wall="slide"))
+    runs = fl.sweep(flow, points, until=until.loss_below(0.1), rtol=1e-8)
+    wanted = exact.simplex_time(points, 0.3, level=0.1).total
+    np.testing.assert_allclose(runs.time, wanted, rtol=1e-6)
 
 
 def test_a_line_slides_into_a_corner_and_ends_there():

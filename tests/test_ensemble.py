@@ -260,6 +260,22 @@ def test_states_may_be_pytrees():
     np.testing.assert_allclose(runs.end["b"], points["b"] * np.exp(-2.8), rtol=1e-7)
 
 
+def test_runs_say_what_they_are_in_a_line(reference):
+    assert repr(reference) == "Runs(1,000 starts: {'reached': 1000})"
+
+
+def test_components_of_the_starts_are_coordinates_of_the_dataset(reference):
+    dataset = reference.to_xarray()
+    np.testing.assert_array_equal(dataset["x_chosen"], SQUARE[:, 0])
+    reached = dataset["time"].where(dataset["outcome"] == Outcome.reached)
+    assert int(reached.notnull().sum()) == 1000
+
+
+def test_float32_starts_need_no_tolerance_of_their_own():
+    runs = fl.sweep(FLOW, SQUARE[:10].astype(np.float32), until=TARGET)
+    assert runs.rtol == 1e-4
+
+
 def test_outcomes_of_a_dataset_carry_their_names(reference):
     dataset = reference.to_xarray()
     meanings = dataset["outcome"].attrs["flag_meanings"].split()
@@ -287,6 +303,9 @@ BAD_CALLS = {
     "Argument `over` must give a list": dict(over={"beta": []}),
     "Argument `beta` must be positive": dict(over={"beta": [0.1, -1.0]}),
     "Argument `measures` must hold": dict(measures=["path_length"]),
+    "Argument `measures` must be a list": dict(measures="path_length"),
+    "Argument `starts` must hold numbers": dict(starts=None),
+    "Argument `over` must map": dict(over=["beta"]),
     "must not give one name twice": dict(measures=[measures.dwell(0.1), measures.dwell(0.2)]),
     "Argument `solver` must be": dict(solver="Tsit5"),
     "Argument `flow` must be": dict(flow=fl.DPO(0.1)),

@@ -142,6 +142,19 @@ def test_any_diffrax_solver_with_an_error_estimate_will_do():
         assert line.time == pytest.approx(2.761094812646, rel=1e-5)
     with pytest.raises(ValueError, match="must estimate its error"):
         fl.flow_line(FLOW, START, until=TARGET, solver=diffrax.Euler())
+    with pytest.raises(ValueError, match="must be an explicit"):
+        fl.flow_line(FLOW, START, until=TARGET, solver=diffrax.Kvaerno5())
+
+
+def test_a_line_says_what_it_is_in_a_line():
+    line = fl.flow_line(FLOW, (0.1, 0.9), until=TARGET)
+    assert repr(line).startswith("Line(reached: end_time=2.761")
+    assert "\n" not in repr(line)
+
+
+def test_a_target_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="Argument `until` must be a target"):
+        fl.flow_line(FLOW, START, until=0.1)  # type: ignore[arg-type]
 
 
 def test_float32_starts_give_float32_lines_without_touching_the_configuration():

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray
+from typer.testing import CliRunner
 
 from flowlab import exact, logs, study
+from flowlab.cli import app
 from flowlab.study import report
 
 LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
@@ -69,6 +71,17 @@ def test_the_store_opens_with_xarray_and_holds_the_right_times(result):
 
 
 @pytest.mark.slow
+def test_the_command_shows_and_draws_the_store(result, tmp_path):
+    picture = tmp_path / "times.png"
+    arguments = ["show", str(result.folder / "sweep.zarr"), "--out", str(picture)]
+    shown = CliRunner().invoke(app, arguments)
+    assert shown.exit_code == 0
+    assert "1024" in shown.output
+    assert len(shown.output.splitlines()) < 60
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
 def test_the_summary_shows_every_beta_and_every_claim(result):
     text = result.summary()
     assert "0.3" in text
@@ -84,3 +97,5 @@ def test_bad_betas_and_folders_are_refused(tmp_path):
     taken.write_text("")
     with pytest.raises(ValueError, match="Argument `out`"):
         study.run(taken)
+    with pytest.raises(ValueError, match="holds something else"):
+        study.run(tmp_path)

@@ -109,7 +109,7 @@ def sweep(
     upper: options.UpperOption = None,
     seed: options.SeedOption = None,
     time_limit: options.TimeLimitOption = None,
-    rtol: options.RtolOption = 1e-6,
+    rtol: options.RtolOption = None,
     atol: options.AtolOption = None,
     clock: options.ClockOption = None,
     measure: options.MeasureOption = None,
@@ -214,7 +214,7 @@ def study(
         quick=quick,
         log=training,
         dtype=np.float32 if float32 else np.float64,
-        progress=True,
+        progress=None,
     )
     typer.echo(result.summary())
     typer.echo(f"study: {result.folder}")

@@ -97,7 +97,9 @@ UntilOption = Annotated[
     ),
 ]
 TimeLimitOption = Annotated[float | None, _option("Flow time at which to give up.")]
-RtolOption = Annotated[float, _option("Relative tolerance.")]
+RtolOption = Annotated[
+    float | None, _option("Relative tolerance; 1e-6 if not given, or 1e-4 in 32 bits.")
+]
 AtolOption = Annotated[
     float | None, _option("Absolute tolerance of the state; chosen if not given.")
 ]

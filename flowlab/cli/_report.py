@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import xarray
 
+# The dimensions of starts: a sweep's, and those of the maps of the study.
+_STARTS = {"start", "x_chosen", "x_rejected"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 # What every sweep has; all else was measured.
 _ALWAYS = {"starts", "outcome", "time", "end_time", "end", "level_times", "saved", "steps"}
@@ -31,6 +33,8 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
 
     from flowlab import plots
 
+    if out.is_dir():
+        raise ValueError(f"Option --out must be a file, but {out} is a folder.")
     if described.get("starts") != "grid":
         raise ValueError("Option --out has no effect with starts that are no grid.")
     maps = [(label, case.values) for label, case in _cases(runs["time"])]
@@ -80,7 +84,7 @@ def _cases(values: "xarray.DataArray") -> Iterator[tuple[str, "xarray.DataArray"
     """The values of all starts, for each hyper-parameter and component, with a label."""
     import numpy as np
 
-    others = [str(name) for name in values.dims if name != "start"]
+    others = [str(name) for name in values.dims if name not in _STARTS]
     for place in np.ndindex(*(values.sizes[name] for name in others)):
         chosen = dict(zip(others, place, strict=True))
         label = ", ".join(_label(values, name, index) for name, index in chosen.items())

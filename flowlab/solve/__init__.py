@@ -8,6 +8,7 @@ from flowlab.solve.problem import (
     Lanes,
     Problem,
     check_states,
+    default_rtol,
     make_problem,
     select,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "begin",
     "check_states",
     "compiled",
+    "default_rtol",
     "finish",
     "flow_line",
     "make_problem",

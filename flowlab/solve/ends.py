@@ -107,7 +107,8 @@ def _first_wall(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any
             return wall, jnp.where(jnp.any(pressing), 0, free), free
         wall = jnp.where(jnp.any(pressing), jnp.argmax(pressing).astype(jnp.int32), wall)
         velocity = along_wall(problem, state, free, wall)
-        second = on & (jnp.asarray(normals, state.dtype) @ velocity > 0)
+        elsewhere = jnp.arange(len(normals), dtype=jnp.int32) != wall
+        second = on & elsewhere & (jnp.asarray(normals, state.dtype) @ velocity > 0)
         other = jnp.where(jnp.any(second), jnp.argmax(second).astype(jnp.int32), wall)
         along = along_wall(problem, state, free, other)
         corner = jnp.any(second) & (jnp.asarray(normals, state.dtype)[wall] @ along > 0)

@@ -20,7 +20,7 @@ from flowlab.solve.compilation import compiled
 from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance
 from flowlab.solve.events import interpolated, root
-from flowlab.solve.problem import Problem, check_states, make_problem
+from flowlab.solve.problem import Problem, check_states, check_target, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Line", "flow_line"]
@@ -56,6 +56,13 @@ class Line(eqx.Module):
     _problem: Problem
     _tape: Tape
 
+    def __repr__(self) -> str:
+        """How the line ended, on one line; of a traced line, that it is one."""
+        if _is_traced(self):
+            return "Line(traced)"
+        name = Outcome(int(self.outcome)).name
+        return f"Line({name}: end_time={self.end_time!s}, end={self.end}, {self.steps} steps)"
+
     def at(self, time: npt.ArrayLike) -> PyTree[Float[ArrayLike, "..."]]:
         """The states at flow times.
 
@@ -86,7 +93,7 @@ def flow_line(
     *,
     until: AbstractTarget,
     clock: Clock | None = None,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     atol: float | None = None,
     solver: diffrax.AbstractSolver | None = None,
     measures: Sequence[AbstractMeasure] = (),
@@ -103,11 +110,12 @@ def flow_line(
         until: When to stop, from `flowlab.until`.
         clock: The independent variable; None for the arc length, regular everywhere (or for time,
             where the target is one and no boundary is in reach).
-        rtol: Relative tolerance, of the state and of the flow time.
+        rtol: Relative tolerance, of the state and of the flow time; None for 1e-6, or 1e-4 where
+            the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any diffrax solver with an error estimate; None for Tsit5, or Dopri8 where
-            rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
+            or Dopri8 where rtol < 3e-8.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`.
@@ -120,6 +128,7 @@ def flow_line(
     Accuracy: `rtol` per step, relative to state and time; the errors of times that were compared
         with closed forms are below 10·rtol in the median.
     """
+    check_target(until)
     if reverse and until.kind == "level":
         raise ValueError(
             "Argument `reverse` must be False for a target that lies down the flow, but is True; "
@@ -138,7 +147,7 @@ def flow_line(
             rtol=rtol,
             atol=atol,
             solver=solver,
-            measures=tuple(measures),
+            measures=measures,
             reverse=reverse,
             alone=True,
             tangents=traced,

@@ -6,7 +6,7 @@ component of a state is contiguous; mathematics is written for one lane and mapp
 d: components of a state; k: levels of the target; m: signals; n: lanes; s: times to save at.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,9 @@ __all__ = [
     "Point",
     "Problem",
     "along_wall",
+    "default_rtol",
     "check_states",
+    "check_target",
     "lanewise",
     "make_problem",
     "motion",
@@ -152,11 +154,11 @@ def make_problem(
     until: AbstractTarget,
     dtype: Any,
     clock: Clock | None = None,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     atol: float | None = None,
     solver: diffrax.AbstractSolver | None = None,
     constant_step: float | None = None,
-    measures: tuple[AbstractMeasure, ...] = (),
+    measures: Sequence[AbstractMeasure] = (),
     save_at: npt.ArrayLike | None = None,
     reverse: bool = False,
     alone: bool = False,
@@ -171,8 +173,9 @@ def make_problem(
             time to save at is not positive and increasing, or a measure has no meaning here.
     """
     clock = _checked_clock(clock, flow, until, save_at, reverse)
+    rtol = default_rtol(dtype) if rtol is None else rtol
     _check_tolerances(rtol, atol, dtype)
-    for measure in measures:
+    for measure in _listed(measures):
         if not isinstance(measure, AbstractMeasure):
             raise ValueError(
                 "Argument `measures` must hold measures such as measures.path_length(), "
@@ -182,11 +185,11 @@ def make_problem(
     _check_names_differ(measures)
     if solver is None:
         solver = diffrax.Dopri8() if rtol < _HIGH_ORDER_BELOW else diffrax.Tsit5()
-    if not isinstance(solver, diffrax.AbstractSolver):
-        raise ValueError(f"Argument `solver` must be a diffrax solver, but is {solver!r}.")
-
-    if isinstance(solver, diffrax.AbstractERK):
-        solver = StraightLine(solver)
+    if not isinstance(solver, diffrax.AbstractERK):
+        raise ValueError(
+            "Argument `solver` must be an explicit Runge–Kutta solver of diffrax such as "
+            f"diffrax.Dopri5(), but is {solver!r}."
+        )
 
     def cast(tree: Any) -> Any:
         return jax.tree.map(lambda x: _cast(x, dtype) if eqx.is_array_like(x) else x, tree)
@@ -199,7 +202,7 @@ def make_problem(
         rtol=jnp.asarray(rtol, dtype),
         atol=None if atol is None else jnp.asarray(atol, dtype),
         first_step=jnp.asarray(constant_step or FIRST_STEP[clock], dtype),
-        solver=solver,
+        solver=StraightLine(solver),
         controller=_CONTROLLER if constant_step is None else diffrax.ConstantStepSize(),
         clock=clock,
         logarithmic=bool(clock == "loss" and np.min(until.levels) > 0),
@@ -208,6 +211,11 @@ def make_problem(
         alone=alone,
         tangents=tangents,
     )
+
+
+def default_rtol(dtype: Any) -> float:
+    """The relative tolerance where the caller gives none: 1e-6 in float64, 1e-4 in float32."""
+    return 1e-6 if np.dtype(dtype) == np.float64 else 1e-4
 
 
 def motion(problem: Problem, state: PyTree[Array], wall: Int[Array, ""]) -> tuple[Any, Any, Any]:
@@ -277,6 +285,14 @@ def _cast(leaf: Any, dtype: Any) -> Array:
     return jnp.asarray(leaf, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
+def check_target(until: Any) -> None:
+    """Raise a ValueError where a target is none."""
+    if not isinstance(until, AbstractTarget):
+        raise ValueError(
+            f"Argument `until` must be a target such as until.loss_below(0.1), but is {until!r}."
+        )
+
+
 def _checked_clock(
     clock: Clock | None,
     flow: AbstractFlow,
@@ -284,10 +300,7 @@ def _checked_clock(
     save_at: Any,
     reverse: bool,
 ) -> Clock:
-    if not isinstance(until, AbstractTarget):
-        raise ValueError(
-            f"Argument `until` must be a target such as until.loss_below(0.1), but is {until!r}."
-        )
+    check_target(until)
     possible = until.clocks(flow)
     if reverse:
         possible: tuple[Clock, ...] = tuple(name for name in possible if name != "loss")
@@ -301,16 +314,27 @@ def _checked_clock(
 
 def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
     smallest = _SMALLEST_RTOL * float(jnp.finfo(dtype).eps)
-    if not smallest <= rtol < 1:
+    if not (isinstance(rtol, int | float) and smallest <= rtol < 1):
+        name = np.dtype(dtype).name
+        cure = "; give the starts as float64 for less" if name == "float32" else ""
         raise ValueError(
-            f"Argument `rtol` must lie between {smallest:.2g}, what {np.dtype(dtype).name} can "
-            f"hold, and 1, but is {rtol!r}."
+            f"Argument `rtol` must lie between {smallest:.2g}, what {name} can hold, and 1, "
+            f"but is {rtol!r}{cure}."
         )
     if atol is not None and not (np.isfinite(atol) and atol >= 0):
         raise ValueError(f"Argument `atol` must be non-negative and finite, but is {atol!r}.")
 
 
-def _check_names_differ(measures: tuple[AbstractMeasure, ...]) -> None:
+def _listed(measures: Any) -> Any:
+    if isinstance(measures, str) or not isinstance(measures, Iterable):
+        raise ValueError(
+            "Argument `measures` must be a list of measures such as [measures.path_length()], "
+            f"but is {measures!r}."
+        )
+    return measures
+
+
+def _check_names_differ(measures: Sequence[AbstractMeasure]) -> None:
     names = [name for measure in measures for name in measure.names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -377,7 +401,11 @@ def check_states(
 
 
 def _array_if_list(states: Any) -> Any:
-    return np.asarray(states) if isinstance(states, list) else states
+    """Lists of numbers, and tuples of numbers, are arrays; other PyTrees stay as they are."""
+    if states is None:
+        raise ValueError("Argument `starts` must hold numbers, but is None.")
+    plain = isinstance(states, tuple) and all(isinstance(x, int | float) for x in states)
+    return np.asarray(states) if isinstance(states, list) or plain else states
 
 
 def _numbers(name: str, leaf: Any) -> np.ndarray:

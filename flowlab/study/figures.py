@@ -28,7 +28,7 @@ _LINE_STARTS = np.array(
     + [(x, 0.97) for x in (0.25, 0.45, 0.65, 0.85)]
     + [(0.3, 0.1), (0.8, 0.3)]
 )
-_BOX_STARTS = np.array([(0.05, 0.5), (0.05, 0.85), (0.3, 0.9), (0.6, 0.9), (0.9, 0.8), (0.9, 0.3)])
+_BOX_STARTS = np.array([(0.05, 0.5), (0.05, 0.85), (0.3, 0.9), (0.6, 0.9), (0.9, 0.8), (0.7, 0.3)])
 _SIMPLEX_STARTS = np.array(
     [(0.03, 0.3), (0.03, 0.55), (0.05, 0.8), (0.03, 0.95), (0.3, 0.65), (0.55, 0.4), (0.75, 0.2)]
 )
@@ -127,7 +127,8 @@ def _loss_surface(data: StudyData) -> Sheet:
     caption = (
         "The loss over the two probability ratios, as in figure 1(a) of the paper. It depends on "
         f"x2/x1 alone: along the diagonal x1 = x2 it is log 2 = {np.log(2):.3f} for every β, and "
-        f"from the corner ({1:g}, {edge:.2g}) to the corner ({edge:.2g}, {1:g}) it rises "
+        f"from ({1:g}, {edge:.2g}) to ({edge:.2g}, {1:g}), nearer to the axes than is drawn, "
+        "it rises "
         f"{' and '.join(corners)}. The smaller β, the flatter the surface away from the axes."
     )
     return figure, "The loss over the plane of ratios", caption
@@ -143,8 +144,9 @@ def _gradient_field(data: StudyData) -> Sheet:
     caption = (
         f"Which way gradient descent moves the two ratios ({_beta(beta)}), and how fast. Arrows "
         "point down the loss, at right angles to its level lines; colour and length give the speed "
-        f"on a logarithmic scale. Over the cells of the map it runs from {speed.min():.2g} to "
-        f"{speed.max():.2g} per unit of flow time, with a median of {np.median(speed):.2g}; in the "
+        f"on a logarithmic scale. Over all cells of the map, closer to the axes than any arrow, it "
+        f"runs from {speed.min():.2g} to {speed.max():.2g} per unit of flow time, "
+        f"with a median of {np.median(speed):.2g}; in the "
         f"upper right quarter (both ratios above ½) the median is {np.median(upper_right):.2g}. "
         "Nowhere on the map does it vanish, and it is highest beside the axes."
     )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from flowlab import __version__, exact, store
 from flowlab.logs import TrainingLog
 from flowlab.study import figures
-from flowlab.study.claims import Claim, Verdict, evaluate, table, to_json
+from flowlab.study.claims import HOLDS_FROM, Claim, Verdict, evaluate, table, to_json
 from flowlab.study.data import GEOMETRIES, LEVEL, Settings, StudyData, collect
 
 if TYPE_CHECKING:
@@ -104,13 +104,13 @@ def run(
         progress: Whether to show progress bars; None where there is a terminal.
 
     Raises:
-        ValueError: If `out` is a file, or a β is not positive, finite and named once.
+        ValueError: If `out` is a file or a folder with something else in it, or a β is not
+            positive, finite and named once.
         OSError: If the folder cannot be written.
     """
     begun = time.perf_counter()
     folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"Argument `out` must be a folder, but {folder} is a file.")
+    _check_folder(folder)
     settings = _settings(betas, quick, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(_STAGES), disable=_disabled(progress), leave=False) as bar:
@@ -136,6 +136,16 @@ def run(
         (folder / "claims.json").write_text(text + "\n", encoding="utf-8")
         (folder / "report.html").write_text(_page(study, drawn), encoding="utf-8")
     return study
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Argument `out` must be a folder, but {folder} is a file.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.html").is_file():
+        raise ValueError(
+            f"Argument `out` must be a new folder, an empty one or an earlier study, but {folder} "
+            "holds something else."
+        )
 
 
 def _settings(betas: Sequence[float] | None, quick: bool, dtype: Any) -> Settings:
@@ -195,17 +205,20 @@ def _dataset(data: StudyData) -> "xarray.Dataset":
 
 
 def _description(data: StudyData) -> dict[str, Any]:
+    """What was run, in the words of the command `flowlab sweep`."""
     settings = data.settings
     return {
-        "loss": "DPO",
+        "loss": "dpo",
         "beta": list(settings.betas),
-        "policy": "RatioPlane",
-        "domain": "Quadrant",
+        "policy": "ratio",
+        "domain": "quadrant",
+        "starts": "grid",
+        "shape": [settings.map_cells, settings.map_cells],
+        "lower": [0.0, 0.0],
+        "upper": [1.0, 1.0],
         "until": f"loss_below={LEVEL}",
-        "starts": f"grid of {settings.map_cells} x {settings.map_cells} cell centres of (0, 1)^2",
         "rtol": settings.rtol,
         "dtype": np.dtype(settings.dtype).name,
-        "clock": "loss",
     }
 
 
@@ -241,6 +254,9 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
         "<h2>Figures</h2>",
         *(_figure(figure) for figure in drawn),
         "<h2>The claims one by one</h2>",
+        "<p>A statement is cut into parts, each true of a share of the starts. It holds where "
+        f"every share that decides is at least {HOLDS_FROM:g}, fails where every one is at most "
+        f"{1 - HOLDS_FROM:.2g}, and holds in part otherwise.</p>",
         *(_claim_details(claim) for claim in study.claims),
         _colophon(study),
         "</body></html>",
@@ -271,7 +287,8 @@ def _map_table(study: Study) -> str:
         "Free ratio plane. “99 % by”: the flow time by which 99 % of the starts have arrived. "
         "“Slow share”: mean share of the time at less than half of the median speed of all "
         "starts. “Largest error”: of all times against the closed form (incomplete beta "
-        "function), relative to max(T, 10⁻³ r²/β)."
+        "function), relative to max(T, 10⁻³ r²/β). Starts that are not reached had passed the "
+        "target before the first step."
     )
     return _table(header, rows) + f"<p>{notes}</p>" + _audit(study)
 
@@ -350,15 +367,12 @@ def _claim_details(claim: Claim) -> str:
 
 
 def _threshold(verdict: Verdict) -> str:
-    rule = verdict.threshold
-    if not rule:
+    """The names of the numbers that decide; the rule is told once, above."""
+    quantity = verdict.threshold.get("quantity") if verdict.evidence else None
+    if not quantity:
         return ""
-    quantity = rule["quantity"]
-    listed = quantity if isinstance(quantity, str) else ", ".join(quantity)
-    value = rule["value"]
-    shown = _number(value) if isinstance(value, int | float) else str(value)
-    words = f"{listed.replace('_', ' ')} — {rule['relation']}; value {shown}"
-    return html.escape(words)
+    listed = [quantity] if isinstance(quantity, str) else quantity
+    return "<br>".join(html.escape(name.replace("_", " ")) for name in listed)
 
 
 def _number(value: float | None) -> str:

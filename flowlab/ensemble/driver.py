@@ -1,4 +1,4 @@
-"""Many starts: blocks, their order, devices and threads; what comes back is `Runs`.
+"""Many starts: blocks, their order, devices and threads.
 
 n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
 """
@@ -7,9 +7,8 @@ import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from tqdm import tqdm
 
+from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
 from flowlab.solve import (
@@ -27,6 +27,7 @@ from flowlab.solve import (
     begin,
     check_states,
     compiled,
+    default_rtol,
     finish,
     make_problem,
     resume,
@@ -34,12 +35,9 @@ from flowlab.solve import (
 )
 from flowlab.until import AbstractTarget, Clock, Outcome
 
-if TYPE_CHECKING:
-    import xarray
-
 Device = Any  # jax.Device, which is no type to a type checker
 
-__all__ = ["Audit", "Runs", "sweep"]
+__all__ = ["sweep"]
 
 _BLOCK_ON_CPU = 1024  # a step's arrays fit the caches of a core
 _BLOCK_ON_ACCELERATOR = 65536
@@ -57,105 +55,6 @@ class _Passes(NamedTuple):
     later: Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Audit:
-    """How far a random part of the runs lies from the same runs at tighter tolerances.
-
-    Solved in float64 at tolerances a hundred times tighter (not below 1e-13).
-
-    Attributes:
-        count: Runs solved again.
-        rtol: The tolerance of the second solution.
-        time_median: Median of |time − time'| / time', over runs that reached the target in both.
-        time_largest: The largest of them.
-        end_median: Median of |end − end'| / |end'|, over runs with the same outcome.
-        end_largest: The largest of them.
-        outcomes_differ: Runs whose outcome differs.
-    """
-
-    count: int
-    rtol: float
-    time_median: float
-    time_largest: float
-    end_median: float
-    end_largest: float
-    outcomes_differ: int
-
-
-@dataclass(frozen=True)
-class Runs:
-    """What became of many starts. NumPy arrays; swept hyper-parameters are leading axes.
-
-    Attributes:
-        starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
-        outcome: A code of `until.Outcome` for every start, shape (*v, n).
-        time: Flow time at which the target (its last level) was reached; NaN where it was not.
-        end_time: Flow time at which the line ended, for whatever reason; NaN for unfit starts.
-        end: State there, leaves of shape (*v, n, ...); an absorbed component is 0.
-        level_times: Flow time at which each level was met, shape (*v, n, k).
-        saved: States at the times to save at, leaves of shape (*v, n, s, ...); None without any.
-        measures: What was measured, by name, shape (*v, n) or (*v, n, ...).
-        steps: Accepted steps, shape (*v, n).
-        over: The values of the swept hyper-parameters, by name, in the order of the axes.
-        save_at: The times to save at.
-        rtol: Relative tolerance.
-        audit: Deviation from tighter tolerances, if asked for.
-    """
-
-    starts: PyTree[Float[np.ndarray, "n ..."]]
-    outcome: Int[np.ndarray, "*v n"]
-    time: Float[np.ndarray, "*v n"]
-    end_time: Float[np.ndarray, "*v n"]
-    end: PyTree[Float[np.ndarray, "..."]]
-    level_times: Float[np.ndarray, "*v n k"]
-    saved: PyTree[Float[np.ndarray, "..."]] | None
-    measures: dict[str, PyTree[np.ndarray]]
-    steps: Int[np.ndarray, "*v n"]
-    over: dict[str, np.ndarray]
-    save_at: Float[np.ndarray, " s"]
-    rtol: float
-    audit: Audit | None = None
-
-    def counts(self) -> dict[str, int]:
-        """How many runs had each outcome, by name; outcomes that did not occur are left out."""
-        codes, numbers = np.unique(self.outcome, return_counts=True)
-        return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
-
-    def to_xarray(self) -> "xarray.Dataset":
-        """The runs as an xarray Dataset with named dimensions; outcomes carry their names.
-
-        Raises:
-            ValueError: If the states are no plain arrays.
-        """
-        import xarray
-
-        if not isinstance(self.starts, np.ndarray):
-            raise ValueError("Runs must have states that are one array each to become a Dataset.")
-        lead = (*self.over, "start")
-        components = tuple(f"component_{i}" for i in range(1, self.starts.ndim - 1))
-        state = ("component", *components)
-        variables: dict[str, Any] = {
-            "starts": (("start", *state), self.starts),
-            "outcome": (lead, self.outcome, _flags()),
-            "time": (lead, self.time, {"long_name": "flow time to the target"}),
-            "end_time": (lead, self.end_time, {"long_name": "flow time at the end"}),
-            "end": ((*lead, *state), self.end),
-            "level_times": ((*lead, "level"), self.level_times),
-            "steps": (lead, self.steps, {"long_name": "accepted steps"}),
-        }
-        coordinates: dict[str, Any] = dict(self.over)
-        if self.saved is not None:
-            variables["saved"] = ((*lead, "saved_time", *state), self.saved)
-            coordinates["saved_time"] = self.save_at
-        for name, values in self.measures.items():
-            extra = state if values.ndim > len(lead) else ()
-            variables[name] = ((*lead, *extra), values)
-        attributes: dict[str, Any] = {"rtol": self.rtol}
-        if self.audit is not None:
-            attributes |= {f"audit_{k}": v for k, v in vars(self.audit).items()}
-        return xarray.Dataset(variables, coordinates, attributes)
-
-
 def sweep(
     flow: AbstractFlow,
     starts: PyTree[Float[ArrayLike, "n ..."]],
@@ -165,7 +64,7 @@ def sweep(
     measures: Sequence[AbstractMeasure] = (),
     save_at: npt.ArrayLike | None = None,
     clock: Clock | None = None,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     atol: float | None = None,
     solver: Any = None,
     block_size: int | None = None,
@@ -190,11 +89,12 @@ def sweep(
         measures: What to measure, from `flowlab.measures`.
         save_at: Flow times at which to keep the states, positive and increasing.
         clock: The independent variable; None for the target's own.
-        rtol: Relative tolerance, of the state and of the flow time.
+        rtol: Relative tolerance, of the state and of the flow time; None for 1e-6, or 1e-4 where
+            the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any diffrax solver with an error estimate; None for Tsit5, or Dopri8 where
-            rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
+            or Dopri8 where rtol < 3e-8.
         block_size: Starts that share a step; None for 1,024 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
@@ -216,6 +116,7 @@ def sweep(
     """
     _check_options(block_size, audit, max_steps)
     starts, dtype = check_states("starts", starts, flow, batched=True)
+    rtol = default_rtol(dtype) if rtol is None else rtol
     names, values = _checked_over(over, flow)
     devices = jax.local_devices() if devices is None else list(devices)
     on_cpu = devices[0].platform == "cpu"
@@ -233,26 +134,33 @@ def sweep(
         passes=_OPTIMISED if optimise else _LIGHT,
     )
     results, audits = [], []
-    total = len(cases) * count
-    with tqdm(total=total, unit="start", unit_scale=True, **_bar(progress)) as bar:
+    with tqdm(total=len(cases) * count, unit="start", unit_scale=True, **_bar(progress)) as bar:
         for case in cases:
             varied = flow
             for name, value in zip(names, case, strict=True):
                 varied = varied.with_parameter(name, value)
             with jax.enable_x64(dtype == np.float64):
-                problem = make_problem(
-                    varied, dtype=dtype, rtol=rtol, measures=tuple(measures), **options
-                )
+                problem = make_problem(varied, dtype=dtype, rtol=rtol, measures=measures, **options)
                 result = work(problem, starts, progress=bar.update)
             results.append(result)
             if audit > 0:
                 audits.append(_audited(varied, starts, result, audit, rtol, work, options))
-    lead = tuple(len(v) for v in values)
-    stacked = jax.tree.map(lambda *x: np.stack(x).reshape(lead + x[0].shape), *results)
-    over_values = {n: np.asarray(v, dtype=float) for n, v in zip(names, values, strict=True)}
     kept = np.zeros(0) if save_at is None else np.asarray(save_at, dtype=float)
-    verdict = _joined(audits) if audits else None
-    return Runs(starts, **stacked, over=over_values, save_at=kept, rtol=rtol, audit=verdict)
+    return Runs(
+        starts,
+        **_stacked(results, values),
+        over={n: np.asarray(v, dtype=float) for n, v in zip(names, values, strict=True)},
+        save_at=kept,
+        rtol=rtol,
+        audit=_joined(audits) if audits else None,
+        components=flow.components,
+    )
+
+
+def _stacked(results: list[dict[str, Any]], values: list[list[float]]) -> dict[str, Any]:
+    """The results of all cases, hyper-parameters as leading axes."""
+    lead = tuple(len(v) for v in values)
+    return jax.tree.map(lambda *x: np.stack(x).reshape(lead + x[0].shape), *results)
 
 
 def _solve_case(
@@ -493,8 +401,15 @@ def _checked_over(
     over: Mapping[str, Sequence[float]] | None, flow: AbstractFlow
 ) -> tuple[list[str], list[list[float]]]:
     names, values = [], []
+    if over is not None and not isinstance(over, Mapping):
+        raise ValueError(
+            f"Argument `over` must map names to values, as {{'beta': [0.1]}} does, but is {over!r}."
+        )
     for name, sequence in (over or {}).items():
-        listed = np.asarray(sequence, dtype=float)
+        try:
+            listed = np.asarray(sequence, dtype=float)
+        except (TypeError, ValueError):
+            listed = np.zeros((0, 0))
         if listed.ndim != 1 or listed.size == 0:
             raise ValueError(
                 f"Argument `over` must give a list of values for `{name}`, but gives {sequence!r}."
@@ -510,11 +425,3 @@ def _bar(progress: bool | None) -> dict[str, Any]:
     if progress is None:
         return {"disable": None, "delay": 2.0, "leave": False}
     return {"disable": not progress}
-
-
-def _flags() -> dict[str, Any]:
-    codes = [outcome for outcome in Outcome if outcome != Outcome.running]
-    return {
-        "flag_values": np.asarray([int(code) for code in codes], np.int32),
-        "flag_meanings": " ".join(code.name for code in codes),
-    }

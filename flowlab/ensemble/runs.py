@@ -1,0 +1,139 @@
+"""What became of many starts.
+
+n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from flowlab.until import Outcome
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Audit", "Runs"]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """How far a random part of the runs lies from the same runs at tighter tolerances.
+
+    Solved in float64 at tolerances a hundred times tighter (not below 1e-13).
+
+    Attributes:
+        count: Runs solved again.
+        rtol: The tolerance of the second solution.
+        time_median: Median of |time − time'| / time', over runs that reached the target in both.
+        time_largest: The largest of them.
+        end_median: Median of |end − end'| / |end'|, over runs with the same outcome.
+        end_largest: The largest of them.
+        outcomes_differ: Runs whose outcome differs.
+    """
+
+    count: int
+    rtol: float
+    time_median: float
+    time_largest: float
+    end_median: float
+    end_largest: float
+    outcomes_differ: int
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What became of many starts. NumPy arrays; swept hyper-parameters are leading axes.
+
+    Attributes:
+        starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
+        outcome: A code of `until.Outcome` for every start, shape (*v, n).
+        time: Flow time at which the target (its last level) was reached; NaN where it was not.
+        end_time: Flow time at which the line ended, for whatever reason; NaN for unfit starts.
+        end: State there, leaves of shape (*v, n, ...); an absorbed component is 0.
+        level_times: Flow time at which each level was met, shape (*v, n, k).
+        saved: States at the times to save at, leaves of shape (*v, n, s, ...); None without any.
+        measures: What was measured, by name, shape (*v, n) or (*v, n, ...).
+        steps: Accepted steps, shape (*v, n).
+        over: The values of the swept hyper-parameters, by name, in the order of the axes.
+        save_at: The times to save at.
+        rtol: Relative tolerance.
+        audit: Deviation from tighter tolerances, if asked for.
+        components: Names of the components of a state, where it is one array that has such.
+    """
+
+    starts: PyTree[Float[np.ndarray, "n ..."]]
+    outcome: Int[np.ndarray, "*v n"]
+    time: Float[np.ndarray, "*v n"]
+    end_time: Float[np.ndarray, "*v n"]
+    end: PyTree[Float[np.ndarray, "..."]]
+    level_times: Float[np.ndarray, "*v n k"]
+    saved: PyTree[Float[np.ndarray, "..."]] | None
+    measures: dict[str, PyTree[np.ndarray]]
+    steps: Int[np.ndarray, "*v n"]
+    over: dict[str, np.ndarray]
+    save_at: Float[np.ndarray, " s"]
+    rtol: float
+    audit: Audit | None = None
+    components: tuple[str, ...] | None = None
+
+    def __repr__(self) -> str:
+        """What was run, and how it ended, on one line."""
+        over = "".join(f", {name} of {values.tolist()}" for name, values in self.over.items())
+        return f"Runs({self.outcome.shape[-1]:,} starts{over}: {self.counts()})"
+
+    def counts(self) -> dict[str, int]:
+        """How many runs had each outcome, by name; outcomes that did not occur are left out."""
+        codes, numbers = np.unique(self.outcome, return_counts=True)
+        return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The runs as an xarray Dataset with named dimensions.
+
+        The components of the starts are coordinates, `x_chosen` and `x_rejected` on the ratio
+        plane. Outcomes are the codes of `until.Outcome`, as in
+        `dataset.where(dataset.outcome == until.Outcome.reached)`; their names stand in the
+        attributes of the variable.
+
+        Raises:
+            ValueError: If the states are no plain arrays.
+        """
+        import xarray
+
+        if not isinstance(self.starts, np.ndarray):
+            raise ValueError("Runs must have states that are one array each to become a Dataset.")
+        lead = (*self.over, "start")
+        components = tuple(f"component_{i}" for i in range(1, self.starts.ndim - 1))
+        state = ("component", *components)
+        variables: dict[str, Any] = {
+            "starts": (("start", *state), self.starts),
+            "outcome": (lead, self.outcome, _flags()),
+            "time": (lead, self.time, {"long_name": "flow time to the target"}),
+            "end_time": (lead, self.end_time, {"long_name": "flow time at the end"}),
+            "end": ((*lead, *state), self.end),
+            "level_times": ((*lead, "level"), self.level_times),
+            "steps": (lead, self.steps, {"long_name": "accepted steps"}),
+        }
+        coordinates: dict[str, Any] = dict(self.over)
+        if self.components is not None:
+            columns = zip(self.components, self.starts.T, strict=True)
+            coordinates |= {name: ("start", column) for name, column in columns}
+        if self.saved is not None:
+            variables["saved"] = ((*lead, "saved_time", *state), self.saved)
+            coordinates["saved_time"] = self.save_at
+        for name, values in self.measures.items():
+            extra = state if values.ndim > len(lead) else ()
+            variables[name] = ((*lead, *extra), values)
+        attributes: dict[str, Any] = {"rtol": self.rtol}
+        if self.audit is not None:
+            attributes |= {f"audit_{k}": v for k, v in vars(self.audit).items()}
+        return xarray.Dataset(variables, coordinates, attributes)
+
+
+def _flags() -> dict[str, Any]:
+    codes = [outcome for outcome in Outcome if outcome != Outcome.running]
+    return {
+        "flag_values": np.asarray([int(code) for code in codes], np.int32),
+        "flag_meanings": " ".join(code.name for code in codes),
+    }

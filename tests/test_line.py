@@ -140,10 +140,9 @@ def test_any_diffrax_solver_with_an_error_estimate_will_do():
     for solver in (diffrax.Dopri5(), diffrax.Bosh3()):
         line = fl.flow_line(FLOW, START, until=TARGET, rtol=1e-7, solver=solver)
         assert line.time == pytest.approx(2.761094812646, rel=1e-5)
-    with pytest.raises(ValueError, match="must estimate its error"):
-        fl.flow_line(FLOW, START, until=TARGET, solver=diffrax.Euler())
-    with pytest.raises(ValueError, match="must be an explicit"):
-        fl.flow_line(FLOW, START, until=TARGET, solver=diffrax.Kvaerno5())
+    for solver in (diffrax.Euler(), diffrax.Kvaerno5()):
+        with pytest.raises(ValueError, match="must be an explicit"):
+            fl.flow_line(FLOW, START, until=TARGET, solver=solver)
 
 
 def test_a_line_says_what_it_is_in_a_line():

@@ -250,8 +250,6 @@ def _lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Fl
         sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(after)]))
         return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
 
-    if error is None:
-        raise ValueError("Argument `solver` must estimate its error, but does not.")
     return lanewise(of_lane)(lanes, after, error)
 
 

@@ -25,6 +25,7 @@ from flowlab.solve.events import (
     first_crossing,
     interpolated,
     land,
+    met_by_clock,
     signals,
 )
 from flowlab.solve.problem import (
@@ -277,7 +278,7 @@ def _arrived(
     if problem.clock != "arc_length":
         goals = lanewise(lambda lane: _goal(problem, lane))(lanes)
         due = (end == 1) & (progress >= goals * (1 - 4 * jnp.finfo(progress.dtype).eps))
-        moved = lanewise(lambda lane, here: _met(problem, lane, here))(moved, due)
+        moved = lanewise(lambda lane, here: met_by_clock(problem, lane, here))(moved, due)
     if problem.clock != "loss" and problem.target.kind != "time":
         moved = lanewise(lambda lane: _rested(problem, lane))(moved)
     moved = select(active, moved, lanes)
@@ -286,15 +287,6 @@ def _arrived(
         fresh = lanewise(lambda lane: signals(problem, lane, lane.point))(moved)
         moved = eqx.tree_at(lambda x: x.signals, moved, fresh)
     return moved, jumped, end
-
-
-def _met(problem: Problem, lane: Lanes, due: Bool[Array, ""]) -> Lanes:
-    """A lane whose clock says that its next level or time to save at is met."""
-    kind = jnp.where(due & (lane.outcome == 0), _LEVEL_OR_SAVE, -1)
-    return land(problem, lane, kind, by_clock=True)
-
-
-_LEVEL_OR_SAVE = 10_000
 
 
 def _rested(problem: Problem, lane: Lanes) -> Lanes:

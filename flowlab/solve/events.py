@@ -25,6 +25,7 @@ __all__ = [
     "first_crossing",
     "interpolated",
     "land",
+    "met_by_clock",
     "root",
     "signals",
 ]
@@ -101,11 +102,8 @@ def first_crossing(
     return crossed, end, jnp.where(crossed, fired, missed)
 
 
-def land(problem: Problem, lane: Lanes, kind: Int[Array, ""], *, by_clock: bool = False) -> Lanes:
+def land(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
     """A lane after the event of an index (-1 for none) has happened to it where it stands."""
-    if by_clock:
-        lane = _save_met(problem, lane, kind >= 0)
-        return lane if _locates_levels(problem) else _level_met(problem, lane, kind >= 0)
     count = 2 * len(problem.flow.domain.walls()[0])
     if count:
         lane = _wall_left(lane, kind, count)
@@ -122,6 +120,13 @@ def land(problem: Problem, lane: Lanes, kind: Int[Array, ""], *, by_clock: bool 
             lane = _ended(lane, here, Outcome.at_wall)
             lane = eqx.tree_at(lambda x: x.absorbed, lane, lane.absorbed | here)
     return lane
+
+
+def met_by_clock(problem: Problem, lane: Lanes, due: Bool[Array, ""]) -> Lanes:
+    """A lane whose clock says that its next level or time to save at is met."""
+    due = due & (lane.outcome == 0)
+    lane = _save_met(problem, lane, due)
+    return lane if _locates_levels(problem) else _level_met(problem, lane, due)
 
 
 def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:

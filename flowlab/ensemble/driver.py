@@ -191,10 +191,7 @@ def _solve_case(
         blocks, _in_parallel(first, blocks, devices, problem), strict=True
     ):
         late = _sort_out(collected, block, results, lanes, int(tries) >= max_steps)
-        for pool, chosen in ((running, late[0]), (evicted, late[1])):
-            if len(chosen):
-                pool.append((block[chosen], jax.tree.map(lambda x, c=chosen: x[..., c], lanes)))
-        progress(len(block) - len(late[0]) - len(late[1]))
+        progress(len(block) - _put_by((running, evicted), late, block, lanes))
     rest = (collected, devices, size, max_steps, passes, progress)
     evicted += _later_passes(problem, running, False, *rest)
     _later_passes(problem, evicted, True, *rest)
@@ -238,6 +235,19 @@ def _sort_out(
     return np.flatnonzero(running), np.flatnonzero(evicted)
 
 
+def _put_by(
+    pools: tuple[list[Any], list[Any]],
+    late: tuple[np.ndarray, np.ndarray],
+    block: np.ndarray,
+    lanes: Lanes,
+) -> int:
+    """Put the lanes that have not ended into their pools; how many there are."""
+    for pool, chosen in zip(pools, late, strict=True):
+        if len(chosen):
+            pool.append((block[chosen], jax.tree.map(lambda x, c=chosen: x[..., c], lanes)))
+    return len(late[0]) + len(late[1])
+
+
 def _later_passes(
     problem: Problem,
     pool: list[tuple[np.ndarray, Lanes]],
@@ -273,10 +283,7 @@ def _later_passes(
         ):
             block = indices[place]
             late = _sort_out(collected, block, results, after, int(tries) >= max_steps)
-            for kept, chosen in ((pool, late[0]), (left, late[1])):
-                if len(chosen):
-                    kept.append((block[chosen], jax.tree.map(lambda x, c=chosen: x[..., c], after)))
-            progress(len(block) - len(late[0]) - len(late[1]))
+            progress(len(block) - _put_by((pool, left), late, block, after))
     return left
 
 

@@ -10,7 +10,6 @@ from flowlab.solve.problem import (
     check_states,
     default_rtol,
     make_problem,
-    select,
 )
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "make_problem",
     "resume",
     "safe_problem",
-    "select",
 ]

@@ -38,6 +38,11 @@ class AbstractFlow(eqx.Module):
         """Names of the components of a state, where it is one array that has such."""
         return None
 
+    @property
+    def reference_state(self) -> PyTree[Array] | None:
+        """A state that has the structure and shapes of all others; None where none is known."""
+        return None
+
     @abstractmethod
     def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
         """The value L at a state."""
@@ -148,6 +153,10 @@ class PreferenceFlow(AbstractFlow):
     def components(self) -> tuple[str, ...] | None:
         return self.policy.components
 
+    @property
+    def reference_state(self) -> PyTree[Array] | None:
+        return self.policy.reference_state
+
     def pairs(self, state: PyTree[Array]) -> Pair:
         """The pairs of log-probabilities at a state."""
         return self.policy.pairs(state)
@@ -216,15 +225,11 @@ def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
 
 def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
     """Refuse what would be averaged in silence: a loss with several values on a single pair."""
-    if policy.state_shape is None:
-        return
     with jax.enable_x64(True):
-        state = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
-        if jax.eval_shape(policy.pairs, state).chosen.shape:
+        pairs = _pairs_of(policy)
+        if pairs is None or pairs.chosen.shape:
             return
-        shape = (
-            () if loss.of_batch else jax.eval_shape(lambda u: loss(policy.pairs(u)), state).shape
-        )
+        shape = () if loss.of_batch else jax.eval_shape(loss, pairs).shape
     if loss.of_batch:
         raise ValueError(
             "Argument `loss` must be a loss of one pair, but the value of "
@@ -238,16 +243,29 @@ def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
 
 
 def _check_count(weights: np.ndarray, policy: AbstractPolicy) -> None:
-    if policy.state_shape is None:
+    with jax.enable_x64(True):
+        pairs = _pairs_of(policy)
+    if pairs is None:
         return
-    state = jax.ShapeDtypeStruct(policy.state_shape, np.float32)
-    pairs = jax.eval_shape(policy.pairs, state).chosen.shape
-    if weights.shape != pairs or not pairs:
-        has = f"{pairs} pairs" if pairs else "one pair alone, which needs no weight"
+    shape = pairs.chosen.shape
+    if weights.shape != shape or not shape:
+        has = f"{shape} pairs" if shape else "one pair alone, which needs no weight"
         raise ValueError(
             "Argument `weights` must have one weight for each pair, but has shape "
             f"{weights.shape}, and the policy has {has}."
         )
+
+
+def _pairs_of(policy: AbstractPolicy) -> Any:
+    """The shapes of a policy's pairs; None where it does not say what a state looks like."""
+    reference = policy.reference_state
+    if reference is None and policy.state_shape is not None:
+        reference = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
+    return None if reference is None else jax.eval_shape(policy.pairs, _widened(reference))
+
+
+def _widened(state: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float64), state)
 
 
 def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:

@@ -394,10 +394,28 @@ def check_states(
             f"Argument `{name}` must hold at least one start, and as many in every leaf, "
             f"but has shapes {shapes}."
         )
+    _check_structure(name, states, flow, batched)
     cast = [array.astype(dtype) for array in arrays]
     states = jax.tree.unflatten(treedef, cast)
     _check_potential(name, flow, states, batched)
     return states, dtype
+
+
+def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched: bool) -> None:
+    """Refuse a PyTree that is not like the states of the flow, where those are known."""
+    if flow.reference_state is None or flow.state_shape is not None:
+        return
+
+    def shapes(tree: PyTree[Any], lead: int) -> PyTree[str]:
+        return jax.tree.map(lambda leaf: str(np.shape(leaf)[lead:]), tree)
+
+    wanted, given = shapes(flow.reference_state, 0), shapes(states, int(batched))
+    if wanted != given:
+        lead = ", with a leading axis for the starts" if batched else ""
+        raise ValueError(
+            f"Argument `{name}` must be like the reference state of the policy, {wanted}{lead}, "
+            f"but is like {given}."
+        )
 
 
 def _array_if_list(states: Any) -> Any:

@@ -1,0 +1,30 @@
+"""Policies: what a state means.
+
+A policy maps a state to pairs of log-probabilities and owns the metric, the domain and what
+happens at its walls. The planes have one pair and nothing else; the other policies give
+log-probabilities of a list of responses, of which any number of pairs is made.
+"""
+
+from flowlab.policies.autoregressive import Autoregressive
+from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
+from flowlab.policies.features import FeatureModel
+from flowlab.policies.function import Policy
+from flowlab.policies.planes import CoupledKernel, LogRatioPlane, ProbabilityPlane, RatioPlane
+from flowlab.policies.responses import AbstractResponses
+from flowlab.policies.softmax import LogLinear, TabularSoftmax
+
+__all__ = [
+    "AbstractPolicy",
+    "AbstractResponses",
+    "Autoregressive",
+    "CoupledKernel",
+    "FeatureModel",
+    "LogLinear",
+    "LogRatioPlane",
+    "Policy",
+    "ProbabilityPlane",
+    "RatioPlane",
+    "TabularSoftmax",
+    "WallRule",
+    "check_wall",
+]

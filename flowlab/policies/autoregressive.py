@@ -1,0 +1,166 @@
+"""A token-level softmax: responses are sequences, and tables of logits follow their prefixes.
+
+c: contexts; v: tokens of the vocabulary; r: responses; t: tokens of a response; p: preferences,
+none for a single one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, ArrayLike, Float
+
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.losses import floats
+from flowlab.policies.base import WallRule
+from flowlab.policies.responses import (
+    AbstractResponses,
+    Preferences,
+    at_reference,
+    check_array,
+    check_offset,
+    check_preferences,
+)
+
+__all__ = ["Autoregressive"]
+
+Tokens = tuple[int, ...]
+
+
+class Autoregressive(AbstractResponses):
+    """Sequences of tokens, each drawn from a softmax over the vocabulary, given what is before it.
+
+    log π(y) = Σ_t log softmax(θ_{c(y, t)})[y_t]. The state is a table of logits, one row for each
+    context c that occurs in a response, one column for each token. A context is the prefix, or its
+    last tokens only; responses share a row where they share a context, and that couples them.
+
+    Args:
+        responses: Sequences of tokens 0, 1, ..., each of at least one.
+        vocabulary: Number of tokens, at least 2.
+        preferences: (chosen, rejected), or a list of such couples, counted from 0.
+        context: Tokens that a context looks back on; None for the whole prefix. With 0 all places
+            share one row.
+        reference: Logits of the reference, shape (c, v), in the order of `contexts`; None for 0,
+            where every token is equally probable.
+        offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
+            None for none.
+
+    Attributes:
+        contexts: The contexts in the order of the rows, in which they first occur.
+
+    Raises:
+        ValueError: If a response is empty or has a token outside of the vocabulary, the reference
+            has the wrong shape or is not finite, a preference names no response or the same one
+            twice, or a number is out of its range.
+    """
+
+    responses: tuple[Tokens, ...] = eqx.field(static=True)
+    vocabulary: int = eqx.field(static=True)
+    preferences: Preferences = eqx.field(static=True)
+    context: int | None = eqx.field(static=True)
+    reference: Float[ArrayLike, "c v"]
+    offset: Float[ArrayLike, "*p"] | None
+    contexts: tuple[Tokens, ...] = eqx.field(static=True)
+    lengths: Float[ArrayLike, " r"]
+    ref_log_probs: Float[ArrayLike, " r"]
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        responses: Sequence[Sequence[int]],
+        vocabulary: int,
+        preferences: Any = (0, 1),
+        *,
+        context: int | None = None,
+        reference: npt.ArrayLike | None = None,
+        offset: npt.ArrayLike | None = None,
+    ) -> None:
+        if vocabulary < 2:
+            raise ValueError(f"Argument `vocabulary` must be at least 2, but is {vocabulary!r}.")
+        if context is not None and context < 0:
+            raise ValueError(f"Argument `context` must be at least 0 or None, but is {context!r}.")
+        self.vocabulary, self.context = vocabulary, context
+        self.responses = _sequences(responses, vocabulary)
+        seen = [
+            _context(tokens, t, context) for tokens in self.responses for t in range(len(tokens))
+        ]
+        self.contexts = tuple(dict.fromkeys(seen))
+        shape = (len(self.contexts), vocabulary)
+        logits = np.zeros(shape) if reference is None else reference
+        self.reference = check_array("reference", logits, (2,), str(shape))
+        if self.reference.shape != shape:
+            raise ValueError(
+                f"Argument `reference` must have shape {shape}, but has {self.reference.shape}."
+            )
+        self.preferences = check_preferences(preferences, len(self.responses))
+        self.offset = check_offset(offset, self.preferences)
+        self.lengths = np.array([float(len(tokens)) for tokens in self.responses])
+        self.domain = WholeSpace()
+        self.wall = "stop"
+        self.ref_log_probs = at_reference(self, self.reference)
+
+    @classmethod
+    def with_edits(
+        cls, edits: int, *, length: int = 12, vocabulary: int = 8, context: int | None = None
+    ) -> "Autoregressive":
+        """A pair of responses of the same length that differ in their last tokens alone.
+
+        The chosen counts through the vocabulary, 0, 1, 2, ...; the rejected is the same with each
+        of the last `edits` tokens replaced by its successor, so that their edit distance is `edits`
+        and their common prefix has `length − edits` tokens.
+
+        Args:
+            edits: Tokens that differ, from 1 to `length`.
+            length: Tokens of each response.
+            vocabulary: Number of tokens, at least 2.
+            context: As for the class.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        if not 1 <= edits <= length:
+            raise ValueError(f"Argument `edits` must lie between 1 and {length}, but is {edits!r}.")
+        chosen = [t % vocabulary for t in range(length)]
+        rejected = chosen[: length - edits] + [(t + 1) % vocabulary for t in chosen[-edits:]]
+        return cls([chosen, rejected], vocabulary, context=context)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return np.shape(self.reference)
+
+    @property
+    def reference_state(self) -> Float[Array, "c v"]:
+        return jnp.asarray(self.reference)
+
+    def log_probs(self, state: Float[Array, "c v"]) -> Float[Array, " r"]:
+        tables = jax.nn.log_softmax(floats(state), axis=-1)
+        rows = {context: row for row, context in enumerate(self.contexts)}
+        logs = []
+        for tokens in self.responses:
+            visited = [rows[_context(tokens, t, self.context)] for t in range(len(tokens))]
+            logs.append(jnp.sum(tables[np.array(visited), np.array(tokens)]))
+        return jnp.stack(logs)
+
+
+def _context(tokens: Tokens, place: int, length: int | None) -> Tokens:
+    first = 0 if length is None else max(0, place - length)
+    return tokens[first:place]
+
+
+def _sequences(responses: Any, vocabulary: int) -> tuple[Tokens, ...]:
+    listed = []
+    for tokens in responses:
+        array = np.asarray(tokens)
+        fits = array.ndim == 1 and array.size > 0 and array.dtype.kind in "iu"
+        if not fits or array.min() < 0 or array.max() >= vocabulary:
+            raise ValueError(
+                "Argument `responses` must hold sequences of tokens between 0 and "
+                f"{vocabulary - 1}, but holds {tokens!r}."
+            )
+        listed.append(tuple(array.tolist()))
+    return tuple(listed)

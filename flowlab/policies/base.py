@@ -1,0 +1,102 @@
+"""What every policy is, and the kernel that its Jacobian makes on the log-ratio plane.
+
+p: pairs, none for a single one.
+"""
+
+from abc import abstractmethod
+from typing import Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from flowlab.domains import AbstractDomain
+from flowlab.losses import Pair
+
+__all__ = ["AbstractPolicy", "WallRule", "check_wall"]
+
+WallRule = Literal["stop", "slide"]
+
+
+class AbstractPolicy(eqx.Module):
+    """What a state means: its pairs, its metric, its domain, and the rule at the domain's walls.
+
+    A policy of your own is a subclass with `domain`, `wall` and `pairs`; `Policy.from_function`
+    makes one of a function of a state.
+    """
+
+    domain: eqx.AbstractVar[AbstractDomain]
+    wall: eqx.AbstractVar[WallRule]
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        """Shape of a state that is one array; None for a PyTree or where any shape goes."""
+        return None
+
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        """Names of the components of a state, where it is one array that has such."""
+        return None
+
+    @property
+    def reference_state(self) -> PyTree[Array] | None:
+        """The state at which the policy is its reference, all log-ratios 0; None if unknown."""
+        return None
+
+    @abstractmethod
+    def pairs(self, state: PyTree[Array]) -> Pair:
+        """The pairs of log-probabilities that a state gives."""
+
+    def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
+        """M(state) applied to a covector such as a gradient; the identity unless overridden."""
+        del state
+        return covector
+
+    def kernel(self, state: PyTree[Array]) -> Float[Array, "..."]:
+        """The kernel K = J M Jᵀ on the log-ratios of the pairs: u' = −K ∇_u L.
+
+        J is the Jacobian of the log-ratios (u_chosen, u_rejected) by the state. Shape (2, 2) for a
+        single pair, entries k_ww, k_wl, k_ll; (p, 2, p, 2) for p pairs, which move each other:
+        u'_ia = −Σ_jb K_iajb ∂L/∂u_jb, L the mean over pairs.
+        """
+
+        def log_ratios(state: PyTree[Array]) -> Float[Array, "*p 2"]:
+            pairs = self.pairs(state)
+            return jnp.stack([pairs.u_chosen, pairs.u_rejected], axis=-1)
+
+        ratios, pull = jax.vjp(log_ratios, state)
+
+        def column(cotangent: Float[Array, "*p 2"]) -> Float[Array, "*p 2"]:
+            (covector,) = pull(cotangent)
+            return jax.jvp(log_ratios, (state,), (self.metric(state, covector),))[1]
+
+        basis = jnp.eye(ratios.size, dtype=ratios.dtype).reshape(-1, *ratios.shape)
+        columns = jax.vmap(column)(basis).reshape(ratios.shape * 2)
+        return columns
+
+    def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> PyTree[Array]:
+        """The state whose log-ratios (u_chosen, u_rejected) are given, where there is a way back.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        del log_ratios
+        raise ValueError(f"{type(self).__name__} has no way back from log-ratios to a state.")
+
+    def velocity(self, state: PyTree[Array], gradient: PyTree[Array]) -> PyTree[Array]:
+        """−M(state)·gradient: the velocity of the free flow, before any wall."""
+        return jax.tree.map(jnp.negative, self.metric(state, gradient))
+
+
+def check_wall(wall: str) -> WallRule:
+    """A wall rule, checked.
+
+    Raises:
+        ValueError: If it is neither "stop" nor "slide".
+    """
+    if wall == "stop":
+        return "stop"
+    if wall == "slide":
+        return "slide"
+    raise ValueError(f'Argument `wall` must be "stop" or "slide", but is {wall!r}.')

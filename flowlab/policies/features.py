@@ -1,0 +1,120 @@
+"""A softmax over a read-out of features, of which both are trained.
+
+m: prompts; n: responses to a prompt; r: responses in all; p: preferences, none for a single one;
+d: features.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, ArrayLike, Float
+
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.losses import like
+from flowlab.policies.base import WallRule
+from flowlab.policies.responses import (
+    AbstractResponses,
+    Preferences,
+    at_reference,
+    check_array,
+    check_lengths,
+    check_offset,
+    check_preferences,
+    rest_in_proportion,
+)
+
+__all__ = ["FeatureModel"]
+
+
+class FeatureModel(AbstractResponses):
+    """A read-out W of features h, both trained: log π = log softmax(W h), state (W, h).
+
+    The unconstrained-features setting: h stands for what a network makes of the prompt, and moves
+    freely. The state is a dict, `{"readout": W, "features": h}`. With W_i the rows of W and
+    W̄ = Σ_y π_y W_y, the kernel of two responses is
+
+        K_ij = ‖h‖² (δ_ij − π_i − π_j + Σ_y π_y²) + (W_i − W̄)·(W_j − W̄).
+
+    Its second term, through the features, can make k_wl larger than k_ww, so that the chosen
+    log-probability falls; as W and h grow along the way, it can recover.
+
+    Args:
+        readout: W of the reference, shape (n, d).
+        features: h of the reference, shape (d,).
+        preferences: (chosen, rejected), or a list of such couples, counted from 0.
+        lengths: Tokens of the responses: one number, or one for each.
+        offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
+            None for none.
+
+    Raises:
+        ValueError: If read-out or features have the wrong shape or are not finite, a preference
+            names no response or the same one twice, or a length or an offset is out of range.
+
+    Source: unconstrained features, Mixon, Parshall and Pi (arXiv 2011.11619); for preference
+        losses, Razin et al. (arXiv 2410.08847).
+    """
+
+    readout: Float[ArrayLike, "n d"]
+    features: Float[ArrayLike, " d"]
+    preferences: Preferences = eqx.field(static=True)
+    lengths: Float[ArrayLike, " r"]
+    offset: Float[ArrayLike, "*p"] | None
+    ref_log_probs: Float[ArrayLike, " r"]
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        readout: npt.ArrayLike,
+        features: npt.ArrayLike,
+        preferences: Any = (0, 1),
+        *,
+        lengths: npt.ArrayLike = 20.0,
+        offset: npt.ArrayLike | None = None,
+    ) -> None:
+        self.readout = check_array("readout", readout, (2,), "(n, d)")
+        count, width = self.readout.shape
+        self.features = check_array("features", features, (1,), f"({width},)")
+        if self.features.shape != (width,):
+            raise ValueError(
+                f"Argument `features` must have shape ({width},), but has {self.features.shape}."
+            )
+        self.preferences = check_preferences(preferences, count)
+        self.lengths = check_lengths(lengths, count)
+        self.offset = check_offset(offset, self.preferences)
+        self.domain = WholeSpace()
+        self.wall = "stop"
+        held = {"readout": self.readout, "features": self.features}
+        self.ref_log_probs = at_reference(self, held)
+
+    @property
+    def reference_state(self) -> dict[str, Array]:
+        return {"readout": jnp.asarray(self.readout), "features": jnp.asarray(self.features)}
+
+    def log_probs(self, state: dict[str, Array]) -> Float[Array, " r"]:
+        return jax.nn.log_softmax(state["readout"] @ state["features"])
+
+    def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> dict[str, Array]:
+        """The state with given log-ratios of a single pair that is nearest in its read-out.
+
+        The features stay those of the reference. The other responses share what the two leave, in
+        the proportions of the reference; NaN where nothing is left.
+
+        Raises:
+            ValueError: If there are several pairs, no third response, or all features are 0.
+        """
+        if not np.any(np.asarray(self.features)):
+            raise ValueError(
+                "FeatureModel has no way back from log-ratios where all features are 0."
+            )
+        logs = rest_in_proportion(self, log_ratios)
+        readout, features = like(self.readout, logs), like(self.features, logs)
+        # Logits are free up to a constant; the nearest read-out is that of the smallest change.
+        change = logs - readout @ features
+        change = change - jnp.mean(change)
+        moved = readout + jnp.outer(change, features) / jnp.vdot(features, features)
+        return {"readout": moved, "features": features}

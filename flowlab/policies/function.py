@@ -1,0 +1,116 @@
+"""A policy from any function that gives log-probabilities.
+
+r: responses; p: preferences, none for a single one.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.policies.base import WallRule, check_wall
+from flowlab.policies.responses import (
+    AbstractResponses,
+    Preferences,
+    check_lengths,
+    check_offset,
+    check_preferences,
+)
+
+__all__ = ["Policy"]
+
+Metric = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
+
+
+class Policy(AbstractResponses):
+    """A model of your own: any JAX function of any PyTree; made by `Policy.from_function`."""
+
+    function: Callable[[PyTree[Array]], Float[Array, " r"]]
+    reference: PyTree[ArrayLike]
+    preferences: Preferences = eqx.field(static=True)
+    operator: Metric | None
+    lengths: Float[ArrayLike, " r"]
+    offset: Float[ArrayLike, "*p"] | None
+    ref_log_probs: Float[ArrayLike, " r"]
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    @classmethod
+    def from_function(
+        cls,
+        log_probs: Callable[[PyTree[Array]], Float[Array, " r"]],
+        *,
+        reference: PyTree[ArrayLike],
+        preferences: Any = (0, 1),
+        metric: Metric | None = None,
+        domain: AbstractDomain | None = None,
+        wall: WallRule = "stop",
+        lengths: npt.ArrayLike = 20.0,
+        offset: npt.ArrayLike | None = None,
+    ) -> "Policy":
+        """The policy of a function from states to log-probabilities.
+
+        Args:
+            log_probs: From a state, any PyTree of arrays, to the summed log-probabilities of a list
+                of responses, nats, shape (r,), such as those of a batch under a network.
+            reference: The state that is the reference, such as the parameters before training.
+            preferences: (chosen, rejected), or a list of such couples: places in the list of
+                responses, counted from 0.
+            metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,
+                symmetric positive semidefinite; None for the identity.
+            domain: Set of states; None for the whole space.
+            wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
+            lengths: Tokens of the responses: one number, or one for each.
+            offset: Required margin, for losses that use one (ODPO): one number, or one for each
+                pair; None for none.
+
+        Raises:
+            ValueError: If `log_probs` or `metric` cannot be called, the log-probabilities of the
+                reference are no finite vector, a preference names no response or the same one
+                twice, or another argument is out of its range.
+        """
+        if not callable(log_probs):
+            raise ValueError(f"Argument `log_probs` must be a function, but is {log_probs!r}.")
+        if metric is not None and not callable(metric):
+            raise ValueError(f"Argument `metric` must be a function or None, but is {metric!r}.")
+        reference = jax.tree.map(np.asarray, reference)
+        with jax.enable_x64(True):
+            logs = np.asarray(log_probs(jax.tree.map(_wide, reference)))
+        if logs.ndim != 1 or logs.size < 2 or not np.all(np.isfinite(logs)):
+            raise ValueError(
+                "Argument `log_probs` must give the log-probabilities of at least two responses, "
+                f"shape (r,), finite, but gives {np.array2string(logs, threshold=12)} of shape "
+                f"{logs.shape} at the reference."
+            )
+        preferences = check_preferences(preferences, len(logs))
+        return cls(
+            function=log_probs,
+            reference=reference,
+            preferences=preferences,
+            operator=metric,
+            lengths=check_lengths(lengths, len(logs)),
+            offset=check_offset(offset, preferences),
+            ref_log_probs=logs,
+            domain=WholeSpace() if domain is None else domain,
+            wall=check_wall(wall),
+        )
+
+    @property
+    def reference_state(self) -> PyTree[Array]:
+        return jax.tree.map(jnp.asarray, self.reference)
+
+    def log_probs(self, state: PyTree[Array]) -> Float[Array, " r"]:
+        return self.function(state)
+
+    def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
+        return covector if self.operator is None else self.operator(state, covector)
+
+
+def _wide(leaf: npt.ArrayLike) -> Array:
+    return jnp.asarray(leaf, jnp.float64)

@@ -1,0 +1,353 @@
+"""Planes: two numbers stand for one pair, and nothing else moves."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+from flowlab.domains import AbstractDomain, Quadrant, Simplex, WholeSpace
+from flowlab.losses import Pair, floats, like, positive_parameter
+from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
+
+__all__ = ["CoupledKernel", "LogRatioPlane", "ProbabilityPlane", "RatioPlane"]
+
+_SYMMETRY = 1e-12  # relative; a kernel is given by three numbers
+_MEASURED = 1e-6  # of the largest entry: what rounding of float32 inner products makes of 0
+
+KernelFunction = Callable[[Float[Array, " 2"]], Float[Array, "2 2"]]
+
+
+class _Plane(AbstractPolicy):
+    """What the planes share: one pair, its references, lengths and required margin."""
+
+    ref_chosen: eqx.AbstractVar[Float[ArrayLike, ""]]
+    ref_rejected: eqx.AbstractVar[Float[ArrayLike, ""]]
+    chosen_length: eqx.AbstractVar[Float[ArrayLike, ""]]
+    rejected_length: eqx.AbstractVar[Float[ArrayLike, ""]]
+    offset: eqx.AbstractVar[Float[ArrayLike, ""] | None]
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return (2,)
+
+    @property
+    def reference_state(self) -> Float[Array, " 2"]:
+        return self.state_at(jnp.zeros(2))
+
+    def _pair(self, log_ratios: Float[Array, " 2"]) -> Pair:
+        ref_chosen, ref_rejected = (
+            like(r, log_ratios) for r in (self.ref_chosen, self.ref_rejected)
+        )
+        return Pair(
+            chosen=log_ratios[0] + ref_chosen,
+            rejected=log_ratios[1] + ref_rejected,
+            ref_chosen=ref_chosen,
+            ref_rejected=ref_rejected,
+            chosen_length=like(self.chosen_length, log_ratios),
+            rejected_length=like(self.rejected_length, log_ratios),
+            offset=None if self.offset is None else like(self.offset, log_ratios),
+        )
+
+
+class RatioPlane(_Plane):
+    """The paper's plane: the state is (x1, x2), probability over reference, of chosen and rejected.
+
+    Euclidean in x, so on the log-ratio plane its kernel is diag(x1⁻², x2⁻²).
+
+    Args:
+        domain: `Quadrant()`, `Box(a, b)` or `Simplex(p_chosen, p_rejected)`.
+        wall: What a flow line does at a wall: `"stop"`, or `"slide"` along it (projected flow,
+            with release where the flow turns inward).
+        ref_chosen: Reference log-probability of the chosen response, nats.
+        ref_rejected: Reference log-probability of the rejected response, nats.
+        chosen_length: Tokens of the chosen response.
+        rejected_length: Tokens of the rejected response.
+        offset: Required margin of the pair, for losses that use one (ODPO); None for none.
+
+    Raises:
+        ValueError: If `wall` is unknown, a length is not positive, or a reference log-probability
+            or the offset is not finite.
+
+    Source: arXiv 2404.04626, section 3.1; there both references are set to 1 (0 nats).
+    """
+
+    ref_chosen: Float[ArrayLike, ""]
+    ref_rejected: Float[ArrayLike, ""]
+    chosen_length: Float[ArrayLike, ""]
+    rejected_length: Float[ArrayLike, ""]
+    offset: Float[ArrayLike, ""] | None
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        domain: AbstractDomain | None = None,
+        *,
+        wall: WallRule = "stop",
+        ref_chosen: float = 0.0,
+        ref_rejected: float = 0.0,
+        chosen_length: float = 20.0,
+        rejected_length: float = 20.0,
+        offset: float | None = None,
+    ) -> None:
+        self.domain = _positive_domain(Quadrant() if domain is None else domain)
+        self.wall = check_wall(wall)
+        self.ref_chosen = _finite("ref_chosen", ref_chosen)
+        self.ref_rejected = _finite("ref_rejected", ref_rejected)
+        self.chosen_length = positive_parameter("chosen_length", chosen_length)
+        self.rejected_length = positive_parameter("rejected_length", rejected_length)
+        self.offset = None if offset is None else _finite("offset", offset)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return ("x_chosen", "x_rejected")
+
+    def pairs(self, state: Float[Array, " 2"]) -> Pair:
+        return self._pair(jnp.log(state))
+
+    def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
+        return jnp.diag(1 / jnp.asarray(state) ** 2)
+
+    def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
+        return jnp.exp(jnp.asarray(log_ratios))
+
+
+class ProbabilityPlane(_Plane):
+    """The plane of the two probabilities themselves: the state is (π_chosen, π_rejected).
+
+    Euclidean in π, so on the log-ratio plane its kernel is diag(π_chosen⁻², π_rejected⁻²). Where
+    both references are p, it is the ratio plane in other units, x = π/p, and its time runs p⁻²
+    times as fast.
+
+    Args:
+        ref_chosen: Reference log-probability of the chosen response, nats; np.log(0.3), say.
+        ref_rejected: Reference log-probability of the rejected response, nats.
+        domain: `Simplex()`, π_chosen + π_rejected ≤ 1; `Box(1, 1)`; or `Quadrant()`. None for the
+            first.
+        wall: What a flow line does at a wall: `"stop"`, or `"slide"` along it (projected flow,
+            with release where the flow turns inward).
+        chosen_length: Tokens of the chosen response.
+        rejected_length: Tokens of the rejected response.
+        offset: Required margin of the pair, for losses that use one (ODPO); None for none.
+
+    Raises:
+        ValueError: If a reference is no log-probability (above 0, or not finite), `wall` is
+            unknown, a length is not positive, or the offset is not finite.
+    """
+
+    ref_chosen: Float[ArrayLike, ""]
+    ref_rejected: Float[ArrayLike, ""]
+    chosen_length: Float[ArrayLike, ""]
+    rejected_length: Float[ArrayLike, ""]
+    offset: Float[ArrayLike, ""] | None
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        ref_chosen: float,
+        ref_rejected: float,
+        domain: AbstractDomain | None = None,
+        *,
+        wall: WallRule = "stop",
+        chosen_length: float = 20.0,
+        rejected_length: float = 20.0,
+        offset: float | None = None,
+    ) -> None:
+        self.domain = _positive_domain(Simplex() if domain is None else domain)
+        self.wall = check_wall(wall)
+        self.ref_chosen = _log_probability("ref_chosen", ref_chosen)
+        self.ref_rejected = _log_probability("ref_rejected", ref_rejected)
+        self.chosen_length = positive_parameter("chosen_length", chosen_length)
+        self.rejected_length = positive_parameter("rejected_length", rejected_length)
+        self.offset = None if offset is None else _finite("offset", offset)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return ("probability_chosen", "probability_rejected")
+
+    def pairs(self, state: Float[Array, " 2"]) -> Pair:
+        references = jnp.stack([like(r, state) for r in (self.ref_chosen, self.ref_rejected)])
+        return self._pair(jnp.log(state) - references)
+
+    def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
+        return jnp.diag(1 / jnp.asarray(state) ** 2)
+
+    def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
+        values = floats(log_ratios)
+        references = jnp.stack([like(r, values) for r in (self.ref_chosen, self.ref_rejected)])
+        return jnp.exp(values + references)
+
+
+class LogRatioPlane(_Plane):
+    """The plane of log-ratios (u_chosen, u_rejected), with a kernel as its metric.
+
+    u' = −K ∇_u L. The identity is the plain gradient flow in u; the three numbers k_ww, k_wl, k_ll
+    of a kernel measured on a model (inner products of the gradients of its two log-probabilities)
+    make it the linearised training of one pair; a function of u is a kernel that changes on the
+    way.
+
+    Args:
+        kernel: Symmetric positive semidefinite array of shape (2, 2), or a JAX function from u,
+            shape (2,), to one, such as a `CoupledKernel`; None for the identity. A function is
+            checked at u = 0 alone.
+        ref_chosen: Reference log-probability of the chosen response, nats.
+        ref_rejected: Reference log-probability of the rejected response, nats.
+        chosen_length: Tokens of the chosen response.
+        rejected_length: Tokens of the rejected response.
+        offset: Required margin of the pair, for losses that use one (ODPO); None for none.
+
+    Raises:
+        ValueError: If the kernel is not a finite symmetric positive semidefinite (2, 2) array, a
+            length is not positive, or a reference log-probability or the offset is not finite.
+    """
+
+    matrix: Float[ArrayLike, "2 2"] | KernelFunction = eqx.field(metadata={"argument": "kernel"})
+    ref_chosen: Float[ArrayLike, ""]
+    ref_rejected: Float[ArrayLike, ""]
+    chosen_length: Float[ArrayLike, ""]
+    rejected_length: Float[ArrayLike, ""]
+    offset: Float[ArrayLike, ""] | None
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        kernel: npt.ArrayLike | KernelFunction | None = None,
+        *,
+        ref_chosen: float = -20.0,
+        ref_rejected: float = -20.0,
+        chosen_length: float = 20.0,
+        rejected_length: float = 20.0,
+        offset: float | None = None,
+    ) -> None:
+        self.matrix = _checked_kernel(np.eye(2) if kernel is None else kernel)
+        self.domain = WholeSpace()
+        self.wall = "stop"
+        self.ref_chosen = _finite("ref_chosen", ref_chosen)
+        self.ref_rejected = _finite("ref_rejected", ref_rejected)
+        self.chosen_length = positive_parameter("chosen_length", chosen_length)
+        self.rejected_length = positive_parameter("rejected_length", rejected_length)
+        self.offset = None if offset is None else _finite("offset", offset)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return ("u_chosen", "u_rejected")
+
+    def pairs(self, state: Float[Array, " 2"]) -> Pair:
+        return self._pair(floats(state))
+
+    def metric(self, state: Float[Array, " 2"], covector: Float[Array, " 2"]) -> Float[Array, " 2"]:
+        covector = floats(covector)
+        return self.kernel(like(state, covector)) @ covector
+
+    def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
+        state = floats(state)
+        held = self.matrix
+        return jnp.asarray(held(state) if callable(held) else held, state.dtype)
+
+    def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
+        return floats(log_ratios)
+
+
+class CoupledKernel(eqx.Module):
+    """A constant kernel by how strongly the rejected response moves the chosen one.
+
+        K = k_ww [[1, r], [r, s]],  r = k_wl/k_ww,  s = k_ll/k_ww
+
+    For one pair and a loss of the margin with L' < 0 the chosen log-ratio falls exactly where
+    r > 1. As a module its numbers are hyper-parameters: `over={"ratio": [0, 0.5, 0.9, 1.1]}` sweeps
+    one without compiling again.
+
+    Args:
+        ratio: r = k_wl/k_ww, with r² at most s.
+        rejected: s = k_ll/k_ww, at least 0.
+        chosen: k_ww, positive.
+
+    Raises:
+        ValueError: If a number is not finite or out of its range, or the kernel is not positive
+            semidefinite.
+    """
+
+    ratio: Float[ArrayLike, ""]
+    rejected: Float[ArrayLike, ""]
+    chosen: Float[ArrayLike, ""]
+
+    def __init__(self, ratio: float = 0.0, rejected: float = 1.5, chosen: float = 1.0) -> None:
+        self.ratio = _finite("ratio", ratio)
+        self.rejected = _finite("rejected", rejected)
+        self.chosen = positive_parameter("chosen", chosen)
+        if self.ratio**2 > self.rejected * (1 + _MEASURED):
+            raise ValueError(
+                "Argument `ratio` must be at most the square root of `rejected` in size, for the "
+                f"kernel to be positive semidefinite, but is {ratio!r} where that is {rejected!r}."
+            )
+
+    def __call__(self, log_ratios: Float[Array, " 2"]) -> Float[Array, "2 2"]:
+        ratio, rejected, chosen = (
+            like(v, log_ratios) for v in (self.ratio, self.rejected, self.chosen)
+        )
+        return chosen * jnp.stack(
+            [jnp.stack([jnp.ones_like(ratio), ratio]), jnp.stack([ratio, rejected])]
+        )
+
+
+def _checked_kernel(kernel: Any) -> Any:
+    """A kernel, or a function that gives one, checked; what is traced is taken as it is."""
+    held = kernel
+    if callable(kernel):
+        with jax.enable_x64(True):
+            held = kernel(jnp.zeros(2))
+        if isinstance(held, Tracer):
+            return kernel
+    matrix = _checked_matrix(held)
+    return kernel if callable(kernel) else matrix
+
+
+def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
+    matrix = np.asarray(kernel, dtype=float)
+    if matrix.shape != (2, 2):
+        raise ValueError(f"Argument `kernel` must have shape (2, 2), but has shape {matrix.shape}.")
+    if not np.all(np.isfinite(matrix)):
+        raise ValueError(f"Argument `kernel` must be finite, but is {matrix.tolist()}.")
+    if not np.allclose(matrix, matrix.T, rtol=_SYMMETRY, atol=0):
+        raise ValueError(f"Argument `kernel` must be symmetric, but is {matrix.tolist()}.")
+    smallest = float(np.linalg.eigvalsh(matrix)[0])
+    if smallest < -_MEASURED * np.abs(matrix).max():
+        raise ValueError(
+            "Argument `kernel` must be positive semidefinite, "
+            f"but its smallest eigenvalue is {smallest:.3g}."
+        )
+    return matrix
+
+
+def _finite(name: str, value: float) -> np.ndarray:
+    number = np.asarray(value, dtype=float)
+    if number.ndim != 0 or not np.isfinite(number):
+        raise ValueError(f"Argument `{name}` must be a finite number, but is {value!r}.")
+    return number
+
+
+def _log_probability(name: str, value: float) -> np.ndarray:
+    number = _finite(name, value)
+    if number > 0:
+        raise ValueError(
+            f"Argument `{name}` must be a log-probability in nats, at most 0, but is {value!r}; "
+            "for a probability p give np.log(p)."
+        )
+    return number
+
+
+def _positive_domain(domain: Any) -> AbstractDomain:
+    if isinstance(domain, WholeSpace) or not isinstance(domain, AbstractDomain):
+        raise ValueError(
+            "Argument `domain` must be a set of positive ratios such as Quadrant(), "
+            f"but is {domain!r}."
+        )
+    return domain

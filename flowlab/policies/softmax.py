@@ -1,0 +1,232 @@
+"""Softmax policies: a table of logits, and logits that are linear in features.
+
+m: prompts; n: responses to a prompt; r: responses in all; p: preferences, none for a single one;
+d: features.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.losses import floats, like
+from flowlab.policies.base import WallRule
+from flowlab.policies.responses import (
+    AbstractResponses,
+    Preferences,
+    at_reference,
+    check_array,
+    check_lengths,
+    check_offset,
+    check_preferences,
+    rest_in_proportion,
+)
+
+__all__ = ["LogLinear", "TabularSoftmax"]
+
+_SUM_IS_ONE = 1e-5  # what the sum of some thousand float32 probabilities may miss it by
+
+
+class TabularSoftmax(AbstractResponses):
+    """A softmax over one logit for each response: the state is the table of logits.
+
+    log π_i = θ_i − log Σ_j e^{θ_j}, for each prompt on its own. With the Euclidean metric the
+    kernel of two responses to a prompt is K_ij = δ_ij − π_i − π_j + Σ_y π_y²; under the Fisher
+    metric (natural gradient) it is δ_ij/π_i − 1.
+
+    Args:
+        reference: Probabilities of the responses under the reference, shape (n,) for one prompt or
+            (m, n) for several; those of a prompt sum to 1. States have the same shape.
+        preferences: (chosen, rejected) for a single pair, or a list of such couples: places among
+            the responses, counted from 0. With several prompts (prompt, chosen, rejected).
+        fisher: Whether the metric is the pseudo-inverse of the Fisher information of the logits,
+            in place of the identity.
+        lengths: Tokens of the responses: one number, or one for each, prompt by prompt.
+        offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
+            None for none.
+
+    Raises:
+        ValueError: If the probabilities are not positive or do not sum to 1, a preference names no
+            response or the same one twice, or a length or an offset is out of range.
+    """
+
+    reference: Float[ArrayLike, "*m n"]
+    preferences: Preferences = eqx.field(static=True)
+    fisher: bool = eqx.field(static=True)
+    lengths: Float[ArrayLike, " r"]
+    offset: Float[ArrayLike, "*p"] | None
+    ref_log_probs: Float[ArrayLike, " r"]
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        reference: npt.ArrayLike,
+        preferences: Any = (0, 1),
+        *,
+        fisher: bool = False,
+        lengths: npt.ArrayLike = 20.0,
+        offset: npt.ArrayLike | None = None,
+    ) -> None:
+        self.reference = _probabilities(reference)
+        prompts = len(self.reference) if self.reference.ndim == 2 else None
+        self.preferences = check_preferences(preferences, self.reference.shape[-1], prompts)
+        self.fisher = bool(fisher)
+        self.lengths = check_lengths(lengths, self.reference.size)
+        self.offset = check_offset(offset, self.preferences)
+        self.ref_log_probs = np.log(self.reference).ravel()
+        self.domain = WholeSpace()
+        self.wall = "stop"
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return np.shape(self.reference)
+
+    @property
+    def reference_state(self) -> Float[Array, "*m n"]:
+        return jnp.log(jnp.asarray(self.reference))
+
+    @property
+    def places(self) -> Int[np.ndarray, "*p 2"]:
+        named = np.asarray(self.preferences)
+        if len(self.state_shape) == 1:
+            return named
+        return named[..., 1:] + named[..., :1] * self.state_shape[1]
+
+    def log_probs(self, state: Float[Array, "*m n"]) -> Float[Array, " r"]:
+        return jax.nn.log_softmax(floats(state), axis=-1).ravel()
+
+    def metric(
+        self, state: Float[Array, "*m n"], covector: Float[Array, "*m n"]
+    ) -> Float[Array, "*m n"]:
+        if not self.fisher:
+            return covector
+        # The Fisher information F = diag(π) − π πᵀ loses constants. With P the projection that
+        # takes out the mean, its pseudo-inverse is P diag(1/π) P.
+        probabilities = jax.nn.softmax(floats(state), axis=-1)
+        return _centred(_centred(floats(covector)) / probabilities)
+
+    def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " n"]:
+        """The logits with given log-ratios of a single pair; the other responses share the rest.
+
+        They do so in the proportions of the reference. NaN where the two leave nothing.
+
+        Raises:
+            ValueError: If there are several prompts or pairs, or no third response.
+        """
+        return rest_in_proportion(self, log_ratios)
+
+
+class LogLinear(AbstractResponses):
+    """Logits that are linear in features of the responses: the state is the vector of weights.
+
+    log π_i = φ_i·θ − log Σ_j e^{φ_j·θ}. With φ̄ = Σ_y π_y φ_y the kernel of two responses is
+    (φ_i − φ̄)·(φ_j − φ̄); that of the margin, k_ww + k_ll − 2 k_wl = ‖φ_w − φ_l‖², is constant.
+
+    Args:
+        features: φ, one row for each response, shape (n, d).
+        preferences: (chosen, rejected), or a list of such couples, counted from 0.
+        reference: Weights θ of the reference, shape (d,); None for 0, where all responses are
+            equally probable.
+        lengths: Tokens of the responses: one number, or one for each.
+        offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
+            None for none.
+
+    Raises:
+        ValueError: If features or weights have the wrong shape or are not finite, a preference
+            names no response or the same one twice, or a length or an offset is out of range.
+
+    Source: the log-linear policy class of Agarwal, Kakade, Lee and Mahajan (arXiv 1908.00261).
+    """
+
+    features: Float[ArrayLike, "n d"]
+    preferences: Preferences = eqx.field(static=True)
+    reference: Float[ArrayLike, " d"]
+    lengths: Float[ArrayLike, " r"]
+    offset: Float[ArrayLike, "*p"] | None
+    ref_log_probs: Float[ArrayLike, " r"]
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        features: npt.ArrayLike,
+        preferences: Any = (0, 1),
+        *,
+        reference: npt.ArrayLike | None = None,
+        lengths: npt.ArrayLike = 20.0,
+        offset: npt.ArrayLike | None = None,
+    ) -> None:
+        self.features = check_array("features", features, (2,), "(n, d)")
+        count, width = self.features.shape
+        weights = np.zeros(width) if reference is None else reference
+        self.reference = check_array("reference", weights, (1,), f"({width},)")
+        if self.reference.shape != (width,):
+            raise ValueError(
+                f"Argument `reference` must have shape ({width},), but has {self.reference.shape}."
+            )
+        self.preferences = check_preferences(preferences, count)
+        self.lengths = check_lengths(lengths, count)
+        self.offset = check_offset(offset, self.preferences)
+        self.domain = WholeSpace()
+        self.wall = "stop"
+        self.ref_log_probs = at_reference(self, self.reference)
+
+    @classmethod
+    def with_similarity(
+        cls, similarity: float, *, responses: int = 3, lengths: npt.ArrayLike = 20.0
+    ) -> "LogLinear":
+        """A policy whose chosen and rejected response have features of a given cosine similarity.
+
+        All features have length 1. Those of the chosen (0) and the rejected response (1) have the
+        inner product `similarity`, and those of all others are orthogonal to them and each other.
+
+        Args:
+            similarity: From −1 to 1.
+            responses: Number of responses, at least 2.
+            lengths: Tokens of the responses.
+
+        Raises:
+            ValueError: If a number is out of its range.
+        """
+        if not -1 <= similarity <= 1:
+            raise ValueError(
+                f"Argument `similarity` must lie between -1 and 1, but is {similarity!r}."
+            )
+        if responses < 2:
+            raise ValueError(f"Argument `responses` must be at least 2, but is {responses!r}.")
+        features = np.eye(responses)
+        features[1, :2] = similarity, np.sqrt(1 - similarity**2)
+        return cls(features, lengths=lengths)
+
+    @property
+    def state_shape(self) -> tuple[int, ...]:
+        return np.shape(self.reference)
+
+    @property
+    def reference_state(self) -> Float[Array, " d"]:
+        return jnp.asarray(self.reference)
+
+    def log_probs(self, state: Float[Array, " d"]) -> Float[Array, " r"]:
+        weights = floats(state)
+        return jax.nn.log_softmax(like(self.features, weights) @ weights)
+
+
+def _centred(values: Float[Array, "*m n"]) -> Float[Array, "*m n"]:
+    return values - jnp.mean(values, axis=-1, keepdims=True)
+
+
+def _probabilities(reference: npt.ArrayLike) -> Float[np.ndarray, "*m n"]:
+    table = check_array("reference", reference, (1, 2), "(n,) or (m, n)")
+    sums = table.sum(axis=-1, keepdims=True)
+    if np.any(table <= 0) or np.any(np.abs(sums - 1) > _SUM_IS_ONE):
+        raise ValueError(
+            "Argument `reference` must hold positive probabilities, those of a prompt with the sum "
+            f"1, but holds {np.array2string(table, threshold=12)}."
+        )
+    return table / sums

@@ -2,8 +2,8 @@
 
 The verbs and nouns most people need are here; everything else is in the public submodules
 (`domains`, `losses`, `policies`, `flow`, `exact`, `until`, `measures`, `logs`, `starts`, `cards`,
-`plots`, `study`). Submodules are imported when they are first used, so that the import itself stays
-quick.
+`displacement`, `descent`, `plots`, `study`). Submodules are imported when they are first used, so
+that the import itself stays quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from flowlab.ensemble import Runs, sweep
     from flowlab.flow import Flow, preference_flow
     from flowlab.losses import DPO, Pair
-    from flowlab.policies import LogRatioPlane, RatioPlane
+    from flowlab.policies import (
+        LogRatioPlane,
+        Policy,
+        ProbabilityPlane,
+        RatioPlane,
+        TabularSoftmax,
+    )
     from flowlab.solve import flow_line
 
 __all__ = [
@@ -25,8 +31,11 @@ __all__ = [
     "Flow",
     "LogRatioPlane",
     "Pair",
+    "Policy",
+    "ProbabilityPlane",
     "RatioPlane",
     "Runs",
+    "TabularSoftmax",
     "__version__",
     "flow_line",
     "preference_flow",
@@ -38,8 +47,11 @@ _HOME = {
     "Flow": "flow",
     "LogRatioPlane": "policies",
     "Pair": "losses",
+    "Policy": "policies",
+    "ProbabilityPlane": "policies",
     "RatioPlane": "policies",
     "Runs": "ensemble",
+    "TabularSoftmax": "policies",
     "flow_line": "solve",
     "preference_flow": "flow",
     "sweep": "ensemble",
@@ -48,6 +60,8 @@ _SUBMODULES = frozenset(
     {
         "cards",
         "cli",
+        "descent",
+        "displacement",
         "domains",
         "ensemble",
         "exact",

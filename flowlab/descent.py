@@ -1,0 +1,279 @@
+"""Discrete training on the loss and policy of a flow: any optimiser of optax, step by step.
+
+A flow is what plain gradient descent does in the limit of small steps. Here are the steps
+themselves, with momentum, adaptive step sizes or the noise of minibatches, and how far they go
+from the flow line.
+
+k: steps that were kept, the start included.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+
+from flowlab.flow import AbstractFlow, PreferenceFlow
+from flowlab.solve import Line, check_states
+from flowlab.until import Outcome
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["Descent", "descend", "distance"]
+
+_BETWEEN = 8  # points of a flow line looked at in each of its steps
+_ROUNDING = 1 + 1e-12  # by which n steps of a learning rate may pass the end of a line
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A training run, NumPy arrays.
+
+    Attributes:
+        steps: Numbers of the steps that were kept, the start (0) first, shape (k,).
+        states: States after them; leaves of shape (k, ...).
+        losses: The loss of all pairs there, minibatches or not, shape (k,).
+        outcome: `reached` where all steps were taken; `left_domain` or `non_finite` where the step
+            after the last one kept led out of the domain or of the finite numbers.
+    """
+
+    steps: Int[np.ndarray, " k"]
+    states: PyTree[Float[np.ndarray, "k ..."]]
+    losses: Float[np.ndarray, " k"]
+    outcome: Outcome
+
+    def __repr__(self) -> str:
+        """How the run ended, on one line."""
+        return f"Descent({self.outcome.name}: {self.steps[-1]} steps, loss {self.losses[-1]:.6g})"
+
+
+def descend(
+    flow: AbstractFlow,
+    start: PyTree[Float[ArrayLike, "..."]],
+    optimiser: "optax.GradientTransformation",
+    *,
+    steps: int,
+    keep_every: int = 1,
+    batch_size: int | None = None,
+    key: int | None = None,
+) -> Descent:
+    """A training run of an optimiser on the loss of a flow, from one start.
+
+    What the optimiser is given is M∇L, the direction in which the flow goes, so that plain gradient
+    descent, `optax.sgd(eta)`, makes y ← y − η M∇L, an explicit Euler step of length η of the flow.
+    Walls are not slid along.
+
+    Args:
+        flow: Whose potential to lower, such as `preference_flow(DPO(0.1), policy)`.
+        start: One state: an array of shape (d,), or a PyTree. Its dtype is the dtype of the work.
+        optimiser: Any optimiser of optax.
+        steps: Steps to take.
+        keep_every: Keep every so many steps.
+        batch_size: Pairs of each step, drawn at random with replacement, in proportion to the
+            weights of the flow where it has such; None for all pairs at every step.
+        key: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
+
+    Raises:
+        ValueError: If `steps` or `keep_every` is not positive, or the second does not divide the
+            first; `optimiser` is none; `batch_size` and `key` are not given together, or are given
+            for a flow without several pairs; or the start does not fit the flow.
+
+    Accuracy: that of the floating-point operations, which is all there is to a discrete run.
+    """
+    import optax
+
+    _check_counts(steps, keep_every)
+    if not (hasattr(optimiser, "init") and hasattr(optimiser, "update")):
+        raise ValueError(
+            "Argument `optimiser` must be an optimiser of optax such as optax.adam(1e-3), "
+            f"but is {optimiser!r}."
+        )
+    start, dtype = check_states("start", start, flow, batched=False)
+    with jax.enable_x64(dtype == np.float64):
+        _check_batches(flow, start, batch_size, key)
+        states, losses, taken, outcomes = _run(
+            flow,
+            jax.tree.map(jnp.asarray, start),
+            optax.with_extra_args_support(optimiser),
+            (steps // keep_every, keep_every),
+            batch_size,
+            None if key is None else jax.random.key(key),
+        )
+    kept = np.flatnonzero(np.diff(taken, prepend=-1))
+    return Descent(
+        steps=np.asarray(taken)[kept],
+        states=jax.tree.map(lambda x: np.asarray(x)[kept], states),
+        losses=np.asarray(losses)[kept],
+        outcome=Outcome(int(outcomes[-1])) if outcomes[-1] else Outcome.reached,
+    )
+
+
+def distance(
+    path: Descent, line: Line, *, learning_rate: float | None = None
+) -> Float[np.ndarray, " k"]:
+    """How far a training run is from a flow line after each step that was kept.
+
+    Euclidean, in the coordinates of the state.
+
+    Args:
+        path: The run.
+        line: A flow line, not traced, of the same flow.
+        learning_rate: Compare at equal time, that is after n steps with the flow line at time
+            n × `learning_rate`. None to compare with the nearest point of the flow line, whatever
+            its time, which is what can be said of optimisers with a time of their own.
+
+    Returns:
+        Distances, shape (k,); NaN where the flow line ends before the time of a step.
+
+    Raises:
+        ValueError: If `learning_rate` is not positive, or run and line have different states.
+
+    Accuracy: that of the flow line. Plain gradient descent is first order in the learning rate.
+        The nearest point is looked for on straight pieces between eight points of each step.
+    """
+    if learning_rate is not None and not learning_rate > 0:
+        raise ValueError(f"Argument `learning_rate` must be positive, but is {learning_rate!r}.")
+    points, corners = _flat(path.states), _flat(line.at(_moments(line)))
+    if corners.shape[1] != points.shape[1]:
+        raise ValueError(
+            f"Argument `line` must have states like those of `path`, of {points.shape[1]} numbers, "
+            f"but has {corners.shape[1]}."
+        )
+    if learning_rate is None:
+        return np.array([_to_polygon(point, corners) for point in points])
+    times = path.steps * learning_rate
+    there = times <= float(line.end_time) * _ROUNDING
+    beside = np.full_like(points, np.nan)
+    beside[there] = _flat(line.at(np.minimum(times[there], line.end_time)))
+    return np.linalg.norm(points - beside, axis=1)
+
+
+@eqx.filter_jit
+def _run(
+    flow: AbstractFlow,
+    start: PyTree[Array],
+    optimiser: Any,
+    counts: tuple[int, int],
+    batch_size: int | None,
+    key: Array | None,
+) -> tuple[PyTree[Array], Array, Array, Array]:
+    """States, losses, steps taken and outcomes at the start and after every so many steps."""
+    zero = jnp.zeros((), jnp.int32)
+
+    def step(number: Array, carry: Any) -> Any:
+        state, memory, taken, outcome, key = carry
+        seen, key = _seen(flow, batch_size, key)
+        value, gradient = jax.value_and_grad(seen.potential)(state)
+        direction = seen.metric(state, gradient)
+        with _lenient():
+            updates, after_memory = optimiser.update(
+                direction, memory, state, value=value, grad=direction, value_fn=seen.potential
+            )
+        after = jax.tree.map(lambda x, u: x + jnp.asarray(u, x.dtype), state, updates)
+        found = _outcome(flow, after)
+        going = (outcome == 0) & (found == 0)
+        state, memory = jax.tree.map(
+            lambda new, old: jnp.where(going, jnp.asarray(new, old.dtype), old),
+            (after, after_memory),
+            (state, memory),
+        )
+        outcome = jnp.where(outcome == 0, found, outcome)
+        return state, memory, taken + going.astype(jnp.int32), outcome, key
+
+    def kept(carry: Any, _: None) -> tuple[Any, Any]:
+        carry = lax.fori_loop(0, counts[1], step, carry)
+        return carry, _row(flow, carry)
+
+    with _lenient():
+        memory = jax.tree.map(jnp.asarray, optimiser.init(start))
+    first = (start, memory, zero, _outcome(flow, start), key)
+    _, rows = lax.scan(kept, first, length=counts[0])
+    return jax.tree.map(
+        lambda one, rest: jnp.concatenate([one[None], rest]), _row(flow, first), rows
+    )
+
+
+@contextmanager
+def _lenient() -> Iterator[None]:
+    """JAX's own rules of promotion, whatever the caller has set: optax relies on them."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _row(flow: AbstractFlow, carry: Any) -> Any:
+    state, _, taken, outcome, _ = carry
+    return state, flow.potential(state), taken, outcome
+
+
+def _outcome(flow: AbstractFlow, state: PyTree[Array]) -> Int[Array, ""]:
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]))
+    outside = jnp.where(flow.domain.contains(state), 0, int(Outcome.left_domain))
+    return jnp.where(finite, outside, int(Outcome.non_finite)).astype(jnp.int32)
+
+
+def _seen(flow: AbstractFlow, batch_size: int | None, key: Array | None) -> tuple[Any, Any]:
+    """The flow of the pairs that a step sees, and the key of the next step."""
+    if batch_size is None or key is None or not isinstance(flow, PreferenceFlow):
+        return flow, key
+    key, drawn = jax.random.split(key)
+    count = jax.eval_shape(flow.pairs, flow.reference_state).chosen.shape[0]
+    share = None if flow.weights is None else jnp.asarray(flow.weights) / jnp.sum(flow.weights)
+    places = jax.random.choice(drawn, count, (batch_size,), p=share)
+    counts = jnp.zeros(count).at[places].add(1)
+    return PreferenceFlow(flow.loss, flow.policy, counts), key
+
+
+def _check_counts(steps: int, keep_every: int) -> None:
+    for name, number in (("steps", steps), ("keep_every", keep_every)):
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"Argument `{name}` must be a positive int, but is {number!r}.")
+    if steps % keep_every:
+        raise ValueError(
+            f"Argument `keep_every` must divide `steps`, {steps}, but is {keep_every}."
+        )
+
+
+def _check_batches(
+    flow: AbstractFlow, start: PyTree[Any], batch_size: int | None, key: int | None
+) -> None:
+    if (batch_size is None) != (key is None):
+        raise ValueError("Arguments `batch_size` and `key` must be given together or not at all.")
+    if batch_size is None:
+        return
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"Argument `batch_size` must be a positive int, but is {batch_size!r}.")
+    several = isinstance(flow, PreferenceFlow) and jax.eval_shape(flow.pairs, start).chosen.shape
+    if not several:
+        raise ValueError(
+            f"Argument `batch_size` must be None for a flow without several pairs, but is "
+            f"{batch_size!r}."
+        )
+
+
+def _flat(states: PyTree[np.ndarray]) -> Float[np.ndarray, "k d"]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def _moments(line: Line) -> Float[np.ndarray, " m"]:
+    """Times along a line, several in each of its steps."""
+    times = np.asarray(line.times)
+    shares = np.arange(_BETWEEN) / _BETWEEN
+    fine = times[:-1, None] + np.diff(times)[:, None] * shares
+    return np.append(fine.ravel(), times[-1])
+
+
+def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"]) -> float:
+    """Distance of a point from the nearest piece of a polygon."""
+    first, way = corners[:-1], np.diff(corners, axis=0)
+    square = np.sum(way**2, axis=1)
+    share = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
+    nearest = first + np.clip(share, 0, 1)[:, None] * way
+    return float(np.min(np.linalg.norm(point - nearest, axis=1)))

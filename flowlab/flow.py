@@ -249,7 +249,7 @@ def _check_count(weights: np.ndarray, policy: AbstractPolicy) -> None:
         return
     shape = pairs.chosen.shape
     if weights.shape != shape or not shape:
-        has = f"{shape} pairs" if shape else "one pair alone, which needs no weight"
+        has = f"{shape[0]} pairs" if shape else "one pair alone, which needs no weight"
         raise ValueError(
             "Argument `weights` must have one weight for each pair, but has shape "
             f"{weights.shape}, and the policy has {has}."
@@ -279,12 +279,14 @@ def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:
 def _arguments(module: Any) -> dict[str, Any]:
     """What a module holds, by the names under which its constructor takes it.
 
-    A field that goes by another name than its argument says so in its metadata.
+    A field that goes by another name than its argument says so in its metadata, and one that is
+    made of the others has None there.
     """
     if not dataclasses.is_dataclass(module):
         return {}
     fields = dataclasses.fields(module)
-    return {f.metadata.get("argument", f.name): getattr(module, f.name) for f in fields}
+    named = {f.metadata.get("argument", f.name): getattr(module, f.name) for f in fields}
+    return {name: held for name, held in named.items() if name is not None}
 
 
 def _parameters(module: Any) -> list[str]:

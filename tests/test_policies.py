@@ -1,16 +1,18 @@
-"""The two planes: pairs, kernels, metrics, the way back from log-ratios, and bad arguments."""
+"""The planes: pairs, kernels, metrics, the way back from log-ratios, and bad arguments."""
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from every_policy import turning
 
 import flowlab as fl
 from flowlab import losses
 from flowlab.domains import Box, Quadrant, Simplex, WholeSpace
-from flowlab.policies import check_wall
+from flowlab.policies import CoupledKernel, check_wall
 
 KERNEL = np.array([[2.0, -0.5], [-0.5, 1.0]])
 REFERENCES: dict[str, Any] = dict(
@@ -20,6 +22,9 @@ POLICIES = {
     "ratio plane": fl.RatioPlane(Box(2.0, 3.0), **REFERENCES),
     "log-ratio plane": fl.LogRatioPlane(KERNEL, **REFERENCES),
     "log-ratio plane, kernel of rank 1": fl.LogRatioPlane(np.ones((2, 2)), **REFERENCES),
+    "log-ratio plane, coupled kernel": fl.LogRatioPlane(CoupledKernel(1.1), **REFERENCES),
+    "log-ratio plane, kernel of the state": fl.LogRatioPlane(turning, **REFERENCES),
+    "probability plane": fl.ProbabilityPlane(-3.0, -11.0, chosen_length=5, rejected_length=7),
 }
 LOG_RATIOS = np.random.default_rng(0).uniform(-6, 3, (10, 2))
 
@@ -85,6 +90,30 @@ def test_kernels_are_those_of_the_table_of_geometries():
     np.testing.assert_allclose(POLICIES["ratio plane"].kernel(state), [[4, 0], [0, 100]])
     np.testing.assert_array_equal(POLICIES["log-ratio plane"].kernel(state), KERNEL)
     np.testing.assert_array_equal(fl.LogRatioPlane().kernel(state), np.eye(2))
+
+
+def test_the_probability_plane_has_the_squares_of_the_probabilities_below_one():
+    policy = POLICIES["probability plane"]
+    np.testing.assert_allclose(policy.reference_state, np.exp([-3, -11]), rtol=1e-14)
+    np.testing.assert_allclose(policy.kernel(np.array([0.5, 0.1])), [[4, 0], [0, 100]])
+    assert policy.components == ("probability_chosen", "probability_rejected")
+
+
+def test_a_kernel_that_is_a_function_is_that_of_the_state():
+    state = np.array([0.3, -2.0])
+    axis = np.array([np.sin(0.3), np.cos(-2.0)])
+    kernel = POLICIES["log-ratio plane, kernel of the state"].kernel(state)
+    np.testing.assert_allclose(kernel, np.eye(2) + np.outer(axis, axis), rtol=1e-14)
+    coupled = fl.LogRatioPlane(CoupledKernel(-0.4, rejected=2.0, chosen=3.0)).kernel(state)
+    np.testing.assert_allclose(coupled, [[3, -1.2], [-1.2, 6]], rtol=1e-15)
+
+
+def test_hyper_parameters_inside_of_a_kernel_are_replaced_and_checked():
+    flow = fl.preference_flow(fl.DPO(0.3), fl.LogRatioPlane(CoupledKernel(0.5)))
+    wanted = fl.preference_flow(fl.DPO(0.3), fl.LogRatioPlane(CoupledKernel(1.1)))
+    assert eqx.tree_equal(flow.with_parameter("ratio", 1.1), wanted)
+    with pytest.raises(ValueError, match="^Argument `ratio` must be at most the square root of"):
+        flow.with_parameter("ratio", 1.3)
 
 
 def test_integer_log_ratios_cut_nothing_down_to_integers():
@@ -160,6 +189,42 @@ def test_bad_references_and_lengths_are_refused(plane, argument, value, sentence
     with pytest.raises(ValueError) as caught:
         plane(**{argument: value})
     assert str(caught.value) == f"Argument `{argument}` {sentence}"
+
+
+BAD_NUMBERS = [
+    (lambda: CoupledKernel(np.nan), "`ratio` must be a finite number, but is nan."),
+    (lambda: CoupledKernel(0.0, rejected=-1.0), "`rejected` must be at least 0, but is -1.0."),
+    (lambda: CoupledKernel(0.0, chosen=0.0), "`chosen` must be positive and finite, but is 0.0."),
+    (
+        lambda: CoupledKernel(1.5, rejected=2.0),
+        "`ratio` must be at most the square root of `rejected` in size, for the kernel to be "
+        "positive semidefinite, but is 1.5 where that is 2.0.",
+    ),
+    (
+        lambda: fl.LogRatioPlane(lambda u: u),
+        "`kernel` must have shape (2, 2), but has shape (2,).",
+    ),
+    (
+        lambda: fl.ProbabilityPlane(0.3, -1.0),
+        "`ref_chosen` must be a log-probability in nats, at most 0, but is 0.3; for a probability "
+        "p give np.log(p).",
+    ),
+    (
+        lambda: fl.ProbabilityPlane(-1.0, -np.inf),
+        "`ref_rejected` must be a finite number, but is -inf.",
+    ),
+    (
+        lambda: fl.ProbabilityPlane(-1.0, -1.0, WholeSpace()),
+        "`domain` must be a set of positive ratios such as Quadrant(), but is WholeSpace().",
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "sentence"), BAD_NUMBERS)
+def test_bad_numbers_of_kernels_and_probabilities_are_refused(call, sentence):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert str(caught.value) == f"Argument {sentence}"
 
 
 @pytest.mark.parametrize("wall", ["bounce", "", None, 1])

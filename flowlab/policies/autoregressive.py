@@ -9,22 +9,12 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.losses import floats
-from flowlab.policies.base import WallRule
-from flowlab.policies.responses import (
-    AbstractResponses,
-    Preferences,
-    at_reference,
-    check_array,
-    check_offset,
-    check_preferences,
-)
+from flowlab.policies.responses import AbstractResponses, check_array
 
 __all__ = ["Autoregressive"]
 
@@ -60,15 +50,10 @@ class Autoregressive(AbstractResponses):
 
     responses: tuple[Tokens, ...] = eqx.field(static=True)
     vocabulary: int = eqx.field(static=True)
-    preferences: Preferences = eqx.field(static=True)
     context: int | None = eqx.field(static=True)
     reference: Float[ArrayLike, "c v"]
-    offset: Float[ArrayLike, "*p"] | None
     contexts: tuple[Tokens, ...] = eqx.field(static=True)
-    lengths: Float[ArrayLike, " r"]
-    ref_log_probs: Float[ArrayLike, " r"]
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
+    lengths: Float[ArrayLike, " r"] = eqx.field(metadata={"argument": None})
 
     def __init__(
         self,
@@ -80,10 +65,14 @@ class Autoregressive(AbstractResponses):
         reference: npt.ArrayLike | None = None,
         offset: npt.ArrayLike | None = None,
     ) -> None:
-        if vocabulary < 2:
-            raise ValueError(f"Argument `vocabulary` must be at least 2, but is {vocabulary!r}.")
-        if context is not None and context < 0:
-            raise ValueError(f"Argument `context` must be at least 0 or None, but is {context!r}.")
+        if not _is_count(vocabulary, 2):
+            raise ValueError(
+                f"Argument `vocabulary` must be a whole number from 2, but is {vocabulary!r}."
+            )
+        if not (context is None or _is_count(context, 0)):
+            raise ValueError(
+                f"Argument `context` must be a whole number from 0 or None, but is {context!r}."
+            )
         self.vocabulary, self.context = vocabulary, context
         self.responses = _sequences(responses, vocabulary)
         seen = [
@@ -92,17 +81,9 @@ class Autoregressive(AbstractResponses):
         self.contexts = tuple(dict.fromkeys(seen))
         shape = (len(self.contexts), vocabulary)
         logits = np.zeros(shape) if reference is None else reference
-        self.reference = check_array("reference", logits, (2,), str(shape))
-        if self.reference.shape != shape:
-            raise ValueError(
-                f"Argument `reference` must have shape {shape}, but has {self.reference.shape}."
-            )
-        self.preferences = check_preferences(preferences, len(self.responses))
-        self.offset = check_offset(offset, self.preferences)
-        self.lengths = np.array([float(len(tokens)) for tokens in self.responses])
-        self.domain = WholeSpace()
-        self.wall = "stop"
-        self.ref_log_probs = at_reference(self, self.reference)
+        self.reference = check_array("reference", logits, shape)
+        lengths = [len(tokens) for tokens in self.responses]
+        super().__init__(self._log_probs_at(self.reference), preferences, lengths, offset)
 
     @classmethod
     def with_edits(
@@ -123,8 +104,10 @@ class Autoregressive(AbstractResponses):
         Raises:
             ValueError: If a number is out of its range.
         """
-        if not 1 <= edits <= length:
-            raise ValueError(f"Argument `edits` must lie between 1 and {length}, but is {edits!r}.")
+        if not (_is_count(edits, 1) and edits <= length):
+            raise ValueError(
+                f"Argument `edits` must be a whole number from 1 to {length}, but is {edits!r}."
+            )
         chosen = [t % vocabulary for t in range(length)]
         rejected = chosen[: length - edits] + [(t + 1) % vocabulary for t in chosen[-edits:]]
         return cls([chosen, rejected], vocabulary, context=context)
@@ -134,17 +117,23 @@ class Autoregressive(AbstractResponses):
         return np.shape(self.reference)
 
     @property
-    def reference_state(self) -> Float[Array, "c v"]:
-        return jnp.asarray(self.reference)
+    def reference_state(self) -> Float[ArrayLike, "c v"]:
+        return self.reference
 
     def log_probs(self, state: Float[Array, "c v"]) -> Float[Array, " r"]:
         tables = jax.nn.log_softmax(floats(state), axis=-1)
         rows = {context: row for row, context in enumerate(self.contexts)}
-        logs = []
-        for tokens in self.responses:
-            visited = [rows[_context(tokens, t, self.context)] for t in range(len(tokens))]
-            logs.append(jnp.sum(tables[np.array(visited), np.array(tokens)]))
-        return jnp.stack(logs)
+        places = [
+            (response, rows[_context(tokens, t, self.context)], token)
+            for response, tokens in enumerate(self.responses)
+            for t, token in enumerate(tokens)
+        ]
+        owner, row, token = np.transpose(places)
+        return jax.ops.segment_sum(tables[row, token], owner, len(self.responses))
+
+
+def _is_count(number: Any, least: int) -> bool:
+    return isinstance(number, int | np.integer) and bool(number >= least)
 
 
 def _context(tokens: Tokens, place: int, length: int | None) -> Tokens:
@@ -163,4 +152,8 @@ def _sequences(responses: Any, vocabulary: int) -> tuple[Tokens, ...]:
                 f"{vocabulary - 1}, but holds {tokens!r}."
             )
         listed.append(tuple(array.tolist()))
+    if len(listed) < 2:
+        raise ValueError(
+            f"Argument `responses` must hold at least two responses, but holds {len(listed)}."
+        )
     return tuple(listed)

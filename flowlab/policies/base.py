@@ -40,8 +40,11 @@ class AbstractPolicy(eqx.Module):
         return None
 
     @property
-    def reference_state(self) -> PyTree[Array] | None:
-        """The state at which the policy is its reference, all log-ratios 0; None if unknown."""
+    def reference_state(self) -> PyTree[ArrayLike] | None:
+        """The state at which the policy is its reference, all log-ratios 0; None if unknown.
+
+        In float64 (NumPy), so that a flow line from there is solved in it.
+        """
         return None
 
     @abstractmethod
@@ -72,8 +75,7 @@ class AbstractPolicy(eqx.Module):
             return jax.jvp(log_ratios, (state,), (self.metric(state, covector),))[1]
 
         basis = jnp.eye(ratios.size, dtype=ratios.dtype).reshape(-1, *ratios.shape)
-        columns = jax.vmap(column)(basis).reshape(ratios.shape * 2)
-        return columns
+        return jax.vmap(column)(basis).reshape(ratios.shape * 2)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> PyTree[Array]:
         """The state whose log-ratios (u_chosen, u_rejected) are given, where there is a way back.

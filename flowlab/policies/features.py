@@ -1,31 +1,18 @@
 """A softmax over a read-out of features, of which both are trained.
 
-m: prompts; n: responses to a prompt; r: responses in all; p: preferences, none for a single one;
-d: features.
+n, r: responses; p: preferences, none for a single one; d: features.
 """
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import like
-from flowlab.policies.base import WallRule
-from flowlab.policies.responses import (
-    AbstractResponses,
-    Preferences,
-    at_reference,
-    check_array,
-    check_lengths,
-    check_offset,
-    check_preferences,
-    rest_in_proportion,
-)
+from flowlab.losses import floats, like
+from flowlab.policies.responses import AbstractResponses, check_array, rest_in_proportion
 
 __all__ = ["FeatureModel"]
 
@@ -60,12 +47,6 @@ class FeatureModel(AbstractResponses):
 
     readout: Float[ArrayLike, "n d"]
     features: Float[ArrayLike, " d"]
-    preferences: Preferences = eqx.field(static=True)
-    lengths: Float[ArrayLike, " r"]
-    offset: Float[ArrayLike, "*p"] | None
-    ref_log_probs: Float[ArrayLike, " r"]
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
 
     def __init__(
         self,
@@ -76,27 +57,17 @@ class FeatureModel(AbstractResponses):
         lengths: npt.ArrayLike = 20.0,
         offset: npt.ArrayLike | None = None,
     ) -> None:
-        self.readout = check_array("readout", readout, (2,), "(n, d)")
-        count, width = self.readout.shape
-        self.features = check_array("features", features, (1,), f"({width},)")
-        if self.features.shape != (width,):
-            raise ValueError(
-                f"Argument `features` must have shape ({width},), but has {self.features.shape}."
-            )
-        self.preferences = check_preferences(preferences, count)
-        self.lengths = check_lengths(lengths, count)
-        self.offset = check_offset(offset, self.preferences)
-        self.domain = WholeSpace()
-        self.wall = "stop"
-        held = {"readout": self.readout, "features": self.features}
-        self.ref_log_probs = at_reference(self, held)
+        self.readout = check_array("readout", readout, ("n", "d"))
+        self.features = check_array("features", features, self.readout.shape[1:])
+        logs = self._log_probs_at(self.reference_state)
+        super().__init__(logs, preferences, lengths, offset)
 
     @property
-    def reference_state(self) -> dict[str, Array]:
-        return {"readout": jnp.asarray(self.readout), "features": jnp.asarray(self.features)}
+    def reference_state(self) -> dict[str, ArrayLike]:
+        return {"readout": self.readout, "features": self.features}
 
     def log_probs(self, state: dict[str, Array]) -> Float[Array, " r"]:
-        return jax.nn.log_softmax(state["readout"] @ state["features"])
+        return jax.nn.log_softmax(floats(state["readout"]) @ floats(state["features"]))
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> dict[str, Array]:
         """The state with given log-ratios of a single pair that is nearest in its read-out.

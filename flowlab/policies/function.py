@@ -8,43 +8,57 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.policies.base import WallRule, check_wall
-from flowlab.policies.responses import (
-    AbstractResponses,
-    Preferences,
-    check_lengths,
-    check_offset,
-    check_preferences,
-)
+from flowlab.domains import AbstractDomain
+from flowlab.policies.base import WallRule
+from flowlab.policies.responses import AbstractResponses, shown
 
 __all__ = ["Policy"]
 
+LogProbs = Callable[[PyTree[Array]], Float[Array, " r"]]
 Metric = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
 
 
 class Policy(AbstractResponses):
     """A model of your own: any JAX function of any PyTree; made by `Policy.from_function`."""
 
-    function: Callable[[PyTree[Array]], Float[Array, " r"]]
+    function: LogProbs = eqx.field(metadata={"argument": "log_probs"})
+    operator: Metric | None = eqx.field(metadata={"argument": "metric"})
     reference: PyTree[ArrayLike]
-    preferences: Preferences = eqx.field(static=True)
-    operator: Metric | None
-    lengths: Float[ArrayLike, " r"]
-    offset: Float[ArrayLike, "*p"] | None
-    ref_log_probs: Float[ArrayLike, " r"]
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        log_probs: LogProbs,
+        reference: PyTree[ArrayLike],
+        preferences: Any,
+        metric: Metric | None,
+        domain: AbstractDomain | None,
+        wall: WallRule,
+        lengths: npt.ArrayLike,
+        offset: npt.ArrayLike | None,
+    ) -> None:
+        if not callable(log_probs):
+            raise ValueError(f"Argument `log_probs` must be a function, but is {log_probs!r}.")
+        if metric is not None and not callable(metric):
+            raise ValueError(f"Argument `metric` must be a function or None, but is {metric!r}.")
+        self.function, self.operator = log_probs, metric
+        self.reference = jax.tree.map(np.asarray, reference)
+        logs = self._log_probs_at(self.reference)
+        if logs.ndim != 1 or logs.size < 2 or not np.all(np.isfinite(logs)):
+            raise ValueError(
+                "Argument `log_probs` must give the log-probabilities of at least two responses, "
+                f"shape (r,), finite, but gives {shown(logs)} of shape "
+                f"{logs.shape} at the reference."
+            )
+        super().__init__(logs, preferences, lengths, offset, domain=domain, wall=wall)
 
     @classmethod
     def from_function(
         cls,
-        log_probs: Callable[[PyTree[Array]], Float[Array, " r"]],
+        log_probs: LogProbs,
         *,
         reference: PyTree[ArrayLike],
         preferences: Any = (0, 1),
@@ -75,42 +89,18 @@ class Policy(AbstractResponses):
                 reference are no finite vector, a preference names no response or the same one
                 twice, or another argument is out of its range.
         """
-        if not callable(log_probs):
-            raise ValueError(f"Argument `log_probs` must be a function, but is {log_probs!r}.")
-        if metric is not None and not callable(metric):
-            raise ValueError(f"Argument `metric` must be a function or None, but is {metric!r}.")
-        reference = jax.tree.map(np.asarray, reference)
-        with jax.enable_x64(True):
-            logs = np.asarray(log_probs(jax.tree.map(_wide, reference)))
-        if logs.ndim != 1 or logs.size < 2 or not np.all(np.isfinite(logs)):
-            raise ValueError(
-                "Argument `log_probs` must give the log-probabilities of at least two responses, "
-                f"shape (r,), finite, but gives {np.array2string(logs, threshold=12)} of shape "
-                f"{logs.shape} at the reference."
-            )
-        preferences = check_preferences(preferences, len(logs))
-        return cls(
-            function=log_probs,
-            reference=reference,
-            preferences=preferences,
-            operator=metric,
-            lengths=check_lengths(lengths, len(logs)),
-            offset=check_offset(offset, preferences),
-            ref_log_probs=logs,
-            domain=WholeSpace() if domain is None else domain,
-            wall=check_wall(wall),
-        )
+        return cls(log_probs, reference, preferences, metric, domain, wall, lengths, offset)
 
     @property
-    def reference_state(self) -> PyTree[Array]:
-        return jax.tree.map(jnp.asarray, self.reference)
+    def state_shape(self) -> tuple[int, ...] | None:
+        return np.shape(self.reference) if eqx.is_array_like(self.reference) else None
+
+    @property
+    def reference_state(self) -> PyTree[ArrayLike]:
+        return self.reference
 
     def log_probs(self, state: PyTree[Array]) -> Float[Array, " r"]:
         return self.function(state)
 
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
         return covector if self.operator is None else self.operator(state, covector)
-
-
-def _wide(leaf: npt.ArrayLike) -> Array:
-    return jnp.asarray(leaf, jnp.float64)

@@ -26,19 +26,39 @@ KernelFunction = Callable[[Float[Array, " 2"]], Float[Array, "2 2"]]
 class _Plane(AbstractPolicy):
     """What the planes share: one pair, its references, lengths and required margin."""
 
-    ref_chosen: eqx.AbstractVar[Float[ArrayLike, ""]]
-    ref_rejected: eqx.AbstractVar[Float[ArrayLike, ""]]
-    chosen_length: eqx.AbstractVar[Float[ArrayLike, ""]]
-    rejected_length: eqx.AbstractVar[Float[ArrayLike, ""]]
-    offset: eqx.AbstractVar[Float[ArrayLike, ""] | None]
+    ref_chosen: Float[ArrayLike, ""]
+    ref_rejected: Float[ArrayLike, ""]
+    chosen_length: Float[ArrayLike, ""]
+    rejected_length: Float[ArrayLike, ""]
+    offset: Float[ArrayLike, ""] | None
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        domain: Any,
+        wall: str,
+        ref_chosen: float,
+        ref_rejected: float,
+        chosen_length: float,
+        rejected_length: float,
+        offset: float | None,
+    ) -> None:
+        self.domain, self.wall = domain, check_wall(wall)
+        self.ref_chosen = _finite("ref_chosen", ref_chosen)
+        self.ref_rejected = _finite("ref_rejected", ref_rejected)
+        self.chosen_length = positive_parameter("chosen_length", chosen_length)
+        self.rejected_length = positive_parameter("rejected_length", rejected_length)
+        self.offset = None if offset is None else _finite("offset", offset)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         return (2,)
 
     @property
-    def reference_state(self) -> Float[Array, " 2"]:
-        return self.state_at(jnp.zeros(2))
+    def reference_state(self) -> Float[np.ndarray, " 2"]:
+        with jax.enable_x64(True), jax.ensure_compile_time_eval():
+            return np.asarray(self.state_at(np.zeros(2)))
 
     def _pair(self, log_ratios: Float[Array, " 2"]) -> Pair:
         ref_chosen, ref_rejected = (
@@ -77,14 +97,6 @@ class RatioPlane(_Plane):
     Source: arXiv 2404.04626, section 3.1; there both references are set to 1 (0 nats).
     """
 
-    ref_chosen: Float[ArrayLike, ""]
-    ref_rejected: Float[ArrayLike, ""]
-    chosen_length: Float[ArrayLike, ""]
-    rejected_length: Float[ArrayLike, ""]
-    offset: Float[ArrayLike, ""] | None
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
-
     def __init__(
         self,
         domain: AbstractDomain | None = None,
@@ -96,13 +108,9 @@ class RatioPlane(_Plane):
         rejected_length: float = 20.0,
         offset: float | None = None,
     ) -> None:
-        self.domain = _positive_domain(Quadrant() if domain is None else domain)
-        self.wall = check_wall(wall)
-        self.ref_chosen = _finite("ref_chosen", ref_chosen)
-        self.ref_rejected = _finite("ref_rejected", ref_rejected)
-        self.chosen_length = positive_parameter("chosen_length", chosen_length)
-        self.rejected_length = positive_parameter("rejected_length", rejected_length)
-        self.offset = None if offset is None else _finite("offset", offset)
+        domain = _positive_domain(Quadrant() if domain is None else domain)
+        numbers = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
+        super().__init__(domain, wall, *numbers)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -141,14 +149,6 @@ class ProbabilityPlane(_Plane):
             unknown, a length is not positive, or the offset is not finite.
     """
 
-    ref_chosen: Float[ArrayLike, ""]
-    ref_rejected: Float[ArrayLike, ""]
-    chosen_length: Float[ArrayLike, ""]
-    rejected_length: Float[ArrayLike, ""]
-    offset: Float[ArrayLike, ""] | None
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
-
     def __init__(
         self,
         ref_chosen: float,
@@ -160,13 +160,11 @@ class ProbabilityPlane(_Plane):
         rejected_length: float = 20.0,
         offset: float | None = None,
     ) -> None:
-        self.domain = _positive_domain(Simplex() if domain is None else domain)
-        self.wall = check_wall(wall)
-        self.ref_chosen = _log_probability("ref_chosen", ref_chosen)
-        self.ref_rejected = _log_probability("ref_rejected", ref_rejected)
-        self.chosen_length = positive_parameter("chosen_length", chosen_length)
-        self.rejected_length = positive_parameter("rejected_length", rejected_length)
-        self.offset = None if offset is None else _finite("offset", offset)
+        domain = _positive_domain(Simplex() if domain is None else domain)
+        _check_log_probability("ref_chosen", ref_chosen)
+        _check_log_probability("ref_rejected", ref_rejected)
+        numbers = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
+        super().__init__(domain, wall, *numbers)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -209,13 +207,6 @@ class LogRatioPlane(_Plane):
     """
 
     matrix: Float[ArrayLike, "2 2"] | KernelFunction = eqx.field(metadata={"argument": "kernel"})
-    ref_chosen: Float[ArrayLike, ""]
-    ref_rejected: Float[ArrayLike, ""]
-    chosen_length: Float[ArrayLike, ""]
-    rejected_length: Float[ArrayLike, ""]
-    offset: Float[ArrayLike, ""] | None
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
 
     def __init__(
         self,
@@ -228,13 +219,8 @@ class LogRatioPlane(_Plane):
         offset: float | None = None,
     ) -> None:
         self.matrix = _checked_kernel(np.eye(2) if kernel is None else kernel)
-        self.domain = WholeSpace()
-        self.wall = "stop"
-        self.ref_chosen = _finite("ref_chosen", ref_chosen)
-        self.ref_rejected = _finite("ref_rejected", ref_rejected)
-        self.chosen_length = positive_parameter("chosen_length", chosen_length)
-        self.rejected_length = positive_parameter("rejected_length", rejected_length)
-        self.offset = None if offset is None else _finite("offset", offset)
+        numbers = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
+        super().__init__(WholeSpace(), "stop", *numbers)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -282,6 +268,8 @@ class CoupledKernel(eqx.Module):
     def __init__(self, ratio: float = 0.0, rejected: float = 1.5, chosen: float = 1.0) -> None:
         self.ratio = _finite("ratio", ratio)
         self.rejected = _finite("rejected", rejected)
+        if self.rejected < 0:
+            raise ValueError(f"Argument `rejected` must be at least 0, but is {rejected!r}.")
         self.chosen = positive_parameter("chosen", chosen)
         if self.ratio**2 > self.rejected * (1 + _MEASURED):
             raise ValueError(
@@ -300,7 +288,7 @@ class CoupledKernel(eqx.Module):
 
 def _checked_kernel(kernel: Any) -> Any:
     """A kernel, or a function that gives one, checked; what is traced is taken as it is."""
-    held = kernel
+    held: Any = kernel
     if callable(kernel):
         with jax.enable_x64(True):
             held = kernel(jnp.zeros(2))
@@ -334,14 +322,12 @@ def _finite(name: str, value: float) -> np.ndarray:
     return number
 
 
-def _log_probability(name: str, value: float) -> np.ndarray:
-    number = _finite(name, value)
-    if number > 0:
+def _check_log_probability(name: str, value: float) -> None:
+    if _finite(name, value) > 0:
         raise ValueError(
             f"Argument `{name}` must be a log-probability in nats, at most 0, but is {value!r}; "
             "for a probability p give np.log(p)."
         )
-    return number
 
 
 def _positive_domain(domain: Any) -> AbstractDomain:

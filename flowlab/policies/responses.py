@@ -4,7 +4,6 @@ r: responses; p: preferences, none for a single one.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -14,19 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from flowlab.losses import Pair, like
-from flowlab.policies.base import AbstractPolicy
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.losses import Pair, floats, like
+from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
 
-__all__ = [
-    "AbstractResponses",
-    "Preferences",
-    "at_reference",
-    "check_array",
-    "check_lengths",
-    "check_offset",
-    "check_preferences",
-    "rest_in_proportion",
-]
+__all__ = ["AbstractResponses", "Preferences", "check_array", "rest_in_proportion", "shown"]
 
 Preferences = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """(chosen, rejected) for a single pair, or one such couple for each of several."""
@@ -35,18 +26,51 @@ Preferences = tuple[int, ...] | tuple[tuple[int, ...], ...]
 class AbstractResponses(AbstractPolicy):
     """A policy that gives the log-probability of each response of a list.
 
+    A subclass sets its own fields, then calls the constructor of this class.
+
+    Args:
+        ref_log_probs: Log-probabilities of the responses under the reference, nats, shape (r,).
+        preferences: (chosen, rejected), or a list of such couples, counted from 0.
+        lengths: Tokens of the responses: one number, or one for each.
+        offset: Required margin: one number, or one for each pair; None for none.
+        prompts: Number of prompts, of as many responses each, where a preference names its own:
+            (prompt, chosen, rejected).
+        domain: Set of states; None for the whole space.
+        wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
+
     Attributes:
         preferences: (chosen, rejected), two places in the list, for a single pair; a tuple of such
             couples for several. The loss of several is their (weighted) mean.
-        ref_log_probs: Log-probabilities of the responses under the reference, nats, shape (r,).
         lengths: Tokens of each response, shape (r,).
         offset: Required margin of each pair, for losses that use one (ODPO); None for none.
+        ref_log_probs: As given.
     """
 
-    preferences: eqx.AbstractVar[Preferences]
-    ref_log_probs: eqx.AbstractVar[Float[ArrayLike, " r"]]
-    lengths: eqx.AbstractVar[Float[ArrayLike, " r"]]
-    offset: eqx.AbstractVar[Float[ArrayLike, "*p"] | None]
+    preferences: Preferences = eqx.field(static=True)
+    lengths: Float[ArrayLike, " r"]
+    offset: Float[ArrayLike, "*p"] | None
+    ref_log_probs: Float[ArrayLike, " r"] = eqx.field(metadata={"argument": None})
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def __init__(
+        self,
+        ref_log_probs: Float[np.ndarray, " r"],
+        preferences: Any,
+        lengths: npt.ArrayLike,
+        offset: npt.ArrayLike | None,
+        *,
+        prompts: int | None = None,
+        domain: AbstractDomain | None = None,
+        wall: str = "stop",
+    ) -> None:
+        count = len(ref_log_probs)
+        self.ref_log_probs = ref_log_probs
+        self.preferences = _preferences(preferences, count // (prompts or 1), prompts)
+        self.lengths = _lengths(lengths, count)
+        self.offset = _offset(offset, self.preferences)
+        self.domain = WholeSpace() if domain is None else domain
+        self.wall = check_wall(wall)
 
     @abstractmethod
     def log_probs(self, state: PyTree[Array]) -> Float[Array, " r"]:
@@ -71,19 +95,71 @@ class AbstractResponses(AbstractPolicy):
             offset=None if self.offset is None else like(self.offset, logs),
         )
 
+    def _log_probs_at(self, state: PyTree[Any]) -> Float[np.ndarray, "..."]:
+        """Log-probabilities at a known state, in float64 whatever the precision of the work."""
+        with jax.enable_x64(True), jax.ensure_compile_time_eval():
+            return np.asarray(self.log_probs(jax.tree.map(_wide, state)))
 
-def check_preferences(preferences: Any, count: int, prompts: int | None = None) -> Preferences:
-    """Preferences over so many responses, checked.
+
+def check_array(
+    name: str, values: npt.ArrayLike, *shapes: tuple[int | str, ...]
+) -> Float[np.ndarray, "..."]:
+    """A finite array of floats of one of the given shapes, without an empty axis.
 
     Args:
-        preferences: (chosen, rejected), or a sequence of such couples, counted from 0.
-        count: Number of responses, to each prompt if there are several.
-        prompts: Number of prompts where a preference names its own: (prompt, chosen, rejected).
+        name: What the caller calls it.
+        values: The numbers.
+        shapes: The shapes; an axis of any length goes by a letter.
 
     Raises:
-        ValueError: If they are no such couples, or one names what is not there, or the same
-            response twice.
+        ValueError: If it has none of these shapes, or is not finite.
     """
+    try:
+        array = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"Argument `{name}` must hold numbers, but is {values!r}.") from None
+    if not (array.size and any(_fits(array.shape, shape) for shape in shapes)):
+        wanted = " or ".join(str(shape).replace("'", "") for shape in shapes)
+        raise ValueError(f"Argument `{name}` must have shape {wanted}, but has {array.shape}.")
+    if not np.all(np.isfinite(array)):
+        raise ValueError(f"Argument `{name}` must be finite, but is {shown(array)}.")
+    return array
+
+
+def shown(array: np.ndarray) -> str:
+    """An array on one line, shortened where it has many values."""
+    return " ".join(np.array2string(array, threshold=12, separator=", ").split())
+
+
+def rest_in_proportion(
+    policy: AbstractResponses, log_ratios: Float[ArrayLike, " 2"]
+) -> Float[Array, " r"]:
+    """Log-probabilities of all responses of a prompt where those of one pair have given log-ratios.
+
+    The others share what is left in the proportions of the reference; NaN where nothing is left.
+
+    Raises:
+        ValueError: If the policy has several prompts or pairs, or no third response to give way.
+    """
+    values = floats(log_ratios)
+    references = like(policy.ref_log_probs, values)
+    pair = policy.places
+    others = np.setdiff1d(np.arange(references.size), pair)
+    if np.shape(policy.preferences) != (2,) or not others.size:
+        raise ValueError(
+            f"{type(policy).__name__} has a way back from log-ratios to a state only with a single "
+            "prompt, a single pair and a third response, but has "
+            f"{references.size} responses and the preferences {policy.preferences}."
+        )
+    logs = references[pair] + values
+    taken = jnp.sum(jnp.exp(logs))
+    left = jnp.where(taken < 1, jnp.log1p(-taken), jnp.nan)
+    rest = references[others] - jax.nn.logsumexp(references[others]) + left
+    return jnp.zeros_like(references).at[pair].set(logs).at[others].set(rest)
+
+
+def _preferences(preferences: Any, count: int, prompts: int | None = None) -> Preferences:
+    """Preferences over so many responses, to each prompt if there are several, checked."""
     form = "(chosen, rejected)" if prompts is None else "(prompt, chosen, rejected)"
     wanted = f"Argument `preferences` must be {form} or a list of such, "
     try:
@@ -91,7 +167,8 @@ def check_preferences(preferences: Any, count: int, prompts: int | None = None) 
     except ValueError:
         places = np.zeros(0)
     width = 2 if prompts is None else 3
-    if places.dtype.kind not in "iu" or places.ndim not in (1, 2) or places.shape[-1] != width:
+    couples = places.size > 0 and places.ndim in (1, 2) and places.shape[-1] == width
+    if not (couples and places.dtype.kind in "iu"):
         raise ValueError(f"{wanted}counted from 0, but is {preferences!r}.")
     limits = np.array([count, count] if prompts is None else [prompts, count, count])
     if np.any(places < 0) or np.any(places >= limits):
@@ -99,16 +176,12 @@ def check_preferences(preferences: Any, count: int, prompts: int | None = None) 
         raise ValueError(f"{wanted}among {among}, but is {places.tolist()}.")
     if np.any(places[..., -2] == places[..., -1]):
         raise ValueError(f"{wanted}of two different responses, but is {places.tolist()}.")
-    listed = places.tolist()
+    listed: Any = places.tolist()
     return tuple(listed) if places.ndim == 1 else tuple(tuple(one) for one in listed)
 
 
-def check_lengths(lengths: npt.ArrayLike, count: int) -> Float[np.ndarray, " r"]:
-    """Tokens of each response, from one number for all, or one each.
-
-    Raises:
-        ValueError: If there are not as many as responses, or one is not positive and finite.
-    """
+def _lengths(lengths: npt.ArrayLike, count: int) -> Float[np.ndarray, " r"]:
+    """Tokens of each response, from one number for all, or one each."""
     array = np.asarray(lengths, dtype=float)
     if array.shape not in ((), (count,)) or not np.all(np.isfinite(array) & (array > 0)):
         raise ValueError(
@@ -118,14 +191,10 @@ def check_lengths(lengths: npt.ArrayLike, count: int) -> Float[np.ndarray, " r"]
     return np.broadcast_to(array, (count,)).copy()
 
 
-def check_offset(
+def _offset(
     offset: npt.ArrayLike | None, preferences: Preferences
 ) -> Float[np.ndarray, "*p"] | None:
-    """Required margins: None, one number for all pairs, or one each.
-
-    Raises:
-        ValueError: If there are not as many as pairs, or one is not finite.
-    """
+    """Required margins: None, one number for all pairs, or one each."""
     if offset is None:
         return None
     array, shape = np.asarray(offset, dtype=float), np.shape(preferences)[:-1]
@@ -137,53 +206,11 @@ def check_offset(
     return np.broadcast_to(array, shape).copy()
 
 
-def check_array(
-    name: str, values: npt.ArrayLike, dimensions: Sequence[int], letters: str
-) -> Float[np.ndarray, "..."]:
-    """A finite array of floats with one of the given numbers of dimensions, none of them empty.
-
-    Raises:
-        ValueError: If it is none; `letters` tells of the shape that is wanted.
-    """
-    try:
-        array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        array = np.asarray(np.nan)
-    if array.ndim not in dimensions or array.size == 0:
-        raise ValueError(f"Argument `{name}` must have shape {letters}, but has {array.shape}.")
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"Argument `{name}` must be finite, but is {array.tolist()}.")
-    return array
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        isinstance(want, str) or have == want for have, want in zip(shape, wanted, strict=True)
+    )
 
 
-def at_reference(policy: Any, state: PyTree[Any]) -> Float[np.ndarray, " r"]:
-    """The log-probabilities of a policy's responses at its reference state, in float64."""
-    with jax.enable_x64(True):
-        state = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), state)
-        return np.asarray(policy.log_probs(state))
-
-
-def rest_in_proportion(
-    policy: AbstractResponses, log_ratios: Float[ArrayLike, " 2"]
-) -> Float[Array, " r"]:
-    """Log-probabilities of all responses of a prompt where those of one pair have given log-ratios.
-
-    The others share what is left in the proportions of the reference; NaN where nothing is left.
-
-    Raises:
-        ValueError: If the policy has several pairs, or no third response to give way.
-    """
-    values = jnp.asarray(log_ratios)
-    references = like(policy.ref_log_probs, values)
-    pair = np.asarray(policy.preferences)
-    others = np.setdiff1d(np.arange(references.size), pair)
-    if pair.ndim != 1 or not others.size:
-        raise ValueError(
-            f"{type(policy).__name__} has a way back from log-ratios to a state only with a single "
-            f"pair and a third response, but has {references.size} responses and the preferences "
-            f"{policy.preferences}."
-        )
-    logs = references[pair] + values
-    left = jnp.log1p(-jnp.sum(jnp.exp(logs)))
-    rest = references[others] - jax.nn.logsumexp(references[others]) + left
-    return jnp.zeros_like(references).at[pair].set(logs).at[others].set(rest)
+def _wide(leaf: npt.ArrayLike) -> Array:
+    return jnp.asarray(leaf, jnp.float64)

@@ -13,19 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.losses import floats, like
-from flowlab.policies.base import WallRule
-from flowlab.policies.responses import (
-    AbstractResponses,
-    Preferences,
-    at_reference,
-    check_array,
-    check_lengths,
-    check_offset,
-    check_preferences,
-    rest_in_proportion,
-)
+from flowlab.policies.responses import AbstractResponses, check_array, rest_in_proportion, shown
 
 __all__ = ["LogLinear", "TabularSoftmax"]
 
@@ -56,13 +45,7 @@ class TabularSoftmax(AbstractResponses):
     """
 
     reference: Float[ArrayLike, "*m n"]
-    preferences: Preferences = eqx.field(static=True)
     fisher: bool = eqx.field(static=True)
-    lengths: Float[ArrayLike, " r"]
-    offset: Float[ArrayLike, "*p"] | None
-    ref_log_probs: Float[ArrayLike, " r"]
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
 
     def __init__(
         self,
@@ -73,23 +56,19 @@ class TabularSoftmax(AbstractResponses):
         lengths: npt.ArrayLike = 20.0,
         offset: npt.ArrayLike | None = None,
     ) -> None:
-        self.reference = _probabilities(reference)
-        prompts = len(self.reference) if self.reference.ndim == 2 else None
-        self.preferences = check_preferences(preferences, self.reference.shape[-1], prompts)
+        self.reference = table = _probabilities(reference)
         self.fisher = bool(fisher)
-        self.lengths = check_lengths(lengths, self.reference.size)
-        self.offset = check_offset(offset, self.preferences)
-        self.ref_log_probs = np.log(self.reference).ravel()
-        self.domain = WholeSpace()
-        self.wall = "stop"
+        prompts = len(table) if table.ndim == 2 else None
+        logs = np.log(table).ravel()
+        super().__init__(logs, preferences, lengths, offset, prompts=prompts)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
         return np.shape(self.reference)
 
     @property
-    def reference_state(self) -> Float[Array, "*m n"]:
-        return jnp.log(jnp.asarray(self.reference))
+    def reference_state(self) -> Float[ArrayLike, "*m n"]:
+        return np.reshape(self.ref_log_probs, self.state_shape)
 
     @property
     def places(self) -> Int[np.ndarray, "*p 2"]:
@@ -145,13 +124,7 @@ class LogLinear(AbstractResponses):
     """
 
     features: Float[ArrayLike, "n d"]
-    preferences: Preferences = eqx.field(static=True)
     reference: Float[ArrayLike, " d"]
-    lengths: Float[ArrayLike, " r"]
-    offset: Float[ArrayLike, "*p"] | None
-    ref_log_probs: Float[ArrayLike, " r"]
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
 
     def __init__(
         self,
@@ -162,20 +135,11 @@ class LogLinear(AbstractResponses):
         lengths: npt.ArrayLike = 20.0,
         offset: npt.ArrayLike | None = None,
     ) -> None:
-        self.features = check_array("features", features, (2,), "(n, d)")
-        count, width = self.features.shape
+        self.features = check_array("features", features, ("n", "d"))
+        width = self.features.shape[1]
         weights = np.zeros(width) if reference is None else reference
-        self.reference = check_array("reference", weights, (1,), f"({width},)")
-        if self.reference.shape != (width,):
-            raise ValueError(
-                f"Argument `reference` must have shape ({width},), but has {self.reference.shape}."
-            )
-        self.preferences = check_preferences(preferences, count)
-        self.lengths = check_lengths(lengths, count)
-        self.offset = check_offset(offset, self.preferences)
-        self.domain = WholeSpace()
-        self.wall = "stop"
-        self.ref_log_probs = at_reference(self, self.reference)
+        self.reference = check_array("reference", weights, (width,))
+        super().__init__(self._log_probs_at(self.reference), preferences, lengths, offset)
 
     @classmethod
     def with_similarity(
@@ -209,8 +173,8 @@ class LogLinear(AbstractResponses):
         return np.shape(self.reference)
 
     @property
-    def reference_state(self) -> Float[Array, " d"]:
-        return jnp.asarray(self.reference)
+    def reference_state(self) -> Float[ArrayLike, " d"]:
+        return self.reference
 
     def log_probs(self, state: Float[Array, " d"]) -> Float[Array, " r"]:
         weights = floats(state)
@@ -222,11 +186,11 @@ def _centred(values: Float[Array, "*m n"]) -> Float[Array, "*m n"]:
 
 
 def _probabilities(reference: npt.ArrayLike) -> Float[np.ndarray, "*m n"]:
-    table = check_array("reference", reference, (1, 2), "(n,) or (m, n)")
+    table = check_array("reference", reference, ("n",), ("m", "n"))
     sums = table.sum(axis=-1, keepdims=True)
     if np.any(table <= 0) or np.any(np.abs(sums - 1) > _SUM_IS_ONE):
         raise ValueError(
             "Argument `reference` must hold positive probabilities, those of a prompt with the sum "
-            f"1, but holds {np.array2string(table, threshold=12)}."
+            f"1, but holds {shown(table)}."
         )
     return table / sums

@@ -21,9 +21,15 @@ from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance
 from flowlab.solve.events import interpolated, root
 from flowlab.solve.problem import Problem, check_states, check_target, make_problem
+from flowlab.solve.straight import StraightLine
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Line", "flow_line"]
+
+_MOST_STEPS, _FEWEST_STEPS = 4096, 256
+_ROOM = 2**30  # bytes
+_ROUNDING = 4096  # machine epsilons, one for each step that may be taken
+_ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
 
 
 class Line(eqx.Module):
@@ -78,7 +84,7 @@ class Line(eqx.Module):
             return _states_at(self, jnp.asarray(time))
         asked = np.asarray(time, dtype=np.asarray(self.times).dtype)
         last = max(float(self.end_time), float(np.asarray(self.times)[-1]))
-        if not np.all((asked >= 0) & (asked <= last * (1 + 1e-12))):
+        if not np.all((asked >= 0) & (asked <= _just_past(last, asked.dtype))):
             raise ValueError(
                 f"Argument `time` must lie on the line, between 0 and {last:.6g}, "
                 f"but is {np.array2string(asked, threshold=4)}."
@@ -98,7 +104,7 @@ def flow_line(
     solver: diffrax.AbstractSolver | None = None,
     measures: Sequence[AbstractMeasure] = (),
     reverse: bool = False,
-    max_steps: int = 4096,
+    max_steps: int | None = None,
 ) -> Line:
     """The flow line of one start, until a target.
 
@@ -118,7 +124,8 @@ def flow_line(
             or Dopri8 where rtol < 3e-8.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
-        max_steps: Steps to try before the outcome is `step_limit`.
+        max_steps: Steps to try before the outcome is `step_limit`, for all of which the line keeps
+            room; None for 4096, or for a large state as many as take about 1 GiB, at least 256.
 
     Raises:
         ValueError: If the start has the wrong shape, is not finite or lies outside of the domain; a
@@ -152,11 +159,21 @@ def flow_line(
             alone=True,
             tangents=traced,
         )
+        if max_steps is None:
+            max_steps = _affordable_steps(problem, start)
         if traced:
             return _line(problem, start, max_steps)
         line = _as_numpy(_compiled_line(problem, start, max_steps))
     _refuse_unfit(line, start)
     return _trimmed(line)
+
+
+def _affordable_steps(problem: Problem, start: PyTree[Any]) -> int:
+    """The steps to try where nobody says how many: of each, all stages are recorded."""
+    assert isinstance(problem.solver, StraightLine)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start))
+    stages = problem.solver.stages
+    return int(np.clip(_ROOM // ((stages + _ENDS) * size), _FEWEST_STEPS, _MOST_STEPS))
 
 
 def _line(problem: Problem, start: PyTree[Array], max_steps: int) -> Line:
@@ -206,7 +223,7 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
     points = interpolated(line._problem, dense, place)
     states = jax.vmap(line._problem.flow.domain.state, in_axes=-1)(points.coordinates)
     known = flat <= jnp.max(jnp.where(jnp.isnan(line.times), 0, line.times))
-    at_end = ~known & (flat <= line.end_time)
+    at_end = ~known & (flat <= _just_past(line.end_time, flat.dtype))
 
     def shaped(state: Array, end: ArrayLike, corners: Array) -> Array:
         state = jnp.where(line._tape.count == 0, jnp.asarray(corners)[0], state)
@@ -222,6 +239,11 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
 
 
 _compiled_states_at = compiled(_states_at, optimise=False)
+
+
+def _just_past(time: Any, dtype: Any) -> Any:
+    """A time as late as rounding in many steps can make the end of a line appear early."""
+    return time * (1 + _ROUNDING * float(jnp.finfo(dtype).eps))
 
 
 def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:

@@ -394,9 +394,9 @@ def check_states(
             f"Argument `{name}` must hold at least one start, and as many in every leaf, "
             f"but has shapes {shapes}."
         )
-    _check_structure(name, states, flow, batched)
     cast = [array.astype(dtype) for array in arrays]
     states = jax.tree.unflatten(treedef, cast)
+    _check_structure(name, states, flow, batched)
     _check_potential(name, flow, states, batched)
     return states, dtype
 
@@ -406,15 +406,15 @@ def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched
     if flow.reference_state is None or flow.state_shape is not None:
         return
 
-    def shapes(tree: PyTree[Any], lead: int) -> PyTree[str]:
-        return jax.tree.map(lambda leaf: str(np.shape(leaf)[lead:]), tree)
+    def shapes(tree: PyTree[Any], lead: int) -> PyTree[tuple[int, ...]]:
+        return jax.tree.map(lambda leaf: np.shape(leaf)[lead:], tree)
 
     wanted, given = shapes(flow.reference_state, 0), shapes(states, int(batched))
     if wanted != given:
-        lead = ", with a leading axis for the starts" if batched else ""
+        lead = ", behind an axis for the starts" if batched else ""
         raise ValueError(
-            f"Argument `{name}` must be like the reference state of the policy, {wanted}{lead}, "
-            f"but is like {given}."
+            f"Argument `{name}` must have the leaves of a state of the policy, of the shapes "
+            f"{wanted}{lead}, but has {given}."
         )
 
 

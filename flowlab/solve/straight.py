@@ -31,6 +31,11 @@ class StraightLine(diffrax.AbstractSolver):
     def interpolation_cls(self) -> Callable[..., Any]:  # type: ignore[override]
         return self.method.interpolation_cls
 
+    @property
+    def stages(self) -> int:
+        """Evaluations of the field whose values the interpolant of a step keeps."""
+        return self._tableau.num_stages
+
     def order(self, terms: Any) -> int | None:
         return self.method.order(terms)
 

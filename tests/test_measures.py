@@ -1,12 +1,14 @@
 """Measures against closed forms and independent quadrature."""
 
+from typing import Any
+
 import numpy as np
 import pytest
-from scipy.integrate import quad
-from scipy.optimize import brentq
+from scipy.integrate import quad, solve_ivp
+from scipy.optimize import brentq, minimize_scalar
 
 import flowlab as fl
-from flowlab import exact, measures, starts, until
+from flowlab import exact, measures, policies, starts, store, until
 
 BETA = 0.3
 FLOW = fl.preference_flow(fl.DPO(BETA), fl.RatioPlane())
@@ -193,3 +195,108 @@ def test_unknown_spaces_and_speeds_are_refused():
     for below in (0.0, -1.0, np.nan, np.inf):
         with pytest.raises(ValueError, match="Argument `below`"):
             measures.dwell(below)
+
+
+READOUT, FEATURES = np.array([[1.0, 0.5], [1.0, -0.5], [0.0, 3.0]]), np.array([0.3, 0.0])
+
+
+def feature_logs(state):
+    logits = state[:6].reshape(3, 2) @ state[6:]
+    return logits - np.log(np.exp(logits).sum())
+
+
+@pytest.fixture(scope="module")
+def featured():
+    """A feature model in which the chosen falls and recovers: as we measure it, and as SciPy."""
+    policy = policies.FeatureModel(READOUT, FEATURES)
+    state = {"readout": READOUT[None], "features": FEATURES[None]}
+    flow = fl.preference_flow(fl.DPO(0.1), policy)
+    every = [measures.dip(), measures.mass()]
+    runs = fl.sweep(flow, state, until=until.time(60.0), measures=every, rtol=1e-10, optimise=False)
+    begin = np.concatenate([READOUT.ravel(), FEATURES])
+    reference, pull = feature_logs(begin), np.array([1.0, -1.0, 0.0])
+
+    def field(t, y):
+        margin = (feature_logs(y) - reference)[:2] @ [1, -1]
+        slope = 0.1 / (1 + np.exp(0.1 * margin))
+        return slope * np.concatenate([np.outer(pull, y[6:]).ravel(), pull @ y[:6].reshape(3, 2)])
+
+    options: dict[str, Any] = dict(method="DOP853", rtol=1e-11, atol=1e-12, dense_output=True)
+    return runs.measures, solve_ivp(field, (0, 60.0), begin, **options).sol
+
+
+def test_a_feature_model_dips_and_recovers_when_scipy_says(featured):
+    found, solved = featured
+
+    def chosen(time):
+        return feature_logs(solved(time))[0] - feature_logs(solved(0.0))[0]
+
+    lowest: Any = minimize_scalar(
+        chosen, bounds=(15, 30), method="bounded", options={"xatol": 1e-9}
+    )
+    assert found["dip_depth"][0] == pytest.approx(-lowest.fun, rel=1e-8)
+    assert found["dip_time"][0] == pytest.approx(lowest.x, abs=1e-4)
+    assert found["recovery_time"][0] == pytest.approx(brentq(chosen, 30, 50), rel=1e-7)
+    assert found["dip_depth"][0] == pytest.approx(0.88, abs=0.01)
+
+
+def test_the_response_outside_the_pair_peaks_when_scipy_says(featured):
+    found, solved = featured
+
+    def third(time):
+        return np.exp(feature_logs(solved(time))[2])
+
+    highest: Any = minimize_scalar(
+        lambda t: -third(t), bounds=(15, 30), method="bounded", options={"xatol": 1e-9}
+    )
+    assert found["mass_peak"][0, 2] == pytest.approx(-highest.fun, rel=1e-8)
+    assert found["mass_peak_time"][0, 2] == pytest.approx(highest.x, abs=1e-4)
+    assert found["mass_peak_time"][0, 1] == 0
+    gained = np.exp(feature_logs(solved(60.0))) - np.exp(feature_logs(solved(0.0)))
+    np.testing.assert_allclose(found["mass_gained"][0], gained, rtol=1e-7)
+    np.testing.assert_allclose(found["mass_gained_others"][0], gained[2], rtol=1e-7)
+    assert found["mass_gainer"][0] == -1  # it has lost in the end
+
+
+def test_measures_of_pairs_and_responses_keep_their_axes_in_a_store(tmp_path):
+    policy = fl.TabularSoftmax([0.1, 0.05, 0.8, 0.05], [(0, 1), (2, 3), (2, 1)])
+    flow = fl.preference_flow(fl.DPO(0.5), policy)
+    every = [measures.dip(), measures.mass(), measures.change("u"), measures.slowest()]
+    state = np.asarray(policy.ref_log_probs)[None]
+    runs = fl.sweep(
+        flow,
+        state,
+        until=until.time(5.0),
+        measures=every,
+        over={"beta": [0.5, 1.0]},
+        optimise=False,
+    )
+    store.write(runs, tmp_path / "runs")
+    kept = store.read(tmp_path / "runs")
+    lead = ("beta", "start")
+    assert kept["dip_depth"].dims == kept["change_chosen_u"].dims == (*lead, "pair")
+    assert kept["mass_gained"].dims == kept["mass_peak_time"].dims == (*lead, "response")
+    assert kept["mass_gainer"].dims == lead
+    assert kept["slowest_state"].dims == (*lead, "component")
+    np.testing.assert_array_equal(kept["pair"], [0, 1, 2])
+    np.testing.assert_array_equal(kept["response"], [0, 1, 2, 3])
+    np.testing.assert_array_equal(kept["dip_depth"], runs.measures["dip_depth"])
+
+
+def test_rounding_makes_no_dip():
+    # With k_wl = k_ww the chosen rate is a difference that cancels, but for rounding.
+    kernel = np.array([[0.1, 0.1], [0.1, 0.15]]) / 3
+    flow = fl.preference_flow(fl.DPO(0.1), fl.LogRatioPlane(kernel))
+    runs = fl.sweep(
+        flow, LOG_SQUARE, until=until.time(1e4), measures=[measures.dip()], optimise=False
+    )
+    np.testing.assert_array_equal(runs.measures["dip_depth"], 0)
+    assert np.isnan(runs.measures["dip_time"]).all()
+
+
+def test_mass_needs_a_list_of_responses_and_a_dip_pairs():
+    for flow in (FLOW, fl.Flow(lambda y: (y**2).sum())):
+        with pytest.raises(ValueError, match=r"Argument `measures` must hold mass\(\) only"):
+            fl.sweep(flow, SQUARE[:3], until=until.time(1.0), measures=[measures.mass()])
+    with pytest.raises(ValueError, match="Argument `measures`"):
+        fl.sweep(flow, SQUARE[:3], until=until.time(1.0), measures=[measures.dip()])

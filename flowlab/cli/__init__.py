@@ -1,4 +1,4 @@
-"""The command `flowlab`: sweeps, what is in a store, losses, and the study of the paper.
+"""The command `flowlab`: sweeps, what is in a store, losses, displacement, the study of the paper.
 
 Nothing but the standard library and typer is imported before a command runs.
 """
@@ -209,6 +209,35 @@ def losses(
         report.print_loss(found[name], picture)
     if json is not None:
         report.write_json(found, json)
+
+
+@app.command(epilog=EXIT_CODES)
+def displacement(
+    loss: options.NamedLossesOption,
+    out: options.FolderOption,
+    beta: options.OneBetaOption = None,
+    set: options.SetOption = None,
+    rejected: options.RejectedOption = None,
+    time: options.HorizonOption = None,
+    margins: options.MarginsOption = None,
+    cells: options.CellsOption = None,
+) -> None:
+    """Map where the chosen log-probability of a pair falls, how far, and for how long.
+
+    Over the margin of the start and k_wl/k_ww, how strongly the rejected response moves the chosen
+    one. Writes displacement.png and .svg, table.txt and displacement.json to a folder.
+    """
+    report.check_folder(out)
+    losses, given = request.displaced(loss, beta, set), request.grid(rejected, margins, cells)
+    from flowlab import displacement as mapped
+
+    found: dict[str, mapped.Displacement] = {}
+    try:
+        for name, one in losses.items():
+            found[name] = mapped.displacement(one, time=time, progress=None, **given)
+    finally:
+        if found:
+            report.write_displacements(found, out)
 
 
 @app.command(epilog=EXIT_CODES)

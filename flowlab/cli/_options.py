@@ -91,6 +91,34 @@ LossesOption = Annotated[
     str | None,
     _option("Compare losses instead: names with commas between, or all.", metavar="NAME,NAME,..."),
 ]
+NamedLossesOption = Annotated[
+    list[str],
+    _option(
+        "Preference loss by name, any number of times; `flowlab losses` lists them.",
+        "--loss",
+        metavar="NAME",
+    ),
+]
+OneBetaOption = Annotated[
+    float | None, _option("Beta of the losses, their own if not given.", metavar="BETA")
+]
+RejectedOption = Annotated[
+    float | None,
+    _option("Ratio k_ll/k_ww, 1.5 if not given; k_wl/k_ww goes up to its root.", metavar="S"),
+]
+HorizonOption = Annotated[
+    float | None,
+    _option("Flow time to follow the lines for; chosen by the slopes of the loss if not given."),
+]
+MarginsOption = Annotated[
+    tuple[float, float] | None,
+    _option("Margins of the starts, nats; -20 20 if not given.", metavar="LOW HIGH"),
+]
+CellsOption = Annotated[
+    int | None,
+    _option("Margins, and values of k_wl/k_ww; 61 and 33 if not given.", min=2, metavar="N"),
+]
+FolderOption = Annotated[Path, _option("Folder to write.", metavar="DIR")]
 PolicyOption = Annotated[Policy, _option("Plane that the states lie in.")]
 DomainOption = Annotated[
     Domain | None, _option("Domain of the ratio plane; quadrant if not given.")
@@ -141,7 +169,8 @@ MeasureOption = Annotated[
     list[str] | None,
     _option(
         "Measure, any number of times: path_length, dwell=SPEED, slowest, margin_zero, "
-        "margin_at=MARGIN, change or rate_ratio, with the space after a colon (path_length:u).",
+        "margin_at=MARGIN, dip, change or rate_ratio, with the space after a colon "
+        "(path_length:u).",
         metavar="NAME",
     ),
 ]

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     import xarray
 
     from flowlab.cards import Card
+    from flowlab.displacement import Displacement
 
 # The dimensions of starts: a sweep's, and those of the maps of the study.
 _STARTS = {"start", "x_chosen", "x_rejected"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
+_DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 # What every sweep has; all else was measured.
 _ALWAYS = {"starts", "outcome", "time", "end_time", "end", "level_times", "saved", "steps"}
@@ -111,6 +113,39 @@ def write_json(found: "dict[str, Card]", path: Path) -> None:
     text = json.dumps(cards.to_json(found), indent=1, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     typer.echo(f"\njson: {path}")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder to write displacements to that is a file, or holds something else.
+
+    Raises:
+        ValueError: If it is one of these.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"Option --out must be a folder, but {folder} is a file.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / _DISPLACEMENT).is_file():
+        raise ValueError(
+            "Option --out must be a new folder, an empty one or one that this command wrote, but "
+            f"{folder} holds something else."
+        )
+
+
+def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
+    """Print the table of displacements; write it to a folder, with the maps and all numbers."""
+    from flowlab import displacement, plots
+
+    text = displacement.table(found)
+    typer.echo(text)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = displacement.to_json(found)
+    held = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    (folder / _DISPLACEMENT).write_text(held + "\n", encoding="utf-8")
+    (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
+    figure, _ = plots.displacements(found)
+    figure.savefig(folder / "displacement.png", dpi=200)
+    figure.set_layout_engine("none")  # what the first file was laid out to, the second keeps
+    figure.savefig(folder / "displacement.svg", dpi=200)
+    typer.echo(f"\ndisplacement: {folder}")
 
 
 def _losses(found: "dict[str, Card]", batches: Sequence[str]) -> str:

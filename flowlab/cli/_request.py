@@ -141,6 +141,46 @@ def losses(text: str, betas: Sequence[float] | None) -> "dict[str, AbstractLoss]
     return found
 
 
+def displaced(
+    names: Sequence[str], beta: float | None, texts: Sequence[str] | None
+) -> "dict[str, AbstractLoss]":
+    """The losses named, with a beta and, if it is only one, hyper-parameters of its own."""
+    refuse_unless(len(set(names)) == len(names), f"--loss must name each once, but is {names}")
+    alone = len(names) == 1
+    refuse_unless(alone or not texts, "--set must come with one --loss alone")
+    found: dict[str, AbstractLoss] = {}
+    for name in names:
+        parameters = loss_parameters(texts)
+        refuse_unless("beta" not in parameters, "--set must not name beta, which is --beta")
+        one = loss(name, parameters)
+        refuse_unless(not one.of_batch, f"--loss must name losses of one pair, but {name} is not")
+        if beta is not None:
+            refuse_unless(has_beta(one), f"--beta has no effect with --loss {name}, which has none")
+            one = loss(name, {**parameters, "beta": beta})
+        found[name] = one
+    return found
+
+
+def grid(
+    rejected: float | None, span: tuple[float, float] | None, cells: int | None
+) -> dict[str, Any]:
+    """Margins, ratios k_wl/k_ww and k_ll/k_ww, of what was asked for."""
+    from flowlab import displacement
+
+    share = displacement.REJECTED if rejected is None else rejected
+    positive = 0 < share < float("inf")
+    refuse_unless(positive, f"--rejected must be positive and finite, but is {share:g}")
+    low, high = displacement.MARGINS if span is None else span
+    between = float("-inf") < low < high < float("inf")
+    refuse_unless(between, f"--margins must be LOW HIGH, the lower first, but is {low:g} {high:g}")
+    many = {} if cells is None else {"count": cells}
+    return {
+        "margins": displacement.default_margins(low, high, **many),
+        "ratios": displacement.default_ratios(share, **many),
+        "rejected": share,
+    }
+
+
 def _policy(asked: dict[str, Any]) -> "AbstractPolicy":
     from flowlab import domains, policies
 
@@ -229,7 +269,8 @@ def measure(text: str) -> "AbstractMeasure":
 
     parts = re.fullmatch(r"(\w+)(?:=([^:]*))?(?::(\w+))?", text)
     name, value, space = parts.groups() if parts else (None, None, None)
-    known = ("path_length", "dwell", "slowest", "margin_zero", "margin_at", "change", "rate_ratio")
+    spaceless = ("margin_zero", "margin_at", "dip")
+    known = ("path_length", "dwell", "slowest", *spaceless, "change", "rate_ratio")
     refuse_unless(name in known, f"--measure must be one of {', '.join(known)}, but is {text!r}")
     assert name is not None
     refuse_unless(
@@ -238,7 +279,7 @@ def measure(text: str) -> "AbstractMeasure":
         f"another name, but is {text!r}",
     )
     refuse_unless(
-        space is None or name not in ("margin_zero", "margin_at"),
+        space is None or name not in spaceless,
         f"--measure must have no space for {name}, but is {text!r}",
     )
     levels = [] if value is None else _numbers("--measure", value)

@@ -145,15 +145,15 @@ def sweep(
             results.append(result)
             if audit > 0:
                 audits.append(_audited(varied, starts, result, audit, rtol, work, options))
-    kept = np.zeros(0) if save_at is None else np.asarray(save_at, dtype=float)
     return Runs(
         starts,
         **_stacked(results, values),
         over={n: np.asarray(v, dtype=float) for n, v in zip(names, values, strict=True)},
-        save_at=kept,
+        save_at=np.asarray([] if save_at is None else save_at, dtype=float),
         rtol=rtol,
         audit=_joined(audits) if audits else None,
         components=flow.components,
+        measure_axes={name: axis for m in measures for name, axis in m.axes.items()},
     )
 
 

@@ -3,7 +3,7 @@
 n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class Runs:
         rtol: Relative tolerance.
         audit: Deviation from tighter tolerances, if asked for.
         components: Names of the components of a state, where it is one array that has such.
+        measure_axes: What the extra axis of a measure is, `pair` or `response`, by name; that of
+            one not named is a state's.
     """
 
     starts: PyTree[Float[np.ndarray, "n ..."]]
@@ -77,6 +79,7 @@ class Runs:
     rtol: float
     audit: Audit | None = None
     components: tuple[str, ...] | None = None
+    measure_axes: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """What was run, and how it ended, on one line."""
@@ -94,7 +97,8 @@ class Runs:
         The components of the starts are coordinates, `x_chosen` and `x_rejected` on the ratio
         plane. Outcomes are the codes of `until.Outcome`, as in
         `dataset.where(dataset.outcome == until.Outcome.reached)`; their names stand in the
-        attributes of the variable.
+        attributes of the variable. Measures of each pair or response have a dimension `pair` or
+        `response`, counted from 0.
 
         Raises:
             ValueError: If the states are no plain arrays.
@@ -123,8 +127,12 @@ class Runs:
             variables["saved"] = ((*lead, "saved_time", *state), self.saved)
             coordinates["saved_time"] = self.save_at
         for name, values in self.measures.items():
-            extra = state if values.ndim > len(lead) else ()
+            extra: tuple[str, ...] = ()
+            if values.ndim > len(lead):
+                extra = (self.measure_axes[name],) if name in self.measure_axes else state
             variables[name] = ((*lead, *extra), values)
+            counted = (axis for axis in extra if axis not in state)
+            coordinates |= {axis: np.arange(values.shape[-1]) for axis in counted}
         attributes: dict[str, Any] = {"rtol": self.rtol}
         if self.audit is not None:
             attributes |= {f"audit_{k}": v for k, v in vars(self.audit).items()}

@@ -11,6 +11,7 @@ from flowlab.plots.canvas import (
     panels,
     shared_legend,
 )
+from flowlab.plots.displacement import displacement, displacements
 from flowlab.plots.fields import field, loss_surface
 from flowlab.plots.maps import changes, map_of
 from flowlab.plots.paths import lines, log_path, walls
@@ -21,6 +22,8 @@ __all__ = [
     "RATIOS",
     "changes",
     "comparison",
+    "displacement",
+    "displacements",
     "field",
     "lines",
     "log_path",

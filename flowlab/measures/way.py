@@ -1,13 +1,9 @@
-"""What is measured along a flow line.
+"""Measures of the way itself: its length, its slow parts, the margins it crosses, its ends.
 
-A measure gives any of: a smooth rate, integrated with the flow line as a further component of its
-state; a fold over the accepted steps, read from their interpolants; values at the end.
-
-d: components of a state; k: nodes of a step.
+k: nodes of a step.
 """
 
-from abc import abstractmethod
-from typing import Any, Literal
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -15,12 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from flowlab.flow import AbstractFlow, PreferenceFlow, norm
+from flowlab.flow import AbstractFlow, norm
+from flowlab.measures.base import (
+    AbstractMeasure,
+    Ends,
+    Nodes,
+    Space,
+    check_pair_space,
+    check_space,
+    check_space_of,
+    motion,
+    position,
+)
+from flowlab.measures.steps import at, first_root, lowest_place, time_below
 
 __all__ = [
-    "NODES",
-    "AbstractMeasure",
-    "Nodes",
     "change",
     "dwell",
     "margin_at",
@@ -29,88 +34,6 @@ __all__ = [
     "rate_ratio",
     "slowest",
 ]
-
-NODES = 7  # points of a step at which folds see the flow line, through which a sextic is laid
-_GRID = np.linspace(0.0, 1.0, NODES)
-_TO_COEFFICIENTS = np.linalg.inv(
-    np.vander(_GRID)
-)  # values at the nodes -> coefficients, highest first
-_FINE = np.linspace(0.0, 1.0, 4 * (NODES - 1) + 1)
-_NEWTON_STEPS = 6  # from a linear guess between nodes, more than enough for the polynomial
-
-Space = Literal["state", "x", "u", "probability"]
-
-
-class Nodes(eqx.Module):
-    """A step of one flow line, seen at equally spaced points of the independent variable.
-
-    Attributes:
-        time: Flow times, shape (k,).
-        state: States; every leaf has a leading axis of k.
-        velocity: Velocities along the flow line (walls included), shaped as `state`.
-    """
-
-    time: Float[Array, " k"]
-    state: PyTree[Float[Array, "k ..."]]
-    velocity: PyTree[Float[Array, "k ..."]]
-
-
-class AbstractMeasure(eqx.Module):
-    """Something measured along a flow line; the names of its results are its keys."""
-
-    @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The keys of the results."""
-
-    def check(self, flow: AbstractFlow) -> None:
-        """Raise a ValueError where the measure has no meaning for a flow."""
-        del flow
-
-    def rate(
-        self, flow: AbstractFlow, state: PyTree[Array], velocity: PyTree[Array]
-    ) -> Float[Array, ""] | None:
-        """The rate of change of what is integrated, per unit of flow time, or None."""
-        del flow, state, velocity
-        return None
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> PyTree[Array]:
-        """What the fold carries before the first step."""
-        del flow, state
-        return ()
-
-    def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
-        """What the fold carries after one more step."""
-        del flow, nodes
-        return carry
-
-    @abstractmethod
-    def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Any
-    ) -> dict[str, Array]:
-        """The results, from the integral of the rate, the carry, and the two `Ends`."""
-
-
-class Ends(eqx.Module):
-    """The two ends of a flow line.
-
-    Attributes:
-        start: State at the start.
-        start_velocity: Velocity there.
-        last: The last state that was integrated.
-        last_velocity: Velocity there.
-        end: State at the end: `last`, or a point of the boundary that has absorbed the line.
-        time: Flow time between start and end.
-        tail: Flow time between `last` and `end`.
-    """
-
-    start: PyTree[Array]
-    start_velocity: PyTree[Array]
-    last: PyTree[Array]
-    last_velocity: PyTree[Array]
-    end: PyTree[Array]
-    time: Float[Array, ""]
-    tail: Float[Array, ""]
 
 
 class _PathLength(AbstractMeasure):
@@ -121,12 +44,12 @@ class _PathLength(AbstractMeasure):
         return ("path_length" if self.of == "state" else f"path_length_{self.of}",)
 
     def check(self, flow: AbstractFlow) -> None:
-        _check_space(flow, self.of)
+        check_space_of(flow, self.of)
 
     def rate(
         self, flow: AbstractFlow, state: PyTree[Array], velocity: PyTree[Array]
     ) -> Float[Array, ""]:
-        return norm(_motion(flow, state, velocity, self.of))
+        return norm(motion(flow, state, velocity, self.of))
 
     def results(
         self,
@@ -150,7 +73,7 @@ class _Dwell(AbstractMeasure):
         return (f"dwell{suffix}", f"dwell_share{suffix}")
 
     def check(self, flow: AbstractFlow) -> None:
-        _check_space(flow, self.of)
+        check_space_of(flow, self.of)
 
     def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, ""]:
         del flow
@@ -158,7 +81,7 @@ class _Dwell(AbstractMeasure):
 
     def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
         threshold = jnp.log(jnp.asarray(self.below, nodes.time.dtype))
-        return carry + _time_below(_log_speeds(flow, nodes, self.of) - threshold, nodes.time)
+        return carry + time_below(_log_speeds(flow, nodes, self.of) - threshold, nodes.time)
 
     def results(
         self,
@@ -168,7 +91,7 @@ class _Dwell(AbstractMeasure):
         ends: Ends,
     ) -> dict[str, Array]:
         del integral
-        speed = norm(_motion(flow, ends.last, ends.last_velocity, self.of))
+        speed = norm(motion(flow, ends.last, ends.last_velocity, self.of))
         slow = speed < jnp.asarray(self.below, carry.dtype)
         spent = carry + jnp.where(slow, ends.tail, 0)
         share = jnp.where(ends.time > 0, spent / jnp.where(ends.time > 0, ends.time, 1), 0)
@@ -184,7 +107,7 @@ class _Slowest(AbstractMeasure):
         return (f"slowest_speed{suffix}", f"slowest_time{suffix}", f"slowest_state{suffix}")
 
     def check(self, flow: AbstractFlow) -> None:
-        _check_space(flow, self.of)
+        check_space_of(flow, self.of)
 
     def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> PyTree[Array]:
         del flow
@@ -193,9 +116,9 @@ class _Slowest(AbstractMeasure):
 
     def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
         log_speeds = _log_speeds(flow, nodes, self.of)
-        place = _lowest_place(log_speeds)
-        speed = jnp.exp(_at(log_speeds, place))
-        found = speed, _at(nodes.time, place), _at(nodes.state, place)
+        place = lowest_place(log_speeds)
+        speed = jnp.exp(at(log_speeds, place))
+        found = speed, at(nodes.time, place), at(nodes.state, place)
         return jax.tree.map(lambda new, old: jnp.where(speed < carry[0], new, old), found, carry)
 
     def results(
@@ -218,7 +141,7 @@ class _MarginAt(AbstractMeasure):
         return (f"margin_{self.label}_time", f"margin_{self.label}_state")
 
     def check(self, flow: AbstractFlow) -> None:
-        _check_space(flow, "u")
+        check_space_of(flow, "u")
 
     def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> PyTree[Array]:
         del flow
@@ -227,8 +150,8 @@ class _MarginAt(AbstractMeasure):
 
     def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
         margins = jax.vmap(lambda state: jnp.mean(flow.pairs(state).margin))(nodes.state)  # type: ignore[attr-defined]
-        crossed, place = _first_root(margins - jnp.asarray(self.level, margins.dtype))
-        found = _at(nodes.time, place), _at(nodes.state, place)
+        crossed, place = first_root(margins - jnp.asarray(self.level, margins.dtype))
+        found = at(nodes.time, place), at(nodes.state, place)
         new = crossed & jnp.isnan(carry[0])
         return jax.tree.map(lambda a, b: jnp.where(new, a, b), found, carry)
 
@@ -250,8 +173,12 @@ class _Change(AbstractMeasure):
     def names(self) -> tuple[str, ...]:
         return (f"change_chosen_{self.of}", f"change_rejected_{self.of}")
 
+    @property
+    def axes(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.names, "pair")
+
     def check(self, flow: AbstractFlow) -> None:
-        _check_space(flow, self.of)
+        check_space_of(flow, self.of)
 
     def results(
         self,
@@ -261,7 +188,7 @@ class _Change(AbstractMeasure):
         ends: Ends,
     ) -> dict[str, Array]:
         del integral, carry
-        before, after = (_place(flow, state, self.of) for state in (ends.start, ends.end))
+        before, after = (position(flow, state, self.of) for state in (ends.start, ends.end))
         return {name: after[i] - before[i] for i, name in enumerate(self.names)}
 
 
@@ -272,8 +199,12 @@ class _RateRatio(AbstractMeasure):
     def names(self) -> tuple[str, ...]:
         return tuple(f"rate_ratio_{self.of}_{when}" for when in ("start", "end", "total"))
 
+    @property
+    def axes(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.names, "pair")
+
     def check(self, flow: AbstractFlow) -> None:
-        _check_space(flow, self.of)
+        check_space_of(flow, self.of)
 
     def results(
         self,
@@ -283,10 +214,10 @@ class _RateRatio(AbstractMeasure):
         ends: Ends,
     ) -> dict[str, Array]:
         del integral, carry
-        total = _place(flow, ends.end, self.of) - _place(flow, ends.start, self.of)
+        total = position(flow, ends.end, self.of) - position(flow, ends.start, self.of)
         moves = (
-            _motion(flow, ends.start, ends.start_velocity, self.of),
-            _motion(flow, ends.last, ends.last_velocity, self.of),
+            motion(flow, ends.start, ends.start_velocity, self.of),
+            motion(flow, ends.last, ends.last_velocity, self.of),
             total,
         )
         ratios = [jnp.abs(move[0] / move[1]) for move in moves]
@@ -303,7 +234,7 @@ def path_length(of: Space = "state") -> AbstractMeasure:
     Accuracy: integrated with the flow line, to the same tolerance. A line that ends in the boundary
         is integrated to 1e-12 of its start, which is where its length in u, infinite, is cut off.
     """
-    return _PathLength(_space(of))
+    return _PathLength(check_space(of))
 
 
 def dwell(below: float, *, of: Space = "state") -> AbstractMeasure:
@@ -322,12 +253,12 @@ def dwell(below: float, *, of: Space = "state") -> AbstractMeasure:
     threshold = np.asarray(below, dtype=float)
     if threshold.ndim != 0 or not (np.isfinite(threshold) and threshold > 0):
         raise ValueError(f"Argument `below` must be a positive speed, but is {below!r}.")
-    return _Dwell(threshold, _space(of))
+    return _Dwell(threshold, check_space(of))
 
 
 def slowest(of: Space = "state") -> AbstractMeasure:
     """The slowest point: `slowest_speed`, `slowest_time`, `slowest_state`."""
-    return _Slowest(_space(of))
+    return _Slowest(check_space(of))
 
 
 def margin_zero() -> AbstractMeasure:
@@ -362,7 +293,7 @@ def change(of: Space = "x") -> AbstractMeasure:
     Args:
         of: Ratios x, log-ratios u, or probabilities.
     """
-    return _Change(_pair_space(of))
+    return _Change(check_pair_space(of))
 
 
 def rate_ratio(of: Space = "x") -> AbstractMeasure:
@@ -374,110 +305,12 @@ def rate_ratio(of: Space = "x") -> AbstractMeasure:
     Args:
         of: Rates of the ratios x, the log-ratios u, or the probabilities.
     """
-    return _RateRatio(_pair_space(of))
-
-
-def _space(of: str) -> Any:
-    if of not in ("state", "x", "u", "probability"):
-        raise ValueError(
-            f'Argument `of` must be "state", "x", "u" or "probability", but is {of!r}.'
-        )
-    return of
-
-
-def _pair_space(of: str) -> Any:
-    if _space(of) == "state":
-        raise ValueError('Argument `of` must be "x", "u" or "probability", but is "state".')
-    return of
-
-
-def _check_space(flow: AbstractFlow, of: Space) -> None:
-    if of != "state" and not isinstance(flow, PreferenceFlow):
-        raise ValueError(
-            "Argument `measures` must hold measures of the state alone for a flow without pairs, "
-            f"but one is of {of!r}."
-        )
-
-
-def _place(flow: Any, state: PyTree[Array], of: Space) -> PyTree[Array]:
-    if of == "state":
-        return state
-    pairs = flow.pairs(state)
-    logs = (
-        (pairs.chosen, pairs.rejected)
-        if of == "probability"
-        else (pairs.u_chosen, pairs.u_rejected)
-    )
-    place = jnp.stack(logs)
-    return place if of == "u" else jnp.exp(place)
-
-
-def _motion(
-    flow: AbstractFlow, state: PyTree[Array], velocity: PyTree[Array], of: Space
-) -> PyTree[Array]:
-    if of == "state":
-        return velocity
-    return jax.jvp(lambda y: _place(flow, y, of), (state,), (velocity,))[1]
+    return _RateRatio(check_pair_space(of))
 
 
 def _log_speeds(flow: AbstractFlow, nodes: Nodes, of: Space) -> Float[Array, " k"]:
     def log_speed(state: PyTree[Array], velocity: PyTree[Array]) -> Float[Array, ""]:
-        speed = norm(_motion(flow, state, velocity, of))
+        speed = norm(motion(flow, state, velocity, of))
         return jnp.log(jnp.maximum(speed, jnp.finfo(speed.dtype).tiny))
 
     return jax.vmap(log_speed)(nodes.state, nodes.velocity)
-
-
-def _coefficients(values: Float[Array, "k ..."]) -> Float[Array, "k ..."]:
-    return jnp.tensordot(jnp.asarray(_TO_COEFFICIENTS, values.dtype), values, axes=1)
-
-
-def _at(values: PyTree[Float[Array, "k ..."]], place: Float[Array, ""]) -> PyTree[Array]:
-    """The polynomial through values at the nodes, at a place in [0, 1]."""
-    powers = jnp.stack([place**power for power in range(NODES - 1, -1, -1)])
-    return jax.tree.map(lambda leaf: jnp.tensordot(powers, _coefficients(leaf), axes=1), values)
-
-
-def _roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
-    """The root of the polynomial in each interval between nodes; of use where the sign changes."""
-    coefficients = _coefficients(values)
-    left, right = (jnp.asarray(edge, values.dtype) for edge in (_GRID[:-1], _GRID[1:]))
-    rise = values[1:] - values[:-1]
-    place = left - values[:-1] / jnp.where(rise == 0, 1, rise) * (right - left)
-    derivative = jnp.polyder(coefficients)
-    for _ in range(_NEWTON_STEPS):
-        slope = jnp.polyval(derivative, place)
-        step = jnp.polyval(coefficients, place) / jnp.where(slope == 0, 1, slope)
-        place = jnp.clip(place - step, left, right)
-    return place
-
-
-def _time_below(values: Float[Array, " k"], time: Float[Array, " k"]) -> Float[Array, ""]:
-    """The time during which the polynomial through the values is negative."""
-    at_roots = jax.vmap(lambda place: _at(time, place))(_roots(values))
-    low = values < 0
-    falls, rises = low[1:] & ~low[:-1], low[:-1] & ~low[1:]
-    spent = jnp.where(low[:-1] & low[1:], time[1:] - time[:-1], 0)
-    spent = jnp.where(falls, time[1:] - at_roots, spent)
-    return jnp.sum(jnp.where(rises, at_roots - time[:-1], spent))
-
-
-def _lowest_place(values: Float[Array, " k"]) -> Float[Array, ""]:
-    """Where the polynomial through the values is lowest on [0, 1]."""
-    coefficients = _coefficients(values)
-    fine = jnp.asarray(_FINE, values.dtype)
-    place = fine[jnp.argmin(jnp.polyval(coefficients, fine))]
-    slope, bend = jnp.polyder(coefficients), jnp.polyder(coefficients, 2)
-    spacing = _FINE[1]
-    for _ in range(_NEWTON_STEPS):
-        curvature = jnp.polyval(bend, place)
-        step = jnp.polyval(slope, place) / jnp.where(curvature > 0, curvature, 1)
-        step = jnp.where(curvature > 0, jnp.clip(step, -spacing, spacing), 0)
-        place = jnp.clip(place - step, 0, 1)
-    return place
-
-
-def _first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """Whether the polynomial through the values changes sign, and where it first does."""
-    changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
-    return jnp.any(changes), _roots(values)[jnp.argmax(changes)]

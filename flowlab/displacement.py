@@ -1,0 +1,508 @@
+"""Displacement: where the chosen log-probability falls, how far and for how long.
+
+Why do my chosen log-probabilities fall? Because of the rejected ones, not of the loss alone. One
+step on a pair moves the log-probability of its chosen response by
+
+    u_w' = −(k_ww ∂L/∂u_w + k_wl ∂L/∂u_l),
+
+k_ww the squared length of the gradient of log π(y_w) by the parameters, and k_wl its inner product
+with that of log π(y_l). For a loss of the margin h = u_w − u_l, such as DPO, this is −L'(h)·(k_ww −
+k_wl): while the loss wants a larger margin, L' < 0, the chosen falls exactly where k_wl > k_ww. The
+two responses are then so alike, and the rejected one moves the model so much more easily (k_wl² ≤
+k_ww k_ll, so k_ll > k_ww), that pushing it down drags the chosen one along. DPO keeps its word all
+the same: the margin grows, since the rejected falls further. The probability goes to responses
+outside the pair; `measures.mass()` says which.
+
+For one pair on the ratio plane, the log-ratio plane, or under a softmax table this cannot happen:
+there k_wl ≤ k_ww everywhere. It takes shared parameters (features of chosen and rejected that
+overlap), or several pairs that share responses. Losses past their target, L' > 0, do the reverse:
+the chosen falls where k_wl < k_ww. Losses that are none of the margin have a boundary of their own
+at every point, k_wl/k_ww = r*, which `boundary` gives.
+
+So measure k_ww and k_wl on a batch: `rates(flow, state)` does it for any policy. Against the fall
+helps what lowers k_wl/k_ww (pairs that differ more), or a loss with a higher boundary (with SFT, or
+a weight on the chosen response, it lies above 1).
+
+n: starts; v: ratios k_wl/k_ww; p: pairs, none for a single one.
+
+Source: arXiv 2410.08847 for the inner products; the closed form is the gradient flow of one pair.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from flowlab import measures, until
+from flowlab.ensemble import sweep
+from flowlab.flow import AbstractFlow, PreferenceFlow, preference_flow
+from flowlab.losses import AbstractLoss
+from flowlab.policies import CoupledKernel, LogRatioPlane
+from flowlab.until import Outcome
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = [
+    "MARGINS",
+    "REJECTED",
+    "Displacement",
+    "Rates",
+    "boundary",
+    "default_margins",
+    "default_ratios",
+    "displacement",
+    "rates",
+    "table",
+    "to_json",
+]
+
+REJECTED = 1.5  # k_ll/k_ww unless given: ratios up to 1.22 are possible, past the boundary of DPO
+MARGINS = (-20.0, 20.0)  # nats, of the starts unless given
+_RATIOS = (-0.4, 1.2)
+_CELLS = (61, 33)  # margins, ratios: every 2/3 of a nat, every 0.05
+_ROUNDING = 64.0  # units in the last place that the parts of a rate lose
+_OFFSET = 1.0  # nats, of the pair, for losses that use one; as on a card
+_STEPS = 5000
+_BLOCK = 8  # starts that share a step: few, since lines that run into a kink or a pole hold up all
+_WHOLE = (Outcome.reached, Outcome.at_critical_point)  # lines of which everything is known
+_VALUES = (
+    *("rate", "dip_depth", "dip_time", "recovery_time"),
+    *("change_chosen", "change_margin", "end_time"),
+)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Why the chosen log-probability of each pair rises or falls at a state. All of shape (*p,).
+
+    chosen = from_chosen + from_rejected + from_others, for the free flow, before any wall.
+
+    Attributes:
+        chosen: u_w', nats per unit of flow time.
+        from_chosen: −k_ww ∂L/∂u_w, the part of the pair's own chosen response.
+        from_rejected: −k_wl ∂L/∂u_l, the part of its rejected response.
+        from_others: The part of all other pairs; 0 for a single pair.
+        k_ww: Squared length, in the metric, of the gradient of the chosen log-probability.
+        k_wl: Its inner product with that of the rejected.
+        k_ll: Squared length of the gradient of the rejected.
+        slope_chosen: ∂L/∂u_w, L the (weighted) mean over pairs.
+        slope_rejected: ∂L/∂u_l.
+    """
+
+    chosen: Float[np.ndarray, "*p"]
+    from_chosen: Float[np.ndarray, "*p"]
+    from_rejected: Float[np.ndarray, "*p"]
+    from_others: Float[np.ndarray, "*p"]
+    k_ww: Float[np.ndarray, "*p"]
+    k_wl: Float[np.ndarray, "*p"]
+    k_ll: Float[np.ndarray, "*p"]
+    slope_chosen: Float[np.ndarray, "*p"]
+    slope_rejected: Float[np.ndarray, "*p"]
+
+    @property
+    def falls(self) -> Bool[np.ndarray, "*p"]:
+        """Whether the chosen log-probability falls."""
+        return self.chosen < 0
+
+    @property
+    def boundary(self) -> Float[np.ndarray, "*p"]:
+        """r* = −(∂L/∂u_w)/(∂L/∂u_l): the k_wl/k_ww at which the pair alone leaves it in place."""
+        return _boundary(self.slope_chosen, self.slope_rejected)
+
+
+def rates(flow: AbstractFlow, state: PyTree[ArrayLike]) -> Rates:
+    """How fast the chosen log-probability of each pair moves at a state, and why.
+
+    Args:
+        flow: The flow of a preference loss under any policy.
+        state: One state.
+
+    Raises:
+        ValueError: If the flow has no pairs.
+    """
+    if not isinstance(flow, PreferenceFlow):
+        raise ValueError(
+            "Argument `flow` must be a flow of a preference loss, made by preference_flow, "
+            f"but is {flow!r}."
+        )
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), state)
+        kernel, slopes = jax.tree.map(np.asarray, _kernel_and_slopes(flow, wide))
+    pairs = slopes[0].shape
+    gradient = np.stack(slopes, axis=-1).reshape(-1, 2)
+    count = len(gradient)
+    kernel = kernel.reshape(count, 2, count, 2)
+    parts = -kernel[:, 0] * gradient
+    own = np.arange(count), np.arange(count)
+    total, mine = _total(*parts.reshape(count, -1).T), parts[own]
+    k_ww, k_wl = kernel[own[0], 0, own[1]].T
+    k_ll = kernel[own[0], 1, own[1], 1]
+    others = total - mine.sum(axis=1) if count > 1 else np.zeros(1)
+    found = (total, *mine.T, others, k_ww, k_wl, k_ll, *gradient.T)
+    return Rates(*(values.reshape(pairs) for values in found))
+
+
+def boundary(loss: AbstractLoss, starts: Float[npt.ArrayLike, "n 2"]) -> Float[np.ndarray, " n"]:
+    """The k_wl/k_ww at which a loss leaves the chosen log-probability of one pair where it is.
+
+    r* = −(∂L/∂u_w)/(∂L/∂u_l), 1 for every loss of the margin. Where the loss pushes the rejected
+    down, ∂L/∂u_l > 0, the chosen falls for larger ratios; where it pulls it up, for smaller ones.
+    Infinite where the rejected has no pull, NaN where neither has or the loss is not defined.
+
+    Args:
+        loss: A loss of one pair.
+        starts: (u_chosen, u_rejected), shape (n, 2), nats.
+
+    Raises:
+        ValueError: If `loss` is none of one pair, or the starts have another shape.
+    """
+    points = _checked_starts(starts)
+    flow = _flow(loss, CoupledKernel())
+    return _boundary(*_slopes(flow, points).T)
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """What becomes of the chosen log-probability of one pair, over starts and couplings.
+
+    What has no value is NaN: the times of what does not happen, and everything where a start has
+    no flow line. Where a line ends early (`ends_early`; `outcome` says why: the loss may not be
+    defined beyond), the values are those up to its end.
+
+    Attributes:
+        loss: The loss.
+        starts: (u_chosen, u_rejected), shape (n, 2), nats.
+        ratios: k_wl/k_ww, shape (v,).
+        rejected: k_ll/k_ww.
+        time: Flow time that every line is followed for, where k_ww is 1.
+        boundary: r* of every start, shape (n,); see `boundary`.
+        rate: u_w' at the start, nats per unit of flow time, shape (v, n).
+        dip_depth: How far the chosen log-probability falls below its start, nats, shape (v, n).
+        dip_time: Flow time of its lowest point, shape (v, n).
+        recovery_time: Flow time at which it is back, shape (v, n); NaN where it is not by `time`.
+        change_chosen: Its change by the end, nats, shape (v, n).
+        change_margin: The change of the margin by the end, shape (v, n).
+        end_time: Flow time at which the line ends, shape (v, n); `time` unless it ends early.
+        outcome: A code of `until.Outcome`, shape (v, n).
+    """
+
+    loss: AbstractLoss
+    starts: Float[np.ndarray, "n 2"]
+    ratios: Float[np.ndarray, " v"]
+    rejected: float
+    time: float
+    boundary: Float[np.ndarray, " n"]
+    rate: Float[np.ndarray, "v n"]
+    dip_depth: Float[np.ndarray, "v n"]
+    dip_time: Float[np.ndarray, "v n"]
+    recovery_time: Float[np.ndarray, "v n"]
+    change_chosen: Float[np.ndarray, "v n"]
+    change_margin: Float[np.ndarray, "v n"]
+    end_time: Float[np.ndarray, "v n"]
+    outcome: Int[np.ndarray, "v n"]
+
+    @property
+    def margins(self) -> Float[np.ndarray, " n"]:
+        """The margin u_chosen − u_rejected of every start, nats."""
+        return self.starts[:, 0] - self.starts[:, 1]
+
+    @property
+    def known(self) -> Bool[np.ndarray, "v n"]:
+        """Which starts have a flow line."""
+        return np.isfinite(self.dip_depth)
+
+    @property
+    def ends_early(self) -> Bool[np.ndarray, "v n"]:
+        """Which lines end neither at `time` nor, being at rest, at their start."""
+        return self.known & ~np.isin(self.outcome, _WHOLE)
+
+    @property
+    def shares(self) -> dict[str, Float[np.ndarray, " v"]]:
+        """For each ratio, of which part of the starts with a line the chosen response falls.
+
+        `falls_at_start`: the rate at the start is negative. `falls`: the depth is positive; a fall
+        within rounding is none. `recovers`: it is back at its start by the end.
+        """
+        count = np.where(self.known.any(axis=1), self.known.sum(axis=1), np.nan)
+        held = {
+            "falls_at_start": self.rate < 0,
+            "falls": self.dip_depth > 0,
+            "recovers": np.isfinite(self.recovery_time),
+        }
+        return {name: (mask & self.known).sum(axis=1) / count for name, mask in held.items()}
+
+    def counts(self) -> dict[str, int]:
+        """How many lines had each outcome, by name; outcomes that did not occur are left out."""
+        codes, numbers = np.unique(self.outcome, return_counts=True)
+        return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Everything as an xarray Dataset with the dimensions `ratio` and `start`."""
+        import xarray
+
+        variables: dict[str, Any] = {
+            name: (("ratio", "start"), getattr(self, name)) for name in (*_VALUES, "outcome")
+        }
+        variables["boundary"] = ("start", self.boundary)
+        coordinates = {
+            "ratio": self.ratios,
+            "u_chosen": ("start", self.starts[:, 0]),
+            "u_rejected": ("start", self.starts[:, 1]),
+            "margin": ("start", self.margins),
+        }
+        told = {"loss": repr(self.loss), "rejected": self.rejected, "time": self.time}
+        return xarray.Dataset(variables, coordinates, told)
+
+
+def displacement(
+    loss: AbstractLoss,
+    *,
+    ratios: Sequence[float] | Float[np.ndarray, " v"] | None = None,
+    margins: Sequence[float] | Float[np.ndarray, " n"] | None = None,
+    starts: Float[npt.ArrayLike, "n 2"] | None = None,
+    rejected: float = REJECTED,
+    time: float | None = None,
+    rtol: float = 1e-6,
+    progress: bool | None = False,
+) -> Displacement:
+    """Map how the chosen log-probability of one pair falls, over starts and the coupling.
+
+    The flow of the loss on the log-ratio plane under K = [[1, r], [r, s]], r = k_wl/k_ww and s =
+    k_ll/k_ww, is followed from every start, for every r. A kernel with another k_ww has the same
+    lines in 1/k_ww of the time. References of −20 nats and lengths of 20 tokens, as on a card.
+
+    Args:
+        loss: A loss of one pair, any.
+        ratios: Values of r, increasing, each with r² at most s; None for `default_ratios`.
+        margins: Margins h of the starts, nats, which are then (h/2, −h/2); None for
+            `default_margins`.
+        starts: Starts (u_chosen, u_rejected) of your own in place of margins, shape (n, 2), nats.
+        rejected: s, positive.
+        time: Flow time to follow the lines for. None for the time in which a log-ratio that moves
+            at the median slope of the loss over the starts goes from the smallest margin to the
+            largest: 40 nats over 0.05 a time, 800, for DPO with β = 0.1. This scales with the loss,
+            so that the maps of losses with other units of time can be compared.
+        rtol: Relative tolerance.
+        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+
+    Raises:
+        ValueError: If `loss` is none of one pair, ratios, margins or starts are not as above or
+            both of the last two are given, or the loss is flat at every start and `time` is None.
+
+    Accuracy: `rtol` per step.
+    """
+    points = _starts(margins, starts)
+    share = _checked_positive("rejected", rejected)
+    couplings = _checked_ratios(default_ratios(share) if ratios is None else ratios, share)
+    flow = _flow(loss, CoupledKernel(couplings[0], share))
+    slopes = _slopes(flow, points)
+    duration = _horizon(slopes, points) if time is None else _checked_positive("time", time)
+    runs = sweep(
+        flow,
+        points,
+        until=until.time(duration),
+        over={"ratio": couplings.tolist()},
+        measures=[measures.dip(), measures.change("u")],
+        rtol=rtol,
+        max_steps=_STEPS,
+        block_size=_BLOCK,
+        optimise=False,
+        progress=progress,
+    )
+    held = dict(runs.measures)
+    held["change_chosen"] = held.pop("change_chosen_u")
+    held["change_margin"] = held["change_chosen"] - held.pop("change_rejected_u")
+    return Displacement(
+        loss=loss,
+        starts=points,
+        ratios=couplings,
+        rejected=share,
+        time=duration,
+        boundary=_boundary(*slopes.T),
+        rate=_total(-slopes[:, 0], -couplings[:, None] * slopes[:, 1]),
+        end_time=runs.end_time,
+        outcome=runs.outcome,
+        **held,
+    )
+
+
+def default_margins(
+    low: float = MARGINS[0], high: float = MARGINS[1], count: int = _CELLS[0]
+) -> Float[np.ndarray, " n"]:
+    """Margins at equal distances, nats; 61 from −20 to 20 unless given."""
+    return np.linspace(low, high, count)
+
+
+def default_ratios(rejected: float = REJECTED, count: int = _CELLS[1]) -> Float[np.ndarray, " v"]:
+    """Ratios k_wl/k_ww at equal distances: 33 from −0.4 to 1.2, or the part that s allows."""
+    largest = np.sqrt(rejected)
+    return np.linspace(max(_RATIOS[0], -largest), min(_RATIOS[1], largest), count)
+
+
+def table(found: Mapping[str, Displacement]) -> str:
+    """Displacements by name as plain text: a line for each, and a row for each of their ratios."""
+    told = [f"{name}: {_told(one)}" for name, one in found.items()]
+    header = ("loss", "k_wl/k_ww", "falls at once", "falls", "recovers", "deepest", "median dip")
+    header += ("latest dip", "chosen at the end", "ends early", "no line")
+    rows = [header, *(row for name, one in found.items() for row in _rows(name, one))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip()
+        for r in rows
+    ]
+    notes = (
+        "Shares are of the starts with a flow line. Dips in nats; times in flow time where k_ww is "
+        "1. Median dip: of the starts that fall. Chosen at the end: median change, nats.\n"
+        "Ends early: lines that stop before their time, in a place where the loss is not defined "
+        "or has a kink to slide on; their values are those up to there."
+    )
+    return "\n".join([*told, "", *lines, "", notes])
+
+
+def to_json(found: Mapping[str, Displacement]) -> list[dict[str, Any]]:
+    """Displacements as JSON-ready dictionaries, None for what has no value; arrays as (v, n)."""
+    return [{"name": name, **_record(one)} for name, one in found.items()]
+
+
+def _record(one: Displacement) -> dict[str, Any]:
+    names = ("starts", "margins", "ratios", "rejected", "time", "boundary", *_VALUES)
+    record = {"loss": repr(one.loss), **{name: _jsonable(getattr(one, name)) for name in names}}
+    record["outcome"] = [[Outcome(code).name for code in row] for row in one.outcome]
+    return record | {"shares": {name: _jsonable(values) for name, values in one.shares.items()}}
+
+
+def _jsonable(values: ArrayLike) -> Any:
+    array = np.asarray(values, dtype=float)
+    if array.ndim:
+        return [_jsonable(part) for part in array]
+    return float(array) if np.isfinite(array) else None
+
+
+def _told(one: Displacement) -> str:
+    ends = ", ".join(f"{number} {name}" for name, number in one.counts().items())
+    known = one.boundary[~np.isnan(one.boundary)]
+    where = "has none" if not known.size else f"{known.min():.4g} to {known.max():.4g}"
+    return (
+        f"{one.loss!r}, {len(one.starts)} starts with margins {one.margins.min():.4g} to "
+        f"{one.margins.max():.4g}, k_ll/k_ww {one.rejected:.4g}, flow time {one.time:.4g}; "
+        f"boundary r* {where}; lines: {ends}"
+    )
+
+
+def _rows(name: str, one: Displacement) -> list[tuple[str, ...]]:
+    found = []
+    for place, ratio in enumerate(one.ratios):
+        depth, known = one.dip_depth[place], one.known[place]
+        falls = depth > 0
+        shares = [f"{values[place]:.1%}" if known.any() else "—" for values in one.shares.values()]
+        dips = [_cell(depth[falls], np.max), _cell(depth[falls], np.median)]
+        latest = _cell(one.dip_time[place][falls], np.max)
+        change = _cell(one.change_chosen[place][known], np.median)
+        missing = (str(int(np.sum(mask[place]))) for mask in (one.ends_early, ~one.known))
+        found.append((name, f"{ratio:.4g}", *shares, *dips, latest, change, *missing))
+    return found
+
+
+def _cell(values: np.ndarray, of: Any) -> str:
+    return f"{of(values):.4g}" if values.size else "—"
+
+
+def _boundary(slope_chosen: np.ndarray, slope_rejected: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -slope_chosen / slope_rejected
+
+
+def _total(*parts: np.ndarray) -> np.ndarray:
+    """The sum of the parts of a rate; 0 where it is within the rounding of its parts."""
+    total, size = sum(parts), sum(map(np.abs, parts))
+    return np.where(np.abs(total) <= _ROUNDING * np.finfo(float).eps * size, 0.0, total)
+
+
+@eqx.filter_jit
+def _kernel_and_slopes(flow: PreferenceFlow, state: PyTree[Array]) -> tuple[Array, Any]:
+    """The kernel of a policy at a state, and ∂L/∂u of chosen and rejected of each pair."""
+    pairs = flow.pairs(state)
+
+    def value(chosen: Array, rejected: Array) -> Array:
+        moved = eqx.tree_at(lambda p: (p.chosen, p.rejected), pairs, (chosen, rejected))
+        return flow.loss.mean(moved, flow.weights)
+
+    slopes = jax.grad(value, argnums=(0, 1))(pairs.chosen, pairs.rejected)
+    return flow.policy.kernel(state), slopes
+
+
+@eqx.filter_jit
+def _gradients(flow: PreferenceFlow, points: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
+    return jax.vmap(flow.gradient)(points)
+
+
+def _slopes(flow: PreferenceFlow, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    with jax.enable_x64(True):
+        return np.asarray(_gradients(flow, jnp.asarray(points)))
+
+
+def _flow(loss: Any, kernel: CoupledKernel) -> PreferenceFlow:
+    return preference_flow(loss, LogRatioPlane(kernel, offset=_OFFSET))
+
+
+def _horizon(slopes: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"]) -> float:
+    """The time that a log-ratio takes at the median slope across the range of the margins."""
+    sizes = np.max(np.abs(slopes), axis=1)
+    steep = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if not steep.size:
+        raise ValueError(
+            "Argument `time` must be given for a loss that is flat or not defined at every start."
+        )
+    margins = points[:, 0] - points[:, 1]
+    width = float(np.ptp(margins)) or MARGINS[1] - MARGINS[0]
+    return width / float(np.median(steep))
+
+
+def _starts(margins: Any, starts: Any) -> Float[np.ndarray, "n 2"]:
+    if starts is not None and margins is not None:
+        raise ValueError("Argument `margins` must be None where `starts` are given, but is not.")
+    if starts is not None:
+        return _checked_starts(starts)
+    held = np.asarray(default_margins() if margins is None else margins, dtype=float)
+    if held.ndim != 1 or held.size == 0 or not np.all(np.isfinite(held)):
+        raise ValueError(f"Argument `margins` must hold finite numbers, but is {margins!r}.")
+    return np.stack([held / 2, -held / 2], axis=1)
+
+
+def _checked_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "n 2"]:
+    points = np.asarray(starts, dtype=float)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+        raise ValueError(f"Argument `starts` must have shape (n, 2), but has {points.shape}.")
+    if not np.all(np.isfinite(points)):
+        raise ValueError("Argument `starts` must be finite, but is not.")
+    return points
+
+
+def _checked_ratios(ratios: Any, rejected: float) -> Float[np.ndarray, " v"]:
+    held = np.asarray(ratios, dtype=float)
+    if held.ndim != 1 or held.size == 0 or not np.all(np.isfinite(held)):
+        raise ValueError(f"Argument `ratios` must hold finite numbers, but is {ratios!r}.")
+    if np.any(np.diff(held) <= 0):
+        raise ValueError(f"Argument `ratios` must increase, but is {held.tolist()}.")
+    largest = float(np.max(np.abs(held)))
+    if largest**2 > rejected * (1 + 1e-6):
+        raise ValueError(
+            "Argument `ratios` must be at most the square root of `rejected` in size, for the "
+            f"kernel to be positive semidefinite, but holds {largest:g} where that is "
+            f"{np.sqrt(rejected):.4g}."
+        )
+    return held
+
+
+def _checked_positive(name: str, value: Any) -> float:
+    number = np.asarray(value, dtype=float)
+    if number.ndim != 0 or not (np.isfinite(number) and number > 0):
+        raise ValueError(f"Argument `{name}` must be a positive number, but is {value!r}.")
+    return float(number)

@@ -1,0 +1,34 @@
+"""What is measured along a flow line.
+
+A measure gives any of: a smooth rate, integrated with the flow line as a further component of its
+state; a fold over the accepted steps, read from their interpolants; values at the end.
+"""
+
+from flowlab.measures.base import AbstractMeasure, Ends, Nodes
+from flowlab.measures.displaced import dip, mass
+from flowlab.measures.steps import NODES
+from flowlab.measures.way import (
+    change,
+    dwell,
+    margin_at,
+    margin_zero,
+    path_length,
+    rate_ratio,
+    slowest,
+)
+
+__all__ = [
+    "NODES",
+    "AbstractMeasure",
+    "Ends",
+    "Nodes",
+    "change",
+    "dip",
+    "dwell",
+    "margin_at",
+    "margin_zero",
+    "mass",
+    "path_length",
+    "rate_ratio",
+    "slowest",
+]

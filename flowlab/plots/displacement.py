@@ -1,0 +1,206 @@
+"""Maps of displacement: where, and how far, the chosen log-probability falls.
+
+n: starts; v: ratios k_wl/k_ww.
+"""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.figure import Figure
+
+from flowlab.displacement import Displacement
+from flowlab.plots.canvas import name_axes, panels, shared_legend
+from flowlab.until import Outcome
+
+__all__ = ["displacement", "displacements"]
+
+_SHALLOWEST = 0.01  # nats: the colour of all dips up to here
+_DEEPEST = 10.0  # nats: the end of the colours, unless dips are deeper
+_STILL = "#dde8f1"
+_NO_LINE = "0.75"
+_BOUNDARY = "#0072b2"
+_TITLE = 52  # letters on a line
+_NAMES = (
+    "margin of the start, $h = u_w - u_l$ (nats)",
+    r"coupling of rejected to chosen, $k_{wl}/k_{ww}$",
+)
+_EARLY = {
+    Outcome.non_finite: "line ends where the loss\nis no longer defined",
+    Outcome.step_limit: "line ends at a kink, along\nwhich the flow would slide",
+}
+
+
+def displacement(
+    found: Displacement,
+    *,
+    limit: float | None = None,
+    color_bar: bool = True,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """How far the chosen log-probability falls, over the margin of the start and the coupling.
+
+    The colour is the depth of the dip on a logarithmic scale; where it is light, nothing falls.
+    Hatched are starts from which it has recovered by the end, and those whose line ends early.
+    Drawn over it are k_wl = k_ww, the boundary of every loss of the margin, and that of this loss,
+    r*: on it the chosen response does not move at the start.
+
+    Args:
+        found: What `displacement.displacement` gives.
+        limit: Depth at the end of the colours, nats; None for 10, or the deepest dip beyond it.
+        color_bar: Whether to add a colour bar.
+        legend: Whether to write a legend to the right of the Axes.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If the margins of the starts do not increase, or there are fewer than two starts
+            or ratios.
+    """
+    _check_grid(found)
+    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    edges = _edges(found.margins), _edges(found.ratios)
+    falls = found.dip_depth > 0
+    # The lightest colours of the map would pass for those of starts from which nothing falls.
+    colors = ListedColormap(colormaps["inferno_r"](np.linspace(0.12, 1, 256)))
+    deepest = _deepest(found) if limit is None else limit
+    image = ax.pcolormesh(
+        *edges,
+        np.where(falls, found.dip_depth, np.nan),
+        cmap=colors,
+        norm=LogNorm(_SHALLOWEST, deepest),
+        zorder=0.5,
+        rasterized=True,
+    )
+    still = found.known & ~falls
+    _shade(ax, edges, still, "never below its start", face=_STILL)
+    _shade(ax, edges, ~found.known, "no flow line: the loss\nis not defined", face=_NO_LINE)
+    recovers = np.isfinite(found.recovery_time)
+    _shade(ax, edges, recovers, "falls, and recovers", hatch="////", edge="0.25")
+    for code in np.unique(found.outcome[found.ends_early]):
+        label = _EARLY.get(code, f"line ends early:\n{Outcome(code).name}")
+        hatch = "...." if code == Outcome.step_limit else "xx"
+        _shade(
+            ax, edges, found.ends_early & (found.outcome == code), label, hatch=hatch, edge="0.5"
+        )
+    _boundaries(ax, found)
+    ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
+    name_axes(ax, _NAMES)
+    ax.set_title(_title(found), fontsize="medium")
+    if color_bar:
+        label = "depth of the dip of the chosen log-probability (nats)"
+        ax.figure.colorbar(image, ax=ax, label=label, extend="both")
+    if legend:
+        place: dict[str, Any] = dict(loc="outside right upper", frameon=False, fontsize="small")
+        ax.figure.legend(*ax.get_legend_handles_labels(), **place)
+    return ax
+
+
+def displacements(
+    found: Mapping[str, Displacement], *, columns: int = 3
+) -> tuple[Figure, list[Axes]]:
+    """Maps of displacement side by side, in the same colours and under one legend.
+
+    Args:
+        found: Displacements by the names to write above them.
+        columns: Maps in a row.
+
+    Returns:
+        The Figure, and one Axes for each map.
+
+    Raises:
+        ValueError: If there is no displacement, `columns` is below 1, or one cannot be drawn.
+    """
+    if not found:
+        raise ValueError("Argument `found` must hold at least one displacement, but is empty.")
+    if columns < 1:
+        raise ValueError(f"Argument `columns` must be at least 1, but is {columns!r}.")
+    columns = min(columns, len(found))
+    rows = -(-len(found) // columns)
+    figure, axes = panels(rows, columns, size=(4.3, 4.2))
+    limit = max(_deepest(one) for one in found.values())
+    drawn = axes[: len(found)]
+    for place, ((name, one), ax) in enumerate(zip(found.items(), drawn, strict=True)):
+        displacement(one, limit=limit, color_bar=False, legend=False, ax=ax)
+        ax.set_title(f"{name}\n{_title(one)}", fontsize="small")
+        ax.set_xlabel(_NAMES[0] if place + columns >= len(drawn) else "")
+        ax.set_ylabel(_NAMES[1] if place % columns == 0 else "")
+    for spare in axes[len(found) :]:
+        spare.remove()
+    label = "depth of the dip of the chosen\nlog-probability (nats)"
+    figure.colorbar(drawn[0].collections[0], ax=drawn, label=label, extend="both", shrink=0.7)
+    shared_legend(drawn, columns=max(2, columns))
+    return figure, drawn
+
+
+def _boundaries(ax: Axes, found: Displacement) -> None:
+    """The line k_wl = k_ww, and where the chosen response does not move at the start."""
+    style: dict[str, Any] = dict(color="black", linestyle=(0, (5, 3)), linewidth=1.1, zorder=3)
+    ax.axhline(1.0, label="$k_{wl} = k_{ww}$", **style)
+    shown = np.isfinite(found.boundary)
+    # Beyond the axes the boundary is cut off, so that poles of it make no line across them.
+    low, high = found.ratios[[0, -1]]
+    margin = high - low
+    inside = shown & (found.boundary > low - margin) & (found.boundary < high + margin)
+    line = np.where(inside, found.boundary, np.nan)
+    if np.any(inside & (found.boundary >= low) & (found.boundary <= high)):
+        label = "$r^*$: on it, the chosen is\nat rest at the start"
+        ax.plot(found.margins, line, color=_BOUNDARY, linewidth=2.2, zorder=2.9, label=label)
+        return
+    known = found.boundary[~np.isnan(found.boundary)]
+    ends = f": {known.min():.3g} to {known.max():.3g}" if known.size else ""
+    place: dict[str, Any] = dict(transform=ax.transAxes, ha="left", va="bottom", fontsize="small")
+    place["bbox"] = dict(facecolor="white", edgecolor="none", alpha=0.9, pad=2)
+    ax.text(0.02, 0.02, f"$r^*$ outside of the axes{ends}", color=_BOUNDARY, zorder=4, **place)
+
+
+def _shade(
+    ax: Axes,
+    edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
+    mask: Bool[np.ndarray, "v n"],
+    label: str,
+    *,
+    face: str = "none",
+    hatch: str | None = None,
+    edge: str = "none",
+) -> None:
+    """The cells of a mask, in one colour or pattern, and what that means."""
+    if not mask.any():
+        return
+    # Twice as many points as cells, so that an area ends where its cells do.
+    axes = [np.sort(np.concatenate([e[:-1] + 1e-9, e[1:] - 1e-9])) for e in edges]
+    cells = np.repeat(np.repeat(mask, 2, axis=0), 2, axis=1).astype(float)
+    drawn = ax.contourf(*axes, cells, levels=[0.5, 1.5], colors=[face], hatches=[hatch], zorder=0.6)
+    drawn.set(edgecolor=edge, linewidth=0)
+    nothing = np.full(3, np.nan)
+    ax.fill(nothing, nothing, facecolor=face, hatch=hatch, edgecolor=edge, lw=0, label=label)
+
+
+def _deepest(found: Displacement) -> float:
+    return max(_DEEPEST, float(np.nanmax(found.dip_depth, initial=0.0)))
+
+
+def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """The edges of cells around values, halfway between neighbours."""
+    middle = (values[1:] + values[:-1]) / 2
+    return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+
+
+def _title(found: Displacement) -> str:
+    told = textwrap.fill(repr(found.loss), _TITLE)
+    return f"{told}\nflow time {found.time:.4g}, $k_{{ll}}/k_{{ww}}$ = {found.rejected:g}"
+
+
+def _check_grid(found: Displacement) -> None:
+    if len(found.starts) < 2 or len(found.ratios) < 2:
+        raise ValueError(
+            "Argument `found` must have at least two starts and two ratios to be drawn, but has "
+            f"{len(found.starts)} and {len(found.ratios)}."
+        )
+    if np.any(np.diff(found.margins) <= 0):
+        raise ValueError("Argument `found` must have starts of increasing margins to be drawn.")

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -18,8 +17,6 @@ import flowlab as fl
 from flowlab import logs, plots, until
 from flowlab.domains import Box, Quadrant, Simplex
 from flowlab.plots.canvas import names_for
-from flowlab.study import figures
-from flowlab.study.data import Settings, collect
 
 LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
 FLOW = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
@@ -284,21 +281,3 @@ def test_a_field_of_something_else_is_refused():
         plots.field(FLOW, arrows=1)
     with pytest.raises(ValueError, match=r"`x` must be \(lower, upper\)"):
         plots.field(FLOW, x=(1, 0))
-
-
-@pytest.mark.slow
-def test_the_study_draws_every_figure_with_a_caption(tmp_path: Path):
-    settings = Settings(betas=(0.2, 0.5), map_cells=12, claim_cells=12, quick=True)
-    data = collect(settings, logs.read(LOG, beta=0.1), False)
-    told: list[str] = []
-    drawn = figures.draw(data, tmp_path / "figures", told.append)
-    assert told == [figure.name for figure in drawn]
-    assert len(drawn) == 9
-    for figure in drawn:
-        assert figure.png.read_bytes().startswith(b"\x89PNG")
-        assert b"<svg" in figure.svg.read_bytes()
-        assert figure.svg.stat().st_size < 1_000_000
-        assert "nan" not in figure.caption
-        assert figure.caption.endswith(".")
-    without = figures.draw(replace(data, log=None), tmp_path / "figures", told.append)
-    assert [figure.name for figure in without] == [figure.name for figure in drawn[:-1]]

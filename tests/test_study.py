@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from flowlab import exact, logs, study
 from flowlab.cli import app
-from flowlab.study import report
+from flowlab.study import Claim, Verdict, figures, report, words
+from flowlab.study.data import ResponseLine
 
 LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
 
@@ -22,7 +24,11 @@ def result(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_QUICK", {"map_cells": 32, "claim_cells": 16, "quick": True})
         return study.run(
-            folder / "out", betas=[0.3], quick=True, log=logs.read(LOG, beta=0.1), progress=False
+            folder / "out",
+            betas=[0.3, 0.5],
+            quick=True,
+            log=logs.read(LOG, beta=0.1),
+            progress=False,
         )
 
 
@@ -32,7 +38,7 @@ def test_the_folder_holds_what_was_promised(result):
     assert names == {"report.html", "claims.json", "figures", "sweep.zarr"}
     figures = sorted(path.name for path in (result.folder / "figures").iterdir())
     assert {Path(name).suffix for name in figures} == {".png", ".svg"}
-    assert len(figures) == 18
+    assert len(figures) == 20
     assert "training_run.png" in figures
 
 
@@ -42,7 +48,7 @@ def test_the_report_needs_nothing_but_itself(result):
     sources = re.findall(r"(?:src|href)='([^']*)'", page)
     assert sources
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
-    assert page.count("<figure") == 9
+    assert page.count("<figure") == 10
     for claim in result.claims:
         assert f"id='{claim.id}'" in page
     assert "only the path can be compared" in page
@@ -52,18 +58,51 @@ def test_the_report_needs_nothing_but_itself(result):
 def test_the_claims_file_has_the_promised_shape(result):
     claims = json.loads((result.folder / "claims.json").read_text(encoding="utf-8"))
     assert [claim["id"] for claim in claims] == [f"C{i}" for i in range(1, 18)]
-    allowed = {"holds", "holds_in_part", "fails", "not_applicable", "not_yet"}
+    allowed = {"holds", "holds_in_part", "fails", "not_applicable"}
     for claim in claims:
         assert {"statement", "where", "verdicts"} <= set(claim)
+        assert list(claim["verdicts"]) == [geometry.name for geometry in study.GEOMETRIES]
         for verdict in claim["verdicts"].values():
             assert set(verdict) == {"verdict", "evidence", "threshold"}
             assert verdict["verdict"] in allowed
 
 
 @pytest.mark.slow
+def test_the_report_has_a_cell_for_every_claim_in_every_geometry(result):
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    table = page[page.index("class='verdicts'") : page.index("id='coordinates'")]
+    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    assert len(rows) == 19
+    assert all(row.count("<td class='verdict") == 11 for row in rows[1:])
+    assert rows[0].count("<th class='upright' title=") == 11
+    free = result.claims[2].verdicts["ratio_plane"]
+    assert f"<small>{words.shares(free)}</small>" in rows[3]
+    falls = re.findall(r"<td class='verdict'>([^<]*)</td>", rows[-1])
+    assert falls[:5] == ["0"] * 5
+    assert falls[6:10] == ["0", "0", "0", "1"]
+
+
+@pytest.mark.slow
+def test_every_figure_is_drawn_with_a_caption(result):
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    assert len(captions) == 10
+    for caption in captions:
+        assert "nan" not in caption
+        assert caption.endswith(".")
+    for path in (result.folder / "figures").iterdir():
+        start = path.read_bytes()[:2000]
+        assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<svg" in start
+        assert path.stat().st_size < 1_000_000
+    named = [name for name, _ in figures._sheets(replace(result.data, log=None))]
+    assert "training_run" not in named
+    assert len(named) == 9
+
+
+@pytest.mark.slow
 def test_the_store_opens_with_xarray_and_holds_the_right_times(result):
     dataset = xarray.open_zarr(result.folder / "sweep.zarr")
-    assert dict(dataset["time"].sizes) == {"beta": 1, "x_chosen": 32, "x_rejected": 32}
+    assert dict(dataset["time"].sizes) == {"beta": 2, "x_chosen": 32, "x_rejected": 32}
     place = dict(beta=0, x_chosen=3, x_rejected=20)
     start = np.array([float(dataset["x_chosen"][3]), float(dataset["x_rejected"][20])])
     wanted = exact.ratio_plane_time(start, 0.3, level=0.1)
@@ -85,7 +124,7 @@ def test_the_command_shows_and_draws_the_store(result, tmp_path):
 def test_the_summary_shows_every_beta_and_every_claim(result):
     text = result.summary()
     assert "0.3" in text
-    assert all(f"C{i} " in text for i in range(1, 18))
+    assert all(f"C{i}" in text.split() for i in range(1, 18))
     assert result.accuracy[0.3][1] < 1e-5
 
 
@@ -99,3 +138,110 @@ def test_bad_betas_and_folders_are_refused(tmp_path):
         study.run(taken)
     with pytest.raises(ValueError, match="holds something else"):
         study.run(tmp_path)
+
+
+STEADY = ResponseLine(0.1, np.array([0.0, 1.0]), np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]]))
+DIPPING = ResponseLine(
+    0.1, np.array([0.0, 1.0, 2.0]), np.array([[0.4, 0.4, 0.2], [0.2, 0.1, 0.7], [0.8, 0.1, 0.1]])
+)
+
+
+def claim(name, statement, shares, beside=None):
+    """A made-up claim: a share for each geometry, and other evidence by geometry."""
+    verdicts = {}
+    for place, share in shares.items():
+        kind = "holds" if share >= 0.95 else "fails" if share <= 0.05 else "holds_in_part"
+        evidence = {"share_of_starts_where_it_is_so": share, **(beside or {}).get(place, {})}
+        verdicts[place] = Verdict(kind, evidence, {"quantity": "share_of_starts_where_it_is_so"})
+    return Claim(name, statement, "", "", verdicts)
+
+
+def sections(claims, line=STEADY, edits=()):
+    """The page's text under each heading, without marks."""
+    whole = "".join(words.conclusions(claims, line, edits))
+    parts = re.split(r"<h[23][^>]*>(.*?)</h[23]>", whole)[1:]
+    plain = [re.sub(r"<[^>]+>", "", part) for part in parts]
+    return dict(zip(plain[::2], plain[1::2], strict=True))
+
+
+def under(found, start):
+    return next(text for title, text in found.items() if title.startswith(start))
+
+
+def test_the_page_in_words_follows_the_verdicts():
+    planes = ("ratio_plane", "box", "log_ratio_plane")
+    found = sections(
+        [
+            claim("C1", "Always.", dict.fromkeys(planes, 1.0)),
+            claim("C2", "Never.", dict.fromkeys(planes, 0.0)),
+            claim("C3", "Halfway.", dict.fromkeys(planes, 0.5)),
+            claim("C4", "Here.", {"ratio_plane": 1.0, "box": 0.97, "log_ratio_plane": 0.02}),
+            claim("C5", "There.", {"ratio_plane": 0.3, "box": 0.4, "log_ratio_plane": 1.0}),
+        ]
+    )
+    assert under(found, "True of DPO").startswith("C1 Always. (1)")
+    assert under(found, "False, whatever").startswith("C2 Never. (0)")
+    assert under(found, "True in part, whatever").startswith("C3 Halfway. (0.50)")
+    here = under(found, "About the coordinates: true")
+    assert "C4 Here." in here
+    assert "C5" not in here
+    assert "(0.97–1)" in here
+    assert "fails on the log-ratio plane (0.02)" in here
+    assert "Outside of the ratio planes C4 holds nowhere." in here
+    assert "holds on the log-ratio plane (1)" in under(found, "About the coordinates: not")
+    slips = under(found, "Where the paper slips")
+    assert "C2 false on the free ratio plane: starts where it is so: 0." in slips
+    assert "C5 true in part on the free ratio plane: starts where it is so: 0.30." in slips
+    assert "C1" not in slips
+    assert "C4" not in slips
+    counts = found["What is about DPO, and what about its coordinates"]
+    assert (
+        "1 hold everywhere, 1 fail everywhere, 1 are true in part everywhere, and 2 turn" in counts
+    )
+
+
+def test_the_page_in_words_turns_with_the_verdicts():
+    planes = {"ratio_plane": 1.0, "box": 1.0, "log_ratio_plane": 1.0}
+    before = sections([claim("C9", "It.", planes)])
+    after = sections([claim("C9", "It.", {**planes, "log_ratio_plane": 0.5})])
+    assert "C9" in under(before, "True of DPO")
+    assert under(after, "True of DPO") == "None."
+    assert "in part on the log-ratio plane (0.50)" in under(after, "About the coordinates: true")
+
+
+def test_the_page_says_that_the_chosen_falls_only_where_it_did():
+    def told(shares, agrees, line, edits=()):
+        keys = (words.FALLS, "share_of_starts_where_it_falls_just_where_k_wl_exceeds_k_ww")
+        beside = {
+            name: {**dict(zip(keys, (share, agrees[name]), strict=True)), largest: 0.47}
+            for name, share in shares.items()
+        }
+        claims = [claim("C3", "It.", dict.fromkeys(shares, 0.5), beside)]
+        return under(sections(claims, line, edits), "Why do my chosen")
+
+    largest = "largest_k_wl_over_k_ww"
+    names = ("ratio_plane", "tabular_softmax_pairs", "feature_model")
+    right = dict.fromkeys(names, 1.0)
+    calm = told(dict.fromkeys(names, 0.0), right, STEADY)
+    assert "On the paper’s plane the question does not come up" in calm
+    assert "at every start on" not in calm.split("It falls just where")[0]
+    assert "it does not fall" in calm
+    assert "all the same" not in calm
+    some = {"ratio_plane": 0.5, "tabular_softmax_pairs": 0.98, "feature_model": 1.0}
+    wild = told(some, {**right, "tabular_softmax_pairs": 0.02}, DIPPING, [(1, 1.2), (12, 0.1)])
+    assert "does not come up" not in wild
+    assert "at 0.50 of the starts on the free ratio plane" in wild
+    assert "at every start on the feature model" in wild
+    assert "at most 0.47, and the chosen falls at 0.98 of the starts all the same" in wild
+    assert "falls by 0.69 nats until t = 1.0" in wild
+    assert "probability of 0.70; at t = 1.5 it is back" in wild
+    assert "does not make it fall" not in wild
+    assert "k_wl/k_ww = 1.20" in wild
+    assert "does not make it fall" in told(some, right, DIPPING, [(1, 0.9), (12, 0.0)])
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (1, "1"), (0.9999, "0.99"), (1e-9, "0.01"), (0.5, "0.50")]
+)
+def test_a_share_is_written_as_whole_only_where_it_is(value, text):
+    assert words.number(value) == text

@@ -1,6 +1,7 @@
 """The figures of the study, each with a caption whose numbers come from the runs."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def _sheets(data: StudyData) -> Iterator[tuple[str, Callable[[StudyData], Sheet]
     yield "rate_ratio", _rate_ratio
     yield "total_changes", _total_changes
     yield "walls", _walls
+    yield "feature_model", _feature_model
     if data.log is not None:
         yield "training_run", _training_run
 
@@ -316,6 +318,42 @@ def _walls(data: StudyData) -> Sheet:
     return figure, "Walls: the box and the simplex", caption
 
 
+def _feature_model(data: StudyData) -> Sheet:
+    line, dip = data.line, data.line.dip()
+    figure, (ax,) = plots.panels(size=(7.0, 4.6))
+    styles = (("chosen", "#0072b2", "-"), ("rejected", "#d55e00", "--"), ("third", "#666666", ":"))
+    for values, (name, color, style) in zip(line.probabilities.T, styles, strict=True):
+        ax.plot(line.times, values, color=color, linestyle=style, linewidth=2, label=name)
+    ax.axhline(line.probabilities[0, 0], color="0.8", linewidth=0.8, zorder=0)
+    ax.set(xlim=(0, line.times[-1]), ylim=(0, 1))
+    ax.set_xlabel("flow time (learning rate × steps)")
+    ax.set_ylabel("probability")
+    plots.shared_legend([ax], columns=3)
+    first, last = line.probabilities[[0, -1]]
+    caption = (
+        "The three responses of the feature model along its flow line from the reference state, at "
+        f"{_beta(line.beta)}: the first is preferred to the second, and no preference speaks of "
+        "the third. "
+    )
+    if dip.depth > 0:
+        caption += (
+            f"The probability of the chosen response falls from {first[0]:.2f} to "
+            f"{first[0] * np.exp(-dip.depth):.2f}, by {dip.depth:.2f} nats, until t = "
+            f"{dip.time:.1f}, and the third response has {dip.third:.2f} at t = "
+            f"{dip.third_time:.1f}; "
+        )
+        caption += (
+            "the chosen one does not come back in the time shown. "
+            if np.isnan(dip.recovery)
+            else f"at t = {dip.recovery:.1f} the chosen one is back where it was (grey line). "
+        )
+    caption += (
+        f"At the end, t = {line.times[-1]:.0f}, the three have "
+        f"{last[0]:.2g}, {last[1]:.2g} and {last[2]:.2g}."
+    )
+    return figure, "A chosen response that falls and recovers", caption
+
+
 def _training_run(data: StudyData) -> Sheet:
     log = data.log
     assert log is not None
@@ -405,15 +443,18 @@ def _followed(
     many = np.resize(from_, (min(len(like.starts), 1024), 2)).astype(like.starts.dtype)
     speed = next(slow for (name, _), slow in data.slow.items() if name == geometry.name)
     options: dict[str, Any] = dict(
-        measures=study_measures(speed),
+        measures=study_measures(geometry, speed),
         rtol=like.rtol,
         optimise=not data.settings.quick,
         progress=False,
     )
-    ends = [
-        sweep(geometry.flow(beta), many, until=until.loss_below(level), **options).end[: len(from_)]
-        for level in levels
-    ]
+    flow = geometry.flow(beta)
+
+    def end(level: float) -> np.ndarray:
+        return sweep(flow, many, until=until.loss_below(level), **options).end[: len(from_)]
+
+    with ThreadPoolExecutor(2) as pool:
+        ends = [end(levels[0]), *pool.map(end, levels[1:])]
     states = np.stack([from_, *ends], axis=1).astype(float)
     moved = np.any(np.diff(states, axis=1) != 0, axis=-1)
     return [path[np.append(True, move)] for path, move in zip(states, moved, strict=True)]

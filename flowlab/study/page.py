@@ -24,7 +24,14 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 figure { margin: 2rem 0; } figure img { max-width: 100%; height: auto; }
 figcaption { font-size: .92rem; color: #333; }
 .holds { background: #d6ebf7; } .holds_in_part { background: #fff3cd; }
-.fails { background: #f6d5c9; } .not_applicable, .not_yet { color: #666; }
+.fails { background: #f6d5c9; } .not_applicable { color: #666; }
+table.verdicts { font-size: .78rem; line-height: 1.25; }
+table.verdicts th, table.verdicts td { padding: .3rem .25rem; }
+table.verdicts th { vertical-align: bottom; }
+table.verdicts th.upright span { writing-mode: vertical-rl; transform: rotate(180deg);
+                                 white-space: nowrap; }
+table.verdicts td.verdict { border-left: 1px solid #fff; min-width: 2.9rem; }
+table.verdicts small { display: block; color: #333; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; } details { margin: .6rem 0; } summary { cursor: pointer; }
 code { font-size: .9em; }
 """

@@ -13,8 +13,16 @@ from tqdm import tqdm
 
 from flowlab import exact, store
 from flowlab.logs import TrainingLog
-from flowlab.study import figures, page
-from flowlab.study.claims import HOLDS_FROM, Claim, Verdict, evaluate, table, to_json
+from flowlab.study import figures, page, words
+from flowlab.study.claims import (
+    HOLDS_FROM,
+    Claim,
+    Verdict,
+    evaluate,
+    likeness,
+    table,
+    to_json,
+)
 from flowlab.study.data import GEOMETRIES, LEVEL, Settings, StudyData, collect
 
 if TYPE_CHECKING:
@@ -31,7 +39,6 @@ _WORDS = {
     "holds_in_part": "in part",
     "fails": "fails",
     "not_applicable": "—",
-    "not_yet": "not yet",
 }
 
 
@@ -43,6 +50,7 @@ class Study:
         folder: Where `report.html`, `claims.json`, `figures` and `sweep.zarr` lie.
         data: The runs.
         claims: The claims with their verdicts.
+        likeness: Numbers of tokens in which two sequences differ, and their k_wl/k_ww.
         accuracy: By β: median and largest error of the times against the closed form, relative.
         seconds: How long everything took.
     """
@@ -50,6 +58,7 @@ class Study:
     folder: Path
     data: StudyData
     claims: list[Claim]
+    likeness: list[tuple[int, float]]
     accuracy: dict[float, tuple[float, float]]
     seconds: float
 
@@ -114,7 +123,8 @@ def run(
             _dataset(data), folder / "sweep.zarr", description=_description(data), overwrite=True
         )
         stage(_STAGES[4])
-        study = Study(folder, data, claims, accuracy, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        study = Study(folder, data, claims, likeness(), accuracy, seconds)
         text = json.dumps(to_json(claims), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / "claims.json").write_text(text + "\n", encoding="utf-8")
         (folder / "report.html").write_text(_page(study, drawn), encoding="utf-8")
@@ -217,6 +227,7 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
         _map_table(study),
         "<h2>What the paper says, and what was measured</h2>",
         _claim_table(study.claims),
+        *words.conclusions(study.claims, study.data.line, study.likeness),
         "<h2>Figures</h2>",
         *(page.figure(figure) for figure in drawn),
         "<h2>The claims one by one</h2>",
@@ -224,6 +235,8 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
         f"every share that decides is at least {HOLDS_FROM:g}, fails where every one is at most "
         f"{1 - HOLDS_FROM:.2g}, and holds in part otherwise.</p>",
         *(_claim_details(claim) for claim in study.claims),
+        "<h2>Likeness of two texts</h2>",
+        *_likeness_table(study.likeness),
         _colophon(study),
     ]
     return page.document("The gradient field of DPO, measured", parts)
@@ -240,9 +253,12 @@ def _introduction(study: Study) -> str:
         "the rejected response, and argued from the picture. Here the negative gradient is an "
         f"ODE, and {settings.map_cells}² starts per β are followed to the loss {LEVEL:g}. Flow "
         "time is learning rate × steps of plain gradient descent, in the limit of small steps. "
-        f"Every claim is measured in four geometries: {html.escape(names)}. In the box and the "
-        "simplex a flow line slides along the wall and leaves it where the flow turns "
-        "inward.</p>"
+        f"Every claim is measured in {len(GEOMETRIES)} geometries: {html.escape(names)}. In the "
+        "box and the simplex a flow line slides along the wall and leaves it where the flow turns "
+        "inward. In the tables of softmax and the feature model other responses of the prompt take "
+        "part; a coupled kernel is named by k_wl/k_ww, and has k_ll/k_ww = 1.5. Where there are "
+        "several pairs, the claims are about the first. Starts are the same ratios "
+        "in every geometry that has them.</p>"
     )
 
 
@@ -271,31 +287,59 @@ def _audit(study: Study) -> str:
 
 
 def _claim_table(claims: list[Claim]) -> str:
-    names = {geometry.name: geometry.title for geometry in GEOMETRIES}
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in names.values())
+    head = "".join(
+        f"<th class='upright' title='{html.escape(geometry.title)}'>"
+        f"<span>{html.escape(geometry.short)}</span></th>"
+        for geometry in GEOMETRIES
+    )
     rows = []
     for claim in claims:
-        cells = "".join(_verdict_cell(claim.verdicts[name]) for name in names)
+        cells = "".join(_verdict_cell(claim.verdicts[g.name], g.title) for g in GEOMETRIES)
         rows.append(
             f"<tr><td><a href='#{claim.id}'>{claim.id}</a></td>"
             f"<td>{html.escape(claim.statement)}</td>{cells}</tr>"
         )
+    rows.append(_falls_row(claims))
     return (
-        f"<div class='scroll'><table><tr><th></th><th>statement</th>{head}</tr>"
-        f"{''.join(rows)}</table></div>"
+        f"<div class='scroll'><table class='verdicts'><tr><th></th><th>statement</th>{head}</tr>"
+        f"{''.join(rows)}</table></div><p>Below each verdict: the shares of the starts that "
+        "decide, one for each part of the statement; point at a cell to see which. “—”: no start "
+        "lies where the statement speaks of.</p>"
     )
 
 
-def _verdict_cell(verdict: Verdict) -> str:
-    return f"<td class='{verdict.verdict}'>{_WORDS[verdict.verdict]}</td>"
+def _falls_row(claims: list[Claim]) -> str:
+    """A last line that is no claim: where the chosen response becomes less probable."""
+    told = {name: v.evidence for claim in claims for name, v in claim.verdicts.items()}
+    found = {
+        name: v.evidence[words.FALLS]
+        for claim in claims
+        for name, v in claim.verdicts.items()
+        if words.FALLS in v.evidence
+    }
+    cells = "".join(
+        f"<td class='verdict'>{words.number(found[name]) if name in found else '—'}</td>"
+        for name in told
+    )
+    return (
+        "<tr><td></td><td>Not a claim of the paper: the log-probability of the chosen response "
+        f"falls at the start (share of the starts).</td>{cells}</tr>"
+    )
+
+
+def _verdict_cell(verdict: Verdict, title: str = "") -> str:
+    parts = [f"{name.replace('_', ' ')}: {_number(x)}" for name, x in verdict.deciding.items()]
+    told = html.escape("\n".join([title, *parts]), quote=True)
+    return (
+        f"<td class='verdict {verdict.verdict}' title='{told}'>{_WORDS[verdict.verdict]}"
+        f"<small>{words.shares(verdict)}</small></td>"
+    )
 
 
 def _claim_details(claim: Claim) -> str:
     titles: dict[str, str] = {geometry.name: geometry.title for geometry in GEOMETRIES}
     rows = []
     for name, verdict in claim.verdicts.items():
-        if not verdict.evidence and name not in titles:
-            continue
         numbers = "<br>".join(
             f"{html.escape(key.replace('_', ' '))}: {_number(value)}"
             for key, value in verdict.evidence.items()
@@ -305,12 +349,23 @@ def _claim_details(claim: Claim) -> str:
             f"<td>{numbers}</td><td>{_threshold(verdict)}</td></tr>"
         )
     return (
-        f"<details id='{claim.id}' open><summary><b>{claim.id}</b> "
+        f"<details id='{claim.id}'><summary><b>{claim.id}</b> "
         f"{html.escape(claim.statement)} <i>({html.escape(claim.where)})</i></summary>"
         f"<p>{html.escape(claim.measured)}</p><div class='scroll'><table><tr><th>geometry</th>"
         "<th>verdict</th><th>measured</th><th>what decides</th></tr>"
         f"{''.join(rows)}</table></div></details>"
     )
+
+
+def _likeness_table(likeness: list[tuple[int, float]]) -> list[str]:
+    header = ["tokens that differ", "k_wl/k_ww", "speed left to the chosen"]
+    rows = [[str(n), f"{ratio:.3f}", f"{1 - ratio:.3f}"] for n, ratio in likeness]
+    return [
+        "<p>Beside C10: two sequences of twelve tokens that differ in their last ones, under a "
+        "table of logits with a row for each prefix, at its uniform reference. What they share is "
+        "the rows of their common prefix.</p>",
+        page.table(header, rows),
+    ]
 
 
 def _threshold(verdict: Verdict) -> str:

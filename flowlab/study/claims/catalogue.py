@@ -3,16 +3,18 @@
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from flowlab.study.claims import field, limits
-from flowlab.study.claims.verdicts import Claim, Verdict, not_yet
-from flowlab.study.data import GEOMETRIES, Geometry, StudyData
+from flowlab.study.claims.sight import Sight, look
+from flowlab.study.claims.verdicts import Claim, Verdict
+from flowlab.study.data import GEOMETRIES, Geometry, StudyData, alike
 
-__all__ = ["LATER_GEOMETRIES", "evaluate", "table", "to_json"]
+__all__ = ["evaluate", "table", "to_json"]
 
-LATER_GEOMETRIES = ("tabular_softmax", "coupled_kernel", "feature_model")
+_SIGNS = {"holds": "+", "holds_in_part": "~", "fails": "-", "not_applicable": "."}
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class _Statement:
     id: str
     statement: str
     where: str
-    verdict: Callable[[StudyData, Geometry], Verdict]
+    verdict: Callable[[Sight], Verdict]
 
 
 _STATEMENTS = (
@@ -136,7 +138,8 @@ _STATEMENTS = (
 
 def evaluate(data: StudyData) -> list[Claim]:
     """All seventeen claims in their order, judged in every geometry from the runs alone."""
-    return [_claim(entry, data) for entry in _STATEMENTS]
+    sights = _sights(data)
+    return [_claim(entry, sights) for entry in _STATEMENTS]
 
 
 def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
@@ -154,18 +157,30 @@ def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def table(claims: Sequence[Claim]) -> str:
-    """The verdicts as text, a line for each claim and a column for each geometry."""
-    columns = list(claims[0].verdicts) if claims else []
-    rows = [["claim", *columns]]
-    rows += [[claim.id, *(claim.verdicts[name].verdict for name in columns)] for claim in claims]
+    """The verdicts as text, a line for each geometry and a column for each claim."""
+    names = list(claims[0].verdicts) if claims else []
+    rows = [["", *(claim.id for claim in claims)]]
+    rows += [[n, *(_SIGNS[claim.verdicts[n].verdict] for claim in claims)] for n in names]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    lines = [" ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
+    legend = ", ".join(f"{sign} {name.replace('_', ' ')}" for name, sign in _SIGNS.items())
+    return "\n".join([*(line.rstrip() for line in lines), legend])
 
 
-def _claim(entry: _Statement, data: StudyData) -> Claim:
-    verdicts = {geometry.name: entry.verdict(data, geometry) for geometry in GEOMETRIES}
-    verdicts |= {name: not_yet() for name in LATER_GEOMETRIES}
+def _sights(data: StudyData) -> dict[str, Sight]:
+    """What is seen in each geometry; two are worked on at a time, since most is compilation."""
+
+    def work(group: list[Geometry]) -> list[Sight]:
+        return [look(data, geometry) for geometry in group]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = [sight for group in pool.map(work, alike()) for sight in group]
+    seen = dict(zip([g.name for group in alike() for g in group], found, strict=True))
+    return {geometry.name: seen[geometry.name] for geometry in GEOMETRIES}
+
+
+def _claim(entry: _Statement, sights: dict[str, Sight]) -> Claim:
+    verdicts = {name: entry.verdict(sight) for name, sight in sights.items()}
     measured = " ".join((inspect.getdoc(entry.verdict) or "").split())
     return Claim(entry.id, entry.statement, entry.where, measured, verdicts)
 

@@ -1,45 +1,47 @@
 """C9 to C17: the two limitations that the paper derives from the field, and the second seed."""
 
+from collections.abc import Sequence
+
+import jax
 import numpy as np
 from jaxtyping import Float
 
+from flowlab.policies import Autoregressive
 from flowlab.study.claims.sight import (
     LEFT,
     LOWER_LEFT,
     LOWER_RIGHT,
     UPPER_RIGHT,
     Sight,
-    look,
 )
 from flowlab.study.claims.verdicts import (
     MINOR,
     NEAR_ZERO,
     RAPID,
+    ROUNDING,
     Verdict,
     judged,
     not_applicable,
-    not_yet,
     share,
 )
-from flowlab.study.data import Geometry, StudyData
 
-__all__ = ["c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17"]
+__all__ = ["c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17", "likeness"]
 
 TENDS_TO_ZERO = 0.05  # of its unit of scale 1: what has fallen this far goes to 0
 VERY_SMALL = 0.1  # small is half of the median; very small is an order of magnitude
 SPREAD = 2.0  # a significant impact: the slow start takes this many times as long as the fast one
 KEPT = 0.5  # a significant impact: the states have kept this part of the spread of the starts
+HALVED = 0.5  # learnt less: this part of its speed, or less, is left
 TAILS = (5.0, 95.0)  # percentiles, so that no single start makes a spread
 
 
-def c9(data: StudyData, geometry: Geometry) -> Verdict:
+def c9(sight: Sight) -> Verdict:
     """Three parts, at the loss level: x2/x1 near 0; x2 near 0; x1 nearly still.
 
     Near 0: at most 0.05. Nearly still: |x1'| is at most a quarter of |x2'|, at that point, since
     the paper speaks of the time when x2/x1 has become small. A start that does not reach the level
     counts against all three. How much x1 and x2 changed on the whole way stands beside it.
     """
-    sight = look(data, geometry)
     change = np.abs(sight.change)
     evidence = {
         "share_of_starts_where_x2_over_x1_is_near_0_at_the_loss_level": share(
@@ -62,20 +64,53 @@ def c9(data: StudyData, geometry: Geometry) -> Verdict:
     return judged(evidence, list(evidence)[:3])
 
 
-def c10(data: StudyData, geometry: Geometry) -> Verdict:
-    """Similar responses share parameters, which none of these geometries has; nothing is run."""
-    del data, geometry
-    return not_yet()
+def c10(sight: Sight) -> Verdict:
+    """Two parts, from the kernel at every start: the gradients counteract; learning is halved.
+
+    Beside its pair a chosen response has u_w' = −L'(h) (k_ww − k_wl), and −L'(h) k_ww if it is
+    trained alone: the pair leaves 1 − k_wl/k_ww of its speed. Counteract: k_wl > 0. Halved: this
+    part is at most ½. With several pairs the kernel is that of the first pair. A plane whose
+    coordinates are the two responses themselves knows no text, and has k_wl = 0; in a softmax k_wl
+    comes from what all responses share, not from likeness. What likeness of text does is measured
+    on sequences of tokens, in the table below the claims.
+    """
+    left = 1 - sight.coupling
+    evidence = {
+        "share_of_starts_where_the_gradients_counteract": share(sight.kernel[:, 1] > 0),
+        "share_of_starts_where_the_chosen_is_learnt_at_most_half_as_fast": share(left <= HALVED),
+        "median_of_k_wl_over_k_ww": float(np.median(sight.coupling)),
+        "largest_k_wl_over_k_ww": float(np.max(sight.coupling)),
+        "median_part_of_the_speed_that_is_left_to_the_chosen": float(np.median(left)),
+    }
+    return judged(evidence, list(evidence)[:2])
 
 
-def c11(data: StudyData, geometry: Geometry) -> Verdict:
+def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]:
+    """k_wl/k_ww of two sequences of twelve tokens, by how many of their last tokens differ.
+
+    At the reference of `Autoregressive.with_edits`, a uniform table with a row for each prefix. All
+    pairs are put into one policy, whose kernel is compiled once.
+
+    Args:
+        edits: Numbers of tokens that differ.
+    """
+    made = [Autoregressive.with_edits(number) for number in edits]
+    responses = [tokens for policy in made for tokens in policy.responses]
+    places = [(2 * i, 2 * i + 1) for i in range(len(made))]
+    policy = Autoregressive(responses, made[0].vocabulary, places)
+    with jax.enable_x64(True):
+        kernel = np.asarray(jax.jit(lambda state: policy.kernel(state))(policy.reference_state))
+    own = [kernel[i, :, i, :] for i in range(len(made))]
+    return [(n, float(k[0, 1] / k[0, 0])) for n, k in zip(edits, own, strict=True)]
+
+
+def c11(sight: Sight) -> Verdict:
     """Two parts, at starts with x1 > 0.8 and x2 < 0.2: x2 falls rapidly, as such and for its size.
 
     Rapidly: at twice the median |x2'| over all starts or more; and |x2'|/x2 at twice its median or
     more. The time to the loss level stands beside them and does not decide, since these starts are
     close to it in any geometry.
     """
-    sight = look(data, geometry)
     here = sight.within(LOWER_RIGHT)
     if not here.count:
         return not_applicable()
@@ -95,14 +130,15 @@ def c11(data: StudyData, geometry: Geometry) -> Verdict:
     return judged(evidence, list(evidence)[:2])
 
 
-def c12(data: StudyData, geometry: Geometry) -> Verdict:
+def c12(sight: Sight) -> Verdict:
     """At starts with x1 < 0.2: x1 does not rise swiftly, and that is because x2 is favoured.
 
     Not swiftly: x1 rises at the median |x1'| over all starts or less. Favoured: |x2'| > |x1'| at
     the start (walls included). The one is given as the reason of the other, so a start counts only
-    where both are true. This is the opposite of C5 where the regions overlap.
+    where both are true; an x1 that falls does not rise swiftly. This is the opposite of C5 where
+    the regions overlap.
     """
-    here = look(data, geometry).within(LEFT)
+    here = sight.within(LEFT)
     if not here.count:
         return not_applicable()
     slow = here.rate[:, 0] <= np.abs(here.rate[:, 0]) / here.relative_rate[:, 0]
@@ -117,13 +153,13 @@ def c12(data: StudyData, geometry: Geometry) -> Verdict:
     return judged(evidence, list(evidence)[:1])
 
 
-def c13(data: StudyData, geometry: Geometry) -> Verdict:
+def c13(sight: Sight) -> Verdict:
     """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| <= |x2'|.
 
     The paper says "does not entirely prioritise"; that x2 moves at all, at more than a quarter of
     x1's rate, is the weaker reading, and stands beside it.
     """
-    here = look(data, geometry).within(LOWER_LEFT)
+    here = sight.within(LOWER_LEFT)
     if not here.count:
         return not_applicable()
     evidence = {
@@ -136,13 +172,13 @@ def c13(data: StudyData, geometry: Geometry) -> Verdict:
     return judged(evidence, list(evidence)[:1])
 
 
-def c14(data: StudyData, geometry: Geometry) -> Verdict:
+def c14(sight: Sight) -> Verdict:
     """Two parts, at starts with x1 > 0.8 and x2 > 0.8: very small gradients; sluggish convergence.
 
     Very small: the speed at the start, in the coordinates of the geometry, is at most a tenth of
     the median over all starts. Sluggish: the loss level takes twice the median arrival or more.
     """
-    here = look(data, geometry).within(UPPER_RIGHT)
+    here = sight.within(UPPER_RIGHT)
     if not here.count:
         return not_applicable()
     evidence = {
@@ -154,14 +190,13 @@ def c14(data: StudyData, geometry: Geometry) -> Verdict:
     return judged(evidence, list(evidence)[:2])
 
 
-def c15(data: StudyData, geometry: Geometry) -> Verdict:
+def c15(sight: Sight) -> Verdict:
     """Whether lines from x1 > 0.8, x2 > 0.8 are caught by a local minimum of the loss.
 
     A local minimum above the loss level keeps a line from the level, and one on the way shows as
     a point of nearly no speed: a start counts where the level is not reached, or where the slowest
     point on the way has less than a hundredth of the median speed.
     """
-    sight = look(data, geometry)
     here = sight.within(UPPER_RIGHT)
     if not here.count:
         return not_applicable()
@@ -175,19 +210,18 @@ def c15(data: StudyData, geometry: Geometry) -> Verdict:
     return judged(evidence, list(evidence)[:1])
 
 
-def c16(data: StudyData, geometry: Geometry) -> Verdict:
+def c16(sight: Sight) -> Verdict:
     """Two parts, for each β: arrival at the same loss, and the state at the same flow time.
 
     Arrival: the 95th percentile of the times to the loss level, of those that reach it, is at least
     twice the 5th. State: at
-    the common flow time (the median arrival), the 5th to 95th percentile of the chosen component,
-    in the coordinates of the geometry, spans at least half of what it spans at the starts. In
+    the common flow time (the median arrival), the 5th to 95th percentile of the chosen response (x1
+    where a state is (x1, x2), u_w elsewhere) spans at least half of what it spans at the starts. In
     another sense the start has no impact on the final result: the share that reaches the level.
     """
-    sight = look(data, geometry)
-    parts = [sight.where(sight.beta == beta) for beta in data.settings.betas]
+    parts = sight.by_beta()
     arrivals = np.array([_lateness(part.arrival[part.reached]) for part in parts])
-    kept = np.array([_span(part.own_later[:, 0]) / _span(part.own_start[:, 0]) for part in parts])
+    kept = np.array([_span(part.own_later) / _span(part.own_start) for part in parts])
     evidence = {
         "share_of_betas_where_late_arrivals_take_twice_the_time_of_early_ones": share(
             arrivals >= SPREAD
@@ -202,10 +236,18 @@ def c16(data: StudyData, geometry: Geometry) -> Verdict:
     return judged(evidence, list(evidence)[:2])
 
 
-def c17(data: StudyData, geometry: Geometry) -> Verdict:
-    """The gradient by a policy's parameters; these geometries have none but their state."""
-    del data, geometry
-    return not_yet()
+def c17(sight: Sight) -> Verdict:
+    """The gradient of the loss by the state, by automatic differentiation, against the identity.
+
+    The gradients of the probabilities are those of exp(log-probability), by automatic
+    differentiation too; the mean is over pairs. At every start: |difference| / |identity|, to be at
+    most 1e-10.
+    """
+    evidence = {
+        "share_of_starts_where_the_identity_agrees": share(sight.identity_error <= ROUNDING),
+        "largest_relative_deviation": float(np.max(sight.identity_error)),
+    }
+    return judged(evidence, ["share_of_starts_where_the_identity_agrees"])
 
 
 def _relative_to_size(sight: Sight) -> Float[np.ndarray, " n"]:

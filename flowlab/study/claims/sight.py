@@ -5,16 +5,18 @@ n: starts, over all β; those that had met the target at the start are left out.
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from flowlab.flow import AbstractFlow
-from flowlab.study.data import Geometry, StudyData
+from flowlab.flow import AbstractFlow, norm
+from flowlab.policies import AbstractPolicy
+from flowlab.solve import compiled
+from flowlab.study.data import Geometry, StudyData, ratios_at
 from flowlab.until import Outcome
 
 __all__ = [
@@ -28,15 +30,14 @@ __all__ = [
     "UPPER_RIGHT",
     "Region",
     "Sight",
-    "gradients",
     "look",
-    "velocities",
 ]
 
 # The paper names corners without bounds. A fifth of the side is small enough to be a corner and
 # large enough to hold a sample of any grid; the bounds lie on no centre of a cell.
 LOW = 0.2
 HIGH = 0.8
+_DEPTH = 1e-100  # a ratio so close to 0 that any power of it that vanishes has vanished
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,9 @@ UPPER_RIGHT = Region((HIGH, np.inf), (HIGH, np.inf))
 class Sight:
     """The runs of one geometry over all β, as arrays over the starts.
 
-    "Relative" is to the median over the starts of the same β. Speeds and `moved` are in the
-    coordinates of the geometry; everything called chosen or rejected is about the ratios x1 and x2.
+    "Relative" is to the median over the starts of the same β. Speeds and `moved` are Euclidean in
+    the coordinates of the geometry; everything called chosen or rejected is about the ratios x1 and
+    x2, of the first pair where there are several.
 
     Attributes:
         beta: β of the run.
@@ -80,6 +82,7 @@ class Sight:
         rate: Rates (x1', x2') of the free field at the start.
         relative_rate: |x1'| and |x2'|, each relative to its median.
         relative_speed: Speed of the free field at the start, relative.
+        speed_at_edge: The same with x1, or x2, taken to 1e-100, shape (n, 2).
         relative_slowest: Slowest speed on the way, walls included, over the median at the starts.
         dwell_share: Part of the way's time spent at less than half the median speed.
         start_rate_ratio: |x1'| / |x2'| at the start, walls included.
@@ -87,10 +90,15 @@ class Sight:
         reached: Whether the loss level was reached.
         arrival: Flow time to the loss level; inf where it was not reached.
         relative_arrival: Arrival over the median arrival.
-        own_start: State at the start, in the coordinates of the geometry.
-        own_later: State at the flow time that all starts of a β have in common.
+        own_start: The chosen response at the start: x1 where a state is (x1, x2), else u_w.
+        own_later: The same at the flow time that all starts of a β have in common.
         later: Ratios at that time.
         moved: Relative distance moved until that time.
+        log_change: Change of u_w from the start to the loss level.
+        theorem_error: Relative error of Theorem 1's derivatives, brought to the state.
+        identity_error: Relative error of the gradient by the identity of C17.
+        kernel: k_ww, k_wl and k_ll at the start, shape (n, 3).
+        reference_rate: Rates (u_w', u_l') of the free field at the reference state, shape (n, 2).
     """
 
     beta: Float[np.ndarray, " n"]
@@ -100,6 +108,7 @@ class Sight:
     rate: Float[np.ndarray, "n 2"]
     relative_rate: Float[np.ndarray, "n 2"]
     relative_speed: Float[np.ndarray, " n"]
+    speed_at_edge: Float[np.ndarray, "n 2"]
     relative_slowest: Float[np.ndarray, " n"]
     dwell_share: Float[np.ndarray, " n"]
     start_rate_ratio: Float[np.ndarray, " n"]
@@ -107,10 +116,15 @@ class Sight:
     reached: Bool[np.ndarray, " n"]
     arrival: Float[np.ndarray, " n"]
     relative_arrival: Float[np.ndarray, " n"]
-    own_start: Float[np.ndarray, "n 2"]
-    own_later: Float[np.ndarray, "n 2"]
+    own_start: Float[np.ndarray, " n"]
+    own_later: Float[np.ndarray, " n"]
     later: Float[np.ndarray, "n 2"]
     moved: Float[np.ndarray, " n"]
+    log_change: Float[np.ndarray, " n"]
+    theorem_error: Float[np.ndarray, " n"]
+    identity_error: Float[np.ndarray, " n"]
+    kernel: Float[np.ndarray, "n 3"]
+    reference_rate: Float[np.ndarray, "n 2"]
 
     @property
     def count(self) -> int:
@@ -122,6 +136,16 @@ class Sight:
         """Changes (Δx1, Δx2) from the start to the loss level."""
         return self.end - self.start
 
+    @cached_property
+    def rise_over_fall(self) -> Float[np.ndarray, " n"]:
+        """x1' / −x2' at the start, walls included: below 0 where both fall, or both rise."""
+        return self.start_rate_ratio * -np.sign(self.rate[:, 0] * self.rate[:, 1])
+
+    @cached_property
+    def coupling(self) -> Float[np.ndarray, " n"]:
+        """k_wl / k_ww at the start."""
+        return self.kernel[:, 1] / self.kernel[:, 0]
+
     def where(self, chosen: Bool[np.ndarray, " n"]) -> "Sight":
         """Some of the starts."""
         parts = {f.name: getattr(self, f.name)[chosen] for f in dataclasses.fields(self)}
@@ -131,6 +155,10 @@ class Sight:
         """The starts in a region."""
         return self.where(region.contains(self.start))
 
+    def by_beta(self) -> "list[Sight]":
+        """The starts of each β apart."""
+        return [self.where(self.beta == beta) for beta in np.unique(self.beta)]
+
 
 def look(data: StudyData, geometry: Geometry) -> Sight:
     """The runs of one geometry over all β, without starts that had met the target before."""
@@ -139,55 +167,25 @@ def look(data: StudyData, geometry: Geometry) -> Sight:
     return Sight(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
-def velocities(
-    geometry: Geometry, beta: float, states: Float[np.ndarray, "n 2"]
-) -> Float[np.ndarray, "n 2"]:
-    """Velocity of the free field at states, in the coordinates of the geometry, in float64."""
-    with jax.enable_x64(True):
-        return np.asarray(_velocities(geometry.flow(beta), jnp.asarray(states, float)))
-
-
-def gradients(
-    geometry: Geometry, beta: float, states: Float[np.ndarray, "n 2"]
-) -> Float[np.ndarray, "n 2"]:
-    """Gradient of the loss by the ratios (x1, x2), by automatic differentiation, in float64.
-
-    Where a state is (u_w, u_l), by the chain rule: ∂L/∂x = (∂L/∂u) / x.
-    """
-    with jax.enable_x64(True):
-        own = np.asarray(_gradients(geometry.flow(beta), jnp.asarray(states, float)))
-    return own if geometry.in_ratios else own / geometry.ratios(states)
-
-
-@eqx.filter_jit
-def _velocities(flow: AbstractFlow, states: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
-    return jax.vmap(flow.velocity)(states)
-
-
-@eqx.filter_jit
-def _gradients(flow: AbstractFlow, states: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
-    return jax.vmap(flow.gradient)(states)
-
-
 def _one(data: StudyData, geometry: Geometry, beta: float) -> Sight:
     key = (geometry.name, beta)
     runs, later = data.to_level[key], data.at_time[key].end
-    states = np.asarray(runs.starts, float)
-    start = geometry.ratios(states)
-    velocity = velocities(geometry, beta, states)
-    rate = velocity if geometry.in_ratios else velocity * start
-    speed = np.hypot(*velocity.T)
-    moved = np.hypot(*(later - states).T)
+    here = _facts(geometry, beta, runs.starts)
+    start, ends, laters = here["ratios"], geometry.ratios(runs.end), geometry.ratios(later)
+    speed = here["speed"]
+    moved = np.linalg.norm(geometry.coordinates(later) - geometry.coordinates(runs.starts), axis=1)
     arrival = np.where(np.isnan(runs.time), np.inf, runs.time)
-    measured = runs.measures
+    measured = {name: _first_pair(values) for name, values in runs.measures.items()}
+    own = (lambda ratios: ratios[:, 0]) if geometry.in_ratios else (lambda x: np.log(x[:, 0]))
     everything = Sight(
-        beta=np.full(len(states), beta),
-        median_speed=np.full(len(states), np.median(speed)),
+        beta=np.full(len(start), beta),
+        median_speed=np.full(len(start), np.median(speed)),
         start=start,
-        end=geometry.ratios(np.asarray(runs.end, float)),
-        rate=rate,
-        relative_rate=np.abs(rate) / np.median(np.abs(rate), axis=0),
+        end=ends,
+        rate=here["rate"],
+        relative_rate=np.abs(here["rate"]) / np.median(np.abs(here["rate"]), axis=0),
         relative_speed=speed / np.median(speed),
+        speed_at_edge=here["edge"] / np.median(speed),
         relative_slowest=measured["slowest_speed"] / np.median(speed),
         dwell_share=measured["dwell_share"],
         start_rate_ratio=measured["rate_ratio_x_start"],
@@ -195,9 +193,102 @@ def _one(data: StudyData, geometry: Geometry, beta: float) -> Sight:
         reached=runs.outcome == Outcome.reached,
         arrival=arrival,
         relative_arrival=arrival / data.common_time[key],
-        own_start=states,
-        own_later=np.asarray(later, float),
-        later=geometry.ratios(np.asarray(later, float)),
+        own_start=own(start),
+        own_later=own(laters),
+        later=laters,
         moved=moved / np.median(moved),
+        log_change=np.log(ends[:, 0] / start[:, 0]),
+        theorem_error=here["theorem_error"],
+        identity_error=here["identity_error"],
+        kernel=here["kernel"],
+        reference_rate=here["reference_rate"],
     )
     return everything.where(runs.outcome != Outcome.started_past_target)
+
+
+def _first_pair(values: Any) -> Any:
+    """What was measured of the first pair, where there are several."""
+    return values[:, 0] if isinstance(values, np.ndarray) and values.ndim > 1 else values
+
+
+def _facts(geometry: Geometry, beta: float, starts: PyTree[np.ndarray]) -> dict[str, np.ndarray]:
+    """What the field is at the starts, and beside the axes; in float64."""
+    ratios = geometry.ratios(starts)
+    edges = [ratios.copy(), ratios.copy()]
+    for component, edge in enumerate(edges):
+        edge[:, component] = _DEPTH
+    sides = [geometry.states(edge) for edge in edges]
+    with jax.enable_x64(True):
+        states, *sides = (
+            jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), part)
+            for part in (starts, *sides)
+        )
+        found = _facts_at(geometry.flow(beta), geometry.policy, jnp.asarray(beta), states, sides)
+        return jax.tree.map(np.asarray, found)
+
+
+@partial(compiled, optimise=False)
+def _facts_at(
+    flow: AbstractFlow,
+    policy: AbstractPolicy,
+    beta: Float[Array, ""],
+    states: PyTree[Array],
+    sides: list[PyTree[Array]],
+) -> dict[str, Array]:
+    def one(state: PyTree[Array], sides: list[PyTree[Array]]) -> dict[str, Array]:
+        velocity = flow.velocity(state)
+        ratios, rates = jax.jvp(lambda s: ratios_at(policy, s), (state,), (velocity,))
+        reference = policy.reference_state
+        at_reference = jax.jvp(
+            lambda s: ratios_at(policy, s), (reference,), (flow.velocity(reference),)
+        )[1]
+        gradient = flow.gradient(state)
+        return {
+            "ratios": ratios.reshape(-1, 2)[0],
+            "rate": rates.reshape(-1, 2)[0],
+            "reference_rate": at_reference.reshape(-1, 2)[0],  # there x = 1, so that u' = x'
+            "speed": norm(velocity),
+            "edge": jnp.stack([flow.speed(side) for side in sides]),
+            "kernel": _own_kernel(policy.kernel(state)),
+            "theorem_error": _deviation(gradient, _by_theorem(policy, beta, state)),
+            "identity_error": _deviation(gradient, _by_identity(policy, beta, state)),
+        }
+
+    return jax.vmap(one)(states, sides)
+
+
+def _by_theorem(
+    policy: AbstractPolicy, beta: Float[Array, ""], state: PyTree[Array]
+) -> PyTree[Array]:
+    """Theorem 1's partial derivatives by x1 and x2, brought to the state; the mean over pairs."""
+    ratios, pull = jax.vjp(lambda s: ratios_at(policy, s), state)
+    chosen, rejected = ratios[..., 0], ratios[..., 1]
+    total = chosen**beta + rejected**beta
+    by_chosen = -beta * rejected**beta / (chosen * total)
+    by_rejected = beta * rejected ** (beta - 1) / total
+    return pull(jnp.stack([by_chosen, by_rejected], axis=-1) / total.size)[0]
+
+
+def _by_identity(
+    policy: AbstractPolicy, beta: Float[Array, ""], state: PyTree[Array]
+) -> PyTree[Array]:
+    """−mean β σ(−z) (∇π_w/π_w − ∇π_l/π_l), the gradients those of the probabilities."""
+
+    def probabilities(state: PyTree[Array]) -> Float[Array, "*p 2"]:
+        pairs = policy.pairs(state)
+        return jnp.exp(jnp.stack([pairs.chosen, pairs.rejected], axis=-1))
+
+    values, pull = jax.vjp(probabilities, state)
+    weight = beta * jax.nn.sigmoid(-beta * policy.pairs(state).margin) / (values.size // 2)
+    pushed = jnp.stack([-weight, weight], axis=-1)
+    return pull(pushed / values)[0]
+
+
+def _deviation(found: PyTree[Array], wanted: PyTree[Array]) -> Float[Array, ""]:
+    return norm(jax.tree.map(jnp.subtract, found, wanted)) / norm(wanted)
+
+
+def _own_kernel(kernel: Float[Array, "..."]) -> Float[Array, " 3"]:
+    """k_ww, k_wl and k_ll of the first pair."""
+    own = kernel[0, :, 0, :] if kernel.ndim == 4 else kernel
+    return jnp.stack([own[0, 0], own[0, 1], own[1, 1]])

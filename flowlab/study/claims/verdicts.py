@@ -14,11 +14,11 @@ __all__ = [
     "MINOR",
     "NEAR_ZERO",
     "RAPID",
+    "ROUNDING",
     "Claim",
     "Verdict",
     "judged",
     "not_applicable",
-    "not_yet",
     "share",
 ]
 
@@ -27,6 +27,7 @@ HOLDS_FROM = 0.95
 RAPID = 1 / SLOW_SHARE  # rapid: this many times the median or more; slow is its inverse
 MINOR = 0.25  # hardly changes: at this part of the other's rate or less
 NEAR_ZERO = 0.01  # vanishes: below this part of the median speed
+ROUNDING = 1e-10  # far above the rounding of some float64 operations
 RULE = "every one >= value: holds; every one <= 1 - value: fails; otherwise: holds_in_part"
 
 
@@ -35,7 +36,7 @@ class Verdict:
     """What the runs say about one statement in one geometry.
 
     Attributes:
-        verdict: `holds`, `holds_in_part`, `fails`, `not_applicable` or `not_yet`.
+        verdict: `holds`, `holds_in_part`, `fails` or `not_applicable`.
         evidence: Measured numbers, by name.
         threshold: What decides: `quantity` (names in the evidence), `relation`, `value`.
     """
@@ -43,6 +44,14 @@ class Verdict:
     verdict: str
     evidence: dict[str, float] = field(default_factory=dict)
     threshold: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def deciding(self) -> dict[str, float]:
+        """The shares that decided, by name; empty where no start could decide."""
+        if self.verdict == "not_applicable":
+            return {}
+        names = str(self.threshold.get("quantity", "")).split(", ")
+        return {name: self.evidence[name] for name in names if name in self.evidence}
 
 
 @dataclass(frozen=True)
@@ -89,11 +98,6 @@ def not_applicable() -> Verdict:
     """The verdict where no start lies in the region that a statement speaks of."""
     threshold = {"quantity": "starts_in_the_region", "relation": ">=", "value": 1.0}
     return Verdict("not_applicable", {"starts_in_the_region": 0.0}, threshold)
-
-
-def not_yet() -> Verdict:
-    """The verdict where nothing has been run."""
-    return Verdict("not_yet", {}, {"quantity": "nothing measured", "relation": "", "value": None})
 
 
 def share(true: Bool[np.ndarray, " n"]) -> float:

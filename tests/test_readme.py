@@ -1,4 +1,4 @@
-"""The README's example prints what the README says."""
+"""The README's examples print what the README says."""
 
 import contextlib
 import io
@@ -8,16 +8,17 @@ from pathlib import Path
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def test_the_example_prints_what_it_says():
+def test_the_examples_print_what_they_say():
     text = README.read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```\n\nprints\n\n```\n(.*?)```", text, re.S)
-    assert found is not None
-    code, printed = found.groups()
-    assert 10 <= len(code.strip().splitlines()) <= 16
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        exec(compile(code, "README.md", "exec"), {})
-    assert output.getvalue() == printed
+    examples = re.findall(r"```python\n([^`]*)```\n\nprints\n\n```\n([^`]*)```", text)
+    assert len(examples) == 2
+    names: dict = {}
+    for code, printed in examples:
+        assert 9 <= len(code.strip().splitlines()) <= 16
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            exec(compile(code, "README.md", "exec"), names)
+        assert output.getvalue() == printed
 
 
 def test_the_two_commands_stand_on_lines_of_their_own():

@@ -233,13 +233,13 @@ def test_the_responses_outside_the_pair_gain_what_the_closed_form_leaves_them():
     reference = np.array([0.05, 0.6, 0.15, 0.2])
     policy = fl.TabularSoftmax(reference)
     points = np.log(reference)[None]
-    found = swept(policy, points, 20.0, measured=[measures.mass()], rtol=1e-10).measures
+    found = swept(policy, points, 20.0, measured=[measures.mass()], rtol=1e-7).measures
     # The two logits of the pair move alike and oppositely, by half the margin each.
     margin = float(exact.kernel_margin(20.0, 0.0, BETA, np.eye(2)))
     weights = reference * np.exp([margin / 2, -margin / 2, 0, 0])
     gained = weights / weights.sum() - reference
-    np.testing.assert_allclose(found["mass_gained"][0], gained, rtol=1e-8)
-    assert found["mass_gained_others"][0] == pytest.approx(gained[2] + gained[3], rel=1e-8)
+    np.testing.assert_allclose(found["mass_gained"][0], gained, rtol=1e-6)
+    assert found["mass_gained_others"][0] == pytest.approx(gained[2] + gained[3], rel=1e-6)
     assert found["mass_gainer"][0] == 3
     assert gained[3] > gained[2] > 0
 

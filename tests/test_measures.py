@@ -283,20 +283,62 @@ def test_measures_of_pairs_and_responses_keep_their_axes_in_a_store(tmp_path):
     np.testing.assert_array_equal(kept["dip_depth"], runs.measures["dip_depth"])
 
 
-def test_rounding_makes_no_dip():
-    # With k_wl = k_ww the chosen rate is a difference that cancels, but for rounding.
-    kernel = np.array([[0.1, 0.1], [0.1, 0.15]]) / 3
-    flow = fl.preference_flow(fl.DPO(0.1), fl.LogRatioPlane(kernel))
-    runs = fl.sweep(
-        flow, LOG_SQUARE, until=until.time(1e4), measures=[measures.dip()], optimise=False
-    )
-    np.testing.assert_array_equal(runs.measures["dip_depth"], 0)
-    assert np.isnan(runs.measures["dip_time"]).all()
-
-
 def test_mass_needs_a_list_of_responses_and_a_dip_pairs():
     for flow in (FLOW, fl.Flow(lambda y: (y**2).sum())):
         with pytest.raises(ValueError, match=r"Argument `measures` must hold mass\(\) only"):
             fl.sweep(flow, SQUARE[:3], until=until.time(1.0), measures=[measures.mass()])
     with pytest.raises(ValueError, match="Argument `measures`"):
         fl.sweep(flow, SQUARE[:3], until=until.time(1.0), measures=[measures.dip()])
+
+
+def dipped(*steps, start=0.0, rates=None):
+    """The dip of a chosen log-ratio that is a polynomial of the time in each step.
+
+    A step is (its first time, its last, the polynomial).
+    """
+    dip = measures.dip()
+    flow = fl.preference_flow(fl.DPO(), fl.LogRatioPlane(ref_chosen=0.0))
+
+    def states(values):
+        return np.stack([values, np.zeros_like(values)], axis=-1)
+
+    carry = dip.begin(flow, states(np.asarray(start)))
+    for first, last, chosen in steps:
+        times = np.linspace(first, last, measures.NODES)
+        speeds = chosen.deriv()(times) if rates is None else np.full(measures.NODES, rates)
+        carry = dip.fold(flow, carry, measures.Nodes(times, states(chosen(times)), states(speeds)))
+    return [float(value) for value in dip.results(flow, None, carry, None).values()]  # type: ignore[arg-type]
+
+
+def test_a_dip_and_its_recovery_within_one_step_are_found():
+    parabola = np.polynomial.Polynomial([0.0, -2.0, 1.0])  # lowest at 1, back at 2
+    np.testing.assert_allclose(dipped((0.0, 9.0, parabola)), [1, 1, 2], rtol=1e-9)
+    halves = [(0.0, 1.5, parabola), (1.5, 9.0, parabola)]
+    np.testing.assert_allclose(dipped(*halves), [1, 1, 2], rtol=1e-9)
+    np.testing.assert_allclose(dipped((0.0, 1.9, parabola)), [1, 1, np.nan], rtol=1e-9)
+    later = np.polynomial.Polynomial.fromroots([0.0, 1.0, 3.0])  # rises before it falls
+    lowest = (4 + np.sqrt(7)) / 3
+    wanted = [-later(lowest), lowest, 3]
+    np.testing.assert_allclose(dipped((0.0, 4.0, later)), wanted, rtol=1e-9)
+
+
+def test_a_second_deeper_dip_takes_the_place_of_the_first_and_a_shallower_one_does_not():
+    def dip(depth, time):
+        return depth * np.polynomial.Polynomial.fromroots([time, time + 2])
+
+    first, rest = (0.0, 3.0, dip(1.0, 0.0)), dip(2.0, 4.0)
+    np.testing.assert_allclose(dipped(first, (4.0, 7.0, rest)), [2, 5, 6], rtol=1e-9)
+    np.testing.assert_allclose(dipped(first, (4.0, 7.0, rest / 4)), [1, 1, 2], rtol=1e-9)
+    np.testing.assert_allclose(dipped(first, (4.0, 5.5, rest)), [2, 5, np.nan], rtol=1e-9)
+
+
+def test_what_the_solver_loses_while_the_chosen_rises_is_no_dip():
+    error = np.polynomial.Polynomial([0.0, -1e-6, 1e-6])
+    np.testing.assert_array_equal(dipped((0.0, 1.0, error), rates=1e-9), [0, np.nan, np.nan])
+    assert dipped((0.0, 1.0, error), rates=-1e-9)[0] == pytest.approx(2.5e-7)
+
+
+def test_a_fall_within_rounding_is_no_dip():
+    for start, depth, falls in ((-20.0, 1e-13, 0), (-20.0, 1e-12, 1), (-2000.0, 1e-12, 0)):
+        slope = np.polynomial.Polynomial([start, -depth])
+        assert (dipped((0.0, 1.0, slope), start=start)[0] > 0) == falls

@@ -18,9 +18,7 @@ from flowlab.policies import AbstractResponses
 
 __all__ = ["dip", "mass"]
 
-_ROUNDING = (
-    64.0  # units in the last place that the logits and the softmax of a log-probability lose
-)
+_ROUNDING = 64.0  # units in the last place: what logits and softmax make of a log-probability
 
 
 class _Fall(eqx.Module):

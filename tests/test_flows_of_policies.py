@@ -1,5 +1,7 @@
 """Flow lines under each policy, against closed forms and SciPy; a network of 10,000 parameters."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,18 +22,21 @@ from flowlab.until import Outcome
 
 TIMES = np.array([0.1, 1.0, 20.0, 300.0])
 BETAS = [0.1, 0.8]
-LIGHT = dict(optimise=False, progress=False)
+LIGHT: dict[str, Any] = dict(optimise=False, progress=False)
 
 
 def saved_margins(policy, starts, *, weights=None, betas=BETAS):
     """Margins of all pairs at the start and at TIMES, for each β and start."""
     flow = fl.preference_flow(fl.DPO(0.1), policy, weights=weights)
-    options = dict(until=until.time(TIMES[-1] + 1), save_at=TIMES, rtol=1e-11, **LIGHT)
+    options: dict[str, Any] = dict(
+        until=until.time(TIMES[-1] + 1), save_at=TIMES, rtol=1e-11, **LIGHT
+    )
     runs = fl.sweep(flow, starts, over={"beta": betas}, **options)
     assert np.all(runs.outcome == Outcome.reached)
+    saved = np.asarray(runs.saved)
     margins = eqx.filter_jit(lambda states: jax.vmap(lambda y: policy.pairs(y).margin)(states))
-    shape = runs.saved.shape[: runs.saved.ndim - len(policy.state_shape)]
-    late = margins(runs.saved.reshape(-1, *policy.state_shape))
+    shape = saved.shape[: saved.ndim - len(policy.state_shape)]
+    late = margins(saved.reshape(-1, *policy.state_shape))
     return margins(starts), np.reshape(late, shape + late.shape[1:])
 
 
@@ -309,7 +314,7 @@ def test_the_loss_of_a_network_falls_at_the_squared_length_of_its_gradient(metri
     policy = Policy.from_function(
         network, reference=reference, preferences=[(0, 1), (4, 3), (4, 5)], metric=metric
     )
-    flow = fl.preference_flow(fl.DPO(0.5), policy, weights=[1.0, 2.0, 0.5])
+    flow = fl.preference_flow(fl.DPO(0.5), policy, weights=np.array([1.0, 2.0, 0.5]))
     line = fl.flow_line(flow, reference, until=until.time(NETWORK_END), rtol=1e-7, max_steps=200)
     assert line.outcome == Outcome.reached
 

@@ -95,12 +95,12 @@ def test_kernels_are_those_of_the_table_of_geometries():
 def test_the_probability_plane_has_the_squares_of_the_probabilities_below_one():
     policy = POLICIES["probability plane"]
     np.testing.assert_allclose(policy.reference_state, np.exp([-3, -11]), rtol=1e-14)
-    np.testing.assert_allclose(policy.kernel(np.array([0.5, 0.1])), [[4, 0], [0, 100]])
+    np.testing.assert_allclose(policy.kernel(jnp.array([0.5, 0.1])), [[4, 0], [0, 100]])
     assert policy.components == ("probability_chosen", "probability_rejected")
 
 
 def test_a_kernel_that_is_a_function_is_that_of_the_state():
-    state = np.array([0.3, -2.0])
+    state = jnp.array([0.3, -2.0])
     axis = np.array([np.sin(0.3), np.cos(-2.0)])
     kernel = POLICIES["log-ratio plane, kernel of the state"].kernel(state)
     np.testing.assert_allclose(kernel, np.eye(2) + np.outer(axis, axis), rtol=1e-14)

@@ -200,3 +200,20 @@ def test_times_off_the_line_are_refused():
         line.at([0.5, 1.5])
     with pytest.raises(ValueError, match="Argument `time`"):
         line.at(-0.1)
+
+
+def test_products_keep_the_precision_of_their_dtype_on_every_device():
+    seen = []
+
+    def potential(y):
+        seen.append(jax.config.jax_default_matmul_precision)  # type: ignore[attr-defined]
+        return 0.5 * y @ y
+
+    bowl, start = fl.Flow(potential), np.ones(2, np.float32)
+    jax.eval_shape(lambda y: fl.flow_line(bowl, y, until=until.time(0.1)).end, start)
+    traced = len(seen)
+    fl.flow_line(bowl, start, until=until.time(0.1))
+    fl.sweep(bowl, start[None], until=until.time(0.1), optimise=False)
+    assert seen.count("highest") > 10 and seen[:traced].count("highest") > 3
+    # What is evaluated elsewhere is the check of the shapes of a potential, which makes no product.
+    assert set(seen) <= {"highest", None}

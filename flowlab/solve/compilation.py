@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "exact_products"]
 
 _WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
 """On a CPU, code for fused loops by XLA's older way: measured with jax 0.10.2 on the field of DPO,
@@ -32,9 +32,19 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
         return eqx.filter_jit(compiler_options=options or None)(function)  # type: ignore[call-overload]
 
     def call(*arguments: Any) -> Any:
-        return program()(*arguments)
+        with exact_products():
+            return program()(*arguments)
 
     return call
+
+
+def exact_products() -> Any:
+    """A context in which matrix products keep the precision of their dtype.
+
+    Accelerators round the factors of a float32 product to ten bits or so unless told otherwise,
+    which a step-size control takes for a rough field, and answers with very many steps.
+    """
+    return jax.default_matmul_precision("highest")
 
 
 def _known(option: dict[str, Any]) -> bool:

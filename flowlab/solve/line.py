@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
-from flowlab.solve.compilation import compiled
+from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance
 from flowlab.solve.events import interpolated, root
@@ -162,7 +162,8 @@ def flow_line(
         if max_steps is None:
             max_steps = _affordable_steps(problem, start)
         if traced:
-            return _line(problem, start, max_steps)
+            with exact_products():
+                return _line(problem, start, max_steps)
         line = _as_numpy(_compiled_line(problem, start, max_steps))
     _refuse_unfit(line, start)
     return _trimmed(line)

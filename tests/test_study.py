@@ -1,18 +1,22 @@
 """The study from end to end, on a coarse grid, and its bad input."""
 
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.integrate
 import xarray
 from typer.testing import CliRunner
 
 from flowlab import exact, logs, study
 from flowlab.cli import app
 from flowlab.study import Claim, Verdict, figures, report, words
+from flowlab.study.claims import HOLDS_FROM, likeness, to_json
+from flowlab.study.claims.verdicts import judged
 from flowlab.study.data import ResponseLine
 
 LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
@@ -245,3 +249,78 @@ def test_the_page_says_that_the_chosen_falls_only_where_it_did():
 )
 def test_a_share_is_written_as_whole_only_where_it_is(value, text):
     assert words.number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [
+        ((1.0,), "holds"),
+        ((HOLDS_FROM,), "holds"),
+        ((HOLDS_FROM - 1e-9,), "holds_in_part"),
+        ((0.05 + 1e-9,), "holds_in_part"),
+        ((1 - HOLDS_FROM,), "fails"),
+        ((1.0, 0.99), "holds"),
+        ((1.0, 0.0), "holds_in_part"),
+        ((0.0, 0.01), "fails"),
+        ((math.nan,), "holds_in_part"),
+    ],
+)
+def test_shares_become_a_verdict_by_one_rule(shares: tuple[float, ...], verdict: str) -> None:
+    numbers = {f"part_{i}": value for i, value in enumerate(shares)}
+    found = judged({**numbers, "beside": 0.5}, list(numbers))
+    assert found.verdict == verdict
+    assert found.threshold["quantity"] == ", ".join(numbers)
+    assert found.threshold["value"] == HOLDS_FROM
+
+
+def test_a_number_that_is_not_finite_is_written_as_null() -> None:
+    verdict = Verdict("fails", {"a": math.inf, "b": math.nan, "c": 1.0}, {"value": None})
+    written = to_json([Claim("C0", "", "", "", {"here": verdict})])
+    assert written[0]["verdicts"]["here"]["evidence"] == {"a": None, "b": None, "c": 1.0}
+
+
+@pytest.mark.slow
+def test_the_line_of_the_feature_model_dips_and_recovers_as_scipy_has_it(result):
+    line = result.data.line
+
+    def velocity(time: float, state: np.ndarray) -> np.ndarray:
+        del time
+        readout, features = state[:6].reshape(3, 2), state[6:]
+        values = np.exp(readout @ features) / np.exp(readout @ features).sum()
+        margin = (readout[0] - readout[1]) @ features
+        push = np.array([1.0, -1.0, 0.0]) * line.beta / (1 + np.exp(line.beta * margin))
+        assert values.sum() == pytest.approx(1)
+        return np.concatenate([np.outer(push, features).ravel(), readout.T @ push])
+
+    start = np.array([1, 0.5, 1, -0.5, 0, 3, 0.3, 0])
+    ends = scipy.integrate.solve_ivp(
+        velocity, (0, line.times[-1]), start, "DOP853", t_eval=line.times, rtol=1e-10, atol=1e-12
+    ).y.T
+    logits = np.einsum("kij,kj->ki", ends[:, :6].reshape(-1, 3, 2), ends[:, 6:])
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(line.probabilities, expected, rtol=1e-3, atol=1e-6)
+    dip = line.dip()
+    change = np.log(expected[:, 0] / expected[0, 0])
+    assert dip.depth == pytest.approx(-change.min(), rel=1e-3)
+    assert dip.time == line.times[change.argmin()]
+    assert dip.third == pytest.approx(expected[:, 2].max(), rel=1e-4)
+    back = np.flatnonzero((change >= 0) & (line.times > dip.time))
+    assert math.isnan(dip.recovery) if not len(back) else dip.recovery <= line.times[back[0]]
+
+
+def test_a_line_that_rises_all_the_way_has_no_dip() -> None:
+    rising = np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0.7, 0.1, 0.2]])
+    dip = ResponseLine(0.1, np.array([0.0, 1.0, 2.0]), rising).dip()
+    assert dip.depth == 0
+    assert math.isnan(dip.recovery)
+    falling = np.array([[0.4, 0.4, 0.2], [0.2, 0.2, 0.6], [0.6, 0.1, 0.3]])
+    dip = ResponseLine(0.1, np.array([0.0, 1.0, 2.0]), falling).dip()
+    assert dip.depth == pytest.approx(math.log(2))
+    assert dip.recovery == pytest.approx(1 + math.log(2) / math.log(3))
+
+
+def test_sequences_that_differ_in_fewer_tokens_counteract_more() -> None:
+    for edits, found in likeness((1, 5, 12)):
+        # Rows of the common prefix give 1 - 1/8 each, that of the first difference -1/8.
+        expected = ((12 - edits) * 7 / 8 - 1 / 8) / (12 * 7 / 8)
+        assert found == pytest.approx(expected, abs=1e-12)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "run"]
 
-_QUICK = {"map_cells": 128, "claim_cells": 48, "quick": True}
+_QUICK = {"map_cells": 128, "claim_cells": 32, "quick": True}
 _FLOAT32_RTOL = 1e-4
 _STAGES = ("running the sweeps", "weighing the claims", "drawing", "writing the store", "writing")
 

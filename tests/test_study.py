@@ -17,7 +17,7 @@ from flowlab.cli import app
 from flowlab.study import Claim, Verdict, figures, report, words
 from flowlab.study.claims import HOLDS_FROM, likeness, to_json
 from flowlab.study.claims.verdicts import judged
-from flowlab.study.data import ResponseLine
+from flowlab.study.data import Dip, ResponseLine
 
 LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
 
@@ -144,9 +144,17 @@ def test_bad_betas_and_folders_are_refused(tmp_path):
         study.run(tmp_path)
 
 
-STEADY = ResponseLine(0.1, np.array([0.0, 1.0]), np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]]))
+STEADY = ResponseLine(
+    0.1,
+    np.array([0.0, 1.0]),
+    np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3]]),
+    Dip(0.0, np.nan, np.nan, 0.3, 0.0),
+)
 DIPPING = ResponseLine(
-    0.1, np.array([0.0, 1.0, 2.0]), np.array([[0.4, 0.4, 0.2], [0.2, 0.1, 0.7], [0.8, 0.1, 0.1]])
+    0.1,
+    np.array([0.0, 1.0, 2.0]),
+    np.array([[0.4, 0.4, 0.2], [0.2, 0.1, 0.7], [0.8, 0.1, 0.1]]),
+    Dip(np.log(2), 1.0, 1.5, 0.7, 1.0),
 )
 
 
@@ -299,24 +307,15 @@ def test_the_line_of_the_feature_model_dips_and_recovers_as_scipy_has_it(result)
     logits = np.einsum("kij,kj->ki", ends[:, :6].reshape(-1, 3, 2), ends[:, 6:])
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_allclose(line.probabilities, expected, rtol=1e-3, atol=1e-6)
-    dip = line.dip()
+    dip, gap = line.dip, line.times[1]
     change = np.log(expected[:, 0] / expected[0, 0])
     assert dip.depth == pytest.approx(-change.min(), rel=1e-3)
-    assert dip.time == line.times[change.argmin()]
+    assert dip.time == pytest.approx(line.times[change.argmin()], abs=gap)
     assert dip.third == pytest.approx(expected[:, 2].max(), rel=1e-4)
+    assert dip.third_time == pytest.approx(line.times[expected[:, 2].argmax()], abs=gap)
     back = np.flatnonzero((change >= 0) & (line.times > dip.time))
-    assert math.isnan(dip.recovery) if not len(back) else dip.recovery <= line.times[back[0]]
-
-
-def test_a_line_that_rises_all_the_way_has_no_dip() -> None:
-    rising = np.array([[0.2, 0.5, 0.3], [0.4, 0.3, 0.3], [0.7, 0.1, 0.2]])
-    dip = ResponseLine(0.1, np.array([0.0, 1.0, 2.0]), rising).dip()
-    assert dip.depth == 0
-    assert math.isnan(dip.recovery)
-    falling = np.array([[0.4, 0.4, 0.2], [0.2, 0.2, 0.6], [0.6, 0.1, 0.3]])
-    dip = ResponseLine(0.1, np.array([0.0, 1.0, 2.0]), falling).dip()
-    assert dip.depth == pytest.approx(math.log(2))
-    assert dip.recovery == pytest.approx(1 + math.log(2) / math.log(3))
+    within = line.times[[back[0] - 1, back[0]]] if len(back) else [np.nan, np.nan]
+    assert np.clip(dip.recovery, *within) == pytest.approx(dip.recovery, nan_ok=True)
 
 
 def test_sequences_that_differ_in_fewer_tokens_counteract_more() -> None:

@@ -198,7 +198,7 @@ class Dip(NamedTuple):
 
     Attributes:
         depth: Deepest fall of its log-probability, nats; 0 where it does not fall.
-        time: Flow time of that.
+        time: Flow time of that; NaN where it does not fall.
         recovery: Flow time at which it is back; NaN where it is not.
         third: Highest probability of the third response.
         third_time: Flow time of that.
@@ -219,28 +219,13 @@ class ResponseLine:
         beta: β.
         times: Flow times, from 0, shape (k,).
         probabilities: Of chosen, rejected and third response, shape (k, 3).
+        dip: How far the chosen response falls.
     """
 
     beta: float
     times: Float[np.ndarray, " k"]
     probabilities: Float[np.ndarray, "k 3"]
-
-    def dip(self) -> Dip:
-        """How far the chosen response falls; as fine as the times are."""
-        change = np.log(self.probabilities[:, 0] / self.probabilities[0, 0])
-        lowest, highest = int(np.argmin(change)), int(np.argmax(self.probabilities[:, 2]))
-        back = lowest + np.flatnonzero(change[lowest:] >= 0)
-        recovery = float("nan")
-        if len(back) and lowest > 0:
-            last = slice(back[0] - 1, back[0] + 1)
-            recovery = float(np.interp(0, change[last], self.times[last]))
-        return Dip(
-            depth=float(-change[lowest]),
-            time=float(self.times[lowest]),
-            recovery=recovery,
-            third=float(self.probabilities[highest, 2]),
-            third_time=float(self.times[highest]),
-        )
+    dip: Dip
 
 
 @dataclass(frozen=True)
@@ -394,10 +379,18 @@ def _response_line(settings: Settings, arrival: float) -> ResponseLine:
         jax.tree.map(lambda leaf: np.asarray(leaf, float)[None], states),
         until=until.time(moments[-1]),
         save_at=moments[1:],
+        measures=[measures.dip(), measures.mass()],
         optimise=False,
         progress=False,
+    )
+    dip = Dip(
+        depth=float(runs.measures["dip_depth"][0]),
+        time=float(runs.measures["dip_time"][0]),
+        recovery=float(runs.measures["recovery_time"][0]),
+        third=float(runs.measures["mass_peak"][0, 2]),
+        third_time=float(runs.measures["mass_peak_time"][0, 2]),
     )
     saved = jax.tree.map(lambda a, b: np.concatenate([b, a[0]]), runs.saved, runs.starts)
     with jax.enable_x64(True):
         logs = jax.jit(jax.vmap(policy.log_probs))(saved)
-    return ResponseLine(beta, moments, np.exp(np.asarray(logs)))
+    return ResponseLine(beta, moments, np.exp(np.asarray(logs)), dip)

@@ -319,7 +319,7 @@ def _walls(data: StudyData) -> Sheet:
 
 
 def _feature_model(data: StudyData) -> Sheet:
-    line, dip = data.line, data.line.dip()
+    line, dip = data.line, data.line.dip
     figure, (ax,) = plots.panels(size=(7.0, 4.6))
     styles = (("chosen", "#0072b2", "-"), ("rejected", "#d55e00", "--"), ("third", "#666666", ":"))
     for values, (name, color, style) in zip(line.probabilities.T, styles, strict=True):

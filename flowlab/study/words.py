@@ -262,7 +262,7 @@ def _features(told: dict[str, float], later: dict[str, float], line: ResponseLin
     if name in later:
         sentence += f", and is lower than there at {number(later[name])} at the loss level"
     sentence += "."
-    dip = line.dip()
+    dip = line.dip
     if dip.depth <= 0:
         return sentence + f" From its reference state (β = {line.beta:g}) it does not fall."
     sentence += (

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab.flow import AbstractFlow, PreferenceFlow
-from flowlab.solve import Line, check_states
+from flowlab.solve import Line, check_states, exact_products
 from flowlab.until import Outcome
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Descent", "descend", "distance"]
 
 _BETWEEN = 8  # points of a flow line looked at in each of its steps
-_ROUNDING = 1 + 1e-12  # by which n steps of a learning rate may pass the end of a line
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class Descent:
         states: States after them; leaves of shape (k, ...).
         losses: The loss of all pairs there, minibatches or not, shape (k,).
         outcome: `reached` where all steps were taken; `left_domain` or `non_finite` where the step
-            after the last one kept led out of the domain or of the finite numbers.
+            after the last one kept led out of the domain or to a state or a loss that is not
+            finite.
     """
 
     steps: Int[np.ndarray, " k"]
@@ -68,7 +68,8 @@ def descend(
 
     What the optimiser is given is M∇L, the direction in which the flow goes, so that plain gradient
     descent, `optax.sgd(eta)`, makes y ← y − η M∇L, an explicit Euler step of length η of the flow.
-    Walls are not slid along.
+    Walls are not slid along. An optimiser that looks along a line itself, such as L-BFGS, takes
+    lengths and angles for Euclidean: give it a policy without a metric of its own.
 
     Args:
         flow: Whose potential to lower, such as `preference_flow(DPO(0.1), policy)`.
@@ -83,7 +84,8 @@ def descend(
     Raises:
         ValueError: If `steps` or `keep_every` is not positive, or the second does not divide the
             first; `optimiser` is none; `batch_size` and `key` are not given together, or are given
-            for a flow without several pairs; or the start does not fit the flow.
+            for a flow without several pairs, or for a loss of a batch; or the start does not fit
+            the flow.
 
     Accuracy: that of the floating-point operations, which is all there is to a discrete run.
     """
@@ -96,14 +98,14 @@ def descend(
             f"but is {optimiser!r}."
         )
     start, dtype = check_states("start", start, flow, batched=False)
-    with jax.enable_x64(dtype == np.float64):
+    with jax.enable_x64(dtype == np.float64), exact_products():
         _check_batches(flow, start, batch_size, key)
         states, losses, taken, outcomes = _run(
             flow,
             jax.tree.map(jnp.asarray, start),
             optax.with_extra_args_support(optimiser),
-            (steps // keep_every, keep_every),
-            batch_size,
+            (int(steps // keep_every), int(keep_every)),
+            None if batch_size is None else int(batch_size),
             None if key is None else jax.random.key(key),
         )
     kept = np.flatnonzero(np.diff(taken, prepend=-1))
@@ -136,7 +138,9 @@ def distance(
         ValueError: If `learning_rate` is not positive, or run and line have different states.
 
     Accuracy: that of the flow line. Plain gradient descent is first order in the learning rate.
-        The nearest point is looked for on straight pieces between eight points of each step.
+        The nearest point is looked for on straight pieces between eight points of each step. Of a
+        run that has gone further than the line the nearest point is the line's end, so let the line
+        go on for longer than the run.
     """
     if learning_rate is not None and not learning_rate > 0:
         raise ValueError(f"Argument `learning_rate` must be positive, but is {learning_rate!r}.")
@@ -149,9 +153,9 @@ def distance(
     if learning_rate is None:
         return np.array([_to_polygon(point, corners) for point in points])
     times = path.steps * learning_rate
-    there = times <= float(line.end_time) * _ROUNDING
+    there = line.covers(times)
     beside = np.full_like(points, np.nan)
-    beside[there] = _flat(line.at(np.minimum(times[there], line.end_time)))
+    beside[there] = _flat(line.at(times[there]))
     return np.linalg.norm(points - beside, axis=1)
 
 
@@ -169,12 +173,12 @@ def _run(
 
     def step(number: Array, carry: Any) -> Any:
         state, memory, taken, outcome, key = carry
-        seen, key = _seen(flow, batch_size, key)
+        seen, key = _seen(flow, state, batch_size, key)
         value, gradient = jax.value_and_grad(seen.potential)(state)
         direction = seen.metric(state, gradient)
         with _lenient():
             updates, after_memory = optimiser.update(
-                direction, memory, state, value=value, grad=direction, value_fn=seen.potential
+                direction, memory, state, value=value, grad=gradient, value_fn=seen.potential
             )
         after = jax.tree.map(lambda x, u: x + jnp.asarray(u, x.dtype), state, updates)
         found = _outcome(flow, after)
@@ -214,16 +218,23 @@ def _row(flow: AbstractFlow, carry: Any) -> Any:
 
 def _outcome(flow: AbstractFlow, state: PyTree[Array]) -> Int[Array, ""]:
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]))
-    outside = jnp.where(flow.domain.contains(state), 0, int(Outcome.left_domain))
-    return jnp.where(finite, outside, int(Outcome.non_finite)).astype(jnp.int32)
+    codes = (
+        (~finite, Outcome.non_finite),
+        (~flow.domain.contains(state), Outcome.left_domain),
+        (~jnp.isfinite(flow.potential(state)), Outcome.non_finite),
+    )
+    zero = jnp.zeros((), jnp.int32)
+    return jnp.select([wrong for wrong, _ in codes], [zero + int(c) for _, c in codes], zero)
 
 
-def _seen(flow: AbstractFlow, batch_size: int | None, key: Array | None) -> tuple[Any, Any]:
+def _seen(
+    flow: AbstractFlow, state: PyTree[Array], batch_size: int | None, key: Array | None
+) -> tuple[Any, Any]:
     """The flow of the pairs that a step sees, and the key of the next step."""
     if batch_size is None or key is None or not isinstance(flow, PreferenceFlow):
         return flow, key
     key, drawn = jax.random.split(key)
-    count = jax.eval_shape(flow.pairs, flow.reference_state).chosen.shape[0]
+    count = jax.eval_shape(flow.pairs, state).chosen.shape[0]
     share = None if flow.weights is None else jnp.asarray(flow.weights) / jnp.sum(flow.weights)
     places = jax.random.choice(drawn, count, (batch_size,), p=share)
     counts = jnp.zeros(count).at[places].add(1)
@@ -232,8 +243,7 @@ def _seen(flow: AbstractFlow, batch_size: int | None, key: Array | None) -> tupl
 
 def _check_counts(steps: int, keep_every: int) -> None:
     for name, number in (("steps", steps), ("keep_every", keep_every)):
-        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-            raise ValueError(f"Argument `{name}` must be a positive int, but is {number!r}.")
+        _check_count(name, number)
     if steps % keep_every:
         raise ValueError(
             f"Argument `keep_every` must divide `steps`, {steps}, but is {keep_every}."
@@ -247,14 +257,25 @@ def _check_batches(
         raise ValueError("Arguments `batch_size` and `key` must be given together or not at all.")
     if batch_size is None:
         return
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"Argument `batch_size` must be a positive int, but is {batch_size!r}.")
-    several = isinstance(flow, PreferenceFlow) and jax.eval_shape(flow.pairs, start).chosen.shape
-    if not several:
+    _check_count("batch_size", batch_size)
+    if isinstance(key, bool) or not isinstance(key, int | np.integer) or key < 0:
+        raise ValueError(f"Argument `key` must be a non-negative int, but is {key!r}.")
+    if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, start).chosen.shape:
         raise ValueError(
-            f"Argument `batch_size` must be None for a flow without several pairs, but is "
+            "Argument `batch_size` must be None for a flow without several pairs, but is "
             f"{batch_size!r}."
         )
+    if flow.loss.of_batch:
+        raise ValueError(
+            f"Argument `batch_size` must be None for {type(flow.loss).__name__}, whose value for a "
+            f"pair depends on the pairs beside it, but is {batch_size!r}."
+        )
+
+
+def _check_count(name: str, number: Any) -> None:
+    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    if not whole or number < 1:
+        raise ValueError(f"Argument `{name}` must be a positive int, but is {number!r}.")
 
 
 def _flat(states: PyTree[np.ndarray]) -> Float[np.ndarray, "k d"]:

@@ -30,6 +30,7 @@ Source: arXiv 2410.08847 for the inner products; the closed form is the gradient
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -42,8 +43,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from flowlab import measures, until
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow, PreferenceFlow, preference_flow
-from flowlab.losses import AbstractLoss
+from flowlab.losses import AbstractLoss, numbers
 from flowlab.policies import CoupledKernel, LogRatioPlane
+from flowlab.solve import check_states
 from flowlab.until import Outcome
 
 if TYPE_CHECKING:
@@ -66,8 +68,9 @@ __all__ = [
 REJECTED = 1.5  # k_ll/k_ww unless given: ratios up to 1.22 are possible, past the boundary of DPO
 MARGINS = (-20.0, 20.0)  # nats, of the starts unless given
 _RATIOS = (-0.4, 1.2)
-_CELLS = (61, 33)  # margins, ratios: every 2/3 of a nat, every 0.05
+_CELLS = (61, 32)  # margins, ratios: every 2/3 of a nat, every 0.05
 _ROUNDING = 64.0  # units in the last place that the parts of a rate lose
+_CHANGE = 6  # place of the change at the end among the cells of a row
 _OFFSET = 1.0  # nats, of the pair, for losses that use one; as on a card
 _STEPS = 5000
 _BLOCK = 8  # starts that share a step: few, since lines that run into a kink or a pole hold up all
@@ -125,13 +128,14 @@ def rates(flow: AbstractFlow, state: PyTree[ArrayLike]) -> Rates:
         state: One state.
 
     Raises:
-        ValueError: If the flow has no pairs.
+        ValueError: If the flow has no pairs, or the state is none of its policy.
     """
     if not isinstance(flow, PreferenceFlow):
         raise ValueError(
             "Argument `flow` must be a flow of a preference loss, made by preference_flow, "
             f"but is {flow!r}."
         )
+    state, _ = check_states("state", state, flow, batched=False)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), state)
         kernel, slopes = jax.tree.map(np.asarray, _kernel_and_slopes(flow, wide))
@@ -341,13 +345,21 @@ def default_margins(
 
 
 def default_ratios(rejected: float = REJECTED, count: int = _CELLS[1]) -> Float[np.ndarray, " v"]:
-    """Ratios k_wl/k_ww at equal distances: 33 from −0.4 to 1.2, or the part that s allows."""
+    """Ratios k_wl/k_ww at equal distances: in the middle of 32 cells from −0.4 to 1.2.
+
+    Where s allows only a part of that, cells of that part. The boundary of a loss of the margin, 1,
+    lies between two cells of the default.
+    """
     largest = np.sqrt(rejected)
-    return np.linspace(max(_RATIOS[0], -largest), min(_RATIOS[1], largest), count)
+    low, high = max(_RATIOS[0], -largest), min(_RATIOS[1], largest)
+    return low + (high - low) * (np.arange(count) + 0.5) / count
 
 
 def table(found: Mapping[str, Displacement]) -> str:
-    """Displacements by name as plain text: a line for each, and a row for each of their ratios."""
+    """Displacements by name as plain text: a line for each, and rows for their ratios.
+
+    Neighbouring ratios share a row where they differ in nothing but the change at the end.
+    """
     told = [f"{name}: {_told(one)}" for name, one in found.items()]
     header = ("loss", "k_wl/k_ww", "falls at once", "falls", "recovers", "deepest", "median dip")
     header += ("latest dip", "chosen at the end", "ends early", "no line")
@@ -360,8 +372,9 @@ def table(found: Mapping[str, Displacement]) -> str:
     notes = (
         "Shares are of the starts with a flow line. Dips in nats; times in flow time where k_ww is "
         "1. Median dip: of the starts that fall. Chosen at the end: median change, nats.\n"
-        "Ends early: lines that stop before their time, in a place where the loss is not defined "
-        "or has a kink to slide on; their values are those up to there."
+        "Ends early: lines that stop before their time, where the loss is not defined (outcome "
+        "non_finite) or has a kink that the flow would slide on (step_limit); their values are "
+        "those up to there."
     )
     return "\n".join([*told, "", *lines, "", notes])
 
@@ -397,8 +410,24 @@ def _told(one: Displacement) -> str:
 
 
 def _rows(name: str, one: Displacement) -> list[tuple[str, ...]]:
+    """A row for each run of neighbouring ratios that differ in the change at the end alone."""
+    told = [(f"{r:.4g}", *cells) for r, cells in zip(one.ratios, _cells(one), strict=True)]
+    change = 1 + _CHANGE
     found = []
-    for place, ratio in enumerate(one.ratios):
+    for _, run in groupby(told, key=lambda row: row[1:change] + row[change + 1 :]):
+        rows = list(run)
+        merged = [_from_to(rows[0][i], rows[-1][i]) for i in range(len(rows[0]))]
+        found.append((name, *merged))
+    return found
+
+
+def _from_to(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"
+
+
+def _cells(one: Displacement) -> list[tuple[str, ...]]:
+    found = []
+    for place in range(len(one.ratios)):
         depth, known = one.dip_depth[place], one.known[place]
         falls = depth > 0
         shares = [f"{values[place]:.1%}" if known.any() else "—" for values in one.shares.values()]
@@ -406,7 +435,7 @@ def _rows(name: str, one: Displacement) -> list[tuple[str, ...]]:
         latest = _cell(one.dip_time[place][falls], np.max)
         change = _cell(one.change_chosen[place][known], np.median)
         missing = (str(int(np.sum(mask[place]))) for mask in (one.ends_early, ~one.known))
-        found.append((name, f"{ratio:.4g}", *shares, *dips, latest, change, *missing))
+        found.append((*shares, *dips, latest, change, *missing))
     return found
 
 
@@ -470,14 +499,14 @@ def _starts(margins: Any, starts: Any) -> Float[np.ndarray, "n 2"]:
         raise ValueError("Argument `margins` must be None where `starts` are given, but is not.")
     if starts is not None:
         return _checked_starts(starts)
-    held = np.asarray(default_margins() if margins is None else margins, dtype=float)
+    held = numbers(default_margins() if margins is None else margins)
     if held.ndim != 1 or held.size == 0 or not np.all(np.isfinite(held)):
         raise ValueError(f"Argument `margins` must hold finite numbers, but is {margins!r}.")
     return np.stack([held / 2, -held / 2], axis=1)
 
 
 def _checked_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "n 2"]:
-    points = np.asarray(starts, dtype=float)
+    points = numbers(starts)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
         raise ValueError(f"Argument `starts` must have shape (n, 2), but has {points.shape}.")
     if not np.all(np.isfinite(points)):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import AbstractLoss, Pair
+from flowlab.losses import AbstractLoss, Pair, numbers
 from flowlab.policies import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
@@ -203,7 +203,7 @@ def preference_flow(
     _refuse_idle_slide(policy.domain, policy.wall)
     _check_values(loss, policy)
     if weights is not None:
-        weights = np.asarray(weights, dtype=float)
+        weights = numbers(weights)
         if not (np.all(weights >= 0) and np.isfinite(weights.sum()) and weights.sum() > 0):
             raise ValueError(
                 f"Argument `weights` must be non-negative with a positive sum, but is {weights}."
@@ -291,9 +291,16 @@ def _arguments(module: Any) -> dict[str, Any]:
 
 def _parameters(module: Any) -> list[str]:
     """Names of the hyper-parameters of a module and of the modules inside it, each once."""
-    names = [name for name, value in _arguments(module).items() if eqx.is_array_like(value)]
+    held, fixed = _arguments(module), _fixed(module)
+    names = [n for n, value in held.items() if eqx.is_array_like(value) and n not in fixed]
     inner = [name for part in _parts(module) for name in _parameters(part)]
     return list(dict.fromkeys(names + inner))
+
+
+def _fixed(module: Any) -> set[str]:
+    """Names of the fields that are compiled in: switches and counts, not hyper-parameters."""
+    fields = dataclasses.fields(module) if dataclasses.is_dataclass(module) else ()
+    return {field.name for field in fields if field.metadata.get("static", False)}
 
 
 def _parts(module: Any) -> list[Any]:

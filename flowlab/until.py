@@ -40,8 +40,10 @@ class Outcome(IntEnum):
     `reached`: the target. `started_past_target`: it was met at the start. `at_critical_point`: the
     line starts at, or has come to rest near, a point where the velocity vanishes. `at_wall`: it
     stopped at a wall or was absorbed by the boundary; `end_time` says when. `left_domain`: the
-    start lies outside the domain. `step_limit`: the steps were used up. `time_limit`: the limit of
-    the target passed. `non_finite`: the start, or the field on the way, is NaN or infinite.
+    start lies outside the domain. `step_limit`: the steps were used up, or became too small to go
+    on, as where the flow would slide along a kink of the loss (DPOP, hinge) or runs into a pole.
+    `time_limit`: the limit of the target passed. `non_finite`: the start, or the field on the way,
+    is NaN or infinite.
     """
 
     running = 0

@@ -25,7 +25,7 @@ from flowlab.losses import (
     SummedIPO,
     WeightedSum,
 )
-from flowlab.policies import LogRatioPlane, RatioPlane
+from flowlab.policies import CoupledKernel, LogRatioPlane, RatioPlane
 
 
 class Hyperbola(AbstractLoss):
@@ -371,7 +371,9 @@ def test_bounds_are_told_as_far_as_rays_tell(loss, below):
     assert cards.card(Made(loss)).bound.below is below
 
 
-def test_a_singular_kernel_is_refused():
+def test_a_singular_kernel_and_one_that_is_a_function_are_refused():
+    with pytest.raises(ValueError, match="must have a constant kernel, given as an array, but has"):
+        cards.card(DPO(), plane=LogRatioPlane(CoupledKernel()))
     with pytest.raises(ValueError, match="must have a positive definite kernel, but a kernel of"):
         cards.card(DPO(), plane=LogRatioPlane(np.ones((2, 2))))
 

@@ -65,26 +65,30 @@ def test_a_map_a_table_and_the_numbers_are_written(tmp_path):
     assert result.stdout == f"{text}\ndisplacement: {folder}\n"
     (record,) = json.loads((folder / "displacement.json").read_text("utf-8"))
     wanted = displacement.displacement(
-        losses.DPO(0.5), margins=np.linspace(-4, 4, 5), ratios=np.linspace(-0.4, 1.2, 5), time=30.0
+        losses.DPO(0.5),
+        margins=np.linspace(-4, 4, 5),
+        ratios=displacement.default_ratios(count=5),
+        time=30.0,
     )
     np.testing.assert_array_equal(record["dip_depth"], wanted.dip_depth)
     assert text == displacement.table({"dpo": wanted}) + "\n"
 
 
 def test_losses_hyper_parameters_and_the_grid_are_those_asked_for(mapped_with, tmp_path):
-    words = ("--loss", "dpo", "--loss", "ipo", "--beta", "0.2", "--rejected", "0.5", "--cells", "4")
+    words = ("--loss", "dpo,ipo", "--beta", "0.2", "--rejected", "0.5", "--cells", "4")
     assert asked(*words, out=tmp_path).exit_code == 0
     assert [repr(loss) for loss, _ in mapped_with] == [repr(losses.DPO(0.2)), repr(losses.IPO(0.2))]
     for _, options in mapped_with:
         np.testing.assert_array_equal(options["margins"], np.linspace(-20, 20, 4))
-        np.testing.assert_allclose(options["ratios"], np.linspace(-0.4, np.sqrt(0.5), 4))
+        edges = np.linspace(-0.4, np.sqrt(0.5), 5)
+        np.testing.assert_allclose(options["ratios"], (edges[1:] + edges[:-1]) / 2)
         assert (options["rejected"], options["time"]) == (0.5, None)
     # What the command wrote it replaces.
     one = ("--loss", "conservative_dpo", "--set", "label_smoothing=0.2")
     assert asked(*one, out=tmp_path).exit_code == 0
     assert repr(mapped_with[-1][0]) == repr(losses.ConservativeDPO(label_smoothing=0.2))
     counts = [len(mapped_with[-1][1][name]) for name in ("margins", "ratios")]
-    assert counts == [61, 33]
+    assert counts == [61, 32]
     (record,) = json.loads((tmp_path / "displacement.json").read_text("utf-8"))
     assert record["name"] == "conservative_dpo"
 

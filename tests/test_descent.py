@@ -1,14 +1,16 @@
 """Discrete training: steps written out by hand, distance to the flow line, minibatches."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import flowlab as fl
-from flowlab import until
+from flowlab import losses, until
 from flowlab.descent import Descent, descend, distance
-from flowlab.policies import FeatureModel, TabularSoftmax
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.policies import AbstractPolicy, FeatureModel, TabularSoftmax, WallRule
 from flowlab.until import Outcome
 
 PROBABILITIES = np.array([0.1, 0.05, 0.8, 0.05])
@@ -68,7 +70,8 @@ def test_the_step_is_taken_in_the_metric_of_the_policy():
 
 
 def test_the_distance_to_the_flow_line_is_first_order_in_the_learning_rate():
-    line = fl.flow_line(FLOW, START, until=until.time(16.0), rtol=1e-12)
+    # The line goes on for longer than the runs: its end would be near to whatever went past it.
+    line = fl.flow_line(FLOW, START, until=until.time(20.0), rtol=1e-12)
     rates = 0.4 / 2.0 ** np.arange(4)
     runs = [descend(FLOW, START, optax.sgd(rate), steps=round(16 / rate)) for rate in rates]
     pairs = list(zip(runs, rates, strict=True))
@@ -81,6 +84,8 @@ def test_the_distance_to_the_flow_line_is_first_order_in_the_learning_rate():
     # An error of method would be of the size of the way, not of the step.
     at_end = distance(runs[-1], line, learning_rate=rates[-1])[-1]
     assert 0 < at_end < 0.01 * np.linalg.norm(line.end - START)
+    shifted = Descent(runs[-1].steps, runs[-1].states + 0.1, runs[-1].losses, Outcome.reached)
+    np.testing.assert_allclose(distance(shifted, line), 0.2, atol=1e-3)  # across the line
 
 
 def test_the_nearest_point_is_that_of_the_line_and_not_of_its_corners():
@@ -119,6 +124,33 @@ def test_the_same_key_gives_the_same_minibatches_and_another_key_others():
     )
     np.testing.assert_array_equal(run.states, same.states)
     assert np.any(run.states != other.states)
+
+
+def test_the_end_of_a_line_is_met_in_single_precision_too():
+    line = fl.flow_line(FLOW, START.astype(np.float32), until=until.time(2.3))
+    run = descend(FLOW, START.astype(np.float32), optax.sgd(0.1), steps=23)
+    assert np.all(distance(run, line, learning_rate=0.1) < 0.01)
+
+
+def test_minibatches_are_for_policies_of_ones_own_too():
+    class Own(AbstractPolicy):
+        domain: AbstractDomain = WholeSpace()
+        wall: WallRule = "stop"
+
+        def pairs(self, state):
+            zeros, lengths = jnp.zeros(2), jnp.ones(2)
+            return fl.Pair(state[:2], state[2:], zeros, zeros, lengths, lengths)
+
+    flow = fl.preference_flow(fl.DPO(1.0), Own())
+    run = descend(flow, np.zeros(4), optax.sgd(1.0), steps=1, batch_size=1, key=3)
+    np.testing.assert_allclose(np.sort(np.abs(run.states[1])), [0, 0, 0.5, 0.5])
+
+
+def test_a_run_ends_where_the_loss_is_not_finite():
+    flow = fl.preference_flow(losses.ORPO(), fl.LogRatioPlane())
+    run = descend(flow, np.array([19.0, -5.0]), optax.sgd(30.0), steps=3)
+    assert run.outcome is Outcome.non_finite
+    assert np.all(np.isfinite(run.losses))
 
 
 def test_steps_are_kept_as_often_as_asked():
@@ -174,6 +206,10 @@ BAD = [
         "Arguments `batch_size` and `key` must be given together or not at all.",
     ),
     (
+        dict(steps=1, batch_size=1, key=-1),
+        "Argument `key` must be a non-negative int, but is -1.",
+    ),
+    (
         dict(steps=1, batch_size=0, key=1),
         "Argument `batch_size` must be a positive int, but is 0.",
     ),
@@ -193,6 +229,9 @@ def test_minibatches_need_several_pairs_and_an_optimiser_is_one_of_optax():
         descend(single, START, optax.sgd(0.1), steps=1, batch_size=1, key=0)
     with pytest.raises(ValueError, match="must be an optimiser of optax such as"):
         descend(single, START, 0.1, steps=1)  # type: ignore[arg-type]
+    sorted_ = fl.preference_flow(losses.AOT(), POLICY)
+    with pytest.raises(ValueError, match="must be None for AOT, whose value for a pair depends on"):
+        descend(sorted_, START, optax.sgd(0.1), steps=1, batch_size=1, key=0)
     with pytest.raises(ValueError, match=r"must have shape \(4,\), but has shape \(3,\)"):
         descend(single, START[:3], optax.sgd(0.1), steps=1)
 

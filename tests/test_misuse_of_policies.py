@@ -10,7 +10,7 @@ import pytest
 from every_policy import FEATURES, PAIRS, POLICIES, PROBABILITIES, PROMPTS, SENTENCES
 
 import flowlab as fl
-from flowlab import until
+from flowlab import displacement, until
 from flowlab.policies import Autoregressive, FeatureModel, LogLinear, Policy
 
 TABLE = [0.2, 0.3, 0.5]
@@ -50,8 +50,8 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
             ((0, 1, 2), "counted from 0, but is (0, 1, 2)."),
             ((0.0, 1.0), "counted from 0, but is (0.0, 1.0)."),
             ([(0, 1), (2,)], "counted from 0, but is [(0, 1), (2,)]."),
-            ((0, 3), "among 3 responses, but is [0, 3]."),
-            ((-1, 0), "among 3 responses, but is [-1, 0]."),
+            ((0, 3), "among 3 responses, counted from 0, but is [0, 3]."),
+            ((-1, 0), "among 3 responses, counted from 0, but is [-1, 0]."),
             ([(0, 1), (2, 2)], "of two different responses, but is [[0, 1], [2, 2]]."),
         )
     ),
@@ -63,7 +63,7 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: fl.TabularSoftmax(PROMPTS, [(2, 0, 1)]),
         "`preferences` must be (prompt, chosen, rejected) or a list of such, among 3 responses to "
-        "2 prompts, but is [[2, 0, 1]].",
+        "2 prompts, counted from 0, but is [[2, 0, 1]].",
     ),
     *(
         (
@@ -72,10 +72,11 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
             f"but is {shown}.",
         )
         for lengths, shown in (
-            (0, "0.0"),
+            (0, "0"),
             (np.inf, "inf"),
-            ([1, 2], "[1.0, 2.0]"),
-            ([1, -2, 3], "[1.0, -2.0, 3.0]"),
+            ("x", "'x'"),
+            ([1, 2], "[1, 2]"),
+            ([1, -2, 3], "[1, -2, 3]"),
         )
     ),
     *(
@@ -83,7 +84,7 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
             lambda offset=offset: fl.TabularSoftmax(TABLE, [(0, 1), (1, 2)], offset=offset),
             f"`offset` must be a finite number, or one for each pair, but is {shown}.",
         )
-        for offset, shown in ((np.nan, "nan"), ([1, 2, 3], "[1.0, 2.0, 3.0]"))
+        for offset, shown in ((np.nan, "nan"), ("a", "'a'"), ([1, 2, 3], "[1, 2, 3]"))
     ),
     (lambda: LogLinear([1.0, 2.0]), "`features` must have shape (n, d), but has (2,)."),
     (lambda: LogLinear([[1.0], [np.inf]]), "`features` must be finite, but is [[ 1.], [inf]]."),
@@ -94,7 +95,7 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: LogLinear(np.eye(2), (0, 2)),
         "`preferences` must be (chosen, rejected) or a list of "
-        "such, among 2 responses, but is [0, 2].",
+        "such, among 2 responses, counted from 0, but is [0, 2].",
     ),
     (
         lambda: LogLinear.with_similarity(1.5),
@@ -177,6 +178,37 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
             wall="bounce",  # type: ignore[arg-type]
         ),
         '`wall` must be "stop" or "slide", but is \'bounce\'.',
+    ),
+    (
+        lambda: Policy.from_function(
+            jax.nn.log_softmax,
+            reference=np.zeros(2),
+            domain="all",  # type: ignore[arg-type]
+        ),
+        "`domain` must be a domain such as Quadrant(), but is 'all'.",
+    ),
+    (
+        lambda: Policy.from_function(jax.nn.log_softmax, reference=None),
+        "`reference` must be a state of the policy, but is None.",
+    ),
+    (
+        lambda: displacement.rates(
+            fl.preference_flow(fl.DPO(), fl.TabularSoftmax(TABLE)), np.zeros(4)
+        ),
+        "`state` must have shape (3,), but has shape (4,).",
+    ),
+    (
+        lambda: fl.preference_flow(fl.DPO(), fl.TabularSoftmax(TABLE)).with_parameter("fisher", 1),
+        "`over` must name one hyper-parameter of the flow (`beta`, `lengths`, `reference`), but "
+        "names 'fisher'.",
+    ),
+    (
+        lambda: fl.preference_flow(
+            fl.DPO(),
+            fl.TabularSoftmax(PROBABILITIES, PAIRS),
+            weights="ab",  # type: ignore[arg-type]
+        ),
+        "`weights` must be non-negative with a positive sum, but is nan.",
     ),
     (
         lambda: fl.preference_flow(

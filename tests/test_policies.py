@@ -198,7 +198,7 @@ BAD_NUMBERS = [
     (
         lambda: CoupledKernel(1.5, rejected=2.0),
         "`ratio` must be at most the square root of `rejected` in size, for the kernel to be "
-        "positive semidefinite, but is 1.5 where that is 2.0.",
+        "positive semidefinite, but is 1.5 where that is 1.414.",
     ),
     (
         lambda: fl.LogRatioPlane(lambda u: u),

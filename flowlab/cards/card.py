@@ -78,7 +78,8 @@ def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float
 
     Raises:
         ValueError: If the loss is none of one pair, or not finite at the reference point; the plane
-            is another policy or its kernel singular; or `reach` is not positive and finite.
+            is another policy, or its kernel singular or a function; or `reach` is not positive and
+            finite.
 
     Accuracy: places of equilibria to 1e-8 relative (1e-6 where a minimum is degenerate, 1e-5 of the
         reach for the nearest place of a curved line), times and crossings to about 1e-7; rates of
@@ -121,6 +122,11 @@ def _flow(loss: AbstractLoss, plane: LogRatioPlane | None) -> PreferenceFlow:
         raise ValueError(f"Argument `plane` must be a LogRatioPlane, but is {plane!r}.")
     space = LogRatioPlane(offset=1.0) if plane is None else plane
     flow = preference_flow(loss, space)
+    if callable(space.matrix):
+        raise ValueError(
+            "Argument `plane` must have a constant kernel, given as an array, but has the function "
+            f"{space.matrix!r}."
+        )
     if np.linalg.eigvalsh(space.matrix)[0] <= 0:
         raise ValueError(
             "Argument `plane` must have a positive definite kernel, but a kernel of "

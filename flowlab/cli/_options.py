@@ -63,7 +63,7 @@ BetaOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     _option(
-        "Hyper-parameter of the loss, any number of times, such as label_smoothing=0.1.",
+        "Hyper-parameter of the loss, any number of times, such as tau=0.1 for discopop.",
         "--set",
         metavar="NAME=VALUE",
     ),
@@ -116,7 +116,7 @@ MarginsOption = Annotated[
 ]
 CellsOption = Annotated[
     int | None,
-    _option("Margins, and values of k_wl/k_ww; 61 and 33 if not given.", min=2, metavar="N"),
+    _option("Margins and values of k_wl/k_ww, each; 61 and 32 if not given.", min=2, metavar="N"),
 ]
 FolderOption = Annotated[Path, _option("Folder to write.", metavar="DIR")]
 PolicyOption = Annotated[Policy, _option("Plane that the states lie in.")]

@@ -121,8 +121,9 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: If it is one of these.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"Option --out must be a folder, but {folder} is a file.")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"Option --out must be a folder, but {there} is a file.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _DISPLACEMENT).is_file():
         raise ValueError(
             "Option --out must be a new folder, an empty one or one that this command wrote, but "

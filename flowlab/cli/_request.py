@@ -145,6 +145,7 @@ def displaced(
     names: Sequence[str], beta: float | None, texts: Sequence[str] | None
 ) -> "dict[str, AbstractLoss]":
     """The losses named, with a beta and, if it is only one, hyper-parameters of its own."""
+    names = [name.strip() for text in names for name in text.split(",")]
     refuse_unless(len(set(names)) == len(names), f"--loss must name each once, but is {names}")
     alone = len(names) == 1
     refuse_unless(alone or not texts, "--set must come with one --loss alone")

@@ -24,6 +24,7 @@ __all__ = [
     "floats",
     "like",
     "negative_log_likelihood",
+    "numbers",
     "parameter",
     "parameter_in",
     "positive",
@@ -218,13 +219,13 @@ def _checked(
         return value
     if isinstance(value, jax.Array):
         value = np.asarray(value)
-    array = _numbers(value)
+    array = numbers(value)
     if not np.all(np.isfinite(array) & inside(array)):
         raise ValueError(f"Argument `{name}` must {wanted}, but is {value!r}.")
     return array
 
 
-def _numbers(value: ArrayLike) -> np.ndarray:
+def numbers(value: ArrayLike) -> np.ndarray:
     """The numbers given; NaN where there is none, or a text that would pass for one."""
     nothing = np.asarray(np.nan)
     try:

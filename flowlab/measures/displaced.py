@@ -167,9 +167,12 @@ def mass() -> AbstractMeasure:
       policy does not list included: less the sum of `mass_gained` over the responses in pairs,
       since the probabilities of a prompt sum to 1;
     - `mass_gainer`: which listed response outside the pairs gained most, counted from 0, as a
-      float; −1 where there is none, or none of them gained.
+      float; −1 where there is none, or none of them gained. Gains within the tolerance of the flow
+      line mean nothing here.
 
-    For policies over a list of responses. A response counts as in a pair if any pair names it.
+    For policies over a list of different responses. A response counts as in a pair if any pair
+    names it. With several prompts responses are counted on from one to the next, and
+    `mass_gained_others` is the sum over prompts.
 
     Accuracy: as for `dip`; the gains are differences of the two ends.
     """

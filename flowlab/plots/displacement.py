@@ -120,6 +120,11 @@ def displacements(
         raise ValueError("Argument `found` must hold at least one displacement, but is empty.")
     if columns < 1:
         raise ValueError(f"Argument `columns` must be at least 1, but is {columns!r}.")
+    if len(found) == 1:
+        ((name, one),) = found.items()
+        ax = displacement(one)
+        ax.set_title(f"{name}\n{_title(one)}", fontsize="medium")
+        return ax.get_figure(root=True), [ax]
     columns = min(columns, len(found))
     rows = -(-len(found) // columns)
     figure, axes = panels(rows, columns, size=(4.3, 4.2))

@@ -43,7 +43,8 @@ class AbstractPolicy(eqx.Module):
     def reference_state(self) -> PyTree[ArrayLike] | None:
         """The state at which the policy is its reference, all log-ratios 0; None if unknown.
 
-        In float64 (NumPy), so that a flow line from there is solved in it.
+        NumPy, in float64, so that a flow line from there is solved in it; a policy made of a
+        function has it as it was given.
         """
         return None
 

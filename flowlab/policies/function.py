@@ -8,6 +8,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
@@ -44,6 +45,14 @@ class Policy(AbstractResponses):
             raise ValueError(f"Argument `log_probs` must be a function, but is {log_probs!r}.")
         if metric is not None and not callable(metric):
             raise ValueError(f"Argument `metric` must be a function or None, but is {metric!r}.")
+        if not (domain is None or isinstance(domain, AbstractDomain)):
+            raise ValueError(
+                f"Argument `domain` must be a domain such as Quadrant(), but is {domain!r}."
+            )
+        if not jax.tree.leaves(reference):
+            raise ValueError(
+                f"Argument `reference` must be a state of the policy, but is {reference!r}."
+            )
         self.function, self.operator = log_probs, metric
         self.reference = jax.tree.map(np.asarray, reference)
         logs = self._log_probs_at(self.reference)
@@ -72,8 +81,9 @@ class Policy(AbstractResponses):
 
         Args:
             log_probs: From a state, any PyTree of arrays, to the summed log-probabilities of a list
-                of responses, nats, shape (r,), such as those of a batch under a network.
+                of different responses, nats, shape (r,), such as those of a batch under a network.
             reference: The state that is the reference, such as the parameters before training.
+                `reference_state` keeps its precision; give float64 to start a line in it.
             preferences: (chosen, rejected), or a list of such couples: places in the list of
                 responses, counted from 0.
             metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,
@@ -100,7 +110,7 @@ class Policy(AbstractResponses):
         return self.reference
 
     def log_probs(self, state: PyTree[Array]) -> Float[Array, " r"]:
-        return self.function(state)
+        return jnp.asarray(self.function(state))
 
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
         return covector if self.operator is None else self.operator(state, covector)

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab.domains import AbstractDomain, Quadrant, Simplex, WholeSpace
-from flowlab.losses import Pair, floats, like, positive_parameter
+from flowlab.losses import Pair, floats, like, numbers, positive_parameter
 from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["CoupledKernel", "LogRatioPlane", "ProbabilityPlane", "RatioPlane"]
@@ -109,8 +109,8 @@ class RatioPlane(_Plane):
         offset: float | None = None,
     ) -> None:
         domain = _positive_domain(Quadrant() if domain is None else domain)
-        numbers = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
-        super().__init__(domain, wall, *numbers)
+        held = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
+        super().__init__(domain, wall, *held)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -163,8 +163,8 @@ class ProbabilityPlane(_Plane):
         domain = _positive_domain(Simplex() if domain is None else domain)
         _check_log_probability("ref_chosen", ref_chosen)
         _check_log_probability("ref_rejected", ref_rejected)
-        numbers = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
-        super().__init__(domain, wall, *numbers)
+        held = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
+        super().__init__(domain, wall, *held)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -219,8 +219,8 @@ class LogRatioPlane(_Plane):
         offset: float | None = None,
     ) -> None:
         self.matrix = _checked_kernel(np.eye(2) if kernel is None else kernel)
-        numbers = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
-        super().__init__(WholeSpace(), "stop", *numbers)
+        held = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
+        super().__init__(WholeSpace(), "stop", *held)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -274,7 +274,8 @@ class CoupledKernel(eqx.Module):
         if self.ratio**2 > self.rejected * (1 + _MEASURED):
             raise ValueError(
                 "Argument `ratio` must be at most the square root of `rejected` in size, for the "
-                f"kernel to be positive semidefinite, but is {ratio!r} where that is {rejected!r}."
+                f"kernel to be positive semidefinite, but is {float(self.ratio):g} where that is "
+                f"{float(np.sqrt(self.rejected)):.4g}."
             )
 
     def __call__(self, log_ratios: Float[Array, " 2"]) -> Float[Array, "2 2"]:
@@ -299,7 +300,7 @@ def _checked_kernel(kernel: Any) -> Any:
 
 
 def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
-    matrix = np.asarray(kernel, dtype=float)
+    matrix = numbers(kernel)
     if matrix.shape != (2, 2):
         raise ValueError(f"Argument `kernel` must have shape (2, 2), but has shape {matrix.shape}.")
     if not np.all(np.isfinite(matrix)):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import Pair, floats, like
+from flowlab.losses import Pair, floats, like, numbers
 from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["AbstractResponses", "Preferences", "check_array", "rest_in_proportion", "shown"]
@@ -173,7 +173,7 @@ def _preferences(preferences: Any, count: int, prompts: int | None = None) -> Pr
     limits = np.array([count, count] if prompts is None else [prompts, count, count])
     if np.any(places < 0) or np.any(places >= limits):
         among = f"{count} responses" + ("" if prompts is None else f" to {prompts} prompts")
-        raise ValueError(f"{wanted}among {among}, but is {places.tolist()}.")
+        raise ValueError(f"{wanted}among {among}, counted from 0, but is {places.tolist()}.")
     if np.any(places[..., -2] == places[..., -1]):
         raise ValueError(f"{wanted}of two different responses, but is {places.tolist()}.")
     listed: Any = places.tolist()
@@ -182,11 +182,11 @@ def _preferences(preferences: Any, count: int, prompts: int | None = None) -> Pr
 
 def _lengths(lengths: npt.ArrayLike, count: int) -> Float[np.ndarray, " r"]:
     """Tokens of each response, from one number for all, or one each."""
-    array = np.asarray(lengths, dtype=float)
+    array = numbers(lengths)
     if array.shape not in ((), (count,)) or not np.all(np.isfinite(array) & (array > 0)):
         raise ValueError(
             "Argument `lengths` must be a positive number, or one for each of the "
-            f"{count} responses, but is {array.tolist()}."
+            f"{count} responses, but is {lengths!r}."
         )
     return np.broadcast_to(array, (count,)).copy()
 
@@ -197,11 +197,10 @@ def _offset(
     """Required margins: None, one number for all pairs, or one each."""
     if offset is None:
         return None
-    array, shape = np.asarray(offset, dtype=float), np.shape(preferences)[:-1]
+    array, shape = numbers(offset), np.shape(preferences)[:-1]
     if array.shape not in ((), shape) or not np.all(np.isfinite(array)):
         raise ValueError(
-            "Argument `offset` must be a finite number, or one for each pair, but is "
-            f"{array.tolist()}."
+            f"Argument `offset` must be a finite number, or one for each pair, but is {offset!r}."
         )
     return np.broadcast_to(array, shape).copy()
 

@@ -26,7 +26,9 @@ class TabularSoftmax(AbstractResponses):
 
     log π_i = θ_i − log Σ_j e^{θ_j}, for each prompt on its own. With the Euclidean metric the
     kernel of two responses to a prompt is K_ij = δ_ij − π_i − π_j + Σ_y π_y²; under the Fisher
-    metric (natural gradient) it is δ_ij/π_i − 1.
+    metric (natural gradient) it is δ_ij/π_i − 1. Under the latter DPO drives the probability of a
+    rejected response to 0 in finite time, where its logit is −∞: follow it to a margin or a loss;
+    a target beyond that time ends with the outcome `step_limit`.
 
     Args:
         reference: Probabilities of the responses under the reference, shape (n,) for one prompt or

@@ -1,6 +1,6 @@
 """One flow line, or a block of lanes: the only module that knows diffrax."""
 
-from flowlab.solve.compilation import compiled
+from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import advance, resume, safe_problem
 from flowlab.solve.line import Line, flow_line
@@ -21,6 +21,7 @@ __all__ = [
     "check_states",
     "compiled",
     "default_rtol",
+    "exact_products",
     "finish",
     "flow_line",
     "make_problem",

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
@@ -83,14 +83,20 @@ class Line(eqx.Module):
         if _is_traced(self) or _is_traced(time):
             return _states_at(self, jnp.asarray(time))
         asked = np.asarray(time, dtype=np.asarray(self.times).dtype)
-        last = max(float(self.end_time), float(np.asarray(self.times)[-1]))
-        if not np.all((asked >= 0) & (asked <= _just_past(last, asked.dtype))):
+        if not np.all(self.covers(asked)):
+            last = max(float(self.end_time), float(np.asarray(self.times)[-1]))
             raise ValueError(
                 f"Argument `time` must lie on the line, between 0 and {last:.6g}, "
                 f"but is {np.array2string(asked, threshold=4)}."
             )
         with jax.enable_x64(asked.dtype == np.float64):
             return _as_numpy(_compiled_states_at(self, asked))
+
+    def covers(self, time: npt.ArrayLike) -> Bool[np.ndarray, "..."]:
+        """Which flow times lie on the line, give or take its rounding; not for a traced line."""
+        times = np.asarray(self.times)
+        asked, last = np.asarray(time, times.dtype), max(float(self.end_time), float(times[-1]))
+        return (asked >= 0) & (asked <= _just_past(last, times.dtype))
 
 
 def flow_line(

@@ -375,7 +375,7 @@ def check_states(
             "Argument `flow` must be a flow such as preference_flow(DPO(0.1), RatioPlane()), "
             f"but is {flow!r}."
         )
-    leaves, treedef = jax.tree.flatten(_array_if_list(states))
+    leaves, treedef = jax.tree.flatten(_array_if_list(name, states))
     if any(isinstance(leaf, Tracer) for leaf in leaves):
         return states, jnp.result_type(*leaves)
     arrays = [_numbers(name, leaf) for leaf in leaves]
@@ -418,10 +418,10 @@ def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched
         )
 
 
-def _array_if_list(states: Any) -> Any:
+def _array_if_list(name: str, states: Any) -> Any:
     """Lists of numbers, and tuples of numbers, are arrays; other PyTrees stay as they are."""
     if states is None:
-        raise ValueError("Argument `starts` must hold numbers, but is None.")
+        raise ValueError(f"Argument `{name}` must hold numbers, but is None.")
     plain = isinstance(states, tuple) and all(isinstance(x, int | float) for x in states)
     return np.asarray(states) if isinstance(states, list) or plain else states
 

@@ -225,7 +225,7 @@ def _checked(
     return array
 
 
-def numbers(value: ArrayLike) -> np.ndarray:
+def numbers(value: Any) -> np.ndarray:
     """The numbers given; NaN where there is none, or a text that would pass for one."""
     nothing = np.asarray(np.nan)
     try:

@@ -30,6 +30,7 @@ _NAMES = (
     "margin of the start, $h = u_w - u_l$ (nats)",
     r"coupling of rejected to chosen, $k_{wl}/k_{ww}$",
 )
+_ALONE = (7.8, 4.8)  # inches, of a map with its legend beside it
 _EARLY = {
     Outcome.non_finite: "line ends where the loss\nis no longer defined",
     Outcome.step_limit: "line ends at a kink, along\nwhich the flow would slide",
@@ -63,7 +64,7 @@ def displacement(
             or ratios.
     """
     _check_grid(found)
-    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    ax = panels(size=_ALONE)[1][0] if ax is None else ax
     edges = _edges(found.margins), _edges(found.ratios)
     falls = found.dip_depth > 0
     # The lightest colours of the map would pass for those of starts from which nothing falls.
@@ -122,9 +123,9 @@ def displacements(
         raise ValueError(f"Argument `columns` must be at least 1, but is {columns!r}.")
     if len(found) == 1:
         ((name, one),) = found.items()
-        ax = displacement(one)
-        ax.set_title(f"{name}\n{_title(one)}", fontsize="medium")
-        return ax.get_figure(root=True), [ax]
+        figure, (ax,) = panels(size=_ALONE)
+        displacement(one, ax=ax).set_title(f"{name}\n{_title(one)}", fontsize="medium")
+        return figure, [ax]
     columns = min(columns, len(found))
     rows = -(-len(found) // columns)
     figure, axes = panels(rows, columns, size=(4.3, 4.2))

@@ -258,7 +258,8 @@ def _introduction(study: Study) -> str:
         "inward. In the tables of softmax and the feature model other responses of the prompt take "
         "part; a coupled kernel is named by k_wl/k_ww, and has k_ll/k_ww = 1.5. Where there are "
         "several pairs, the claims are about the first. Starts are the same ratios "
-        "in every geometry that has them.</p>"
+        "in every geometry that has them; in the simplex these are those inside it, and what is "
+        "relative to a median over the starts is so to another median there.</p>"
     )
 
 
@@ -287,9 +288,10 @@ def _audit(study: Study) -> str:
 
 
 def _claim_table(claims: list[Claim]) -> str:
+    falling = words.falling(claims)
     head = "".join(
         f"<th class='upright' title='{html.escape(geometry.title)}'>"
-        f"<span>{html.escape(geometry.short)}</span></th>"
+        f"<span>{html.escape(geometry.short)}{' †' * (geometry.name in falling)}</span></th>"
         for geometry in GEOMETRIES
     )
     rows = []
@@ -303,8 +305,12 @@ def _claim_table(claims: list[Claim]) -> str:
     return (
         f"<div class='scroll'><table class='verdicts'><tr><th></th><th>statement</th>{head}</tr>"
         f"{''.join(rows)}</table></div><p>Below each verdict: the shares of the starts that "
-        "decide, one for each part of the statement; point at a cell to see which. “—”: no start "
-        "lies where the statement speaks of.</p>"
+        "decide (of C16: of the values of β), one for each part of the statement; point at a cell "
+        "to see which. “—”: no start lies where the statement speaks of, or the geometry knows "
+        "nothing of what it speaks of. “≈”: a share lies so near to where the verdict turns that "
+        "another grid of starts could turn it. “†”: the chosen response falls at more than half of "
+        "the starts there, and what is said of how slowly it rises (C3, C12) holds for that "
+        "reason.</p>"
     )
 
 
@@ -317,10 +323,8 @@ def _falls_row(claims: list[Claim]) -> str:
         for name, v in claim.verdicts.items()
         if words.FALLS in v.evidence
     }
-    cells = "".join(
-        f"<td class='verdict'>{words.number(found[name]) if name in found else '—'}</td>"
-        for name in told
-    )
+    shown = [words.number(found[name]) if name in found else "—" for name in told]
+    cells = "".join(f"<td class='verdict'>{html.escape(text)}</td>" for text in shown)
     return (
         "<tr><td></td><td>Not a claim of the paper: the log-probability of the chosen response "
         f"falls at the start (share of the starts).</td>{cells}</tr>"
@@ -332,7 +336,7 @@ def _verdict_cell(verdict: Verdict, title: str = "") -> str:
     told = html.escape("\n".join([title, *parts]), quote=True)
     return (
         f"<td class='verdict {verdict.verdict}' title='{told}'>{_WORDS[verdict.verdict]}"
-        f"<small>{words.shares(verdict)}</small></td>"
+        f"{' ≈' * verdict.close}<small>{html.escape(words.shares(verdict))}</small></td>"
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from flowlab.study.claims import Claim, Verdict
 from flowlab.study.data import GEOMETRIES, ResponseLine
 
-__all__ = ["FALLS", "conclusions", "number", "shares"]
+__all__ = ["FALLS", "conclusions", "falling", "number", "shares"]
 
 FALLS = "share_of_starts_where_the_chosen_falls_at_the_start"
 _AGREES = "share_of_starts_where_it_falls_just_where_k_wl_exceeds_k_ww"
@@ -25,6 +25,16 @@ _FAMILIES = (
     ("both tables of softmax", ("tabular_softmax", "tabular_softmax_pairs")),
     ("all coupled kernels", ("coupled_0", "coupled_0.5", "coupled_0.9", "coupled_1.1")),
 )
+_CAUSES = (
+    ("the coordinates", "ratio_plane", ("log_ratio_plane",)),
+    ("walls", "ratio_plane", ("box", "simplex")),
+    ("the coupling of the pair", "coupled_0", ("coupled_0.5", "coupled_0.9", "coupled_1.1")),
+    ("other responses", "log_ratio_plane", ("tabular_softmax",)),
+    ("other pairs", "tabular_softmax", ("tabular_softmax_pairs",)),
+    ("trained features", "log_ratio_plane", ("feature_model",)),
+)
+"""What differs between a geometry and those after it."""
+_RISES = ("C3", "C12")  # claims of how slowly the chosen response rises
 _KERNEL = "coupled kernel "
 _VERBS = {"holds": "holds on", "holds_in_part": "in part on", "fails": "fails on"}
 _WHOLE = {
@@ -54,11 +64,12 @@ def conclusions(
     turned = groups["turns"]
     on_own = [c for c in turned if _verdict(c, _OWN[0]) == "holds"]
     elsewhere = [c for c in turned if _verdict(c, _OWN[0]) != "holds"]
-    title = "About the coordinates: true on the paper’s free plane, and not everywhere"
+    title = "It depends: true on the paper’s free plane, and not everywhere"
     parts += _list(title, [_by_geometry(claim) for claim in on_own])
     parts += _only_in_ratios(on_own)
-    title = "About the coordinates: not, or only in part, true on the paper’s free plane"
+    title = "It depends: not, or only in part, true on the paper’s free plane"
     parts += _list(title, [_by_geometry(claim) for claim in elsewhere])
+    parts += _because_it_falls(claims)
     parts += _list("Where the paper slips on its own plane, and by which shares", [*_slips(claims)])
     parts.append("<h3>Why do my chosen log-probabilities fall?</h3>")
     parts += [f"<p>{sentence}</p>" for sentence in _why_the_chosen_falls(claims, line, edits)]
@@ -66,10 +77,18 @@ def conclusions(
 
 
 def number(value: float) -> str:
-    """A share in two digits, such that only 0 is "0" and only 1 is "1"."""
+    """A share in two digits, such that only 0 is "0" and only 1 is "1"; may hold a "<" or ">"."""
     if value in (0.0, 1.0):
         return f"{value:.0f}"
-    return f"{min(max(value, 0.01), 0.99):.2f}" if 0 < value < 1 else f"{value:.3g}"
+    if 0 < value < 0.005:
+        return "<0.01"
+    return ">0.99" if 0.995 < value < 1 else f"{value:.2f}"
+
+
+def falling(claims: Sequence[Claim]) -> list[str]:
+    """The geometries in which the chosen response falls at more than half of the starts."""
+    told = [_evidence(claim, FALLS) for claim in claims]
+    return [name for found in told for name, value in found.items() if value > 0.5]
 
 
 def shares(verdict: Verdict) -> str:
@@ -84,10 +103,14 @@ def _introduction(claims: Sequence[Claim], groups: dict[str, list[Claim]]) -> st
         "<p>The loss sees the margin alone, and its gradient pushes the log-ratio of the chosen "
         "response up as hard as that of the rejected one down. What the push does, which of the "
         "two moves more, where it is slow, is said by what a state is and by what the responses "
-        f"share. So a statement with one verdict in all {geometries} geometries is about DPO, and "
-        f"one whose verdict turns is about its coordinates. Of {len(claims)} statements "
+        f"share. So a statement of which every part is judged alike in all {geometries} geometries "
+        "is about DPO, and one that turns is about what it turns with: the coordinates of the "
+        "state, walls, the coupling of the pair, other responses and pairs, or features that are "
+        f"trained. Of {len(claims)} statements "
         f"{counts['holds']} hold everywhere, {counts['fails']} fail everywhere, "
-        f"{counts['holds_in_part']} are true in part everywhere, and {counts['turns']} turn. "
+        f"{counts['holds_in_part']} are true in part everywhere, and {counts['turns']} turn, "
+        f"{sum(_CAUSES[0][0] in _causes(claim) for claim in groups['turns'])} of them with the "
+        "coordinates. "
         "Numbers in brackets are shares of the starts, one for each part of a statement, from the "
         "lowest to the highest over the geometries named.</p>"
     )
@@ -99,9 +122,24 @@ def _list(title: str, entries: Iterable[str]) -> list[str]:
 
 
 def _one_verdict(claim: Claim) -> str:
-    """The verdict of all geometries that have one, or that it turns."""
-    found = {v.verdict for v in claim.verdicts.values()} - {"not_applicable"}
-    return found.pop() if len(found) == 1 else "turns"
+    """The verdict of all geometries that have one, or that it turns, as a whole or in a part."""
+    found = {_judged(v) for v in claim.verdicts.values() if v.verdict != "not_applicable"}
+    return found.pop()[0] if len(found) == 1 else "turns"
+
+
+def _judged(verdict: Verdict) -> tuple[str, ...]:
+    return verdict.verdict, *verdict.kinds
+
+
+def _causes(claim: Claim) -> list[str]:
+    """With what a claim, or a part of it, turns."""
+    found = []
+    for cause, name, others in _CAUSES:
+        known = [claim.verdicts[n] for n in (name, *others) if n in claim.verdicts]
+        known = [v for v in known if v.verdict != "not_applicable"]
+        if len({_judged(v) for v in known}) > 1:
+            found.append(cause)
+    return found
 
 
 def _verdict(claim: Claim, name: str) -> str:
@@ -114,7 +152,7 @@ def _named(claim: Claim) -> str:
 
 def _everywhere(claim: Claim) -> str:
     names = [n for n, v in claim.verdicts.items() if v.verdict != "not_applicable"]
-    return f"{_named(claim)} ({_range(claim, names)}){_missing(claim)}"
+    return f"{_named(claim)} ({html.escape(_range(claim, names))}){_missing(claim)}"
 
 
 def _by_geometry(claim: Claim) -> str:
@@ -123,12 +161,28 @@ def _by_geometry(claim: Claim) -> str:
         names = [name for name, v in claim.verdicts.items() if v.verdict == kind]
         if names:
             told.append(f"{verb} {_places(names)} ({_range(claim, names)})")
-    return f"{_named(claim)} <i>{html.escape('; '.join(told))}</i>{_missing(claim)}"
+    causes = _causes(claim)
+    turns = f" Turns with {_joined(causes)}." if causes else ""
+    return f"{_named(claim)} <i>{html.escape('; '.join(told))}.</i>{turns}{_missing(claim)}"
 
 
 def _missing(claim: Claim) -> str:
     names = [name for name, v in claim.verdicts.items() if v.verdict == "not_applicable"]
-    return f" No start lies there in: {html.escape(_places(names))}." if names else ""
+    return f" Nothing to judge on {html.escape(_places(names))}." if names else ""
+
+
+def _because_it_falls(claims: Sequence[Claim]) -> list[str]:
+    """Where claims of how slowly the chosen response rises hold since it falls."""
+    names = falling(claims)
+    told = [c.id for c in claims if c.id in _RISES]
+    told = [c.id for c in claims if c.id in told and any(_verdict(c, n) == "holds" for n in names)]
+    if not told:
+        return []
+    return [
+        f"<p>On {html.escape(_places(names))} the chosen response falls at more than half of the "
+        f"starts: where {_joined(told)} hold{'s' * (len(told) == 1)} there, it is because the "
+        "chosen response does not rise at all.</p>"
+    ]
 
 
 def _only_in_ratios(claims: Sequence[Claim]) -> list[str]:
@@ -185,10 +239,7 @@ def _slips(claims: Sequence[Claim]) -> Iterable[str]:
             f"{name.removeprefix('share_of_').replace('_', ' ')}: {number(value)}"
             for name, value in verdict.deciding.items()
         )
-        note = ""
-        if verdict.evidence.get(_LARGEST) == 0:
-            note = " The plane cannot say more: it knows no text, k_wl = 0."
-        told = html.escape(f"{said} on {_places(own[:1])}: {parts}.{note}")
+        told = html.escape(f"{said} on {_places(own[:1])}: {parts}.")
         yield f"<a href='#{claim.id}'>{claim.id}</a> {told}"
 
 
@@ -231,16 +282,25 @@ def _by_the_kernel(claims: Sequence[Claim], told: dict[str, float]) -> str:
     largest = {n: v for claim in claims for n, v in _evidence(claim, _LARGEST).items()}
     exact = [name for name, value in agrees.items() if value == 1]
     sentences = []
-    if exact:
+    varied = [name for name in exact if 0 < told.get(name, 0) < 1]
+    alike = [name for name in exact if name not in varied]
+    if agrees:
         sentences.append(
-            "It falls just where k_wl, which tells how far a push on the rejected response moves "
-            "the chosen one, is larger than k_ww, which tells how far its own push moves it: this "
-            f"is so at every start on {_places(exact)}."
+            "For one pair there is a rule: the chosen response falls just where k_wl, which tells "
+            "how far a push on the rejected response moves the chosen one, is larger than k_ww, "
+            "which tells how far its own push moves it."
         )
+    if varied:
+        sentences.append(
+            f"On {_places(varied)}, where the chosen falls at some starts and not at others, the "
+            "rule is right at every one."
+        )
+    if alike:
+        sentences.append(f"On {_places(alike)} it says the same of all starts, and rightly.")
     for name, value in agrees.items():
         if value == 1:
             continue
-        sentence = f"On {_places([name])} this is so at {number(value)} of the starts"
+        sentence = f"On {_places([name])} the rule is right at {number(value)} of the starts"
         if largest.get(name, np.inf) < 1 and told.get(name, 0) > 0:
             sentence += (
                 f": k_wl/k_ww of the pair itself is at most {largest[name]:.2f}, and the chosen "
@@ -260,7 +320,9 @@ def _features(told: dict[str, float], later: dict[str, float], line: ResponseLin
         f"{number(told[name])} of the starts"
     )
     if name in later:
-        sentence += f", and is lower than there at {number(later[name])} at the loss level"
+        sentence += (
+            f", and at {number(later[name])} of them it is lower at the loss level than it began"
+        )
     sentence += "."
     dip = line.dip
     if dip.depth <= 0:

@@ -127,9 +127,10 @@ def c4(sight: Sight) -> Verdict:
     The field vanishes at low x1 if, with x1 taken to 1e-100 at a start's x2, the speed is less than
     a hundredth of the median over the starts (starts with x1 < 0.2); at low x2 likewise (starts
     with x2 < 0.2). It moves away from low x1 if x1 rises from a start with x1 < 0.2. It converges
-    towards low x2 if x2 has fallen to less than 0.2 at the loss level, from any start. Speeds are
-    those of the free field in the coordinates of the geometry, at the states that it has for these
-    ratios (in the feature model with the features of the reference).
+    towards low x2 if x2 has fallen to less than 0.2 at the loss level, from any start; for small β
+    the level all but says so by itself. Speeds are those of the free field in the coordinates of
+    the geometry, at the states that it has for these ratios (in the feature model with the features
+    of the reference).
     """
     left, lower = sight.within(LEFT), sight.within(LOWER)
     if not (left.count and lower.count):

@@ -31,16 +31,18 @@ TENDS_TO_ZERO = 0.05  # of its unit of scale 1: what has fallen this far goes to
 VERY_SMALL = 0.1  # small is half of the median; very small is an order of magnitude
 SPREAD = 2.0  # a significant impact: the slow start takes this many times as long as the fast one
 KEPT = 0.5  # a significant impact: the states have kept this part of the spread of the starts
+TIE = 1e-9  # far above the rounding of a ratio of two rates
 HALVED = 0.5  # learnt less: this part of its speed, or less, is left
 TAILS = (5.0, 95.0)  # percentiles, so that no single start makes a spread
 
 
 def c9(sight: Sight) -> Verdict:
-    """Three parts, at the loss level: x2/x1 near 0; x2 near 0; x1 nearly still.
+    """Two parts, at the loss level: x2 near 0; x1 nearly still.
 
     Near 0: at most 0.05. Nearly still: |x1'| is at most a quarter of |x2'|, at that point, since
-    the paper speaks of the time when x2/x1 has become small. A start that does not reach the level
-    counts against all three. How much x1 and x2 changed on the whole way stands beside it.
+    the paper speaks of the time when x2/x1 has become small. That it has become small does not
+    decide: the loss level of one pair says so by itself. A start that does not reach the level
+    counts against both. How much x1 and x2 changed on the whole way stands beside it.
     """
     change = np.abs(sight.change)
     evidence = {
@@ -61,7 +63,7 @@ def c9(sight: Sight) -> Verdict:
         ),
         "median_x1_at_the_loss_level": float(np.median(sight.end[:, 0])),
     }
-    return judged(evidence, list(evidence)[:3])
+    return judged(evidence, list(evidence)[1:3])
 
 
 def c10(sight: Sight) -> Verdict:
@@ -69,10 +71,11 @@ def c10(sight: Sight) -> Verdict:
 
     Beside its pair a chosen response has u_w' = −L'(h) (k_ww − k_wl), and −L'(h) k_ww if it is
     trained alone: the pair leaves 1 − k_wl/k_ww of its speed. Counteract: k_wl > 0. Halved: this
-    part is at most ½. With several pairs the kernel is that of the first pair. A plane whose
-    coordinates are the two responses themselves knows no text, and has k_wl = 0; in a softmax k_wl
-    comes from what all responses share, not from likeness. What likeness of text does is measured
-    on sequences of tokens, in the table below the claims.
+    part is at most ½. With several pairs the kernel is that of the first pair. A geometry with
+    k_wl = 0 at every start knows no likeness of two texts, and there is nothing to judge. On the
+    other coupled kernels the coupling stands for likeness, and the verdict reads it back; in a
+    softmax k_wl comes from what all responses share. What likeness of text does is measured on
+    sequences of tokens, in the table below the claims.
     """
     left = 1 - sight.coupling
     evidence = {
@@ -82,6 +85,9 @@ def c10(sight: Sight) -> Verdict:
         "largest_k_wl_over_k_ww": float(np.max(sight.coupling)),
         "median_part_of_the_speed_that_is_left_to_the_chosen": float(np.median(left)),
     }
+    if not np.any(sight.coupling):
+        threshold = {"quantity": "largest_k_wl_over_k_ww", "relation": "!=", "value": 0.0}
+        return Verdict("not_applicable", evidence, threshold)
     return judged(evidence, list(evidence)[:2])
 
 
@@ -156,6 +162,8 @@ def c12(sight: Sight) -> Verdict:
 def c13(sight: Sight) -> Verdict:
     """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| <= |x2'|.
 
+    Where the two are equally fast, to rounding, as on the diagonal of the plane, a start counts
+    half.
     The paper says "does not entirely prioritise"; that x2 moves at all, at more than a quarter of
     x1's rate, is the weaker reading, and stands beside it.
     """
@@ -163,7 +171,8 @@ def c13(sight: Sight) -> Verdict:
     if not here.count:
         return not_applicable()
     evidence = {
-        "share_of_starts_where_x1_is_not_the_faster": share(here.start_rate_ratio <= 1),
+        "share_of_starts_where_x1_is_not_the_faster": share(here.start_rate_ratio < 1 - TIE)
+        + share(np.abs(here.start_rate_ratio - 1) <= TIE) / 2,
         "share_of_starts_where_x2_moves_at_more_than_a_quarter_of_the_rate_of_x1": share(
             here.start_rate_ratio < 1 / MINOR
         ),

@@ -24,6 +24,7 @@ __all__ = [
 
 # A statement about a whole region that a start in twenty contradicts is still a fair one.
 HOLDS_FROM = 0.95
+CLOSE = 0.005  # to where a verdict turns: another grid of starts could turn it
 RAPID = 1 / SLOW_SHARE  # rapid: this many times the median or more; slow is its inverse
 MINOR = 0.25  # hardly changes: at this part of the other's rate or less
 NEAR_ZERO = 0.01  # vanishes: below this part of the median speed
@@ -52,6 +53,17 @@ class Verdict:
             return {}
         names = str(self.threshold.get("quantity", "")).split(", ")
         return {name: self.evidence[name] for name in names if name in self.evidence}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What each part of the statement would be judged on its own."""
+        return tuple(_kind([value]) for value in self.deciding.values())
+
+    @property
+    def close(self) -> bool:
+        """Whether a share that decides lies so near to where it turns that the grid decides it."""
+        ends = np.array([HOLDS_FROM, 1 - HOLDS_FROM])
+        return any(np.min(np.abs(ends - value)) <= CLOSE for value in self.deciding.values())
 
 
 @dataclass(frozen=True)
@@ -83,21 +95,20 @@ def judged(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict:
         evidence: Measured numbers, by name.
         deciding: The names of the shares that decide, one for each part of the statement.
     """
-    shares = [evidence[name] for name in deciding]
-    if all(value >= HOLDS_FROM for value in shares):
-        verdict = "holds"
-    elif all(value <= 1 - HOLDS_FROM for value in shares):
-        verdict = "fails"
-    else:
-        verdict = "holds_in_part"
     threshold = {"quantity": ", ".join(deciding), "relation": RULE, "value": HOLDS_FROM}
-    return Verdict(verdict, evidence, threshold)
+    return Verdict(_kind([evidence[name] for name in deciding]), evidence, threshold)
 
 
 def not_applicable() -> Verdict:
     """The verdict where no start lies in the region that a statement speaks of."""
     threshold = {"quantity": "starts_in_the_region", "relation": ">=", "value": 1.0}
     return Verdict("not_applicable", {"starts_in_the_region": 0.0}, threshold)
+
+
+def _kind(shares: Sequence[float]) -> str:
+    if all(value >= HOLDS_FROM for value in shares):
+        return "holds"
+    return "fails" if all(value <= 1 - HOLDS_FROM for value in shares) else "holds_in_part"
 
 
 def share(true: Bool[np.ndarray, " n"]) -> float:

@@ -90,7 +90,7 @@ def run(
     Args:
         out: The folder.
         betas: Values of β, positive; None for 0.1, 0.3 and 0.5.
-        quick: Coarser maps and fewer starts, in half a minute.
+        quick: Coarser maps and fewer starts, in half the time.
         log: A training log to draw over the flow from its own first point.
         dtype: float64, or float32 (at rtol 1e-4 in place of 1e-6).
         progress: Whether to show progress bars; None where there is a terminal.

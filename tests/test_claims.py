@@ -321,7 +321,7 @@ def test_claims_are_written_as_json_that_any_reader_takes(claims: list[Claim]) -
     assert [entry["id"] for entry in read] == IDS
     assert set(read[0]) == {"id", "statement", "where", "measured", "verdicts"}
     assert read[1]["verdicts"]["ratio_plane"]["verdict"] == "holds"
-    assert set(read[1]["verdicts"]["box"]) == {"verdict", "evidence", "threshold"}
+    assert set(read[1]["verdicts"]["box"]) == {"verdict", "close", "evidence", "threshold"}
 
 
 def test_the_table_has_a_line_for_each_geometry_and_a_column_for_each_claim(

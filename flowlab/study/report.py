@@ -258,8 +258,9 @@ def _introduction(study: Study) -> str:
         "inward. In the tables of softmax and the feature model other responses of the prompt take "
         "part; a coupled kernel is named by k_wl/k_ww, and has k_ll/k_ww = 1.5. Where there are "
         "several pairs, the claims are about the first. Starts are the same ratios "
-        "in every geometry that has them; in the simplex these are those inside it, and what is "
-        "relative to a median over the starts is so to another median there.</p>"
+        "in every geometry that has them. The simplex has only those inside it, and a median over "
+        "the starts is one over these: what differs there in C5, C8, C11, C12 and C14 comes in "
+        "part from the starts.</p>"
     )
 
 
@@ -291,12 +292,16 @@ def _claim_table(claims: list[Claim]) -> str:
     falling = words.falling(claims)
     head = "".join(
         f"<th class='upright' title='{html.escape(geometry.title)}'>"
-        f"<span>{html.escape(geometry.short)}{' †' * (geometry.name in falling)}</span></th>"
+        f"<span>{html.escape(geometry.short)}</span></th>"
         for geometry in GEOMETRIES
     )
     rows = []
     for claim in claims:
-        cells = "".join(_verdict_cell(claim.verdicts[g.name], g.title) for g in GEOMETRIES)
+        trivial = falling if claim.id in words.RISES else []
+        cells = "".join(
+            _verdict_cell(claim.verdicts[g.name], g.title, " †" * (g.name in trivial))
+            for g in GEOMETRIES
+        )
         rows.append(
             f"<tr><td><a href='#{claim.id}'>{claim.id}</a></td>"
             f"<td>{html.escape(claim.statement)}</td>{cells}</tr>"
@@ -307,10 +312,10 @@ def _claim_table(claims: list[Claim]) -> str:
         f"{''.join(rows)}</table></div><p>Below each verdict: the shares of the starts that "
         "decide (of C16: of the values of β), one for each part of the statement; point at a cell "
         "to see which. “—”: no start lies where the statement speaks of, or the geometry knows "
-        "nothing of what it speaks of. “≈”: a share lies so near to where the verdict turns that "
-        "another grid of starts could turn it. “†”: the chosen response falls at more than half of "
-        "the starts there, and what is said of how slowly it rises (C3, C12) holds for that "
-        "reason.</p>"
+        "nothing of what it speaks of. “≈”: a share lies so near to where the verdict on its "
+        "part turns that another grid of starts could turn it. “†”: the chosen response falls at "
+        "more than half of the starts there, so that what is said of how slowly it rises is "
+        "trivially true of these.</p>"
     )
 
 
@@ -331,12 +336,12 @@ def _falls_row(claims: list[Claim]) -> str:
     )
 
 
-def _verdict_cell(verdict: Verdict, title: str = "") -> str:
+def _verdict_cell(verdict: Verdict, title: str = "", mark: str = "") -> str:
     parts = [f"{name.replace('_', ' ')}: {_number(x)}" for name, x in verdict.deciding.items()]
     told = html.escape("\n".join([title, *parts]), quote=True)
     return (
         f"<td class='verdict {verdict.verdict}' title='{told}'>{_WORDS[verdict.verdict]}"
-        f"{' ≈' * verdict.close}<small>{html.escape(words.shares(verdict))}</small></td>"
+        f"{' ≈' * verdict.close}{mark}<small>{html.escape(words.shares(verdict))}</small></td>"
     )
 
 

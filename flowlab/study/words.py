@@ -12,9 +12,10 @@ import numpy as np
 from flowlab.study.claims import Claim, Verdict
 from flowlab.study.data import GEOMETRIES, ResponseLine
 
-__all__ = ["FALLS", "conclusions", "falling", "number", "shares"]
+__all__ = ["FALLS", "RISES", "conclusions", "falling", "number", "shares"]
 
 FALLS = "share_of_starts_where_the_chosen_falls_at_the_start"
+RISES = ("C3", "C12")  # claims of how slowly the chosen response rises
 _AGREES = "share_of_starts_where_it_falls_just_where_k_wl_exceeds_k_ww"
 _LARGEST = "largest_k_wl_over_k_ww"
 _FALLS_LATER = "share_of_starts_where_the_chosen_has_fallen_at_the_loss_level"
@@ -27,20 +28,20 @@ _FAMILIES = (
 )
 _CAUSES = (
     ("the coordinates", "ratio_plane", ("log_ratio_plane",)),
-    ("walls", "ratio_plane", ("box", "simplex")),
+    ("walls", "ratio_plane", ("box",)),
+    ("the simplex (its wall, or the starts inside it)", "ratio_plane", ("simplex",)),
     ("the coupling of the pair", "coupled_0", ("coupled_0.5", "coupled_0.9", "coupled_1.1")),
     ("other responses", "log_ratio_plane", ("tabular_softmax",)),
     ("other pairs", "tabular_softmax", ("tabular_softmax_pairs",)),
     ("trained features", "log_ratio_plane", ("feature_model",)),
 )
 """What differs between a geometry and those after it."""
-_RISES = ("C3", "C12")  # claims of how slowly the chosen response rises
 _KERNEL = "coupled kernel "
 _VERBS = {"holds": "holds on", "holds_in_part": "in part on", "fails": "fails on"}
 _WHOLE = {
-    "holds": "True of DPO, whatever the coordinates",
-    "fails": "False, whatever the coordinates",
-    "holds_in_part": "True in part, whatever the coordinates",
+    "holds": "True of DPO, in every geometry",
+    "fails": "False in every geometry",
+    "holds_in_part": "True in part, in every geometry",
 }
 
 
@@ -63,13 +64,16 @@ def conclusions(
         parts += _list(title, [_everywhere(claim) for claim in groups[name]])
     turned = groups["turns"]
     on_own = [c for c in turned if _verdict(c, _OWN[0]) == "holds"]
-    elsewhere = [c for c in turned if _verdict(c, _OWN[0]) != "holds"]
+    elsewhere = [c for c in turned if _verdict(c, _OWN[0]) in ("holds_in_part", "fails")]
+    silent = [c for c in turned if _verdict(c, _OWN[0]) == "not_applicable"]
     title = "It depends: true on the paper’s free plane, and not everywhere"
     parts += _list(title, [_by_geometry(claim) for claim in on_own])
     parts += _only_in_ratios(on_own)
     title = "It depends: not, or only in part, true on the paper’s free plane"
     parts += _list(title, [_by_geometry(claim) for claim in elsewhere])
     parts += _because_it_falls(claims)
+    title = "It depends: the paper’s free plane has nothing to say of it"
+    parts += _list(title, [_by_geometry(claim) for claim in silent])
     parts += _list("Where the paper slips on its own plane, and by which shares", [*_slips(claims)])
     parts.append("<h3>Why do my chosen log-probabilities fall?</h3>")
     parts += [f"<p>{sentence}</p>" for sentence in _why_the_chosen_falls(claims, line, edits)]
@@ -106,13 +110,12 @@ def _introduction(claims: Sequence[Claim], groups: dict[str, list[Claim]]) -> st
         f"share. So a statement of which every part is judged alike in all {geometries} geometries "
         "is about DPO, and one that turns is about what it turns with: the coordinates of the "
         "state, walls, the coupling of the pair, other responses and pairs, or features that are "
-        f"trained. Of {len(claims)} statements "
-        f"{counts['holds']} hold everywhere, {counts['fails']} fail everywhere, "
-        f"{counts['holds_in_part']} are true in part everywhere, and {counts['turns']} turn, "
-        f"{sum(_CAUSES[0][0] in _causes(claim) for claim in groups['turns'])} of them with the "
-        "coordinates. "
-        "Numbers in brackets are shares of the starts, one for each part of a statement, from the "
-        "lowest to the highest over the geometries named.</p>"
+        f"trained. Of {len(claims)} statements: hold everywhere {counts['holds']}; fail everywhere "
+        f"{counts['fails']}; are true in part everywhere {counts['holds_in_part']}; turn "
+        f"{counts['turns']}, of which with the coordinates "
+        f"{sum(_CAUSES[0][0] in _causes(claim) for claim in groups['turns'])}. "
+        "Numbers in brackets are shares of the starts (of C16: of the values of β), one for each "
+        "part of a statement, from the lowest to the highest over the geometries named.</p>"
     )
 
 
@@ -162,7 +165,9 @@ def _by_geometry(claim: Claim) -> str:
         if names:
             told.append(f"{verb} {_places(names)} ({_range(claim, names)})")
     causes = _causes(claim)
-    turns = f" Turns with {_joined(causes)}." if causes else ""
+    turns = f" Turns with {_joined(causes)}."
+    if not causes:
+        turns = " Turns only between geometries that differ in more than one thing."
     return f"{_named(claim)} <i>{html.escape('; '.join(told))}.</i>{turns}{_missing(claim)}"
 
 
@@ -174,14 +179,14 @@ def _missing(claim: Claim) -> str:
 def _because_it_falls(claims: Sequence[Claim]) -> list[str]:
     """Where claims of how slowly the chosen response rises hold since it falls."""
     names = falling(claims)
-    told = [c.id for c in claims if c.id in _RISES]
-    told = [c.id for c in claims if c.id in told and any(_verdict(c, n) == "holds" for n in names)]
+    slow = [claim for claim in claims if claim.id in RISES]
+    told = [c.id for c in slow if any(_verdict(c, name) == "holds" for name in names)]
     if not told:
         return []
     return [
         f"<p>On {html.escape(_places(names))} the chosen response falls at more than half of the "
-        f"starts: where {_joined(told)} hold{'s' * (len(told) == 1)} there, it is because the "
-        "chosen response does not rise at all.</p>"
+        f"starts: where {_joined(told)} hold{'s' * (len(told) == 1)} there, that says "
+        "little, since a response that falls does not rise fast.</p>"
     ]
 
 
@@ -221,10 +226,14 @@ def _joined(words: Sequence[str]) -> str:
 def _range(claim: Claim, names: Sequence[str]) -> str:
     """For each part of a statement its lowest and highest share over some geometries."""
     table = np.array([list(claim.verdicts[name].deciding.values()) for name in names])
-    ends = [
-        (number(low), number(high)) for low, high in zip(table.min(0), table.max(0), strict=True)
-    ]
-    return " / ".join(low if low == high else f"{low}–{high}" for low, high in ends)
+    return " / ".join(map(_from_to, table.min(0), table.max(0)))
+
+
+def _from_to(low: float, high: float) -> str:
+    ends = number(low), number(high)
+    if ends == ("0", "<0.01"):
+        return ends[1]
+    return ends[0] if ends in ((ends[0], ends[0]), (">0.99", "1")) else "–".join(ends)
 
 
 def _slips(claims: Sequence[Claim]) -> Iterable[str]:
@@ -345,7 +354,7 @@ def _likeness(edits: Sequence[tuple[int, float]]) -> str:
         f"Likeness of text by itself: two sequences that differ in {few} token{'s' * (few > 1)} "
         f"have k_wl/k_ww = {close:.2f} at a uniform table of tokens, and the chosen is learnt at "
         f"{1 - close:.2f} of the speed that it has alone; with {many} tokens that differ it is "
-        f"{far:.2f}."
+        f"{far:.2f}.".replace("-", "−")
     )
     if reaches < 1:
         sentence += " There likeness slows the chosen response, and does not make it fall."

@@ -190,4 +190,9 @@ def _plain(verdict: Verdict) -> dict[str, Any]:
         name: float(value) if math.isfinite(value) else None
         for name, value in verdict.evidence.items()
     }
-    return {"verdict": verdict.verdict, "evidence": evidence, "threshold": dict(verdict.threshold)}
+    return {
+        "verdict": verdict.verdict,
+        "close": verdict.close,
+        "evidence": evidence,
+        "threshold": dict(verdict.threshold),
+    }

@@ -163,9 +163,8 @@ def c13(sight: Sight) -> Verdict:
     """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| <= |x2'|.
 
     Where the two are equally fast, to rounding, as on the diagonal of the plane, a start counts
-    half.
-    The paper says "does not entirely prioritise"; that x2 moves at all, at more than a quarter of
-    x1's rate, is the weaker reading, and stands beside it.
+    half. The paper says "does not entirely prioritise"; that x2 moves at all, at more than a
+    quarter of x1's rate, is the weaker reading, and stands beside it.
     """
     here = sight.within(LOWER_LEFT)
     if not here.count:
@@ -222,11 +221,11 @@ def c15(sight: Sight) -> Verdict:
 def c16(sight: Sight) -> Verdict:
     """Two parts, for each β: arrival at the same loss, and the state at the same flow time.
 
-    Arrival: the 95th percentile of the times to the loss level, of those that reach it, is at least
-    twice the 5th. State: at
-    the common flow time (the median arrival), the 5th to 95th percentile of the chosen response (x1
-    where a state is (x1, x2), u_w elsewhere) spans at least half of what it spans at the starts. In
-    another sense the start has no impact on the final result: the share that reaches the level.
+    The shares are those of the values of β, not of the starts. Arrival: the 95th percentile of the
+    times to the loss level, of those that reach it, is at least twice the 5th. State: at the common
+    flow time (the median arrival), the 5th to 95th percentile of the chosen response (x1 where a
+    state is (x1, x2), u_w elsewhere) spans at least half of what it spans at the starts. In another
+    sense the start has no impact on the final result: the share that reaches the level.
     """
     parts = sight.by_beta()
     arrivals = np.array([_lateness(part.arrival[part.reached]) for part in parts])

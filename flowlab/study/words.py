@@ -233,7 +233,9 @@ def _from_to(low: float, high: float) -> str:
     ends = number(low), number(high)
     if ends == ("0", "<0.01"):
         return ends[1]
-    return ends[0] if ends in ((ends[0], ends[0]), (">0.99", "1")) else "–".join(ends)
+    if ends[0] == ends[1] or ends == (">0.99", "1"):
+        return ends[0]
+    return "–".join(ends)
 
 
 def _slips(claims: Sequence[Claim]) -> Iterable[str]:

@@ -49,13 +49,13 @@ class AbstractDomain(eqx.Module):
         self,
         coordinates: PyTree[Array],
         rtol: Float[Array, ""],
-        atol: Float[Array, ""],
+        atol: Float[Array, ""] | None,
     ) -> PyTree[Array]:
         """The error allowed in each coordinate, for tolerances stated for the state."""
 
     @abstractmethod
-    def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""]:
-        """The absolute tolerance of the state where the caller gives none."""
+    def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""] | None:
+        """The absolute tolerance of the state where the caller gives none; None for none at all."""
 
     @abstractmethod
     def walls(self) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
@@ -85,9 +85,10 @@ class WholeSpace(AbstractDomain):
         self,
         coordinates: PyTree[Array],
         rtol: Float[Array, ""],
-        atol: Float[Array, ""],
+        atol: Float[Array, ""] | None,
     ) -> PyTree[Array]:
-        return jax.tree.map(lambda leaf: atol + rtol * jnp.abs(leaf), coordinates)
+        floor = jnp.zeros_like(rtol) if atol is None else atol
+        return jax.tree.map(lambda leaf: floor + rtol * jnp.abs(leaf), coordinates)
 
     def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""]:
         """Rtol × 1e-3 × the smallest component that is not zero, or × 1 where all are.
@@ -124,14 +125,15 @@ class _Orthant(AbstractDomain):
         return velocity / state
 
     def error_scale(
-        self, coordinates: Float[Array, " d"], rtol: Float[Array, ""], atol: Float[Array, ""]
+        self, coordinates: Float[Array, " d"], rtol: Float[Array, ""], atol: Float[Array, ""] | None
     ) -> Float[Array, " d"]:
+        if atol is None:
+            return jnp.broadcast_to(rtol, coordinates.shape)
         return rtol + atol * jnp.exp(-coordinates)
 
-    def default_atol(self, state: Float[Array, " d"], rtol: Float[Array, ""]) -> Float[Array, ""]:
-        """Zero: a component may become very small, and is followed to a constant relative error."""
-        del state
-        return jnp.zeros_like(rtol)
+    def default_atol(self, state: Float[Array, " d"], rtol: Float[Array, ""]) -> None:
+        """None: a component may become very small, and is followed to a constant relative error."""
+        del state, rtol
 
 
 class Quadrant(_Orthant):

@@ -59,6 +59,14 @@ class AbstractFlow(eqx.Module):
             ValueError: If there is no hyper-parameter of that name; the sentence lists them.
         """
 
+    def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
+        """The margins of the one pair at which the potential has given values, or None.
+
+        None where there is no pair, or several, or where the potential is not a falling function
+        of the margin alone.
+        """
+        del level
+
     def gradient(self, state: PyTree[Array]) -> PyTree[Array]:
         """∇L at a state."""
         return jax.grad(self.potential)(jax.tree.map(jnp.asarray, state))
@@ -160,6 +168,11 @@ class PreferenceFlow(AbstractFlow):
     def pairs(self, state: PyTree[Array]) -> Pair:
         """The pairs of log-probabilities at a state."""
         return self.policy.pairs(state)
+
+    def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
+        pairs = _pairs_of(self.policy)
+        single = pairs is not None and pairs.chosen.shape == ()
+        return self.loss.margin_at(level) if single else None
 
     def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
         return self.loss.mean(self.policy.pairs(state), self.weights)

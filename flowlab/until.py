@@ -22,7 +22,7 @@ __all__ = [
     "time",
 ]
 
-Clock = Literal["time", "arc_length", "loss"]
+Clock = Literal["time", "arc_length", "loss", "margin"]
 """What the independent variable of an integration is; the result does not depend on it.
 
 - `"time"`: flow time. Ends exactly on a given time; one scale of time for a whole block.
@@ -31,6 +31,8 @@ Clock = Literal["time", "arc_length", "loss"]
   at infinite speed. Targets are located in the interpolant of the step that crosses them.
 - `"loss"`: the loss itself, on a logarithmic scale where all levels are positive. Ends exactly on
   a loss level, in few steps; needs a level above every critical value on the way.
+- `"margin"`: the margin of the one pair, for losses that are a falling function of it (DPO). As the
+  loss, at less cost.
 """
 
 
@@ -74,6 +76,10 @@ class AbstractTarget(eqx.Module):
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
         """The clocks that can measure the way to this target, the default first."""
 
+    def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
+        """The levels as margins of the one pair, where the clock can be the margin; else None."""
+        del flow
+
 
 class _LossBelow(AbstractTarget):
     kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
@@ -88,10 +94,13 @@ class _LossBelow(AbstractTarget):
         return value - jnp.asarray(self.levels, value.dtype)
 
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
-        del flow
-        if np.min(self.levels) > 0:
-            return ("loss", "arc_length", "time")
-        return ("arc_length", "loss", "time")
+        if np.min(self.levels) <= 0:
+            return ("arc_length", "loss", "time")
+        others: tuple[Clock, ...] = ("loss", "arc_length", "time")
+        return others if flow.margin_at(self.levels) is None else ("margin", *others)
+
+    def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
+        return flow.margin_at(self.levels)
 
 
 class _MarginAbove(AbstractTarget):
@@ -114,8 +123,11 @@ class _MarginAbove(AbstractTarget):
         return jnp.asarray(self.levels, value.dtype) - value
 
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
-        del flow
-        return ("arc_length", "time")
+        others: tuple[Clock, ...] = ("arc_length", "time")
+        return others if self.margins(flow) is None else ("margin", *others)
+
+    def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
+        return None if flow.margin_at(np.ones(1)) is None else jnp.asarray(self.levels)
 
 
 class _SpeedBelow(AbstractTarget):

@@ -84,7 +84,7 @@ def test_a_store_tells_how_its_sweep_was_asked_for(tmp_path, solved_with):
         "lower": [0.0, 0.0],
         "upper": [1.0, 1.0],
         "until": "loss_below=0.1",
-        "clock": "loss",
+        "clock": "margin",
         "rtol": 1e-7,
         "measure": ["change:u"],
         "audit": 0.0,
@@ -99,7 +99,7 @@ def test_show_prints_the_description_the_outcomes_and_the_quantiles(tmp_path, so
     for line in (
         f"flowlab {flowlab.__version__}",
         "policy: log_ratio",
-        "clock: loss",
+        "clock: margin",
         "lower: [-2.0, -1.0]",
         "reached 5 100.0%",
         "time 5 1.5 1.5 1.5 1.5 1.5",

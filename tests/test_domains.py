@@ -98,9 +98,10 @@ def test_the_absolute_tolerance_lies_a_thousandfold_below_the_smallest_component
 
 @pytest.mark.parametrize("domain", ORTHANTS, ids=named)
 def test_an_orthant_has_no_absolute_tolerance(domain):
-    atol = domain.default_atol(jnp.asarray(STATES[0]), jnp.asarray(1e-6, jnp.float32))
-    assert atol.dtype == jnp.float32
-    assert atol == 0
+    assert domain.default_atol(jnp.asarray(STATES[0]), jnp.asarray(1e-6, jnp.float32)) is None
+    coordinates = domain.coordinates(jnp.asarray(STATES[0]))
+    allowed = domain.error_scale(coordinates, jnp.asarray(1e-6), None)
+    np.testing.assert_array_equal(allowed, np.full(2, 1e-6))
 
 
 def test_orthants_absorb_and_the_whole_space_does_not():

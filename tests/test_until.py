@@ -86,10 +86,11 @@ def test_signals_have_the_precision_of_the_state(target, flow):
 
 
 CLOCKS = [
-    (until.loss_below(0.5, 0.1), PLANE, ("loss", "arc_length", "time")),
+    (until.loss_below(0.5, 0.1), PLANE, ("margin", "loss", "arc_length", "time")),
+    (until.loss_below(0.5, 0.1), BOWL, ("loss", "arc_length", "time")),
     (until.loss_below(0.5, 0.0), PLANE, ("arc_length", "loss", "time")),
     (until.loss_below(-2.0), BOWL, ("arc_length", "loss", "time")),
-    (until.margin_above(1.0), LINES, ("arc_length", "time")),
+    (until.margin_above(1.0), LINES, ("margin", "arc_length", "time")),
     (until.speed_below(1.0), BOWL, ("arc_length", "time")),
     (until.time(1.0), BOWL, ("time", "arc_length")),
     (until.time(1.0), PLANE, ("arc_length", "time")),

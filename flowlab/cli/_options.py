@@ -44,6 +44,7 @@ class Clock(StrEnum):
     time = "time"
     arc_length = "arc_length"
     loss = "loss"
+    margin = "margin"
 
 
 def _option(text: str, *names: str, **more: Any) -> Any:

@@ -1,58 +1,32 @@
-"""Many starts: blocks, their order, devices and threads.
+"""The verb `sweep`: what a user says, checked and handed on; hyper-parameters; the audit.
 
 n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
 """
 
 import itertools
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import ArrayLike, Float, PyTree
 from tqdm import tqdm
 
+from flowlab.ensemble.blocks import Device, block_size_on, solved
 from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
-from flowlab.solve import (
-    Lanes,
-    Problem,
-    advance,
-    begin,
-    check_states,
-    compiled,
-    default_rtol,
-    finish,
-    make_problem,
-    resume,
-    safe_problem,
-)
+from flowlab.solve import check_states, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
-
-Device = Any  # jax.Device, which is no type to a type checker
 
 __all__ = ["sweep"]
 
-_BLOCK_ON_CPU = 1024  # a step's arrays fit the caches of a core
-_BLOCK_ON_ACCELERATOR = 65536
-_LEFT_FOR_LATER = 16  # a block ends when one lane in so many still runs; those go on together
-_ENOUGH_BLOCKS = 32  # under which a pass for those left behind is not worth its compilation
+_WORTH_OPTIMISING = 4_000  # runs, from which on they take longer than what it costs to compile
 _AUDIT_TIGHTER = 100.0
 _AUDIT_SMALLEST_RTOL = 1e-13
 _AUDIT_SEED = 0
-
-
-class _Passes(NamedTuple):
-    """The two passes, compiled alike."""
-
-    first: Callable[..., Any]
-    later: Callable[..., Any]
 
 
 def sweep(
@@ -70,7 +44,7 @@ def sweep(
     block_size: int | None = None,
     devices: Sequence[Device] | None = None,
     max_steps: int = 4096,
-    optimise: bool = True,
+    optimise: bool | None = None,
     audit: float = 0.0,
     progress: bool | None = None,
 ) -> Runs:
@@ -100,8 +74,8 @@ def sweep(
             each core, without any flag.
         max_steps: Steps that a block tries, since a lane last left it for holding it up, before the
             outcome is `step_limit`.
-        optimise: Whether the compiler optimises its code. False halves the time of compilation and
-            doubles that of the run, which pays below some ten thousand starts.
+        optimise: Whether the compiler optimises its code, which doubles the time of compilation,
+            and makes the run several times as fast; None where there are 4,000 runs or more.
         audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
@@ -119,19 +93,18 @@ def sweep(
     rtol = default_rtol(dtype) if rtol is None else rtol
     names, values = _checked_over(over, flow)
     devices = jax.local_devices() if devices is None else list(devices)
-    on_cpu = devices[0].platform == "cpu"
-    size = block_size or (_BLOCK_ON_CPU if on_cpu else _BLOCK_ON_ACCELERATOR)
+    size = block_size or block_size_on(devices[0])
     count = len(jax.tree.leaves(starts)[0])
     cases = list(itertools.product(*values))
     options: dict[str, Any] = dict(
         until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
     )
     work = partial(
-        _solve_case,
+        solved,
         devices=devices,
         size=min(size, count),
         max_steps=max_steps,
-        passes=_OPTIMISED if optimise else _LIGHT,
+        optimise=count * len(cases) >= _WORTH_OPTIMISING if optimise is None else optimise,
     )
     results, audits = [], []
     with tqdm(total=len(cases) * count, unit="start", unit_scale=True, **_bar(progress)) as bar:
@@ -158,194 +131,11 @@ def sweep(
 
 
 def _stacked(results: list[dict[str, Any]], values: list[list[float]]) -> dict[str, Any]:
-    """The results of all cases, hyper-parameters as leading axes."""
+    """The results of all cases, hyper-parameters as leading axes; of one case, its own arrays."""
     lead = tuple(len(v) for v in values)
+    if not lead:
+        return results[0]
     return jax.tree.map(lambda *x: np.stack(x).reshape(lead + x[0].shape), *results)
-
-
-def _solve_case(
-    problem: Problem,
-    starts: PyTree[np.ndarray],
-    *,
-    devices: list[Device],
-    size: int,
-    max_steps: int,
-    passes: _Passes,
-    progress: Callable[[int], Any] = lambda n: None,
-) -> dict[str, Any]:
-    """The results for all starts, first axis n, in the order of the starts."""
-    order = _order(problem, starts)
-    blocks = [order[i : i + size] for i in range(0, len(order), size)]
-    collected = _Collected(len(order))
-
-    def first(block: np.ndarray, device: Device) -> Any:
-        padded = np.concatenate([block, np.repeat(block[-1:], size - len(block))])
-        lanes_last = jax.tree.map(lambda x: np.moveaxis(x[padded], 0, -1), starts)
-        keep = 0 if len(blocks) < _ENOUGH_BLOCKS else size // _LEFT_FOR_LATER
-        return passes.first(
-            problem, jax.device_put(lanes_last, device), *map(_integer, (keep, max_steps))
-        )
-
-    running, evicted = [], []
-    for block, (results, lanes, tries) in zip(
-        blocks, _in_parallel(first, blocks, devices, problem), strict=True
-    ):
-        late = _sort_out(collected, block, results, lanes, int(tries) >= max_steps)
-        progress(len(block) - _put_by((running, evicted), late, block, lanes))
-    rest = (collected, devices, size, max_steps, passes, progress)
-    evicted += _later_passes(problem, running, False, *rest)
-    _later_passes(problem, evicted, True, *rest)
-    return collected.results
-
-
-class _Collected:
-    """Results of all starts, filled in as their lanes arrive."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.results: dict[str, Any] = {}
-
-    def put(self, indices: np.ndarray, results: dict[str, Any], lanes: np.ndarray) -> None:
-        """Put in the results of some lanes (last axis) under the indices of their starts."""
-        if not self.results:
-            self.results = jax.tree.map(
-                lambda x: np.empty((self.count, *x.shape[:-1]), x.dtype), results
-            )
-
-        def fill(target: np.ndarray, source: np.ndarray) -> None:
-            target[indices] = np.moveaxis(source, -1, 0)[lanes]
-
-        jax.tree.map(fill, self.results, results)
-
-
-def _sort_out(
-    collected: _Collected, block: np.ndarray, results: Any, lanes: Lanes, exhausted: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Collect the lanes that have ended; the places of those that still run, and of the evicted."""
-    here = slice(0, len(block))
-    evicted = np.asarray(lanes.evicted)[here] & (np.asarray(lanes.outcome)[here] == 0)
-    running = (np.asarray(lanes.outcome)[here] == 0) & ~evicted
-    if exhausted:
-        results["outcome"] = np.where(
-            np.asarray(lanes.active), np.int32(Outcome.step_limit), results["outcome"]
-        )
-        running = np.zeros_like(running)
-    ended = np.flatnonzero(~(running | evicted))
-    collected.put(block[ended], results, ended)
-    return np.flatnonzero(running), np.flatnonzero(evicted)
-
-
-def _put_by(
-    pools: tuple[list[Any], list[Any]],
-    late: tuple[np.ndarray, np.ndarray],
-    block: np.ndarray,
-    lanes: Lanes,
-) -> int:
-    """Put the lanes that have not ended into their pools; how many there are."""
-    for pool, chosen in zip(pools, late, strict=True):
-        if len(chosen):
-            pool.append((block[chosen], jax.tree.map(lambda x, c=chosen: x[..., c], lanes)))
-    return len(late[0]) + len(late[1])
-
-
-def _later_passes(
-    problem: Problem,
-    pool: list[tuple[np.ndarray, Lanes]],
-    safe: bool,
-    collected: _Collected,
-    devices: list[Device],
-    size: int,
-    max_steps: int,
-    passes: _Passes,
-    progress: Callable[[int], Any],
-) -> list[tuple[np.ndarray, Lanes]]:
-    """Lanes that were left behind go on in blocks of their own until all have ended."""
-    safe_or_not = safe_problem(problem) if safe else problem
-    left: list[tuple[np.ndarray, Lanes]] = []
-    while pool:
-        indices = np.concatenate([block for block, _ in pool])
-        lanes = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *(part for _, part in pool))
-        places = [np.arange(i, min(i + size, len(indices))) for i in range(0, len(indices), size)]
-        keep = 0 if len(places) == 1 else size // _LEFT_FOR_LATER
-
-        def go_on(place: np.ndarray, device: Device) -> Any:
-            padded = np.concatenate([place, np.repeat(place[-1:], size - len(place))])
-            chosen = jax.tree.map(lambda x: x[..., padded], lanes)  # noqa: B023
-            return passes.later(
-                safe_or_not,
-                jax.device_put(chosen, device),
-                *map(_integer, (keep, max_steps)),  # noqa: B023
-            )
-
-        pool = []
-        for place, (results, after, tries) in zip(
-            places, _in_parallel(go_on, places, devices, safe_or_not), strict=True
-        ):
-            block = indices[place]
-            late = _sort_out(collected, block, results, after, int(tries) >= max_steps)
-            progress(len(block) - _put_by((pool, left), late, block, after))
-    return left
-
-
-def _integer(number: int) -> Array:
-    """A number as an array: a Python number would be compiled in."""
-    return jnp.asarray(number, jnp.int32)
-
-
-def _first_pass(
-    problem: Problem, starts: PyTree[Array], keep: Array, max_steps: Array
-) -> tuple[Any, ...]:
-    lanes = begin(problem, starts)
-    lanes, tries, _ = advance(problem, lanes, max_steps=max_steps, keep=keep)
-    return finish(problem, lanes), lanes, tries
-
-
-def _later_pass(problem: Problem, lanes: Lanes, keep: Array, max_steps: Array) -> tuple[Any, ...]:
-    lanes, tries, _ = advance(problem, resume(problem, lanes), max_steps=max_steps, keep=keep)
-    return finish(problem, lanes), lanes, tries
-
-
-_OPTIMISED = _Passes(compiled(_first_pass), compiled(_later_pass))
-_LIGHT = _Passes(compiled(_first_pass, optimise=False), compiled(_later_pass, optimise=False))
-
-
-@partial(compiled, optimise=False)
-def _potentials(problem: Problem, starts: PyTree[Array]) -> Float[Array, " n"]:
-    return jax.vmap(problem.flow.potential)(starts)
-
-
-def _order(problem: Problem, starts: PyTree[np.ndarray]) -> Int[np.ndarray, " n"]:
-    """The starts in the order of their potential, those without one last."""
-    return np.argsort(np.asarray(_potentials(problem, starts)), kind="stable")
-
-
-def _in_parallel(
-    work: Callable[[Any, Device], Any],
-    items: list[Any],
-    devices: list[Device],
-    problem: Problem,
-) -> Any:
-    """`work` on all items, results as NumPy in the order of the items."""
-    wide = problem.rtol.dtype == np.float64
-    on_cpu = devices[0].platform == "cpu"
-    workers = max(len(devices), _cores()) if on_cpu else 2 * len(devices)
-
-    def run(numbered: tuple[int, Any]) -> Any:
-        number, item = numbered
-        with jax.enable_x64(wide):
-            return jax.tree.map(np.asarray, work(item, devices[number % len(devices)]))
-
-    numbered = enumerate(items)
-    yield run(next(numbered))  # alone, so that two threads do not compile the same program
-    if len(items) > 1:
-        with ThreadPoolExecutor(min(workers, len(items) - 1)) as pool:
-            yield from pool.map(run, numbered)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _audited(

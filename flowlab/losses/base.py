@@ -82,6 +82,17 @@ class AbstractLoss(eqx.Module):
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         """The loss of each pair."""
 
+    def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
+        """The margins u_w − u_l at which one pair loses `level`, or None.
+
+        For losses that fall strictly as the margin rises, and depend on nothing else: a flow to a
+        level of such a loss can be integrated over the margin, which costs less than over the loss.
+
+        Args:
+            level: Positive values of the loss.
+        """
+        del level
+
     @property
     def of_batch(self) -> bool:
         """Whether what a pair loses depends on the other pairs of its batch."""

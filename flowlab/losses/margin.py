@@ -7,12 +7,14 @@ p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few unit
 of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter_in, positive
 from flowlab.losses.divergences import (
     AbstractDivergence,
+    ReverseKL,
     divergence_field,
     mean_score_margin,
     score_margin,
@@ -63,6 +65,12 @@ class DPO(AbstractLoss):
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = score_margin(self.divergence, pairs)
         return negative_log_sigmoid(like(self.beta, margin) * margin)
+
+    def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
+        if not isinstance(self.divergence, ReverseKL) or np.ndim(self.beta):
+            return None
+        levels = floats(level)
+        return -jnp.log(jnp.expm1(levels)) / like(self.beta, levels)
 
 
 class ConservativeDPO(AbstractLoss):

@@ -1,7 +1,7 @@
 """One flow line, or a block of lanes: the only module that knows diffrax."""
 
-from flowlab.solve.compilation import compiled, exact_products
-from flowlab.solve.ends import begin, finish
+from flowlab.solve.compilation import Program, compiled, exact_products
+from flowlab.solve.ends import begin, finish, potentials
 from flowlab.solve.engine import advance, resume, safe_problem
 from flowlab.solve.line import Line, flow_line
 from flowlab.solve.problem import (
@@ -16,6 +16,7 @@ __all__ = [
     "Lanes",
     "Line",
     "Problem",
+    "Program",
     "advance",
     "begin",
     "check_states",
@@ -25,6 +26,7 @@ __all__ = [
     "finish",
     "flow_line",
     "make_problem",
+    "potentials",
     "resume",
     "safe_problem",
 ]

@@ -17,11 +17,12 @@ from flowlab.solve.problem import (
     Problem,
     along_wall,
     lanewise,
+    margin,
     motion,
 )
 from flowlab.until import Outcome
 
-__all__ = ["begin", "finish", "still"]
+__all__ = ["begin", "finish", "potentials", "still"]
 
 
 def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
@@ -32,6 +33,11 @@ def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
 def finish(problem: Problem, lanes: Lanes) -> dict[str, Any]:
     """Outcome, times, end and measures of every lane, lanes on the last axis."""
     return lanewise(lambda lane: _finish_lane(problem, lane))(lanes)
+
+
+def potentials(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Float[Array, " n"]:
+    """The potential at starts."""
+    return lanewise(problem.flow.potential)(starts)
 
 
 def still(velocity: PyTree[Array]) -> Bool[Array, ""]:
@@ -66,12 +72,13 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     )
     outcome = jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], no)
     atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
+    began = margin(problem, state) if problem.clock == "margin" else value
     saved = jax.tree.map(
         lambda x: jnp.full((problem.save_at.size, *x.shape), jnp.nan, dtype), coordinates
     )
     integrals = (m.rate(flow, state, free) for m in problem.measures)
     lane = Lanes(
-        point=Point(coordinates, zero, tuple(zero for i in integrals if i is not None)),
+        point=Point.of(coordinates, zero, tuple(zero for i in integrals if i is not None)),
         progress=zero,
         fraction=zero + 1,
         wall=wall,
@@ -86,9 +93,9 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         steps=no,
         signals=zero,
         start=coordinates,
-        start_value=value,
-        span=_span(problem, value),
-        atol=jnp.asarray(atol, dtype),
+        start_value=began,
+        span=_span(problem, began),
+        atol=None if atol is None else jnp.asarray(atol, dtype),
     )
     return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
 
@@ -119,6 +126,11 @@ def _first_wall(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any
 def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
     """Length of a lane's way in the clock: 1 where the clock has a unit of its own."""
     last = jnp.asarray(problem.target.levels, value.dtype)[-1]
+    if problem.clock == "margin":
+        margins = problem.target.margins(problem.flow)
+        assert margins is not None
+        span = jnp.asarray(margins, value.dtype)[-1] - value
+        return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
     if problem.clock == "loss":
         span = jnp.log(value / last) if problem.logarithmic else value - last
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)

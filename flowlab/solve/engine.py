@@ -9,6 +9,7 @@ elsewhere under the clock that is regular everywhere; a lane that fails leaves w
 """
 
 import dataclasses
+from functools import reduce
 from typing import Any
 
 import diffrax
@@ -152,7 +153,7 @@ def _stepped(problem: Problem, loop: _Loop) -> _Loop:
     """The loop after one more try at a step."""
     lanes = _with_fractions(problem, loop.lanes, loop.step)
     zero = jnp.zeros_like(loop.step)
-    jumped = loop.jumped | jnp.any(lanes.fraction != loop.lanes.fraction)
+    jumped = loop.jumped if problem.eventful else False
     after, error, dense, solver_state, _ = problem.solver.step(
         _terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
     )
@@ -172,13 +173,18 @@ def _stepped(problem: Problem, loop: _Loop) -> _Loop:
 
     def accepted(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
         arrived, jump, end = _arrived(problem, lanes, after, dense, loop.step)
-        longest = jnp.max(jnp.where(lanes.active, end, 0))
+        longest = jnp.max(jnp.where(lanes.active, end, 0)) if problem.eventful else one
         return arrived, jump, longest, _recorded(loop.tape, dense, end)
 
     def rejected(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
-        return lanes, jumped, jnp.ones_like(loop.step), loop.tape
+        return lanes, loop.jumped, one, loop.tape
 
-    arrived, jump, longest, tape = lax.cond(keep, accepted, rejected, loop)
+    one = jnp.ones_like(loop.step)
+    if problem.eventful or loop.tape is not None or jax.tree.leaves(lanes.folds):
+        arrived, jump, longest, tape = lax.cond(keep, accepted, rejected, loop)
+    else:
+        arrived, jump, longest, tape = accepted(loop)
+        arrived = select(jnp.broadcast_to(keep, lanes.active.shape), arrived, lanes)
     solver_state = jax.tree.map(
         lambda new, old: jnp.where(keep, new, old), solver_state, loop.solver_state
     )
@@ -209,16 +215,25 @@ def _order(problem: Problem) -> float:
 def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> Lanes:
     """Lanes that end on a level or a time within the step take the part that leads there."""
     if problem.clock == "arc_length":
-        return lanes
-    goal = lanewise(lambda lane: _goal(problem, lane))(lanes)
-    fraction = jnp.clip((goal - lanes.progress) / step, 0, 1)
+        fraction = jnp.ones_like(lanes.progress)
+    else:
+        goal = lanewise(lambda lane: _goal(problem, lane))(lanes)
+        fraction = jnp.clip((goal - lanes.progress) / step, 0, 1)
+    fraction = jnp.where(lanes.active, fraction, 0)
     return eqx.tree_at(lambda x: x.fraction, lanes, fraction)
 
 
 def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     """The value of the clock at which a lane's next level or time to save at lies."""
     level = jnp.asarray(problem.target.levels, lane.progress.dtype)[lane.level]
-    if problem.clock == "loss":
+    if problem.ends_on_level and problem.levels == 1:
+        goal = jnp.ones_like(lane.progress)
+    elif problem.clock == "margin":
+        margins = problem.target.margins(problem.flow)
+        assert margins is not None
+        way = jnp.asarray(margins, lane.progress.dtype)[lane.level] - lane.start_value
+        goal = jnp.where(lane.level == problem.levels - 1, 1, way / lane.span)
+    elif problem.clock == "loss":
         way = jnp.log(lane.start_value / level) if problem.logarithmic else lane.start_value - level
         goal = jnp.where(lane.level == problem.levels - 1, 1, way / lane.span)
     else:
@@ -241,22 +256,21 @@ def _lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Fl
         domain, before = problem.flow.domain, lane.point
         larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
         # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
-        place = jax.tree.map(jnp.maximum, before.coordinates, after.coordinates)
-        place = place if domain.absorbing else larger.coordinates
-        allowed = domain.error_scale(place, problem.rtol, lane.atol)
+        place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
+        allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
         tiny = jnp.finfo(after.time.dtype).tiny
-        shares = jax.tree.leaves(
-            jax.tree.map(lambda e, s: jnp.abs(e) / s, error.coordinates, allowed)
-        )
-        for size, e in zip(
-            (larger.time, *larger.integrals), (error.time, *error.integrals), strict=True
-        ):
-            shares.append(jnp.abs(e) / (problem.rtol * size + tiny))
-        largest = jnp.max(jnp.stack([jnp.max(share) for share in shares]))
-        sound = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(after)]))
+        sizes = (larger.time, *larger.integrals)
+        allowed = Point.of(allowed, *_time_and_integrals([problem.rtol * x + tiny for x in sizes]))
+        shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
+        largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
+        sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
         return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
 
     return lanewise(of_lane)(lanes, after, error)
+
+
+def _time_and_integrals(parts: list[Array]) -> tuple[Array, tuple[Array, ...]]:
+    return parts[0], tuple(parts[1:])
 
 
 def _arrived(
@@ -284,10 +298,12 @@ def _arrived(
         goals = lanewise(lambda lane: _goal(problem, lane))(lanes)
         due = (end == 1) & (progress >= goals * (1 - 4 * jnp.finfo(progress.dtype).eps))
         moved = lanewise(lambda lane, here: met_by_clock(problem, lane, here))(moved, due)
-    if problem.clock != "loss" and problem.target.kind != "time":
+    if not problem.ends_on_level and problem.target.kind != "time":
         moved = lanewise(lambda lane: _rested(problem, lane))(moved)
     moved = select(active, moved, lanes)
-    jumped = jnp.any(active & ((fired >= 0) | (end < 1)))
+    jumped = (
+        jnp.any(active & ((fired >= 0) | (end < 1))) if problem.eventful else jnp.asarray(False)
+    )
     if lanes.signals.shape[0]:
         fresh = lanewise(lambda lane: signals(problem, lane, lane.point))(moved)
         moved = eqx.tree_at(lambda x: x.signals, moved, fresh)
@@ -337,7 +353,7 @@ def _folded(
     nodes = jax.vmap(lambda part: interpolated(problem, dense, part * end))(parts)
 
     def of_lane(lane: Lanes, points: Point) -> tuple[PyTree[Array], ...]:
-        states = jax.vmap(problem.flow.domain.state)(points.coordinates)
+        states = jax.vmap(lambda point: problem.flow.domain.state(point.coordinates))(points)
         velocities = jax.vmap(lambda state: motion(problem, state, lane.wall)[2])(states)
         seen = Nodes(points.time, states, velocities)
         pairs = zip(problem.measures, lane.folds, strict=True)

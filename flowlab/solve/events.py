@@ -8,6 +8,7 @@ distance is least, so that a line which leaves the domain and comes back within 
 m: signals; n: lanes.
 """
 
+from functools import reduce
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from flowlab.flow import norm
-from flowlab.solve.problem import INTERIOR, Lanes, Point, Problem, lanewise, motion
+from flowlab.solve.problem import INTERIOR, Lanes, Point, Problem, lanewise, motion, split
 from flowlab.until import Outcome
 
 __all__ = [
@@ -34,6 +35,7 @@ _BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if
 _DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
 # as the velocity of the logarithm, which grows like x^(β−2), stays a number
 _ROOT_STEPS = 60
+_STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
 
 
 def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
@@ -61,7 +63,7 @@ def interpolated(problem: Problem, dense: PyTree[Array], place: Float[Array, " n
     def of_lane(information: Any, at: Float[Array, ""]) -> Point:
         return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information).evaluate(at)
 
-    return lanewise(of_lane)(dense, place)
+    return lanewise(of_lane, longest=_STAGES)(dense, place)
 
 
 def first_crossing(
@@ -74,7 +76,7 @@ def first_crossing(
         return lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
 
     def smallest(found: Float[Array, "m n"]) -> Float[Array, " n"]:
-        return jnp.min(jnp.where(live, found, jnp.inf), axis=0)
+        return reduce(jnp.minimum, list(jnp.where(live, found, jnp.inf)))
 
     at_end = values(after)
     first, last = smallest(lanes.signals), smallest(at_end)
@@ -87,8 +89,12 @@ def first_crossing(
             lambda at: smallest(values(interpolated(problem, frozen, at))), first, last, crossed
         )
         place = jnp.where(crossed, place, ones)
-        there = jnp.where(live, values(interpolated(problem, frozen, place)), jnp.inf)
-        return place, jnp.argmin(there, axis=0).astype(jnp.int32)
+        there = list(jnp.where(live, values(interpolated(problem, frozen, place)), jnp.inf))
+        lowest, fired = there[0], jnp.zeros(first.shape, jnp.int32)
+        for index, signal in enumerate(there[1:], 1):
+            fired = jnp.where(signal < lowest, jnp.int32(index), fired)
+            lowest = jnp.minimum(signal, lowest)
+        return place, fired
 
     def nothing(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
         return ones, jnp.zeros(first.shape, jnp.int32)
@@ -137,8 +143,10 @@ def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> In
         else jnp.asarray(False)
         for i, name in enumerate(_kinds(problem))
     ]
-    flags = jnp.stack(missed)
-    return jnp.where(jnp.any(flags), jnp.argmax(flags).astype(jnp.int32), -1)
+    first = jnp.full((), -1, jnp.int32)
+    for index, flag in reversed(list(enumerate(missed))):
+        first = jnp.where(flag, jnp.int32(index), first)
+    return first
 
 
 def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
@@ -176,7 +184,7 @@ def _kinds(problem: Problem) -> list[str]:
 
 
 def _absorbs(problem: Problem) -> bool:
-    return problem.flow.domain.absorbing and problem.clock != "loss"
+    return problem.flow.domain.absorbing and not problem.ends_on_level
 
 
 def _is_boundary(problem: Problem) -> bool:
@@ -184,7 +192,7 @@ def _is_boundary(problem: Problem) -> bool:
 
 
 def _locates_levels(problem: Problem) -> bool:
-    if _is_boundary(problem) or problem.clock == "loss":
+    if _is_boundary(problem) or problem.ends_on_level:
         return False
     return problem.clock == "arc_length" or problem.target.kind != "time"
 
@@ -225,7 +233,8 @@ def root(
 ) -> Float[Array, " n"]:
     """Where functions that fall from positive to non-positive on [0, 1] change sign.
 
-    The Illinois method, with a bisection in every third step to bound the work.
+    The Illinois method, with a bisection in a third step where the interval shrinks more slowly
+    than by halves in two steps, to bound the work.
     """
     narrow = 4 * jnp.finfo(first.dtype).eps
     zero, one = jnp.zeros_like(first), jnp.ones_like(first)
@@ -242,8 +251,11 @@ def root(
         from_high = high - at_high * (high - low) / (at_high - at_low)
         inner = jnp.where(at_low < -at_high, from_low, from_high)
         middle = (low + high) / 2
-        bisect = (count % 3 == 2) | ~((inner > low) & (inner < high))
-        place = jnp.where(bisect, middle, inner)
+        slow = high - low > 0.5 ** (count.astype(low.dtype) / 2)
+        bisect = (slow & (count % 3 == 2)) | ~((inner > low) & (inner < high))
+        # A step just past the end that has converged brings the other end there too.
+        least = narrow * high / 2
+        place = jnp.where(bisect, middle, jnp.clip(inner, low + least, high - least))
         value = function(place)
         past = value <= 0
         again = jnp.where(past, side == 1, side == -1)
@@ -335,7 +347,7 @@ def _wall_met(problem: Problem, lane: Lanes, here: Bool[Array, ""], index: Int[A
     size = jnp.where(here, normal @ normal, 1)
     onto = jnp.where(here, state + normal * ((offset - normal @ state) / size), state)
     coordinates = jnp.where(here, domain.coordinates(onto), lane.point.coordinates)
-    lane = eqx.tree_at(lambda x: x.point.coordinates, lane, coordinates)
+    lane = eqx.tree_at(lambda x: x.point.held, lane, split(coordinates))
     if problem.flow.wall == "stop":
         return _ended(lane, here, Outcome.at_wall)
     _, free, along = motion(problem, onto, index)

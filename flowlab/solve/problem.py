@@ -6,8 +6,7 @@ component of a state is contiguous; mathematics is written for one lane and mapp
 d: components of a state; k: levels of the target; m: signals; n: lanes; s: times to save at.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import diffrax
@@ -22,6 +21,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from flowlab.domains import slide
 from flowlab.flow import AbstractFlow, inner
 from flowlab.measures import AbstractMeasure
+from flowlab.solve.rows import lanewise
 from flowlab.solve.straight import StraightLine
 from flowlab.until import AbstractTarget, Clock
 
@@ -37,37 +37,72 @@ __all__ = [
     "check_target",
     "lanewise",
     "make_problem",
+    "margin",
     "motion",
     "rates",
     "select",
 ]
 
+_SHORT = 8  # components up to which each is an array of its own
 INTERIOR = -1  # the wall index of a lane that is on no wall
 _HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
 _SMALLEST_RTOL = 50.0  # machine epsilons
 _CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
-FIRST_STEP = {"time": 0.02, "loss": 0.05, "arc_length": 0.01}
-
-lanewise: Callable[..., Any] = partial(jax.vmap, in_axes=-1, out_axes=-1)
-"""Map a function of one lane over the lanes of a block."""
+FIRST_STEP = {"time": 0.02, "loss": 0.05, "margin": 0.05, "arc_length": 0.01}
 
 
 def select(mask: Bool[Array, " n"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
     """`new` for the lanes of a mask and `old` for the others; lanes on the last axis."""
 
     def of_leaf(first: Array, second: Array) -> Array:
+        if first is second:
+            return first
         spread = jnp.reshape(mask, (1,) * (first.ndim - 1) + mask.shape)
         return jnp.where(spread, first, second)
 
     return jax.tree.map(of_leaf, new, old)
 
 
-class Point(eqx.Module):
-    """What the solver integrates: coordinates, flow time, and the integrals of the measures."""
+class Components(eqx.Module):
+    """A short vector as its components, so that each is an array of its own over the lanes."""
 
-    coordinates: PyTree[Float[Array, "*n"]]
+    parts: tuple[Float[Array, "*n"], ...]
+
+
+class Point(eqx.Module):
+    """What the solver integrates: coordinates, flow time, and the integrals of the measures.
+
+    Coordinates that are one short vector are held as its `Components`: what is computed for a lane
+    is then computed for a whole row of lanes at once, without a transposition, which is three to
+    four times faster than on an array of shape (n, d).
+    """
+
+    held: PyTree[Float[Array, "*n"]]
     time: Float[Array, "*n"]
     integrals: tuple[Float[Array, "*n"], ...]
+
+    @classmethod
+    def of(cls, coordinates: PyTree[Array], time: Array, integrals: tuple[Array, ...]) -> "Point":
+        """The point of one lane."""
+        return cls(split(coordinates), time, integrals)
+
+    @property
+    def coordinates(self) -> PyTree[Float[Array, "..."]]:
+        """The coordinates as the domain knows them."""
+        return joined(self.held)
+
+
+def split(coordinates: PyTree[Array]) -> PyTree[Array]:
+    """The coordinates of one lane with a short vector as its components."""
+    if isinstance(coordinates, jax.Array) and coordinates.ndim == 1:
+        if coordinates.size <= _SHORT:
+            return Components(tuple(coordinates[i] for i in range(coordinates.size)))
+    return coordinates
+
+
+def joined(held: PyTree[Array]) -> PyTree[Array]:
+    """The inverse of `split`, for one lane or for all of a block."""
+    return jnp.stack(held.parts) if isinstance(held, Components) else held
 
 
 class Lanes(eqx.Module):
@@ -76,7 +111,7 @@ class Lanes(eqx.Module):
     Attributes:
         point: What is integrated.
         progress: Independent variable of each lane.
-        fraction: Part of the shared step that a lane takes.
+        fraction: Part of the shared step that a lane takes; 0 once it is no longer active.
         wall: Index of the wall a lane slides on, or -1.
         level: Index of the next level of the target.
         level_times: Flow time at which each level was met, NaN before; shape (k, n).
@@ -89,9 +124,9 @@ class Lanes(eqx.Module):
         steps: Accepted steps.
         signals: Positive until an event happens; shape (m, n).
         start: Coordinates at the start.
-        start_value: Potential at the start.
+        start_value: Potential at the start, or margin where that is the clock.
         span: Length of the way in the clock.
-        atol: Absolute tolerance of the state.
+        atol: Absolute tolerance of the state; None for none.
     """
 
     point: Point
@@ -111,7 +146,7 @@ class Lanes(eqx.Module):
     start: PyTree[Float[Array, "*n"]]
     start_value: Float[Array, "*n"]
     span: Float[Array, "*n"]
-    atol: Float[Array, "*n"]
+    atol: Float[Array, "*n"] | None
 
     @property
     def active(self) -> Bool[Array, "*n"]:
@@ -141,6 +176,22 @@ class Problem(eqx.Module):
     reverse: bool = eqx.field(static=True)
     alone: bool = eqx.field(static=True)
     tangents: bool = eqx.field(static=True)
+
+    @property
+    def ends_on_level(self) -> bool:
+        """Whether the clock itself ends on the levels of the target."""
+        return self.clock in ("loss", "margin")
+
+    @property
+    def eventful(self) -> bool:
+        """Whether something can happen to a lane within a step, where its field may change."""
+        limited = self.timed or (self.save_at.size > 0 and self.clock != "time")
+        located = self.clock == "arc_length" or (
+            self.clock == "time" and self.target.kind != "time"
+        )
+        domain = self.flow.domain
+        walled = len(domain.walls()[0]) > 0 or (domain.absorbing and not self.ends_on_level)
+        return limited or located or walled
 
     @property
     def levels(self) -> int:
@@ -240,7 +291,7 @@ def along_wall(
 
 
 def rates(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:
-    """The derivative of one lane's point by the shared step, `offset` into that step."""
+    """The derivative of one lane's point by its clock, `offset` into the shared step."""
     domain = problem.flow.domain
     state = domain.state(point.coordinates)
     gradient, _, velocity = motion(problem, state, lane.wall)
@@ -249,12 +300,14 @@ def rates(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point)
         pace, scaled = lane.span, _times(push, lane.span)
     elif problem.clock == "arc_length":
         pace, scaled = _along_the_graph(push)
+    elif problem.clock == "margin":
+        pace = _by_the_margin(problem, lane, state, velocity)
+        scaled = _times(push, pace)
     else:
         pace = _by_the_loss(problem, lane, offset, -inner(gradient, velocity))
         scaled = _times(push, pace)
     integrals = (m.rate(problem.flow, state, velocity) for m in problem.measures)
-    derivative = Point(scaled, pace, tuple(pace * i for i in integrals if i is not None))
-    return jax.tree.map(lambda x: jnp.where(lane.active, lane.fraction * x, 0), derivative)
+    return Point.of(scaled, pace, tuple(pace * i for i in integrals if i is not None))
 
 
 def _along_the_graph(push: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
@@ -274,6 +327,20 @@ def _by_the_loss(
         return lane.span / fall
     progress = lane.progress + lane.fraction * offset
     return lane.span * lane.start_value * jnp.exp(-lane.span * progress) / fall
+
+
+def _by_the_margin(
+    problem: Problem, lane: Lanes, state: PyTree[Array], velocity: PyTree[Array]
+) -> Float[Array, ""]:
+    """Time per unit of the margin clock; NaN where the margin does not go towards its goal."""
+    _, rate = jax.jvp(lambda y: margin(problem, y), (state,), (velocity,))
+    pace = lane.span / rate
+    return jnp.where(pace > 0, pace, jnp.nan)
+
+
+def margin(problem: Problem, state: PyTree[Array]) -> Float[Array, ""]:
+    """The margin of the one pair of a preference flow."""
+    return problem.flow.pairs(state).margin  # type: ignore[attr-defined]
 
 
 def _times(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
@@ -303,9 +370,10 @@ def _checked_clock(
     check_target(until)
     possible = until.clocks(flow)
     if reverse:
-        possible: tuple[Clock, ...] = tuple(name for name in possible if name != "loss")
+        possible: tuple[Clock, ...] = tuple(n for n in possible if n not in ("loss", "margin"))
     if clock is None:
-        return "arc_length" if save_at is not None and possible[0] == "loss" else possible[0]
+        ends_on_level = possible[0] in ("loss", "margin")
+        return "arc_length" if save_at is not None and ends_on_level else possible[0]
     if clock not in possible:
         listed = ", ".join(f'"{name}"' for name in possible)
         raise ValueError(f"Argument `clock` must be one of {listed} here, but is {clock!r}.")

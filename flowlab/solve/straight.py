@@ -17,8 +17,9 @@ class StraightLine(diffrax.AbstractSolver):
     """The same method, tableau, order, error estimate and interpolant as `method`.
 
     diffrax runs the stages in a loop over a buffer, which keeps compilation short for a large
-    field and can be differentiated backwards. The fields here are small: written out, a step is one
-    fused kernel without the buffer. Forward-mode derivatives alone.
+    field and can be differentiated backwards. The fields here are small: written out, a step needs
+    no buffer. The lanes of a block share the step, of which each takes a part: `args.fraction`, on
+    the last axis. Forward-mode derivatives alone.
 
     Args:
         method: An explicit Runge–Kutta solver of diffrax with one tableau.
@@ -43,28 +44,31 @@ class StraightLine(diffrax.AbstractSolver):
         return terms.vf(t0, y0, args)
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> PyTree[Array] | None:
-        del terms, t0, t1, args
-        return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
+        del t1
+        return terms.vf(t0, y0, args) if self._tableau.fsal else None
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
     ) -> tuple[Any, Any, dict[str, Any], Any, diffrax.RESULTS]:
         tableau = self._tableau
-        dt = t1 - t0
+        whole = t1 - t0
+        part = whole * args.fraction
 
         def slope(place: float, y: Any) -> Any:
-            return terms.vf(t0 + place * dt, y, args)
+            return terms.vf(t0 + place * whole, y, args)
 
-        if tableau.fsal:
-            first = lax.cond(made_jump, lambda: slope(0.0, y0), lambda: solver_state)
-        else:
+        if not tableau.fsal:
             first = slope(0.0, y0)
+        elif made_jump is False:
+            first = solver_state
+        else:
+            first = lax.cond(made_jump, lambda: slope(0.0, y0), lambda: solver_state)
         slopes = [first]
         for row, place in zip(tableau.a_lower, tableau.c, strict=True):
-            slopes.append(slope(float(place), _sum(y0, dt, row, slopes)))
-        y1 = _sum(y0, dt, tableau.b_sol, slopes)
-        error = _sum(jax.tree.map(jnp.zeros_like, y0), dt, tableau.b_error, slopes)
-        stages = jax.tree.map(lambda *leaves: dt * jnp.stack(leaves), *slopes)
+            slopes.append(slope(float(place), _sum(y0, part, row, slopes)))
+        y1 = _sum(y0, part, tableau.b_sol, slopes)
+        error = _sum(None, part, tableau.b_error, slopes)
+        stages = jax.tree.map(lambda *leaves: jnp.stack([_times(part, k) for k in leaves]), *slopes)
         dense = {"y0": y0, "y1": y1, "k": stages}
         return y1, error, dense, slopes[-1] if tableau.fsal else None, diffrax.RESULTS.successful
 
@@ -73,11 +77,18 @@ class StraightLine(diffrax.AbstractSolver):
         return self.method.tableau  # type: ignore[return-value]
 
 
-def _sum(y: Any, dt: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
-    """Y + dt·Σ weights·slopes, leaving out what has no weight."""
+def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
+    """Y + step·Σ weights·slopes (without y where it is None), leaving out what has no weight."""
     used = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
-    def of_leaf(leaf: Array, *parts: Array) -> Array:
-        return leaf + dt * sum(w * part for (w, _), part in zip(used, parts, strict=True))
+    def rise(*parts: Array) -> Array:
+        total = sum(w * part for (w, _), part in zip(used, parts, strict=True))
+        return _times(step, total)  # type: ignore[arg-type]
 
-    return jax.tree.map(of_leaf, y, *(k for _, k in used))
+    rises = jax.tree.map(rise, *(k for _, k in used))
+    return rises if y is None else jax.tree.map(jnp.add, y, rises)
+
+
+def _times(step: Array, leaf: Array) -> Array:
+    """A leaf, lanes on its last axis, times the step of each lane."""
+    return jnp.reshape(step, (1,) * (leaf.ndim - step.ndim) + step.shape) * leaf

@@ -1,0 +1,320 @@
+"""Many starts in blocks: their order, what becomes of stragglers, threads and devices.
+
+The starts are dealt out to slabs, so that each slab is a fair sample of all; in a slab they are put
+in the order of their potential, and cut into blocks, so that the lanes of a block are alike. One
+call solves a batch of blocks, one after the other, in compiled code. What a block leaves behind
+goes on in later passes: lanes that still run when most have ended, in blocks of their own; lanes
+that held up their block, under the clock that is regular everywhere.
+
+n: starts; b: blocks of a batch.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int, PyTree
+
+from flowlab.solve import (
+    Lanes,
+    Problem,
+    Program,
+    advance,
+    begin,
+    finish,
+    potentials,
+    resume,
+    safe_problem,
+)
+from flowlab.until import Outcome
+
+__all__ = ["Device", "block_size_on", "solved"]
+
+Device = Any  # jax.Device, which is no type to a type checker
+
+_BLOCK_ON_CPU = 992  # a step's arrays fit the caches of a core; rows that lie a power of two apart
+# would all fall into the same few lines of a cache, which costs a third to three quarters
+_BLOCK_ON_ACCELERATOR = 65536
+_BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost is that of some thousand starts
+_BLOCKS_OF_A_SLAB = 32  # enough for alike blocks, few enough to be sorted in a cache
+_LEFT_FOR_LATER = 16  # a block ends when one lane in so many still runs; those go on together
+_ENOUGH_BLOCKS = 32  # under which a pass for those left behind is not worth its compilation
+
+
+class _LeftBehind(NamedTuple):
+    """Lanes that have not ended, and the indices of their starts."""
+
+    indices: Int[np.ndarray, " n"]
+    lanes: Lanes
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A problem, what it is solved with, and the results of all starts so far."""
+
+    problem: Problem
+    devices: list[Device]
+    size: int
+    max_steps: int
+    optimise: bool
+    progress: Callable[[int], Any]
+    collected: "_Collected"
+
+
+def block_size_on(device: Device) -> int:
+    """Starts that share a step where nobody says how many."""
+    return _BLOCK_ON_CPU if device.platform == "cpu" else _BLOCK_ON_ACCELERATOR
+
+
+def solved(
+    problem: Problem,
+    starts: PyTree[np.ndarray],
+    *,
+    devices: list[Device],
+    size: int,
+    max_steps: int,
+    optimise: bool,
+    progress: Callable[[int], Any] = lambda n: None,
+) -> dict[str, Any]:
+    """The results for all starts, first axis n, in the order of the starts."""
+    count = len(jax.tree.leaves(starts)[0])
+    work = _Work(problem, devices, size, max_steps, optimise, progress, _Collected(count))
+    order = _ordered(work, starts, count)
+    running, evicted = _first_passes(work, starts, order)
+    evicted += _later_passes(work, problem, running)
+    _later_passes(work, safe_problem(problem), evicted)
+    return work.collected.results
+
+
+class _Collected:
+    """Results of all starts, filled in as their lanes arrive."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.results: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def put(self, indices: np.ndarray, results: dict[str, Any], lanes: Any) -> None:
+        """Put in the results of some lanes (first axis) under the indices of their starts."""
+        with self._lock:
+            if not self.results:
+                self.results = jax.tree.map(
+                    lambda x: np.empty((self.count, *x.shape[1:]), x.dtype), results
+                )
+
+        def fill(target: np.ndarray, source: np.ndarray) -> None:
+            _as_rows(target)[indices] = _as_rows(np.ascontiguousarray(source[lanes]))
+
+        jax.tree.map(fill, self.results, results)
+
+
+def _as_rows(array: np.ndarray) -> np.ndarray:
+    """An array as one of whole rows, which NumPy moves ten times as fast as pieces of rows."""
+    length = math.prod(array.shape[1:])
+    if not length:
+        return array
+    flat = array.reshape(len(array), length)
+    return flat.view(np.dtype((np.void, length * array.itemsize))).reshape(len(array))
+
+
+def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndarray, " n"]:
+    """The indices of the starts, slab after slab, in each by the potential, without it last."""
+    length = work.size * _BLOCKS_OF_A_SLAB
+    number = -(-count // length)
+    dealt = np.concatenate([np.arange(k, count, number) for k in range(number)])
+    slabs = [dealt[i : i + length] for i in range(0, count, length)]
+
+    length = min(length, count)
+    potential = Program(potentials, work.problem, optimise=work.optimise)
+
+    def sort(slab: np.ndarray, device: Device) -> np.ndarray:
+        chosen = _lanes_last(starts, _filled(slab, length))
+        values = np.asarray(potential(jax.device_put(chosen, device)))
+        return slab[np.argsort(values[: len(slab)])]
+
+    return np.concatenate(list(_in_parallel(sort, slabs, work, potential.fresh)))
+
+
+def _first_passes(
+    work: _Work, starts: PyTree[np.ndarray], order: np.ndarray
+) -> tuple[list[_LeftBehind], list[_LeftBehind]]:
+    """Every start in its first block; the lanes that still run, and the evicted ones."""
+    blocks = -(-len(order) // work.size)
+    together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
+    keep = 0 if blocks < _ENOUGH_BLOCKS else work.size // _LEFT_FOR_LATER
+    length = together * work.size
+    batches = [order[i : i + length] for i in range(0, len(order), length)]
+    program = Program(_first_pass, work.problem, optimise=work.optimise)
+    limits = (np.int32(keep), np.int32(work.max_steps))
+
+    def first(batch: np.ndarray, device: Device) -> tuple[int, list[_LeftBehind]]:
+        chosen = _without_padding(_lanes_last(starts, _filled(batch, length)), len(batch))
+        apart = jax.tree.map(lambda x: _in_blocks(x, together), chosen)
+        return _sorted_out(work, batch, *program(jax.device_put(apart, device), *limits))
+
+    return _gathered(work, _in_parallel(first, batches, work, program.fresh))
+
+
+def _later_passes(work: _Work, problem: Problem, pool: list[_LeftBehind]) -> list[_LeftBehind]:
+    """Lanes that were left behind go on in blocks of their own until all have ended."""
+    evicted: list[_LeftBehind] = []
+    program = Program(_later_pass, problem, optimise=work.optimise)
+    fresh, size = program.fresh, work.size
+    while pool:
+        indices = np.concatenate([part.indices for part in pool])
+        parts = (part.lanes for part in pool)
+        lanes = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
+        places = [np.arange(i, min(i + size, len(indices))) for i in range(0, len(indices), size)]
+        keep = 0 if len(places) == 1 else size // _LEFT_FOR_LATER
+        limits = (np.int32(keep), np.int32(work.max_steps))
+        go_on = partial(_go_on, work, program, limits, indices, lanes)
+        pool, late = _gathered(work, _in_parallel(go_on, places, work, fresh))
+        fresh = False
+        evicted += late
+    return evicted
+
+
+def _go_on(
+    work: _Work,
+    program: Program,
+    limits: tuple[np.int32, np.int32],
+    indices: np.ndarray,
+    lanes: Lanes,
+    place: np.ndarray,
+    device: Device,
+) -> tuple[int, list[_LeftBehind]]:
+    chosen = jax.tree.map(lambda x: x[..., _filled(place, work.size)], lanes)
+    solution = program(jax.device_put(chosen, device), *limits)
+    apart = jax.tree.map(lambda x: np.asarray(x)[None], solution)
+    return _sorted_out(work, indices[place], *apart)
+
+
+def _sorted_out(
+    work: _Work, batch: np.ndarray, results: Any, lanes: Lanes, tries: Int[Array, " b"]
+) -> tuple[int, list[_LeftBehind]]:
+    """Collect the lanes that have ended; their number, those that still run, and the evicted."""
+    results = jax.tree.map(_starts_first, results)
+    outcome, evicted = (_starts_first(x)[: len(batch)] for x in (lanes.outcome, lanes.evicted))
+    exhausted = np.repeat(np.asarray(tries) >= work.max_steps, work.size)[: len(batch)]
+    evicted = evicted & (outcome == 0)
+    running = (outcome == 0) & ~evicted
+    if np.any(exhausted & running):
+        spent = np.zeros(len(results["outcome"]), bool)
+        spent[: len(batch)] = exhausted & running
+        results["outcome"] = np.where(spent, np.int32(Outcome.step_limit), results["outcome"])
+        running = running & ~exhausted
+    late = running | evicted
+    ended = np.flatnonzero(~late) if np.any(late) else slice(0, len(batch))
+    work.collected.put(batch[ended], results, ended)
+    left = [_left_behind(batch, lanes, np.flatnonzero(chosen)) for chosen in (running, evicted)]
+    return int(len(batch) - np.sum(late)), left
+
+
+def _left_behind(batch: np.ndarray, lanes: Lanes, chosen: np.ndarray) -> _LeftBehind:
+    if not len(chosen):
+        return _LeftBehind(batch[chosen], lanes)
+
+    def lanes_last(leaf: Any) -> np.ndarray:
+        return np.moveaxis(_starts_first(leaf)[chosen], 0, -1)
+
+    return _LeftBehind(batch[chosen], jax.tree.map(lanes_last, lanes))
+
+
+def _gathered(
+    work: _Work, done: Iterator[tuple[int, list[_LeftBehind]]]
+) -> tuple[list[_LeftBehind], list[_LeftBehind]]:
+    """All the lanes that still run, and all the evicted ones."""
+    running, evicted = [], []
+    for ended, (still, held_up) in done:
+        work.progress(ended)
+        running += [still] if len(still.indices) else []
+        evicted += [held_up] if len(held_up.indices) else []
+    return running, evicted
+
+
+def _filled(indices: np.ndarray, length: int) -> np.ndarray:
+    """Indices filled up to a length with the last of them."""
+    return np.concatenate([indices, np.repeat(indices[-1:], length - len(indices))])
+
+
+def _lanes_last(starts: PyTree[np.ndarray], chosen: np.ndarray) -> PyTree[np.ndarray]:
+    return jax.tree.map(lambda x: np.moveaxis(np.take(x, chosen, axis=0), 0, -1), starts)
+
+
+def _without_padding(starts: PyTree[np.ndarray], count: int) -> PyTree[np.ndarray]:
+    """Starts of which those that only fill up a block are NaN, and end at once."""
+    filling = len(jax.tree.leaves(starts)) and jax.tree.leaves(starts)[0].shape[-1] - count
+    if not filling:
+        return starts
+    missing = np.arange(count + filling) >= count
+    return jax.tree.map(lambda x: np.where(missing, np.asarray(np.nan, x.dtype), x), starts)
+
+
+def _in_blocks(array: np.ndarray, blocks: int) -> np.ndarray:
+    """Lanes on the last axis as blocks on the first axis, each with its lanes on the last."""
+    apart = array.reshape(*array.shape[:-1], blocks, -1)
+    return np.ascontiguousarray(np.moveaxis(apart, -2, 0))
+
+
+def _starts_first(array: Any) -> np.ndarray:
+    """Blocks first and lanes last as starts first: (b, ..., s) to (b·s, ...)."""
+    moved = np.moveaxis(np.asarray(array), -1, 1)
+    return moved.reshape(moved.shape[0] * moved.shape[1], *moved.shape[2:])
+
+
+def _first_pass(
+    problem: Problem, starts: PyTree[Array], keep: Array, max_steps: Array
+) -> tuple[Any, ...]:
+    def of_block(block: PyTree[Array]) -> tuple[Any, ...]:
+        lanes = begin(problem, block)
+        lanes, tries, _ = advance(problem, lanes, max_steps=max_steps, keep=keep)
+        return finish(problem, lanes), lanes, tries
+
+    return lax.map(of_block, starts)
+
+
+def _later_pass(problem: Problem, lanes: Lanes, keep: Array, max_steps: Array) -> tuple[Any, ...]:
+    lanes, tries, _ = advance(problem, resume(problem, lanes), max_steps=max_steps, keep=keep)
+    return finish(problem, lanes), lanes, tries
+
+
+def _in_parallel(
+    task: Callable[[Any, Device], Any], items: list[Any], work: _Work, fresh: bool
+) -> Iterator[Any]:
+    """The results of a task on all items, in the order of the items.
+
+    The first item goes alone where the program of the task is fresh, so that two threads do not
+    compile the same.
+    """
+    wide = work.problem.rtol.dtype == np.float64
+    devices = work.devices
+    workers = max(len(devices), _cores()) if _on_cpu(devices) else 2 * len(devices)
+
+    def run(numbered: tuple[int, Any]) -> Any:
+        number, item = numbered
+        with jax.enable_x64(wide):
+            return task(item, devices[number % len(devices)])
+
+    numbered, alone = list(enumerate(items)), int(fresh)
+    yield from map(run, numbered[:alone])
+    if len(items) > alone:
+        with ThreadPoolExecutor(min(workers, len(items) - alone)) as pool:
+            yield from pool.map(run, numbered[alone:])
+
+
+def _on_cpu(devices: list[Device]) -> bool:
+    return devices[0].platform == "cpu"
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

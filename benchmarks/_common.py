@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("jax", "jaxlib", "diffrax", "optimistix", "equinox", "numpy", "scipy")
+PEERS = ("torch", "torchode", "torchdiffeq", "heyoka", "gradsolve", "warp-lang")  # may be absent
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -20,17 +21,42 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
     """The machine, in words, and the versions on it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    versions = {name: metadata.version(name) for name in LIBRARIES}
+    versions = {name: _version(name) for name in LIBRARIES}
+    versions |= {name: found for name in PEERS if (found := _version(name))}
     return {
-        "device": f"CPU, {cores} cores",
+        "device": f"CPU, {cores()} cores",
+        "processor": _processor(),
         "architecture": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
         **versions,
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The model of the processor, where the system tells."""
+    listed = Path("/proc/cpuinfo")
+    if listed.exists():
+        for line in listed.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def emit(result: dict[str, Any], out: Path | None) -> None:

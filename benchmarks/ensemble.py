@@ -1,201 +1,207 @@
 """Starts per second to a loss level, against other ways to solve the same flow lines.
 
-Ratio plane, DPO with beta 0.3, starts uniform on [0.01, 1]^2, time to L = 0.1, float64, two
-tolerances. The time of every flow line is known in closed form, so an error stands beside each
-speed. Compilation is measured apart; repetitions of all ways are interleaved, and the median is
-reported.
+DPO with beta 0.3, time to L = 0.1, on the ratio plane from starts uniform on [0.01, 1]^2; other
+problems by `--problem`. The time of every flow line is known in closed form, so an error stands
+beside each speed. Compilation is measured apart; repetitions of all ways are interleaved, and the
+median is reported. All cores for everyone.
 
-Each rival runs at the tightest tolerance, a power of the square root of ten, at which both its
-median and its largest error are no smaller than those of flowlab: none pays for digits that
-flowlab does not deliver. Its absolute tolerance is flowlab's own default, per start where it can
-be. Slow rivals get the first of the starts only; speeds are per start.
+Each peer runs at the tightest tolerance at which neither its median nor its largest error is
+smaller than that of flowlab: none pays for digits that flowlab does not deliver. It has the best
+clock that is known for the problem, written out by hand for it, beside the plain way; and of
+several methods the one that is fastest at its tolerance. Slow peers get the first of the starts
+only; speeds are per start. A peer whose library is not installed is named under "missing".
 """
 
-import math
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-import diffrax
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optimistix
-from _common import emit, parser
-from scipy.integrate import solve_ivp
+from _common import cores, emit, parser
+from _peers import (
+    MissingError,
+    Peer,
+    Solved,
+    Way,
+    with_cpp,
+    with_diffrax,
+    with_flowlab,
+    with_gradsolve,
+    with_heyoka,
+    with_scipy,
+    with_torch,
+)
+from _peers.problems import BETA, LEVEL, PROBLEMS, Problem
 
-import flowlab
-from flowlab import exact, starts, until
-
-BETA, LEVEL = 0.3, 0.1
-LOWER, UPPER = (0.01, 0.01), (1.0, 1.0)
-RTOLS = (1e-6, 1e-9)
-LOOSEST = 1e-2
+RTOLS = {"float64": (1e-6, 1e-9), "float32": (1e-4,)}
 REPETITIONS = 7
-PILOT = 1024  # starts on which a rival's tolerance is chosen
-LATEST = 10.0  # beyond the longest time, 3.75 from (1, 1)
-MAX_STEPS = 4096
-TINY = 1e-9  # below every ratio on the way, 5.5e-6 and more
+LOOSEST = 1e-2
+TIGHTEST = 1e-4  # of flowlab's tolerance
+STRIDE = 10**0.5  # from one tolerance to the next
+HALVINGS = 2  # of the last of these strides
+ALIKE = 1.1  # errors that differ by less are the same
+TRIALS = 3  # of a method, to find the fastest
+FEW = 8  # starts of the first call, in which everything is compiled
 
-Way = Callable[[np.ndarray, float], np.ndarray]
-"""Times to the level, from starts of shape (n, 2) and a relative tolerance."""
-
-
-def loss(state: jax.Array) -> jax.Array:
-    """The DPO loss at (x1, x2), as one would write it."""
-    return jax.nn.softplus(BETA * (jnp.log(state[1]) - jnp.log(state[0])))
-
-
-def controller(start: jax.Array, rtol: jax.Array) -> diffrax.PIDController:
-    """The controller of diffrax; tolerances are arrays, so that none compiles again."""
-    return diffrax.PIDController(rtol=rtol, atol=1e-3 * rtol * jnp.min(start))
-
-
-def solver_for(rtol: float) -> diffrax.AbstractSolver:
-    """The solver that flowlab takes at a tolerance."""
-    return diffrax.Dopri8() if rtol < 3e-8 else diffrax.Tsit5()
+SOURCES: dict[str, Callable[[Problem, int], dict[str, Peer]]] = {
+    "C++": with_cpp.peers,
+    "heyoka": with_heyoka.peers,
+    "gradsolve": with_gradsolve.peers,
+    "torchode": with_torch.torchode_peers,
+    "torchdiffeq": with_torch.torchdiffeq_peers,
+    "diffrax": with_diffrax.peers,
+    "SciPy": with_scipy.peers,
+}
+"""Where peers come from, by the name that stands under "missing"."""
+WITH_FLOAT32 = ("C++",)
 
 
-def way_of_flowlab(points: np.ndarray, rtol: float) -> np.ndarray:
-    """`flowlab.sweep`."""
-    flow = flowlab.preference_flow(flowlab.DPO(BETA), flowlab.RatioPlane())
-    target = until.loss_below(LEVEL)
-    return flowlab.sweep(flow, points, until=target, rtol=rtol, progress=False).time
+class Size(NamedTuple):
+    """How much is done: starts, at most so many for a peer, and for choosing its tolerance."""
+
+    starts: int
+    of_peers: int
+    pilot: int
+    repetitions: int
+    methods: int
 
 
-@partial(jax.jit, static_argnums=2)
-@partial(jax.vmap, in_axes=(0, None, None))
-def _with_event(start: jax.Array, rtol: jax.Array, solver: diffrax.AbstractSolver) -> jax.Array:
-    def velocity(t: Any, state: jax.Array, args: Any) -> jax.Array:
-        del t, args
-        return -jax.grad(loss)(state)
+SMOKE = Size(starts=512, of_peers=FEW, pilot=FEW, repetitions=1, methods=1)
 
-    def above(t: Any, y: jax.Array, args: Any, **kwargs: Any) -> jax.Array:
-        del t, args, kwargs
-        return loss(y) - LEVEL
 
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        solver,
-        t0=0.0,
-        t1=LATEST,
-        dt0=None,
-        y0=start,
-        stepsize_controller=controller(start, rtol),
-        event=diffrax.Event(above, optimistix.Newton(1e-12, 1e-12)),
-        max_steps=MAX_STEPS,
-        throw=False,
+class Errors(NamedTuple):
+    """Median and largest relative error of times against the closed form."""
+
+    median: float
+    largest: float
+
+
+class Entry(NamedTuple):
+    """What is timed: a way at its tolerance, on some of the starts."""
+
+    method: str
+    way: Way
+    rtol: float
+    points: np.ndarray
+
+
+class Contest(NamedTuple):
+    """A problem, its starts, flowlab's way, the peers, and the seconds of their first calls."""
+
+    problem: Problem
+    points: np.ndarray
+    ours: Way
+    peers: dict[str, Peer]
+    first_calls: dict[str, dict[str, float]]
+
+
+def errors(problem: Problem, points: np.ndarray, times: np.ndarray) -> Errors:
+    """The errors of times, infinite where there is none."""
+    off = np.nan_to_num(np.abs(times / problem.times(points) - 1), nan=np.inf)
+    return Errors(float(np.median(off)), float(np.max(off)))
+
+
+def timed(way: Way, points: np.ndarray, rtol: float) -> tuple[float, Solved]:
+    """Seconds that a way takes, and what it finds."""
+    began = time.perf_counter()
+    solved = way(points, rtol)
+    return time.perf_counter() - began, solved
+
+
+def contest(problem: Problem, size: Size, dtype: str, peers: dict[str, Peer]) -> Contest:
+    """A problem with its starts, once every way has been called on a few of them."""
+    points = problem.starts(size.starts).astype(dtype)
+    chosen, first_calls = {}, {}
+    for name, peer in peers.items():
+        methods = dict(list(peer.methods.items())[: size.methods])
+        chosen[name] = Peer(methods, min(peer.starts, size.of_peers, len(points)))
+        first_calls[name] = {
+            method: timed(way, points[:FEW], RTOLS[dtype][-1])[0] for method, way in methods.items()
+        }
+    return Contest(problem, points, with_flowlab.way(problem), chosen, first_calls)
+
+
+def fair_tolerance(at: Callable[[float], Errors], ours: Errors, rtol: float) -> float:
+    """The tightest tolerance at which errors are no smaller than ours, looked for around ours.
+
+    Where tighter ones help no more, since rounding or the search for a root sets the errors, it is
+    the loosest of them.
+    """
+    tried: dict[float, Errors] = {}
+
+    def fair(tolerance: float) -> bool:
+        tried[tolerance] = at(tolerance)
+        return all(their >= our for their, our in zip(tried[tolerance], ours, strict=True))
+
+    loose = tight = rtol
+    if fair(rtol):
+        while tight > TIGHTEST * rtol and fair(tight / STRIDE):
+            tight /= STRIDE
+        loose, tight = tight, tight / STRIDE
+    else:
+        while not fair(loose * STRIDE) and loose < LOOSEST:
+            loose *= STRIDE
+        loose, tight = loose * STRIDE, loose
+    for _ in range(HALVINGS):
+        middle = (loose * tight) ** 0.5
+        loose, tight = (middle, tight) if fair(middle) else (loose, middle)
+    least = Errors(*(ALIKE * error for error in tried[loose]))
+    return max(
+        t for t, e in tried.items() if e.median <= least.median and e.largest <= least.largest
     )
-    assert solution.ts is not None
-    return solution.ts[-1]
 
 
-@partial(jax.jit, static_argnums=2)
-@partial(jax.vmap, in_axes=(0, None, None))
-def _with_log_loss(start: jax.Array, rtol: jax.Array, solver: diffrax.AbstractSolver) -> jax.Array:
-    def velocity(s: Any, state: tuple[jax.Array, jax.Array], length: jax.Array) -> Any:
-        del s
-        value, gradient = jax.value_and_grad(loss)(state[0])
-        rate = length * value / jnp.vdot(gradient, gradient)
-        return -rate * gradient, rate
+def entered(this: Contest, peer: Peer, rtol: float, times: np.ndarray) -> Entry:
+    """A peer's fastest method, each at the tightest tolerance that is fair to it.
 
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
-        solver,
-        t0=0.0,
-        t1=1.0,
-        dt0=None,
-        y0=(start, jnp.zeros(())),
-        args=jnp.log(loss(start) / LEVEL),
-        stepsize_controller=controller(start, rtol),
-        max_steps=MAX_STEPS,
-        throw=False,
-    )
-    assert solution.ys is not None
-    return solution.ys[1][-1]
+    Fair is what is no more accurate than `times`, which flowlab finds for the first of all starts.
+    """
+    few, some = this.points[: min(len(times), peer.starts)], this.points[: peer.starts]
+    ours = errors(this.problem, few, times[: len(few)])
+    found: list[tuple[float, Entry]] = []
+    for method, way in peer.methods.items():
+
+        def at(tolerance: float, way: Way = way) -> Errors:
+            return errors(this.problem, few, way(few, tolerance).times)
+
+        entry = Entry(method, way, fair_tolerance(at, ours, rtol), some)
+        way(some, entry.rtol)  # compiles for this number of starts
+        took = min(timed(way, some, entry.rtol)[0] for _ in range(TRIALS))
+        found.append((took, entry))
+    return min(found, key=lambda each: each[0])[1]
 
 
-def way_of_events(points: np.ndarray, rtol: float) -> np.ndarray:
-    """`jax.vmap` of `diffeqsolve` in x over time, ended by a real-valued event."""
-    return np.asarray(_with_event(points, jnp.asarray(rtol), solver_for(rtol)))
-
-
-def way_of_log_loss(points: np.ndarray, rtol: float) -> np.ndarray:
-    """`jax.vmap` of `diffeqsolve` in x over the logarithm of the loss."""
-    return np.asarray(_with_log_loss(points, jnp.asarray(rtol), solver_for(rtol)))
-
-
-def way_of_scipy(points: np.ndarray, rtol: float) -> np.ndarray:
-    """`scipy.integrate.solve_ivp`, RK45, one start at a time, ended by an event."""
-
-    def velocity(t: float, state: np.ndarray) -> tuple[float, float]:
-        del t
-        # A step that is too long leaves the quadrant before it is rejected.
-        chosen, rejected = max(float(state[0]), TINY), max(float(state[1]), TINY)
-        pull = BETA / (1 + (chosen / rejected) ** BETA)
-        return pull / chosen, -pull / rejected
-
-    def above(t: float, state: np.ndarray) -> float:
-        del t
-        ratio = max(float(state[1]), TINY) / max(float(state[0]), TINY)
-        return math.log1p(ratio**BETA) - LEVEL
-
-    above.terminal = True  # type: ignore[attr-defined]
-    times = []
-    for start in points:
-        atol = 1e-3 * rtol * start.min()
-        solved = solve_ivp(velocity, (0, LATEST), start, rtol=rtol, atol=atol, events=above)
-        times.append(solved.t_events[0][0] if solved.t_events[0].size else np.nan)
-    return np.array(times)
-
-
-def errors(times: np.ndarray, points: np.ndarray) -> dict[str, float]:
-    """Median and largest relative error against the closed form."""
-    true = exact.ratio_plane_time(points, BETA, level=LEVEL)
-    off = np.nan_to_num(np.abs(times - true) / true, nan=np.inf)
+def described(problem: Problem, entry: Entry, first_call: float) -> dict[str, Any]:
+    """A row of the result, but for its speed."""
+    solved = entry.way(entry.points, entry.rtol)
+    found = errors(problem, entry.points, solved.times)
     return {
-        "median_error": float(np.median(off)),
-        "largest_error": float(np.max(off)),
+        "starts": len(entry.points),
+        "method": entry.method,
+        "rtol": entry.rtol,
+        "median_error": found.median,
+        "largest_error": found.largest,
+        "steps": solved.steps,
+        "first_call_s": first_call,
+        "seconds": [],
     }
 
 
-def fair_tolerance(way: Way, points: np.ndarray, rtol: float, times: np.ndarray) -> float:
-    """The tightest tolerance at which a rival's errors are no smaller than those of `times`."""
-    chosen, ours = LOOSEST, errors(times, points)
-    for tried in LOOSEST * 10.0 ** (-np.arange(1, 24) / 2):
-        theirs = errors(way(points, float(tried)), points)
-        if any(theirs[name] < ours[name] for name in ours) or tried < rtol / 1000:
-            break
-        chosen = float(tried)
-    return chosen
-
-
-def timed(way: Way, points: np.ndarray, rtol: float) -> tuple[float, np.ndarray]:
-    """Seconds that a way takes, and its times."""
-    began = time.perf_counter()
-    times = way(points, rtol)
-    return time.perf_counter() - began, times
-
-
-def compared(points: np.ndarray, counts: dict[str, int], rtol: float, repetitions: int) -> Any:
+def compared(this: Contest, rtol: float, size: Size) -> dict[str, Any]:
     """Speed and errors of every way at one tolerance of flowlab."""
-    ours = way_of_flowlab(points, rtol)
-    rows: dict[str, dict[str, Any]] = {}
-    for name, way in WAYS.items():
-        pilot = min(PILOT, counts[name])
-        tolerance = rtol
-        if way is not way_of_flowlab:
-            tolerance = fair_tolerance(way, points[:pilot], rtol, ours[:pilot])
-        some = points[: counts[name]]
-        first, times = timed(way, some, tolerance)
-        rows[name] = {"starts": len(some), "rtol": tolerance, "first_call_s": first}
-        rows[name] |= {**errors(times, some), "seconds": []}
-    for _ in range(repetitions):
-        for name, way in WAYS.items():
-            took, _ = timed(way, points[: counts[name]], rows[name]["rtol"])
-            rows[name]["seconds"].append(took)
+    first_call, _ = timed(this.ours, this.points[:FEW], rtol)
+    times = this.ours(this.points, rtol).times[: size.pilot]
+    ours = Entry("sweep", this.ours, rtol, this.points)
+    entries = {"flowlab": ours}
+    rows = {"flowlab": described(this.problem, ours, first_call)}
+    for name, peer in this.peers.items():
+        entries[name] = entry = entered(this, peer, rtol, times)
+        rows[name] = described(this.problem, entry, this.first_calls[name][entry.method])
+    for _ in range(size.repetitions):
+        for name, entry in entries.items():
+            rows[name]["seconds"].append(timed(entry.way, entry.points, entry.rtol)[0])
     for row in rows.values():
         row["starts_per_s"] = row["starts"] / median(row["seconds"])
     for row in rows.values():
@@ -203,43 +209,52 @@ def compared(points: np.ndarray, counts: dict[str, int], rtol: float, repetition
     return {"flowlab_rtol": rtol, "ways": rows}
 
 
-def compile_seconds() -> dict[str, float]:
-    """Seconds of the first call with few starts, in which everything is compiled."""
-    few = starts.uniform(8, LOWER, UPPER, key=1)
-    return {name: timed(way, few, 1e-3)[0] for name, way in WAYS.items()}
+def entrants(problem: Problem, asked: Sequence[str]) -> tuple[dict[str, Peer], dict[str, str]]:
+    """The peers that take a problem, and why others are missing."""
+    found: dict[str, Peer] = {}
+    missing: dict[str, str] = {}
+    for name in asked:
+        try:
+            found |= SOURCES[name](problem, cores())
+        except MissingError as reason:
+            missing[name] = str(reason)
+    return found, missing
 
 
-WAYS: dict[str, Way] = {
-    "flowlab": way_of_flowlab,
-    "diffrax vmap, time, event": way_of_events,
-    "diffrax vmap, log-loss clock": way_of_log_loss,
-    "SciPy solve_ivp, event": way_of_scipy,
-}
+def arguments() -> Any:
+    """What was asked for on the command line."""
+    made = parser(__doc__ or "")
+    made.add_argument("--problem", choices=[*PROBLEMS, "all"], default="ratio")
+    made.add_argument("--starts", type=int, default=65536, help="starts, for the slow not all")
+    made.add_argument("--repetitions", type=int, default=REPETITIONS)
+    made.add_argument("--rtol", type=float, nargs="+", help="tolerances of flowlab")
+    made.add_argument("--dtype", choices=list(RTOLS), default="float64")
+    made.add_argument("--peers", choices=list(SOURCES), nargs="*", help="all if not given")
+    return made.parse_args()
 
 
 def main() -> None:
     """Measure and write the result."""
-    arguments = parser(__doc__ or "")
-    arguments.add_argument("--starts", type=int, default=65536, help="starts for flowlab")
-    options = arguments.parse_args()
+    options = arguments()
     jax.config.update("jax_enable_x64", True)
-    count = 512 if options.smoke else options.starts
-    points = starts.uniform(count, LOWER, UPPER, key=0)
-    shares = dict(
-        zip(WAYS, (count, min(count, 8192), min(count, 8192), min(count, 64)), strict=True)
-    )
-    if options.smoke:
-        shares["SciPy solve_ivp, event"] = 4
-    compilation = compile_seconds()
-    repetitions = 1 if options.smoke else REPETITIONS
-    rtols = RTOLS[:1] if options.smoke else RTOLS
-    results = [compared(points, shares, rtol, repetitions) for rtol in rtols]
+    size = SMOKE if options.smoke else Size(options.starts, 2**20, 1024, options.repetitions, 2)
+    rtols = options.rtol or RTOLS[options.dtype][: 1 if options.smoke else None]
+    asked = list(SOURCES) if options.peers is None else options.peers
+    if options.dtype == "float32":
+        asked = [name for name in asked if name in WITH_FLOAT32]
+    results, missing = [], {}
+    for name in PROBLEMS if options.problem == "all" else (options.problem,):
+        peers, lacking = entrants(PROBLEMS[name], asked)
+        missing |= lacking
+        this = contest(PROBLEMS[name], size, options.dtype, peers)
+        found = [compared(this, rtol, size) for rtol in rtols]
+        results.append({"problem": name, "text": PROBLEMS[name].text, "tolerances": found})
     emit(
         {
             "benchmark": "ensemble",
-            "problem": f"ratio plane, DPO, beta {BETA}, time to L = {LEVEL}, float64",
-            "repetitions": repetitions,
-            "compile_s": compilation,
+            "task": f"DPO, beta {BETA}, time to L = {LEVEL}, {options.dtype}",
+            "repetitions": size.repetitions,
+            "missing": missing,
             "results": results,
         },
         options.out,

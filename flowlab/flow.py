@@ -271,9 +271,10 @@ def _check_count(weights: np.ndarray, policy: AbstractPolicy) -> None:
 
 def _pairs_of(policy: AbstractPolicy) -> Any:
     """The shapes of a policy's pairs; None where it does not say what a state looks like."""
-    reference = policy.reference_state
-    if reference is None and policy.state_shape is not None:
-        reference = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
+    if policy.state_shape is not None:
+        reference: Any = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
+    else:
+        reference = policy.reference_state
     return None if reference is None else jax.eval_shape(policy.pairs, _widened(reference))
 
 

@@ -12,6 +12,7 @@ several methods the one that is fastest at its tolerance. Slow peers get the fir
 only; speeds are per start. A peer whose library is not installed is named under "missing".
 """
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
@@ -198,6 +199,7 @@ def compared(this: Contest, rtol: float, size: Size) -> dict[str, Any]:
     rows = {"flowlab": described(this.problem, ours, first_call)}
     for name, peer in this.peers.items():
         entries[name] = entry = entered(this, peer, rtol, times)
+        sys.stderr.write(f"{this.problem.name}, {rtol:g}: {name} at {entry.rtol:.2g}\n")
         rows[name] = described(this.problem, entry, this.first_calls[name][entry.method])
     for _ in range(size.repetitions):
         for name, entry in entries.items():

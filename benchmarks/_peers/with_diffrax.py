@@ -27,7 +27,7 @@ BATCH = 1024
 MAX_STEPS = 4096
 SOLVERS = {"Tsit5": diffrax.Tsit5(), "Dopri8": diffrax.Dopri8()}
 ROOT = optimistix.Newton(1e-13, 1e-13)
-AT_LEVEL = 1e-7  # of the loss: what a root may leave
+AT_ROOT = 1e-7  # of a signal: what a root may leave
 UNIT_OF_TIME = 1e-3  # in which the absolute tolerance does not matter for the time
 
 Signal = Callable[[Any], jax.Array]
@@ -138,26 +138,32 @@ def by_time(problem: Problem, solver: Any) -> Solve:
 def _by_time_along_wall(
     wall: Wall, velocity: Callable[[Any], Any], above: Signal, start: jax.Array, follow: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Freely to the level or the wall, along the wall to the level or the release, and freely.
+    """Freely to the level, the wall or the release, along the wall to the release, and freely.
 
-    Of two events diffrax takes the first in its list, not in time, so each stretch has one signal,
-    the smaller of two. Under `vmap` every start goes through all stretches; it stands still in
-    those that are not for it.
+    Of two events diffrax takes the first in its list, not in time, and it misses a wall that is
+    crossed and left again in one step: so each stretch has one signal, the smallest of several.
+    Under `vmap` every start goes through all stretches; it stands still in those not for it.
     """
 
     def pressure(state: jax.Array) -> jax.Array:
         return wall.outward(velocity(state))
 
+    def pressed(state: jax.Array) -> jax.Array:
+        return jnp.minimum(above(state), pressure(state))
+
+    def inside(state: jax.Array) -> jax.Array:
+        return jnp.minimum(wall.room(state), pressed(state))
+
     stretches = (
-        (velocity, lambda x: jnp.minimum(above(x), wall.room(x))),
-        (lambda x: wall.along(velocity(x)), lambda x: jnp.minimum(above(x), pressure(x))),
-        (velocity, above),
+        (velocity, inside, pressed),
+        (lambda x: wall.along(velocity(x)), pressed, pressed),
+        (velocity, above, above),
     )
-    state, time, steps, going = start, jnp.zeros(()), jnp.zeros((), int), jnp.ones(())
-    for move, signal in stretches:
+    state, time, steps = start, jnp.zeros(()), jnp.zeros((), int)
+    for move, signal, wanted in stretches:
+        going = jnp.where(wanted(state) > AT_ROOT, 1.0, 0.0)
         state, more, tried = follow(lambda x, m=move, g=going: g * m(x), state, signal=signal)
         time, steps = time + going * more, steps + tried
-        going = jnp.where(above(state) > AT_LEVEL, 1.0, 0.0)
     return time, steps
 
 
@@ -203,21 +209,21 @@ def by_margin(problem: Problem, solver: Any) -> Solve:
 def _by_margin_along_wall(
     wall: Wall, clock: Clock, state: jax.Array, follow: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Freely to the level or the wall, along the wall to the level or the release, and freely."""
-
-    def room(state: jax.Array) -> jax.Array:
-        return wall.room(jnp.exp(state[:2]))
+    """The same stretches as over time; a start has no way to go in those that are not for it."""
 
     def pressure(state: jax.Array) -> jax.Array:
         return wall.outward(_pull(state))
 
-    span = _to_go(state)
-    state, used, steps = follow(_free(clock, span), state, signal=room)
-    span = span * (1 - used)
-    state, used, more = follow(_sliding(wall, span), state, signal=pressure)
-    span = span * (1 - used)
-    state, _, last = follow(_free(clock, span), state)
-    return state, steps + more + last
+    def inside(state: jax.Array) -> jax.Array:
+        return jnp.minimum(wall.room(jnp.exp(state[:2])), pressure(state))
+
+    def span(state: jax.Array) -> jax.Array:
+        return jnp.where(pressure(state) > AT_ROOT, _to_go(state), 0.0)
+
+    state, _, first = follow(_free(clock, span(state)), state, signal=inside)
+    state, _, more = follow(_sliding(wall, span(state)), state, signal=pressure)
+    state, _, last = follow(_free(clock, _to_go(state)), state)
+    return state, first + more + last
 
 
 def _to_go(state: jax.Array) -> jax.Array:

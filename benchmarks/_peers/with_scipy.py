@@ -21,6 +21,7 @@ from .problems import BETA, KERNEL, LEVEL, PROBLEMS, Problem, Wall
 __all__ = ["peers"]
 
 STARTS = 128
+AT_ROOT = 1e-7  # of a signal: what a root may leave
 TINY = 1e-9  # below every ratio on the way, 5.5e-6 and more
 
 Velocity = Callable[[np.ndarray], np.ndarray]
@@ -72,17 +73,26 @@ def _time(
 def _time_along_wall(
     wall: Wall, start: np.ndarray, velocity: Velocity, above: Signal, follow: Any
 ) -> float:
-    state, time, met = follow(start, velocity, [above, wall.room])
-    if met == 1:
-        state, more, met = follow(
-            state,
-            lambda x: wall.along(velocity(x)),
-            [above, lambda x: wall.outward(velocity(x))],
-        )
-        time += more
-        if met == 1:
-            time += follow(state, velocity, [above])[1]
-    return time
+    """Freely to the level, the wall or the release, along the wall to the release, and freely."""
+
+    def pressure(state: np.ndarray) -> float:
+        return wall.outward(velocity(state))
+
+    def inside(state: np.ndarray) -> float:
+        return min(wall.room(state), pressure(state))
+
+    stretches = (
+        (velocity, [above, inside]),
+        (lambda x: wall.along(velocity(x)), [above, pressure]),
+    )
+    state, time = start, 0.0
+    for move, signals in stretches:
+        if pressure(state) > AT_ROOT:
+            state, more, met = follow(state, move, signals)
+            time += more
+            if met == 0:
+                return time
+    return time + follow(state, velocity, [above])[1]
 
 
 def _followed(

@@ -1,9 +1,9 @@
 """Gradient flows of preference losses, integrated from very many starting points and measured.
 
 The verbs and nouns most people need are here; everything else is in the public submodules
-(`domains`, `losses`, `policies`, `flow`, `exact`, `until`, `measures`, `logs`, `starts`, `cards`,
-`displacement`, `descent`, `plots`, `study`). Submodules are imported when they are first used, so
-that the import itself stays quick.
+(`domains`, `losses`, `policies`, `potentials`, `flow`, `exact`, `until`, `measures`, `logs`,
+`starts`, `critical`, `cards`, `displacement`, `descent`, `plots`, `study`). Submodules are imported
+when they are first used, so that the import itself stays quick.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ _SUBMODULES = frozenset(
     {
         "cards",
         "cli",
+        "critical",
         "descent",
         "displacement",
         "domains",
@@ -71,6 +72,7 @@ _SUBMODULES = frozenset(
         "measures",
         "plots",
         "policies",
+        "potentials",
     }
     | {"solve", "starts", "store", "study", "until"}
 )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-__all__ = ["AbstractDomain", "Box", "Quadrant", "Simplex", "WholeSpace", "slide"]
+__all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace", "slide"]
 
 _ON_THE_WALL = 8.0  # a state this many machine epsilons past a wall counts as on it
 
@@ -191,6 +191,72 @@ class Simplex(_Orthant):
 
     def walls(self) -> tuple[Float[np.ndarray, "1 2"], Float[np.ndarray, " 1"]]:
         return np.array([[self.ref_chosen, self.ref_rejected]]), np.ones(1)
+
+
+class Enclosure(AbstractDomain):
+    """A domain of vectors with further walls at the sides of a rectangle (or cuboid).
+
+    With the wall rule `"stop"` a flow line ends where it leaves the rectangle.
+
+    Args:
+        domain: The domain.
+        lower: Lower ends, shape (d,); -inf for no wall.
+        upper: Upper ends, shape (d,), above the lower ones; inf for no wall.
+
+    Raises:
+        ValueError: If an upper end is not above its lower end, or their shapes differ.
+    """
+
+    domain: AbstractDomain
+    lower: tuple[float, ...] = eqx.field(static=True)
+    upper: tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, domain: AbstractDomain, lower: ArrayLike, upper: ArrayLike) -> None:
+        ends = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
+        if ends[0].ndim != 1 or ends[0].shape != ends[1].shape or not np.all(ends[0] < ends[1]):
+            raise ValueError(
+                "Argument `upper` must lie above `lower` in every component, "
+                f"but they are {upper!r} and {lower!r}."
+            )
+        self.domain = domain
+        self.lower, self.upper = (tuple(map(float, side)) for side in ends)
+
+    @property
+    def absorbing(self) -> bool:  # type: ignore[override]
+        """As the domain inside."""
+        return self.domain.absorbing
+
+    def contains(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
+        lower, upper = (jnp.asarray(side, state.dtype) for side in (self.lower, self.upper))
+        return self.domain.contains(state) & jnp.all((state >= lower) & (state <= upper))
+
+    def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
+        return self.domain.coordinates(state)
+
+    def state(self, coordinates: PyTree[Array]) -> PyTree[Array]:
+        return self.domain.state(coordinates)
+
+    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+        return self.domain.push(state, velocity)
+
+    def error_scale(
+        self,
+        coordinates: PyTree[Array],
+        rtol: Float[Array, ""],
+        atol: Float[Array, ""] | None,
+    ) -> PyTree[Array]:
+        return self.domain.error_scale(coordinates, rtol, atol)
+
+    def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""] | None:
+        return self.domain.default_atol(state, rtol)
+
+    def walls(self) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
+        inner, offsets = self.domain.walls()
+        sides = np.eye(len(self.lower))
+        normals = np.concatenate([inner.reshape(-1, len(sides)), sides, -sides])
+        ends = np.concatenate([offsets, self.upper, np.negative(self.lower)])
+        known = np.isfinite(ends)
+        return normals[known], ends[known]
 
 
 def slide(

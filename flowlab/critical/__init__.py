@@ -1,0 +1,37 @@
+"""Instruments: where a flow rests, what slows it, where it leads, and how much the start matters.
+
+Critical points and lines of them, basins and separatrices, slow regions, sensitivity to the start,
+and how critical points move with a parameter.
+"""
+
+from flowlab.critical.basins import (
+    BOUNDARY,
+    RUNAWAY,
+    SADDLE,
+    UNRESOLVED,
+    BasinEntropy,
+    Basins,
+    basins,
+)
+from flowlab.critical.continuation import Branch, Continuation, Event, continuation
+from flowlab.critical.points import CriticalPoint, CriticalPoints, critical_points
+from flowlab.critical.separatrices import Separatrix, separatrices
+
+__all__ = [
+    "BOUNDARY",
+    "RUNAWAY",
+    "SADDLE",
+    "UNRESOLVED",
+    "BasinEntropy",
+    "Basins",
+    "Branch",
+    "Continuation",
+    "CriticalPoint",
+    "CriticalPoints",
+    "Event",
+    "Separatrix",
+    "basins",
+    "continuation",
+    "critical_points",
+    "separatrices",
+]

@@ -1,0 +1,277 @@
+"""Which minimum or runaway every start ends in.
+
+n: starts; d: components.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import ArrayLike, Float, Int
+
+from flowlab import until
+from flowlab.critical.families import gaps
+from flowlab.critical.local import checked_region, enclosed, local
+from flowlab.critical.points import CriticalPoint, CriticalPoints, critical_points, refined
+from flowlab.ensemble import sweep
+from flowlab.flow import AbstractFlow
+from flowlab.until import Outcome
+
+__all__ = [
+    "BOUNDARY",
+    "RUNAWAY",
+    "SADDLE",
+    "UNRESOLVED",
+    "BasinEntropy",
+    "Basins",
+    "basins",
+]
+
+RUNAWAY, BOUNDARY, SADDLE, UNRESOLVED = -1, -2, -3, -4
+_NAMES = {
+    RUNAWAY: "runaway",
+    BOUNDARY: "boundary",
+    SADDLE: "saddle",
+    UNRESOLVED: "unresolved",
+}
+_ENCLOSURE = 5.0  # widths of the region around it, beyond which a line has run away
+_CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
+_SAME = 1e-4  # of the region: as far from a line of equilibria, or from a root, as the same
+_STILL = 1e-9  # of the typical speed, below which a line is looked at as one at rest
+_FRACTAL = float(np.log(2))  # a boundary entropy above it cannot come from smooth boundaries
+
+
+class BasinEntropy(NamedTuple):
+    """How uncertain the end of a start is within a box of starts.
+
+    Attributes:
+        basin: Mean Gibbs entropy of the boxes, in nats.
+        boundary: The same over boxes with more than one end; NaN without any.
+        boxes: Number of boxes.
+        mixed: Boxes with more than one end.
+
+    Source: Daza, Wagemakers, Georgeot, Guéry-Odelin and Sanjuán, Scientific Reports 6, 31416 (2016):
+        `boundary` above log 2 shows that a boundary is fractal.
+    """
+
+    basin: float
+    boundary: float
+    boxes: int
+    mixed: int
+
+    @property
+    def fractal(self) -> bool:
+        """Whether the boundary entropy shows a fractal boundary."""
+        return self.boundary > _FRACTAL
+
+
+@dataclass(frozen=True)
+class Basins:
+    """Where many starts end.
+
+    Attributes:
+        starts: shape (n, d).
+        labels: Index into `ends`, or `RUNAWAY` (-1: left the surroundings of the region), `BOUNDARY`
+            (-2: absorbed by an edge that is no line of equilibria), `SADDLE` (-3: at rest in a point
+            that is no minimum, as on a separatrix), `UNRESOLVED` (-4: no end within the limits;
+            slow is not arrived), shape (n,).
+        ends: The minima, and lines of such, that starts can end in.
+        end: The states where the flow lines ended, shape (n, d).
+        shape: Of the grid that the starts form, rows of the last component fastest; None if none.
+    """
+
+    starts: Float[np.ndarray, "n d"]
+    labels: Int[np.ndarray, " n"]
+    ends: tuple[CriticalPoint, ...]
+    end: Float[np.ndarray, "n d"] = field(repr=False)
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def minima(self) -> tuple[CriticalPoint, ...]:
+        """The same as `ends`."""
+        return self.ends
+
+    @property
+    def fractions(self) -> dict[str, tuple[float, float]]:
+        """Share of the starts and its standard error, √(p(1−p)/n), by the name of the end.
+
+        The error is that of starts drawn at random; for a grid or a Sobol set it is too large.
+        """
+        count = len(self.labels)
+        found: dict[str, tuple[float, float]] = {}
+        for label in np.unique(self.labels)[::-1]:
+            part = float(np.mean(self.labels == label))
+            found[self.name(int(label))] = part, float(np.sqrt(part * (1 - part) / count))
+        return found
+
+    def name(self, label: int) -> str:
+        """Words for a label."""
+        if label < 0:
+            return _NAMES[label]
+        where = np.array2string(self.ends[label].place, precision=4, separator=", ")
+        return f"{self.ends[label].name} at {where}"
+
+    @property
+    def map(self) -> Int[np.ndarray, "..."]:
+        """The labels in the shape of the grid.
+
+        Raises:
+            ValueError: If the starts form no grid.
+        """
+        if self.shape is None:
+            raise ValueError("Basins must be of starts on a grid to be a map.")
+        return self.labels.reshape(self.shape)
+
+    def entropy(self, box: int = 5) -> BasinEntropy:
+        """The basin entropy, from boxes of the grid of starts.
+
+        Args:
+            box: Starts along the side of a box.
+
+        Raises:
+            ValueError: If the starts form no grid, or `box` is not between 2 and its shortest side.
+        """
+        labels = self.map
+        if not 2 <= box <= min(labels.shape):
+            raise ValueError(
+                f"Argument `box` must be between 2 and {min(labels.shape)}, but is {box!r}."
+            )
+        counts = [side // box for side in labels.shape]
+        cut = labels[tuple(slice(count * box) for count in counts)]
+        split = [size for count in counts for size in (count, box)]
+        axes = [*range(0, 2 * len(counts), 2), *range(1, 2 * len(counts), 2)]
+        boxes = cut.reshape(split).transpose(axes).reshape(int(np.prod(counts)), -1)
+        entropies = np.array([_entropy(one) for one in boxes])
+        mixed = entropies > 0
+        boundary = float(np.mean(entropies[mixed])) if mixed.any() else float("nan")
+        return BasinEntropy(float(np.mean(entropies)), boundary, len(boxes), int(mixed.sum()))
+
+
+def basins(
+    flow: AbstractFlow,
+    starts: Float[ArrayLike, "*n d"],
+    points: CriticalPoints | None = None,
+    *,
+    region: Float[ArrayLike, "d 2"] | None = None,
+    time_limit: float = np.inf,
+    rtol: float = 1e-6,
+) -> Basins:
+    """Which minimum, or runaway, every start ends in.
+
+    A flow line is followed until it rests. Its end counts as a minimum only where Newton's method
+    takes it, within a thousandth of the region, to a minimum (or a line of such) that was found; a
+    plateau on which it has become slow is `unresolved`.
+
+    Args:
+        flow: The flow.
+        starts: shape (n, d), or (..., d) for a grid, as of `numpy.meshgrid` stacked on the last axis.
+        points: Critical points of a region, from `critical_points`; None to search for them.
+        region: Where to search; None for the smallest rectangle around the starts.
+        time_limit: Flow time at which to give up.
+        rtol: Relative tolerance.
+
+    Raises:
+        ValueError: If the starts have the wrong shape, or both `points` and `region` are given.
+
+    Accuracy: a start within about `rtol` of a separatrix can fall to either side.
+    """
+    given = np.asarray(starts, dtype=float)
+    if given.ndim < 2 or given.size == 0:
+        raise ValueError(
+            f"Argument `starts` must have shape (n, d) or (..., d), but has shape {given.shape}."
+        )
+    shape = given.shape[:-1] if given.ndim > 2 else None
+    flat = given.reshape(-1, given.shape[-1])
+    if points is None:
+        around = np.stack([flat.min(axis=0), flat.max(axis=0)], axis=1)
+        points = critical_points(flow, around if region is None else region)
+    elif region is not None:
+        raise ValueError("Argument `region` must be None where `points` are given, but is not.")
+    checked_region(points.region, flow)
+    free = flow.wall == "stop" or len(flow.domain.walls()[0]) == 0
+    followed = enclosed(flow, points.region, _ENCLOSURE) if free else flow
+    speeds = np.linalg.norm(_velocity(flow, flat), axis=1)
+    typical = float(np.median(speeds[np.isfinite(speeds)]))
+    target = until.speed_below(max(_STILL * typical, 1e-300), time_limit=time_limit)
+    runs = sweep(followed, flat, until=target, rtol=rtol, clock="arc_length")
+    labels = _labelled(flow, points, runs.outcome, runs.end, followed)
+    return Basins(flat, labels, _attracting(points), runs.end, shape)
+
+
+def _velocity(flow: AbstractFlow, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    here = local(flow, states)
+    return -np.einsum("nij,nj->ni", here.metric, here.gradient)
+
+
+def _attracting(points: CriticalPoints) -> tuple[CriticalPoint, ...]:
+    return points.of("minimum")
+
+
+def _labelled(
+    flow: AbstractFlow,
+    points: CriticalPoints,
+    outcome: Int[np.ndarray, " n"],
+    end: Float[np.ndarray, "n d"],
+    followed: AbstractFlow,
+) -> Int[np.ndarray, " n"]:
+    width = float(np.linalg.norm(points.region[:, 1] - points.region[:, 0]))
+    labels = np.full(len(outcome), UNRESOLVED)
+    known = np.all(np.isfinite(end), axis=1)
+    absorbed = known & (outcome == Outcome.at_wall) & np.any(end == 0, axis=1)
+    labels[absorbed] = BOUNDARY
+    stopped = known & (outcome == Outcome.at_wall) & ~absorbed
+    if followed is not flow:
+        labels[stopped & _outside(end, points.region)] = RUNAWAY
+    labels[outcome == Outcome.non_finite] = UNRESOLVED
+    resting = known & np.isin(
+        outcome,
+        (Outcome.reached, Outcome.started_past_target, Outcome.at_critical_point, Outcome.at_wall),
+    )
+    resting &= (labels == UNRESOLVED) | absorbed
+    places = np.flatnonzero(resting)
+    labels[places] = np.where(
+        (found := _matched(flow, points, end[places], width)) != UNRESOLVED, found, labels[places]
+    )
+    return labels
+
+
+def _outside(states: Float[np.ndarray, "n d"], region: Float[np.ndarray, "d 2"]) -> np.ndarray:
+    return np.any((states < region[:, 0]) | (states > region[:, 1]), axis=1)
+
+
+def _matched(
+    flow: AbstractFlow, points: CriticalPoints, ends: Float[np.ndarray, "n d"], width: float
+) -> Int[np.ndarray, " n"]:
+    """The label of the point that Newton's method leads to from each end, if it is near."""
+    labels = np.full(len(ends), UNRESOLVED)
+    if not len(ends):
+        return labels
+    attracting = _attracting(points)
+    with np.errstate(all="ignore"):
+        roots, _, rooted = refined(flow, ends, max(points.smallest_gradient, 1e-300) * 10, width)
+    near = rooted & (np.linalg.norm(roots - ends, axis=1) < _CAPTURE * width)
+    places = np.where(near[:, None], roots, ends)
+    for number, point in enumerate(points.points):
+        there = near if not point.on else np.ones(len(ends), bool)
+        apart = _SAME if not point.on else _CAPTURE
+        on_it = there & (_distance(flow, point, places) < apart * width)
+        label = attracting.index(point) if point in attracting else SADDLE
+        labels[on_it & (labels == UNRESOLVED)] = label
+        del number
+    return labels
+
+
+def _distance(
+    flow: AbstractFlow, point: CriticalPoint, places: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, " n"]:
+    if point.path is not None:
+        return gaps(places, point.path)
+    if point.dimension > 1:
+        value = local(flow, places).value
+        return np.where(np.abs(value - point.value) <= 1e-9 * (1 + abs(point.value)), 0.0, np.inf)
+    return np.linalg.norm(places - point.place, axis=1)
+
+
+def _entropy(labels: Int[np.ndarray, " k"]) -> float:
+    parts = np.unique(labels, return_counts=True)[1] / len(labels)
+    return float(-np.sum(parts * np.log(parts)))

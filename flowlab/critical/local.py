@@ -1,0 +1,168 @@
+"""Gradient, Hessian and metric of a flow at many states at once, in float64.
+
+n: states; d: components.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from flowlab.domains import AbstractDomain, Enclosure
+from flowlab.flow import AbstractFlow
+from flowlab.policies import WallRule
+from flowlab.solve import compiled
+
+__all__ = [
+    "Enclosed",
+    "Local",
+    "checked_region",
+    "enclosed",
+    "local",
+    "newton_step",
+    "projected",
+    "spectrum",
+]
+
+_SINGULAR = 1e-9  # eigenvalues below this part of the largest count as zero in a Newton step
+
+
+class Local(NamedTuple):
+    """What a flow is near each of many states.
+
+    Attributes:
+        value: The potential, shape (n,).
+        gradient: ∇L, shape (n, d).
+        hessian: shape (n, d, d).
+        metric: M as a matrix, shape (n, d, d).
+        inside: Whether the state lies in the domain, shape (n,).
+    """
+
+    value: Float[np.ndarray, " n"]
+    gradient: Float[np.ndarray, "n d"]
+    hessian: Float[np.ndarray, "n d d"]
+    metric: Float[np.ndarray, "n d d"]
+    inside: Bool[np.ndarray, " n"]
+
+    @property
+    def steepness(self) -> Float[np.ndarray, " n"]:
+        """|∇L|, infinite where it is not a number."""
+        return _length(self.gradient)
+
+
+def local(flow: AbstractFlow, states: Float[ArrayLike, "n d"]) -> Local:
+    """What a flow is near each of many states."""
+    points = np.asarray(states, dtype=float)
+    with jax.enable_x64(True):
+        return Local(*(np.asarray(leaf) for leaf in _local(flow, points)))
+
+
+@partial(compiled, optimise=False)
+def _local(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]:
+    def at(state: Float[Array, " d"]) -> tuple[Array, ...]:
+        potential, gradient = flow.potential, jax.grad(flow.potential)
+        basis = jnp.eye(state.size, dtype=state.dtype)
+        metric = jax.vmap(lambda covector: flow.metric(state, covector), out_axes=1)(basis)
+        hessian = jax.jacfwd(gradient)(state)
+        return potential(state), gradient(state), hessian, metric, flow.domain.contains(state)
+
+    return jax.vmap(at)(jnp.asarray(states))
+
+
+def newton_step(
+    gradient: Float[np.ndarray, "n d"], hessian: Float[np.ndarray, "n d d"]
+) -> Float[np.ndarray, "n d"]:
+    """Newton's step to a zero of the gradient, of least length where the Hessian is singular."""
+    values, vectors = spectrum(hessian)
+    largest = np.max(np.abs(values), axis=1, keepdims=True, initial=0)
+    curved = np.abs(values) > np.maximum(_SINGULAR * largest, 1e-300)
+    with np.errstate(all="ignore"):
+        along = np.einsum("nij,ni->nj", vectors, gradient)
+        steps = np.where(curved, -along / np.where(curved, values, 1), 0)
+        return np.einsum("nij,nj->ni", vectors, steps)
+
+
+def spectrum(matrices: Float[np.ndarray, "n d d"]) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, ascending, and eigenvectors of symmetric matrices; zero for a matrix of NaN."""
+    finite = np.all(np.isfinite(matrices), axis=(1, 2))
+    return np.linalg.eigh(np.where(finite[:, None, None], matrices, 0))
+
+
+def projected(normals: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d d-m"]:
+    """An orthonormal basis of what is orthogonal to all normals."""
+    full = np.linalg.svd(normals, full_matrices=True)[2]
+    return full[np.linalg.matrix_rank(normals) :].T
+
+
+def checked_region(region: Float[ArrayLike, "d 2"], flow: AbstractFlow) -> np.ndarray:
+    """A region as an array of lower and upper ends.
+
+    Raises:
+        ValueError: If it is no such thing, or the states of the flow are not vectors of its length.
+    """
+    try:
+        ends = np.asarray(region, dtype=float)
+    except (TypeError, ValueError):
+        ends = np.zeros(0)
+    sound = ends.ndim == 2 and ends.shape[1:] == (2,) and len(ends) and np.all(np.isfinite(ends))
+    if not (sound and np.all(ends[:, 0] < ends[:, 1])):
+        raise ValueError(
+            "Argument `region` must give a lower and an upper end for every component, as "
+            f"[(0, 1), (0, 1)] does, but is {region!r}."
+        )
+    if not _takes_vectors(flow, len(ends)):
+        raise ValueError(
+            "Argument `flow` must have states that are vectors with as many components as `region` "
+            f"has ranges, {len(ends)}, but has {type(flow).__name__} states of shape "
+            f"{flow.state_shape}."
+        )
+    return ends
+
+
+def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float) -> AbstractFlow:
+    """A flow whose lines stop at the sides of a region widened by a part of its width."""
+    room = margin * (region[:, 1] - region[:, 0])
+    lower, upper = region[:, 0] - room, region[:, 1] + room
+    if flow.domain.absorbing:
+        lower = np.where(lower > 0, lower, -np.inf)
+    return Enclosed(flow, Enclosure(flow.domain, lower, upper), "stop")
+
+
+class Enclosed(AbstractFlow):
+    """A flow on another domain than its own."""
+
+    flow: AbstractFlow
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    def potential(self, state: Array) -> Float[Array, ""]:
+        return self.flow.potential(state)
+
+    def metric(self, state: Array, covector: Array) -> Array:
+        return self.flow.metric(state, covector)
+
+    def with_parameter(self, name: str, value: Any) -> "Enclosed":
+        return Enclosed(self.flow.with_parameter(name, value), self.domain, self.wall)
+
+
+def _takes_vectors(flow: AbstractFlow, count: int) -> bool:
+    if flow.state_shape is not None:
+        return flow.state_shape == (count,)
+    if flow.reference_state is not None:
+        return np.shape(flow.reference_state) == (count,)
+    try:
+        with jax.enable_x64(True):
+            value = jax.eval_shape(flow.potential, jax.ShapeDtypeStruct((count,), np.float64))
+    except (TypeError, ValueError, IndexError):
+        return False
+    return getattr(value, "shape", None) == ()
+
+
+def _length(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        length = np.linalg.norm(vectors, axis=1)
+    return np.where(np.isfinite(length), length, np.inf)

@@ -50,8 +50,8 @@ class BasinEntropy(NamedTuple):
         boxes: Number of boxes.
         mixed: Boxes with more than one end.
 
-    Source: Daza, Wagemakers, Georgeot, Guéry-Odelin and Sanjuán, Scientific Reports 6, 31416 (2016):
-        `boundary` above log 2 shows that a boundary is fractal.
+    Source: Daza, Wagemakers, Georgeot, Guéry-Odelin and Sanjuán, Scientific Reports 6, 31416
+        (2016): `boundary` above log 2 shows that a boundary is fractal.
     """
 
     basin: float
@@ -71,25 +71,20 @@ class Basins:
 
     Attributes:
         starts: shape (n, d).
-        labels: Index into `ends`, or `RUNAWAY` (-1: left the surroundings of the region), `BOUNDARY`
-            (-2: absorbed by an edge that is no line of equilibria), `SADDLE` (-3: at rest in a point
-            that is no minimum, as on a separatrix), `UNRESOLVED` (-4: no end within the limits;
-            slow is not arrived), shape (n,).
-        ends: The minima, and lines of such, that starts can end in.
+        labels: Index into `minima`, or `RUNAWAY` (-1: left the surroundings of the region),
+            `BOUNDARY` (-2: absorbed by an edge that is no line of equilibria), `SADDLE` (-3: at
+            rest in a point that is no minimum, as on a separatrix), `UNRESOLVED` (-4: no end within
+            the limits; slow is not arrived), shape (n,).
+        minima: The minima, and lines of such, that starts can end in.
         end: The states where the flow lines ended, shape (n, d).
         shape: Of the grid that the starts form, rows of the last component fastest; None if none.
     """
 
     starts: Float[np.ndarray, "n d"]
     labels: Int[np.ndarray, " n"]
-    ends: tuple[CriticalPoint, ...]
+    minima: tuple[CriticalPoint, ...]
     end: Float[np.ndarray, "n d"] = field(repr=False)
     shape: tuple[int, ...] | None = None
-
-    @property
-    def minima(self) -> tuple[CriticalPoint, ...]:
-        """The same as `ends`."""
-        return self.ends
 
     @property
     def fractions(self) -> dict[str, tuple[float, float]]:
@@ -108,8 +103,8 @@ class Basins:
         """Words for a label."""
         if label < 0:
             return _NAMES[label]
-        where = np.array2string(self.ends[label].place, precision=4, separator=", ")
-        return f"{self.ends[label].name} at {where}"
+        where = np.array2string(self.minima[label].place, precision=4, separator=", ")
+        return f"{self.minima[label].name} at {where}"
 
     @property
     def map(self) -> Int[np.ndarray, "..."]:
@@ -164,7 +159,8 @@ def basins(
 
     Args:
         flow: The flow.
-        starts: shape (n, d), or (..., d) for a grid, as of `numpy.meshgrid` stacked on the last axis.
+        starts: shape (n, d), or (..., d) for a grid, as `numpy.meshgrid` makes it, stacked on the
+            last axis.
         points: Critical points of a region, from `critical_points`; None to search for them.
         region: Where to search; None for the smallest rectangle around the starts.
         time_limit: Flow time at which to give up.
@@ -229,9 +225,8 @@ def _labelled(
     )
     resting &= (labels == UNRESOLVED) | absorbed
     places = np.flatnonzero(resting)
-    labels[places] = np.where(
-        (found := _matched(flow, points, end[places], width)) != UNRESOLVED, found, labels[places]
-    )
+    matched = _matched(flow, points, end[places], width)
+    labels[places] = np.where(matched != UNRESOLVED, matched, labels[places])
     return labels
 
 
@@ -251,13 +246,12 @@ def _matched(
         roots, _, rooted = refined(flow, ends, max(points.smallest_gradient, 1e-300) * 10, width)
     near = rooted & (np.linalg.norm(roots - ends, axis=1) < _CAPTURE * width)
     places = np.where(near[:, None], roots, ends)
-    for number, point in enumerate(points.points):
+    for point in points.points:
         there = near if not point.on else np.ones(len(ends), bool)
         apart = _SAME if not point.on else _CAPTURE
         on_it = there & (_distance(flow, point, places) < apart * width)
         label = attracting.index(point) if point in attracting else SADDLE
         labels[on_it & (labels == UNRESOLVED)] = label
-        del number
     return labels
 
 

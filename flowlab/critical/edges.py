@@ -5,6 +5,7 @@ n: points; m: walls; d: components.
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -80,17 +81,11 @@ def _on_face(
     along = projected(normals)
     onto = np.linalg.pinv(normals)
     places = guesses - (guesses @ normals.T - offsets) @ onto.T
-    length = np.zeros(len(places))
-    for count in range(_NEWTON_STEPS + 1):
-        there = local(flow, places)
-        slope = there.gradient @ along
-        bend = np.einsum("ik,nij,jl->nkl", along, there.hessian, along)
-        step = newton_step(slope, bend) if along.shape[1] else np.zeros_like(slope)
-        length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
-        if count == _NEWTON_STEPS or not along.shape[1]:
-            break
+    there, slope, bend, step, length = _newton(flow, places, along)
+    for _ in range(_NEWTON_STEPS if along.shape[1] else 0):
         shorter = np.minimum(1, 0.1 * width / np.maximum(length, 1e-300))
         places = places + np.where(np.isfinite(step), step * shorter[:, None], 0) @ along.T
+        there, slope, bend, step, length = _newton(flow, places, along)
     steep = np.linalg.norm(slope, axis=1)
     pressing = np.all(-there.gradient @ onto > 0, axis=1)
     within = np.all((places >= ends[:, 0]) & (places <= ends[:, 1]), axis=1)
@@ -102,6 +97,18 @@ def _on_face(
             value = float(there.value[i])
             found.append(Held(places[i], words, value, float(steep[i]), bend[i], metric))
     return found
+
+
+def _newton(
+    flow: AbstractFlow, places: Float[np.ndarray, "n d"], along: Float[np.ndarray, "d k"]
+) -> tuple[Local, Any, Any, Any, Any]:
+    """What is there, slope and curvature along a face, Newton's step on it, and its length."""
+    there = local(flow, places)
+    slope = there.gradient @ along
+    bend = np.einsum("ik,nij,jl->nkl", along, there.hessian, along)
+    step = newton_step(slope, bend) if along.shape[1] else np.zeros_like(slope)
+    length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
+    return there, slope, bend, step, length
 
 
 def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndarray:
@@ -146,9 +153,8 @@ def _edge(
         return None
     path = None
     if len(ends) == 2:
-        path = np.zeros((_ALONG, 2))
-        path[:, ~others[::1]] = 0
-        path[:, others] = np.linspace(*ends[others][0], _ALONG)[:, None]
+        low, high = ends[others][0]
+        path = np.outer(np.linspace(low, high, _ALONG), others.astype(float))
     place = np.where(others, ends.mean(axis=1), 0.0)
     nothing = np.zeros((len(ends) - 1,) * 2)
     name = flow.components[component] if flow.components else f"component {component}"

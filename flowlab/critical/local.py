@@ -25,6 +25,7 @@ __all__ = [
     "local",
     "newton_step",
     "projected",
+    "rates_of",
     "spectrum",
 ]
 
@@ -92,6 +93,20 @@ def spectrum(matrices: Float[np.ndarray, "n d d"]) -> tuple[np.ndarray, np.ndarr
     return np.linalg.eigh(np.where(finite[:, None, None], matrices, 0))
 
 
+def rates_of(
+    metric: Float[np.ndarray, "d d"], hessian: Float[np.ndarray, "d d"]
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
+    """Eigenvalues of M·Hessian, ascending, and its eigenvectors as columns.
+
+    They are real, since the metric is symmetric and positive semidefinite.
+    """
+    if not hessian.size:
+        return np.zeros(0), np.zeros((0, 0))
+    values, vectors = map(np.real, np.linalg.eig(metric @ hessian))
+    order = np.argsort(values)
+    return values[order], vectors[:, order]
+
+
 def projected(normals: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d d-m"]:
     """An orthonormal basis of what is orthogonal to all normals."""
     full = np.linalg.svd(normals, full_matrices=True)[2]
@@ -129,7 +144,7 @@ def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float
     lower, upper = region[:, 0] - room, region[:, 1] + room
     if flow.domain.absorbing:
         lower = np.where(lower > 0, lower, -np.inf)
-    return Enclosed(flow, Enclosure(flow.domain, lower, upper), "stop")
+    return Enclosed(flow=flow, domain=Enclosure(flow.domain, lower, upper), wall="stop")
 
 
 class Enclosed(AbstractFlow):
@@ -146,7 +161,8 @@ class Enclosed(AbstractFlow):
         return self.flow.metric(state, covector)
 
     def with_parameter(self, name: str, value: Any) -> "Enclosed":
-        return Enclosed(self.flow.with_parameter(name, value), self.domain, self.wall)
+        flow = self.flow.with_parameter(name, value)
+        return Enclosed(flow=flow, domain=self.domain, wall=self.wall)
 
 
 def _takes_vectors(flow: AbstractFlow, count: int) -> bool:

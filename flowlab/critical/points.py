@@ -6,7 +6,7 @@ n: points; d: components.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from flowlab import starts as starts_module
 from flowlab.critical.edges import Held, edges, faces
 from flowlab.critical.families import family
-from flowlab.critical.local import Local, checked_region, local, newton_step, spectrum
+from flowlab.critical.local import Local, checked_region, local, newton_step, rates_of, spectrum
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 
@@ -35,7 +35,7 @@ _FLAT = 1e-6  # of the curvature beside a point: less is none
 _BESIDE = 1e-2  # of the region
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CriticalPoint:
     """A point where the flow rests, or one of a line or manifold of such.
 
@@ -138,7 +138,7 @@ def critical_points(
     A point counts as critical where the gradient is a zero of Newton's method: small beside the
     typical gradient of the region, with a last step small beside its width. A tail along which the
     gradient only falls towards zero has none, for there Newton's step does not shrink. Roots that
-    go on to both sides along a direction without curvature are one line, or manifold, of equilibria.
+    go on to both sides along a direction without curvature are one line, or manifold, of them.
 
     On walls of the domain the points are those of Karush, Kuhn and Tucker: the gradient along the
     wall is zero, and the flow presses outward. On an edge that absorbs (an axis of a quadrant) they
@@ -200,16 +200,21 @@ def refined(
         scale: A typical |∇L|.
         width: A typical distance.
     """
-    for count in range(_NEWTON_STEPS + 1):
-        there = local(flow, places)
-        step = newton_step(there.gradient, there.hessian)
-        length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
-        if count == _NEWTON_STEPS or np.all((length < 1e-15 * width) | (length > 1e3 * width)):
+    there, step, length = _newton(flow, places)
+    for _ in range(_NEWTON_STEPS):
+        if np.all((length < 1e-15 * width) | (length > 1e3 * width)):
             break
         shorter = np.minimum(1, 0.1 * width / np.maximum(length, 1e-300))
         places = places + np.where(np.isfinite(step), step * shorter[:, None], 0)
+        there, step, length = _newton(flow, places)
     roots = (length < _ROOT_STEP * width) & (there.steepness < _ROOT_GRADIENT * scale)
     return places, there, roots & there.inside
+
+
+def _newton(flow: AbstractFlow, places: Float[np.ndarray, "n d"]) -> tuple[Local, Any, Any]:
+    there = local(flow, places)
+    step = newton_step(there.gradient, there.hessian)
+    return there, step, np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
 
 
 def _guesses(flow: AbstractFlow, ends: np.ndarray, count: int) -> Float[np.ndarray, "n d"]:
@@ -320,7 +325,7 @@ def described(
         value=float(here.value[0]),
         gradient_norm=float(here.steepness[0]),
         spectrum=values,
-        rates=np.sort(np.linalg.eigvals(here.metric[0] @ here.hessian[0]).real),
+        rates=rates_of(here.metric[0], here.hessian[0])[0],
         dimension=dimension,
         path=path,
     )
@@ -338,7 +343,6 @@ def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
 
 def _held(flow: AbstractFlow, held: Held) -> CriticalPoint:
     """A point that walls or an edge hold, as a critical point."""
-    rates = np.sort(np.linalg.eigvals(held.metric @ held.hessian).real) if held.hessian.size else []
     values = np.linalg.eigvalsh(held.hessian) if held.hessian.size else np.zeros(0)
     kind = "minimum" if not len(values) else kind_of(values, held.dimension)
     if held.dimension and held.dimension == len(values):
@@ -350,7 +354,7 @@ def _held(flow: AbstractFlow, held: Held) -> CriticalPoint:
         value=held.value,
         gradient_norm=held.gradient_norm,
         spectrum=values,
-        rates=np.asarray(rates, float),
+        rates=rates_of(held.metric, held.hessian)[0],
         dimension=held.dimension,
         path=held.path,
         on=held.on,

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from flowlab import until
-from flowlab.critical.local import checked_region, enclosed, local
+from flowlab.critical.local import checked_region, enclosed, local, rates_of
 from flowlab.critical.points import CriticalPoint, CriticalPoints
 from flowlab.flow import AbstractFlow
 from flowlab.solve import flow_line
@@ -55,8 +55,8 @@ def separatrices(
     Raises:
         ValueError: If the states are no vectors of two components.
 
-    Accuracy: a curve begins 1e-5 of the region off the saddle, on its tangent; backwards in time the
-        flow draws neighbours towards it, so that what is wrong there shrinks.
+    Accuracy: a curve begins 1e-5 of the region off the saddle, on its tangent; backwards in time
+        the flow draws neighbours towards it, so that what is wrong there shrinks.
     """
     ends = checked_region(points.region if region is None else region, flow)
     if len(ends) != 2:
@@ -91,6 +91,5 @@ def separatrices(
 def _stable_direction(flow: AbstractFlow, point: CriticalPoint) -> Float[np.ndarray, " 2"]:
     """The unit vector along which deviations from a saddle die out."""
     here = local(flow, point.place[None])
-    values, vectors = np.linalg.eig(here.metric[0] @ here.hessian[0])
-    way = np.real(vectors[:, np.argmax(values.real)])
+    way = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
     return way / np.linalg.norm(way)

@@ -6,6 +6,7 @@ state; a fold over the accepted steps, read from their interpolants; values at t
 
 from flowlab.measures.base import AbstractMeasure, Ends, Nodes
 from flowlab.measures.displaced import dip, mass
+from flowlab.measures.near import near
 from flowlab.measures.steps import NODES
 from flowlab.measures.way import (
     change,
@@ -28,6 +29,7 @@ __all__ = [
     "margin_at",
     "margin_zero",
     "mass",
+    "near",
     "path_length",
     "rate_ratio",
     "slowest",

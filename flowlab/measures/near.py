@@ -1,0 +1,321 @@
+"""The neighbourhood of a point: when a flow line enters it, how long it stays, how close it comes.
+
+k: nodes of a step; m: places in a step.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+
+from flowlab.flow import AbstractFlow, inner
+from flowlab.measures.base import AbstractMeasure, Ends, Nodes
+from flowlab.measures.steps import NODES, at, coefficients
+
+__all__ = ["near"]
+
+_GRID = np.linspace(0.0, 1.0, NODES)
+_SHORT = 8  # components up to which each is a number of its own
+_NEWTON_STEPS = 5  # from guesses within a sixth of a step
+
+
+class _Visit(eqx.Module):
+    """What is known of a neighbourhood so far.
+
+    Attributes:
+        spent: Flow time within the radius.
+        entry_time: Flow time of the first entry; NaN before.
+        entry: Where that was; NaN before.
+        square: The smallest square of the distance.
+        closest_time: Flow time of the closest approach.
+    """
+
+    spent: Float[Array, ""]
+    entry_time: Float[Array, ""]
+    entry: PyTree[Array]
+    square: Float[Array, ""]
+    closest_time: Float[Array, ""]
+
+
+class _Near(AbstractMeasure):
+    point: PyTree[Float[ArrayLike, "..."]]
+    radius: Float[ArrayLike, ""]
+    label: str = eqx.field(static=True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        what = ("time", "entry_time", "entry_state", "distance", "distance_time")
+        return tuple(f"near_{self.label}_{name}" for name in what)
+
+    def check(self, flow: AbstractFlow) -> None:
+        shape = flow.state_shape
+        if shape is not None and np.shape(self.point) != shape:
+            raise ValueError(
+                f"Argument `point` must be a state of the flow, of shape {shape}, but has shape "
+                f"{np.shape(self.point)}."
+            )
+
+    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> _Visit:
+        del flow
+        square = self._square(state)
+        zero = jnp.zeros_like(square)
+        inside = square <= self._limit(square)
+        entry = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.nan), state)
+        return _Visit(zero, jnp.where(inside, zero, jnp.nan), entry, square, zero)
+
+    def fold(self, flow: AbstractFlow, carry: _Visit, nodes: Nodes) -> _Visit:
+        del flow
+        offsets = jax.tree.map(lambda y, p: y - jnp.asarray(p, y.dtype), nodes.state, self.point)
+        elapsed = nodes.time - nodes.time[0]
+        squares = jax.vmap(lambda y: inner(y, y))(offsets)
+        step = _Step.of(offsets, elapsed)
+        low, lowest = _lowest(step, squares)
+        spent, entry = _passage(step, squares, elapsed, (low, lowest), self._limit(elapsed))
+        new, closer = ~jnp.isnan(entry) & jnp.isnan(carry.entry_time), lowest < carry.square
+        there = jnp.where(new, entry, 0)
+        found = jax.tree.map(
+            lambda y, p: jnp.asarray(p, y.dtype) + at(y, there), offsets, self.point
+        )
+        return _Visit(
+            carry.spent + spent,
+            jnp.where(new, nodes.time[0] + step.time(entry), carry.entry_time),
+            jax.tree.map(lambda here, old: jnp.where(new, here, old), found, carry.entry),
+            jnp.where(closer, lowest, carry.square),
+            jnp.where(closer, nodes.time[0] + step.time(low), carry.closest_time),
+        )
+
+    def results(
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: _Visit,
+        ends: Ends,
+    ) -> dict[str, Array]:
+        del flow, integral
+        last, end = self._square(ends.last), self._square(ends.end)
+        limit = self._limit(end)
+        late = (end <= limit) & jnp.isnan(carry.entry_time)
+        closer = end < carry.square
+        found = (
+            carry.spent + jnp.where(last <= limit, ends.tail, 0),
+            jnp.where(late, ends.time, carry.entry_time),
+            jax.tree.map(lambda new, old: jnp.where(late, new, old), ends.end, carry.entry),
+            jnp.sqrt(jnp.where(closer, end, carry.square)),
+            jnp.where(closer, ends.time, carry.closest_time),
+        )
+        return dict(zip(self.names, found, strict=True))
+
+    def _square(self, state: PyTree[Array]) -> Float[Array, ""]:
+        offset = jax.tree.map(lambda y, p: y - jnp.asarray(p, y.dtype), state, self.point)
+        return inner(offset, offset)
+
+    def _limit(self, like: Array) -> Float[Array, ""]:
+        return jnp.asarray(self.radius, like.dtype) ** 2
+
+
+class _Step(eqx.Module):
+    """A step as seen from the point: the offset's components are polynomials on [0, 1].
+
+    The square of the distance is computed from these, which are those of the solver's interpolant;
+    a polynomial of the same degree through its own values would be a coarser one.
+
+    Attributes:
+        offsets: Coefficients of each part of the offset, highest first. The components of a short
+            vector are parts of their own: a loop over numbers needs no transposition.
+        times: Coefficients of the time.
+    """
+
+    offsets: tuple[tuple[Float[Array, "..."], ...], ...]
+    times: tuple[Float[Array, ""], ...]
+
+    @classmethod
+    def of(cls, offsets: PyTree[Float[Array, "k ..."]], times: Float[Array, " k"]) -> "_Step":
+        """The polynomials through offsets from the point, and times, at the nodes."""
+        parts = [part for leaf in jax.tree.leaves(offsets) for part in _split(leaf)]
+        return cls(tuple(_powers(part) for part in parts), _powers(times))
+
+    def time(self, place: Float[Array, ""]) -> Float[Array, ""]:
+        """The time since the step began."""
+        return _taylor(self.times, place)[0]
+
+    def square(self, place: Float[Array, ""]) -> tuple[Array, Array, Array]:
+        """|y − p|² at a place, and its first two derivatives."""
+        parts = [_taylor(part, place) for part in self.offsets]
+        here, rate, half = ([part[i] for part in parts] for i in range(3))
+        bend = 2 * inner(rate, rate) + 4 * inner(here, half)
+        return inner(here, here), 2 * inner(here, rate), bend
+
+
+def _split(leaf: Float[Array, "k ..."]) -> list[Float[Array, "k ..."]]:
+    if leaf.size > _SHORT * NODES:
+        return [leaf]
+    flat = jnp.reshape(leaf, (NODES, -1))
+    return [flat[:, index] for index in range(flat.shape[1])]
+
+
+def _powers(values: Float[Array, "k ..."]) -> tuple[Array, ...]:
+    found = coefficients(values)
+    return tuple(found[index] for index in range(NODES))
+
+
+def _taylor(powers: tuple[Array, ...], place: Float[Array, ""]) -> tuple[Array, Array, Array]:
+    """A polynomial at a place: value, derivative, half the second derivative (Horner's scheme)."""
+    value, slope, half = powers[0], jnp.zeros_like(powers[0]), jnp.zeros_like(powers[0])
+    for power in powers[1:]:
+        half = half * place + slope
+        slope = slope * place + value
+        value = value * place + power
+    return value, slope, half
+
+
+def _iterated(
+    improve: Callable[[Float[Array, ""]], Float[Array, ""]], guess: Float[Array, ""]
+) -> Float[Array, ""]:
+    return lax.fori_loop(0, _NEWTON_STEPS, lambda _, place: improve(place), guess)
+
+
+def _lowest(step: _Step, squares: Float[Array, " k"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Where on [0, 1] the distance is least, and its square there."""
+    least, node = squares[0], jnp.zeros_like(squares[0])
+    for index in range(1, NODES):
+        node = jnp.where(squares[index] < least, _GRID[index], node)
+        least = jnp.minimum(squares[index], least)
+    left, right = jnp.maximum(node - _GRID[1], 0), jnp.minimum(node + _GRID[1], 1)
+
+    def lower(place: Float[Array, ""]) -> Float[Array, ""]:
+        _, slope, bend = step.square(place)
+        newton = place - slope / jnp.where(bend > 0, bend, 1)
+        return jnp.where(bend > 0, jnp.clip(newton, left, right), place)
+
+    place = _iterated(lower, node)
+    found = step.square(place)[0]
+    return jnp.where(found < least, place, node), jnp.minimum(found, least)
+
+
+def _passage(
+    step: _Step,
+    squares: Float[Array, " k"],
+    elapsed: Float[Array, " k"],
+    least: tuple[Float[Array, ""], Float[Array, ""]],
+    limit: Float[Array, ""],
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The time that a step spends within the limit, and the place of its first entry, or NaN.
+
+    Between its nodes and its lowest place a step crosses the limit at most twice, in and out, or
+    out and in: where the points of the step's line bend back within a step, it would be shorter.
+    """
+    low, lowest = least
+    grid = jnp.asarray(_GRID, squares.dtype)
+    places = _with_one_more(grid, grid, low, low)
+    heights = _with_one_more(grid, squares, low, lowest) - limit
+    times = _with_one_more(grid, elapsed, low, step.time(low))
+    within = heights <= 0
+    enters, leaves = within[1:] & ~within[:-1], within[:-1] & ~within[1:]
+    entry = _crossing(
+        step, limit, low, enters, (places[1:], places[:-1]), (heights[1:], heights[:-1])
+    )
+    leave = _crossing(
+        step, limit, low, leaves, (places[:-1], places[1:]), (heights[:-1], heights[1:])
+    )
+    whole = jnp.sum(jnp.where(within[:-1] & within[1:], times[1:] - times[:-1], 0))
+    inward = _first(enters, times[1:]) - step.time(entry)
+    outward = step.time(leave) - _first(leaves, times[:-1])
+    spent = whole + jnp.where(jnp.any(enters), inward, 0) + jnp.where(jnp.any(leaves), outward, 0)
+    entry = jnp.where(jnp.any(enters), entry, jnp.nan)
+    return spent, jnp.where(within[0], 0, entry)
+
+
+def _with_one_more(
+    grid: Float[Array, " k"], values: Float[Array, " k"], place: Float[Array, ""], value: Array
+) -> Float[Array, " k+1"]:
+    """Values at the nodes with the one at a further place put in between."""
+    before = jnp.concatenate([grid <= place, jnp.zeros(1, bool)])
+    behind = jnp.concatenate([jnp.zeros(1, bool), grid > place])
+    kept = jnp.where(before, jnp.concatenate([values, values[-1:]]), value)
+    return jnp.where(behind, jnp.concatenate([values[:1], values]), kept)
+
+
+def _first(which: Bool[Array, " m"], values: Float[Array, " m"]) -> Float[Array, ""]:
+    """The first of the values that are marked; the last where none is."""
+    chosen = values[-1]
+    for index in reversed(range(values.size - 1)):
+        chosen = jnp.where(which[index], values[index], chosen)
+    return chosen
+
+
+def _crossing(
+    step: _Step,
+    limit: Float[Array, ""],
+    low: Float[Array, ""],
+    which: Bool[Array, " m"],
+    places: tuple[Float[Array, " m"], Float[Array, " m"]],
+    heights: tuple[Float[Array, " m"], Float[Array, " m"]],
+) -> Float[Array, ""]:
+    """The place in the first marked interval, given as (inner, outer) ends, that is on the limit.
+
+    The distance grows with the place's from the inner end: linearly, or quadratically from where
+    it is least.
+    """
+    inside, outside = (_first(which, ends) for ends in places)
+    depth, height = (_first(which, ends) for ends in heights)
+    share = -depth / jnp.where(height > depth, height - depth, 1)
+    share = jnp.clip(jnp.where(inside == low, jnp.sqrt(jnp.abs(share)), share), 0, 1)
+    place = inside + share * (outside - inside)
+    left, right = jnp.minimum(inside, outside), jnp.maximum(inside, outside)
+
+    def nearer(place: Float[Array, ""]) -> Float[Array, ""]:
+        square, slope, _ = step.square(place)
+        newton = place - (square - limit) / jnp.where(slope == 0, 1, slope)
+        return jnp.clip(newton, left, right)
+
+    return _iterated(nearer, place)
+
+
+def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -> AbstractMeasure:
+    """The neighbourhood of a point: the time in it, the first entry, and the closest approach.
+
+    With `label` "saddle":
+
+    - `near_saddle_time`: flow time within the radius, over all visits;
+    - `near_saddle_entry_time`, `near_saddle_entry_state`: when and where the line first comes
+      within the radius; time 0 and the start where that lies inside, NaN if it never does;
+    - `near_saddle_distance`, `near_saddle_distance_time`: the closest approach, and when.
+
+    Distances are Euclidean, in the state's own coordinates.
+
+    Args:
+        point: A state, such as the place of a critical point.
+        radius: Of the neighbourhood, positive.
+        label: What to call the point in the names of the results.
+
+    Raises:
+        ValueError: If the point is not finite, the radius not positive and finite, or the label no
+            word of letters, digits and underscores.
+
+    Accuracy: crossings are located in the interpolant of the step, also where a line comes in and
+        goes out within one. Beside a linear saddle, for lines that pass at any distance between
+        1e-1 and 1e-12 from its stable manifold, the time in the neighbourhood is right to 1e-7 of
+        itself at rtol 1e-6 and to 1e-9 at rtol 1e-10, and the closest approach to 2e-6 and 1e-8,
+        as long as `atol` lies far below that distance (the default does where the saddle is at the
+        origin). Elsewhere a distance is known to `rtol` times the size of the state at best.
+    """
+    held = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=float), point, is_leaf=_is_list)
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(held)):
+        raise ValueError(f"Argument `point` must hold finite numbers, but is {point!r}.")
+    size = np.asarray(radius, dtype=float)
+    if size.ndim != 0 or not (np.isfinite(size) and size > 0):
+        raise ValueError(f"Argument `radius` must be positive and finite, but is {radius!r}.")
+    if not f"_{label}".isidentifier():
+        raise ValueError(
+            f"Argument `label` must be a word of letters, digits and underscores, but is {label!r}."
+        )
+    return _Near(held, size, label)
+
+
+def _is_list(part: object) -> bool:
+    """Whether a part of a point is a list of numbers, which stands for an array."""
+    return isinstance(part, list | tuple) and all(isinstance(x, int | float) for x in part)

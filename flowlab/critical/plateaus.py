@@ -1,0 +1,341 @@
+"""A census of the slow regions of a plane: how large they are, and how long they hold a line up.
+
+a, b: cells along the two components; n: cells in a list.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from scipy import ndimage
+
+from flowlab import measures
+from flowlab.critical.local import checked_region, local
+from flowlab.critical.points import refined
+from flowlab.ensemble import Runs, sweep
+from flowlab.flow import AbstractFlow
+from flowlab.solve import compiled
+from flowlab.until import AbstractTarget, Outcome
+
+__all__ = ["Plateau", "Plateaus", "plateaus"]
+
+_SAME = 1e-4  # of the region: as far from a root of the gradient, as at it
+
+
+@dataclass(frozen=True, eq=False)
+class Plateau:
+    """A connected region in which a flow is slow, of states that are not past the target.
+
+    Attributes:
+        label: Its number in `Plateaus.labels`.
+        cells: Number of cells.
+        area: In the state's coordinates; what lies in the region, if it reaches its sides.
+        centre: Mean of the cells, shape (2,).
+        at_side: Whether it reaches a side of the region, and may go on beyond it.
+        smallest_speed: The smallest speed of a cell.
+        smallest_at: Where that is, shape (2,).
+        residence: Median flow time that lines which start in it spend below the speed, until they
+            end: a lower bound where most end by a limit.
+        arrival: Median flow time to the target of the starts in it; infinite where half of them or
+            more do not reach it.
+        arrival_around: The same of the cells around it; NaN where there are none.
+        outcomes: How the starts in it ended, by the names of `until.Outcome`. `at_critical_point`
+            are those that end where the gradient vanishes; others that came to rest, or nearly,
+            are `unresolved`. Only `reached` has arrived.
+        holds_rest: Whether lines that start in it end at a critical point in it: it is the
+            surroundings of that, which are slow in every flow.
+    """
+
+    label: int
+    cells: int
+    area: float
+    centre: Float[np.ndarray, " 2"]
+    at_side: bool
+    smallest_speed: float
+    smallest_at: Float[np.ndarray, " 2"]
+    residence: float
+    arrival: float
+    arrival_around: float
+    outcomes: dict[str, int]
+    holds_rest: bool
+
+    @property
+    def later(self) -> float:
+        """How much later its starts arrive than those around it; NaN where neither do."""
+        with np.errstate(invalid="ignore"):
+            return float(np.subtract(self.arrival, self.arrival_around))
+
+    @property
+    def later_ratio(self) -> float:
+        """Its arrival over that around it; NaN where neither arrive."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(np.divide(self.arrival, self.arrival_around))
+
+    @property
+    def reached(self) -> float:
+        """Share of its starts that reach the target."""
+        return self.outcomes.get("reached", 0) / self.cells
+
+    def __str__(self) -> str:
+        """What it is, on one line."""
+        what = "slow region around a critical point" if self.holds_rest else "plateau"
+        beyond = ", to the side of the region" if self.at_side else ""
+        around = f"{self.arrival:.4g} against {self.arrival_around:.4g} around it"
+        return (
+            f"{what} of area {self.area:.4g} about {np.round(self.centre, 3).tolist()}{beyond}: "
+            f"speed down to {self.smallest_speed:.3g}, residence {self.residence:.4g}, "
+            f"arrival {around}, {self.outcomes}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Plateaus:
+    """The slow regions of a plane; "none" is an answer, and comes with the smallest speed met.
+
+    Attributes:
+        plateaus: The slow regions, the largest first.
+        region: Lower and upper ends, shape (2, 2).
+        below: The speed below which a cell is slow.
+        axes: Centres of the cells along each component, shapes (a,) and (b,).
+        speed: Speed at the centres, NaN outside of the domain, shape (a, b).
+        past: Whether a cell is past the target from the start, and so in no plateau, shape (a, b).
+        labels: Number of the plateau that a cell is in, 0 for none, shape (a, b).
+        components: Names of the components of a state, where they have such.
+    """
+
+    plateaus: tuple[Plateau, ...]
+    region: Float[np.ndarray, "2 2"]
+    below: float
+    axes: tuple[Float[np.ndarray, " a"], Float[np.ndarray, " b"]]
+    speed: Float[np.ndarray, "a b"]
+    past: Bool[np.ndarray, "a b"]
+    labels: Int[np.ndarray, "a b"]
+    components: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.plateaus)
+
+    def __iter__(self) -> Iterator[Plateau]:
+        return iter(self.plateaus)
+
+    def __getitem__(self, place: int) -> Plateau:
+        return self.plateaus[place]
+
+    @property
+    def share(self) -> float:
+        """Share of the cells of the domain that lie in a plateau."""
+        return float(np.sum(self.labels > 0) / max(1, np.sum(np.isfinite(self.speed))))
+
+    @property
+    def smallest_speed(self) -> float:
+        """The smallest speed of a cell that is not past the target; NaN without any."""
+        ahead = np.where(self.past, np.nan, self.speed)
+        return float(np.nanmin(ahead)) if np.isfinite(ahead).any() else float("nan")
+
+    def __str__(self) -> str:
+        """A line for each, or a sentence that there is none."""
+        none = f"no plateau: the speed is at least {self.smallest_speed:.4g}, not {self.below:g}"
+        return "\n".join(map(str, self.plateaus)) or none
+
+
+def plateaus(
+    flow: AbstractFlow,
+    region: Float[ArrayLike, "2 2"],
+    *,
+    below: float,
+    until: AbstractTarget,
+    cells: int | tuple[int, int] = 128,
+    **options: Any,
+) -> Plateaus:
+    """The connected regions of a plane in which a flow is slower than a speed, and what they cost.
+
+    Cells that are past the target from the start count as none: nobody waits there. A line in a
+    plateau has not arrived, however slow it is. Give `until` a time limit, for it may never.
+
+    Args:
+        flow: A flow whose states are vectors of two components.
+        region: Lower and upper end of both components, shape (2, 2).
+        below: The speed, positive, in the state's coordinates per unit of flow time.
+        until: When a line has arrived, or is given up.
+        cells: Cells along each component, at whose centres the lines start.
+        options: Further options of `sweep`, such as `rtol` or `progress`.
+
+    Raises:
+        ValueError: If the states of the flow are no vectors of two components, the region is none,
+            `below` is not positive and finite, or `cells` is below 2.
+
+    Accuracy: areas are known to the cells that the edge of a plateau crosses, and what is narrower
+        than a cell is not seen; see `measures.dwell` for the residence.
+    """
+    ends = checked_region(region, flow)
+    shape = _checked_cells(cells, ends)
+    slow = measures.dwell(below)  # checks the speed
+    axes = _centres(ends[0], shape[0]), _centres(ends[1], shape[1])
+    centres = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    speed, past = _seen(flow, until, centres.reshape(-1, 2))
+    speed, past = speed.reshape(shape), past.reshape(shape)
+    labelled: Any = ndimage.label((speed < below) & ~past)
+    labels, count = labelled
+    masks = [labels == label for label in range(1, count + 1)]
+    rings = [_ring(mask, (labels == 0) & ~past & np.isfinite(speed)) for mask in masks]
+    followed = np.any([np.zeros(shape, bool), *masks, *rings], axis=0)
+    found: list[Plateau] = []
+    if count:
+        options = {"clock": "arc_length", **options}
+        runs = sweep(flow, centres[followed], until=until, measures=[slow], **options)
+        told = _Told.of(flow, runs, followed, ends)
+        for label, (mask, ring) in enumerate(zip(masks, rings, strict=True), 1):
+            found.append(_plateau(label, mask, ring, centres, speed, told, ends))
+    found.sort(key=lambda plateau: -plateau.cells)
+    return Plateaus(tuple(found), ends, float(below), axes, speed, past, labels, flow.components)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the lines from the cells told, put back on the grid; shapes (a, b).
+
+    Attributes:
+        dwell: Time below the speed.
+        arrival: Time to the target, infinite where it was not reached.
+        word: How the line ended.
+        ends: Cell of the end of a line, shape (2, a, b).
+    """
+
+    dwell: Float[np.ndarray, "a b"]
+    arrival: Float[np.ndarray, "a b"]
+    word: np.ndarray
+    ends: Int[np.ndarray, "2 a b"]
+
+    @classmethod
+    def of(
+        cls,
+        flow: AbstractFlow,
+        runs: Runs,
+        followed: Bool[np.ndarray, "a b"],
+        region: Float[np.ndarray, "2 2"],
+    ) -> "_Told":
+        def spread(values: np.ndarray, filler: Any) -> np.ndarray:
+            grid = np.full(followed.shape, filler, dtype=values.dtype)
+            grid[followed] = values
+            return grid
+
+        low, high = region.T
+        finite = np.where(np.isfinite(runs.end), runs.end, low - (high - low))
+        shares = np.clip((finite - low) / (high - low), -1, 2)
+        cells = np.floor(shares * followed.shape).astype(int)
+        arrival = np.where(runs.outcome == Outcome.reached, runs.time, np.inf)
+        words = _words(flow, runs, region)
+        return cls(
+            spread(runs.measures["dwell"], np.nan),
+            spread(arrival, np.nan),
+            spread(words, ""),
+            np.stack([spread(cells[:, i], -1) for i in (0, 1)]),
+        )
+
+
+def _words(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
+    """The names of the outcomes; a line at rest must be where the gradient vanishes."""
+    words = np.array([Outcome(code).name for code in runs.outcome], dtype=object)
+    resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
+    if len(resting):
+        width = float(np.linalg.norm(region[:, 1] - region[:, 0]))
+        places = runs.end[resting]
+        scale = float(np.median(local(flow, runs.starts).steepness))
+        roots, there, proper = refined(flow, places, scale, width)
+        near = np.linalg.norm(roots - places, axis=1) < _SAME * width
+        flat = local(flow, places).steepness == 0
+        words[resting[~(flat | (proper & near))]] = "unresolved"
+    return words
+
+
+def _plateau(
+    label: int,
+    mask: Bool[np.ndarray, "a b"],
+    ring: Bool[np.ndarray, "a b"],
+    centres: Float[np.ndarray, "a b 2"],
+    speed: Float[np.ndarray, "a b"],
+    told: _Told,
+    region: Float[np.ndarray, "2 2"],
+) -> Plateau:
+    cells = int(mask.sum())
+    inside, slowest = centres[mask], np.argmin(speed[mask])
+    edge = np.ones_like(mask)
+    edge[1:-1, 1:-1] = False
+    resting = mask & (told.word == "at_critical_point")
+    ends = told.ends[:, resting]
+    on_grid = np.all((ends >= 0) & (ends < np.array(mask.shape)[:, None]), axis=0)
+    return Plateau(
+        label=label,
+        cells=cells,
+        area=cells * float(np.prod(region[:, 1] - region[:, 0])) / mask.size,
+        centre=inside.mean(axis=0),
+        at_side=bool(np.any(mask & edge)),
+        smallest_speed=float(speed[mask][slowest]),
+        smallest_at=inside[slowest],
+        residence=_median(told.dwell[mask]),
+        arrival=_median(told.arrival[mask]),
+        arrival_around=_median(told.arrival[ring]),
+        outcomes=dict(Counter(map(str, told.word[mask]))),
+        holds_rest=bool(np.any(mask[tuple(ends[:, on_grid])])),
+    )
+
+
+def _median(values: np.ndarray) -> float:
+    """The median, in which what never happens is later than all else; NaN of nothing."""
+    ordered = np.sort(values)
+    if not len(ordered):
+        return float("nan")
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return float(high if np.isinf(high) else (low + high) / 2)
+
+
+def _ring(mask: Bool[np.ndarray, "a b"], free: Bool[np.ndarray, "a b"]) -> Bool[np.ndarray, "a b"]:
+    """The cells around a region, corners included, that are in no other."""
+    around = ndimage.binary_dilation(mask, np.ones((3, 3), bool))
+    return around & ~mask & free
+
+
+def _checked_cells(
+    cells: int | tuple[int, int], region: Float[np.ndarray, "d 2"]
+) -> tuple[int, int]:
+    if len(region) != 2:
+        raise ValueError(
+            "Argument `region` must give the ends of two components, for plateaus are counted on a "
+            f"plane, but gives those of {len(region)}."
+        )
+    shape = np.asarray(cells)
+    if shape.shape not in ((), (2,)) or shape.dtype.kind not in "iu" or np.any(shape < 2):
+        raise ValueError(f"Argument `cells` must be at least 2 a component, but is {cells!r}.")
+    first, second = np.broadcast_to(shape, 2)
+    return int(first), int(second)
+
+
+def _centres(ends: Float[np.ndarray, " 2"], count: int) -> Float[np.ndarray, " a"]:
+    return ends[0] + (ends[1] - ends[0]) * (np.arange(count) + 0.5) / count
+
+
+def _seen(
+    flow: AbstractFlow, target: AbstractTarget, states: Float[np.ndarray, "n 2"]
+) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Speeds, NaN outside of the domain, and which states are past the target."""
+    with jax.enable_x64(True):
+        speed, past = (np.asarray(leaf) for leaf in _looked_at(flow, target, states))
+    return speed, past
+
+
+@partial(compiled, optimise=False)
+def _looked_at(
+    flow: AbstractFlow, target: AbstractTarget, states: Float[Array, "n 2"]
+) -> tuple[Array, Array]:
+    def at(state: Float[Array, " 2"]) -> tuple[Array, Array]:
+        ahead = target.signal(flow, state, jnp.zeros((), state.dtype))
+        speed = jnp.where(flow.domain.contains(state), flow.speed(state), jnp.nan)
+        return speed, jnp.all(ahead <= 0)
+
+    return jax.vmap(at)(jnp.asarray(states))

@@ -1,0 +1,277 @@
+"""How long flow lines stay beside critical points, and what the linearisation says they should.
+
+n: starts; p: points; d: components.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import ArrayLike, Bool, Float
+
+from flowlab import measures
+from flowlab.critical.local import local, rates_of
+from flowlab.critical.points import CriticalPoint, CriticalPoints
+from flowlab.ensemble import Runs, sweep
+from flowlab.flow import AbstractFlow
+from flowlab.until import AbstractTarget
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Slowdown", "slowdown"]
+
+_RTOL = 1e-10  # errors grow e-fold with each unit of time beside a saddle
+_NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says nothing
+
+
+@dataclass(frozen=True, eq=False)
+class Slowdown:
+    """How flow lines were slowed, beside the prediction of the linearisation.
+
+    Attributes:
+        runs: What became of the starts; its measures hold where lines were slowest.
+        places: The critical points, shape (p, d).
+        names: What each is, such as "saddle of index 1".
+        radius: Of the neighbourhood of each point, shape (p,).
+        spent: Flow time within the neighbourhood, shape (n, p).
+        entry_time: Flow time at which a line first came into it, NaN if it never did, (n, p).
+        entry_state: The state there, shape (n, p, d).
+        approach: The closest approach, shape (n, p).
+        approach_time: Flow time of it, shape (n, p).
+        left: Whether the line ended outside of the neighbourhood again, so that all of its stay was
+            measured, shape (n, p).
+        approach_state: The state there, shape (n, p, d).
+        entry_offset: The coordinate along the unstable direction at the entry, in the
+            linearisation, shape (n, p). It is δ where the stable manifold is straight.
+        offset: δ, the distance from the stable manifold on entry, shape (n, p): the coordinate
+            along the unstable direction at the closest approach, carried back to the entry with
+            e^(−μt). NaN without an entry or an unstable direction.
+        rate: μ, the rate at which that coordinate grows, per unit of flow time, shape (n, p).
+        predicted: (1/μ) log(radius/δ), shape (n, p).
+        below: The speed below which a line dwells; None if none was given.
+        dwell: Flow time below that speed, shape (n,); None without it.
+        dwell_share: Its share of all of a line's time, shape (n,); None without it.
+    """
+
+    runs: Runs
+    places: Float[np.ndarray, "p d"]
+    names: tuple[str, ...]
+    radius: Float[np.ndarray, " p"]
+    spent: Float[np.ndarray, "n p"]
+    entry_time: Float[np.ndarray, "n p"]
+    entry_state: Float[np.ndarray, "n p d"]
+    approach: Float[np.ndarray, "n p"]
+    approach_time: Float[np.ndarray, "n p"]
+    approach_state: Float[np.ndarray, "n p d"]
+    left: Bool[np.ndarray, "n p"]
+    entry_offset: Float[np.ndarray, "n p"]
+    offset: Float[np.ndarray, "n p"]
+    rate: Float[np.ndarray, "n p"]
+    predicted: Float[np.ndarray, "n p"]
+    below: float | None = None
+    dwell: Float[np.ndarray, " n"] | None = None
+    dwell_share: Float[np.ndarray, " n"] | None = None
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The runs as `Runs.to_xarray` gives them, with a dimension `point` for what is here."""
+        data = self.runs.to_xarray()
+        stale = [name for name in data.data_vars if str(name).startswith("near_")]
+        names = ("spent", "entry_time", "approach", "approach_time", "left")
+        names += ("entry_offset", "offset", "rate", "predicted")
+        states = ("entry_state", "approach_state")
+        return data.drop_vars(stale).assign(
+            {name: (("start", "point"), getattr(self, name)) for name in names}
+            | {name: (("start", "point", "component"), getattr(self, name)) for name in states}
+            | {
+                "place": (("point", "component"), self.places),
+                "radius": ("point", self.radius),
+                "name": ("point", np.array(self.names)),
+            }
+        )
+
+    def __str__(self) -> str:
+        """A line for each point, and one for the time below the speed."""
+        lines = [self._line(index) for index in range(len(self.names))]
+        if self.dwell is not None and self.dwell_share is not None:
+            slow, share = (float(np.nanmedian(x)) for x in (self.dwell, self.dwell_share))
+            lines.append(
+                f"below speed {self.below:g}: {slow:.4g} of flow time in the median, {share:.1%}"
+            )
+        return "\n".join(lines) or "no critical points to be slowed by"
+
+    def _line(self, index: int) -> str:
+        place = np.array2string(self.places[index], precision=4, separator=", ")
+        came = np.isfinite(self.entry_time[:, index])
+        told = f"{self.names[index]} at {place}: {came.sum()} of {len(came)} lines within "
+        told += f"{self.radius[index]:.3g}"
+        passed = came & self.left[:, index]
+        if not passed.any():
+            return told
+        spent, predicted = self.spent[passed, index], self.predicted[passed, index]
+        told += f", {passed.sum()} passed it in {np.median(spent):.4g} (median)"
+        if np.isfinite(predicted).any():
+            told += f", {np.nanmedian(predicted):.4g} by its rates"
+        return told
+
+
+def slowdown(
+    flow: AbstractFlow,
+    starts: Float[ArrayLike, "n d"],
+    points: CriticalPoints | Sequence[CriticalPoint] | Float[ArrayLike, "p d"],
+    *,
+    radius: float | Sequence[float],
+    until: AbstractTarget,
+    below: float | None = None,
+    rtol: float = _RTOL,
+    **options: Any,
+) -> Slowdown:
+    """How long flow lines from many starts stay beside each critical point, and should.
+
+    A line that enters the neighbourhood of a saddle at a distance δ from its stable manifold leaves
+    it, in the linearisation, when the coordinate along the unstable direction has grown from δ to
+    the radius: after (1/μ) log(radius/δ), μ the unstable rate, −1 × the negative eigenvalue of
+    M·Hessian. The coordinate is read by the left eigenvector, so that it vanishes where the stable
+    manifold is tangent, and is measured in the state's own length along the unstable direction.
+    A stable manifold that bends is, at the radius, further from its tangent than many a line from
+    it: so δ is read where the line is closest, and carried back. Where there are several unstable
+    directions, the first to reach the radius counts.
+
+    The time spent is that of all visits; the prediction is that of the first.
+
+    Args:
+        flow: A flow whose states are vectors.
+        starts: Shape (n, d); computed with in float64.
+        points: Critical points, of which lines and manifolds are left out, or places, shape (p, d).
+        radius: Of the neighbourhoods, in the state's coordinates; one for all, or one for each.
+        until: When to stop, from `flowlab.until`: with a time limit, for a line may never arrive.
+        below: A speed below which the time is measured too; None for none.
+        rtol: Relative tolerance.
+        options: Further options of `sweep`, such as `atol` or `progress`.
+
+    Raises:
+        ValueError: If the points are no states of the flow, or a radius is not positive.
+
+    Accuracy: of the measured times, see `measures.near`. The prediction neglects how the flow bends
+        on its way out, a time of the order of the radius over μ which does not depend on δ, and
+        what is left of the stable coordinate, of relative order (δ/radius)^(2·stable/unstable).
+    """
+    places, names, free = _places(points)
+    sizes = _radii(radius, len(places))
+    wanted = [
+        measures.near(place, float(size), label=str(index))
+        for index, (place, size) in enumerate(zip(places, sizes, strict=True))
+    ]
+    slow = [] if below is None else [measures.dwell(below)]
+    begin = np.asarray(starts, dtype=np.float64)
+    runs = sweep(
+        flow,
+        begin,
+        until=until,
+        measures=[*slow, measures.slowest(), *wanted],
+        rtol=rtol,
+        **{"clock": "arc_length", **options},
+    )
+    seen = _gathered(runs, len(places), begin.shape)
+    ends = np.linalg.norm(runs.end[:, None] - places, axis=2)
+    told = _predictions(flow, places, free, sizes, seen)
+    return Slowdown(
+        runs=runs,
+        places=places,
+        names=names,
+        radius=sizes,
+        left=ends > sizes,
+        below=below,
+        dwell=runs.measures.get("dwell"),
+        dwell_share=runs.measures.get("dwell_share"),
+        **seen,
+        **told,
+    )
+
+
+def _places(points: Any) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
+    """Places, names, and which of the points no wall or edge holds."""
+    listed = list(points)
+    if listed and all(isinstance(point, CriticalPoint) for point in listed):
+        single = [point for point in listed if point.dimension == 0]
+        places = np.array([point.place for point in single])
+        free = np.array([not point.on for point in single], bool)
+        return places.reshape(len(single), -1), tuple(point.name for point in single), free
+    try:
+        places = np.asarray(listed, dtype=np.float64)
+    except (TypeError, ValueError):
+        places = np.zeros(0)
+    if listed and places.ndim != 2:
+        raise ValueError(
+            "Argument `points` must be critical points, or places of shape (p, d), but is "
+            f"{points!r}."
+        )
+    places = places.reshape(len(listed), -1)
+    return places, tuple("point" for _ in listed), np.ones(len(listed), bool)
+
+
+def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p"]:
+    sizes = np.asarray(radius, dtype=np.float64)
+    if sizes.shape not in ((), (count,)) or not np.all(np.isfinite(sizes) & (sizes > 0)):
+        raise ValueError(
+            "Argument `radius` must be positive and finite, one for all points or one for each of "
+            f"{count}, but is {radius!r}."
+        )
+    return np.broadcast_to(sizes, count).copy()
+
+
+def _gathered(runs: Runs, count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """What `near` has measured, with the points on the second axis."""
+    words = {
+        "spent": "time",
+        "entry_time": "entry_time",
+        "entry_state": "entry_state",
+        "approach": "distance",
+        "approach_time": "distance_time",
+        "approach_state": "distance_state",
+    }
+
+    def stacked(word: str, extra: tuple[int, ...]) -> np.ndarray:
+        columns = [runs.measures[f"near_{index}_{word}"] for index in range(count)]
+        return np.stack(columns, axis=1) if columns else np.zeros((shape[0], 0, *extra))
+
+    return {
+        name: stacked(word, shape[1:] if word.endswith("_state") else ())
+        for name, word in words.items()
+    }
+
+
+def _predictions(
+    flow: AbstractFlow,
+    places: Float[np.ndarray, "p d"],
+    free: Bool[np.ndarray, " p"],
+    radius: Float[np.ndarray, " p"],
+    seen: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """What the linearisation says; arrays of shape (n, p)."""
+    names = ("entry_offset", "offset", "rate", "predicted")
+    told = {name: np.full(seen["spent"].shape, np.nan) for name in names}
+    around = local(flow, places) if len(places) else None
+    for index in np.flatnonzero(free):
+        assert around is not None
+        rates, directions = rates_of(around.metric[index], around.hessian[index])
+        unstable = np.flatnonzero(rates < -_NO_RATE * np.max(np.abs(rates)))
+        if not len(unstable):
+            continue
+        # Rows of the inverse read coordinates along the eigenvectors, which have length 1.
+        readers, growth = np.linalg.inv(directions)[unstable], -rates[unstable]
+        at_entry, closest = (
+            np.abs((seen[name][:, index] - places[index]) @ readers.T)
+            for name in ("entry_state", "approach_state")
+        )
+        since = seen["approach_time"][:, index] - seen["entry_time"][:, index]
+        with np.errstate(divide="ignore"):
+            times = since[:, None] + np.log(radius[index] / closest) / growth
+        rows, first = np.arange(len(times)), np.argmin(times, axis=1)
+        rate = np.where(np.isfinite(since), growth[first], np.nan)
+        told["entry_offset"][:, index] = at_entry[rows, first]
+        told["offset"][:, index] = closest[rows, first] * np.exp(-rate * since)
+        told["rate"][:, index] = rate
+        told["predicted"][:, index] = times[rows, first]
+    return told

@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 __all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace", "slide"]
@@ -211,7 +212,7 @@ class Enclosure(AbstractDomain):
     lower: tuple[float, ...] = eqx.field(static=True)
     upper: tuple[float, ...] = eqx.field(static=True)
 
-    def __init__(self, domain: AbstractDomain, lower: ArrayLike, upper: ArrayLike) -> None:
+    def __init__(self, domain: AbstractDomain, lower: npt.ArrayLike, upper: npt.ArrayLike) -> None:
         ends = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
         if ends[0].ndim != 1 or ends[0].shape != ends[1].shape or not np.all(ends[0] < ends[1]):
             raise ValueError(

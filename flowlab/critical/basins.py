@@ -7,15 +7,16 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+import numpy.typing as npt
+from jaxtyping import Float, Int
 
 from flowlab import until
 from flowlab.critical.families import gaps
-from flowlab.critical.local import checked_region, enclosed, local
+from flowlab.critical.local import checked_region, local
 from flowlab.critical.points import CriticalPoint, CriticalPoints, critical_points, refined
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
-from flowlab.until import Outcome
+from flowlab.until import Clock, Outcome
 
 __all__ = [
     "BOUNDARY",
@@ -34,10 +35,10 @@ _NAMES = {
     SADDLE: "saddle",
     UNRESOLVED: "unresolved",
 }
-_ENCLOSURE = 5.0  # widths of the region around it, beyond which a line has run away
+_FAR = 5.0  # widths of the region around it, beyond which a line has run away
 _CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
 _SAME = 1e-4  # of the region: as far from a line of equilibria, or from a root, as the same
-_STILL = 1e-9  # of the typical speed, below which a line is looked at as one at rest
+_SLOW, _STILL = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
 _FRACTAL = float(np.log(2))  # a boundary entropy above it cannot come from smooth boundaries
 
 
@@ -144,10 +145,10 @@ class Basins:
 
 def basins(
     flow: AbstractFlow,
-    starts: Float[ArrayLike, "*n d"],
+    starts: npt.ArrayLike,
     points: CriticalPoints | None = None,
     *,
-    region: Float[ArrayLike, "d 2"] | None = None,
+    region: npt.ArrayLike | None = None,
     time_limit: float = np.inf,
     rtol: float = 1e-6,
 ) -> Basins:
@@ -184,19 +185,27 @@ def basins(
     elif region is not None:
         raise ValueError("Argument `region` must be None where `points` are given, but is not.")
     checked_region(points.region, flow)
-    free = flow.wall == "stop" or len(flow.domain.walls()[0]) == 0
-    followed = enclosed(flow, points.region, _ENCLOSURE) if free else flow
-    speeds = np.linalg.norm(_velocity(flow, flat), axis=1)
-    typical = float(np.median(speeds[np.isfinite(speeds)]))
-    target = until.speed_below(max(_STILL * typical, 1e-300), time_limit=time_limit)
-    runs = sweep(followed, flat, until=target, rtol=rtol, clock="arc_length")
-    labels = _labelled(flow, points, runs.outcome, runs.end, followed)
-    return Basins(flat, labels, _attracting(points), runs.end, shape)
+    here = local(flow, flat)
+    scale = _median(here.steepness)
+    typical = _median(np.linalg.norm(np.einsum("nij,nj->ni", here.metric, here.gradient), axis=1))
+    labels, end = np.full(len(flat), UNRESOLVED), flat.copy()
+    going = np.arange(len(flat))
+    clock: Clock = "arc_length" if flow.domain.absorbing else "time"
+    for part in (_SLOW, _STILL):
+        target = until.speed_below(max(part * typical, 1e-300), time_limit=time_limit)
+        runs = sweep(flow, end[going], until=target, rtol=rtol, clock=clock)
+        end[going] = runs.end
+        labels[going] = _labelled(flow, points, runs.outcome, runs.end, scale)
+        going = going[(labels[going] == UNRESOLVED) | (labels[going] == SADDLE)]
+        going = going[np.all(np.isfinite(end[going]), axis=1)]
+        if not len(going):
+            break
+    return Basins(flat, labels, _attracting(points), end, shape)
 
 
-def _velocity(flow: AbstractFlow, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    here = local(flow, states)
-    return -np.einsum("nij,nj->ni", here.metric, here.gradient)
+def _median(values: Float[np.ndarray, " n"]) -> float:
+    fit = values[np.isfinite(values)]
+    return float(np.median(fit)) if len(fit) else 1.0
 
 
 def _attracting(points: CriticalPoints) -> tuple[CriticalPoint, ...]:
@@ -208,34 +217,31 @@ def _labelled(
     points: CriticalPoints,
     outcome: Int[np.ndarray, " n"],
     end: Float[np.ndarray, "n d"],
-    followed: AbstractFlow,
+    scale: float,
 ) -> Int[np.ndarray, " n"]:
     width = float(np.linalg.norm(points.region[:, 1] - points.region[:, 0]))
     labels = np.full(len(outcome), UNRESOLVED)
     known = np.all(np.isfinite(end), axis=1)
     absorbed = known & (outcome == Outcome.at_wall) & np.any(end == 0, axis=1)
     labels[absorbed] = BOUNDARY
-    stopped = known & (outcome == Outcome.at_wall) & ~absorbed
-    if followed is not flow:
-        labels[stopped & _outside(end, points.region)] = RUNAWAY
-    labels[outcome == Outcome.non_finite] = UNRESOLVED
-    resting = known & np.isin(
-        outcome,
-        (Outcome.reached, Outcome.started_past_target, Outcome.at_critical_point, Outcome.at_wall),
-    )
-    resting &= (labels == UNRESOLVED) | absorbed
-    places = np.flatnonzero(resting)
-    matched = _matched(flow, points, end[places], width)
+    labels[_far(end, points.region)] = RUNAWAY
+    places = np.flatnonzero(known & (labels != RUNAWAY))
+    matched = _matched(flow, points, end[places], width, scale)
     labels[places] = np.where(matched != UNRESOLVED, matched, labels[places])
     return labels
 
 
-def _outside(states: Float[np.ndarray, "n d"], region: Float[np.ndarray, "d 2"]) -> np.ndarray:
-    return np.any((states < region[:, 0]) | (states > region[:, 1]), axis=1)
+def _far(states: Float[np.ndarray, "n d"], region: Float[np.ndarray, "d 2"]) -> np.ndarray:
+    room = _FAR * (region[:, 1] - region[:, 0])
+    return np.any((states < region[:, 0] - room) | (states > region[:, 1] + room), axis=1)
 
 
 def _matched(
-    flow: AbstractFlow, points: CriticalPoints, ends: Float[np.ndarray, "n d"], width: float
+    flow: AbstractFlow,
+    points: CriticalPoints,
+    ends: Float[np.ndarray, "n d"],
+    width: float,
+    scale: float,
 ) -> Int[np.ndarray, " n"]:
     """The label of the point that Newton's method leads to from each end, if it is near."""
     labels = np.full(len(ends), UNRESOLVED)
@@ -243,7 +249,7 @@ def _matched(
         return labels
     attracting = _attracting(points)
     with np.errstate(all="ignore"):
-        roots, _, rooted = refined(flow, ends, max(points.smallest_gradient, 1e-300) * 10, width)
+        roots, _, rooted = refined(flow, ends, scale, width)
     near = rooted & (np.linalg.norm(roots - ends, axis=1) < _CAPTURE * width)
     places = np.where(near[:, None], roots, ends)
     for point in points.points:
@@ -258,6 +264,8 @@ def _matched(
 def _distance(
     flow: AbstractFlow, point: CriticalPoint, places: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, " n"]:
+    if point.on and point.dimension:  # an edge, which goes on beyond the region
+        return np.max(np.abs(places[:, point.place == 0]), axis=1)
     if point.path is not None:
         return gaps(places, point.path)
     if point.dimension > 1:

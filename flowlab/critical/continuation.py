@@ -3,11 +3,13 @@
 m: values of the parameter; k: values along a branch; d: components.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import ArrayLike, Float, Int
+import numpy.typing as npt
+from jaxtyping import Float, Int
 
 from flowlab.critical.local import checked_region, local
 from flowlab.critical.points import (
@@ -140,8 +142,8 @@ class _Open:
 def continuation(
     flow: AbstractFlow,
     parameter: str,
-    values: Float[ArrayLike, " m"],
-    region: Float[ArrayLike, "d 2"],
+    values: npt.ArrayLike,
+    region: npt.ArrayLike,
     *,
     starts: int = 128,
 ) -> Continuation:
@@ -177,15 +179,17 @@ def continuation(
     branches: list[_Open] = []
     events: list[Event] = []
     for step, (value, at_value) in enumerate(zip(listed, flows, strict=True)):
-        found = list(critical_points(at_value, ends, starts=starts))
+        all_found = tuple(critical_points(at_value, ends, starts=starts))
+        found = list(all_found)
+        present = [branch.points[-1] for branch in branches if not branch.closed]
         for number, branch in enumerate(branches):
             if not branch.closed:
-                events += _gone_on(follow, branch, number, float(value), found)
+                events += _gone_on(follow, branch, number, float(value), found, present)
         for point in found:
             branches.append(_Open([float(value)], [point]))
             if step:
                 before = float(listed[step - 1])
-                events += _appeared(follow, branches[-1], len(branches) - 1, before)
+                events += _appeared(follow, branches[-1], len(branches) - 1, before, all_found)
     return Continuation(
         parameter,
         listed,
@@ -218,13 +222,23 @@ class _Follower:
         found = described(flow, places[0], self.width, point.dimension)
         return found if found.dimension == point.dimension else None
 
+    def apart(self, point: CriticalPoint, others: Sequence[CriticalPoint | None]) -> bool:
+        """Whether a point is none of others."""
+        gaps = [np.linalg.norm(point.place - other.place) for other in others if other is not None]
+        return bool(min(gaps, default=np.inf) > _SAME * self.width)
+
     def inside(self, point: CriticalPoint) -> bool:
         """Whether a point lies in the region."""
         return bool(np.all((point.place >= self.ends[:, 0]) & (point.place <= self.ends[:, 1])))
 
 
 def _gone_on(
-    follow: _Follower, branch: _Open, number: int, value: float, found: list[CriticalPoint]
+    follow: _Follower,
+    branch: _Open,
+    number: int,
+    value: float,
+    found: list[CriticalPoint],
+    present: Sequence[CriticalPoint],
 ) -> list[Event]:
     """A branch at the next value, taken from what was found there; what happened on the way."""
     last, before = branch.points[-1], branch.values[-1]
@@ -234,7 +248,7 @@ def _gone_on(
         ahead = follow.at(value, last)
         if ahead is not None and not follow.inside(ahead):
             return []
-        at, there = _last_seen(follow, last, before, value)
+        at, there = _last_seen(follow, last, before, value, present)
         return [Event(at, "vanishes", there.place, number, there.name, "")]
     found.remove(match)
     branch.values.append(value)
@@ -263,7 +277,13 @@ def _nearest(
     return nearest if gap <= _SAME * follow.width and same_kind else None
 
 
-def _appeared(follow: _Follower, branch: _Open, number: int, before: float) -> list[Event]:
+def _appeared(
+    follow: _Follower,
+    branch: _Open,
+    number: int,
+    before: float,
+    present: Sequence[CriticalPoint],
+) -> list[Event]:
     """Where a point that was not there at the value before has come from."""
     point, value = branch.points[0], branch.values[0]
     if point.on:
@@ -271,19 +291,29 @@ def _appeared(follow: _Follower, branch: _Open, number: int, before: float) -> l
     behind = follow.at(before, point)
     if behind is not None and not follow.inside(behind):
         return []
-    at, there = _last_seen(follow, point, value, before)
+    at, there = _last_seen(follow, point, value, before, present)
     return [Event(at, "appears", there.place, number, "", point.name)]
 
 
 def _last_seen(
-    follow: _Follower, point: CriticalPoint, seen: float, gone: float
+    follow: _Follower,
+    point: CriticalPoint,
+    seen: float,
+    gone: float,
+    present: Sequence[CriticalPoint],
 ) -> tuple[float, CriticalPoint]:
-    """The value between one at which a point is there and one at which it is not any more."""
+    """The value between one at which a point is there and one at which it is not any more.
+
+    It is not there any more either where it has become one with another that was `present`.
+    """
+    others = [other for other in present if other is not point and not other.on]
     for _ in range(_BISECTIONS):
         middle = 0.5 * (seen + gone)
         there = follow.at(middle, point)
-        if there is not None and there.index == point.index:
+        moved = [follow.at(middle, other) for other in others]
+        if there is not None and there.index == point.index and follow.apart(there, moved):
             seen, point = middle, there
+            others = [new or old for new, old in zip(moved, others, strict=True)]
         else:
             gone = middle
     return 0.5 * (seen + gone), point

@@ -10,7 +10,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+import numpy.typing as npt
+from jaxtyping import Array, Bool, Float
 
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow
@@ -55,7 +56,7 @@ class Local(NamedTuple):
         return _length(self.gradient)
 
 
-def local(flow: AbstractFlow, states: Float[ArrayLike, "n d"]) -> Local:
+def local(flow: AbstractFlow, states: npt.ArrayLike) -> Local:
     """What a flow is near each of many states."""
     points = np.asarray(states, dtype=float)
     with jax.enable_x64(True):
@@ -113,7 +114,7 @@ def projected(normals: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d d-m"]:
     return full[np.linalg.matrix_rank(normals) :].T
 
 
-def checked_region(region: Float[ArrayLike, "d 2"], flow: AbstractFlow) -> np.ndarray:
+def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
     """A region as an array of lower and upper ends.
 
     Raises:

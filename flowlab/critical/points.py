@@ -11,8 +11,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 import optimistix
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
 from flowlab.critical.edges import Held, edges, faces
@@ -131,7 +132,7 @@ class CriticalPoints:
 
 
 def critical_points(
-    flow: AbstractFlow, region: Float[ArrayLike, "d 2"], *, starts: int = 256
+    flow: AbstractFlow, region: npt.ArrayLike, *, starts: int = 256
 ) -> CriticalPoints:
     """All critical points of a flow that a search from many starts finds in a region.
 
@@ -161,15 +162,7 @@ def critical_points(
     Source: Levenberg and Marquardt's method on the gradient, by optimistix, then Newton's.
     """
     ends = checked_region(region, flow)
-    guesses = _guesses(flow, ends, starts)
-    here = local(flow, guesses)
-    fit = here.inside & np.isfinite(here.steepness)
-    if not fit.any():
-        raise ValueError(
-            "Argument `region` must hold states at which the flow is defined, but none of "
-            f"{len(guesses)} starts in {ends.tolist()} is one."
-        )
-    guesses, here = guesses[fit], Local(*(leaf[fit] for leaf in here))
+    guesses, here = _fit_guesses(flow, ends, starts)
     scale = float(np.median(here.steepness))
     width = float(np.linalg.norm(ends[:, 1] - ends[:, 0]))
     ended = _searched(flow, guesses)
@@ -217,10 +210,25 @@ def _newton(flow: AbstractFlow, places: Float[np.ndarray, "n d"]) -> tuple[Local
     return there, step, np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
 
 
+def _fit_guesses(
+    flow: AbstractFlow, ends: np.ndarray, count: int
+) -> tuple[Float[np.ndarray, "n d"], Local]:
+    """The starts of the search at which the flow is defined, and what it is there."""
+    guesses = _guesses(flow, ends, count)
+    here = local(flow, guesses)
+    fit = here.inside & np.isfinite(here.steepness)
+    if not fit.any():
+        raise ValueError(
+            "Argument `region` must hold states at which the flow is defined, but none of "
+            f"{len(guesses)} starts in {ends.tolist()} is one."
+        )
+    return guesses[fit], Local(*(leaf[fit] for leaf in here))
+
+
 def _guesses(flow: AbstractFlow, ends: np.ndarray, count: int) -> Float[np.ndarray, "n d"]:
     """Starts of the search all over the region, and on each of its sides."""
     low, high = ends.T
-    if flow.domain.absorbing:  # an edge of the domain is no state
+    if flow.domain.absorbing and np.all(high > 0):  # an edge of the domain is no state
         low = np.maximum(low, 1e-9 * high)
     inner = starts_module.sobol(count, low, high, seed=_SEED)
     few = inner[: max(1, count // (4 * len(ends)))]

@@ -6,7 +6,8 @@ k: points of a curve.
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+import numpy.typing as npt
+from jaxtyping import Float
 
 from flowlab import until
 from flowlab.critical.local import checked_region, enclosed, local, rates_of
@@ -37,7 +38,7 @@ class Separatrix:
 def separatrices(
     flow: AbstractFlow,
     points: CriticalPoints,
-    region: Float[ArrayLike, "2 2"] | None = None,
+    region: npt.ArrayLike | None = None,
     *,
     rtol: float = 1e-8,
 ) -> tuple[Separatrix, ...]:

@@ -1,11 +1,13 @@
 """How the engine's programs are compiled."""
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, wraps
 from typing import Any
 
 import equinox as eqx
 import jax
+
+from flowlab.solve.rows import in_rows
 
 __all__ = ["Program", "compiled", "exact_products"]
 
@@ -22,9 +24,14 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
         optimise: False for a program that runs briefly and is to compile quickly.
     """
 
+    @wraps(function)
+    def traced(*arguments: Any) -> Any:
+        with in_rows(optimise):
+            return function(*arguments)
+
     @cache
     def program() -> Callable[..., Any]:
-        return eqx.filter_jit(compiler_options=_options(optimise))(function)  # type: ignore[call-overload]
+        return eqx.filter_jit(compiler_options=_options(optimise))(traced)  # type: ignore[call-overload]
 
     def call(*arguments: Any) -> Any:
         with exact_products():
@@ -77,7 +84,8 @@ def _bound(
         leaves = [
             next(left) if is_one else other for is_one, other in zip(arrays, others, strict=True)
         ]
-        return function(jax.tree.unflatten(structure, leaves), *arguments)
+        with in_rows(optimise):
+            return function(jax.tree.unflatten(structure, leaves), *arguments)
 
     return jax.jit(flat, compiler_options=_options(optimise))
 

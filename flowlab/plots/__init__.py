@@ -11,17 +11,23 @@ from flowlab.plots.canvas import (
     panels,
     shared_legend,
 )
+from flowlab.plots.critical import basins, branches, critical_points, separatrices
 from flowlab.plots.displacement import displacement, displacements
 from flowlab.plots.fields import field, loss_surface
 from flowlab.plots.maps import changes, map_of
 from flowlab.plots.paths import lines, log_path, walls
+from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
 from flowlab.plots.portraits import comparison, portrait, portraits
 
 __all__ = [
+    "LAYERS",
     "LOG_RATIOS",
     "RATIOS",
+    "basins",
+    "branches",
     "changes",
     "comparison",
+    "critical_points",
     "displacement",
     "displacements",
     "field",
@@ -29,9 +35,13 @@ __all__ = [
     "log_path",
     "loss_surface",
     "map_of",
+    "nullclines",
     "panels",
+    "phase_portrait",
     "portrait",
     "portraits",
+    "separatrices",
     "shared_legend",
+    "slow_regions",
     "walls",
 ]

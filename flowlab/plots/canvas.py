@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,11 +15,14 @@ __all__ = [
     "LOG_RATIOS",
     "RATIOS",
     "Span",
+    "cell_edges",
     "checked_span",
     "checked_states",
+    "legend_beside",
     "name_axes",
     "names_for",
     "panels",
+    "shade_cells",
     "shared_legend",
     "show_legend",
     "target_axes",
@@ -98,6 +101,52 @@ def show_legend(ax: Axes) -> None:
     if ax.get_legend_handles_labels()[0]:
         place: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         ax.legend(ncols=2, frameon=False, fontsize="small", columnspacing=1.0, **place)
+
+
+def legend_beside(ax: Axes, wanted: bool = True) -> None:
+    """Every entry once, to the right of the Axes, in place of its legend; or no legend."""
+    drawn = ax.get_legend()
+    if drawn is not None:
+        drawn.remove()
+    if not wanted:
+        return
+    entries: dict[str, Any] = {}
+    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+        entries.setdefault(label, handle)
+    place: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+    ax.legend(list(entries.values()), list(entries), frameon=False, fontsize="small", **place)
+
+
+def cell_edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
+    """The edges of cells around values, halfway between neighbours; of one alone, about it."""
+    if len(values) == 1:
+        return values[0] + np.array([-0.5, 0.5])
+    middle = (values[1:] + values[:-1]) / 2
+    return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+
+
+def shade_cells(
+    ax: Axes,
+    edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
+    mask: Bool[np.ndarray, "v n"],
+    label: str,
+    *,
+    face: str = "none",
+    hatch: str | None = None,
+    edge: str = "none",
+    order: float = 0.6,
+) -> None:
+    """The cells of a mask, in one colour or pattern, and what that means."""
+    if not mask.any():
+        return
+    # Twice as many points as cells, so that an area ends where its cells do.
+    axes = [np.sort(np.concatenate([e[:-1] + 1e-9, e[1:] - 1e-9])) for e in edges]
+    cells = np.repeat(np.repeat(mask, 2, axis=0), 2, axis=1).astype(float)
+    style: dict[str, Any] = dict(levels=[0.5, 1.5], colors=[face], hatches=[hatch])
+    drawn = ax.contourf(*axes, cells, zorder=order, **style)
+    drawn.set(edgecolor=edge, linewidth=0)
+    nothing = np.full(3, np.nan)
+    ax.fill(nothing, nothing, facecolor=face, hatch=hatch, edgecolor=edge, lw=0, label=label)
 
 
 def name_axes(ax: Axes, names: tuple[str, str]) -> None:

@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
 from flowlab.displacement import Displacement
-from flowlab.plots.canvas import name_axes, panels, shared_legend
+from flowlab.plots.canvas import cell_edges, name_axes, panels, shade_cells, shared_legend
 from flowlab.until import Outcome
 
 __all__ = ["displacement", "displacements"]
@@ -65,7 +64,7 @@ def displacement(
     """
     _check_grid(found)
     ax = panels(size=_ALONE)[1][0] if ax is None else ax
-    edges = _edges(found.margins), _edges(found.ratios)
+    edges = cell_edges(found.margins), cell_edges(found.ratios)
     falls = found.dip_depth > 0
     # The lightest colours of the map would pass for those of starts from which nothing falls.
     colors = ListedColormap(colormaps["inferno_r"](np.linspace(0.12, 1, 256)))
@@ -79,14 +78,14 @@ def displacement(
         rasterized=True,
     )
     still = found.known & ~falls
-    _shade(ax, edges, still, "never below its start", face=_STILL)
-    _shade(ax, edges, ~found.known, "no flow line: the loss\nis not defined", face=_NO_LINE)
+    shade_cells(ax, edges, still, "never below its start", face=_STILL)
+    shade_cells(ax, edges, ~found.known, "no flow line: the loss\nis not defined", face=_NO_LINE)
     recovers = np.isfinite(found.recovery_time)
-    _shade(ax, edges, recovers, "falls, and recovers", hatch="////", edge="0.25")
+    shade_cells(ax, edges, recovers, "falls, and recovers", hatch="////", edge="0.25")
     for code in np.unique(found.outcome[found.ends_early]):
         label = _EARLY.get(code, f"line ends early:\n{Outcome(code).name}")
         hatch = "...." if code == Outcome.step_limit else "xx"
-        _shade(
+        shade_cells(
             ax, edges, found.ends_early & (found.outcome == code), label, hatch=hatch, edge="0.5"
         )
     _boundaries(ax, found)
@@ -165,36 +164,8 @@ def _boundaries(ax: Axes, found: Displacement) -> None:
     ax.text(0.02, 0.02, f"$r^*$ outside of the axes{ends}", color=_BOUNDARY, zorder=4, **place)
 
 
-def _shade(
-    ax: Axes,
-    edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
-    mask: Bool[np.ndarray, "v n"],
-    label: str,
-    *,
-    face: str = "none",
-    hatch: str | None = None,
-    edge: str = "none",
-) -> None:
-    """The cells of a mask, in one colour or pattern, and what that means."""
-    if not mask.any():
-        return
-    # Twice as many points as cells, so that an area ends where its cells do.
-    axes = [np.sort(np.concatenate([e[:-1] + 1e-9, e[1:] - 1e-9])) for e in edges]
-    cells = np.repeat(np.repeat(mask, 2, axis=0), 2, axis=1).astype(float)
-    drawn = ax.contourf(*axes, cells, levels=[0.5, 1.5], colors=[face], hatches=[hatch], zorder=0.6)
-    drawn.set(edgecolor=edge, linewidth=0)
-    nothing = np.full(3, np.nan)
-    ax.fill(nothing, nothing, facecolor=face, hatch=hatch, edgecolor=edge, lw=0, label=label)
-
-
 def _deepest(found: Displacement) -> float:
     return max(_DEEPEST, float(np.nanmax(found.dip_depth, initial=0.0)))
-
-
-def _edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
-    """The edges of cells around values, halfway between neighbours."""
-    middle = (values[1:] + values[:-1]) / 2
-    return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
 
 
 def _title(found: Displacement) -> str:

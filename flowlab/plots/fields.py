@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
-from flowlab.flow import AbstractFlow
+from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.plots.canvas import (
     Span,
     checked_span,
@@ -107,7 +107,8 @@ def field(
     states, loss, velocity = _on_grid(flow, x, y)
     ax = target_axes(ax)
     if levels:
-        _level_lines(ax, states, loss, levels)
+        of = "loss (nats)" if isinstance(flow, PreferenceFlow) else "potential"
+        _level_lines(ax, states, loss, levels, f"levels of the {of}")
     every = np.rint((np.arange(arrows) + 0.5) * _FINE / arrows - 0.5).astype(int)
     chosen = np.ix_(every, every)
     drawn = states[chosen].reshape(-1, 2), velocity[chosen].reshape(-1, 2)
@@ -122,7 +123,7 @@ def field(
     return ax
 
 
-def _level_lines(ax: Axes, states: np.ndarray, loss: np.ndarray, levels: int) -> None:
+def _level_lines(ax: Axes, states: np.ndarray, loss: np.ndarray, levels: int, label: str) -> None:
     known = loss[np.isfinite(loss)]
     if known.size == 0 or known.min() == known.max():
         return
@@ -132,7 +133,7 @@ def _level_lines(ax: Axes, states: np.ndarray, loss: np.ndarray, levels: int) ->
         states[..., 0], states[..., 1], loss, values, colors="0.6", linewidths=0.8, zorder=1
     )
     ax.clabel(drawn, fontsize="x-small", colors="0.3")
-    ax.plot([], [], color="0.6", linewidth=0.8, label="levels of the loss (nats)")
+    ax.plot([], [], color="0.6", linewidth=0.8, label=label)
 
 
 def _arrows(

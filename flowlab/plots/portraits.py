@@ -22,6 +22,7 @@ from flowlab.plots.canvas import (
     LOG_RATIOS,
     Span,
     checked_span,
+    legend_beside,
     name_axes,
     panels,
     shared_legend,
@@ -112,7 +113,7 @@ def portrait(
     ax.set_xlim(*spans[0])
     ax.set_ylim(*spans[1])
     ax.set_title(_title(card), fontsize="medium")
-    _show_legend(ax, legend)
+    legend_beside(ax, legend)
     return ax
 
 
@@ -429,20 +430,6 @@ def _words(rest: Equilibrium) -> str:
 
 def _title(card: Card) -> str:
     return textwrap.fill(repr(card.loss), _TITLE)
-
-
-def _show_legend(ax: Axes, wanted: bool) -> None:
-    """Every entry once, to the right of the Axes."""
-    drawn = ax.get_legend()
-    if drawn is not None:
-        drawn.remove()
-    if not wanted:
-        return
-    entries: dict[str, Any] = {}
-    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-        entries.setdefault(label, handle)
-    place: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
-    ax.legend(list(entries.values()), list(entries), frameon=False, fontsize="small", **place)
 
 
 def _inside(point: Float[np.ndarray, " 2"], spans: Spans) -> bool:

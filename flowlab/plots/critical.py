@@ -1,0 +1,301 @@
+"""What `flowlab.critical` finds, drawn: critical points, separatrices, basins, branches.
+
+n: starts; k: points of a path, or values of a parameter; m: cells of a side.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib.patheffects as effects
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+
+from flowlab.critical import (
+    BOUNDARY,
+    RUNAWAY,
+    SADDLE,
+    UNRESOLVED,
+    Basins,
+    Branch,
+    Continuation,
+    CriticalPoint,
+    CriticalPoints,
+    Event,
+    Separatrix,
+)
+from flowlab.plots.canvas import (
+    LOG_RATIOS,
+    RATIOS,
+    cell_edges,
+    legend_beside,
+    name_axes,
+    panels,
+    shade_cells,
+    show_legend,
+    target_axes,
+)
+
+__all__ = ["basins", "branches", "critical_points", "separatrices"]
+
+_REST = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
+_ON_WALL = "#0072b2"
+_HALO = effects.withStroke(linewidth=3.5, foreground="white")
+_HOLLOW = ("maximum", "degenerate")
+_MARKERS = {"minimum": "o", "saddle": "X", "maximum": "o", "degenerate": "s"}
+_LINE_STYLES = {"minimum": "-", "saddle": "-.", "maximum": (0, (4, 2)), "degenerate": ":"}
+# The light colours of Paul Tol's qualitative schemes: fills that the colour-blind tell apart, and
+# on which black lines and marks are read.
+_FILLS = ("#77aadd", "#eedd88", "#ffaabb", "#44bb99", "#99ddff", "#bbcc33", "#ee8866", "#aaaa00")
+_NEUTRAL: dict[int, tuple[str, str, str | None]] = {
+    RUNAWAY: ("runs away", "0.95", "///"),
+    BOUNDARY: ("ends on the boundary", "0.82", None),
+    SADDLE: ("ends at a saddle", "0.66", None),
+    UNRESOLVED: ("unresolved", "0.45", "xxx"),
+}
+_HATCH_EDGE = "0.6"
+_NAMES = {
+    **dict(zip(("x_chosen", "x_rejected"), RATIOS, strict=True)),
+    **dict(zip(("u_chosen", "u_rejected"), LOG_RATIOS, strict=True)),
+    "probability_chosen": r"$\pi(y_w)$, chosen probability",
+    "probability_rejected": r"$\pi(y_l)$, rejected probability",
+}
+_BRANCHES: dict[str, tuple[str, dict[str, Any]]] = {
+    "minimum": ("minimum (stable)", dict(color="#0072b2", linestyle="-")),
+    "saddle": ("saddle (unstable)", dict(color="#d55e00", linestyle=(0, (5, 2)))),
+    "maximum": ("maximum (unstable)", dict(color="#cc79a7", linestyle=(0, (2, 1.5)))),
+    "degenerate": ("degenerate", dict(color="0.4", linestyle="-.")),
+}
+_EVENTS = {"appears": ">", "vanishes": "X", "changes index": "s"}
+
+
+def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
+    """Critical points by kind, and lines of them along their path.
+
+    A minimum is a full circle, a saddle a cross, a maximum a hollow circle, a degenerate point a
+    hollow square; what lies on a wall or edge has a blue rim, and the legend names the wall. Where
+    there is none, the legend says so.
+
+    Args:
+        points: What `critical.critical_points` gives.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If a point does not lie on a plane.
+    """
+    for point in points:
+        _check_plane("points", point.place)
+    ax = target_axes(ax)
+    for point in points:
+        draw = _mark if point.path is None else _rest_line
+        draw(ax, point)
+    if not len(points):
+        ax.plot([], [], linestyle="none", label="no critical point in the region")
+    name_axes(ax, _names_of(points.components))
+    show_legend(ax)
+    return ax
+
+
+def separatrices(
+    separatrices: Sequence[Separatrix],
+    *,
+    names: tuple[str, str] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Separatrices as curves: the flow lines that end at a saddle, between the basins.
+
+    Args:
+        separatrices: What `critical.separatrices` gives.
+        names: Names of the axes.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If one does not lie on a plane.
+    """
+    for one in separatrices:
+        _check_plane("separatrices", one.path)
+    ax = target_axes(ax)
+    for one in separatrices:
+        style: dict[str, Any] = dict(color="black", linewidth=1.7, path_effects=[_HALO], zorder=3.2)
+        ax.plot(*one.path.T, label=_once(ax, "separatrix (ends at a saddle)"), **style)
+    name_axes(ax, names or _names_of(None))
+    show_legend(ax)
+    return ax
+
+
+def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
+    """Where each start ends: a filled map for starts on a grid, else a dot for each.
+
+    Basins of minima have colours; starts that run away, end on the boundary or at a saddle, or
+    whose end is not known, are grey. The legend gives the share of each among the starts, and for
+    scattered ones its standard error.
+
+    Args:
+        basins: What `critical.basins` gives.
+        names: Names of the axes.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If the starts do not lie on a plane.
+    """
+    _check_plane("basins", basins.starts)
+    alone = ax is None
+    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    present = sorted(set(basins.labels.tolist()), key=lambda label: (label < 0, abs(label)))
+    looks = [_look(basins, label) for label in present]
+    if basins.shape is None:
+        for label, (name, face, hatch) in zip(present, looks, strict=True):
+            style: dict[str, Any] = dict(linestyle="none", markersize=3.5, zorder=2)
+            style |= dict(
+                marker="D" if hatch else "o",
+                color=face,
+                markeredgecolor="0.25",
+                markeredgewidth=0.4,
+            )
+            ax.plot(*basins.starts[basins.labels == label].T, label=name, **style)
+    else:
+        _fill(ax, basins, present, looks)
+    name_axes(ax, names or _names_of(None))
+    if alone:
+        legend_beside(ax)
+    else:
+        show_legend(ax)
+    return ax
+
+
+def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None = None) -> Axes:
+    """One component of the critical points over a parameter, with what happens to them.
+
+    Minima, which are stable, are drawn as full lines, all else as broken ones. A mark shows where
+    a critical point appears, vanishes or changes its index.
+
+    Args:
+        continuation: What `critical.continuation` gives.
+        component: Which component of the state to draw.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If there is no such component.
+    """
+    size = {len(branch.places[0]) for branch in continuation.branches}
+    size |= {len(event.place) for event in continuation.events}
+    if size and not 0 <= component < min(size):
+        raise ValueError(
+            f"Argument `component` must be from 0 to {min(size) - 1}, but is {component!r}."
+        )
+    ax = target_axes(ax)
+    for number, branch in enumerate(continuation.branches):
+        events = [event for event in continuation.events if event.branch == number]
+        for kind, x, y in _stretches(branch, events, component):
+            name, style = _BRANCHES[kind]
+            ax.plot(x, y, linewidth=1.8, label=_once(ax, name), **style)
+    for event in continuation.events:
+        style = dict(marker=_EVENTS[event.what], markersize=7, linestyle="none", zorder=5)
+        style |= dict(markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.2)
+        label = _once(ax, event.what)
+        ax.plot(event.value, event.place[component], label=label, **style)
+    if not continuation.branches:
+        ax.plot([], [], linestyle="none", label="no critical point at any value")
+    ax.set_xlim(np.min(continuation.values), np.max(continuation.values))
+    names = continuation.components
+    height = f"$y_{{{component + 1}}}$" if names is None else names[component]
+    name_axes(ax, (f"parameter {continuation.parameter}", _NAMES.get(height, height)))
+    show_legend(ax)
+    return ax
+
+
+def _mark(ax: Axes, point: CriticalPoint) -> None:
+    rim = _ON_WALL if point.on else _REST
+    face = "white" if point.kind in _HOLLOW else _REST
+    style: dict[str, Any] = dict(marker=_MARKERS[point.kind], markersize=9, linestyle="none")
+    style |= dict(markerfacecolor=face, markeredgecolor=rim, markeredgewidth=1.6, zorder=6)
+    label = _once(ax, point.name)
+    ax.plot(*point.place, label=label, path_effects=[_HALO], **style)
+
+
+def _rest_line(ax: Axes, point: CriticalPoint) -> None:
+    """A line of equilibria, broad, so that nullclines which coincide with it are seen on it."""
+    style: dict[str, Any] = dict(linestyle=_LINE_STYLES[point.kind], linewidth=5, zorder=2.4)
+    style |= dict(color=_REST, alpha=0.75, solid_capstyle="butt")
+    ax.plot(*np.asarray(point.path).T, label=_once(ax, point.name), **style)
+
+
+def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
+    """Entry in the legend, colour and pattern of what becomes of a start."""
+    share, error = basins.fractions[basins.name(label)]
+    # On a grid the error of starts drawn at random says nothing.
+    within = "" if basins.shape else f" ± {100 * error:.1f}"
+    told = f"{100 * share:.1f}{within} %"
+    if label < 0:
+        name, face, hatch = _NEUTRAL[label]
+        return f"{name}: {told}", face, hatch
+    minimum = basins.minima[label]
+    rounding = 1e-9 * float(np.ptp(basins.starts))
+    place = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.place)
+    name = f"the {minimum.name}" if minimum.dimension else f"({place})"
+    hatch = None if label < len(_FILLS) else "\\\\"
+    return f"basin of {name}: {told}", _FILLS[label % len(_FILLS)], hatch
+
+
+def _fill(
+    ax: Axes,
+    basins: Basins,
+    present: Sequence[int],
+    looks: Sequence[tuple[str, str, str | None]],
+) -> None:
+    """The cells of a grid in the colours and patterns of their labels."""
+    shape = basins.shape
+    assert shape is not None
+    states = basins.starts.reshape(*shape, 2)
+    edges = cell_edges(states[:, 0, 0]), cell_edges(states[0, :, 1])
+    numbers = np.zeros(len(basins.labels), int)
+    for number, label in enumerate(present):
+        numbers[basins.labels == label] = number
+    cells = numbers.reshape(shape).T
+    colors = ListedColormap([face for _, face, _ in looks])
+    limits: dict[str, Any] = dict(vmin=-0.5, vmax=len(present) - 0.5)
+    ax.pcolormesh(*edges, cells, cmap=colors, zorder=0.3, rasterized=True, **limits)
+    for number, (name, face, hatch) in enumerate(looks):
+        if hatch is not None:
+            style: dict[str, Any] = dict(hatch=hatch, edge=_HATCH_EDGE, order=0.4)
+            shade_cells(ax, edges, cells == number, "_" + name, **style)
+        nothing = np.full(3, np.nan)
+        style = dict(facecolor=face, hatch=hatch, edgecolor=_HATCH_EDGE, linewidth=0)
+        ax.fill(nothing, nothing, label=name, **style)
+
+
+def _stretches(
+    branch: Branch, events: Sequence[Event], component: int
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    """The stretches of a branch of one kind, with the events at their ends: kind, x and y."""
+    samples = list(zip(branch.values, branch.places[:, component], strict=True))
+    marks = [(event.value, event.place[component]) for event in events]
+    changes = [k for k in range(1, len(branch.kind)) if branch.kind[k] != branch.kind[k - 1]]
+    for first, last in zip([0, *changes], [*changes, len(samples)], strict=True):
+        lowest = samples[first - 1][0] if first else -np.inf
+        highest = samples[last][0] if last < len(samples) else np.inf
+        ahead = [mark for mark in marks if lowest <= mark[0] < samples[first][0]]
+        behind = [mark for mark in marks if samples[last - 1][0] < mark[0] <= highest]
+        if first and not ahead:  # no gap where the kind changes without an event
+            ahead = [samples[first - 1]]
+        x, y = zip(*ahead, *samples[first:last], *behind, strict=True)
+        yield branch.kind[first], list(x), list(y)
+
+
+def _once(ax: Axes, label: str) -> str:
+    """The label, or one that stays out of the legend if the Axes has it already."""
+    return "_" + label if label in ax.get_legend_handles_labels()[1] else label
+
+
+def _names_of(components: tuple[str, ...] | None) -> tuple[str, str]:
+    first, second = ("$y_1$", "$y_2$") if components is None else components[:2]
+    return _NAMES.get(first, first), _NAMES.get(second, second)
+
+
+def _check_plane(name: str, states: Float[np.ndarray, "*k d"]) -> None:
+    if np.shape(states)[-1] != 2:
+        raise ValueError(
+            f"Argument `{name}` must hold states on a plane, but they have {np.shape(states)[-1]} "
+            "components."
+        )

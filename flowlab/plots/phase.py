@@ -1,0 +1,316 @@
+"""The phase portrait of any flow on a plane, in layers: nullclines, slow regions, and all in one.
+
+m: points of a side of the grid on which the velocity is evaluated.
+"""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+
+from flowlab import critical, starts
+from flowlab.critical import CriticalPoints
+from flowlab.flow import AbstractFlow, Flow, PreferenceFlow
+from flowlab.plots import critical as drawn
+from flowlab.plots.canvas import (
+    Span,
+    checked_span,
+    legend_beside,
+    name_axes,
+    names_for,
+    panels,
+    show_legend,
+    target_axes,
+)
+from flowlab.plots.fields import field
+from flowlab.plots.paths import walls
+from flowlab.policies import LogRatioPlane, RatioPlane
+from flowlab.potentials import AbstractPotential
+
+__all__ = ["LAYERS", "nullclines", "phase_portrait", "slow_regions"]
+
+LAYERS = ("slow_regions", "field", "nullclines", "separatrices", "critical_points")
+_ALL = ("basins", *LAYERS)
+_FOUND = {"basins", "separatrices", "critical_points"}  # what the critical points are needed for
+_SIDE = 241
+_INSET = 1e-9  # of the width: an edge of the axes may be no state, and what is beside it is
+_CELLS = 64
+_SLOW = 0.1  # of the median speed over the axes
+_NULLCLINES: tuple[tuple[str, Any], ...] = (("#0072b2", "-"), ("#882255", (0, (3, 1.5))))
+_SHAPES = (0.25, 4.0)  # height over width of axes whose two scales are equal
+_ROOM = 0.04  # of the width, beyond a side of the axes on which there are critical points
+_TITLE = 44  # letters on a line
+
+
+def nullclines(
+    flow: AbstractFlow, *, x: Span = (0.0, 1.0), y: Span = (0.0, 1.0), ax: Axes | None = None
+) -> Axes:
+    """Where each component of the velocity is zero: across it, that component turns.
+
+    A component that changes its sign nowhere within the axes is named in the legend as such, and
+    one that is zero throughout a region is shaded there. What lies outside of the domain is left
+    out.
+
+    Args:
+        flow: A flow on a plane.
+        x: Range of the first component.
+        y: Range of the second component.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If the flow is not one on a plane, or a range is not (lower, upper).
+
+    Accuracy: read off a grid of 241 × 241 points, linearly between them. Where a component jumps
+        from one sign to the other, at a kink or pole, it is drawn too; where it touches zero
+        without changing its sign, it is not.
+    """
+    axes, velocity = _sampled(flow, x, y)
+    ax = target_axes(ax)
+    for component, name in enumerate(_rates(flow)):
+        rate = velocity[..., component]
+        color, dashes = _NULLCLINES[component]
+        still = _throughout(rate == 0)
+        if still.any():
+            _shade(ax, axes, still, color, f"${name} = 0$ throughout")
+        rate = np.where(still, np.nan, rate)
+        style: dict[str, Any] = dict(color=color, linestyle=dashes, linewidth=1.5)
+        if np.any(rate > 0) and np.any(rate < 0):
+            lines: dict[str, Any] = dict(colors=color, linestyles=[dashes], linewidths=1.5)
+            ax.contour(*axes, rate.T, levels=[0.0], zorder=2.6, **lines)
+            ax.plot([], [], label=f"nullcline ${name} = 0$", **style)
+        elif not still.any():
+            ax.plot([], [], label=f"${name}$ changes its sign nowhere here", **style)
+    return _finished(ax, flow, x, y)
+
+
+def slow_regions(
+    flow: AbstractFlow,
+    *,
+    x: Span = (0.0, 1.0),
+    y: Span = (0.0, 1.0),
+    below: float,
+    ax: Axes | None = None,
+) -> Axes:
+    """Where the speed is below a level, dotted; around a critical point it always is.
+
+    Args:
+        flow: A flow on a plane.
+        x: Range of the first component.
+        y: Range of the second component.
+        below: The level of the speed |−M∇L|, per unit of flow time.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If `below` is not positive and finite, the flow is not one on a plane, or a
+            range is not (lower, upper).
+
+    Accuracy: as that of `nullclines`.
+    """
+    if not 0 < below < np.inf:
+        raise ValueError(f"Argument `below` must be positive and finite, but is {below!r}.")
+    axes, velocity = _sampled(flow, x, y)
+    ax = target_axes(ax)
+    speed = np.hypot(velocity[..., 0], velocity[..., 1])
+    label = f"speed below {below:.3g}"
+    if np.any(speed < below):
+        # Far above the level only that it is above matters, and there it may be infinite.
+        share = np.minimum(speed / below, 2.0)
+        style: dict[str, Any] = dict(levels=[-1, 1], colors=["none"], hatches=["...."], zorder=0.5)
+        drawn = ax.contourf(*axes, share.T, **style)
+        drawn.set(edgecolor="0.45", linewidth=0)
+        nothing = np.full(3, np.nan)
+        style = dict(facecolor="none", hatch="....", edgecolor="0.45", linewidth=0)
+        ax.fill(nothing, nothing, label=label, **style)
+    else:
+        ax.plot([], [], linestyle="none", label=f"{label} nowhere here")
+    return _finished(ax, flow, x, y)
+
+
+def phase_portrait(
+    flow: AbstractFlow,
+    *,
+    x: Span = (0.0, 1.0),
+    y: Span = (0.0, 1.0),
+    layers: Sequence[str] = LAYERS,
+    points: CriticalPoints | None = None,
+    below: float | None = None,
+    cells: int | None = None,
+    legend: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """The phase portrait of a flow on a plane: what `flowlab.critical` finds over its field.
+
+    Each layer is a figure of its own too, and others can be drawn over it: `plots.lines`, say.
+
+    Args:
+        flow: A flow on a plane.
+        x: Range of the first component.
+        y: Range of the second component.
+        layers: Which of "basins", "slow_regions", "field", "nullclines", "separatrices" and
+            "critical_points" to draw; all but the basins, which take longest, unless given.
+        points: The critical points, from `critical.critical_points` on this region; None to search.
+        below: Level of the speed for the slow regions, per unit of flow time; None for a tenth of
+            the median over the axes.
+        cells: Starts on each side of the map of basins; None for 64.
+        legend: Whether to write a legend to the right of the Axes.
+        ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If the flow is not one on a plane, a range is not (lower, upper), there is no
+            such layer or none at all, or an option has no effect on the layers that there are.
+
+    Accuracy: as that of the layers, and of `critical.critical_points`, `separatrices` and `basins`.
+    """
+    spans = checked_span("x", x), checked_span("y", y)
+    _check_layers(layers, below=below, cells=cells, points=points)
+    _, velocity = _sampled(flow, x, y)
+    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    name_axes(ax, names_for(flow))
+    if points is None and _FOUND & {*layers}:
+        points = critical.critical_points(flow, spans)
+    if points is not None and "basins" in layers:
+        side = _CELLS if cells is None else cells
+        grid = starts.grid(side, *np.transpose(spans)).reshape(side, side, 2)
+        drawn.basins(critical.basins(flow, grid, points), ax=ax)
+    if "slow_regions" in layers:
+        level = _SLOW * _median_speed(velocity) if below is None else below
+        slow_regions(flow, x=x, y=y, below=level, ax=ax)
+    if "field" in layers:
+        color = "0.4" if "basins" in layers else "0.6"
+        field(flow, x=x, y=y, color=color, legend=False, ax=ax)
+        arrow: dict[str, Any] = dict(color=color, marker=r"$\rightarrow$", linestyle="none")
+        ax.plot([], [], label="velocity (length: log)", **arrow)
+    if "nullclines" in layers:
+        nullclines(flow, x=x, y=y, ax=ax)
+    if len(flow.domain.walls()[1]):
+        walls(flow.domain, x=x, y=y, ax=ax)
+    if points is not None and "separatrices" in layers:
+        drawn.separatrices(critical.separatrices(flow, points, spans), ax=ax)
+    if points is not None and "critical_points" in layers:
+        drawn.critical_points(points, ax=ax)
+    _frame(ax, spans, points if "critical_points" in layers else None)
+    ax.set_title(ax.get_title() or _title(flow), fontsize="medium")
+    legend_beside(ax, legend)
+    return ax
+
+
+def _sampled(
+    flow: AbstractFlow, x: Span, y: Span
+) -> tuple[list[Float[np.ndarray, " m"]], Float[np.ndarray, "m m 2"]]:
+    """A grid from edge to edge, and the velocity on it; NaN outside of the domain."""
+    if flow.state_shape not in (None, (2,)):
+        raise ValueError(
+            f"Argument `flow` must be one on a plane, but its states have shape {flow.state_shape}."
+        )
+    spans = checked_span("x", x), checked_span("y", y)
+    axes = [np.linspace(*span, _SIDE) for span in spans]
+    inner = [np.mean(axis) + (axis - np.mean(axis)) * (1 - _INSET) for axis in axes]
+    states = np.stack(np.meshgrid(*inner, indexing="ij"), axis=-1).reshape(-1, 2)
+    with jax.enable_x64(True):
+        velocity, inside = (np.array(leaf) for leaf in _velocities(flow, states))
+    velocity[~inside] = np.nan
+    return axes, velocity.reshape(_SIDE, _SIDE, 2)
+
+
+@eqx.filter_jit
+def _velocities(flow: AbstractFlow, states: Float[ArrayLike, "n 2"]) -> tuple[Array, Array]:
+    def at(state: Array) -> tuple[Array, Array]:
+        return flow.velocity(state), flow.domain.contains(state)
+
+    return jax.vmap(at)(jnp.asarray(states))
+
+
+def _rates(flow: AbstractFlow) -> tuple[str, str]:
+    """The rates of the two components, as formulas."""
+    policy = flow.policy if isinstance(flow, PreferenceFlow) else None
+    if isinstance(policy, LogRatioPlane):
+        return r"\dot{u}_\mathrm{chosen}", r"\dot{u}_\mathrm{rejected}"
+    letter = "x" if isinstance(policy, RatioPlane) else "y"
+    return rf"\dot{{{letter}}}_1", rf"\dot{{{letter}}}_2"
+
+
+def _throughout(mask: Bool[np.ndarray, "m m"]) -> Bool[np.ndarray, "m m"]:
+    """The corners of the cells all of whose corners are in a mask: regions, but no lines."""
+    cells = mask[1:, 1:] & mask[1:, :-1] & mask[:-1, 1:] & mask[:-1, :-1]
+    corners = np.zeros_like(mask)
+    for i in (slice(1, None), slice(None, -1)):
+        for j in (slice(1, None), slice(None, -1)):
+            corners[i, j] |= cells
+    return corners
+
+
+def _shade(
+    ax: Axes,
+    axes: Sequence[Float[np.ndarray, " m"]],
+    mask: Bool[np.ndarray, "m m"],
+    color: str,
+    label: str,
+) -> None:
+    face = to_rgba(color, 0.2)
+    ax.contourf(*axes, mask.T.astype(float), levels=[0.5, 1.5], colors=[face], zorder=0.5)
+    nothing = np.full(3, np.nan)
+    ax.fill(nothing, nothing, facecolor=face, linewidth=0, label=label)
+
+
+def _finished(ax: Axes, flow: AbstractFlow, x: Span, y: Span) -> Axes:
+    ax.set_xlim(*x)
+    ax.set_ylim(*y)
+    name_axes(ax, names_for(flow))
+    show_legend(ax)
+    return ax
+
+
+def _check_layers(layers: Sequence[str], **options: Any) -> None:
+    unknown = [name for name in layers if name not in _ALL]
+    if unknown or not layers or isinstance(layers, str):
+        raise ValueError(
+            f"Argument `layers` must name some of {', '.join(_ALL)}, but is {layers!r}."
+        )
+    needed = {"below": {"slow_regions"}, "cells": {"basins"}, "points": _FOUND}
+    for name, some in needed.items():
+        if options[name] is not None and not some & {*layers}:
+            raise ValueError(
+                f"Argument `{name}` must come with a layer that it has an effect on "
+                f"({', '.join(sorted(some))}), but `layers` is {tuple(layers)}."
+            )
+
+
+def _median_speed(velocity: Float[np.ndarray, "m m 2"]) -> float:
+    """The median over the axes; 1 where nothing moves or is defined."""
+    speed = np.hypot(velocity[..., 0], velocity[..., 1])
+    moving = speed[np.isfinite(speed) & (speed > 0)]
+    return float(np.median(moving)) if moving.size else 1.0
+
+
+def _frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None) -> None:
+    """The ranges, with room for what rests along a side; equal scales if that can be."""
+    widths = [high - low for low, high in spans]
+    for axis, limit in enumerate((ax.set_xlim, ax.set_ylim)):
+        room = _ROOM * widths[axis]
+        along = [
+            any(_rests_along(p, axis, end, room / 4) for p in points or ()) for end in spans[axis]
+        ]
+        limit(spans[axis][0] - room * along[0], spans[axis][1] + room * along[1])
+    shape = widths[1] / widths[0]
+    ax.set_aspect("equal" if _SHAPES[0] <= shape <= _SHAPES[1] else "auto")
+
+
+def _rests_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
+    """Whether a point, or most of a line, lies on a side of the axes."""
+    places = np.atleast_2d(point.place if point.path is None else point.path)
+    return bool(np.mean(np.abs(places[:, axis] - end) < near) > 0.5)
+
+
+def _title(flow: AbstractFlow) -> str:
+    """The loss, or the classical potential; nothing for another function."""
+    shown = flow.loss if isinstance(flow, PreferenceFlow) else None
+    if isinstance(flow, Flow) and isinstance(flow.function, AbstractPotential):
+        shown = flow.function
+    return "" if shown is None else textwrap.fill(repr(shown), _TITLE)

@@ -1,4 +1,4 @@
-"""The command `flowlab`: sweeps, what is in a store, losses, displacement, the study of the paper.
+"""The command `flowlab`: sweeps and what is in a store, losses, portraits, displacement, the study.
 
 Nothing but the standard library and typer is imported before a command runs.
 """
@@ -209,6 +209,40 @@ def losses(
         report.print_loss(found[name], picture)
     if json is not None:
         report.write_json(found, json)
+
+
+@app.command(epilog=EXIT_CODES)
+def portrait(
+    loss: options.DrawnLossOption = None,
+    policy: options.DrawnPolicyOption = None,
+    potential: options.PotentialOption = None,
+    beta: options.OneBetaOption = None,
+    set: options.SetOption = None,
+    offset: options.OffsetOption = None,
+    domain: options.DomainOption = None,
+    box_chosen: options.BoxOption = None,
+    box_rejected: options.BoxOption = None,
+    ref_chosen: options.RefOption = None,
+    ref_rejected: options.RefOption = None,
+    wall: options.WallOption = None,
+    kernel: options.KernelOption = None,
+    x: options.RangeOption = None,
+    y: options.RangeOption = None,
+    basins: options.BasinsOption = False,
+    cells: options.BasinCellsOption = None,
+    out: options.FigureOption = Path("portrait.png"),
+) -> None:
+    """Draw the phase portrait of a flow on a plane, and print where it rests.
+
+    Critical points by kind, or that there is none; nullclines, separatrices, slow regions, and with
+    --basins where each start ends. For the flow of a loss, or of a classical potential.
+    """
+    asked = dict(locals())
+    request.refuse_unless(basins or cells is None, "--cells has no effect without --basins")
+    report.check_file("--out", out, (".png", ".svg", ".pdf"))
+    flow, ranges = request.drawn(asked)
+    sides = (64 if cells is None else cells) if basins else None
+    report.print_portrait(flow, ranges, cells=sides, picture=out)
 
 
 @app.command(epilog=EXIT_CODES)

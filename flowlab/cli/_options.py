@@ -85,6 +85,35 @@ PortraitOption = Annotated[
         "File to draw the portrait to, .png, .svg or .pdf; NAME.png if not given.", metavar="FILE"
     ),
 ]
+DrawnLossOption = Annotated[
+    str | None,
+    _option("Preference loss by name; `flowlab losses` lists them.", "--loss", metavar="NAME"),
+]
+DrawnPolicyOption = Annotated[Policy | None, _option("Plane that the states lie in.", "--policy")]
+PotentialOption = Annotated[
+    str | None,
+    _option(
+        "Classical potential on the plane, instead of a loss and policy: bowl, saddle, himmelblau, "
+        "mueller_brown, rosenbrock, monkey_saddle or double_well.",
+        metavar="NAME",
+    ),
+]
+RangeOption = Annotated[
+    tuple[float, float] | None,
+    _option(
+        "Range of this component; 0 1 on the ratio plane, -10 10 on the log-ratio plane, the usual "
+        "one of a potential if not given.",
+        metavar="LOW HIGH",
+    ),
+]
+BasinsOption = Annotated[
+    bool, _option("Fill in where each start ends, which takes longer.", "--basins")
+]
+BasinCellsOption = Annotated[
+    int | None,
+    _option("Starts on each side of the map of basins; 64 if not given.", min=2, metavar="N"),
+]
+FigureOption = Annotated[Path, _option("File to draw to, .png, .svg or .pdf.", metavar="FILE")]
 JsonOption = Annotated[
     Path | None, _option("File to write the cards to as JSON.", "--json", metavar="FILE")
 ]

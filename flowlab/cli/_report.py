@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     import xarray
 
     from flowlab.cards import Card
+    from flowlab.cli._request import Ranges
     from flowlab.displacement import Displacement
+    from flowlab.flow import AbstractFlow
 
 # The dimensions of starts: a sweep's, and those of the maps of the study.
 _STARTS = {"start", "x_chosen", "x_rejected"}
@@ -101,6 +103,23 @@ def print_loss(card: "Card", picture: Path) -> None:
 
     typer.echo(cards.description(card))
     figure = plots.portrait(card).get_figure(root=True)
+    assert figure is not None
+    figure.savefig(picture, dpi=200)
+    typer.echo(f"\nfigure: {picture}")
+
+
+def print_portrait(
+    flow: "AbstractFlow", ranges: "Ranges", *, cells: int | None, picture: Path
+) -> None:
+    """Print where a flow rests, and draw its phase portrait; with basins, if it has cells."""
+    from flowlab import critical, plots
+
+    points = critical.critical_points(flow, ranges)
+    typer.echo(str(points))
+    layers = plots.LAYERS if cells is None else ("basins", *plots.LAYERS)
+    x, y = ranges
+    ax = plots.phase_portrait(flow, x=x, y=y, layers=layers, points=points, cells=cells)
+    figure = ax.get_figure(root=True)
     assert figure is not None
     figure.savefig(picture, dpi=200)
     typer.echo(f"\nfigure: {picture}")

@@ -10,11 +10,13 @@ from flowlab.cli._options import Domain, Policy, Starts, Wall
 if TYPE_CHECKING:
     import numpy as np
 
-    from flowlab.flow import PreferenceFlow
+    from flowlab.flow import AbstractFlow, PreferenceFlow
     from flowlab.losses import AbstractLoss
     from flowlab.measures import AbstractMeasure
     from flowlab.policies import AbstractPolicy
     from flowlab.until import AbstractTarget
+
+    Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 
 def refuse_unless(condition: bool, message: str) -> None:
@@ -26,25 +28,15 @@ def refuse_unless(condition: bool, message: str) -> None:
 def refuse_idle(asked: dict[str, Any]) -> None:
     """Refuse options that would have no effect, and ask for those that are missing."""
     on_ratio_plane = asked["policy"] == Policy.ratio
-    domain = (asked["domain"] or Domain.quadrant) if on_ratio_plane else None
     gridded = asked["starts"] == Starts.grid
     timed = asked["until"].startswith("time")
     effective = {
-        "domain": (on_ratio_plane, "--policy log_ratio"),
-        "box_chosen": (domain == Domain.box, "anything but --domain box"),
-        "box_rejected": (domain == Domain.box, "anything but --domain box"),
-        "ref_chosen": (domain == Domain.simplex, "anything but --domain simplex"),
-        "ref_rejected": (domain == Domain.simplex, "anything but --domain simplex"),
-        "wall": (domain in (Domain.box, Domain.simplex), "a domain without walls"),
-        "kernel": (not on_ratio_plane, "--policy ratio"),
         "count": (not gridded, "--starts grid"),
         "seed": (not gridded, "--starts grid"),
         "shape": (gridded, f"--starts {asked['starts']}"),
         "time_limit": (not timed, "--until time"),
     }
-    for name, (has_effect, context) in effective.items():
-        idle = asked[name] is not None and not has_effect
-        refuse_unless(not idle, f"{_flag(name)} has no effect with {context}")
+    _refuse_without_effect(asked, {**_of_plane(asked), **effective})
     needed = ["shape" if gridded else "count", *([] if on_ratio_plane else ["lower", "upper"])]
     for name in needed:
         context = (
@@ -52,7 +44,32 @@ def refuse_idle(asked: dict[str, Any]) -> None:
         )
         refuse_unless(asked[name] is not None, f"{_flag(name)} must be given with {context}")
     refuse_twice(asked["beta"])
-    for text in asked["set"] or ():
+    _refuse_beta_set(asked["set"])
+
+
+def _of_plane(asked: dict[str, Any]) -> dict[str, tuple[bool, str]]:
+    """Which options of the policy would have an effect, and with what they would have none."""
+    on_ratio_plane = asked["policy"] == Policy.ratio
+    domain = (asked["domain"] or Domain.quadrant) if on_ratio_plane else None
+    return {
+        "domain": (on_ratio_plane, "--policy log_ratio"),
+        "box_chosen": (domain == Domain.box, "anything but --domain box"),
+        "box_rejected": (domain == Domain.box, "anything but --domain box"),
+        "ref_chosen": (domain == Domain.simplex, "anything but --domain simplex"),
+        "ref_rejected": (domain == Domain.simplex, "anything but --domain simplex"),
+        "wall": (domain in (Domain.box, Domain.simplex), "a domain without walls"),
+        "kernel": (not on_ratio_plane, "--policy ratio"),
+    }
+
+
+def _refuse_without_effect(asked: dict[str, Any], effective: dict[str, tuple[bool, str]]) -> None:
+    for name, (has_effect, context) in effective.items():
+        idle = asked[name] is not None and not has_effect
+        refuse_unless(not idle, f"{_flag(name)} has no effect with {context}")
+
+
+def _refuse_beta_set(texts: Sequence[str] | None) -> None:
+    for text in texts or ():
         named_beta = text.partition("=")[0] == "beta"
         refuse_unless(not named_beta, f"--set must not name beta, which is --beta, but is {text!r}")
 
@@ -83,6 +100,58 @@ def flow(asked: dict[str, Any]) -> "PreferenceFlow":
     refuse_unless(wanted or not offset, f"--offset has no effect with --loss {asked['loss']}")
     refuse_unless(offset or not wanted, f"--offset must be given with --loss {asked['loss']}")
     return preference_flow(found, _policy(asked))
+
+
+def drawn(asked: dict[str, Any]) -> "tuple[AbstractFlow, Ranges]":
+    """The flow on a plane that is to be drawn, and the ranges of its two components."""
+    of_loss = ("loss", "policy", "beta", "set", "offset", *_of_plane(asked))
+    if asked["potential"] is None:
+        for name in ("loss", "policy"):
+            refuse_unless(
+                asked[name] is not None, f"{_flag(name)} must be given, or --potential instead"
+            )
+        _refuse_without_effect(asked, _of_plane(asked))
+        _refuse_beta_set(asked["set"])
+        found: AbstractFlow = flow({**asked, "beta": asked["beta"] and [asked["beta"]]})
+        usual = _usual_ranges(asked)
+    else:
+        _refuse_without_effect(asked, dict.fromkeys(of_loss, (False, "--potential")))
+        found, usual = _potential(asked["potential"])
+    return found, (_range("--x", asked["x"], usual[0]), _range("--y", asked["y"], usual[1]))
+
+
+def _usual_ranges(asked: dict[str, Any]) -> "Ranges":
+    if asked["policy"] == Policy.log_ratio:
+        return (-10.0, 10.0), (-10.0, 10.0)
+    ends = [asked[name] or 1.0 for name in ("box_chosen", "box_rejected")]
+    if asked["domain"] == Domain.simplex:
+        ends = [1 / (asked[name] or 1.0) for name in ("ref_chosen", "ref_rejected")]
+    return (0.0, ends[0]), (0.0, ends[1])
+
+
+def _potential(name: str) -> "tuple[AbstractFlow, Ranges]":
+    """The flow of a classical potential with a name, and where it is usually looked at."""
+    from flowlab import potentials
+    from flowlab.flow import Flow
+
+    kinds = potentials.AbstractPotential.__subclasses__()
+    known = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): kind for kind in kinds}
+    key = name.lower().replace("-", "_")
+    refuse_unless(
+        key in known, f"--potential must be one of {', '.join(sorted(known))}, but is {name!r}"
+    )
+    on_plane = {"dimension": 2} if known[key] is potentials.DoubleWell else {}
+    potential = known[key](**on_plane)
+    return Flow(potential), potential.region
+
+
+def _range(
+    flag: str, given: tuple[float, float] | None, usual: tuple[float, float]
+) -> tuple[float, float]:
+    low, high = usual if given is None else given
+    between = float("-inf") < low < high < float("inf")
+    refuse_unless(between, f"{flag} must be LOW HIGH, the lower first, but is {low:g} {high:g}")
+    return low, high
 
 
 def loss(name: str, parameters: dict[str, float], flag: str = "Option --loss") -> "AbstractLoss":
@@ -171,9 +240,7 @@ def grid(
     share = displacement.REJECTED if rejected is None else rejected
     positive = 0 < share < float("inf")
     refuse_unless(positive, f"--rejected must be positive and finite, but is {share:g}")
-    low, high = displacement.MARGINS if span is None else span
-    between = float("-inf") < low < high < float("inf")
-    refuse_unless(between, f"--margins must be LOW HIGH, the lower first, but is {low:g} {high:g}")
+    low, high = _range("--margins", span, displacement.MARGINS)
     many = {} if cells is None else {"count": cells}
     return {
         "margins": displacement.default_margins(low, high, **many),

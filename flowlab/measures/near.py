@@ -32,6 +32,7 @@ class _Visit(eqx.Module):
         entry: Where that was; NaN before.
         square: The smallest square of the distance.
         closest_time: Flow time of the closest approach.
+        closest: Where that was.
     """
 
     spent: Float[Array, ""]
@@ -39,6 +40,7 @@ class _Visit(eqx.Module):
     entry: PyTree[Array]
     square: Float[Array, ""]
     closest_time: Float[Array, ""]
+    closest: PyTree[Array]
 
 
 class _Near(AbstractMeasure):
@@ -48,7 +50,8 @@ class _Near(AbstractMeasure):
 
     @property
     def names(self) -> tuple[str, ...]:
-        what = ("time", "entry_time", "entry_state", "distance", "distance_time")
+        entry = ("entry_time", "entry_state")
+        what = ("time", *entry, "distance", "distance_time", "distance_state")
         return tuple(f"near_{self.label}_{name}" for name in what)
 
     def check(self, flow: AbstractFlow) -> None:
@@ -65,27 +68,31 @@ class _Near(AbstractMeasure):
         zero = jnp.zeros_like(square)
         inside = square <= self._limit(square)
         entry = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.nan), state)
-        return _Visit(zero, jnp.where(inside, zero, jnp.nan), entry, square, zero)
+        return _Visit(zero, jnp.where(inside, zero, jnp.nan), entry, square, zero, state)
 
     def fold(self, flow: AbstractFlow, carry: _Visit, nodes: Nodes) -> _Visit:
         del flow
-        offsets = jax.tree.map(lambda y, p: y - jnp.asarray(p, y.dtype), nodes.state, self.point)
+        offsets = jax.vmap(self._offset)(nodes.state)
         elapsed = nodes.time - nodes.time[0]
         squares = jax.vmap(lambda y: inner(y, y))(offsets)
         step = _Step.of(offsets, elapsed)
         low, lowest = _lowest(step, squares)
         spent, entry = _passage(step, squares, elapsed, (low, lowest), self._limit(elapsed))
         new, closer = ~jnp.isnan(entry) & jnp.isnan(carry.entry_time), lowest < carry.square
-        there = jnp.where(new, entry, 0)
-        found = jax.tree.map(
-            lambda y, p: jnp.asarray(p, y.dtype) + at(y, there), offsets, self.point
-        )
+
+        def state(place: Float[Array, ""]) -> PyTree[Array]:
+            return jax.tree.map(
+                lambda y, p: jnp.asarray(p, y.dtype) + at(y, place), offsets, self.point
+            )
+
+        first = state(jnp.where(new, entry, 0))
         return _Visit(
             carry.spent + spent,
             jnp.where(new, nodes.time[0] + step.time(entry), carry.entry_time),
-            jax.tree.map(lambda here, old: jnp.where(new, here, old), found, carry.entry),
+            _chosen(new, first, carry.entry),
             jnp.where(closer, lowest, carry.square),
             jnp.where(closer, nodes.time[0] + step.time(low), carry.closest_time),
+            _chosen(closer, state(low), carry.closest),
         )
 
     def results(
@@ -103,18 +110,26 @@ class _Near(AbstractMeasure):
         found = (
             carry.spent + jnp.where(last <= limit, ends.tail, 0),
             jnp.where(late, ends.time, carry.entry_time),
-            jax.tree.map(lambda new, old: jnp.where(late, new, old), ends.end, carry.entry),
+            _chosen(late, ends.end, carry.entry),
             jnp.sqrt(jnp.where(closer, end, carry.square)),
             jnp.where(closer, ends.time, carry.closest_time),
+            _chosen(closer, ends.end, carry.closest),
         )
         return dict(zip(self.names, found, strict=True))
 
     def _square(self, state: PyTree[Array]) -> Float[Array, ""]:
-        offset = jax.tree.map(lambda y, p: y - jnp.asarray(p, y.dtype), state, self.point)
+        offset = self._offset(state)
         return inner(offset, offset)
+
+    def _offset(self, state: PyTree[Array]) -> PyTree[Array]:
+        return jax.tree.map(lambda y, p: y - jnp.asarray(p, y.dtype), state, self.point)
 
     def _limit(self, like: Array) -> Float[Array, ""]:
         return jnp.asarray(self.radius, like.dtype) ** 2
+
+
+def _chosen(which: Bool[Array, ""], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda first, second: jnp.where(which, first, second), new, old)
 
 
 class _Step(eqx.Module):
@@ -283,7 +298,8 @@ def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -
     - `near_saddle_time`: flow time within the radius, over all visits;
     - `near_saddle_entry_time`, `near_saddle_entry_state`: when and where the line first comes
       within the radius; time 0 and the start where that lies inside, NaN if it never does;
-    - `near_saddle_distance`, `near_saddle_distance_time`: the closest approach, and when.
+    - `near_saddle_distance`, `near_saddle_distance_time`, `near_saddle_distance_state`: the closest
+      approach, when, and where.
 
     Distances are Euclidean, in the state's own coordinates.
 

@@ -3,7 +3,10 @@
 from flowlab.solve.compilation import Program, compiled, exact_products
 from flowlab.solve.ends import begin, finish, potentials
 from flowlab.solve.engine import advance, resume, safe_problem
+from flowlab.solve.exits import exit_from, exit_from_interval
 from flowlab.solve.line import Line, flow_line
+from flowlab.solve.noise import Minibatch, Thermal
+from flowlab.solve.paths import NoisyRuns, noisy_runs
 from flowlab.solve.problem import (
     Lanes,
     Problem,
@@ -15,17 +18,23 @@ from flowlab.solve.problem import (
 __all__ = [
     "Lanes",
     "Line",
+    "Minibatch",
+    "NoisyRuns",
     "Problem",
     "Program",
+    "Thermal",
     "advance",
     "begin",
     "check_states",
     "compiled",
     "default_rtol",
     "exact_products",
+    "exit_from",
+    "exit_from_interval",
     "finish",
     "flow_line",
     "make_problem",
+    "noisy_runs",
     "potentials",
     "resume",
     "safe_problem",

@@ -1,0 +1,57 @@
+"""Brownian bridges: whether they cross zero between two values, and when for the first time.
+
+m: boundaries.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+__all__ = ["crossing_part", "staying"]
+
+
+def staying(
+    gaps: Float[Array, " m"], ahead: Float[Array, " m"], spread: Float[Array, " m"]
+) -> Float[Array, " m"]:
+    """The probability that a bridge from a gap a > 0 to a gap b stays positive.
+
+    1 − exp(−2ab/s), and 0 where b ≤ 0.
+
+    Args:
+        gaps: a, at the start of a step.
+        ahead: b, at its end.
+        spread: s, the variance that the free motion gains in the step; it may be 0.
+    """
+    exponent = -2 * gaps * ahead / jnp.where(spread > 0, spread, 1)
+    within = jnp.where(spread > 0, -jnp.expm1(jnp.minimum(exponent, 0)), 1)
+    return jnp.where(ahead <= 0, 0, within)
+
+
+def crossing_part(
+    key: PRNGKeyArray,
+    gaps: Float[Array, " m"],
+    ahead: Float[Array, " m"],
+    spread: Float[Array, " m"],
+) -> Float[Array, " m"]:
+    """The part of a step at which a bridge crosses zero for the first time, given that it does.
+
+    The time to it over the time from it is an inverse Gaussian variable of mean a/|b| and shape
+    a²/s, whether the bridge ends outside, at b, or inside, by reflection. What is drawn is the
+    inverse of that, which is finite where b = 0, and b/a where s = 0.
+
+    Args:
+        key: For the draw.
+        gaps: a, at the start of the step.
+        ahead: b, at its end.
+        spread: s, the variance that the free motion gains in the step.
+
+    Source: Michael, Schucany and Haas, The American Statistician 30, 88–90 (1976).
+    """
+    normal_key, uniform_key = jax.random.split(key)
+    square = jax.random.normal(normal_key, gaps.shape, gaps.dtype) ** 2
+    chosen = jax.random.uniform(uniform_key, gaps.shape, gaps.dtype)
+    mean = jnp.abs(ahead) / gaps
+    half = square * spread / (2 * gaps**2)
+    inverse = mean + half + jnp.sqrt(2 * mean * half + half**2)
+    other = mean**2 / inverse
+    return 1 / (1 + jnp.where(chosen * (1 + mean / inverse) <= 1, inverse, other))

@@ -1,0 +1,151 @@
+"""Sets that paths with noise leave: when they have, and through which boundary.
+
+m: boundaries.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from flowlab.flow import AbstractFlow
+from flowlab.losses import numbers
+from flowlab.losses.base import like
+from flowlab.until import AbstractTarget
+
+__all__ = ["AbstractExit", "exit_at_level", "exit_from", "exit_from_interval"]
+
+
+class AbstractExit(eqx.Module):
+    """A set to leave; `exit_from` and `exit_from_interval` make one."""
+
+    time_limit: eqx.AbstractVar[float]
+
+    @abstractmethod
+    def gaps(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " m"]:
+        """What is positive inside and zero on each boundary of the set."""
+
+
+class _Inside(AbstractExit):
+    inside: Callable[[PyTree[Array]], Float[Array, ""]]
+    time_limit: float = eqx.field(static=True)
+
+    def gaps(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " 1"]:
+        del flow
+        value = jnp.asarray(self.inside(state))
+        if value.shape != ():
+            raise ValueError(
+                "Argument `inside` must give one number for a state, but gives shape "
+                f"{value.shape}."
+            )
+        return value[None]
+
+
+class _Interval(AbstractExit):
+    low: Float[ArrayLike, ""]
+    high: Float[ArrayLike, ""]
+    bounded: tuple[bool, bool] = eqx.field(static=True)
+    component: int = eqx.field(static=True)
+    time_limit: float = eqx.field(static=True)
+
+    def gaps(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " m"]:
+        del flow
+        vector, _ = ravel_pytree(state)
+        if self.component >= vector.size:
+            raise ValueError(
+                f"Argument `component` must be less than {vector.size}, the numbers in a state, "
+                f"but is {self.component}."
+            )
+        place = vector[self.component]
+        both = (place - like(self.low, place), like(self.high, place) - place)
+        return jnp.stack([gap for gap, is_one in zip(both, self.bounded, strict=True) if is_one])
+
+
+class _Before(AbstractExit):
+    target: AbstractTarget
+    time_limit: float = eqx.field(static=True)
+
+    def gaps(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " 1"]:
+        vector, _ = ravel_pytree(state)
+        return self.target.signal(flow, state, jnp.zeros((), vector.dtype))
+
+
+def exit_from(
+    inside: Callable[[PyTree[Array]], Float[Array, ""]], *, time_limit: float | None = None
+) -> AbstractExit:
+    """Exit from the set in which a function of the state is positive.
+
+    Args:
+        inside: Smooth, positive inside, zero on the boundary with a slope that is not, negative
+            outside: `lambda y: 1 - y @ y` for the unit ball.
+        time_limit: Flow time at which to give up; None for never.
+
+    Raises:
+        ValueError: If `inside` cannot be called or `time_limit` is not positive.
+    """
+    if not callable(inside):
+        raise ValueError(f"Argument `inside` must be a function of a state, but is {inside!r}.")
+    return _Inside(inside=inside, time_limit=_limit(time_limit))
+
+
+def exit_from_interval(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    component: int = 0,
+    time_limit: float | None = None,
+) -> AbstractExit:
+    """Exit of one component of the state from an interval.
+
+    Args:
+        low: Lower end; None for none.
+        high: Upper end; None for none.
+        component: Which number of the state, counted from 0.
+        time_limit: Flow time at which to give up; None for never.
+
+    Raises:
+        ValueError: If there is no end, one is not finite, they are not in order, or `time_limit` is
+            not positive.
+    """
+    ends = numbers([-np.inf if low is None else low, np.inf if high is None else high])
+    given = (low is not None, high is not None)
+    if not any(given) or not np.all(np.isfinite(ends) == given) or not np.all(ends[0] < ends[-1]):
+        raise ValueError(
+            "Arguments `low` and `high` must be finite numbers in this order, or one of them None, "
+            f"but are {low!r} and {high!r}."
+        )
+    if isinstance(component, bool) or not isinstance(component, int) or component < 0:
+        raise ValueError(f"Argument `component` must be a non-negative int, but is {component!r}.")
+    held = np.where(given, ends, 0.0)
+    return _Interval(
+        low=held[0],
+        high=held[1],
+        bounded=given,
+        component=component,
+        time_limit=_limit(time_limit),
+    )
+
+
+def exit_at_level(target: AbstractTarget) -> AbstractExit:
+    """Exit from the set of states that are before a target of one level.
+
+    Raises:
+        ValueError: If the target is of another kind, or has several levels.
+    """
+    if target.kind != "level" or np.shape(target.levels) != (1,):
+        raise ValueError(
+            "Argument `until` must be a time, a single level or an exit for a flow with noise, "
+            f"but is {target!r}."
+        )
+    return _Before(target=target, time_limit=float(np.asarray(target.time_limit)))
+
+
+def _limit(time_limit: float | None) -> float:
+    limit = np.inf if time_limit is None else float(time_limit)
+    if not limit > 0:
+        raise ValueError(f"Argument `time_limit` must be positive, but is {time_limit!r}.")
+    return limit

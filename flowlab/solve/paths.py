@@ -1,0 +1,520 @@
+"""Many paths of a flow with noise, until a time or until they leave a set.
+
+Steps are Euler–Maruyama's, of constant length. A path may leave a set within a step and be back at
+its end; what it does between is a Brownian bridge, whose probability to cross, and time of first
+crossing, are known in closed form. Exit times then miss by O(step), as the paths themselves do, in
+place of O(√step).
+
+n: paths; d: numbers in a state; k: of the noise; m: boundaries.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from flowlab.flow import AbstractFlow
+from flowlab.losses import numbers
+from flowlab.solve.bridges import crossing_part, staying
+from flowlab.solve.compilation import compiled
+from flowlab.solve.exits import AbstractExit, exit_at_level
+from flowlab.solve.noise import AbstractNoise
+from flowlab.solve.problem import check_states
+from flowlab.until import AbstractTarget, Outcome
+
+__all__ = ["NoisyRuns", "noisy_runs"]
+
+_CHUNK = 256  # steps between two looks at which paths have ended
+_BLOCK = {"cpu": 512}  # paths that are computed together; as many as a sweep's starts elsewhere
+_LARGE_BLOCK = 65_536
+_ROOM = 2**26  # numbers in the matrices of a block
+_CROSSED = -1  # the outcome of a path that has crossed a boundary in a step, until it is located
+_WHOLE = 1e-9  # what a number of steps may be above a whole one by rounding
+
+
+@dataclass(frozen=True)
+class NoisyRuns:
+    """What became of many paths. NumPy arrays.
+
+    Attributes:
+        starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
+        outcome: A code of `until.Outcome` for every path, shape (n,). `reached` where it left the
+            set, or the time that was asked for came; `at_wall` where an axis of a positive orthant
+            absorbed it before.
+        exit_time: Flow time at which it left the set or reached the level, shape (n,); NaN where it
+            did not, and where a time was asked for.
+        end_time: Flow time at which it ended, for whatever reason; NaN for unfit starts.
+        end: State there, leaves of shape (n, ...); an absorbed component is 0.
+        step: Length of a step, in flow time.
+    """
+
+    starts: PyTree[Float[np.ndarray, "n ..."]]
+    outcome: Int[np.ndarray, " n"]
+    exit_time: Float[np.ndarray, " n"]
+    end_time: Float[np.ndarray, " n"]
+    end: PyTree[Float[np.ndarray, "n ..."]]
+    step: float
+
+    def __repr__(self) -> str:
+        """How many paths there are, and how they ended, on one line."""
+        codes, counts = np.unique(self.outcome, return_counts=True)
+        named = {Outcome(code).name: int(n) for code, n in zip(codes, counts, strict=True)}
+        return f"NoisyRuns({len(self.outcome):,} paths of steps {self.step:g}: {named})"
+
+    @property
+    def exited(self) -> Bool[np.ndarray, " n"]:
+        """Which paths left the set or reached the level."""
+        return np.isfinite(self.exit_time)
+
+    def mean_exit_time(self) -> tuple[float, float]:
+        """The mean of the exit times, and its standard error.
+
+        Raises:
+            ValueError: If a path has not left the set, so that its time is not known, or there are
+                fewer than two paths.
+        """
+        still = int(np.sum(~self.exited))
+        if still or len(self.exit_time) < 2:
+            raise ValueError(
+                "Exit times must be known of all of at least two paths to have a mean, but are "
+                f"unknown of {still} of {len(self.exit_time)}."
+            )
+        spread = np.std(self.exit_time, ddof=1) / np.sqrt(len(self.exit_time))
+        return float(np.mean(self.exit_time)), float(spread)
+
+
+def noisy_runs(
+    flow: AbstractFlow,
+    starts: PyTree[Float[ArrayLike, "n ..."]],
+    *,
+    noise: AbstractNoise,
+    until: AbstractTarget | AbstractExit,
+    step: float,
+    key: int,
+    block_size: int | None = None,
+    max_steps: int = 100_000_000,
+) -> NoisyRuns:
+    """Paths of a flow with noise, one from each start, until a time or an exit.
+
+    For many paths from one place give it many times: `np.tile(place, (10_000, 1))`. Of a path only
+    its end is kept. On a positive orthant an axis absorbs a path that comes to it.
+
+    Args:
+        flow: What to follow, on a domain without walls.
+        starts: Shape (n, d), or a PyTree with a leading axis n. Its dtype, float32 or float64, is
+            the dtype of the work.
+        noise: `Thermal(temperature)` or `Minibatch(learning_rate, batch_size)`.
+        until: A time, a single level such as `until.loss_below(0.1)`, or a set to leave:
+            `exit_from(inside)` or `exit_from_interval(low, high)`.
+        step: Length of a step in flow time; shortened to a whole part of the time or time limit.
+        key: Seed of the noise, a non-negative int. Path i draws from a stream of its own, by the
+            number of its step: what it does depends neither on its block nor on other paths.
+        block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere,
+            or as many as the matrices of the state have room for.
+        max_steps: Steps after which the outcome is `step_limit`.
+
+    Raises:
+        ValueError: If the starts have the wrong shape, the flow has walls or cannot have the noise,
+            or a number is out of its range.
+
+    Accuracy: weak order 1 in `step`, of states and of exit times: whether a path crosses a boundary
+        within a step, when and where, is drawn as for constant coefficients and a flat boundary.
+        Take a step that is short against the fastest rate of the flow, and halve it to see.
+
+    Source: Gobet, Stochastic Processes and their Applications 87, 167–197 (2000), for the order.
+        The time of first crossing of a bridge is that of an inverse Gaussian variable, drawn after
+        Michael, Schucany and Haas, The American Statistician 30, 88–90 (1976).
+    """
+    starts, dtype = check_states("starts", starts, flow, batched=True)
+    _check(flow, noise, step, key, block_size, max_steps)
+    first = jax.tree.map(lambda leaf: leaf[0], starts)
+    with jax.enable_x64(dtype == np.float64):
+        noise.check(flow, jax.tree.map(jnp.asarray, first))
+        problem = _problem(flow, noise, until, first, step, key, max_steps)
+        paths = _finished(problem, _vectors(starts), block_size)
+        ends = jax.vmap(ravel_pytree(problem.example)[1])(jnp.asarray(paths.state))
+    return _runs(problem, starts, paths, jax.tree.map(np.asarray, ends))
+
+
+class _Problem(eqx.Module):
+    """What all paths share; `example` is a state, and `last` the number of steps at most."""
+
+    flow: AbstractFlow
+    noise: AbstractNoise
+    exit: AbstractExit | None
+    step: Float[Array, ""]
+    last: Int[Array, ""]
+    seed: PRNGKeyArray
+    example: PyTree[Array]
+    at_last: Outcome = eqx.field(static=True)
+
+    @property
+    def absorbing(self) -> bool:
+        return self.flow.domain.absorbing
+
+    def state(self, vector: Float[Array, " d"]) -> PyTree[Array]:
+        return ravel_pytree(self.example)[1](vector)
+
+    def gaps(self, vector: Float[Array, " d"]) -> Float[Array, " m"]:
+        """Positive inside and zero on each boundary: those of the set, then the axes."""
+        sets = [] if self.exit is None else [self.exit.gaps(self.flow, self.state(vector))]
+        return jnp.concatenate([*sets, vector if self.absorbing else vector[:0]])
+
+    def drift(self, vector: Float[Array, " d"]) -> Float[Array, " d"]:
+        state = self.state(vector)
+        velocity = ravel_pytree(self.flow.velocity(state))[0]
+        return velocity + self.noise.drift(self.flow, state)
+
+    def factor(self, vector: Float[Array, " d"]) -> Float[Array, "d k"]:
+        return self.noise.factor(self.flow, self.state(vector))
+
+
+class _Paths(eqx.Module):
+    """Where paths are; what they draw depends on `index` and `count` alone.
+
+    Attributes:
+        index: Number of the path.
+        state: State before the next step; of a path that has ended, its end.
+        after: State after the last step, where a boundary was crossed in it.
+        survival: Probability not to have crossed each boundary, given the states between steps.
+        threshold: The survival at which a boundary counts as crossed, drawn once.
+        count: Steps taken.
+        part: Part of a further step until the path ended.
+        outcome: A code of `Outcome`, or -1 for a crossing that is yet to be located.
+    """
+
+    index: Int[Array, "*n"]
+    state: Float[Array, "*n d"]
+    after: Float[Array, "*n d"]
+    survival: Float[Array, "*n m"]
+    threshold: Float[Array, "*n m"]
+    count: Int[Array, "*n"]
+    part: Float[Array, "*n"]
+    outcome: Int[Array, "*n"]
+
+
+def _problem(
+    flow: AbstractFlow,
+    noise: AbstractNoise,
+    until: Any,
+    first: PyTree[np.ndarray],
+    step: float,
+    key: int,
+    max_steps: int,
+) -> _Problem:
+    left, limit, at_last = _checked_end(until, flow)
+    dtype = jax.tree.leaves(first)[0].dtype
+    steps = np.ceil(limit / step * (1 - _WHOLE)) if np.isfinite(limit) else np.inf
+    if steps > max_steps:
+        steps, at_last = max_steps, Outcome.step_limit
+    elif np.isfinite(steps):
+        step = limit / steps
+
+    def cast(tree: Any) -> Any:
+        return jax.tree.map(lambda x: _cast(x, dtype) if eqx.is_array_like(x) else x, tree)
+
+    return _Problem(
+        flow=cast(flow),
+        noise=cast(noise),
+        exit=cast(left),
+        step=jnp.asarray(step, dtype),
+        last=jnp.asarray(steps, jnp.int32),
+        seed=jax.random.key(key),
+        example=jax.tree.map(jnp.asarray, first),
+        at_last=at_last,
+    )
+
+
+def _cast(leaf: Any, dtype: Any) -> Array:
+    array = jnp.asarray(leaf)
+    return jnp.asarray(leaf, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+
+def _finished(
+    problem: _Problem, starts: Float[np.ndarray, "n d"], block_size: int | None
+) -> _Paths:
+    """All paths at their ends.
+
+    Those that have not ended are computed block by block, some steps at a time, the first of them
+    first: a block is full until few are left.
+    """
+    count, dimension = starts.shape
+    width = min(block_size or _block_size(dimension), count)
+    blocks = [_padded(np.arange(count)[i : i + width], width) for i in range(0, count, width)]
+    begun = [_begun(problem, block.astype(np.int32), starts[block]) for block in blocks]
+    paths = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), begun[0])
+    for block, part in zip(blocks, begun, strict=True):
+        _write(paths, block, part)
+    while len(going := np.flatnonzero(paths.outcome == Outcome.running)):
+        block = _padded(going[:width], width)
+        _write(paths, block, _advanced(problem, _read(paths, block)))
+    crossed = np.flatnonzero(paths.outcome == _CROSSED)
+    for i in range(0, len(crossed), width):
+        block = _padded(crossed[i : i + width], width)
+        _write(paths, block, _located(problem, _read(paths, block)))
+    return paths
+
+
+def _read(paths: _Paths, block: Int[np.ndarray, " b"]) -> _Paths:
+    return jax.tree.map(lambda values: values[block], paths)
+
+
+def _write(paths: _Paths, block: Int[np.ndarray, " b"], part: _Paths) -> None:
+    def write(into: np.ndarray, values: Array) -> None:
+        into[block] = np.asarray(values)
+
+    jax.tree.map(write, paths, part)
+
+
+def _padded(block: Int[np.ndarray, " b"], width: int) -> Int[np.ndarray, " w"]:
+    """As many numbers of paths as a block has; the last one again, which is computed alike."""
+    return np.pad(block, (0, width - len(block)), mode="edge")
+
+
+@partial(compiled, optimise=False)
+def _begun(problem: _Problem, index: Int[Array, " n"], starts: Float[Array, "n d"]) -> _Paths:
+    def begun(index: Int[Array, ""], vector: Float[Array, " d"]) -> _Paths:
+        gaps = problem.gaps(vector)
+        return _Paths(
+            index=index,
+            state=vector,
+            after=vector,
+            survival=jnp.ones_like(gaps),
+            threshold=jax.random.uniform(_keys(problem, index)[1], gaps.shape, vector.dtype),
+            count=jnp.int32(0),
+            part=jnp.zeros((), vector.dtype),
+            outcome=_first_outcome(problem, vector, gaps),
+        )
+
+    return jax.vmap(begun)(index, starts)
+
+
+def _first_outcome(
+    problem: _Problem, vector: Float[Array, " d"], gaps: Float[Array, " m"]
+) -> Int[Array, ""]:
+    sets = len(gaps) - (vector.size if problem.absorbing else 0)
+    field = jnp.concatenate([problem.drift(vector), problem.factor(vector).ravel(), gaps])
+    cases = (
+        (~jnp.all(jnp.isfinite(vector)), Outcome.non_finite),
+        (~problem.flow.domain.contains(problem.state(vector)), Outcome.left_domain),
+        (~jnp.all(jnp.isfinite(field)), Outcome.non_finite),
+        (jnp.any(gaps[:sets] <= 0), Outcome.started_past_target),
+    )
+    codes = [jnp.int32(code) for _, code in cases]
+    return jnp.select([case for case, _ in cases], codes, jnp.int32(Outcome.running))
+
+
+def _keys(problem: _Problem, index: Int[Array, ""]) -> tuple[Any, Any, Any]:
+    """The keys of a path: for its steps, its thresholds, and the place of its crossing."""
+    steps, thresholds, crossing = jax.random.split(jax.random.fold_in(problem.seed, index), 3)
+    return steps, thresholds, crossing
+
+
+@compiled
+def _advanced(problem: _Problem, paths: _Paths) -> _Paths:
+    """The paths of a block some steps later; those that have crossed stay before it."""
+    keys = jax.vmap(lambda index: _keys(problem, index)[0])(paths.index)
+
+    def going(carry: tuple[Array, _Paths]) -> Array:
+        number, paths = carry
+        return (number < _CHUNK) & jnp.any(paths.outcome == Outcome.running)
+
+    def on(carry: tuple[Array, _Paths]) -> tuple[Array, _Paths]:
+        number, paths = carry
+        return number + 1, jax.vmap(partial(_step, problem))(keys, paths)
+
+    return lax.while_loop(going, on, (jnp.int32(0), paths))[1]
+
+
+def _step(problem: _Problem, key: PRNGKeyArray, path: _Paths) -> _Paths:
+    """A path after one step, or as it is where it has ended; one that crosses stays before it."""
+    before = path.state
+    factor = problem.factor(before)
+    after = _moved(problem, jax.random.fold_in(key, path.count), before, factor)
+    gaps, ahead = problem.gaps(before), problem.gaps(after)
+    survival = path.survival * staying(gaps, ahead, _spread(problem, before, factor))
+    finite = jnp.all(jnp.isfinite(after))
+    crossed = finite & jnp.any(survival <= path.threshold)
+    lost = ~finite | (~crossed & jnp.any(jnp.isnan(ahead)))
+    last = path.count + 1 >= problem.last
+    code = jnp.select(
+        [lost, crossed, last],
+        [jnp.int32(code) for code in (Outcome.non_finite, _CROSSED, problem.at_last)],
+        jnp.int32(Outcome.running),
+    )
+    stays = lost | crossed
+    moved = _Paths(
+        index=path.index,
+        state=jnp.where(stays, before, after),
+        after=after,
+        survival=survival,
+        threshold=path.threshold,
+        count=path.count + (~stays).astype(jnp.int32),
+        part=path.part,
+        outcome=code,
+    )
+    runs = path.outcome == Outcome.running
+    return jax.tree.map(lambda new, old: jnp.where(runs, new, old), moved, path)
+
+
+class _Increment(diffrax.AbstractPath):
+    """The one increment of Brownian motion that a key stands for.
+
+    As diffrax's `UnsafeBrownianPath`, which hashes the times of the step too, at five times the
+    cost: here the number of the step is in the key.
+    """
+
+    key: PRNGKeyArray
+    size: int = eqx.field(static=True)
+    t0: Any = eqx.field(static=True, default=-np.inf)
+    t1: Any = eqx.field(static=True, default=np.inf)
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Float[Array, " k"]:
+        del left
+        span = t1 - t0
+        return jnp.sqrt(span) * jax.random.normal(self.key, (self.size,), span.dtype)
+
+
+def _moved(
+    problem: _Problem, key: PRNGKeyArray, before: Float[Array, " d"], factor: Float[Array, "d k"]
+) -> Float[Array, " d"]:
+    """The state after one step of diffrax's Euler–Maruyama, which looks at its start alone."""
+    drift = problem.drift(before)
+    path = _Increment(key, factor.shape[1])
+    terms = diffrax.MultiTerm(
+        diffrax.ODETerm(lambda t, y, args: drift),
+        diffrax.ControlTerm(lambda t, y, args: factor, path),
+    )
+    start = jnp.zeros_like(problem.step)
+    after, *_ = diffrax.Euler().step(terms, start, problem.step, before, None, None, False)
+    return after
+
+
+def _spread(
+    problem: _Problem, vector: Float[Array, " d"], factor: Float[Array, "d k"]
+) -> Float[Array, " m"]:
+    """The variance that each gap gains in a step."""
+    slopes = jax.jacrev(problem.gaps)(vector)
+    return problem.step * jnp.sum((slopes @ factor) ** 2, axis=-1)
+
+
+@partial(compiled, optimise=False)
+def _located(problem: _Problem, paths: _Paths) -> _Paths:
+    """Paths that have crossed a boundary in their last step, at the time and place of that."""
+
+    def located(path: _Paths) -> _Paths:
+        part_key, place_key = jax.random.split(_keys(problem, path.index)[2])
+        factor = problem.factor(path.state)
+        gaps, ahead = problem.gaps(path.state), problem.gaps(path.after)
+        parts = crossing_part(part_key, gaps, ahead, _spread(problem, path.state, factor))
+        first = jnp.argmin(jnp.where(path.survival <= path.threshold, parts, jnp.inf))
+        end = _crossing_place(problem, place_key, path, factor, (first, parts[first]))
+        sets = len(gaps) - (end.size if problem.absorbing else 0)
+        if problem.absorbing:
+            end = jnp.where(jnp.arange(end.size) == first - sets, 0, jnp.maximum(end, 0))
+        code = jnp.where(first < sets, jnp.int32(Outcome.reached), jnp.int32(Outcome.at_wall))
+        return eqx.tree_at(lambda p: (p.state, p.part, p.outcome), path, (end, parts[first], code))
+
+    return jax.vmap(located)(paths)
+
+
+def _crossing_place(
+    problem: _Problem,
+    key: PRNGKeyArray,
+    path: _Paths,
+    factor: Float[Array, "d k"],
+    crossing: tuple[Array, Array],
+) -> Float[Array, " d"]:
+    """Where a path crosses, given the boundary and the part of the step.
+
+    What does not correlate with the gap is a bridge of its own; the gap is brought to zero.
+    """
+    boundary, part = crossing
+    way = path.after - path.state
+    noise = factor @ jax.random.normal(key, factor.shape[1:], factor.dtype)
+    shift = jnp.sqrt(problem.step * part * (1 - part)) * noise
+    slope = jax.jacrev(problem.gaps)(path.state)[boundary]
+    across = factor @ (slope @ factor)
+    gaps = jnp.stack([problem.gaps(path.state)[boundary], problem.gaps(path.after)[boundary]])
+    gap = (1 - part) * gaps[0] + part * gaps[1] + slope @ shift
+    variance = slope @ across
+    pull = across / jnp.where(variance > 0, variance, 1)
+    place = path.state + part * way + shift - pull * gap
+    return place - pull * problem.gaps(place)[boundary]  # which is no longer 0 on a curved boundary
+
+
+def _runs(
+    problem: _Problem, starts: PyTree[np.ndarray], paths: _Paths, end: PyTree[np.ndarray]
+) -> NoisyRuns:
+    outcome = np.asarray(paths.outcome)
+    times = (np.asarray(paths.count) + np.asarray(paths.part, float)) * float(problem.step)
+    unfit = np.isin(outcome, [Outcome.left_domain]) | (outcome == Outcome.non_finite) & (times == 0)
+    left = (outcome == Outcome.reached) & (problem.exit is not None)
+    return NoisyRuns(
+        starts=starts,
+        outcome=outcome,
+        exit_time=np.where(left, times, np.nan),
+        end_time=np.where(unfit, np.nan, times),
+        end=end,
+        step=float(problem.step),
+    )
+
+
+def _vectors(starts: PyTree[np.ndarray]) -> Float[np.ndarray, "n d"]:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(starts)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def _block_size(dimension: int) -> int:
+    wanted = _BLOCK.get(jax.default_backend(), _LARGE_BLOCK)
+    return max(1, min(wanted, _ROOM // dimension**2))
+
+
+def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, float, Outcome]:
+    """The set to leave, if any, the time at which a path ends at last, and its outcome then."""
+    if isinstance(until, AbstractTarget) and until.kind == "time":
+        return None, float(np.asarray(until.levels)[-1]), Outcome.reached
+    left = exit_at_level(until) if isinstance(until, AbstractTarget) else until
+    if not isinstance(left, AbstractExit):
+        raise ValueError(
+            "Argument `until` must be a target such as until.time(1.0), or an exit such as "
+            f"exit_from_interval(-1, 1), but is {until!r}."
+        )
+    return left, left.time_limit, Outcome.time_limit
+
+
+def _check(
+    flow: AbstractFlow, noise: Any, step: Any, key: Any, block_size: Any, max_steps: Any
+) -> None:
+    if flow.domain.walls()[1].size:
+        raise ValueError(
+            "Argument `flow` must have a domain without walls, at which noise is not reflected "
+            f"here, but has {flow.domain!r}."
+        )
+    if not isinstance(noise, AbstractNoise):
+        raise ValueError(f"Argument `noise` must be such as Thermal(0.1), but is {noise!r}.")
+    given = numbers(step)
+    if given.shape != () or not (np.isfinite(given) and given > 0):
+        raise ValueError(f"Argument `step` must be a positive number, but is {step!r}.")
+    if not _is_int(key) or not 0 <= key < 2**32:
+        raise ValueError(f"Argument `key` must be a non-negative int below 2**32, but is {key!r}.")
+    if block_size is not None and not (_is_int(block_size) and block_size > 0):
+        raise ValueError(
+            f"Argument `block_size` must be a positive int or None, but is {block_size!r}."
+        )
+    if not _is_int(max_steps) or not 0 < max_steps < 2**31:
+        raise ValueError(
+            f"Argument `max_steps` must be a positive int below 2**31, but is {max_steps!r}."
+        )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

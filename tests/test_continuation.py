@@ -83,7 +83,7 @@ def test_a_fold_the_other_way_vanishes() -> None:
         def __call__(self, state: Float[Array, " 2"]) -> Float[Array, ""]:
             return state[0] ** 3 / 3 + self.strength * state[0] + state[1] ** 2 / 2
 
-    found = continuation(Flow(Back()), "strength", VALUES, REGION)
+    found = continuation(Flow(Back(0.0)), "strength", VALUES, REGION)
     assert [event.what for event in found.events] == ["vanishes", "vanishes"]
     assert all(event.value == pytest.approx(0, abs=1e-4) for event in found.events)
 

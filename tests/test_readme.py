@@ -11,7 +11,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 def test_the_examples_print_what_they_say():
     text = README.read_text(encoding="utf-8")
     examples = re.findall(r"```python\n([^`]*)```\n\nprints\n\n```\n([^`]*)```", text)
-    assert len(examples) == 2
+    assert len(examples) == 3
     names: dict = {}
     for code, printed in examples:
         assert 9 <= len(code.strip().splitlines()) <= 16

@@ -46,16 +46,28 @@ def labels(ax: Axes) -> list[str]:
     return [] if legend is None else [text.get_text() for text in legend.get_texts()]
 
 
+def looks_of_entries(ax: Axes) -> list[tuple[str, str | None]]:
+    """Colours and patterns of the patches in the legend."""
+    legend = ax.get_legend()
+    assert legend is not None
+    handles: list[Any] = list(legend.legend_handles)
+    return [(to_hex(patch.get_facecolor()), patch.get_hatch()) for patch in handles]
+
+
+def data(line: Line2D) -> np.ndarray:
+    return np.asarray(line.get_xydata())
+
+
 def drawn(ax: Axes, label: str) -> list[Line2D]:
     """The lines that hold data and are named so, in the legend or as one more of the same."""
     names = (label, f"_{label}")
-    return [line for line in ax.lines if line.get_label() in names and len(line.get_xdata())]
+    return [line for line in ax.lines if line.get_label() in names and len(data(line))]
 
 
 def vertices(ax: Axes) -> list[np.ndarray]:
     """The points of each set of contours."""
     sets = [paths.get_paths() for paths in ax.collections if paths.get_zorder() == 2.6]
-    return [np.concatenate([path.vertices for path in paths]) for paths in sets]
+    return [np.concatenate([np.asarray(path.vertices) for path in paths]) for paths in sets]
 
 
 def test_nullclines_are_where_each_component_turns():
@@ -85,7 +97,7 @@ def test_a_component_that_rests_throughout_is_shaded_there():
         rf"$\dot{{u}}_\mathrm{{{name}}} = 0$ throughout" for name in ("chosen", "rejected")
     ]
     for shade in ax.collections:
-        u = shade.get_paths()[0].vertices
+        u = np.asarray(shade.get_paths()[0].vertices)
         assert np.min(u[:, 0] - u[:, 1]) == pytest.approx(1, abs=0.04)
     ax = plots.nullclines(fl.preference_flow(SFT(), fl.LogRatioPlane()))
     assert labels(ax)[1] == r"$\dot{u}_\mathrm{rejected} = 0$ throughout"
@@ -115,7 +127,7 @@ def test_critical_points_are_marked_by_kind_and_named_once():
     kinds = ["minimum", "saddle of index 1", "maximum", "degenerate point", held]
     assert labels(ax) == kinds
     assert [len(drawn(ax, kind)) for kind in kinds] == [2, 1, 1, 1, 1]
-    assert [mark.get_xydata()[0].tolist() for mark in drawn(ax, "minimum")] == [
+    assert [data(mark)[0].tolist() for mark in drawn(ax, "minimum")] == [
         [0.2, 0.3],
         [0.4, 0.5],
     ]
@@ -131,7 +143,7 @@ def test_a_line_of_equilibria_is_drawn_along_its_path():
     path = np.stack([np.linspace(0, 1, 5), np.zeros(5)], axis=1)
     ax = plots.critical_points(points(point((0.5, 0), dimension=1, path=path, on=("edge",))))
     (line,) = drawn(ax, "line of minima on edge")
-    assert np.array_equal(line.get_xydata(), path)
+    assert np.array_equal(data(line), path)
 
 
 def test_that_there_is_no_critical_point_is_said():
@@ -142,7 +154,7 @@ def test_separatrices_are_drawn_as_given_and_named_once():
     paths = [np.array([[0.0, 0.0], [0.5, 1.0], [1.0, 1.5]]), np.array([[2.0, 0.0], [3.0, 1.0]])]
     ax = plots.separatrices([Separatrix(point((0, 0)), path) for path in paths], names=("a", "b"))
     lines = drawn(ax, "separatrix (ends at a saddle)")
-    assert [line.get_xydata().tolist() for line in lines] == [path.tolist() for path in paths]
+    assert [data(line).tolist() for line in lines] == [path.tolist() for path in paths]
     assert labels(ax) == ["separatrix (ends at a saddle)"]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("a", "b")
 
@@ -163,10 +175,9 @@ def test_basins_of_a_grid_are_filled_cell_by_cell_with_a_share_for_each():
     ]
     assert (*ax.get_xlim(), *ax.get_ylim()) == pytest.approx((0, 3, 0, 2), abs=1e-8)
     (mesh,) = (artist for artist in ax.collections if isinstance(artist, QuadMesh))
-    corners = mesh.get_coordinates()
-    colors = mesh.to_rgba(mesh.get_array()).reshape(2, 3, 4)
-    handles = ax.get_legend().legend_handles
-    named = [to_hex(handle.get_facecolor()) for handle in handles]  # type: ignore[union-attr]
+    corners = np.asarray(mesh.get_coordinates())
+    colors = mesh.to_rgba(np.asarray(mesh.get_array())).reshape(2, 3, 4)
+    named = [color for color, _ in looks_of_entries(ax)]
     order = [0, 0, 1, 2, 3, 4]
     for place, (start, expected) in enumerate(zip(grid, order, strict=True)):
         i, j = divmod(place, 2)
@@ -180,7 +191,7 @@ def test_basins_of_scattered_starts_are_dots():
     ax = plots.basins(Basins(scattered, LABELS, MINIMA, scattered))
     assert not ax.collections
     (first,) = drawn(ax, "basin of (-1, 0.5): 33.3 ± 19.2 %")
-    assert np.array_equal(first.get_xydata(), scattered[:2])
+    assert np.array_equal(data(first), scattered[:2])
     assert len({line.get_color() for line in ax.lines}) == 5
 
 
@@ -189,9 +200,7 @@ def test_more_basins_than_colours_are_told_apart_by_a_pattern():
     minima = tuple(point((number, 0)) for number in many)
     grid = starts.grid((12, 1), (0, 0), (12, 1))
     ax = plots.basins(Basins(grid, many, minima, grid, (12, 1)))
-    handles = ax.get_legend().legend_handles
-    looks = {(to_hex(patch.get_facecolor()), patch.get_hatch()) for patch in handles}  # type: ignore[union-attr]
-    assert len(looks) == 12
+    assert len({*looks_of_entries(ax)}) == 12
 
 
 def bowl_and_valley(y: Any) -> Any:
@@ -202,7 +211,7 @@ def test_slow_regions_are_where_the_speed_is_below_the_level():
     ax = plots.slow_regions(fl.Flow(bowl_and_valley), **UNIT, below=0.25)
     assert labels(ax) == ["speed below 0.25"]
     (region,) = ax.collections
-    outline = region.get_paths()[0].vertices
+    outline = np.asarray(region.get_paths()[0].vertices)
     assert np.abs(outline[:, 0]).max() == pytest.approx(0.25, abs=1e-3)
     assert np.abs(outline[:, 1]).max() == 1
     fast = plots.slow_regions(fl.Flow(lambda y: 3 * y[0]), **UNIT, below=0.25)
@@ -234,14 +243,14 @@ def test_branches_are_full_where_stable_and_broken_elsewhere_with_their_events()
     assert stable.get_linestyle() == other.get_linestyle() == "-"
     assert unstable.get_linestyle() == "--"
     # Stretches end at the events between them.
-    assert stable.get_xydata()[-1].tolist() == unstable.get_xydata()[0].tolist() == [0.1, 0]
-    assert other.get_xydata()[0].tolist() == [0.2, 0.4]
-    assert np.allclose(other.get_ydata()[1:], np.sqrt([0.25, 0.5, 0.75, 1]))
-    marks = [line.get_xydata()[0].tolist() for line in drawn(ax, "appears")]
+    assert data(stable)[-1].tolist() == data(unstable)[0].tolist() == [0.1, 0]
+    assert data(other)[0].tolist() == [0.2, 0.4]
+    assert np.allclose(data(other)[1:, 1], np.sqrt([0.25, 0.5, 0.75, 1]))
+    marks = [data(line)[0].tolist() for line in drawn(ax, "appears")]
     assert marks == [[0.2, 0.4]]
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("parameter beta", plots.LOG_RATIOS[0])
     second = plots.branches(pitchfork(), component=1)
-    assert drawn(second, "appears")[0].get_xydata()[0].tolist() == [0.2, 1.0]
+    assert data(drawn(second, "appears")[0])[0].tolist() == [0.2, 1.0]
     with pytest.raises(ValueError, match="`component` must be from 0 to 1, but is 2"):
         plots.branches(pitchfork(), component=2)
 
@@ -265,12 +274,12 @@ def test_a_phase_portrait_gathers_its_layers_and_composes_with_others():
     )
     for label, begin in zip(sorted(labels(ax)), sorted(expected), strict=True):
         assert label.startswith(begin)
-    assert sorted(mark.get_xydata()[0].round(9).tolist() for mark in drawn(ax, "minimum")) == [
+    assert sorted(data(mark)[0].round(9).tolist() for mark in drawn(ax, "minimum")) == [
         [-1, 0],
         [1, 0],
     ]
     for curve in drawn(ax, "separatrix (ends at a saddle)"):
-        assert np.allclose(curve.get_xydata()[:, 0], 0, atol=1e-6)
+        assert np.allclose(data(curve)[:, 0], 0, atol=1e-6)
     assert ax.get_aspect() == 1
     assert ax.get_title().startswith("DoubleWell(")
     assert plots.lines([np.array([[0.1, 1.0], [0.9, 0.0]])], ax=ax) is ax

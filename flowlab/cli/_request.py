@@ -142,7 +142,8 @@ def _potential(name: str) -> "tuple[AbstractFlow, Ranges]":
     )
     on_plane = {"dimension": 2} if known[key] is potentials.DoubleWell else {}
     potential = known[key](**on_plane)
-    return Flow(potential), potential.region
+    first, second = potential.region
+    return Flow(potential), (first, second)
 
 
 def _range(

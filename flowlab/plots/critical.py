@@ -188,10 +188,12 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
     for number, branch in enumerate(continuation.branches):
         events = [event for event in continuation.events if event.branch == number]
         for kind, x, y in _stretches(branch, events, component):
-            name, style = _BRANCHES[kind]
-            ax.plot(x, y, linewidth=1.8, label=_once(ax, name), **style)
+            name, look = _BRANCHES[kind]
+            ax.plot(x, y, linewidth=1.8, label=_once(ax, name), **look)
     for event in continuation.events:
-        style = dict(marker=_EVENTS[event.what], markersize=7, linestyle="none", zorder=5)
+        style: dict[str, Any] = dict(
+            marker=_EVENTS[event.what], markersize=7, linestyle="none", zorder=5
+        )
         style |= dict(markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.2)
         label = _once(ax, event.what)
         ax.plot(event.value, event.place[component], label=label, **style)

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+import numpy.typing as npt
+from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowlab import measures
@@ -146,7 +147,7 @@ class Plateaus:
 
 def plateaus(
     flow: AbstractFlow,
-    region: Float[ArrayLike, "2 2"],
+    region: npt.ArrayLike,
     *,
     below: float,
     until: AbstractTarget,

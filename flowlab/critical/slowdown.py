@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float
+import numpy.typing as npt
+from jaxtyping import Bool, Float
 
 from flowlab import measures
 from flowlab.critical.local import local, rates_of
@@ -118,8 +119,8 @@ class Slowdown:
 
 def slowdown(
     flow: AbstractFlow,
-    starts: Float[ArrayLike, "n d"],
-    points: CriticalPoints | Sequence[CriticalPoint] | Float[ArrayLike, "p d"],
+    starts: npt.ArrayLike,
+    points: CriticalPoints | Sequence[CriticalPoint] | npt.ArrayLike,
     *,
     radius: float | Sequence[float],
     until: AbstractTarget,

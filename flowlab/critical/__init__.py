@@ -1,7 +1,7 @@
 """Instruments: where a flow rests, what slows it, where it leads, and how much the start matters.
 
-Critical points and lines of them, basins and separatrices, slow regions, sensitivity to the start,
-and how critical points move with a parameter.
+Critical points and lines of them, basins and separatrices, time beside saddles, slow regions,
+sensitivity to the start, and how critical points move with a parameter.
 """
 
 from flowlab.critical.basins import (
@@ -14,8 +14,11 @@ from flowlab.critical.basins import (
     basins,
 )
 from flowlab.critical.continuation import Branch, Continuation, Event, continuation
+from flowlab.critical.plateaus import Plateau, Plateaus, plateaus
 from flowlab.critical.points import CriticalPoint, CriticalPoints, critical_points
+from flowlab.critical.sensitivity import Exponents, Sensitivity, lyapunov, sensitivity
 from flowlab.critical.separatrices import Separatrix, separatrices
+from flowlab.critical.slowdown import Slowdown, slowdown
 
 __all__ = [
     "BOUNDARY",
@@ -29,9 +32,18 @@ __all__ = [
     "CriticalPoint",
     "CriticalPoints",
     "Event",
+    "Exponents",
+    "Plateau",
+    "Plateaus",
+    "Sensitivity",
     "Separatrix",
+    "Slowdown",
     "basins",
     "continuation",
     "critical_points",
+    "lyapunov",
+    "plateaus",
+    "sensitivity",
     "separatrices",
+    "slowdown",
 ]

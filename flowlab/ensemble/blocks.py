@@ -34,9 +34,10 @@ from flowlab.solve import (
     resume,
     safe_problem,
 )
+from flowlab.solve.tangents import TangentLanes
 from flowlab.until import Outcome
 
-__all__ = ["Device", "block_size_on", "solved"]
+__all__ = ["Device", "Passes", "block_size_on", "solved"]
 
 Device = Any  # jax.Device, which is no type to a type checker
 
@@ -46,14 +47,28 @@ _BLOCK_ON_ACCELERATOR = 65536
 _BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost is that of some thousand starts
 _BLOCKS_OF_A_SLAB = 32  # enough for alike blocks, few enough to be sorted in a cache
 _LEFT_FOR_LATER = 16  # a block ends when one lane in so many still runs; those go on together
-_ENOUGH_BLOCKS = 32  # under which a pass for those left behind is not worth its compilation
+_ENOUGH_BLOCKS = 32
+
+
+class Passes(NamedTuple):
+    """What is done with blocks: functions of a problem, of blocks, and of two limits.
+
+    Attributes:
+        first: Of the starts of a batch of blocks: their results, lanes, and the steps tried.
+        later: The same of the lanes of one block that were left behind.
+        enough_blocks: Blocks under which a pass for those left behind is not worth its compilation.
+    """
+
+    first: Callable[..., Any]
+    later: Callable[..., Any]
+    enough_blocks: int
 
 
 class _LeftBehind(NamedTuple):
     """Lanes that have not ended, and the indices of their starts."""
 
     indices: Int[np.ndarray, " n"]
-    lanes: Lanes
+    lanes: Lanes | TangentLanes
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class _Work:
     """A problem, what it is solved with, and the results of all starts so far."""
 
     problem: Problem
+    passes: Passes
     devices: list[Device]
     size: int
     max_steps: int
@@ -83,10 +99,12 @@ def solved(
     max_steps: int,
     optimise: bool,
     progress: Callable[[int], Any] = lambda n: None,
+    passes: Passes | None = None,
 ) -> dict[str, Any]:
     """The results for all starts, first axis n, in the order of the starts."""
     count = len(jax.tree.leaves(starts)[0])
-    work = _Work(problem, devices, size, max_steps, optimise, progress, _Collected(count))
+    passes = Passes(_first_pass, _later_pass, _ENOUGH_BLOCKS) if passes is None else passes
+    work = _Work(problem, passes, devices, size, max_steps, optimise, progress, _Collected(count))
     order = _ordered(work, starts, count)
     running, evicted = _first_passes(work, starts, order)
     evicted += _later_passes(work, problem, running)
@@ -149,10 +167,10 @@ def _first_passes(
     """Every start in its first block; the lanes that still run, and the evicted ones."""
     blocks = -(-len(order) // work.size)
     together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
-    keep = 0 if blocks < _ENOUGH_BLOCKS else work.size // _LEFT_FOR_LATER
+    keep = 0 if blocks < work.passes.enough_blocks else work.size // _LEFT_FOR_LATER
     length = together * work.size
     batches = [order[i : i + length] for i in range(0, len(order), length)]
-    program = Program(_first_pass, work.problem, optimise=work.optimise)
+    program = Program(work.passes.first, work.problem, optimise=work.optimise)
     limits = (np.int32(keep), np.int32(work.max_steps))
 
     def first(batch: np.ndarray, device: Device) -> tuple[int, list[_LeftBehind]]:
@@ -166,7 +184,7 @@ def _first_passes(
 def _later_passes(work: _Work, problem: Problem, pool: list[_LeftBehind]) -> list[_LeftBehind]:
     """Lanes that were left behind go on in blocks of their own until all have ended."""
     evicted: list[_LeftBehind] = []
-    program = Program(_later_pass, problem, optimise=work.optimise)
+    program = Program(work.passes.later, problem, optimise=work.optimise)
     fresh, size = program.fresh, work.size
     while pool:
         indices = np.concatenate([part.indices for part in pool])
@@ -187,7 +205,7 @@ def _go_on(
     program: Program,
     limits: tuple[np.int32, np.int32],
     indices: np.ndarray,
-    lanes: Lanes,
+    lanes: Any,
     place: np.ndarray,
     device: Device,
 ) -> tuple[int, list[_LeftBehind]]:
@@ -198,7 +216,7 @@ def _go_on(
 
 
 def _sorted_out(
-    work: _Work, batch: np.ndarray, results: Any, lanes: Lanes, tries: Int[Array, " b"]
+    work: _Work, batch: np.ndarray, results: Any, lanes: Any, tries: Int[Array, " b"]
 ) -> tuple[int, list[_LeftBehind]]:
     """Collect the lanes that have ended; their number, those that still run, and the evicted."""
     results = jax.tree.map(_starts_first, results)
@@ -218,7 +236,7 @@ def _sorted_out(
     return int(len(batch) - np.sum(late)), left
 
 
-def _left_behind(batch: np.ndarray, lanes: Lanes, chosen: np.ndarray) -> _LeftBehind:
+def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _LeftBehind:
     if not len(chosen):
         return _LeftBehind(batch[chosen], lanes)
 

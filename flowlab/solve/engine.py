@@ -157,7 +157,7 @@ def _stepped(problem: Problem, loop: _Loop) -> _Loop:
     after, error, dense, solver_state, _ = problem.solver.step(
         _terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
     )
-    errors = _lane_errors(problem, lanes, after, error)
+    errors = _lane_errors(problem, *lax.stop_gradient((lanes, after, error)))
     keep, _, next_step, _, controller_state, _ = problem.controller.adapt_step_size(
         zero,
         loop.step,
@@ -305,7 +305,8 @@ def _arrived(
         jnp.any(active & ((fired >= 0) | (end < 1))) if problem.eventful else jnp.asarray(False)
     )
     if lanes.signals.shape[0]:
-        fresh = lanewise(lambda lane: signals(problem, lane, lane.point))(moved)
+        frozen = lax.stop_gradient(moved)
+        fresh = lanewise(lambda lane: signals(problem, lane, lane.point))(frozen)
         moved = eqx.tree_at(lambda x: x.signals, moved, fresh)
     return moved, jumped, end
 

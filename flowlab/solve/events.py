@@ -8,7 +8,7 @@ distance is least, so that a line which leaves the domain and comes back within 
 m: signals; n: lanes.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import equinox as eqx
@@ -72,24 +72,25 @@ def first_crossing(
     """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
     live = lanes.signals > 0
 
-    def values(point: Point) -> Float[Array, "m n"]:
+    def values(point: Point, lanes: Lanes = lanes) -> Float[Array, "m n"]:
         return lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
 
     def smallest(found: Float[Array, "m n"]) -> Float[Array, " n"]:
         return reduce(jnp.minimum, list(jnp.where(live, found, jnp.inf)))
 
-    at_end = values(after)
-    first, last = smallest(lanes.signals), smallest(at_end)
+    frozen, resting = lax.stop_gradient((dense, lanes))
+    at_end = values(lax.stop_gradient(after), resting)
+    first, last = smallest(resting.signals), smallest(at_end)
     crossed = lanes.active & (last <= 0)
     ones = jnp.ones_like(first)
 
     def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
-        frozen = lax.stop_gradient(dense)
-        place = root(
-            lambda at: smallest(values(interpolated(problem, frozen, at))), first, last, crossed
-        )
+        def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
+            return values(interpolated(problem, frozen, at), resting)
+
+        place = root(lambda at: smallest(ahead(at)), first, last, crossed)
         place = jnp.where(crossed, place, ones)
-        there = list(jnp.where(live, values(interpolated(problem, frozen, place)), jnp.inf))
+        there = list(jnp.where(live, ahead(place), jnp.inf))
         lowest, fired = there[0], jnp.zeros(first.shape, jnp.int32)
         for index, signal in enumerate(there[1:], 1):
             fired = jnp.where(signal < lowest, jnp.int32(index), fired)
@@ -102,8 +103,7 @@ def first_crossing(
     end, fired = lax.cond(jnp.any(crossed), search, nothing, None)
     end = lax.stop_gradient(end)
     if problem.tangents:
-        slid = _with_tangent(lambda at: values(interpolated(problem, dense, at)), end, fired)
-        end = jnp.where(crossed, slid, end)
+        end = _with_tangent(problem, lanes, dense, end, fired, crossed)
     missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
     return crossed, end, jnp.where(crossed, fired, missed)
 
@@ -278,17 +278,28 @@ def root(
 
 
 def _with_tangent(
-    values_at: Any, end: Float[Array, " n"], fired: Int[Array, " n"]
+    problem: Problem,
+    lanes: Lanes,
+    dense: PyTree[Array],
+    end: Float[Array, " n"],
+    fired: Int[Array, " n"],
+    crossed: Bool[Array, " n"],
 ) -> Float[Array, " n"]:
-    """A located event whose derivative is that of the implicit function, by one Newton step."""
-    lanes = jnp.arange(end.size, dtype=jnp.int32)
+    """Located events whose derivative is that of the implicit function, by one Newton step."""
 
-    def value(at: Float[Array, " n"]) -> Float[Array, " n"]:
-        return values_at(at)[fired, lanes]
+    def value(lanes: Lanes, dense: PyTree[Array], at: Float[Array, " n"]) -> Float[Array, " n"]:
+        points = interpolated(problem, dense, at)
+        found = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, points)
+        return reduce(jnp.add, [jnp.where(fired == i, x, 0) for i, x in enumerate(found)])
 
-    found, slope = jax.jvp(value, (end,), (jnp.ones_like(end),))
-    slope = lax.stop_gradient(jnp.where(slope < 0, slope, -1))
-    return end - (found - lax.stop_gradient(found)) / slope
+    def slid(_: None) -> Float[Array, " n"]:
+        held = partial(value, *lax.stop_gradient((lanes, dense)))
+        _, slope = jax.jvp(held, (end,), (jnp.ones_like(end),))
+        found = value(lanes, dense, end)
+        shift = (found - lax.stop_gradient(found)) / jnp.where(slope < 0, slope, -1)
+        return jnp.where(crossed, end - shift, end)
+
+    return lax.cond(jnp.any(crossed), slid, lambda _: end, None)
 
 
 def _ended(lane: Lanes, here: Bool[Array, ""], outcome: Outcome) -> Lanes:

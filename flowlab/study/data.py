@@ -27,6 +27,7 @@ from flowlab.policies import (
     TabularSoftmax,
 )
 from flowlab.solve import compiled
+from flowlab.study.instruments import Instruments, instruments
 
 __all__ = [
     "GEOMETRIES",
@@ -240,6 +241,7 @@ class StudyData:
         at_time: By (geometry name, β): runs to a common flow time from the same starts.
         common_time: By (geometry name, β): that time, the median arrival at `LEVEL`.
         slow: By (geometry name, β): the speed below which a point counts as slow.
+        instruments: By (geometry name, β): what the instruments say.
         line: A flow line of the feature model, at the first β.
         log: A training log, if there is one.
     """
@@ -251,6 +253,7 @@ class StudyData:
     at_time: dict[tuple[str, float], Runs]
     common_time: dict[tuple[str, float], float]
     slow: dict[tuple[str, float], float]
+    instruments: dict[tuple[str, float], Instruments]
     line: ResponseLine
     log: TrainingLog | None
 
@@ -286,8 +289,8 @@ def collect(settings: Settings, log: TrainingLog | None, progress: bool | None) 
 
     with ThreadPoolExecutor(2) as pool:
         parts = [part for group in pool.map(work, alike()) for part in group]
-    merged = [{k: v for part in parts for k, v in part[i].items()} for i in range(4)]
-    to_level, at_time, common, slow = merged
+    merged = [{k: v for part in parts for k, v in part[i].items()} for i in range(5)]
+    to_level, at_time, common, slow, seen = merged
     return StudyData(
         settings=settings,
         maps=beside["maps"],
@@ -296,6 +299,7 @@ def collect(settings: Settings, log: TrainingLog | None, progress: bool | None) 
         at_time=at_time,
         common_time=common,
         slow=slow,
+        instruments=seen,
         line=beside["line"],
         log=log,
     )
@@ -343,7 +347,7 @@ def _claim_runs(geometry: Geometry, settings: Settings) -> tuple[dict[Any, Any],
     states = jax.tree.map(
         lambda leaf: leaf.astype(settings.dtype), geometry.states(ratios[geometry.admits(ratios)])
     )
-    to_level, at_time, common, slow = {}, {}, {}, {}
+    to_level, at_time, common, slow, seen = {}, {}, {}, {}, {}
     for beta in settings.betas:
         key, flow = (geometry.name, beta), geometry.flow(beta)
         slow[key] = SLOW_SHARE * float(np.median(speeds(flow, states)))
@@ -365,7 +369,8 @@ def _claim_runs(geometry: Geometry, settings: Settings) -> tuple[dict[Any, Any],
             optimise=not settings.quick,
             progress=False,
         )
-    return to_level, at_time, common, slow
+        seen[key] = instruments(flow, states, slow=slow[key], level=LEVEL, paper=geometry is _FREE)
+    return to_level, at_time, common, slow, seen
 
 
 def _response_line(settings: Settings, arrival: float) -> ResponseLine:

@@ -18,6 +18,7 @@ from flowlab.study.claims.verdicts import (
     ROUNDING,
     Verdict,
     judged,
+    known,
     not_applicable,
     share,
 )
@@ -187,7 +188,8 @@ def c6(sight: Sight) -> Verdict:
     Both change: x1 rises and x2 falls at the start. Slowly: the speed at the start is at most half
     the median over all starts. Little: within the flow time that all starts have in common (the
     median arrival at the loss level) the state moves at most half as far as the median start.
-    Speeds and distances in the coordinates of the geometry.
+    Speeds and distances in the coordinates of the geometry. A census of the slow regions, below
+    half the median speed, is taken on the free ratio plane.
     """
     here = sight.within(UPPER_RIGHT)
     if not here.count:
@@ -203,6 +205,7 @@ def c6(sight: Sight) -> Verdict:
         "share_of_starts_where_x1_rises_and_x2_falls": share(both),
         "median_speed_over_median_speed_everywhere": float(np.median(here.relative_speed)),
         "median_distance_moved_over_median_distance_everywhere": float(np.median(here.moved)),
+        **known(share_of_starts_in_a_slow_region_of_the_census=_in_a_slow_region(here)),
     }
     return judged(evidence, list(evidence)[:2])
 
@@ -213,6 +216,8 @@ def c7(sight: Sight) -> Verdict:
     At a saddle point the gradient vanishes, so a line that has difficulty with one passes where the
     speed is near zero: its slowest point on the way to the loss level, walls included, is to have
     less than a hundredth of the median speed. Slow travel without such a point is C6 and C14.
+    Beside it, what a search for critical points finds in the box around all starts, where a state
+    is a vector: it can only see what is there at the start of the way, so it does not decide.
     """
     here = sight.within(UPPER_RIGHT)
     if not here.count:
@@ -225,6 +230,10 @@ def c7(sight: Sight) -> Verdict:
         "smallest_gradient_at_the_starts": float(np.min(here.relative_speed * here.median_speed)),
         "share_of_starts_that_reach_the_loss_level": share(here.reached),
         "median_part_of_the_time_below_half_the_median_speed": float(np.median(here.dwell_share)),
+        **known(
+            saddle_points_in_the_box_around_the_starts=np.max(sight.saddles),
+            smallest_gradient_in_that_box=np.min(sight.smallest_gradient),
+        ),
     }
     return judged(evidence, list(evidence)[:1])
 
@@ -250,6 +259,11 @@ def c8(sight: Sight) -> Verdict:
         "share_where_x1_hardly_changes_with_x1_low_too": share(corner.start_rate_ratio <= MINOR),
     }
     return judged(evidence, list(evidence)[:2])
+
+
+def _in_a_slow_region(sight: Sight) -> float:
+    """The part of the starts that a census has found to lie in a slow region; NaN without one."""
+    return float("nan") if np.isnan(sight.lateness).all() else share(sight.lateness != 1)
 
 
 def _falls_rapidly(sight: Sight) -> Bool[np.ndarray, " n"]:

@@ -21,6 +21,7 @@ from flowlab.study.claims.verdicts import (
     ROUNDING,
     Verdict,
     judged,
+    known,
     not_applicable,
     share,
 )
@@ -185,6 +186,8 @@ def c14(sight: Sight) -> Verdict:
 
     Very small: the speed at the start, in the coordinates of the geometry, is at most a tenth of
     the median over all starts. Sluggish: the loss level takes twice the median arrival or more.
+    On the free ratio plane a census of slow regions says how much later than their neighbours the
+    starts of the corner's region arrive.
     """
     here = sight.within(UPPER_RIGHT)
     if not here.count:
@@ -194,6 +197,9 @@ def c14(sight: Sight) -> Verdict:
         "share_of_starts_that_arrive_late": share(here.relative_arrival >= RAPID),
         "median_speed_over_median_speed_everywhere": float(np.median(here.relative_speed)),
         "median_arrival_over_median_arrival_everywhere": float(np.median(here.relative_arrival)),
+        **known(
+            median_arrival_of_the_slow_region_over_that_around_it=np.median(here.lateness),
+        ),
     }
     return judged(evidence, list(evidence)[:2])
 
@@ -214,6 +220,7 @@ def c15(sight: Sight) -> Verdict:
         "share_of_starts_that_reach_the_loss_level": share(here.reached),
         "smallest_speed_on_the_way_over_median_speed": float(np.min(here.relative_slowest)),
         "smallest_gradient_at_any_start": float(np.min(sight.relative_speed * sight.median_speed)),
+        **known(minima_above_the_loss_level_in_the_box_around_the_starts=np.max(sight.traps)),
     }
     return judged(evidence, list(evidence)[:1])
 
@@ -224,8 +231,10 @@ def c16(sight: Sight) -> Verdict:
     The shares are those of the values of β, not of the starts. Arrival: the 95th percentile of the
     times to the loss level, of those that reach it, is at least twice the 5th. State: at the common
     flow time (the median arrival), the 5th to 95th percentile of the chosen response (x1 where a
-    state is (x1, x2), u_w elsewhere) spans at least half of what it spans at the starts. In another
-    sense the start has no impact on the final result: the share that reaches the level.
+    state is (x1, x2), u_w elsewhere) spans at least half of what it spans at the starts. Beside
+    them, on the free ratio plane, the derivative of the arrival by the start, as the length of its
+    two relative changes, which sum to 2 there. In another sense the start has no impact on the
+    final result: the share that reaches the level.
     """
     parts = sight.by_beta()
     arrivals = np.array([_lateness(part.arrival[part.reached]) for part in parts])
@@ -238,6 +247,9 @@ def c16(sight: Sight) -> Verdict:
         "smallest_95th_over_5th_percentile_of_arrival": float(np.min(arrivals)),
         "smallest_spread_at_the_common_time_over_spread_of_the_starts": float(np.min(kept)),
         **_losses(sight),
+        **known(
+            relative_change_of_arrival_per_relative_change_of_the_start=np.median(sight.elasticity),
+        ),
         "spread_of_x1_at_the_loss_level": _span(sight.end[:, 0]),
         "share_of_starts_that_reach_the_loss_level": share(sight.reached),
     }

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from flowlab.flow import AbstractFlow, norm
 from flowlab.policies import AbstractPolicy
 from flowlab.solve import compiled
-from flowlab.study.data import Geometry, StudyData, ratios_at
+from flowlab.study.data import LEVEL, Geometry, StudyData, ratios_at
 from flowlab.until import Outcome
 
 __all__ = [
@@ -99,6 +99,13 @@ class Sight:
         identity_error: Relative error of the gradient by the identity of C17.
         kernel: k_ww, k_wl and k_ll at the start, shape (n, 3).
         reference_rate: Rates (u_w', u_l') of the free field at the reference state, shape (n, 2).
+        saddles: Saddle points that a search of the box around the starts has found; NaN without.
+        traps: Minima above the loss level that it has found.
+        smallest_gradient: The smallest |∇L| that it met away from critical points.
+        lateness: How many times later the starts of the slow region around a start arrive than
+            their neighbours; 1 outside of all; NaN but on the free ratio plane.
+        elasticity: Median relative change of the arrival per relative change of the start; NaN but
+            on the free ratio plane.
     """
 
     beta: Float[np.ndarray, " n"]
@@ -125,6 +132,11 @@ class Sight:
     identity_error: Float[np.ndarray, " n"]
     kernel: Float[np.ndarray, "n 3"]
     reference_rate: Float[np.ndarray, "n 2"]
+    saddles: Float[np.ndarray, " n"]
+    traps: Float[np.ndarray, " n"]
+    smallest_gradient: Float[np.ndarray, " n"]
+    lateness: Float[np.ndarray, " n"]
+    elasticity: Float[np.ndarray, " n"]
 
     @property
     def count(self) -> int:
@@ -170,7 +182,7 @@ def look(data: StudyData, geometry: Geometry) -> Sight:
 def _one(data: StudyData, geometry: Geometry, beta: float) -> Sight:
     key = (geometry.name, beta)
     runs, later = data.to_level[key], data.at_time[key].end
-    here = _facts(geometry, beta, runs.starts)
+    here, seen = _facts(geometry, beta, runs.starts), data.instruments[key]
     start, ends, laters = here["ratios"], geometry.ratios(runs.end), geometry.ratios(later)
     speed = here["speed"]
     moved = np.linalg.norm(geometry.coordinates(later) - geometry.coordinates(runs.starts), axis=1)
@@ -202,6 +214,11 @@ def _one(data: StudyData, geometry: Geometry, beta: float) -> Sight:
         identity_error=here["identity_error"],
         kernel=here["kernel"],
         reference_rate=here["reference_rate"],
+        saddles=np.full(len(start), seen.count("saddle")),
+        traps=np.full(len(start), seen.count("minimum", LEVEL)),
+        smallest_gradient=np.full(len(start), seen.smallest_gradient),
+        lateness=seen.lateness(start),
+        elasticity=np.full(len(start), seen.elasticity),
     )
     return everything.where(runs.outcome != Outcome.started_past_target)
 

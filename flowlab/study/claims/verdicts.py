@@ -18,6 +18,7 @@ __all__ = [
     "Claim",
     "Verdict",
     "judged",
+    "known",
     "not_applicable",
     "share",
 ]
@@ -109,6 +110,11 @@ def _kind(shares: Sequence[float]) -> str:
     if all(value >= HOLDS_FROM for value in shares):
         return "holds"
     return "fails" if all(value <= 1 - HOLDS_FROM for value in shares) else "holds_in_part"
+
+
+def known(**measured: float) -> dict[str, float]:
+    """Measured numbers, by name, without those that were not measured in a geometry, NaN."""
+    return {name: float(value) for name, value in measured.items() if not np.isnan(value)}
 
 
 def share(true: Bool[np.ndarray, " n"]) -> float:

@@ -26,7 +26,7 @@ sensitivities = importlib.import_module("flowlab.critical.sensitivity")
 
 
 class Quadratic(eqx.Module):
-    rates: jnp.ndarray
+    rates: np.ndarray
 
     def __call__(self, y):
         return 0.5 * jnp.sum(self.rates * y**2)

@@ -46,7 +46,7 @@ from flowlab.flow import AbstractFlow, PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss, numbers
 from flowlab.policies import CoupledKernel, LogRatioPlane
 from flowlab.solve import check_states
-from flowlab.until import Outcome
+from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
     import xarray
@@ -244,8 +244,7 @@ class Displacement:
 
     def counts(self) -> dict[str, int]:
         """How many lines had each outcome, by name; outcomes that did not occur are left out."""
-        codes, numbers = np.unique(self.outcome, return_counts=True)
-        return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
+        return counted(self.outcome)
 
     def to_xarray(self) -> "xarray.Dataset":
         """Everything as an xarray Dataset with the dimensions `ratio` and `start`."""

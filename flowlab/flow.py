@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.domains import AbstractDomain, WholeSpace
@@ -234,6 +235,24 @@ def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
     """Euclidean inner product over all leaves of two PyTrees."""
     products = jax.tree.map(lambda a, b: jnp.sum(a * b), first, second)
     return sum(jax.tree.leaves(products))  # type: ignore[return-value]
+
+
+def lifted(
+    flow: AbstractFlow, state: PyTree[Array], covectors: Float[Array, "k d"]
+) -> Float[Array, "d k"]:
+    """M applied to covectors, which come as rows and leave as columns, all leaves in one vector."""
+    _, state_of = ravel_pytree(state)
+
+    def one(covector: Float[Array, " d"]) -> Float[Array, " d"]:
+        return ravel_pytree(flow.metric(state, state_of(covector)))[0]
+
+    return jax.vmap(one, out_axes=1)(covectors)
+
+
+def metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d"]:
+    """M at a state, as a matrix over all numbers of the state."""
+    vector, _ = ravel_pytree(state)
+    return lifted(flow, state, jnp.eye(vector.size, dtype=vector.dtype))
 
 
 def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:

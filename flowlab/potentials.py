@@ -140,8 +140,8 @@ class MuellerBrown(AbstractPotential):
 
     Its curvatures reach some thousands, so flows on it are stiff.
 
-    Source: K. Müller and L. D. Brown, Theoretica Chimica Acta 53, 75–93 (1979), footnote 7 and the
-        table of the critical points.
+    Source: K. Müller and L. D. Brown, Theoretica Chimica Acta 53, 75–93 (1979), as it is quoted;
+        the critical points are the roots of the gradient to the digits commonly published.
     """
 
     @property

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.flow import AbstractFlow, PreferenceFlow
@@ -16,6 +17,8 @@ __all__ = [
     "Clock",
     "Outcome",
     "boundary",
+    "checked_limit",
+    "counted",
     "loss_below",
     "margin_above",
     "speed_below",
@@ -57,6 +60,12 @@ class Outcome(IntEnum):
     step_limit = 6
     time_limit = 7
     non_finite = 8
+
+
+def counted(outcomes: npt.ArrayLike) -> dict[str, int]:
+    """How often each outcome occurs, by name; outcomes that do not occur are left out."""
+    codes, numbers = np.unique(np.asarray(outcomes), return_counts=True)
+    return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
 
 
 class AbstractTarget(eqx.Module):
@@ -196,7 +205,7 @@ def loss_below(*levels: float, time_limit: float | None = None) -> AbstractTarge
     array = _levels("levels", levels)
     if np.any(np.diff(array) >= 0):
         raise ValueError(f"Argument `levels` must be strictly decreasing, but is {array.tolist()}.")
-    return _LossBelow(array, _limit(time_limit))
+    return _LossBelow(array, checked_limit(time_limit))
 
 
 def margin_above(
@@ -214,7 +223,7 @@ def margin_above(
     """
     if of not in ("mean", "min"):
         raise ValueError(f'Argument `of` must be "mean" or "min", but is {of!r}.')
-    return _MarginAbove(_levels("margin", (margin,)), _limit(time_limit), of)
+    return _MarginAbove(_levels("margin", (margin,)), checked_limit(time_limit), of)
 
 
 def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTarget:
@@ -230,7 +239,7 @@ def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTar
     level = _levels("speed", (speed,))
     if level[0] <= 0:
         raise ValueError(f"Argument `speed` must be positive, but is {speed!r}.")
-    return _SpeedBelow(level, _limit(time_limit))
+    return _SpeedBelow(level, checked_limit(time_limit))
 
 
 def time(duration: float) -> AbstractTarget:
@@ -242,7 +251,7 @@ def time(duration: float) -> AbstractTarget:
     level = _levels("duration", (duration,))
     if level[0] <= 0:
         raise ValueError(f"Argument `duration` must be positive, but is {duration!r}.")
-    return _AtTime(level, _limit(None))
+    return _AtTime(level, checked_limit(None))
 
 
 def boundary(*, time_limit: float | None = None) -> AbstractTarget:
@@ -252,7 +261,7 @@ def boundary(*, time_limit: float | None = None) -> AbstractTarget:
     to go is C·x^p, with C and p read from the field. Where p ≤ 0 the boundary is never reached, and
     the outcome is `at_critical_point`, and `end_time` is where the integration stopped.
     """
-    return _Boundary(np.zeros(1), _limit(time_limit))
+    return _Boundary(np.zeros(1), checked_limit(time_limit))
 
 
 def _levels(name: str, values: tuple[float, ...]) -> np.ndarray:
@@ -266,7 +275,12 @@ def _levels(name: str, values: tuple[float, ...]) -> np.ndarray:
     return array
 
 
-def _limit(time_limit: float | None) -> np.ndarray:
+def checked_limit(time_limit: float | None) -> np.ndarray:
+    """A time limit as a number, infinite for None.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
     limit = np.inf if time_limit is None else float(time_limit)
     if not limit > 0:
         raise ValueError(f"Argument `time_limit` must be positive, but is {time_limit!r}.")

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from flowlab.cards.plane import Field, Plane, circle
+from flowlab.critical import local
 
 __all__ = ["Equilibrium", "distance", "find", "flat_around", "newton_step", "settled"]
 
@@ -77,12 +78,7 @@ def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[Equilibrium, 
 
 def newton_step(field: Field) -> Float[np.ndarray, "n 2"]:
     """Newton's step to a zero of the gradient, of least length where the Hessian is singular."""
-    values, vectors = _spectrum(field.hessian)
-    curved = _curved(field.hessian)
-    with np.errstate(all="ignore"):
-        along = np.einsum("nij,ni->nj", vectors, field.gradient)
-        steps = np.where(curved, -along / np.where(curved, values, 1), 0)
-        return np.einsum("nij,nj->ni", vectors, steps)
+    return local.newton_step(field.gradient, field.hessian)
 
 
 def settled(plane: Plane, points: Float[np.ndarray, "n 2"], field: Field) -> Bool[np.ndarray, " n"]:
@@ -104,7 +100,7 @@ def _turns(
     plane: Plane, points: Float[np.ndarray, "n 2"], hessian: Float[np.ndarray, "n 2 2"]
 ) -> Bool[np.ndarray, " n"]:
     """Whether the slope changes its sign at points, along every axis of curvature."""
-    curved, axes = _curved(hessian), _spectrum(hessian)[1]
+    curved, axes = _curved(hessian), local.spectrum(hessian)[1]
     apart = _NEIGHBOUR * (1 + np.linalg.norm(points, axis=1, keepdims=True))
     turns = np.ones(len(points), bool)
     for k in (0, 1):
@@ -115,26 +111,15 @@ def _turns(
     return turns
 
 
-def _spectrum(hessian: Float[np.ndarray, "n 2 2"]) -> tuple[np.ndarray, np.ndarray]:
-    finite = np.all(np.isfinite(hessian), axis=(1, 2))
-    return np.linalg.eigh(np.where(finite[:, None, None], hessian, 0))
-
-
 def _curved(hessian: Float[np.ndarray, "n 2 2"]) -> Bool[np.ndarray, "n 2"]:
     """Which eigenvalues of the Hessians count as not zero."""
-    values = np.abs(_spectrum(hessian)[0])
-    return values > np.maximum(_SINGULAR * values.max(axis=1, keepdims=True), 1e-300)
+    return local.curved(local.spectrum(hessian)[0])
 
 
 def _refined(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
     points = np.array(guesses, float)
     for _ in range(_ITERATIONS):
-        step = newton_step(plane.field(points))
-        longest = 0.1 * plane.reach
-        with np.errstate(all="ignore"):
-            length = np.linalg.norm(step, axis=1, keepdims=True)
-            step = np.where(length > longest, step * (longest / length), step)
-        points = points + np.where(np.isfinite(step), step, 0)
+        points = points + local.capped(newton_step(plane.field(points)), 0.1 * plane.reach)
     return points
 
 
@@ -164,7 +149,7 @@ def _lines(plane: Plane, roots: Float[np.ndarray, "n 2"]) -> list[Equilibrium]:
 
 def _signs(plane: Plane, roots: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
     """The sign of the larger curvature at roots."""
-    values = _spectrum(plane.field(roots).hessian)[0]
+    values = local.spectrum(plane.field(roots).hessian)[0]
     return np.sign(values[np.arange(len(values)), np.argmax(np.abs(values), axis=1)])
 
 
@@ -186,7 +171,7 @@ def _line(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Equilibrium:
 
 def _tangent(plane: Plane, place: Float[np.ndarray, " 2"]) -> Float[np.ndarray, " 2"]:
     """The direction without curvature."""
-    values, vectors = _spectrum(plane.field(place[None]).hessian)
+    values, vectors = local.spectrum(plane.field(place[None]).hessian)
     return vectors[0][:, np.argmin(np.abs(values[0]))]
 
 

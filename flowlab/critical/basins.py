@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from flowlab import until
 from flowlab.critical.families import gaps
-from flowlab.critical.local import checked_region, local
+from flowlab.critical.local import checked_region, diagonal, local
 from flowlab.critical.points import CriticalPoint, CriticalPoints, critical_points, refined
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
@@ -219,7 +219,7 @@ def _labelled(
     end: Float[np.ndarray, "n d"],
     scale: float,
 ) -> Int[np.ndarray, " n"]:
-    width = float(np.linalg.norm(points.region[:, 1] - points.region[:, 0]))
+    width = diagonal(points.region)
     labels = np.full(len(outcome), UNRESOLVED)
     known = np.all(np.isfinite(end), axis=1)
     absorbed = known & (outcome == Outcome.at_wall) & np.any(end == 0, axis=1)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
 
-from flowlab.critical.local import checked_region, local
+from flowlab.critical.local import checked_region, diagonal, local
 from flowlab.critical.points import (
     CriticalPoint,
     critical_points,
@@ -204,7 +204,7 @@ class _Follower:
 
     def __init__(self, flow: AbstractFlow, parameter: str, ends: np.ndarray) -> None:
         self.flow, self.parameter, self.ends = flow, parameter, ends
-        self.width = float(np.linalg.norm(ends[:, 1] - ends[:, 0]))
+        self.width = diagonal(ends)
 
     def at(self, value: float, point: CriticalPoint) -> CriticalPoint | None:
         """The point at a value that Newton's method leads to; None if there is none near."""
@@ -219,8 +219,7 @@ class _Follower:
         near = np.linalg.norm(places[0] - point.place) < _FARTHEST * self.width
         if not (roots[0] and near):
             return None
-        found = described(flow, places[0], self.width, point.dimension)
-        return found if found.dimension == point.dimension else None
+        return described(flow, places[0], self.width, point.dimension)
 
     def apart(self, point: CriticalPoint, others: Sequence[CriticalPoint | None]) -> bool:
         """Whether a point is none of others."""
@@ -272,9 +271,7 @@ def _nearest(
     if ahead is None:
         return None
     nearest = min(alike, key=lambda p: float(np.linalg.norm(p.place - ahead.place)))
-    gap = float(np.linalg.norm(nearest.place - ahead.place))
-    same_kind = nearest.index == last.index or gap <= _SAME * follow.width
-    return nearest if gap <= _SAME * follow.width and same_kind else None
+    return None if follow.apart(nearest, [ahead]) else nearest
 
 
 def _appeared(

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import null_space
 
-from flowlab.critical.local import Local, local, newton_step, projected
+from flowlab.critical.local import Local, capped, local, newton_step
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Held", "edges", "faces"]
@@ -78,13 +79,12 @@ def _on_face(
     words: tuple[str, ...],
 ) -> list[Held]:
     normals, offsets = walls
-    along = projected(normals)
+    along = null_space(normals)
     onto = np.linalg.pinv(normals)
     places = guesses - (guesses @ normals.T - offsets) @ onto.T
     there, slope, bend, step, length = _newton(flow, places, along)
     for _ in range(_NEWTON_STEPS if along.shape[1] else 0):
-        shorter = np.minimum(1, 0.1 * width / np.maximum(length, 1e-300))
-        places = places + np.where(np.isfinite(step), step * shorter[:, None], 0) @ along.T
+        places = places + capped(step, 0.1 * width) @ along.T
         there, slope, bend, step, length = _newton(flow, places, along)
     steep = np.linalg.norm(slope, axis=1)
     pressing = np.all(-there.gradient @ onto > 0, axis=1)

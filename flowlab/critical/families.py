@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.critical.local import local, newton_step, spectrum
+from flowlab.critical.local import diagonal, local, newton_step, spectrum
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Family", "family", "gaps"]
@@ -65,7 +65,7 @@ def family(
         ends: The region.
         scale: A typical |∇L|.
     """
-    width = float(np.linalg.norm(ends[:, 1] - ends[:, 0]))
+    width = diagonal(ends)
     step = 0.2 * _STEP * width
     both = [[_corrected(flow, root + s * step * way) for s in (-1, 1)] for way in flat.T]
     goes_on = [all(_on_it(flow, there, root, step, scale) for there in pair) for pair in both]
@@ -129,7 +129,7 @@ def _traced(
 def _half(
     flow: AbstractFlow, root: np.ndarray, way: np.ndarray, ends: np.ndarray, scale: float
 ) -> tuple[Float[np.ndarray, "k d"], bool]:
-    step = _STEP * float(np.linalg.norm(ends[:, 1] - ends[:, 0]))
+    step = _STEP * diagonal(ends)
     path = [root]
     for _ in range(_LONGEST):
         ahead = path[-1] + step * way

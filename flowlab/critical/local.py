@@ -14,18 +14,20 @@ import numpy.typing as npt
 from jaxtyping import Array, Bool, Float
 
 from flowlab.domains import AbstractDomain, Enclosure
-from flowlab.flow import AbstractFlow
+from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
 from flowlab.solve import compiled
 
 __all__ = [
     "Enclosed",
     "Local",
+    "capped",
     "checked_region",
+    "curved",
+    "diagonal",
     "enclosed",
     "local",
     "newton_step",
-    "projected",
     "rates_of",
     "spectrum",
 ]
@@ -67,8 +69,7 @@ def local(flow: AbstractFlow, states: npt.ArrayLike) -> Local:
 def _local(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]:
     def at(state: Float[Array, " d"]) -> tuple[Array, ...]:
         potential, gradient = flow.potential, jax.grad(flow.potential)
-        basis = jnp.eye(state.size, dtype=state.dtype)
-        metric = jax.vmap(lambda covector: flow.metric(state, covector), out_axes=1)(basis)
+        metric = metric_matrix(flow, state)
         hessian = jax.jacfwd(gradient)(state)
         return potential(state), gradient(state), hessian, metric, flow.domain.contains(state)
 
@@ -80,12 +81,31 @@ def newton_step(
 ) -> Float[np.ndarray, "n d"]:
     """Newton's step to a zero of the gradient, of least length where the Hessian is singular."""
     values, vectors = spectrum(hessian)
-    largest = np.max(np.abs(values), axis=1, keepdims=True, initial=0)
-    curved = np.abs(values) > np.maximum(_SINGULAR * largest, 1e-300)
+    bent = curved(values)
     with np.errstate(all="ignore"):
         along = np.einsum("nij,ni->nj", vectors, gradient)
-        steps = np.where(curved, -along / np.where(curved, values, 1), 0)
+        steps = np.where(bent, -along / np.where(bent, values, 1), 0)
         return np.einsum("nij,nj->ni", vectors, steps)
+
+
+def curved(values: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "n d"]:
+    """Which eigenvalues of Hessians count as not zero, beside the largest of each."""
+    sizes = np.abs(values)
+    largest = np.max(sizes, axis=1, keepdims=True, initial=0)
+    return sizes > np.maximum(_SINGULAR * largest, 1e-300)
+
+
+def capped(step: Float[np.ndarray, "n d"], longest: float) -> Float[np.ndarray, "n d"]:
+    """Steps cut to a length; none where they are not finite."""
+    with np.errstate(all="ignore"):
+        length = np.linalg.norm(step, axis=1, keepdims=True)
+        step = np.where(length > longest, step * (longest / length), step)
+    return np.where(np.isfinite(step), step, 0)
+
+
+def diagonal(region: Float[np.ndarray, "d 2"]) -> float:
+    """The length of the diagonal of a region, which is the unit of the distances in it."""
+    return float(np.linalg.norm(region[:, 1] - region[:, 0]))
 
 
 def spectrum(matrices: Float[np.ndarray, "n d d"]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,12 +126,6 @@ def rates_of(
     values, vectors = map(np.real, np.linalg.eig(metric @ hessian))
     order = np.argsort(values)
     return values[order], vectors[:, order]
-
-
-def projected(normals: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "d d-m"]:
-    """An orthonormal basis of what is orthogonal to all normals."""
-    full = np.linalg.svd(normals, full_matrices=True)[2]
-    return full[np.linalg.matrix_rank(normals) :].T
 
 
 def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:

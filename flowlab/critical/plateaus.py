@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowlab import measures
-from flowlab.critical.local import checked_region, local
+from flowlab.critical.local import checked_region, diagonal, local
 from flowlab.critical.points import refined
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
@@ -245,7 +245,7 @@ def _words(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> 
     words = np.array([Outcome(code).name for code in runs.outcome], dtype=object)
     resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
     if len(resting):
-        width = float(np.linalg.norm(region[:, 1] - region[:, 0]))
+        width = diagonal(region)
         places = runs.end[resting]
         scale = float(np.median(local(flow, runs.starts).steepness))
         roots, there, proper = refined(flow, places, scale, width)

@@ -18,7 +18,16 @@ from jaxtyping import Array, Bool, Float
 from flowlab import starts as starts_module
 from flowlab.critical.edges import Held, edges, faces
 from flowlab.critical.families import family
-from flowlab.critical.local import Local, checked_region, local, newton_step, rates_of, spectrum
+from flowlab.critical.local import (
+    Local,
+    capped,
+    checked_region,
+    diagonal,
+    local,
+    newton_step,
+    rates_of,
+    spectrum,
+)
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 
@@ -164,7 +173,7 @@ def critical_points(
     ends = checked_region(region, flow)
     guesses, here = _fit_guesses(flow, ends, starts)
     scale = float(np.median(here.steepness))
-    width = float(np.linalg.norm(ends[:, 1] - ends[:, 0]))
+    width = diagonal(ends)
     ended = _searched(flow, guesses)
     places, there, roots = refined(flow, ended, scale, width)
     within = np.all((places >= ends[:, 0]) & (places <= ends[:, 1]), axis=1) & there.inside
@@ -197,8 +206,7 @@ def refined(
     for _ in range(_NEWTON_STEPS):
         if np.all((length < 1e-15 * width) | (length > 1e3 * width)):
             break
-        shorter = np.minimum(1, 0.1 * width / np.maximum(length, 1e-300))
-        places = places + np.where(np.isfinite(step), step * shorter[:, None], 0)
+        places = places + capped(step, 0.1 * width)
         there, step, length = _newton(flow, places)
     roots = (length < _ROOT_STEP * width) & (there.steepness < _ROOT_GRADIENT * scale)
     return places, there, roots & there.inside

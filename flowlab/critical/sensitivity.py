@@ -18,10 +18,10 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from scipy.linalg import expm
 
 from flowlab import until as targets
-from flowlab.ensemble.blocks import Device, Passes, block_size_on, solved
+from flowlab.ensemble.blocks import Device, Passes, block_size_on, solved, worth_optimising
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures.base import Space, check_space, position
-from flowlab.solve import check_states, compiled, default_rtol, make_problem
+from flowlab.solve import check_counts, check_states, compiled, default_rtol, make_problem
 from flowlab.solve.tangents import first_with_tangents, later_with_tangents
 from flowlab.until import AbstractTarget, Clock, Outcome
 
@@ -29,7 +29,6 @@ __all__ = ["Exponents", "Sensitivity", "lyapunov", "sensitivity"]
 
 _PASSES = Passes(first_with_tangents, later_with_tangents, enough_blocks=512)
 _WIDTH = 8  # numbers that a processor takes at once, at most
-_WORTH_OPTIMISING = 4_000  # starts, from which on they take longer than what it costs to compile
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +157,8 @@ def sensitivity(
         atol: Absolute tolerance of the state; None as in `sweep`.
         solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
             or Dopri8 where rtol < 3e-8.
-        block_size: Starts that share a step; None as in `sweep`.
+        block_size: Starts that share a step; None for the number of `sweep` over the components of
+            a start.
         devices: JAX devices to use; None for all local ones.
         max_steps: Steps that a block tries before the outcome is `step_limit`.
         optimise: Whether the compiler optimises its code; None where there are 4,000 starts.
@@ -174,7 +174,7 @@ def sensitivity(
         fixed time 2e-7 and 2e-5 on Himmelblau's function, 1e-6 and 6e-4 on the ratio plane, worst
         where a line is about to be absorbed. With rtol = 1e-8 they fall to a hundredth and less.
     """
-    _check_options(block_size, max_steps)
+    check_counts(block_size, max_steps)
     check_space(of)
     array, dtype = check_states("starts", starts, flow, batched=True)
     array = _matrix(array)
@@ -199,7 +199,7 @@ def sensitivity(
             devices=devices,
             size=min(size, len(array)),
             max_steps=max_steps,
-            optimise=len(array) >= _WORTH_OPTIMISING if optimise is None else optimise,
+            optimise=worth_optimising(len(array)) if optimise is None else optimise,
             passes=_PASSES,
         )
         _blanked(found)
@@ -257,12 +257,6 @@ def lyapunov(
     with np.errstate(divide="ignore"):
         values = np.log(moved.growth) / moved.growth.dtype.type(duration)
     return Exponents(values, moved.starts, duration, of, moved.outcome)
-
-
-def _check_options(block_size: int | None, max_steps: int) -> None:
-    for name, value in (("block_size", block_size), ("max_steps", max_steps)):
-        if value is not None and not value >= 1:
-            raise ValueError(f"Argument `{name}` must be at least 1, but is {value!r}.")
 
 
 def _block_size(device: Device, components: int) -> int:

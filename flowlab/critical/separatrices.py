@@ -10,7 +10,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from flowlab import until
-from flowlab.critical.local import checked_region, enclosed, local, rates_of
+from flowlab.critical.local import checked_region, diagonal, enclosed, local, rates_of
 from flowlab.critical.points import CriticalPoint, CriticalPoints
 from flowlab.flow import AbstractFlow
 from flowlab.solve import flow_line
@@ -73,7 +73,7 @@ def separatrices(
         rates = np.abs(point.rates)
         duration = _RATES / float(rates[rates > 1e-9 * rates.max()].min())
         for sign in (1, -1):
-            off = _OFF * float(np.linalg.norm(ends[:, 1] - ends[:, 0]))
+            off = _OFF * diagonal(ends)
             start = point.place + sign * off * way
             line = flow_line(
                 inside,

@@ -37,7 +37,7 @@ from flowlab.solve import (
 from flowlab.solve.tangents import TangentLanes
 from flowlab.until import Outcome
 
-__all__ = ["Device", "Passes", "block_size_on", "solved"]
+__all__ = ["Device", "Passes", "block_size_on", "solved", "worth_optimising"]
 
 Device = Any  # jax.Device, which is no type to a type checker
 
@@ -48,6 +48,7 @@ _BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost is that of some thousand
 _BLOCKS_OF_A_SLAB = 32  # enough for alike blocks, few enough to be sorted in a cache
 _LEFT_FOR_LATER = 16  # a block ends when one lane in so many still runs; those go on together
 _ENOUGH_BLOCKS = 32
+_WORTH_OPTIMISING = 4_000  # runs
 
 
 class Passes(NamedTuple):
@@ -88,6 +89,11 @@ class _Work:
 def block_size_on(device: Device) -> int:
     """Starts that share a step where nobody says how many."""
     return _BLOCK_ON_CPU if device.platform == "cpu" else _BLOCK_ON_ACCELERATOR
+
+
+def worth_optimising(runs: int) -> bool:
+    """Whether runs are so many that they would take longer than what it costs to optimise."""
+    return runs >= _WORTH_OPTIMISING
 
 
 def solved(

@@ -14,16 +14,15 @@ import numpy.typing as npt
 from jaxtyping import ArrayLike, Float, PyTree
 from tqdm import tqdm
 
-from flowlab.ensemble.blocks import Device, block_size_on, solved
+from flowlab.ensemble.blocks import Device, block_size_on, solved, worth_optimising
 from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
-from flowlab.solve import check_states, default_rtol, make_problem
+from flowlab.solve import check_counts, check_states, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["sweep"]
 
-_WORTH_OPTIMISING = 4_000  # runs, from which on they take longer than what it costs to compile
 _AUDIT_TIGHTER = 100.0
 _AUDIT_SMALLEST_RTOL = 1e-13
 _AUDIT_SEED = 0
@@ -69,12 +68,12 @@ def sweep(
             for none at all on a domain of positive components.
         solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
             or Dopri8 where rtol < 3e-8.
-        block_size: Starts that share a step; None for 1,024 on a CPU and 65,536 elsewhere.
+        block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
         max_steps: Steps that a block tries, since a lane last left it for holding it up, before the
             outcome is `step_limit`.
-        optimise: Whether the compiler optimises its code, which doubles the time of compilation,
+        optimise: Whether the compiler optimises its code, which doubles or trebles its time,
             and makes the run several times as fast; None where there are 4,000 runs or more.
         audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
@@ -104,7 +103,7 @@ def sweep(
         devices=devices,
         size=min(size, count),
         max_steps=max_steps,
-        optimise=count * len(cases) >= _WORTH_OPTIMISING if optimise is None else optimise,
+        optimise=worth_optimising(count * len(cases)) if optimise is None else optimise,
     )
     results, audits = [], []
     with tqdm(total=len(cases) * count, unit="start", unit_scale=True, **_bar(progress)) as bar:
@@ -186,10 +185,7 @@ def _joined(audits: list[tuple[float, np.ndarray, np.ndarray, int, int]]) -> Aud
 
 
 def _check_options(block_size: int | None, audit: float, max_steps: int) -> None:
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"Argument `block_size` must be at least 1, but is {block_size!r}.")
-    if max_steps < 1:
-        raise ValueError(f"Argument `max_steps` must be at least 1, but is {max_steps!r}.")
+    check_counts(block_size, max_steps)
     if not 0 <= audit <= 1:
         raise ValueError(f"Argument `audit` must lie between 0 and 1, but is {audit!r}.")
 

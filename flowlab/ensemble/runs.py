@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from flowlab.until import Outcome
+from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
     import xarray
@@ -88,8 +88,7 @@ class Runs:
 
     def counts(self) -> dict[str, int]:
         """How many runs had each outcome, by name; outcomes that did not occur are left out."""
-        codes, numbers = np.unique(self.outcome, return_counts=True)
-        return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
+        return counted(self.outcome)
 
     def to_xarray(self) -> "xarray.Dataset":
         """The runs as an xarray Dataset with named dimensions.

@@ -16,12 +16,14 @@ __all__ = [
     "RATIOS",
     "Span",
     "cell_edges",
+    "check_plane",
     "checked_span",
     "checked_states",
     "legend_beside",
     "name_axes",
     "names_for",
     "panels",
+    "patch_entry",
     "shade_cells",
     "shared_legend",
     "show_legend",
@@ -145,8 +147,21 @@ def shade_cells(
     style: dict[str, Any] = dict(levels=[0.5, 1.5], colors=[face], hatches=[hatch])
     drawn = ax.contourf(*axes, cells, zorder=order, **style)
     drawn.set(edgecolor=edge, linewidth=0)
+    patch_entry(ax, label, facecolor=face, hatch=hatch, edgecolor=edge)
+
+
+def patch_entry(ax: Axes, label: str, **look: Any) -> None:
+    """An entry of a colour or pattern in the legend, for what has none of its own."""
     nothing = np.full(3, np.nan)
-    ax.fill(nothing, nothing, facecolor=face, hatch=hatch, edgecolor=edge, lw=0, label=label)
+    ax.fill(nothing, nothing, linewidth=0, label=label, **look)
+
+
+def check_plane(flow: AbstractFlow) -> None:
+    """Raise a ValueError where the states of a flow are known not to lie on a plane."""
+    if flow.state_shape not in (None, (2,)):
+        raise ValueError(
+            f"Argument `flow` must be one on a plane, but its states have shape {flow.state_shape}."
+        )
 
 
 def name_axes(ax: Axes, names: tuple[str, str]) -> None:

@@ -32,6 +32,7 @@ from flowlab.plots.canvas import (
     legend_beside,
     name_axes,
     panels,
+    patch_entry,
     shade_cells,
     show_legend,
     target_axes,
@@ -262,9 +263,7 @@ def _fill(
         if hatch is not None:
             style: dict[str, Any] = dict(hatch=hatch, edge=_HATCH_EDGE, order=0.4)
             shade_cells(ax, edges, cells == number, "_" + name, **style)
-        nothing = np.full(3, np.nan)
-        style = dict(facecolor=face, hatch=hatch, edgecolor=_HATCH_EDGE, linewidth=0)
-        ax.fill(nothing, nothing, label=name, **style)
+        patch_entry(ax, name, facecolor=face, hatch=hatch, edgecolor=_HATCH_EDGE)
 
 
 def _stretches(

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.plots.canvas import (
     Span,
+    check_plane,
     checked_span,
     name_axes,
     names_for,
@@ -23,7 +24,7 @@ from flowlab.plots.canvas import (
     target_axes,
 )
 
-__all__ = ["field", "loss_surface"]
+__all__ = ["field", "loss_surface", "seen"]
 
 _FINE = 119  # cells per side on which loss and velocity are evaluated
 _CELL_FILLED = 0.95  # the longest arrow, in cells
@@ -191,17 +192,22 @@ def _on_grid(
     flow: AbstractFlow, x: Span, y: Span
 ) -> tuple[Float[np.ndarray, "m m 2"], Float[np.ndarray, "m m"], Float[np.ndarray, "m m 2"]]:
     """States at the centres of cells, loss and velocity there; NaN outside of the domain."""
-    if flow.state_shape not in (None, (2,)):
-        raise ValueError(
-            f"Argument `flow` must be one on a plane, but its states have shape {flow.state_shape}."
-        )
+    check_plane(flow)
     ends = checked_span("x", x), checked_span("y", y)
     centres = [low + (high - low) * (np.arange(_FINE) + 0.5) / _FINE for low, high in ends]
     states = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1)
-    with jax.enable_x64(True):
-        loss, velocity, inside = jax.tree.map(np.array, _values(flow, states.reshape(-1, 2)))
-    loss[~inside], velocity[~inside] = np.nan, np.nan
+    loss, velocity = seen(flow, states.reshape(-1, 2))
     return states, loss.reshape(_FINE, _FINE), velocity.reshape(states.shape)
+
+
+def seen(
+    flow: AbstractFlow, states: Float[np.ndarray, "n 2"]
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"]]:
+    """Loss and velocity at states, in float64; NaN outside of the domain."""
+    with jax.enable_x64(True):
+        loss, velocity, inside = jax.tree.map(np.array, _values(flow, states))
+    loss[~inside], velocity[~inside] = np.nan, np.nan
+    return loss, velocity
 
 
 @eqx.filter_jit

@@ -7,11 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
@@ -21,15 +18,17 @@ from flowlab.flow import AbstractFlow, Flow, PreferenceFlow
 from flowlab.plots import critical as drawn
 from flowlab.plots.canvas import (
     Span,
+    check_plane,
     checked_span,
     legend_beside,
     name_axes,
     names_for,
     panels,
+    patch_entry,
     show_legend,
     target_axes,
 )
-from flowlab.plots.fields import field
+from flowlab.plots.fields import field, seen
 from flowlab.plots.paths import walls
 from flowlab.policies import LogRatioPlane, RatioPlane
 from flowlab.potentials import AbstractPotential
@@ -125,9 +124,7 @@ def slow_regions(
         style: dict[str, Any] = dict(levels=[-1, 1], colors=["none"], hatches=["...."], zorder=0.5)
         drawn = ax.contourf(*axes, share.T, **style)
         drawn.set(edgecolor="0.45", linewidth=0)
-        nothing = np.full(3, np.nan)
-        style = dict(facecolor="none", hatch="....", edgecolor="0.45", linewidth=0)
-        ax.fill(nothing, nothing, label=label, **style)
+        patch_entry(ax, label, facecolor="none", hatch="....", edgecolor="0.45")
     else:
         ax.plot([], [], linestyle="none", label=f"{label} nowhere here")
     return _finished(ax, flow, x, y)
@@ -205,26 +202,12 @@ def _sampled(
     flow: AbstractFlow, x: Span, y: Span
 ) -> tuple[list[Float[np.ndarray, " m"]], Float[np.ndarray, "m m 2"]]:
     """A grid from edge to edge, and the velocity on it; NaN outside of the domain."""
-    if flow.state_shape not in (None, (2,)):
-        raise ValueError(
-            f"Argument `flow` must be one on a plane, but its states have shape {flow.state_shape}."
-        )
+    check_plane(flow)
     spans = checked_span("x", x), checked_span("y", y)
     axes = [np.linspace(*span, _SIDE) for span in spans]
     inner = [np.mean(axis) + (axis - np.mean(axis)) * (1 - _INSET) for axis in axes]
     states = np.stack(np.meshgrid(*inner, indexing="ij"), axis=-1).reshape(-1, 2)
-    with jax.enable_x64(True):
-        velocity, inside = (np.array(leaf) for leaf in _velocities(flow, states))
-    velocity[~inside] = np.nan
-    return axes, velocity.reshape(_SIDE, _SIDE, 2)
-
-
-@eqx.filter_jit
-def _velocities(flow: AbstractFlow, states: Float[ArrayLike, "n 2"]) -> tuple[Array, Array]:
-    def at(state: Array) -> tuple[Array, Array]:
-        return flow.velocity(state), flow.domain.contains(state)
-
-    return jax.vmap(at)(jnp.asarray(states))
+    return axes, seen(flow, states)[1].reshape(_SIDE, _SIDE, 2)
 
 
 def _rates(flow: AbstractFlow) -> tuple[str, str]:
@@ -255,8 +238,7 @@ def _shade(
 ) -> None:
     face = to_rgba(color, 0.2)
     ax.contourf(*axes, mask.T.astype(float), levels=[0.5, 1.5], colors=[face], zorder=0.5)
-    nothing = np.full(3, np.nan)
-    ax.fill(nothing, nothing, facecolor=face, linewidth=0, label=label)
+    patch_entry(ax, label, facecolor=face)
 
 
 def _finished(ax: Axes, flow: AbstractFlow, x: Span, y: Span) -> Axes:

@@ -25,6 +25,7 @@ from flowlab.plots.canvas import (
     legend_beside,
     name_axes,
     panels,
+    patch_entry,
     shared_legend,
 )
 from flowlab.plots.fields import field
@@ -249,8 +250,7 @@ def _shade(
         *axes, mask.T.astype(float), levels=[0.5, 1.5], colors=[face], hatches=[hatch], zorder=0.5
     )
     drawn.set(edgecolor=edge, linewidth=0)
-    nothing = np.full(3, np.nan)
-    ax.fill(nothing, nothing, facecolor=face, hatch=hatch, edgecolor=edge, lw=0, label=label)
+    patch_entry(ax, label, facecolor=face, hatch=hatch, edgecolor=edge)
 
 
 def _beside(

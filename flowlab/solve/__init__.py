@@ -10,6 +10,7 @@ from flowlab.solve.paths import NoisyRuns, noisy_runs
 from flowlab.solve.problem import (
     Lanes,
     Problem,
+    check_counts,
     check_states,
     default_rtol,
     make_problem,
@@ -25,6 +26,7 @@ __all__ = [
     "Thermal",
     "advance",
     "begin",
+    "check_counts",
     "check_states",
     "compiled",
     "default_rtol",

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from flowlab.flow import AbstractFlow
 from flowlab.losses import numbers
 from flowlab.losses.base import like
-from flowlab.until import AbstractTarget
+from flowlab.until import AbstractTarget, checked_limit
 
 __all__ = ["AbstractExit", "exit_at_level", "exit_from", "exit_from_interval"]
 
@@ -89,7 +89,7 @@ def exit_from(
     """
     if not callable(inside):
         raise ValueError(f"Argument `inside` must be a function of a state, but is {inside!r}.")
-    return _Inside(inside=inside, time_limit=_limit(time_limit))
+    return _Inside(inside=inside, time_limit=float(checked_limit(time_limit)))
 
 
 def exit_from_interval(
@@ -126,7 +126,7 @@ def exit_from_interval(
         high=held[1],
         bounded=given,
         component=component,
-        time_limit=_limit(time_limit),
+        time_limit=float(checked_limit(time_limit)),
     )
 
 
@@ -142,10 +142,3 @@ def exit_at_level(target: AbstractTarget) -> AbstractExit:
             f"but is {target!r}."
         )
     return _Before(target=target, time_limit=float(np.asarray(target.time_limit)))
-
-
-def _limit(time_limit: float | None) -> float:
-    limit = np.inf if time_limit is None else float(time_limit)
-    if not limit > 0:
-        raise ValueError(f"Argument `time_limit` must be positive, but is {time_limit!r}.")
-    return limit

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from flowlab.flow import AbstractFlow, PreferenceFlow
+from flowlab.flow import AbstractFlow, PreferenceFlow, lifted, metric_matrix
 from flowlab.losses.base import like, positive
 
 __all__ = ["AbstractNoise", "Minibatch", "Thermal"]
@@ -63,11 +63,11 @@ class Thermal(AbstractNoise):
 
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:
         vector, state_of = ravel_pytree(state)
-        slopes = jax.jacfwd(lambda y: _metric_matrix(flow, state_of(y)))(vector)
+        slopes = jax.jacfwd(lambda y: metric_matrix(flow, state_of(y)))(vector)
         return like(self.temperature, vector) * jnp.trace(slopes, axis1=1, axis2=2)
 
     def factor(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d"]:
-        matrix = _metric_matrix(flow, state)
+        matrix = metric_matrix(flow, state)
         return jnp.sqrt(2 * like(self.temperature, matrix)) * _root(matrix)
 
 
@@ -126,25 +126,7 @@ class Minibatch(AbstractNoise):
         shares = like(weights / jnp.sum(weights), vector)[:, None]
         spread = jnp.sqrt(shares) * (gradients - jnp.sum(shares * gradients, axis=0, keepdims=True))
         scale = like(self.learning_rate, vector) / like(self.batch_size, vector)
-        return jnp.sqrt(scale) * _lifted(flow, state, spread)
-
-
-def _metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d"]:
-    """M at a state, as a matrix."""
-    vector, _ = ravel_pytree(state)
-    return _lifted(flow, state, jnp.eye(vector.size, dtype=vector.dtype))
-
-
-def _lifted(
-    flow: AbstractFlow, state: PyTree[Array], covectors: Float[Array, "k d"]
-) -> Float[Array, "d k"]:
-    """M applied to covectors, which come as rows and leave as columns."""
-    _, state_of = ravel_pytree(state)
-
-    def lifted(covector: Float[Array, " d"]) -> Float[Array, " d"]:
-        return ravel_pytree(flow.metric(state, state_of(covector)))[0]
-
-    return jax.vmap(lifted, out_axes=1)(covectors)
+        return jnp.sqrt(scale) * lifted(flow, state, spread)
 
 
 def _root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:

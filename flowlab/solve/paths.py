@@ -27,8 +27,8 @@ from flowlab.solve.bridges import crossing_part, staying
 from flowlab.solve.compilation import compiled
 from flowlab.solve.exits import AbstractExit, exit_at_level
 from flowlab.solve.noise import AbstractNoise
-from flowlab.solve.problem import check_states
-from flowlab.until import AbstractTarget, Outcome
+from flowlab.solve.problem import cast, check_states
+from flowlab.until import AbstractTarget, Outcome, counted
 
 __all__ = ["NoisyRuns", "noisy_runs"]
 
@@ -65,8 +65,7 @@ class NoisyRuns:
 
     def __repr__(self) -> str:
         """How many paths there are, and how they ended, on one line."""
-        codes, counts = np.unique(self.outcome, return_counts=True)
-        named = {Outcome(code).name: int(n) for code, n in zip(codes, counts, strict=True)}
+        named = counted(self.outcome)
         return f"NoisyRuns({len(self.outcome):,} paths of steps {self.step:g}: {named})"
 
     @property
@@ -218,24 +217,16 @@ def _problem(
     elif np.isfinite(steps):
         step = limit / steps
 
-    def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda x: _cast(x, dtype) if eqx.is_array_like(x) else x, tree)
-
     return _Problem(
-        flow=cast(flow),
-        noise=cast(noise),
-        exit=cast(left),
+        flow=cast(flow, dtype),
+        noise=cast(noise, dtype),
+        exit=cast(left, dtype),
         step=jnp.asarray(step, dtype),
         last=jnp.asarray(steps, jnp.int32),
         seed=jax.random.key(key),
         example=jax.tree.map(jnp.asarray, first),
         at_last=at_last,
     )
-
-
-def _cast(leaf: Any, dtype: Any) -> Array:
-    array = jnp.asarray(leaf)
-    return jnp.asarray(leaf, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
 
 def _finished(

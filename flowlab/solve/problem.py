@@ -32,6 +32,8 @@ __all__ = [
     "Point",
     "Problem",
     "along_wall",
+    "cast",
+    "check_counts",
     "default_rtol",
     "check_states",
     "check_target",
@@ -242,13 +244,10 @@ def make_problem(
             f"diffrax.Dopri5(), but is {solver!r}."
         )
 
-    def cast(tree: Any) -> Any:
-        return jax.tree.map(lambda x: _cast(x, dtype) if eqx.is_array_like(x) else x, tree)
-
     return Problem(
-        flow=cast(flow),
-        target=cast(until),
-        measures=cast(tuple(measures)),
+        flow=cast(flow, dtype),
+        target=cast(until, dtype),
+        measures=cast(tuple(measures), dtype),
         save_at=jnp.asarray(_checked_times(save_at), dtype),
         rtol=jnp.asarray(rtol, dtype),
         atol=None if atol is None else jnp.asarray(atol, dtype),
@@ -347,9 +346,23 @@ def _times(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
     return jax.tree.map(lambda leaf: factor * leaf, tree)
 
 
-def _cast(leaf: Any, dtype: Any) -> Array:
-    array = jnp.asarray(leaf)
-    return jnp.asarray(leaf, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
+    """A tree with its numbers as arrays, those that are floating of a dtype."""
+
+    def leaf(value: Any) -> Any:
+        if not eqx.is_array_like(value):
+            return value
+        array = jnp.asarray(value)
+        return jnp.asarray(value, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(leaf, tree)
+
+
+def check_counts(block_size: int | None, max_steps: int) -> None:
+    """Raise a ValueError where a number of starts or of steps is not at least 1."""
+    for name, value in (("block_size", block_size), ("max_steps", max_steps)):
+        if value is not None and not value >= 1:
+            raise ValueError(f"Argument `{name}` must be at least 1, but is {value!r}.")
 
 
 def check_target(until: Any) -> None:

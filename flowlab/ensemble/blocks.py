@@ -29,6 +29,7 @@ from flowlab.solve import (
     Program,
     advance,
     begin,
+    filled,
     finish,
     potentials,
     resume,
@@ -160,7 +161,7 @@ def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndar
     potential = Program(potentials, work.problem, optimise=work.optimise)
 
     def sort(slab: np.ndarray, device: Device) -> np.ndarray:
-        chosen = _lanes_last(starts, _filled(slab, length))
+        chosen = _lanes_last(starts, filled(slab, length))
         values = np.asarray(potential(jax.device_put(chosen, device)))
         return slab[np.argsort(values[: len(slab)])]
 
@@ -180,7 +181,7 @@ def _first_passes(
     limits = (np.int32(keep), np.int32(work.max_steps))
 
     def first(batch: np.ndarray, device: Device) -> tuple[int, list[_LeftBehind]]:
-        chosen = _without_padding(_lanes_last(starts, _filled(batch, length)), len(batch))
+        chosen = _without_padding(_lanes_last(starts, filled(batch, length)), len(batch))
         apart = jax.tree.map(lambda x: _in_blocks(x, together), chosen)
         return _sorted_out(work, batch, *program(jax.device_put(apart, device), *limits))
 
@@ -215,7 +216,7 @@ def _go_on(
     place: np.ndarray,
     device: Device,
 ) -> tuple[int, list[_LeftBehind]]:
-    chosen = jax.tree.map(lambda x: x[..., _filled(place, work.size)], lanes)
+    chosen = jax.tree.map(lambda x: x[..., filled(place, work.size)], lanes)
     solution = program(jax.device_put(chosen, device), *limits)
     apart = jax.tree.map(lambda x: np.asarray(x)[None], solution)
     return _sorted_out(work, indices[place], *apart)
@@ -262,11 +263,6 @@ def _gathered(
         running += [still] if len(still.indices) else []
         evicted += [held_up] if len(held_up.indices) else []
     return running, evicted
-
-
-def _filled(indices: np.ndarray, length: int) -> np.ndarray:
-    """Indices filled up to a length with the last of them."""
-    return np.concatenate([indices, np.repeat(indices[-1:], length - len(indices))])
 
 
 def _lanes_last(starts: PyTree[np.ndarray], chosen: np.ndarray) -> PyTree[np.ndarray]:

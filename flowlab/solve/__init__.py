@@ -13,6 +13,7 @@ from flowlab.solve.problem import (
     check_counts,
     check_states,
     default_rtol,
+    filled,
     make_problem,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "exact_products",
     "exit_from",
     "exit_from_interval",
+    "filled",
     "finish",
     "flow_line",
     "make_problem",

@@ -27,7 +27,7 @@ from flowlab.solve.bridges import crossing_part, staying
 from flowlab.solve.compilation import compiled
 from flowlab.solve.exits import AbstractExit, exit_at_level
 from flowlab.solve.noise import AbstractNoise
-from flowlab.solve.problem import cast, check_states
+from flowlab.solve.problem import cast, check_states, filled
 from flowlab.until import AbstractTarget, Outcome, counted
 
 __all__ = ["NoisyRuns", "noisy_runs"]
@@ -239,17 +239,17 @@ def _finished(
     """
     count, dimension = starts.shape
     width = min(block_size or _block_size(dimension), count)
-    blocks = [_padded(np.arange(count)[i : i + width], width) for i in range(0, count, width)]
+    blocks = [filled(np.arange(count)[i : i + width], width) for i in range(0, count, width)]
     begun = [_begun(problem, block.astype(np.int32), starts[block]) for block in blocks]
     paths = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), begun[0])
     for block, part in zip(blocks, begun, strict=True):
         _write(paths, block, part)
     while len(going := np.flatnonzero(paths.outcome == Outcome.running)):
-        block = _padded(going[:width], width)
+        block = filled(going[:width], width)
         _write(paths, block, _advanced(problem, _read(paths, block)))
     crossed = np.flatnonzero(paths.outcome == _CROSSED)
     for i in range(0, len(crossed), width):
-        block = _padded(crossed[i : i + width], width)
+        block = filled(crossed[i : i + width], width)
         _write(paths, block, _located(problem, _read(paths, block)))
     return paths
 
@@ -263,11 +263,6 @@ def _write(paths: _Paths, block: Int[np.ndarray, " b"], part: _Paths) -> None:
         into[block] = np.asarray(values)
 
     jax.tree.map(write, paths, part)
-
-
-def _padded(block: Int[np.ndarray, " b"], width: int) -> Int[np.ndarray, " w"]:
-    """As many numbers of paths as a block has; the last one again, which is computed alike."""
-    return np.pad(block, (0, width - len(block)), mode="edge")
 
 
 @partial(compiled, optimise=False)

@@ -34,6 +34,7 @@ __all__ = [
     "along_wall",
     "cast",
     "check_counts",
+    "filled",
     "default_rtol",
     "check_states",
     "check_target",
@@ -356,6 +357,11 @@ def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
         return jnp.asarray(value, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     return jax.tree.map(leaf, tree)
+
+
+def filled(indices: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " m"]:
+    """Indices filled up to a length with the last of them, whose result is computed again."""
+    return np.concatenate([indices, np.repeat(indices[-1:], length - len(indices))])
 
 
 def check_counts(block_size: int | None, max_steps: int) -> None:

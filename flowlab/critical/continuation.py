@@ -121,8 +121,10 @@ class Continuation:
         ] or ["no critical point at any value"]
         for event in self.events:
             where = np.array2string(event.place, precision=4, separator=", ", suppress_small=True)
-            words = " becomes ".join(filter(None, (event.before, event.after)))
-            lines.append(f"{self.parameter} = {event.value:.6g}: {words} {event.what} at {where}")
+            words = f"{event.before} becomes {event.after}"
+            if not (event.before and event.after):
+                words = f"{event.before or event.after} {event.what}"
+            lines.append(f"{self.parameter} = {event.value:.6g}: {words} at {where}")
         return "\n".join(lines)
 
     @property

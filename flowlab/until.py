@@ -232,6 +232,8 @@ def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTar
     A plateau ends such a run as a minimum does: this is a measurement, not a test of convergence.
     The speed is looked at between steps: a line that dips below it within one step, by a percent
     or so, is not stopped.
+    A speed below about 1e-5 of that at the start needs an `atol` far below what is then left of the
+    way: the default leaves noise of that size, or ends at a critical point before.
 
     Raises:
         ValueError: If `speed` is not positive and finite.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flowlab as fl
-from flowlab import losses, potentials, until
+from flowlab import exact, losses, potentials, until
 from flowlab.critical import critical_points
 from flowlab.critical.plateaus import plateaus
 from flowlab.critical.slowdown import slowdown
@@ -221,3 +221,13 @@ def test_regions_and_cells_that_make_no_grid_are_refused():
             plateaus(fl.Flow(SADDLE), [(0, 1)] * 2, cells=cells, **options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Argument `below` must be a positive speed"):
         plateaus(fl.Flow(SADDLE), [(0, 1)] * 2, below=0.0, until=until.time(1.0))
+
+
+def test_a_bowl_slows_a_line_as_long_as_its_closed_form_says():
+    start = np.array([[0.6, 0.8]])
+    flow = fl.Flow(potentials.Bowl(1.5))
+    for level in 10.0 ** -np.arange(1.0, 13.0):
+        # The tolerance has to lie far below what is left of the way.
+        runs = fl.sweep(flow, start, until=until.speed_below(level), rtol=1e-6, atol=1e-22)
+        exit_time = exact.bowl_time(start, 1.5, gradient_norm=level)
+        np.testing.assert_allclose(runs.time, exit_time, rtol=1e-6)

@@ -8,10 +8,14 @@ Random sets come from NumPy's counter-based Philox generator with a seed that ha
 same arguments give the same points in every process and on every machine, whatever was drawn
 before. A seed is a non-negative int or a `numpy.random.SeedSequence`; for independent sets take
 the children of one, `SeedSequence(0).spawn(8)`.
+
+A set too large to hold is drawn in pieces: with `part=(first, last)` come the starts from index
+`first` up to, not including, `last`, the same bits as in the whole set.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -38,6 +42,7 @@ def grid(
     lower: ArrayLike = (0.0, 0.0),
     upper: ArrayLike = (1.0, 1.0),
     *,
+    part: tuple[int, int] | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Float[np.ndarray, "n d"]:
     """The centres of the cells of a regular grid on a box.
@@ -50,6 +55,7 @@ def grid(
         shape: Cells per component; an int stands for the same number in each.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
+        part: First index and end of the starts that are wanted; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -57,7 +63,8 @@ def grid(
 
     Raises:
         ValueError: `shape` is not made of positive ints, or has not d of them; the corners are not
-            finite, not of the same shape (d,), or not `lower < upper`; `dtype` is another one.
+            finite, not of the same shape (d,), or not `lower < upper`; `part` is no part of the
+            set; `dtype` is another one.
     """
     low, high = _box(lower, upper)
     cells = (shape,) * low.size if not isinstance(shape, tuple | list) else tuple(shape)
@@ -67,8 +74,8 @@ def grid(
             f"Argument `shape` must have one entry per component of `lower` ({low.size}), "
             f"but has {len(cells)}; give `lower` and `upper` with as many components."
         )
-    axes = [(np.arange(number) + 0.5) / number for number in cells]
-    unit = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, low.size)
+    indices = np.unravel_index(np.arange(*_part(part, math.prod(cells))), cells)
+    unit = np.stack([(i + 0.5) / number for i, number in zip(indices, cells, strict=True)], axis=-1)
     return _scaled(unit, low, high, dtype)
 
 
@@ -78,6 +85,7 @@ def sobol(
     upper: ArrayLike,
     *,
     seed: int | np.random.SeedSequence,
+    part: tuple[int, int] | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Float[np.ndarray, "n d"]:
     """The first `count` points of a scrambled Sobol' sequence on a box.
@@ -91,6 +99,7 @@ def sobol(
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed of the scrambling, see the module.
+        part: First index and end of the starts that are wanted; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -98,7 +107,8 @@ def sobol(
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `seed` or `dtype` is of another kind.
+            shape (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is
+            of another kind.
 
     Source: Owen, "Scrambling Sobol' and Niederreiter–Xing points" (1998), as in
         `scipy.stats.qmc.Sobol`.
@@ -109,9 +119,14 @@ def sobol(
     count, (low, high), generator = _count(count), _box(lower, upper), _generator(seed, "seed")
     from scipy.stats import qmc
 
+    first, last = _part(part, count)
     sampler = qmc.Sobol(low.size, scramble=True, rng=generator)
-    # A whole power of two is drawn and cut, since SciPy warns about every other count.
-    unit = sampler.random_base2((count - 1).bit_length())[:count]
+    if first:
+        sampler.fast_forward(first)
+        unit = sampler.random(last - first)
+    else:
+        # A whole power of two is drawn and cut, since SciPy warns about every other count.
+        unit = sampler.random_base2((last - 1).bit_length())[:last]
     return _scaled(unit, low, high, dtype)
 
 
@@ -121,6 +136,7 @@ def latin_hypercube(
     upper: ArrayLike,
     *,
     seed: int | np.random.SeedSequence,
+    part: tuple[int, int] | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Float[np.ndarray, "n d"]:
     """A Latin hypercube sample of a box.
@@ -132,6 +148,7 @@ def latin_hypercube(
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed, see the module.
+        part: First index and end of the starts that are wanted; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -139,7 +156,10 @@ def latin_hypercube(
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `seed` or `dtype` is of another kind.
+            shape (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is
+            of another kind.
+
+    With `part`, the whole set is drawn all the same, and cut.
 
     Source: McKay, Beckman and Conover, Technometrics 21 (1979), as in
         `scipy.stats.qmc.LatinHypercube`.
@@ -149,7 +169,8 @@ def latin_hypercube(
     count, (low, high), generator = _count(count), _box(lower, upper), _generator(seed, "seed")
     from scipy.stats import qmc
 
-    unit = qmc.LatinHypercube(low.size, rng=generator).random(count)
+    first, last = _part(part, count)
+    unit = qmc.LatinHypercube(low.size, rng=generator).random(count)[first:last]
     return _scaled(unit, low, high, dtype)
 
 
@@ -159,6 +180,7 @@ def uniform(
     upper: ArrayLike,
     *,
     key: int | np.random.SeedSequence,
+    part: tuple[int, int] | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Float[np.ndarray, "n d"]:
     """Independent, uniformly distributed starts on a box.
@@ -169,6 +191,7 @@ def uniform(
         upper: Upper corner of the box, shape (d,).
         key: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
             refused, since what it gives depends on what it gave before.
+        part: First index and end of the starts that are wanted; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -176,13 +199,20 @@ def uniform(
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `key` or `dtype` is of another kind.
+            shape (d,), or not `lower < upper`; `part` is no part of the set; `key` or `dtype` is
+            of another kind.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), as in
         `numpy.random.Philox`.
     """
-    count, (low, high), generator = _count(count), _box(lower, upper), _generator(key, "key")
-    return _scaled(generator.random((count, low.size)), low, high, dtype)
+    count, (low, high) = _count(count), _box(lower, upper)
+    generator = _generator(key, "key")
+    first, last = _part(part, count)
+    drawn_before = first * low.size
+    # The counter goes on by one for every four numbers.
+    generator.bit_generator.advance(drawn_before // 4)  # type: ignore[attr-defined]
+    generator.random(drawn_before % 4)
+    return _scaled(generator.random((last - first, low.size)), low, high, dtype)
 
 
 def ring(
@@ -339,6 +369,21 @@ def _count(value: Any, name: str = "count") -> int:
     if isinstance(value, bool) or count < 1:
         raise ValueError(f"Argument `{name}` must be a positive int, but is {value!r}.")
     return count
+
+
+def _part(part: tuple[int, int] | None, count: int) -> tuple[int, int]:
+    if part is None:
+        return 0, count
+    try:
+        first, last = (operator.index(number) for number in part)
+    except (TypeError, ValueError):
+        first, last = 0, 0
+    if not 0 <= first < last <= count:
+        raise ValueError(
+            f"Argument `part` must be (first, last) with 0 <= first < last <= {count}, "
+            f"but is {part!r}."
+        )
+    return first, last
 
 
 def _generator(seed: int | np.random.SeedSequence, name: str) -> np.random.Generator:

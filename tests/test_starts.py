@@ -115,6 +115,31 @@ def test_a_smaller_set_is_the_beginning_of_a_larger(name):
     np.testing.assert_array_equal(DRAWN[name](37, 1), DRAWN[name](100, 1)[:37])
 
 
+PARTS = {
+    **{name: (lambda draw: lambda **kw: draw(100, 1, **kw))(draw) for name, draw in DRAWN.items()},
+    "grid": lambda **kw: starts.grid((4, 5, 5), LOWER, UPPER, **kw),
+}
+
+
+@pytest.mark.parametrize("draw", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("part", [(0, 1), (0, 100), (3, 7), (33, 97), (99, 100)])
+def test_a_part_of_a_set_has_the_bits_of_the_whole(draw, part):
+    np.testing.assert_array_equal(draw(part=part), draw()[slice(*part)])
+
+
+@pytest.mark.parametrize("draw", PARTS.values(), ids=PARTS)
+@pytest.mark.parametrize("part", [(0, 101), (5, 5), (-1, 3), (0.5, 3), (1, 2, 3), 4])
+def test_a_part_that_is_none_is_refused(draw, part):
+    with pytest.raises(ValueError, match=r"^Argument `part` must be \(first, last\)"):
+        draw(part=part)
+
+
+def test_a_part_far_from_the_beginning_comes_without_what_lies_before_it():
+    far = (10**9, 10**9 + 3)
+    for draw in (DRAWN["sobol"], DRAWN["uniform"]):
+        assert draw(2 * 10**9, 1, part=far).shape == (3, 3)
+
+
 @given(exponent=st.integers(0, 9), seed=st.integers(0, 2**32))
 @settings(max_examples=20)
 def test_a_power_of_two_of_sobol_points_has_one_in_each_interval(exponent, seed):

@@ -9,6 +9,7 @@ elsewhere under the clock that is regular everywhere; a lane that fails leaves w
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -42,7 +43,7 @@ from flowlab.solve.problem import (
 )
 from flowlab.until import Outcome
 
-__all__ = ["Lanes", "Problem", "Tape", "advance", "resume", "safe_problem"]
+__all__ = ["Lanes", "Problem", "Tape", "advance", "lane_errors", "resume", "safe_problem"]
 
 _EVICT_BELOW = 1e-5
 """Part of the first step under which the lanes that want a smaller one leave the block."""
@@ -51,6 +52,10 @@ _GIVE_UP_BELOW = 1e-12
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
 _NEAR_REST = 10.0  # tolerances still to go, under which a line counts as at rest
 _LONGEST_TIME = 0.5  # of the exponents that a number can have: time grows tenfold a step at most
+
+Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
+"""The error of each lane over what is allowed, from the lanes before a step, their points after it,
+and the solver's estimate."""
 
 
 class Tape(eqx.Module):
@@ -99,6 +104,7 @@ def advance(
     max_steps: Int[Array, ""] | int,
     keep: Int[Array, ""] | int = 0,
     tape_length: int | None = None,
+    errors: Errors | None = None,
 ) -> tuple[Lanes, Int[Array, ""], Tape | None]:
     """The lanes after they have gone on together, the steps tried, and the steps recorded.
 
@@ -108,7 +114,9 @@ def advance(
         max_steps: Steps to try at most.
         keep: Lanes under which a block is not worth going on with; those left are still running.
         tape_length: Steps to record, or None to record none.
+        errors: What the steps are chosen by; None for `lane_errors`.
     """
+    errors = lane_errors if errors is None else errors
     loop = _first_loop(problem, lanes, tape_length)
     keep, max_steps = jnp.asarray(keep, jnp.int32), jnp.asarray(max_steps, jnp.int32)
 
@@ -116,8 +124,28 @@ def advance(
         running = jnp.sum(loop.lanes.active, dtype=jnp.int32)
         return (running > keep) & (loop.tries < max_steps)
 
-    loop = lax.while_loop(going, lambda loop: _stepped(problem, loop), loop)
+    loop = lax.while_loop(going, lambda loop: _stepped(problem, loop, errors), loop)
     return loop.lanes, loop.tries, loop.tape
+
+
+def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
+    """Largest error of each lane over what is allowed; infinite where it is not finite."""
+
+    def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
+        domain, before = problem.flow.domain, lane.point
+        larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
+        # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
+        place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
+        allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
+        tiny = jnp.finfo(after.time.dtype).tiny
+        sizes = (larger.time, *larger.integrals)
+        allowed = Point.of(allowed, *_time_and_integrals([problem.rtol * x + tiny for x in sizes]))
+        shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
+        largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
+        sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
+        return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
+
+    return lanewise(of_lane)(*lax.stop_gradient((lanes, after, error)))
 
 
 def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loop:
@@ -149,7 +177,7 @@ def _terms(problem: Problem) -> diffrax.ODETerm:
     return diffrax.ODETerm(field)
 
 
-def _stepped(problem: Problem, loop: _Loop) -> _Loop:
+def _stepped(problem: Problem, loop: _Loop, errors_of: Errors) -> _Loop:
     """The loop after one more try at a step."""
     lanes = _with_fractions(problem, loop.lanes, loop.step)
     zero = jnp.zeros_like(loop.step)
@@ -157,7 +185,7 @@ def _stepped(problem: Problem, loop: _Loop) -> _Loop:
     after, error, dense, solver_state, _ = problem.solver.step(
         _terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
     )
-    errors = _lane_errors(problem, *lax.stop_gradient((lanes, after, error)))
+    errors = errors_of(problem, lanes, after, error)
     keep, _, next_step, _, controller_state, _ = problem.controller.adapt_step_size(
         zero,
         loop.step,
@@ -247,26 +275,6 @@ def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
             left = lane.next_save < problem.save_at.size
             goal = jnp.minimum(goal, jnp.where(left, save / lane.span, jnp.inf))
     return goal
-
-
-def _lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
-    """Largest error of each lane over what is allowed; infinite where it is not finite."""
-
-    def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-        domain, before = problem.flow.domain, lane.point
-        larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
-        # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
-        place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
-        allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
-        tiny = jnp.finfo(after.time.dtype).tiny
-        sizes = (larger.time, *larger.integrals)
-        allowed = Point.of(allowed, *_time_and_integrals([problem.rtol * x + tiny for x in sizes]))
-        shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
-        largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
-        sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
-        return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
-
-    return lanewise(of_lane)(lanes, after, error)
 
 
 def _time_and_integrals(parts: list[Array]) -> tuple[Array, tuple[Array, ...]]:

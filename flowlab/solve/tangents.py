@@ -1,17 +1,17 @@
 """Derivatives by the start, in forward mode, for a block of lanes at once.
 
 Lanes touch each other only in the choice of the shared step, which is held fixed: what is
-differentiated is the sequence of steps that was taken. A block holds each lane once for every
-component of its start, side by side, and one tangent of the whole block goes along: rows then stay
-rows, as without tangents, which is several times as fast as many tangents of each lane. Nothing is
-recorded on the way.
+differentiated is the sequence of steps that was taken. The errors of the derivatives have a say in
+that choice. A block holds each lane once for every component of its start, side by side, and one
+tangent of the whole block goes along: rows then stay rows, as without tangents, which is several
+times as fast as many tangents of each lane. Nothing is recorded on the way.
 
 d: components of a state; n: lanes, each held d times; b: blocks.
 """
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import equinox as eqx
@@ -21,14 +21,15 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from flowlab.solve.ends import begin, finish
-from flowlab.solve.engine import advance, resume
-from flowlab.solve.problem import Lanes, Problem
+from flowlab.solve.engine import advance, lane_errors, resume
+from flowlab.solve.problem import Lanes, Point, Problem
 from flowlab.until import Outcome
 
 __all__ = ["TangentLanes", "first_with_tangents", "later_with_tangents"]
 
 _MOVING = ("point", "progress", "start", "start_value", "span")
 """The parts of lanes whose derivatives matter for what is to come."""
+_LOOSER = 10.0  # than the state's: the tolerance of a derivative, relative to all those of its lane
 
 
 class TangentLanes(eqx.Module):
@@ -106,7 +107,11 @@ def _gone(
 
     def run(place: Any) -> tuple[Any, Any]:
         lanes, tries, _ = advance(
-            problem, _held(ready(place)), max_steps=max_steps, keep=size * keep
+            problem,
+            _held(ready(place)),
+            max_steps=max_steps,
+            keep=size * keep,
+            errors=partial(_errors, size),
         )
         results = finish(problem, lanes)
         moved = (results["end"], results["end_time"], _moving(lanes))
@@ -130,6 +135,49 @@ def _told(problem: Problem, results: dict[str, Any], after: TangentLanes) -> dic
     absorbed = after.lanes.absorbed & (problem.target.kind != "boundary")
     reached = results["outcome"] == Outcome.reached
     return {**results, "defined": reached & ~absorbed & after.agreed}
+
+
+def _errors(
+    size: int, problem: Problem, lanes: Lanes, after: Point, error: Any
+) -> Float[Array, " dn"]:
+    """The error of each lane over what is allowed: that of its point, or of its derivatives.
+
+    The point alone would not do: beside a minimum its error is small at any step that is stable,
+    and derivatives, which are to fall without end, would stop falling there.
+    """
+    of_points = lane_errors(problem, lanes, after, error)
+    allowed = jnp.broadcast_to(_LOOSER * problem.rtol, of_points.shape)
+    moving = (lanes.point.held, after.held, error.held)
+    return lax.stop_gradient(_larger(size, of_points, lax.stop_gradient(allowed), *moving))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _larger(
+    size: int, of_points: Float[Array, " dn"], allowed: Float[Array, " dn"], *moving: PyTree[Array]
+) -> Float[Array, " dn"]:
+    """The errors of points, and where there are derivatives the larger of these and theirs.
+
+    A function cannot see the derivatives of its arguments. Its rule can, and gives the value too.
+    """
+    del size, allowed, moving
+    return of_points
+
+
+@_larger.defjvp
+def _(size: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    of_points, allowed = primals[:2]
+    before, after, error = (_largest(size, tangent) for tangent in tangents[2:])
+    shares = error / (allowed * jnp.maximum(before, after))
+    # Derivatives that are no numbers do not choose the step, and are told as undefined.
+    larger = jnp.maximum(of_points, jnp.where(jnp.isfinite(shares), shares, 0))
+    return larger, jnp.zeros_like(larger)
+
+
+def _largest(size: int, tangent: PyTree[Float[Array, "*k dn"]]) -> Float[Array, " dn"]:
+    """The largest number among all derivatives of each lane, for each that stands for it."""
+    apart = [jnp.abs(_apart(size, leaf)) for leaf in jax.tree.leaves(tangent)]
+    largest = [jnp.max(leaf, axis=tuple(range(leaf.ndim - 1))) for leaf in apart]
+    return jnp.tile(reduce(jnp.maximum, largest), size)
 
 
 def _moving(lanes: Lanes) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from typer.testing import Result
 import flowlab
 from flowlab import domains, ensemble, exact, logs, measures, plots, policies, store, until
 from flowlab.ensemble import Runs
+from flowlab.plans import running
 
 
 def table(result: Result) -> list[list[str]]:
@@ -147,9 +148,9 @@ def test_a_map_has_the_starts_where_they_lie(policy, axes, tmp_path, monkeypatch
 def test_a_map_of_what_is_no_grid_or_has_no_time_is_refused(tmp_path, solved_with):
     assert swept(tmp_path / "sweep", RATIO, UNIFORM).exit_code == 0
     shown = flowlab_command("show", tmp_path / "sweep", "--out", tmp_path / "map.png")
-    assert refusal(shown) == "Option --out has no effect with starts that are no grid."
+    assert refusal(shown) == "Option --out has no effect with starts that are on no plane."
     runs = made_up(np.ones((4, 2)), time=np.nan)
-    described = {"starts": "grid", "shape": [2, 2]}
+    described = {"starts": "grid", "shape": [2, 2], "lower": [0, 0], "upper": [1, 1]}
     store.write(runs, tmp_path / "sweep", description=described, overwrite=True)
     shown = flowlab_command("show", tmp_path / "sweep", "--out", tmp_path / "map.png")
     assert refusal(shown) == "Option --out has no effect where no start reached the target."
@@ -253,21 +254,22 @@ def test_starts_are_those_of_the_library(tmp_path, solved_with):
         np.testing.assert_array_equal(found, points)
 
 
-def test_further_options_reach_the_sweep(tmp_path, solved_with):
+def test_further_options_reach_the_sweep(tmp_path, solved_with, monkeypatch):
     options = {"--rtol": "1e-4", "--atol": "1e-9", "--clock": "arc_length", "--block-size": "64"}
+    monkeypatch.setattr(running, "_audit", lambda plan, work: None)
     result = swept(tmp_path / "a", RATIO, GRID, options, {"--audit": "0.2"}, flags=("--float32",))
     assert result.exit_code == 0
     (((_, starts), found),) = solved_with
     assert starts.dtype == np.float32
-    assert {name: found[name] for name in ("rtol", "atol", "clock", "block_size", "audit")} == {
+    assert {name: found[name] for name in ("rtol", "atol", "clock", "block_size")} == {
         "rtol": 1e-4,
         "atol": 1e-9,
         "clock": "arc_length",
         "block_size": 64,
-        "audit": 0.2,
     }
     described = store.description(store.read(tmp_path / "a"))
     assert (described["dtype"], described["domain"]) == ("float32", "quadrant")
+    assert described["audit"] == 0.2
 
 
 def test_a_quiet_sweep_says_nothing(tmp_path, solved_with):
@@ -323,7 +325,7 @@ def test_an_option_without_effect_and_one_that_is_missing_are_refused(
 
 WRONG = {
     "No such option: --bogus": {"--bogus": "1"},
-    "Missing option '--policy'": {"--policy": None},
+    "Option --policy must be given, or --plan instead": {"--policy": None},
     "Option --loss must be one of dpo, dpo_forward_kl, ": {"--loss": "mse"},
     "Option --set must name hyper-parameters of IPO (beta, ": {"--loss": "ipo", "--set": "tau=1"},
     "Option --set must be NAME=NUMBER, but is 'tau'.": {"--loss": "discopop", "--set": "tau"},
@@ -381,10 +383,12 @@ def test_what_fails_while_it_runs_is_one_line_and_another_exit_code(
     def cannot(*args: Any, **kwargs: Any) -> None:
         raise PermissionError(13, "Permission\ndenied")
 
-    monkeypatch.setattr(store, "write", cannot)
+    monkeypatch.setattr(store.BlockStore, "write", cannot)
     result = swept(tmp_path / "sweep", RATIO, GRID)
-    assert refusal(result, code=1) == "PermissionError: [Errno 13] Permission denied"
-    assert "median" in result.stdout, "what was solved is not even summed up"
+    assert refusal(result, code=1) == (
+        "OSError: [Errno 13] Permission denied; 0 of 1 blocks are done; "
+        f"go on with `flowlab resume {tmp_path / 'sweep'}`"
+    )
 
 
 def test_an_interrupted_sweep_says_so(tmp_path, monkeypatch):
@@ -392,7 +396,8 @@ def test_an_interrupted_sweep_says_so(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ensemble, "sweep", interrupted)
-    assert refusal(swept(tmp_path / "sweep", RATIO, GRID), code=130) == "interrupted"
+    stopped = refusal(swept(tmp_path / "sweep", RATIO, GRID), code=130)
+    assert stopped == "interrupted: nothing was written; start again"
     assert os.listdir(tmp_path) == []
 
 

@@ -49,7 +49,7 @@ LOSSES: dict[str, tuple[dict[str, Any], losses.AbstractLoss]] = {
 def test_a_loss_is_the_one_named(name, tmp_path, solved_with):
     options, expected = LOSSES[name]
     assert swept(tmp_path / "sweep", RATIO, GRID, {"--loss": "ipo"}, options).exit_code == 0
-    (((flow, _), _),) = solved_with
+    (flow, _), _ = solved_with[0]
     assert type(flow.loss) is type(expected)
     assert repr(flow.loss) == repr(expected)
 

@@ -17,7 +17,6 @@ from typer.core import TyperGroup
 from flowlab import __version__
 from flowlab.cli import _options as options
 from flowlab.cli import _report as report
-from flowlab.cli import _request as request
 
 __all__ = ["app", "main"]
 
@@ -90,11 +89,11 @@ def _options(
 
 @app.command(epilog=EXIT_CODES)
 def sweep(
-    loss: options.LossOption,
-    policy: options.PolicyOption,
-    starts: options.StartsOption,
-    until: options.UntilOption,
     out: options.OutOption,
+    loss: options.LossOption = None,
+    policy: options.PolicyOption = None,
+    starts: options.StartsOption = None,
+    until: options.UntilOption = None,
     beta: options.BetaOption = None,
     set: options.SetOption = None,
     offset: options.OffsetOption = None,
@@ -115,52 +114,72 @@ def sweep(
     atol: options.AtolOption = None,
     clock: options.ClockOption = None,
     measure: options.MeasureOption = None,
-    audit: options.AuditOption = 0.0,
+    audit: options.AuditOption = None,
     float32: options.Float32Option = False,
     block_size: options.BlockSizeOption = None,
+    block: options.BlockOption = None,
+    plan: options.PlanOption = None,
+    dry_run: options.DryRunOption = False,
+    force: options.ForceOption = False,
+    scheduler: options.SchedulerOption = None,
     overwrite: options.OverwriteOption = False,
     quiet: options.QuietOption = False,
 ) -> None:
     """Follow flow lines from many starts.
 
-    Each goes on until the target; what became of it is written to a store, a Zarr group.
+    Each goes on until the target; what became of it is written to a store, a Zarr group, block by
+    block. The same command goes on with a store that was interrupted. With --plan, a product of
+    losses, policies, hyper-parameters and targets.
     """
     asked = dict(locals())
-    request.refuse_idle(asked)
-    from flowlab import ensemble, store
+    from flowlab import plans
+    from flowlab.cli import _request as request
 
-    store.check_free(out, overwrite=overwrite)
-    flow, target = request.flow(asked), request.target(until, time_limit)
-    runs = ensemble.sweep(
-        flow,
-        request.starts(asked),
-        until=target,
-        over={"beta": beta} if beta and len(beta) > 1 else None,
-        measures=[request.measure(text) for text in measure or ()],
-        clock=None if clock is None else clock.value,
-        rtol=rtol,
-        atol=atol,
-        block_size=block_size,
-        audit=audit,
-        progress=False if quiet else None,
-    )
-    if not quiet:
-        typer.echo(report.summary(runs.to_xarray()))
-    chosen_clock = clock.value if clock else target.clocks(flow)[0]
-    described = request.described(asked, chosen_clock, flow)
-    store.write(runs, out, description=described, overwrite=overwrite)
-    if not quiet:
-        typer.echo(f"\nstore: {out}")
+    given = request.plan(asked)
+    if dry_run:
+        typer.echo(str(plans.estimate(given, out)))
+        return
+    report.carry_out(given, out, scheduler, force=force, overwrite=overwrite, quiet=quiet)
+
+
+@app.command(epilog=EXIT_CODES)
+def resume(
+    path: options.StoreArgument,
+    force: options.ForceOption = False,
+    scheduler: options.SchedulerOption = None,
+    quiet: options.QuietOption = False,
+) -> None:
+    """Go on with a sweep that was interrupted.
+
+    Only blocks that are missing or damaged are solved; the plan is that of the store.
+    """
+    from flowlab import plans
+
+    recipe = plans.recipe_of(path)
+    if recipe is None:
+        raise ValueError(
+            f"Argument `STORE` must hold a plan, but that of {path} was made in Python; "
+            "go on with `flowlab.plans.run` there."
+        )
+    report.carry_out(plans.from_json(recipe), path, scheduler, force=force, quiet=quiet)
+
+
+@app.command(epilog=EXIT_CODES)
+def status(path: options.StoreArgument) -> None:
+    """Tell how far a sweep is: blocks done, outcomes, runs per second, time left."""
+    from flowlab import plans
+
+    typer.echo(report.progress(plans.status(path)))
 
 
 @app.command(epilog=EXIT_CODES)
 def show(
-    path: Annotated[Path, typer.Argument(metavar="STORE", help="Store that a sweep wrote.")],
+    path: options.StoreArgument,
     out: Annotated[
         Path | None, typer.Option(metavar="PNG", help="File to draw the maps of times to.")
     ] = None,
 ) -> None:
-    """Print what is in a store.
+    """Print what is in a store, finished or not, and draw its maps.
 
     That is its description, the outcomes, and quantiles of the times and of what was measured.
     """
@@ -191,6 +210,8 @@ def losses(
     Without a name, the table of all losses, in a minute or two; with one, its card in words, and
     its portrait in a file.
     """
+    from flowlab.cli import _request as request
+
     for flag, given in (("--set", set), ("--out", out)):
         idle = name is None and given is not None
         request.refuse_unless(not idle, f"{flag} has no effect without the name of a loss")
@@ -213,8 +234,8 @@ def losses(
 
 @app.command(epilog=EXIT_CODES)
 def portrait(
-    loss: options.DrawnLossOption = None,
-    policy: options.DrawnPolicyOption = None,
+    loss: options.LossOption = None,
+    policy: options.PolicyOption = None,
     potential: options.PotentialOption = None,
     beta: options.OneBetaOption = None,
     set: options.SetOption = None,
@@ -238,6 +259,8 @@ def portrait(
     --basins where each start ends. For the flow of a loss, or of a classical potential.
     """
     asked = dict(locals())
+    from flowlab.cli import _request as request
+
     request.refuse_unless(basins or cells is None, "--cells has no effect without --basins")
     report.check_file("--out", out, (".png", ".svg", ".pdf"))
     flow, ranges = request.drawn(asked)
@@ -261,6 +284,8 @@ def displacement(
     Over the margin of the start and k_wl/k_ww, how strongly the rejected response moves the chosen
     one. Writes displacement.png and .svg, table.txt and displacement.json to a folder.
     """
+    from flowlab.cli import _request as request
+
     report.check_folder(out)
     losses, given = request.displaced(loss, beta, set), request.grid(rejected, margins, cells)
     from flowlab import displacement as mapped
@@ -299,6 +324,8 @@ def study(
     What the paper states is measured, and said to hold or not. With --losses, portraits, flow lines
     and cards of those losses side by side instead, each with every beta.
     """
+    from flowlab.cli import _request as request
+
     if losses is not None:
         given = {"--quick": quick, "--log": log, "--log-beta": log_beta, "--float32": float32}
         for flag, value in given.items():
@@ -329,8 +356,11 @@ def study(
 
 
 def _compare(out: Path, names: str, betas: list[float] | None) -> None:
-    request.refuse_twice(betas)
     from flowlab import study as compared
+    from flowlab.cli import _request as request
+    from flowlab.plans import words
+
+    words.refuse_twice(betas)
 
     result = compared.compare_losses(out, request.losses(names, betas))
     typer.echo(result.summary())
@@ -343,8 +373,8 @@ def _errors_in_one_line() -> Iterator[None]:
         yield
     except (typer.Exit, typer.Abort):
         raise
-    except KeyboardInterrupt:
-        typer.echo("flowlab: interrupted", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"flowlab: {str(stop) or 'interrupted'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         message, code = _message_and_code(error)

@@ -51,9 +51,6 @@ def _option(text: str, *names: str, **more: Any) -> Any:
     return typer.Option(*names, help=text, **more)
 
 
-LossOption = Annotated[
-    str, _option("Preference loss by name; `flowlab losses` lists them.", metavar="NAME")
-]
 BetaOption = Annotated[
     list[float] | None,
     _option(
@@ -85,11 +82,11 @@ PortraitOption = Annotated[
         "File to draw the portrait to, .png, .svg or .pdf; NAME.png if not given.", metavar="FILE"
     ),
 ]
-DrawnLossOption = Annotated[
+LossOption = Annotated[
     str | None,
     _option("Preference loss by name; `flowlab losses` lists them.", "--loss", metavar="NAME"),
 ]
-DrawnPolicyOption = Annotated[Policy | None, _option("Plane that the states lie in.", "--policy")]
+PolicyOption = Annotated[Policy | None, _option("Plane that the states lie in.", "--policy")]
 PotentialOption = Annotated[
     str | None,
     _option(
@@ -149,7 +146,6 @@ CellsOption = Annotated[
     _option("Margins and values of k_wl/k_ww, each; 61 and 32 if not given.", min=2, metavar="N"),
 ]
 FolderOption = Annotated[Path, _option("Folder to write.", metavar="DIR")]
-PolicyOption = Annotated[Policy, _option("Plane that the states lie in.")]
 DomainOption = Annotated[
     Domain | None, _option("Domain of the ratio plane; quadrant if not given.")
 ]
@@ -165,7 +161,7 @@ KernelOption = Annotated[
     str | None,
     _option("Kernel of the log-ratio plane; 1,0,1 if not given.", metavar="KWW,KWL,KLL"),
 ]
-StartsOption = Annotated[Starts, _option("Set of starts.")]
+StartsOption = Annotated[Starts | None, _option("Set of starts.")]
 CountOption = Annotated[int | None, _option("Number of starts, for sobol, uniform and latin.")]
 ShapeOption = Annotated[tuple[int, int] | None, _option("Cells of a grid.", metavar="NX NY")]
 LowerOption = Annotated[
@@ -178,7 +174,7 @@ UpperOption = Annotated[
 ]
 SeedOption = Annotated[int | None, _option("Seed of sobol, uniform and latin; 0 if not given.")]
 UntilOption = Annotated[
-    str,
+    str | None,
     _option(
         "Target: loss_below=L (or L1,L2,..., falling), margin_above=H, speed_below=V, time=T or "
         "boundary.",
@@ -204,9 +200,40 @@ MeasureOption = Annotated[
         metavar="NAME",
     ),
 ]
-AuditOption = Annotated[float, _option("Part of the starts to solve again at tighter tolerances.")]
+AuditOption = Annotated[
+    float | None, _option("Part of the starts to solve again at tighter tolerances.")
+]
 Float32Option = Annotated[bool, _option("Work in 32 bits instead of 64.", "--float32")]
 BlockSizeOption = Annotated[int | None, _option("Starts that share a step.")]
-OutOption = Annotated[Path, _option("Store to write (a folder).", metavar="STORE")]
+BlockOption = Annotated[
+    int | None,
+    _option(
+        "Starts of a block, which is solved, written and marked as done at once; 131072 if not "
+        "given.",
+        min=1,
+    ),
+]
+PlanOption = Annotated[
+    Path | None,
+    _option("TOML file with the plan of a sweep, instead of the options above.", metavar="FILE"),
+]
+DryRunOption = Annotated[
+    bool, _option("Tell the time, memory and disk that it will take, and stop.", "--dry-run")
+]
+ForceOption = Annotated[
+    bool,
+    _option("Start although memory or disk do not suffice, or other versions began it.", "--force"),
+]
+SchedulerOption = Annotated[
+    str | None,
+    _option(
+        "Address of a Dask scheduler whose workers shall do it (extra `cluster`).",
+        metavar="ADDRESS",
+    ),
+]
+OutOption = Annotated[
+    str, _option("Store to write: a folder, or an address such as s3://...", metavar="STORE")
+]
+StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Store that a sweep wrote.")]
 OverwriteOption = Annotated[bool, _option("Replace a store that exists at --out.", "--overwrite")]
 QuietOption = Annotated[bool, _option("No progress bar and no summary.", "--quiet")]

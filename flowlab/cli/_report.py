@@ -2,26 +2,97 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    import numpy as np
     import xarray
 
     from flowlab.cards import Card
     from flowlab.cli._request import Ranges
     from flowlab.displacement import Displacement
     from flowlab.flow import AbstractFlow
+    from flowlab.plans import Plan, Status
 
 # The dimensions of starts: a sweep's, and those of the maps of the study.
 _STARTS = {"start", "x_chosen", "x_rejected"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 _DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
+_NOT_YET = "(not yet solved)"
+_MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
 # What every sweep has; all else was measured.
 _ALWAYS = {"starts", "outcome", "time", "end_time", "end", "level_times", "saved", "steps"}
+
+
+def carry_out(
+    plan: "Plan",
+    out: str,
+    scheduler: str | None,
+    *,
+    force: bool = False,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Carry out a plan into a store, here or on a cluster, and print what became of it."""
+    from flowlab import plans, store
+
+    if overwrite:
+        store.remove(out)
+
+    def tell(sentence: str) -> None:
+        if not quiet:
+            typer.echo(sentence, err=True)
+
+    with _client(scheduler) as client:
+        shown = False if quiet else None
+        try:
+            runs = plans.run(plan, out, client=client, force=force, progress=shown, tell=tell)
+        except plans.DoesNotFitError as error:
+            raise ValueError(str(error).replace("`force`", "--force")) from None
+        except OSError as error:
+            if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
+                raise
+            raise OSError(f"{error}; {plans.how_to_go_on(out)}") from error
+    if not quiet:
+        typer.echo(summary(runs))
+        typer.echo(f"\nstore: {out}")
+
+
+def progress(found: "Status") -> str:
+    """How far a store is, in lines."""
+    from flowlab import plans
+
+    lines = [
+        f"blocks: {found.done} of {found.blocks} done",
+        f"runs: {found.runs_done:,} of {found.runs:,}",
+        *(f"{name}: {count:,}" for name, count in found.outcomes.items()),
+    ]
+    if found.rate == found.rate:
+        lines.append(f"rate: {found.rate:,.0f} runs per second in the last blocks")
+    if found.done < found.blocks and found.rate == found.rate:
+        lines.append(f"remaining: {plans.duration(found.remaining)} at that rate")
+    lines.append(f"being written: {'yes' if found.being_written else 'no'}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _client(scheduler: str | None) -> Iterator[Any]:
+    if scheduler is None:
+        yield None
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError(
+            "Option --scheduler needs Dask distributed: pip install 'flowlab-jax[cluster]'."
+        ) from None
+    with Client(scheduler, timeout="20s") as client:
+        yield client
 
 
 def summary(runs: "xarray.Dataset") -> str:
@@ -34,10 +105,13 @@ def summary(runs: "xarray.Dataset") -> str:
 
 
 def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
-    """Draw the time to the target over a grid of starts, a map for each hyper-parameter.
+    """Draw the time to the target over the starts, a map for each case.
+
+    Over a grid that is a cell for each start; over other starts on a plane, the mean in each of
+    128 x 128 cells, or of fewer where starts are few.
 
     Raises:
-        ValueError: If the starts are no grid, or none of them reached the target.
+        ValueError: If the starts are on no plane, or none of them reached the target.
     """
     import numpy as np
 
@@ -45,26 +119,57 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
 
     if out.is_dir():
         raise ValueError(f"Option --out must be a file, but {out} is a folder.")
-    if described.get("starts") != "grid":
-        raise ValueError("Option --out has no effect with starts that are no grid.")
-    maps = [(label, case.values) for label, case in _cases(runs["time"])]
-    maps = [(label, values) for label, values in maps if np.isfinite(values).any()]
+    if "starts" not in described:
+        raise ValueError("Option --out has no effect with starts that are on no plane.")
+    maps = [(label, times) for label, times in _maps(runs, described) if np.any(times == times)]
     if not maps:
         raise ValueError("Option --out has no effect where no start reached the target.")
-    figure, axes = plots.panels(1, len(maps), size=(4.5, 4.2))
-    for ax, (label, values) in zip(axes, maps, strict=True):
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+    figure, axes = plots.panels(rows, columns, size=(4.5, 4.2))
+    gridded = described["starts"] == "grid"
+    for ax, (label, values) in zip(axes, maps, strict=False):
         plots.map_of(
-            values.reshape(described["shape"]),
-            label="flow time to the target",
+            values,
+            label="flow time to the target" if gridded else "mean flow time to the target",
             x=(described["lower"][0], described["upper"][0]),
             y=(described["lower"][1], described["upper"][1]),
             scale="log" if np.nanmin(values) > 0 else "linear",
-            missing="not reached",
-            names=plots.RATIOS if described["policy"] == "ratio" else plots.LOG_RATIOS,
+            missing="not reached" if gridded else "none reached",
+            names=plots.LOG_RATIOS if described.get("policy") == "log_ratio" else plots.RATIOS,
             ax=ax,
         )
         ax.set_title(label, loc="right")
+    for ax in axes[len(maps) :]:
+        ax.set_visible(False)
     figure.savefig(out, dpi=200)
+
+
+def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[str, np.ndarray]]":
+    """The times of each case over the plane, with a label."""
+    import numpy as np
+
+    from flowlab import store
+
+    names = [str(n) for n, c in runs.coords.items() if c.dims == ("start",)]
+    if len(names) != 2 and described["starts"] != "grid":
+        raise ValueError("Option --out has no effect with starts that are on no plane.")
+    cells = min(_MAP_CELLS, max(1, int((runs.sizes["start"] / _STARTS_OF_A_CELL) ** 0.5)))
+    for label, chosen in _places(runs["time"]):
+        if described["starts"] == "grid":
+            yield label, runs["time"].isel(chosen).values.reshape(described["shape"])
+            continue
+        edges = [
+            np.linspace(low, high, cells + 1)
+            for low, high in zip(described["lower"], described["upper"], strict=True)
+        ]
+        case = runs.isel({name: place for name, place in chosen.items() if name in runs.dims})
+        yield (
+            label,
+            store.cell_means(
+                case, "time", x=names[0], y=names[1], x_edges=edges[0], y_edges=edges[1]
+            )[0],
+        )
 
 
 def check_file(flag: str, path: Path, suffixes: Sequence[str] = ()) -> None:
@@ -181,42 +286,46 @@ def _losses(found: "dict[str, Card]", batches: Sequence[str]) -> str:
 
 
 def _outcome_rows(runs: "xarray.Dataset") -> Iterator[Sequence[str]]:
-    import numpy as np
+    from flowlab import store
 
     yield "outcome", "", "starts", "share"
     codes = runs["outcome"].attrs
     names = dict(zip(codes["flag_values"], codes["flag_meanings"].split(), strict=True))
-    for label, case in _cases(runs["outcome"]):
-        found, counts = np.unique(case.values, return_counts=True)
-        for code, count in zip(found, counts, strict=True):
-            yield names[code], label, str(count), f"{count / case.size:.1%}"
+    for label, chosen in _places(runs["outcome"]):
+        case = runs["outcome"].isel(chosen)
+        for code, count in store.counts(case).items():
+            yield names.get(code, _NOT_YET), label, str(count), f"{count / case.size:.1%}"
 
 
 def _quantile_rows(runs: "xarray.Dataset") -> Iterator[Sequence[str]]:
-    import numpy as np
+    from flowlab import store
 
     yield "quantiles", "", "starts", *_QUANTILES
-    for name in ["time", *sorted(str(name) for name in runs if name not in _ALWAYS)]:
-        for label, case in _cases(runs[name]):
-            known = case.values[np.isfinite(case.values)]
-            values = np.quantile(known, list(_QUANTILES.values())) if known.size else []
-            yield name, label, str(known.size), *(f"{value:.5g}" for value in values)
+    for name in ["time", *sorted(str(n) for n in runs if _is_measured(str(n)))]:
+        for label, chosen in _places(runs[name]):
+            values, known = store.quantiles(runs[name].isel(chosen), list(_QUANTILES.values()))
+            shown = values if known else []
+            yield name, label, str(known), *(f"{value:.5g}" for value in shown)
 
 
-def _cases(values: "xarray.DataArray") -> Iterator[tuple[str, "xarray.DataArray"]]:
-    """The values of all starts, for each hyper-parameter and component, with a label."""
+def _is_measured(name: str) -> bool:
+    return name not in _ALWAYS and not name.startswith("block_")
+
+
+def _places(values: "xarray.DataArray") -> Iterator[tuple[str, dict[str, int]]]:
+    """Each case and component with a label, as indices into the dimensions beside the starts."""
     import numpy as np
 
     others = [str(name) for name in values.dims if name not in _STARTS]
     for place in np.ndindex(*(values.sizes[name] for name in others)):
         chosen = dict(zip(others, place, strict=True))
-        label = ", ".join(_label(values, name, index) for name, index in chosen.items())
-        yield label, values.isel(chosen)
+        yield ", ".join(_label(values, name, index) for name, index in chosen.items()), chosen
 
 
 def _label(values: "xarray.DataArray", name: str, index: int) -> str:
     if name in values.coords:
-        return f"{name} {values.coords[name].values[index]:g}"
+        label = values.coords[name].values[index]
+        return f"{name} {label}" if isinstance(label, str) else f"{name} {label:g}"
     return f"{name} {index + 1}"
 
 

@@ -1,6 +1,16 @@
 """Flow lines from many starts: the verb `sweep`, and `Runs`, what comes back."""
 
-from flowlab.ensemble.driver import sweep
+from flowlab.ensemble.blocks import worth_optimising
+from flowlab.ensemble.driver import Deviations, audited, checked_over, joined, sweep
 from flowlab.ensemble.runs import Audit, Runs
 
-__all__ = ["Audit", "Runs", "sweep"]
+__all__ = [
+    "Audit",
+    "Deviations",
+    "Runs",
+    "audited",
+    "checked_over",
+    "joined",
+    "sweep",
+    "worth_optimising",
+]

@@ -5,6 +5,7 @@ n: starts; k: levels of the target; s: times to save at; v: values of a swept hy
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,31 @@ from flowlab.measures import AbstractMeasure
 from flowlab.solve import check_counts, check_states, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
-__all__ = ["sweep"]
+__all__ = ["Deviations", "audited", "checked_over", "joined", "sweep"]
 
 _AUDIT_TIGHTER = 100.0
 _AUDIT_SMALLEST_RTOL = 1e-13
 _AUDIT_SEED = 0
+_AUDITED = ("outcome", "time", "end")
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """How far runs lie from the same at tighter tolerances.
+
+    Attributes:
+        rtol: The tolerance of the second solution.
+        times: |time − time'| / time' of the runs that reached the target in both.
+        ends: |end − end'| / |end'| of the runs with the same outcome.
+        outcomes_differ: Runs whose outcome differs.
+        count: Runs solved again.
+    """
+
+    rtol: float
+    times: Float[np.ndarray, " r"]
+    ends: Float[np.ndarray, " f"]
+    outcomes_differ: int
+    count: int
 
 
 def sweep(
@@ -90,26 +111,18 @@ def sweep(
     _check_options(block_size, audit, max_steps)
     starts, dtype = check_states("starts", starts, flow, batched=True)
     rtol = default_rtol(dtype) if rtol is None else rtol
-    names, values = _checked_over(over, flow)
-    devices = jax.local_devices() if devices is None else list(devices)
-    size = block_size or block_size_on(devices[0])
+    values = checked_over(over, flow)
     count = len(jax.tree.leaves(starts)[0])
-    cases = list(itertools.product(*values))
+    cases = list(itertools.product(*values.values()))
     options: dict[str, Any] = dict(
         until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
     )
-    work = partial(
-        solved,
-        devices=devices,
-        size=min(size, count),
-        max_steps=max_steps,
-        optimise=worth_optimising(count * len(cases)) if optimise is None else optimise,
-    )
+    work = _work(count, count * len(cases), devices, block_size, max_steps, optimise)
     results, audits = [], []
     with tqdm(total=len(cases) * count, unit="start", unit_scale=True, **_bar(progress)) as bar:
         for case in cases:
             varied = flow
-            for name, value in zip(names, case, strict=True):
+            for name, value in zip(values, case, strict=True):
                 varied = varied.with_parameter(name, value)
             with jax.enable_x64(dtype == np.float64):
                 problem = make_problem(varied, dtype=dtype, rtol=rtol, measures=measures, **options)
@@ -119,13 +132,72 @@ def sweep(
                 audits.append(_audited(varied, starts, result, audit, rtol, work, options))
     return Runs(
         starts,
-        **_stacked(results, values),
-        over={n: np.asarray(v, dtype=float) for n, v in zip(names, values, strict=True)},
+        **_stacked(results, list(values.values())),
+        over={name: np.asarray(listed, dtype=float) for name, listed in values.items()},
         save_at=np.asarray([] if save_at is None else save_at, dtype=float),
         rtol=rtol,
-        audit=_joined(audits) if audits else None,
+        audit=joined(audits) if audits else None,
         components=flow.components,
         measure_axes={name: axis for m in measures for name, axis in m.axes.items()},
+    )
+
+
+def audited(
+    flow: AbstractFlow,
+    starts: Float[np.ndarray, "n d"],
+    found: Mapping[str, np.ndarray],
+    *,
+    until: AbstractTarget,
+    clock: Clock | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    solver: Any = None,
+    save_at: npt.ArrayLike | None = None,
+    block_size: int | None = None,
+    devices: Sequence[Device] | None = None,
+    max_steps: int = 4096,
+) -> Deviations:
+    """How far runs that were found lie from the same at tolerances a hundred times tighter.
+
+    Args:
+        flow: As `sweep` was given it, and so is all else that is not named here.
+        starts: Of the runs.
+        found: Their `outcome`, `time` and `end`.
+        until: The target.
+        clock: The independent variable.
+        rtol: The tolerance that the runs were found with.
+        atol: Their absolute tolerance.
+        solver: Their solver.
+        save_at: Flow times at which their states were kept.
+        block_size: Starts that share a step.
+        devices: JAX devices to use.
+        max_steps: Steps that a block tries.
+    """
+    starts, dtype = check_states("starts", starts, flow, batched=True)
+    options: dict[str, Any] = dict(
+        until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
+    )
+    work = _work(len(starts), len(starts), devices, block_size, max_steps, None)
+    rtol = default_rtol(dtype) if rtol is None else rtol
+    return _against_tighter(flow, starts, dict(found), rtol, work, options)
+
+
+def _work(
+    count: int,
+    runs: int,
+    devices: Sequence[Device] | None,
+    block_size: int | None,
+    max_steps: int,
+    optimise: bool | None,
+) -> Any:
+    """What solves a problem from some starts."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    return partial(
+        solved,
+        devices=devices,
+        size=min(block_size or block_size_on(devices[0]), count),
+        max_steps=max_steps,
+        optimise=worth_optimising(runs) if optimise is None else optimise,
     )
 
 
@@ -145,19 +217,33 @@ def _audited(
     rtol: float,
     work: Any,
     options: dict[str, Any],
-) -> tuple[float, np.ndarray, np.ndarray, int, int]:
-    """Tolerance, deviations in time and end, and outcomes that differ, for a part of the starts."""
+) -> "Deviations":
+    """What `part` of the runs, at random, come to at tighter tolerances."""
     count = len(result["outcome"])
     number = min(count, max(1, round(part * count)))
     chosen = np.sort(np.random.default_rng(_AUDIT_SEED).choice(count, number, replace=False))
-    again = jax.tree.map(lambda x: x[chosen].astype(np.float64), starts)
+    again = jax.tree.map(lambda x: x[chosen], starts)
+    mine = {name: jax.tree.map(lambda x: x[chosen], result[name]) for name in _AUDITED}
+    return _against_tighter(flow, again, mine, rtol, work, options)
+
+
+def _against_tighter(
+    flow: AbstractFlow,
+    starts: PyTree[np.ndarray],
+    mine: dict[str, Any],
+    rtol: float,
+    work: Any,
+    options: dict[str, Any],
+) -> "Deviations":
+    """How far runs lie from the same runs, solved again at tighter tolerances."""
+    number = len(mine["outcome"])
+    again = jax.tree.map(lambda x: x.astype(np.float64), starts)
     tighter = max(rtol / _AUDIT_TIGHTER, _AUDIT_SMALLEST_RTOL)
     atol = options["atol"]
     options = {**options, "atol": None if atol is None else atol / _AUDIT_TIGHTER}
     with jax.enable_x64(True):
         problem = make_problem(flow, dtype=np.float64, rtol=tighter, **options)
         finer = work(problem, again)
-    mine = jax.tree.map(lambda x: x[chosen], result)
     same = (mine["outcome"] == finer["outcome"]) & (mine["outcome"] != Outcome.step_limit)
     differ = int(np.sum(mine["outcome"] != finer["outcome"]))
     reached = same & (finer["outcome"] == Outcome.reached)
@@ -167,20 +253,21 @@ def _audited(
         gaps += ((a - b) ** 2).reshape(number, -1).sum(axis=1)
         sizes += (b**2).reshape(number, -1).sum(axis=1)
     fit = same & np.isfinite(sizes) & (sizes > 0)
-    return tighter, times, np.sqrt(gaps[fit] / sizes[fit]), differ, number
+    return Deviations(tighter, times, np.sqrt(gaps[fit] / sizes[fit]), differ, number)
 
 
-def _joined(audits: list[tuple[float, np.ndarray, np.ndarray, int, int]]) -> Audit:
-    times = np.concatenate([times for _, times, *_ in audits])
-    ends = np.concatenate([ends for _, _, ends, *_ in audits])
+def joined(audits: Sequence["Deviations"]) -> Audit:
+    """The audit of several cases as one."""
+    times = np.concatenate([each.times for each in audits])
+    ends = np.concatenate([each.ends for each in audits])
     return Audit(
-        count=sum(number for *_, number in audits),
-        rtol=audits[0][0],
+        count=sum(each.count for each in audits),
+        rtol=audits[0].rtol,
         time_median=float(np.median(times)) if len(times) else float("nan"),
         time_largest=float(np.max(times)) if len(times) else float("nan"),
         end_median=float(np.median(ends)) if len(ends) else float("nan"),
         end_largest=float(np.max(ends)) if len(ends) else float("nan"),
-        outcomes_differ=sum(differ for *_, differ, _ in audits),
+        outcomes_differ=sum(each.outcomes_differ for each in audits),
     )
 
 
@@ -190,10 +277,15 @@ def _check_options(block_size: int | None, audit: float, max_steps: int) -> None
         raise ValueError(f"Argument `audit` must lie between 0 and 1, but is {audit!r}.")
 
 
-def _checked_over(
+def checked_over(
     over: Mapping[str, Sequence[float]] | None, flow: AbstractFlow
-) -> tuple[list[str], list[list[float]]]:
-    names, values = [], []
+) -> dict[str, list[float]]:
+    """The values of swept hyper-parameters as lists of numbers, each tried on the flow.
+
+    Raises:
+        ValueError: If they are no lists of numbers, or the flow does not take one of them.
+    """
+    values: dict[str, list[float]] = {}
     if over is not None and not isinstance(over, Mapping):
         raise ValueError(
             f"Argument `over` must map names to values, as {{'beta': [0.1]}} does, but is {over!r}."
@@ -209,9 +301,8 @@ def _checked_over(
             )
         for value in listed:
             flow.with_parameter(name, float(value))
-        names.append(name)
-        values.append([float(value) for value in listed])
-    return names, values
+        values[name] = [float(value) for value in listed]
+    return values
 
 
 def _bar(progress: bool | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Sweeps on disk: Zarr groups that xarray opens, with a description of what they hold."""
+"""Runs that are at hand, written to a store as a whole, and what is read from stores."""
 
 import json
 import os
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_free", "description", "read", "write"]
 
-_MARK = "flowlab_version"  # the attribute by which a store is known as one of flowlab's
-_DESCRIPTION = "flowlab_description"
+MARK = "flowlab_version"  # the attribute by which a store is known as one of flowlab's
+DESCRIPTION = "flowlab_description"
 _METADATA = "zarr.json"  # the file that makes a folder a Zarr group of version 3
 
 
@@ -49,15 +49,15 @@ def write(
             flowlab with it.
         OSError: If the folder cannot be written; nothing is then left at `path` but what was there.
     """
-    text = None if description is None else _as_json(description)
+    text = None if description is None else as_json(description)
     dataset = _as_dataset(runs)
-    told = {} if text is None else {_DESCRIPTION: text}
+    told = {} if text is None else {DESCRIPTION: text}
     check_free(path, overwrite=overwrite)
     place = Path(path).resolve()  # a link stays one: what it leads to is replaced
     place.parent.mkdir(parents=True, exist_ok=True)
     half_written = _sibling(place)
     try:
-        _write_group(dataset.assign_attrs({**_versions(), **told}), half_written)
+        _write_group(dataset.assign_attrs({**versions(), **told}), half_written)
         check_free(path, overwrite=overwrite)
         _put_in_place(half_written, place)
     except BaseException:
@@ -69,7 +69,7 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """The runs in a store, as a Dataset whose values are read when they are needed.
 
     Args:
-        path: A folder that `write` wrote.
+        path: A folder that `write` or `flowlab.plans.run` wrote, or an address (`s3://...`).
 
     Raises:
         FileNotFoundError: If there is nothing at `path`.
@@ -78,6 +78,8 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """
     import xarray
 
+    if is_address(path):
+        return xarray.open_zarr(str(path), chunks=None)
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(
@@ -87,7 +89,7 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
         raise NotADirectoryError(
             f"Argument `path` must name a store of flowlab, but {place} is a file."
         )
-    if not _is_store(place):
+    if not is_store(place):
         raise ValueError(
             f"Argument `path` must name a store of flowlab, but {place} is another folder."
         )
@@ -96,7 +98,7 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
 
 def description(dataset: "xarray.Dataset") -> dict[str, Any]:
     """The description that a store was written with; empty where there was none."""
-    return json.loads(dataset.attrs.get(_DESCRIPTION, "{}"))
+    return json.loads(dataset.attrs.get(DESCRIPTION, "{}"))
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -115,7 +117,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
             break
     if not place.exists() and not place.is_symlink():
         return
-    if not _is_store(place):
+    if not is_store(place):
         raise ValueError(
             f"Argument `path` must be free, but {place} exists and is no store of flowlab; "
             "give another."
@@ -124,6 +126,29 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         raise ValueError(
             f"Argument `path` must be free, but {place} exists; give another, or overwrite it."
         )
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a store, if there is one; its metadata first, so that half removed it is none.
+
+    Raises:
+        ValueError: If there is something else at `path`.
+    """
+    if is_address(path):
+        import zarr
+
+        zarr.open_group(str(path), mode="w", zarr_format=3)
+        return
+    place = Path(path)
+    check_free(place, overwrite=True)
+    if place.exists():
+        (place / _METADATA).unlink()
+        shutil.rmtree(place)
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is one of an object store, which fsspec knows, and no folder."""
+    return "://" in str(path)
 
 
 def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
@@ -157,20 +182,27 @@ def _sibling(place: Path) -> Path:
     return place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
 
 
-def _is_store(place: Path) -> bool:
+def is_store(place: Path) -> bool:
+    """Whether a folder is a store of flowlab."""
     try:
         group = json.loads((place / _METADATA).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(group, dict) and _MARK in (group.get("attributes") or {})
+    return isinstance(group, dict) and MARK in (group.get("attributes") or {})
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions that stand in the attributes of every store."""
     others = {f"{name}_version": metadata.version(name) for name in ("jax", "diffrax")}
-    return {_MARK: __version__, **others}
+    return {MARK: __version__, **others}
 
 
-def _as_json(description: Mapping[str, Any]) -> str:
+def as_json(description: Mapping[str, Any]) -> str:
+    """A description as text.
+
+    Raises:
+        ValueError: If it is not made of what JSON holds.
+    """
     try:
         return json.dumps(dict(description), allow_nan=False)
     except (TypeError, ValueError) as error:

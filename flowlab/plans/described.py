@@ -1,0 +1,97 @@
+"""What something is, as JSON: for the attributes of a store, and to tell two plans apart."""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import math
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["described", "differences"]
+
+_WRITTEN_OUT = 64  # numbers of an array that are written out; of a larger one, their checksum is
+
+
+def described(thing: Any) -> Any:
+    """A description that two things share only if they compute the same.
+
+    Numbers, texts and containers are themselves. Dataclasses, among them losses, policies, flows
+    and targets, are their type and their fields; arrays their numbers, or their checksum where
+    there are many; functions their name, and a checksum of their code, of what it encloses and of
+    their defaults. What is none of these is its `repr`.
+    """
+    if isinstance(thing, bool | int | str | None):
+        return thing
+    if isinstance(thing, float):
+        return thing if math.isfinite(thing) else repr(thing)
+    if isinstance(thing, np.ndarray | np.generic | jax.Array):
+        return _of_array(np.asarray(thing))
+    if isinstance(thing, Mapping):
+        return {str(name): described(value) for name, value in thing.items()}
+    if isinstance(thing, tuple | list):
+        return [described(value) for value in thing]
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {f.name: described(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+        return {"type": _name(type(thing)), **fields}
+    if isinstance(thing, functools.partial):
+        return {
+            "partial": described(thing.func),
+            "arguments": described(thing.args),
+            "keywords": described(thing.keywords),
+        }
+    if isinstance(thing, types.MethodType):
+        return {"method": _name(thing), "of": described(thing.__self__)}
+    if isinstance(thing, types.FunctionType):
+        return {"function": _name(thing), "code": _of_function(thing)}
+    if callable(thing) and hasattr(thing, "__wrapped__"):
+        return described(inspect.unwrap(thing))
+    return _name(thing) if isinstance(thing, type) else repr(thing)
+
+
+def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:
+    """What is different in two descriptions, each in words."""
+    if isinstance(stored, Mapping) and isinstance(given, Mapping):
+        for name in dict.fromkeys([*stored, *given]):
+            place = f"{where}.{name}" if where else str(name)
+            yield from differences(stored.get(name), given.get(name), place)
+    elif stored != given:
+        yield f"`{where}` is {_short(stored)} in the store and {_short(given)} here"
+
+
+def _of_array(array: np.ndarray) -> Any:
+    if array.size <= _WRITTEN_OUT:
+        return described(array.tolist())
+    digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16)
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "blake2b": digest.hexdigest()}
+
+
+def _of_function(function: types.FunctionType) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    _add_code(digest, function.__code__)
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    digest.update(repr(described([cells, function.__defaults__, function.__kwdefaults__])).encode())
+    return digest.hexdigest()
+
+
+def _add_code(digest: Any, code: types.CodeType) -> None:
+    digest.update(code.co_code)
+    digest.update(repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            _add_code(digest, constant)
+        else:
+            digest.update(repr(constant).encode())
+
+
+def _name(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _short(value: Any) -> str:
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,159 @@
+"""What a plan will take: time, memory, and room on the disk."""
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowlab.plans.plan import Plan
+from flowlab.store import Layout, layout_of
+from flowlab.store.runs import is_address
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["Estimate", "estimate"]
+
+_PILOT = 16 * 992  # starts: as many blocks of the engine as it solves in one call, twice
+_COPIES = 4  # of a block's arrays: the engine's, the Dataset's, those being written, compressed
+_PROGRAMS = 1 << 30  # bytes: JAX, its compiler, and what it compiled
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan will take here.
+
+    Attributes:
+        runs: Starts times cases.
+        seconds: Time to solve them, compilation included; measured on a few starts of each loss,
+            policy and target.
+        memory: Bytes of memory that one process needs.
+        memory_free: Bytes that are free; None where the system does not say.
+        disk: Bytes of the store, not compressed.
+        disk_free: Bytes that are free where it shall stand; None where that is not known.
+    """
+
+    runs: int
+    seconds: float
+    memory: int
+    memory_free: int | None
+    disk: int
+    disk_free: int | None
+
+    def lacking(self) -> list[str]:
+        """What does not fit, each in a sentence."""
+        found = []
+        for name, need, free in (
+            ("disk", self.disk, self.disk_free),
+            ("memory", self.memory, self.memory_free),
+        ):
+            if free is not None and need > free:
+                found.append(f"It needs {_size(need)} of {name}, but {_size(free)} are free.")
+        return found
+
+    def __str__(self) -> str:
+        """The estimate in a sentence."""
+        return (
+            f"{self.runs:,} runs: about {duration(self.seconds)}, {_size(self.memory)} of memory, "
+            f"{_size(self.disk)} on the disk"
+        )
+
+
+def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
+    """What a plan will take, from a few starts of each of its losses, policies and targets.
+
+    Args:
+        plan: The plan.
+        path: Where its store shall stand.
+
+    Accuracy: the time scales with the starts, which are taken from the beginning of their set: for
+        a grid these lie along one side. The size is that of the arrays; compressed they take less.
+    """
+    return tried(plan, path)[0]
+
+
+def tried(plan: Plan, path: str | os.PathLike[str]) -> tuple[Estimate, "Layout"]:
+    """The estimate of a plan, and the layout of its store."""
+    number = min(plan.starts.count, _PILOT)
+    seconds, levels, layout = 0.0, 0, None
+    per_kind = plan.runs // plan.starts.count
+    kinds = [case for case in plan.cases() if _is_first_of_its_kind(plan, case)]
+    for case in kinds:
+        compiled = time.perf_counter()
+        plan.solve(case, 0, number)
+        began = time.perf_counter()
+        example = plan.solve(case, 0, number).to_xarray()
+        once = time.perf_counter() - began
+        all_starts = once * plan.starts.count / number * per_kind / len(kinds)
+        seconds += max(0.0, began - compiled - once) + all_starts
+        if layout is None or example.sizes.get("level", 0) > levels:
+            levels = example.sizes.get("level", 0)
+            layout = planned_layout(plan, example)
+    assert layout is not None
+    of_block = plan.block * (layout.bytes // max(1, plan.runs) + 1)
+    found = Estimate(
+        runs=plan.runs,
+        seconds=seconds,
+        memory=_PROGRAMS + _COPIES * of_block,
+        memory_free=_memory_free(),
+        disk=layout.bytes,
+        disk_free=_disk_free(path),
+    )
+    return found, layout
+
+
+def planned_layout(plan: Plan, example: "xarray.Dataset") -> Layout:
+    """The layout of the store of a plan, given some runs of one case."""
+    return layout_of(example, plan.axes, plan.starts.count, plan.block)
+
+
+def duration(seconds: float) -> str:
+    """A duration in words, of two units at most."""
+    whole = round(seconds)
+    if seconds < 1:
+        return "less than a second"
+    for size, name, smaller, minor in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // smaller} {minor}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"
+
+
+def _is_first_of_its_kind(plan: Plan, case: tuple[int, ...]) -> bool:
+    """Whether all hyper-parameters of a case have their first values."""
+    kinds = ("loss", "policy", "flow", "target")
+    return all(i == 0 for name, i in zip(plan.axes, case, strict=True) if name not in kinds)
+
+
+def _memory_free() -> int | None:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _cached() -> int:
+    """Bytes of files that the system holds in memory, and gives up for whoever needs it (Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    found: dict[str, Any] = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(found.get("Cached", "0 kB").split()[0]) * 1024
+
+
+def _disk_free(path: str | os.PathLike[str]) -> int | None:
+    if is_address(path):
+        return None
+    place = Path(path).absolute()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def _size(number: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024:
+            return f"{number:.3g} {unit}"
+        number /= 1024
+    return f"{number:.3g} TiB"

@@ -1,0 +1,302 @@
+"""A plan: a product of sweeps, and what it comes to before anything is solved.
+
+c: axes of cases; n: starts; d: components of a state.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import ArrayLike, Float
+
+from flowlab import ensemble, starts
+from flowlab.flow import AbstractFlow, preference_flow
+from flowlab.losses import AbstractLoss
+from flowlab.measures import AbstractMeasure
+from flowlab.plans.described import described
+from flowlab.policies import AbstractPolicy
+from flowlab.until import AbstractTarget, Clock
+
+__all__ = ["DrawnStarts", "Plan"]
+
+BLOCK = 1 << 17  # starts of a block: some tenths of a second of work at the least
+_DRAWN = {
+    "grid": starts.grid,
+    "sobol": starts.sobol,
+    "uniform": starts.uniform,
+    "latin": starts.latin_hypercube,
+}
+
+
+@dataclass(frozen=True)
+class DrawnStarts:
+    """Starts that are drawn by their index, whenever and wherever a block of them is solved.
+
+    Attributes:
+        kind: `grid`, `sobol`, `uniform` or `latin`, as in `flowlab.starts`. A Latin hypercube is
+            drawn as a whole for each block, and suits small plans.
+        size: The number of starts, or the cells of a grid, one number per component.
+        lower: Lower corner of the box, shape (d,).
+        upper: Upper corner of the box, shape (d,).
+        seed: Seed; a grid has none.
+        dtype: `float64` or `float32`.
+
+    Raises:
+        ValueError: Where `flowlab.starts` would.
+    """
+
+    kind: Literal["grid", "sobol", "uniform", "latin"]
+    size: int | tuple[int, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    seed: int = 0
+    dtype: Literal["float64", "float32"] = "float64"
+
+    def __post_init__(self) -> None:
+        if self.kind not in _DRAWN:
+            known = ", ".join(map(repr, _DRAWN))
+            raise ValueError(f"Argument `kind` must be one of {known}, but is {self.kind!r}.")
+        # What JSON and TOML hold are lists.
+        for name in ("lower", "upper", "size"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        self.part(0, 1)
+
+    @property
+    def count(self) -> int:
+        """The number of starts."""
+        return int(np.prod(self.size, dtype=np.int64))
+
+    def part(self, first: int, last: int) -> Float[np.ndarray, "n d"]:
+        """The starts from one index up to another."""
+        options: dict[str, Any] = {"part": (first, last), "dtype": self.dtype}
+        if self.kind != "grid":
+            options["key" if self.kind == "uniform" else "seed"] = self.seed
+        return _DRAWN[self.kind](self.size, self.lower, self.upper, **options)
+
+
+@dataclass(frozen=True)
+class _GivenStarts:
+    """Starts that are at hand."""
+
+    points: Float[np.ndarray, "n d"]
+
+    @property
+    def count(self) -> int:
+        return len(self.points)
+
+    @property
+    def dtype(self) -> str:
+        return self.points.dtype.name
+
+    def part(self, first: int, last: int) -> Float[np.ndarray, "n d"]:
+        return self.points[first:last]
+
+
+class Plan:
+    """A product of sweeps: starts × losses × policies × hyper-parameters × targets.
+
+    Whatever is given by name, in a mapping, becomes a labelled axis of the result: `loss`,
+    `policy`, `flow`, `target`, and each hyper-parameter. What is given by itself does not.
+
+    Args:
+        starts: `DrawnStarts`, or an array (n, d).
+        until: A target, or targets by name.
+        loss: A loss, or losses by name.
+        policy: A policy, or policies by name, whose states have the starts' shape.
+        flow: A flow, or flows by name, instead of losses and policies.
+        over: Hyper-parameters to sweep, by name.
+        measures: What to measure.
+        clock: As in `sweep`, and so are `rtol`, `atol`, `solver`, `save_at`, `block_size` and
+            `max_steps`.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        solver: A solver of diffrax.
+        save_at: Flow times at which to keep the states.
+        block_size: Starts that share a step.
+        max_steps: Steps that such a block tries.
+        audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter
+            once all is done.
+        block: Starts of a block of the store, which is solved, written and marked as done at once;
+            None for some 131,072.
+        recipe: What the plan was made from, as `from_recipe` takes it; None for one of objects.
+
+    Raises:
+        ValueError: If an argument is missing, superfluous, or out of its range; a loss lacks a
+            hyper-parameter; or a policy's states have another shape than the starts.
+    """
+
+    def __init__(
+        self,
+        starts: DrawnStarts | Float[ArrayLike, "n d"],
+        *,
+        until: AbstractTarget | Mapping[str, AbstractTarget],
+        loss: AbstractLoss | Mapping[str, AbstractLoss] | None = None,
+        policy: AbstractPolicy | Mapping[str, AbstractPolicy] | None = None,
+        flow: AbstractFlow | Mapping[str, AbstractFlow] | None = None,
+        over: Mapping[str, Sequence[float]] | None = None,
+        measures: Sequence[AbstractMeasure] = (),
+        clock: Clock | None = None,
+        rtol: float | None = None,
+        atol: float | None = None,
+        solver: Any = None,
+        save_at: npt.ArrayLike | None = None,
+        block_size: int | None = None,
+        max_steps: int = 4096,
+        audit: float = 0.0,
+        block: int | None = None,
+        recipe: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_what_flows(loss, policy, flow)
+        _check_range(audit, block)
+        self.starts = starts if isinstance(starts, DrawnStarts) else _given(starts)
+        self.recipe = None if recipe is None else dict(recipe)
+        self.measures, self.audit = tuple(measures), float(audit)
+        named = {"loss": loss, "policy": policy, "flow": flow, "target": until}
+        self._choices = {name: _choices(name, given) for name, given in named.items()}
+        self._over = ensemble.checked_over(over, self._flow(self._first))
+        self._options: dict[str, Any] = dict(
+            clock=clock,
+            rtol=rtol,
+            atol=atol,
+            solver=solver,
+            save_at=save_at,
+            block_size=block_size,
+            max_steps=max_steps,
+        )
+        whole = -(-self.starts.count // (block or BLOCK))
+        self.block = -(-self.starts.count // whole)
+        for case in self.cases():
+            self.flow(case)
+
+    @cached_property
+    def axes(self) -> dict[str, list[Any]]:
+        """The labels along each axis of cases, by its name."""
+        named = {n: list(c) for n, c in self._choices.items() if None not in c}
+        target = {"target": named.pop("target")} if "target" in named else {}
+        return {**named, **self._over, **target}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of cases along each axis."""
+        return tuple(len(labels) for labels in self.axes.values())
+
+    @property
+    def runs(self) -> int:
+        """Starts times cases."""
+        return self.starts.count * int(np.prod(self.shape, dtype=np.int64))
+
+    def cases(self) -> Iterator[tuple[int, ...]]:
+        """The indices of all cases."""
+        return itertools.product(*(range(length) for length in self.shape))
+
+    def flow(self, case: Sequence[int]) -> AbstractFlow:
+        """The flow of a case, with its hyper-parameters."""
+        labels = self.labels(case)
+        found = self._flow(labels)
+        for name in self._over:
+            try:
+                found = found.with_parameter(name, labels[name])
+            except ValueError as error:
+                raise ValueError(f"{error} (Case: {labels}.)") from None
+        return found
+
+    def target(self, case: Sequence[int]) -> AbstractTarget:
+        """The target of a case."""
+        return self._chosen("target", self.labels(case))
+
+    def labels(self, case: Sequence[int]) -> dict[str, Any]:
+        """The labels of a case, by the names of the axes."""
+        named = zip(self.axes.items(), case, strict=True)
+        return {name: values[index] for (name, values), index in named}
+
+    def solve(
+        self, case: Sequence[int], first: int, last: int, devices: Sequence[Any] | None = None
+    ) -> ensemble.Runs:
+        """The runs of a case from the starts between two indices, in memory."""
+        options = {**self._options, "optimise": ensemble.worth_optimising(self.runs)}
+        return ensemble.sweep(
+            self.flow(case),
+            self.starts.part(first, last),
+            until=self.target(case),
+            measures=self.measures,
+            devices=devices,
+            progress=False,
+            **options,
+        )
+
+    def audited(self, case: Sequence[int], points: np.ndarray, found: dict[str, np.ndarray]) -> Any:
+        """Runs that were found, against the same at tighter tolerances; see `ensemble.audited`."""
+        return ensemble.audited(
+            self.flow(case), points, found, until=self.target(case), **self._options
+        )
+
+    def described(self) -> dict[str, Any]:
+        """What the plan is, made of what JSON holds; two plans that share it compute the same."""
+        given = {n: c if None not in c else c[None] for n, c in self._choices.items()}
+        return described(
+            {
+                "starts": self.starts,
+                **{name: choice for name, choice in given.items() if choice is not None},
+                "over": self._over,
+                "measures": self.measures,
+                **{n: v for n, v in self._options.items() if v is not None},
+                "audit": self.audit,
+                "block": self.block,
+            }
+        )
+
+    @property
+    def _first(self) -> dict[str, Any]:
+        """The labels of the first case, as far as things have names."""
+        return {name: next(iter(choices)) for name, choices in self._choices.items()}
+
+    def _flow(self, labels: Mapping[str, Any]) -> AbstractFlow:
+        if self._chosen("flow", labels) is not None:
+            return self._chosen("flow", labels)
+        return preference_flow(self._chosen("loss", labels), self._chosen("policy", labels))
+
+    def _chosen(self, name: str, labels: Mapping[str, Any]) -> Any:
+        choices = self._choices[name]
+        return choices[None] if None in choices else choices[labels[name]]
+
+
+def _choices(name: str, given: Any) -> dict[Any, Any]:
+    """Things by their names; one without a name under None."""
+    if not isinstance(given, Mapping):
+        return {None: given}
+    if not given:
+        raise ValueError(f"Argument `{name}` must hold something, but is empty.")
+    return {str(label): value for label, value in given.items()}
+
+
+def _given(points: Any) -> _GivenStarts:
+    array = np.asarray(points)
+    if array.ndim != 2 or array.dtype.name not in ("float32", "float64"):
+        raise ValueError(
+            "Argument `starts` must be DrawnStarts or a float array of shape (n, d), but has "
+            f"shape {array.shape} and dtype {array.dtype}."
+        )
+    if not len(array):
+        raise ValueError("Argument `starts` must hold a start, but is empty.")
+    return _GivenStarts(array)
+
+
+def _check_what_flows(loss: Any, policy: Any, flow: Any) -> None:
+    by_halves = (loss is None) != (policy is None)
+    if by_halves or (flow is None) == (loss is None):
+        raise ValueError(
+            "Arguments `loss` and `policy` must be given both, or `flow` instead of them."
+        )
+
+
+def _check_range(audit: float, block: int | None) -> None:
+    if not 0 <= audit <= 1:
+        raise ValueError(f"Argument `audit` must lie between 0 and 1, but is {audit!r}.")
+    if block is not None and block < 1:
+        raise ValueError(f"Argument `block` must be a positive int, but is {block!r}.")

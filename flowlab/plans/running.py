@@ -1,0 +1,425 @@
+"""Plans carried out: into a store, block by block, here or on a cluster; and what became of one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from flowlab import ensemble, store
+from flowlab.plans.described import described, differences
+from flowlab.plans.estimate import planned_layout, tried
+from flowlab.plans.plan import BLOCK, Plan
+from flowlab.store.blocks import FINISHED, Block, BlockStore
+from flowlab.store.runs import DESCRIPTION, as_json, is_address, versions
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["DoesNotFitError", "Interrupted", "Status", "how_to_go_on", "recipe_of", "run", "status"]
+
+_RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
+_RECENT = 32  # blocks from whose times the speed is told
+_AUDIT_SEED = 0
+_RETRIES = 5  # of a task whose worker died, each on another
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was told to stop, by Ctrl-C or SIGTERM; the blocks in its store stay."""
+
+
+class DoesNotFitError(RuntimeError):
+    """A plan does not fit the memory or the disk."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a store is.
+
+    Attributes:
+        blocks: All its blocks.
+        done: Those that are marked as done.
+        runs: Starts times cases.
+        runs_done: Those of blocks that are done.
+        outcomes: How many of these had each outcome, by name.
+        rate: Runs per second in the last blocks; NaN where fewer than two are done.
+        remaining: Seconds that the others will take at that rate; 0 where none are left.
+        being_written: Whether a process is writing to it on this machine.
+    """
+
+    blocks: int
+    done: int
+    runs: int
+    runs_done: int
+    outcomes: dict[str, int]
+    rate: float
+    remaining: float
+    being_written: bool
+
+
+def run(
+    plan: Plan,
+    path: str | os.PathLike[str],
+    *,
+    client: Any = None,
+    devices: Sequence[Any] | None = None,
+    force: bool = False,
+    progress: bool | None = None,
+    tell: Callable[[str], Any] = lambda sentence: None,
+) -> "xarray.Dataset":
+    """Carry out a plan into a store, or go on with one that was interrupted.
+
+    Blocks that are done and whole are left as they are; damaged ones, whose checksum does not fit,
+    are done again. What comes out is, bit for bit, what an undisturbed run gives with the same
+    versions on the same kind of machine.
+
+    Args:
+        plan: What to solve.
+        path: A folder, or an address that fsspec knows (`s3://bucket/sweep`).
+        client: A client of Dask distributed whose workers reach `path`; None to work here.
+        devices: JAX devices to use; None for all local ones.
+        force: Start although the estimate says that memory or disk do not suffice; go on although
+            the store was begun with other versions.
+        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+        tell: Is given sentences about what is done: the estimate, damaged blocks.
+
+    Returns:
+        The store as a Dataset, whose values are read when they are needed.
+
+    Raises:
+        ValueError: If the store at `path` is of another plan, which is named; or what is there is
+            no such store.
+        BlockingIOError: If another process is writing to it.
+        DoesNotFitError: If it does not fit.
+        Interrupted: On Ctrl-C or SIGTERM: the current block is dropped.
+        OSError: If a block cannot be written, as on a full disk; blocks that are done stay whole.
+    """
+    with _alone(path), _stoppable():
+        try:
+            work = _for_this_run(path, plan, force, tell)
+            _fill(plan, path, work, client, devices, progress)
+            if plan.audit:
+                _audit(plan, work)
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"interrupted: {how_to_go_on(path)}") from stop
+    return store.read(path)
+
+
+def status(path: str | os.PathLike[str]) -> Status:
+    """How far a store is that is, or was, filled block by block.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If what is there is no such store.
+    """
+    found = BlockStore.open(path, write=False)
+    done, layout = found.done(), found.layout
+    counts: dict[int, int] = {}
+    for block in layout.blocks():
+        if done[(*block.case, block.number)]:
+            codes, times = np.unique(found.values("outcome", block), return_counts=True)
+            for code, often in zip(codes.tolist(), times.tolist(), strict=True):
+                counts[code] = counts.get(code, 0) + often
+    runs_done = sum(counts.values())
+    runs = layout.count * int(np.prod(layout.shape, dtype=np.int64))
+    rate = _rate(found, layout.length)
+    left = runs - runs_done
+    return Status(
+        blocks=done.size,
+        done=int(done.sum()),
+        runs=runs,
+        runs_done=runs_done,
+        outcomes=_named(counts),
+        rate=rate,
+        remaining=left / rate if left else 0.0,
+        being_written=_is_locked(path),
+    )
+
+
+def recipe_of(path: str | os.PathLike[str]) -> str | None:
+    """The recipe, as JSON, of the plan that a store was made from; None where it had none.
+
+    Raises:
+        FileNotFoundError: If there is no store.
+        ValueError: If what is there is no store that is filled block by block.
+    """
+    found = BlockStore.open(path, write=False).attributes.get(_RECIPE)
+    return None if found is None else str(found)
+
+
+def _for_this_run(
+    path: str | os.PathLike[str], plan: Plan, force: bool, tell: Callable[[str], Any]
+) -> BlockStore:
+    """The store of a plan: the one that is there, without damage, or a new one."""
+    try:
+        found = BlockStore.open(path)
+    except FileNotFoundError:
+        if not is_address(path):
+            store.check_free(path)
+        return _begun(plan, path, force, tell)
+    _check_same(found, plan, path, force)
+    damaged = [damage for damage in found.damaged() if damage is not None]
+    for damage in damaged:
+        found.forget(damage.block)
+    if damaged:
+        first = damaged[0]
+        tell(
+            f"{len(damaged)} of {found.done().size} blocks {'is' if len(damaged) == 1 else 'are'} "
+            f"damaged and will be done again (block {first.block.number}: {first.reason})"
+        )
+    return found
+
+
+def _begun(
+    plan: Plan, path: str | os.PathLike[str], force: bool, tell: Callable[[str], Any]
+) -> BlockStore:
+    """A new store, once the estimate says that the plan fits."""
+    first_block = None
+    if plan.runs <= BLOCK and "target" not in plan.axes:
+        began = time.perf_counter()
+        example = plan.solve((0,) * len(plan.shape), 0, plan.starts.count).to_xarray()
+        first_block = example, time.perf_counter() - began
+        layout = planned_layout(plan, example)
+    else:
+        expected, layout = tried(plan, path)
+        tell(str(expected))
+        lacking = expected.lacking()
+        if lacking and not force:
+            raise DoesNotFitError(" ".join([*lacking, "Ask for less, or insist with `force`."]))
+    attributes = {
+        DESCRIPTION: as_json(plan.described() if plan.recipe is None else plan.recipe),
+        _PLAN: as_json(plan.described()),
+        **({} if plan.recipe is None else {_RECIPE: as_json(plan.recipe)}),
+        **({} if (commit := _commit()) is None else {_COMMIT: commit}),
+    }
+    made = BlockStore.create(path, layout, attributes)
+    if first_block is not None:
+        made.write(Block((0,) * len(plan.shape), 0), *first_block)
+    return made
+
+
+def _check_same(found: BlockStore, plan: Plan, path: Any, force: bool) -> None:
+    stored = json.loads(str(found.attributes.get(_PLAN, "null")))
+    others = list(differences(stored, described(plan.described())))
+    if others:
+        raise ValueError(
+            f"Argument `path` must be free or hold this plan, but {path} holds another: "
+            f"{'; '.join(others[:5])}."
+        )
+    here = versions()
+    others = list(differences({name: found.attributes.get(name) for name in here}, here))
+    if others and not force:
+        raise ValueError(
+            f"Argument `path` must hold a store of these versions, but {path} was begun with "
+            f"others, and results may differ in their last bits: {'; '.join(others)}. "
+            "Go on all the same with `force`."
+        )
+
+
+def _fill(
+    plan: Plan,
+    path: Any,
+    work: BlockStore,
+    client: Any,
+    devices: Sequence[Any] | None,
+    progress: bool | None,
+) -> None:
+    missing = work.missing()
+    total = plan.runs
+    done = total - sum(work.layout.starts_of(block.number) for block in missing)
+    way = (
+        _here(plan, work, missing, devices) if client is None else _on(client, plan, path, missing)
+    )
+    options: dict[str, Any] = {"disable": None, "delay": 2.0, "leave": False}
+    if progress is not None:
+        options = {"disable": not progress}
+    with tqdm(total=total, initial=done, unit="run", unit_scale=True, **options) as bar:
+        for block in way:
+            bar.update(work.layout.starts_of(block.number))
+
+
+def _here(
+    plan: Plan, work: BlockStore, missing: list[Block], devices: Sequence[Any] | None
+) -> Iterator[Block]:
+    """Solve blocks one after the other, and write each while the next is solved."""
+    with ThreadPoolExecutor(1) as writer:
+        writing: Future[Block] | None = None
+        for block in missing:
+            began = time.perf_counter()
+            runs = plan.solve(block.case, *work.layout.part(block.number), devices)
+            seconds = time.perf_counter() - began
+            if writing is not None:
+                yield writing.result()
+            writing = writer.submit(_written, work, block, runs, seconds)
+        if writing is not None:
+            yield writing.result()
+
+
+def _written(work: BlockStore, block: Block, runs: ensemble.Runs, seconds: float) -> Block:
+    work.write(block, runs.to_xarray(), seconds)
+    return block
+
+
+def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Iterator[Block]:
+    """Solve each block as a task of a Dask cluster; one whose worker dies is done elsewhere."""
+    from distributed import as_completed
+
+    shared = client.scatter(plan, broadcast=True, hash=False)
+    futures = client.map(
+        lambda block, plan: _task(plan, path, block),
+        missing,
+        plan=shared,
+        pure=False,
+        retries=_RETRIES,
+        key="flowlab-block",
+    )
+    try:
+        for _, block in as_completed(futures, with_results=True):
+            yield Block(tuple(block[0]), block[1])
+    finally:
+        client.cancel(futures)
+
+
+def _task(plan: Plan, path: Any, block: Block) -> Block:
+    """What a worker does: solve a block and write it, however often it is asked to."""
+    work = BlockStore.open(path)
+    began = time.perf_counter()
+    runs = plan.solve(block.case, *work.layout.part(block.number))
+    return _written(work, block, runs, time.perf_counter() - began)
+
+
+def _audit(plan: Plan, work: BlockStore) -> None:
+    """Solve some runs again at tighter tolerances, and note the deviations in the attributes."""
+    if "audit_count" in work.attributes:
+        return
+    count = plan.starts.count
+    number = min(count, max(1, round(plan.audit * count)))
+    chosen = np.sort(np.random.default_rng(_AUDIT_SEED).choice(count, number, replace=False))
+    parts = []
+    for case in plan.cases():
+        points: list[np.ndarray] = []
+        rows: dict[str, list[np.ndarray]] = {"outcome": [], "time": [], "end": []}
+        for block in range(work.layout.blocks_of_a_case):
+            first, last = work.layout.part(block)
+            inside = chosen[(chosen >= first) & (chosen < last)] - first
+            if len(inside):
+                points.append(plan.starts.part(first, last)[inside])
+                for name, found in rows.items():
+                    found.append(work.values(name, Block(case, block))[inside])
+        mine = {name: np.concatenate(found) for name, found in rows.items()}
+        parts.append(plan.audited(case, np.concatenate(points), mine))
+    audit = ensemble.joined(parts)
+    work.update({f"audit_{name}": value for name, value in vars(audit).items()})
+
+
+def _rate(found: BlockStore, length: int) -> float:
+    """Runs per second in the last blocks, told from the times between their ends.
+
+    The median of those times: a pause between two runs of the command is one of them.
+    """
+    ends = found.about(FINISHED)
+    ends = np.sort(ends[np.isfinite(ends)])[-_RECENT:]
+    if len(ends) < 2:
+        return float("nan")
+    between = float(np.median(np.diff(ends)))
+    return length / between if between > 0 else float("nan")
+
+
+def _named(counts: dict[int, int]) -> dict[str, int]:
+    from flowlab.until import Outcome
+
+    return {Outcome(code).name: number for code, number in sorted(counts.items())}
+
+
+def how_to_go_on(path: str | os.PathLike[str]) -> str:
+    """How far a store is that was left, and how to go on with it, in a sentence."""
+    try:
+        found = BlockStore.open(path, write=False)
+    except (FileNotFoundError, ValueError):
+        return "nothing was written; start again"
+    done = found.done()
+    return f"{int(done.sum())} of {done.size} blocks are done; go on with `flowlab resume {path}`"
+
+
+def _lock_of(path: Any) -> Any:
+    """The lock of a store in the file system, which the system lets go when its process ends."""
+    from filelock import FileLock
+
+    place = Path(path).absolute()
+    return FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
+
+
+@contextmanager
+def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes of this machine from the store; an object store has no locks."""
+    from filelock import Timeout
+
+    if is_address(path):
+        yield
+        return
+    Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock_of(path)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"another process is writing to {path}; wait for it, or stop it first"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _is_locked(path: Any) -> bool:
+    from filelock import Timeout
+
+    if is_address(path):
+        return False
+    lock = _lock_of(path)
+    if not Path(lock.lock_file).exists():
+        return False
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C, in the main thread, where alone that can be done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _commit() -> str | None:
+    """The git commit of this library, where it runs from a checkout."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return None
+    asked = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip() or None

@@ -1,0 +1,446 @@
+"""Stores that are filled block by block, in any order, by any number of processes.
+
+A store is a Zarr group of version 3 whose arrays stand allocated from the beginning, so that
+`xarray.open_zarr` opens it at any time. A block is the runs of one case (one loss, one value of
+every hyper-parameter, ...) from consecutive starts, and one chunk of every array. Its results are
+written first, then their checksum, then the time at which it was finished, which is the mark that
+it is done. Whatever is interrupted leaves no mark; whatever is written twice holds the same bits.
+
+c: axes of cases; n: starts; b: blocks of a case.
+"""
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from flowlab.store.runs import DESCRIPTION, MARK, is_address, versions
+
+if TYPE_CHECKING:
+    import xarray
+    import zarr
+
+__all__ = ["Block", "BlockStore", "Damage", "Layout", "Variable", "layout_of"]
+
+CHECKSUM, SECONDS, FINISHED = "block_checksum", "block_seconds", "block_finished"
+_ABOUT_BLOCKS = {
+    CHECKSUM: (np.uint64, "checksum of the block's results: BLAKE2b of 8 bytes"),
+    SECONDS: (np.float64, "seconds of work on the block"),
+    FINISHED: (np.float64, "when the block was finished, seconds since 1970 (UTC); NaN before"),
+}
+_LENGTH = "flowlab_block_length"
+_COORDINATES = "coordinates"  # by which xarray knows which arrays are some
+_START = "start"
+
+
+class Block(NamedTuple):
+    """Runs of one case from consecutive starts.
+
+    Attributes:
+        case: The index of the case along each axis of cases.
+        number: The number of the block in its case.
+    """
+
+    case: tuple[int, ...]
+    number: int
+
+
+class Damage(NamedTuple):
+    """A block that is marked as done, but does not hold what was written.
+
+    Attributes:
+        block: Which.
+        reason: What is wrong with it, in words.
+    """
+
+    block: Block
+    reason: str
+
+
+@dataclass(frozen=True)
+class Variable:
+    """An array of a store.
+
+    Attributes:
+        dims: Names of its dimensions behind the axes of cases and `start`.
+        shape: Their lengths.
+        dtype: Name of its dtype.
+        attributes: Attributes of the array.
+        of_cases: Whether each case has its own; starts are shared by all.
+        is_coordinate: Whether xarray shall take it for a coordinate.
+    """
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    attributes: dict[str, Any] = field(default_factory=dict)
+    of_cases: bool = True
+    is_coordinate: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a store has room for.
+
+    Attributes:
+        axes: The labels along each axis of cases, by its name.
+        count: Starts.
+        length: Starts of a block; the last block of a case may have fewer.
+        variables: The arrays along the starts, by name.
+        labels: Coordinates along other dimensions, by name.
+        attributes: Attributes of the group, beside those of every store.
+    """
+
+    axes: dict[str, list[Any]]
+    count: int
+    length: int
+    variables: dict[str, Variable]
+    labels: dict[str, np.ndarray]
+    attributes: dict[str, Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of cases along each axis."""
+        return tuple(len(labels) for labels in self.axes.values())
+
+    @property
+    def blocks_of_a_case(self) -> int:
+        """How many blocks each case has."""
+        return -(-self.count // self.length)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all arrays, before they are compressed."""
+        cases = int(np.prod(self.shape, dtype=np.int64))
+        return sum(
+            (cases if v.of_cases else 1) * self.count * v_bytes(v) for v in self.variables.values()
+        )
+
+    def part(self, number: int) -> tuple[int, int]:
+        """The first start of a block, and the end of its starts."""
+        return number * self.length, min((number + 1) * self.length, self.count)
+
+    def starts_of(self, number: int) -> int:
+        """How many starts a block has."""
+        first, last = self.part(number)
+        return last - first
+
+    def blocks(self) -> Iterator[Block]:
+        """All blocks: of one case after the other."""
+        for case in np.ndindex(*self.shape):
+            for number in range(self.blocks_of_a_case):
+                yield Block(case, number)
+
+
+def v_bytes(variable: Variable) -> int:
+    """Bytes of a variable for one start of one case."""
+    return int(np.prod(variable.shape, dtype=np.int64)) * np.dtype(variable.dtype).itemsize
+
+
+def layout_of(
+    example: "xarray.Dataset", axes: Mapping[str, Sequence[Any]], count: int, length: int
+) -> Layout:
+    """The layout for many runs like a few that are at hand.
+
+    Args:
+        example: Runs of one case, as `Runs.to_xarray` gives them.
+        axes: The labels along each axis of cases, by its name.
+        count: Starts.
+        length: Starts of a block.
+    """
+    variables = {}
+    for name, array in example.variables.items():
+        if _START not in array.dims:
+            continue
+        is_coordinate = name in example.coords
+        variables[str(name)] = Variable(
+            dims=tuple(str(dim) for dim in array.dims[1:]),
+            shape=array.shape[1:],
+            dtype=array.dtype.name,
+            attributes=dict(array.attrs),
+            of_cases=not is_coordinate and name != "starts",
+            is_coordinate=is_coordinate,
+        )
+    labels = {str(n): c.values for n, c in example.coords.items() if _START not in c.dims}
+    return Layout(
+        {name: list(labels) for name, labels in axes.items()},
+        count,
+        length,
+        variables,
+        labels,
+        dict(example.attrs),
+    )
+
+
+class BlockStore:
+    """A store that is filled block by block.
+
+    Attributes:
+        layout: What it has room for.
+    """
+
+    def __init__(self, group: "zarr.Group", layout: Layout) -> None:
+        self._group = group
+        self.layout = layout
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], layout: Layout, attributes: Mapping[str, Any]
+    ) -> "BlockStore":
+        """Allocate a store at a path, or at the address of an object store (`s3://...`).
+
+        Args:
+            path: Where; nothing may be there.
+            layout: What it shall have room for.
+            attributes: Further attributes of the group, of what JSON holds; a `description` and
+                whatever else is needed to go on with it.
+
+        Raises:
+            FileExistsError: If something is there.
+            OSError: If it cannot be written.
+        """
+        import zarr
+
+        if not is_address(path) and Path(path).exists():
+            raise FileExistsError(f"Argument `path` must be free, but {path} exists.")
+        with _without_warnings():
+            group = zarr.open_group(str(path), mode="w-", zarr_format=3)
+            for name, variable in layout.variables.items():
+                _allocate(group, layout, name, variable)
+            for name, (dtype, meaning) in _ABOUT_BLOCKS.items():
+                shape = (*layout.shape, layout.blocks_of_a_case)
+                group.create_array(
+                    name,
+                    shape=shape,
+                    chunks=(1,) * len(shape),
+                    dtype=dtype,
+                    fill_value=np.nan if dtype is np.float64 else 0,
+                    dimension_names=(*layout.axes, "block"),
+                    attributes={"long_name": meaning},
+                )
+            for name, values in {**layout.axes, **layout.labels}.items():
+                _write_labels(group, name, np.asarray(values))
+            coordinates = [n for n, v in layout.variables.items() if v.is_coordinate]
+            group.attrs.update(
+                {
+                    **layout.attributes,
+                    **versions(),
+                    **({_COORDINATES: " ".join(coordinates)} if coordinates else {}),
+                    _LENGTH: layout.length,
+                    **attributes,
+                }
+            )
+            zarr.consolidate_metadata(group.store)
+        return cls(group, layout)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, write: bool = True) -> "BlockStore":
+        """The store at a path or address.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If what is there is no store of flowlab that is filled block by block.
+        """
+        import zarr
+
+        try:
+            with _without_warnings():
+                group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"Argument `path` must name a store of flowlab, but {path} is none."
+            ) from None
+        if MARK not in group.attrs or _LENGTH not in group.attrs:
+            raise ValueError(
+                f"Argument `path` must name a store that is filled block by block, as "
+                f"`flowlab sweep` writes it, but {path} is another one."
+            )
+        return cls(group, _read_layout(group))
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the group."""
+        return dict(self._group.attrs)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The description that the store was made with."""
+        return json.loads(str(self._group.attrs.get(DESCRIPTION, "{}")))
+
+    def update(self, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of the group."""
+        import zarr
+
+        with _without_warnings():
+            self._group.attrs.update(dict(attributes))
+            zarr.consolidate_metadata(self._group.store)
+
+    def done(self) -> Bool[np.ndarray, "*c b"]:
+        """Which blocks are marked as done."""
+        return np.isfinite(self.about(FINISHED))
+
+    def about(self, name: str) -> Float[np.ndarray, "*c b"]:
+        """What is noted of every block: its checksum, seconds of work, or when it was finished.
+
+        What cannot be read counts as missing.
+        """
+        array = self._array(name)
+        try:
+            return np.asarray(array[...])
+        except Exception:  # one of many small files is torn: they are read one by one
+            found = np.full(array.shape, array.fill_value, array.dtype)
+            for place in np.ndindex(array.shape):
+                try:
+                    found[place] = array[place]
+                except Exception:
+                    continue
+            return found
+
+    def missing(self) -> list[Block]:
+        """The blocks that are not done, in the order of the cases and starts."""
+        done = self.done()
+        return [block for block in self.layout.blocks() if not done[(*block.case, block.number)]]
+
+    def write(self, block: Block, runs: "xarray.Dataset", seconds: float) -> None:
+        """Write the results of a block, then their checksum, then the mark that it is done.
+
+        Raises:
+            OSError: If they cannot be written; the block is not marked then.
+        """
+        results = self._padded(block, runs)
+        for name, values in results.items():
+            self._array(name)[self._region(name, block)] = values
+        place = (*block.case, block.number)
+        self._array(CHECKSUM)[place] = _checksum(results)
+        self._array(SECONDS)[place] = seconds
+        self._array(FINISHED)[place] = time.time()
+
+    def values(self, name: str, block: Block) -> np.ndarray:
+        """What a variable holds of a block, starts first."""
+        return np.asarray(self._array(name)[self._region(name, block)])
+
+    def damaged(self) -> Iterator[Damage | None]:
+        """For each block that is marked as done: None, or what is wrong with it."""
+        done, checksums = self.done(), self.about(CHECKSUM)
+        for block in self.layout.blocks():
+            place = (*block.case, block.number)
+            if not done[place]:
+                continue
+            try:
+                results = {name: self.values(name, block) for name in self._names(block)}
+            except Exception as error:  # whatever a codec makes of bytes that are not its own
+                yield Damage(block, f"{type(error).__name__}: {error}")
+                continue
+            fits = _checksum(results) == checksums[place]
+            yield None if fits else Damage(block, "its checksum is another one")
+
+    def forget(self, block: Block) -> None:
+        """Take the mark from a block, so that it is missing."""
+        self._array(FINISHED)[(*block.case, block.number)] = np.nan
+
+    def _array(self, name: str) -> "zarr.Array":
+        return self._group[name]  # type: ignore[return-value]
+
+    def _names(self, block: Block) -> list[str]:
+        """The variables of a block; what all cases share belongs to the first."""
+        first = not any(block.case)
+        return sorted(n for n, v in self.layout.variables.items() if v.of_cases or first)
+
+    def _region(self, name: str, block: Block) -> tuple[Any, ...]:
+        starts = slice(*self.layout.part(block.number))
+        return (*block.case, starts) if self.layout.variables[name].of_cases else (starts,)
+
+    def _padded(self, block: Block, runs: "xarray.Dataset") -> dict[str, np.ndarray]:
+        """The results of a block in the shapes of the store, whose targets may have more levels."""
+        found = {}
+        for name in self._names(block):
+            variable = self.layout.variables[name]
+            values = np.asarray(runs[name].values, variable.dtype)
+            wanted = (values.shape[0], *variable.shape)
+            if values.shape != wanted:
+                room = np.full(wanted, np.nan, variable.dtype)
+                room[tuple(slice(length) for length in values.shape)] = values
+                values = room
+            found[name] = np.ascontiguousarray(values)
+        return found
+
+
+def _allocate(group: "zarr.Group", layout: Layout, name: str, variable: Variable) -> None:
+    lead = tuple(layout.axes) if variable.of_cases else ()
+    floating = np.dtype(variable.dtype).kind == "f"
+    group.create_array(
+        name,
+        shape=(*(layout.shape if lead else ()), layout.count, *variable.shape),
+        chunks=(*(1 for _ in lead), layout.length, *variable.shape),
+        dtype=variable.dtype,
+        fill_value=np.nan if floating else 0,
+        dimension_names=(*lead, _START, *variable.dims),
+        attributes={name: _plain(value) for name, value in variable.attributes.items()},
+    )
+
+
+def _write_labels(group: "zarr.Group", name: str, values: np.ndarray) -> None:
+    """A coordinate along a dimension of its own name."""
+    if values.dtype.kind in "US":
+        values = values.astype(object)
+        array = group.create_array(name, shape=values.shape, dtype=str, dimension_names=(name,))
+    else:
+        array = group.create_array(
+            name, shape=values.shape, dtype=values.dtype, dimension_names=(name,)
+        )
+    array[...] = values
+
+
+def _read_layout(group: "zarr.Group") -> Layout:
+    coordinates = str(group.attrs.get(_COORDINATES, "")).split()
+    count = 0
+    axes_of = group[FINISHED].metadata.dimension_names[:-1]  # type: ignore[union-attr]
+    variables, labels = {}, {}
+    for name, array in group.arrays():
+        dims = tuple(array.metadata.dimension_names or ())  # type: ignore[union-attr]
+        if _START in dims:
+            behind = dims.index(_START) + 1
+            variables[name] = Variable(
+                tuple(str(dim) for dim in dims[behind:]),
+                array.shape[behind:],
+                array.dtype.name,
+                dict(array.attrs),
+                of_cases=name != "starts" and name not in coordinates,
+                is_coordinate=name in coordinates,
+            )
+            count = array.shape[behind - 1]
+        elif name not in _ABOUT_BLOCKS:
+            labels[name] = np.asarray(array[...])
+    axes = {str(name): list(labels.pop(str(name))) for name in axes_of}
+    return Layout(axes, count, int(str(group.attrs[_LENGTH])), variables, labels, {})
+
+
+def _checksum(results: Mapping[str, np.ndarray]) -> np.uint64:
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(results):
+        values = np.ascontiguousarray(results[name])
+        digest.update(f"{name}{values.dtype.str}{values.shape}".encode())
+        digest.update(values.view(np.uint8).data if values.size else b"")
+    return np.uint64(int.from_bytes(digest.digest(), "little"))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Without Zarr's warnings that version 3 does not specify consolidated metadata and texts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        warnings.filterwarnings("ignore", message=".* does not have a Zarr V3 specification")
+        yield

@@ -155,6 +155,12 @@ def test_targets_with_fewer_levels_leave_the_others_empty(tmp_path):
         assert np.isnan(found["level_times"][1, :, 1]).all()
 
 
+def test_runs_of_other_starts_than_those_of_the_block_are_refused(made):
+    with pytest.raises(ValueError, match="must be of the 4 starts of the block, but is of 10"):
+        made.write(Block((0, 0), 0), runs(0, COUNT, 0.0), 0.1)
+    assert len(made.missing()) == 6
+
+
 def test_what_is_no_such_store_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^Argument `path` must name a store of flowlab"):
         BlockStore.open(tmp_path / "nothing")

@@ -239,6 +239,7 @@ class Plan:
     def described(self) -> dict[str, Any]:
         """What the plan is, made of what JSON holds; two plans that share it compute the same."""
         given = {n: c if None not in c else c[None] for n, c in self._choices.items()}
+        given["until"] = given.pop("target")
         return described(
             {
                 "starts": self.starts,
@@ -271,7 +272,8 @@ def _choices(name: str, given: Any) -> dict[Any, Any]:
     if not isinstance(given, Mapping):
         return {None: given}
     if not given:
-        raise ValueError(f"Argument `{name}` must hold something, but is empty.")
+        argument = "until" if name == "target" else name
+        raise ValueError(f"Argument `{argument}` must hold something, but is empty.")
     return {str(label): value for label, value in given.items()}
 
 

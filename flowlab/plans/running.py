@@ -188,7 +188,7 @@ def _begun(
     first_block = None
     if plan.runs <= BLOCK and "target" not in plan.axes:
         began = time.perf_counter()
-        example = plan.solve((0,) * len(plan.shape), 0, plan.starts.count).to_xarray()
+        example = plan.solve((0,) * len(plan.shape), 0, plan.block).to_xarray()
         first_block = example, time.perf_counter() - began
         layout = planned_layout(plan, example)
     else:

@@ -314,6 +314,7 @@ class BlockStore:
         """Write the results of a block, then their checksum, then the mark that it is done.
 
         Raises:
+            ValueError: If the runs are of another number of starts than the block.
             OSError: If they cannot be written; the block is not marked then.
         """
         results = self._padded(block, runs)
@@ -365,7 +366,12 @@ class BlockStore:
         for name in self._names(block):
             variable = self.layout.variables[name]
             values = np.asarray(runs[name].values, variable.dtype)
-            wanted = (values.shape[0], *variable.shape)
+            wanted = (self.layout.starts_of(block.number), *variable.shape)
+            if len(values) != wanted[0]:
+                raise ValueError(
+                    f"Argument `runs` must be of the {wanted[0]} starts of the block, but is of "
+                    f"{len(values)}."
+                )
             if values.shape != wanted:
                 room = np.full(wanted, np.nan, variable.dtype)
                 room[tuple(slice(length) for length in values.shape)] = values

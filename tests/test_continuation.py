@@ -1,64 +1,185 @@
 """Critical points over a parameter: normal forms of bifurcations, and a loss's own target."""
 
+import importlib
+from typing import Any
+
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from flowlab import Flow, LogRatioPlane, preference_flow
 from flowlab.critical import Continuation, continuation
+from flowlab.domains import Box
 from flowlab.losses import IPO
 
 VALUES = np.linspace(-1.05, 1, 9)  # none of them 0, where things happen
 REGION = [(-2.0, 2.0), (-1.0, 1.0)]
+SHARP = 1e-9  # how well a value is known
 
 
-class Pitchfork(eqx.Module):
-    """y0⁴/4 − λ y0²/2 + y1²/2: one minimum at 0 until λ = 0, two at ±√λ and a saddle beyond."""
+class Polynomial(eqx.Module):
+    """Σ_k (fixed_k + λ moving_k) y0^k / k + stiffness y1²/2: one compiled program for all of these.
 
-    strength: Float[ArrayLike, ""]
+    λ is called strength. Where side·λ is beyond the jump the sum is y0 alone.
+    """
 
-    def __init__(self, strength: float = 0.0) -> None:
-        self.strength = np.asarray(strength, float)
-
-    def __call__(self, state: Float[Array, " 2"]) -> Float[Array, ""]:
-        return state[0] ** 4 / 4 - self.strength * state[0] ** 2 / 2 + state[1] ** 2 / 2
-
-
-class Fold(eqx.Module):
-    """y0³/3 − λ y0 + y1²/2: nothing until λ = 0, a minimum and a saddle at ±√λ beyond."""
-
-    strength: Float[ArrayLike, ""]
-
-    def __init__(self, strength: float = 0.0) -> None:
-        self.strength = np.asarray(strength, float)
+    fixed: np.ndarray
+    moving: np.ndarray
+    stiffness: np.ndarray = eqx.field(default=1.0, converter=np.asarray)
+    jump: np.ndarray = eqx.field(default=np.inf, converter=np.asarray)
+    side: np.ndarray = eqx.field(default=1.0, converter=np.asarray)
+    strength: np.ndarray = eqx.field(default=0.0, converter=np.asarray)
 
     def __call__(self, state: Float[Array, " 2"]) -> Float[Array, ""]:
-        return state[0] ** 3 / 3 - self.strength * state[0] + state[1] ** 2 / 2
+        x, y = state
+        factors = jnp.asarray(self.fixed) + self.strength * jnp.asarray(self.moving)
+        powers = (x, x**2 / 2, x**3 / 3, x**4 / 4)
+        curve = sum(factors[k] * power for k, power in enumerate(powers))
+        curve = jnp.where(self.side * self.strength > self.jump, x, curve)
+        return curve + self.stiffness * y**2 / 2
+
+
+def polynomial(fixed: tuple[float, ...], moving: tuple[float, ...], **changes: float) -> Flow:
+    return Flow(Polynomial(np.array(fixed, float), np.array(moving, float), **changes))
+
+
+PITCHFORK = polynomial((0, 0, 0, 1), (0, -1, 0, 0))  # a minimum, from 0 on two at ±√λ and a saddle
+FOLD = polynomial((0, 0, 1, 0), (-1, 0, 0, 0))  # nothing, from 0 on a minimum and a saddle at ±√λ
+
+MOVING = polynomial((0, 1, 0, 0), (-1, 0, 0, 0))  # a minimum at λ
+
+
+def followed(flow: Flow, values: np.ndarray = VALUES) -> Continuation:
+    return continuation(flow, "strength", values, REGION, starts=64)
 
 
 @pytest.fixture(scope="module")
 def pitchfork() -> Continuation:
-    return continuation(Flow(Pitchfork()), "strength", VALUES, REGION)
+    return followed(PITCHFORK)
 
 
 @pytest.fixture(scope="module")
 def fold() -> Continuation:
-    return continuation(Flow(Fold()), "strength", VALUES, REGION)
+    return followed(FOLD)
+
+
+def told(found: Continuation) -> list[tuple[str, str, str]]:
+    return sorted((event.what, event.before, event.after) for event in found.events)
+
+
+def check_values(found: Continuation, value: float, room: float = SHARP) -> None:
+    """That all happens at a value, as near as is said, and that this is near."""
+    for event in found.events:
+        assert abs(event.value - value) <= max(event.within, 1e-11)
+        assert event.within < room
 
 
 def test_a_pitchfork_changes_the_index_of_one_point_and_makes_two(pitchfork: Continuation) -> None:
     assert len(pitchfork.branches) == 3
-    assert sorted(event.what for event in pitchfork.events) == [
-        "appears",
-        "appears",
-        "changes index",
+    assert told(pitchfork) == [
+        ("appears", "", "minimum"),
+        ("appears", "", "minimum"),
+        ("changes index", "minimum", "saddle of index 1"),
     ]
-    (turning,) = [event for event in pitchfork.events if event.what == "changes index"]
-    assert (turning.before, turning.after) == ("minimum", "saddle of index 1")
-    assert turning.value == pytest.approx(0, abs=1e-4)
-    for event in pitchfork.events:
-        assert event.value == pytest.approx(0, abs=1e-4)
+    check_values(pitchfork, 0)
+
+
+def test_a_pitchfork_the_other_way_keeps_the_middle_and_ends_the_sides() -> None:
+    found = followed(polynomial((0, 0, 0, 1), (0, 1, 0, 0)))
+    assert told(found) == [
+        ("changes index", "saddle of index 1", "minimum"),
+        ("vanishes", "minimum", ""),
+        ("vanishes", "minimum", ""),
+    ]
+    check_values(found, 0)
+    (middle,) = [branch for branch in found.branches if len(branch.values) == len(VALUES)]
+    assert np.allclose(middle.places, 0, atol=1e-12)
+
+
+def test_a_pitchfork_with_a_stiff_direction_beside_it_turns_at_the_same_value() -> None:
+    found = followed(polynomial((0, 0, 0, 1), (0, -1, 0, 0), stiffness=1e5))
+    assert [what for what, _, _ in told(found)] == ["appears", "appears", "changes index"]
+    check_values(found, 0, room=1e-7)  # rounding is that of the stiff direction
+
+
+def test_a_pitchfork_at_a_value_of_the_list_happens_there() -> None:
+    found = followed(PITCHFORK, np.linspace(-1, 1, 5))
+    assert [what for what, _, _ in told(found)] == ["appears", "appears", "changes index"]
+    check_values(found, 0)
+
+
+def test_a_tilted_pitchfork_keeps_its_minimum_and_adds_a_fold_beside_it() -> None:
+    tilt = 0.01
+    found = followed(polynomial((tilt, 0, 0, 1), (0, -1, 0, 0)))
+    assert told(found) == [("appears", "", "minimum"), ("appears", "", "saddle of index 1")]
+    check_values(found, 3 * (tilt / 2) ** (2 / 3))
+    whole = [branch for branch in found.branches if len(branch.values) == len(VALUES)]
+    assert [set(branch.kind) for branch in whole] == [{"minimum"}]
+
+
+def test_two_points_that_cross_exchange_their_indices() -> None:
+    found = followed(polynomial((0, 0, 1, 0), (0, -1, 0, 0)))  # at 0 and at λ
+    assert told(found) == [
+        ("changes index", "minimum", "saddle of index 1"),
+        ("changes index", "saddle of index 1", "minimum"),
+    ]
+    check_values(found, 0)
+    ends = sorted(tuple(branch.places[[0, -1], 0].round(9)) for branch in found.branches)
+    assert ends == [(-1.05, 1.0), (0.0, 0.0)]
+
+
+def test_a_point_that_moves_far_from_value_to_value_stays_one_branch() -> None:
+    found = followed(MOVING, np.array([-1.5, -0.5, 0.5, 1.5]))
+    (branch,) = found.branches
+    assert found.events == ()
+    assert np.allclose(branch.places[:, 0], branch.values, atol=1e-12)
+
+
+def test_a_point_that_leaves_the_region_or_enters_it_makes_no_event() -> None:
+    found = followed(MOVING, np.array([-3.0, -1.0, 1.0, 3.0]))
+    (branch,) = found.branches
+    assert found.events == ()
+    assert list(branch.values) == [-1.0, 1.0]
+    far = followed(polynomial((0, -6, 1, 0), (-1, 0, 0, 0)), np.array([-10.0, -5.0, 0.0]))
+    (branch,) = far.branches  # at 3 - √(9 + λ), from a fold at 3 on, and back
+    assert far.events == ()
+    assert np.allclose(branch.places[:, 0], [1, 0], atol=1e-12)
+
+
+def test_a_point_that_a_search_misses_stays_on_its_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("flowlab.critical.continuation")
+    search = module.critical_points
+
+    def blind(flow: Any, *rest: Any, **options: Any) -> Any:
+        return () if flow.function.strength in (-1.5, 0.5) else search(flow, *rest, **options)
+
+    monkeypatch.setattr(module, "critical_points", blind)
+    found = followed(MOVING, np.array([-1.5, -0.5, 0.5, 1.5]))
+    (branch,) = found.branches
+    assert found.events == ()
+    assert np.allclose(branch.places[:, 0], [-1.5, -0.5, 0.5, 1.5], atol=1e-12)
+
+
+def test_a_point_that_ends_without_a_reason_is_lost() -> None:
+    found = followed(polynomial((0, 1, 0, 0), (0, 0, 0, 0), jump=0.0), VALUES[3:6])
+    assert told(found) == [("is lost", "minimum", "")]
+    check_values(found, 0)
+    back = polynomial((0, 1, 0, 0), (0, 0, 0, 0), jump=0.0, side=-1.0)
+    assert told(followed(back, VALUES[3:6])) == [("is lost", "", "minimum")]
+
+
+def test_a_degenerate_point_and_a_line_are_linked_to_the_nearest_of_their_kind() -> None:
+    point = followed(polynomial((0, 0, 0, 1), (0, 0, 0, 0)), VALUES[:3])
+    assert [set(branch.kind) for branch in point.branches] == [{"degenerate"}]
+    assert point.events == ()
+    line = followed(polynomial((0, 0, 0, 0), (0, 0, 0, 0), jump=0.0), VALUES[3:6])
+    assert told(line) == [("vanishes", "line of minima", "")]
+    (event,) = line.events
+    assert event.value == pytest.approx((VALUES[4] + VALUES[5]) / 2)
+    assert event.within == pytest.approx((VALUES[5] - VALUES[4]) / 2)
+    assert "strength = 0.103125 ± 0.13: line of minima vanishes" in str(line)
 
 
 def test_branches_follow_the_closed_form(pitchfork: Continuation, fold: Continuation) -> None:
@@ -71,21 +192,54 @@ def test_branches_follow_the_closed_form(pitchfork: Continuation, fold: Continua
 
 
 def test_a_fold_makes_a_minimum_and_a_saddle_at_one_value(fold: Continuation) -> None:
-    assert [event.what for event in fold.events] == ["appears", "appears"]
-    assert sorted(event.after for event in fold.events) == ["minimum", "saddle of index 1"]
+    assert told(fold) == [("appears", "", "minimum"), ("appears", "", "saddle of index 1")]
+    check_values(fold, 0)
     for event in fold.events:
-        assert event.value == pytest.approx(0, abs=1e-4)
-        assert np.allclose(event.place, 0, atol=1e-2)
+        assert np.allclose(event.place, 0, atol=1e-4)
 
 
 def test_a_fold_the_other_way_vanishes() -> None:
-    class Back(Fold):
-        def __call__(self, state: Float[Array, " 2"]) -> Float[Array, ""]:
-            return state[0] ** 3 / 3 + self.strength * state[0] + state[1] ** 2 / 2
-
-    found = continuation(Flow(Back(0.0)), "strength", VALUES, REGION)
+    found = followed(polynomial((0, 0, 1, 0), (1, 0, 0, 0)))
     assert [event.what for event in found.events] == ["vanishes", "vanishes"]
-    assert all(event.value == pytest.approx(0, abs=1e-4) for event in found.events)
+    check_values(found, 0)
+
+
+class Walled(eqx.Module):
+    """A pitchfork along the wall y0 = 1 at λ = 0, or a minimum at λ beside it."""
+
+    slide: bool = eqx.field(static=True)
+    strength: np.ndarray = eqx.field(default=0.0, converter=np.asarray)
+
+    def __call__(self, state: Float[Array, " 2"]) -> Float[Array, ""]:
+        y = state[1] - 0.5
+        if self.slide:
+            return y**4 / 4 - self.strength * y**2 / 2 - state[0]
+        return (state[0] - self.strength) ** 2 / 2 + y**2 / 2
+
+
+@pytest.mark.parametrize(
+    ("slide", "value", "wanted"),
+    [
+        (
+            True,
+            0.0,
+            [
+                ("appears", "", "minimum on y0 = 1"),
+                ("appears", "", "minimum on y0 = 1"),
+                ("changes index", "minimum on y0 = 1", "maximum on y0 = 1"),
+            ],
+        ),
+        (False, 1.0, [("appears", "", "minimum on y0 = 1"), ("vanishes", "minimum", "")]),
+    ],
+)
+def test_what_happens_on_a_wall_and_at_it_is_located_too(
+    slide: bool, value: float, wanted: list[tuple[str, str, str]]
+) -> None:
+    flow = Flow(Walled(slide), domain=Box(1.0, 1.0))
+    values = value + np.array([-0.4, -0.15, 0.11, 0.2])
+    found = continuation(flow, "strength", values, [(0.01, 1.0), (0.01, 1.0)], starts=64)
+    assert told(found) == wanted
+    check_values(found, value)
 
 
 def test_the_line_of_minima_of_ipo_moves_with_its_target() -> None:
@@ -107,9 +261,9 @@ def test_rows_and_words_tell_of_every_branch(fold: Continuation) -> None:
 @pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [[1.0, 2.0]]])
 def test_values_must_increase(values: list[float]) -> None:
     with pytest.raises(ValueError, match="`values` must hold increasing numbers"):
-        continuation(Flow(Fold()), "strength", values, REGION)
+        continuation(FOLD, "strength", values, REGION)
 
 
 def test_an_unknown_parameter_is_named() -> None:
     with pytest.raises(ValueError, match="strength"):
-        continuation(Flow(Fold()), "slope", VALUES, REGION)
+        continuation(FOLD, "slope", VALUES, REGION)

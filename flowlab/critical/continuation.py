@@ -3,28 +3,25 @@
 m: values of the parameter; k: values along a branch; d: components.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
+from scipy.optimize import linear_sum_assignment
 
-from flowlab.critical.local import checked_region, diagonal, local
-from flowlab.critical.points import (
-    CriticalPoint,
-    critical_points,
-    described,
-    refined,
-)
+from flowlab.critical.following import Follower, Trail
+from flowlab.critical.local import checked_region
+from flowlab.critical.points import CriticalPoint, critical_points
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
 
-_BISECTIONS = 40
-_FARTHEST = 0.1  # of the region: how far a point may move from one value to the next
-_SAME = 1e-4  # of the region: points that are so close are one
+_FARTHEST = 0.1  # of the region: how far a degenerate point may move from one value to the next
+_SHARP = 1e-6  # of the range of values: what an event is known to without a word about it
+
+What = Literal["appears", "vanishes", "changes index", "is lost"]
 
 
 @dataclass(frozen=True)
@@ -61,19 +58,23 @@ class Event:
 
     Attributes:
         value: The parameter at which it happens.
-        what: "appears" or "vanishes" (in the order of rising values), or "changes index".
+        what: "appears" or "vanishes" (in the order of rising values), where the Hessian is singular
+            or a wall is met; "changes index"; or "is lost": the point could not be followed any
+            further down (`before` is "") or up, and neither was the case.
         place: Where, shape (d,).
         branch: Index of the branch.
-        before: Name of the point below the value; "" for one that appears.
-        after: Name of the point above the value; "" for one that vanishes.
+        before: Name of the point below the value; "" for one that is not there.
+        after: Name of the point above the value; "" for one that is not there.
+        within: How far off the value may be, as far as it was searched for.
     """
 
     value: float
-    what: Literal["appears", "vanishes", "changes index"]
+    what: What
     place: Float[np.ndarray, " d"]
     branch: int
     before: str
     after: str
+    within: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Continuation:
         parameter: Its name.
         values: Where all points were searched for, ascending, shape (m,).
         branches: The points, followed.
-        events: Where one appears, vanishes or changes its index, by the parameter. A point that
-            enters or leaves the region is none.
+        events: Where one appears, vanishes, changes its index or is lost, by the parameter. A point
+            that enters or leaves the region is none.
         components: Names of the components of a state, where they have such.
     """
 
@@ -124,21 +125,14 @@ class Continuation:
             words = f"{event.before} becomes {event.after}"
             if not (event.before and event.after):
                 words = f"{event.before or event.after} {event.what}"
-            lines.append(f"{self.parameter} = {event.value:.6g}: {words} at {where}")
+            vague = event.within > _SHARP * float(np.ptp(self.values))
+            about = f" ± {event.within:.2g}" if vague else ""
+            lines.append(f"{self.parameter} = {event.value:.6g}{about}: {words} at {where}")
         return "\n".join(lines)
 
     @property
     def _width(self) -> int:
         return len(self.branches[0].points[0].place) if self.branches else 0
-
-
-@dataclass
-class _Open:
-    """A branch that is still being followed."""
-
-    values: list[float]
-    points: list[CriticalPoint]
-    closed: bool = False
 
 
 def continuation(
@@ -151,9 +145,15 @@ def continuation(
 ) -> Continuation:
     """Critical points followed over a hyper-parameter of a flow, with what happens on the way.
 
-    At every value all points of the region are searched for; a branch goes on where Newton's method
-    leads its last point. Between two values, where a point appears, vanishes, or changes its index,
-    the value is found by bisection.
+    At every value all points of the region are searched for. A point is followed from one value to
+    the next: the tangent −H⁻¹ ∂∇L/∂λ predicts, Newton's method corrects, and a step counts if the
+    correction is small beside it and the way back leads to where it began; else it is halved. Where
+    no step counts, however short, the Hessian is singular (two points meet), or a wall is met, or
+    the point is lost. Points on walls are followed along them. Branches are what is linked so, and
+    none takes a point from another.
+
+    Lines and manifolds of points, and points that are degenerate at a value, are not followed but
+    linked to the nearest of their kind.
 
     Args:
         flow: A flow whose states are vectors.
@@ -166,9 +166,13 @@ def continuation(
         ValueError: If the values do not increase, the flow has no such hyper-parameter, or the
             region does not fit the flow.
 
-    Accuracy: the values of events are located to 1e-12 of the distance between two values where
-        Newton's method decides without doubt; close to a fold, where two points meet, to about the
-        square of 1e-5 of the region. A pair that appears and vanishes between two values is missed.
+    Accuracy: the values of events are located to 1e-10 of the distance between two values, where
+        rounding lets two points be told apart that are so close to meeting; those of lines and
+        manifolds to half that distance, and those of degenerate points to the distance. `within`
+        says which. A pair that appears and vanishes between two values is missed, and so is an
+        index that changes and changes back.
+
+    Source: Allgower and Georg, Numerical Continuation Methods (Springer 1990), chapter 2.
     """
     listed = np.asarray(values, dtype=float)
     if listed.ndim != 1 or len(listed) < 2 or not np.all(np.diff(listed) > 0):
@@ -177,162 +181,224 @@ def continuation(
         )
     ends = checked_region(region, flow)
     flows = [flow.with_parameter(parameter, float(value)) for value in listed]
-    follow = _Follower(flow, parameter, ends)
-    branches: list[_Open] = []
-    events: list[Event] = []
-    for step, (value, at_value) in enumerate(zip(listed, flows, strict=True)):
-        all_found = tuple(critical_points(at_value, ends, starts=starts))
-        found = list(all_found)
-        present = [branch.points[-1] for branch in branches if not branch.closed]
-        for number, branch in enumerate(branches):
-            if not branch.closed:
-                events += _gone_on(follow, branch, number, float(value), found, present)
-        for point in found:
-            branches.append(_Open([float(value)], [point]))
-            if step:
-                before = float(listed[step - 1])
-                events += _appeared(follow, branches[-1], len(branches) - 1, before, all_found)
+    walk = _Walk(Follower(flow, parameter, ends), listed)
+    for step, at_value in enumerate(flows):
+        walk.to(step, list(critical_points(at_value, ends, starts=starts)))
     return Continuation(
         parameter,
         listed,
-        tuple(Branch(np.array(b.values), tuple(b.points)) for b in branches),
-        tuple(sorted(events, key=lambda event: event.value)),
+        tuple(Branch(np.array(b.values), tuple(b.points)) for b in walk.branches),
+        tuple(sorted(walk.events, key=lambda event: event.value)),
         flow.components,
     )
 
 
-class _Follower:
-    """Where a point is at another value of the parameter."""
+@dataclass
+class _Open:
+    """A branch that is still being followed."""
 
-    def __init__(self, flow: AbstractFlow, parameter: str, ends: np.ndarray) -> None:
-        self.flow, self.parameter, self.ends = flow, parameter, ends
-        self.width = diagonal(ends)
-
-    def at(self, value: float, point: CriticalPoint) -> CriticalPoint | None:
-        """The point at a value that Newton's method leads to; None if there is none near."""
-        flow = self.flow.with_parameter(self.parameter, value)
-        if point.on:
-            return None
-        around = point.place + 0.05 * self.width * np.concatenate(
-            [np.eye(len(self.ends)), -np.eye(len(self.ends))]
-        )
-        scale = float(np.median(local(flow, around).steepness))
-        places, _, roots = refined(flow, point.place[None], scale, self.width)
-        near = np.linalg.norm(places[0] - point.place) < _FARTHEST * self.width
-        if not (roots[0] and near):
-            return None
-        return described(flow, places[0], self.width, point.dimension)
-
-    def apart(self, point: CriticalPoint, others: Sequence[CriticalPoint | None]) -> bool:
-        """Whether a point is none of others."""
-        gaps = [np.linalg.norm(point.place - other.place) for other in others if other is not None]
-        return bool(min(gaps, default=np.inf) > _SAME * self.width)
-
-    def inside(self, point: CriticalPoint) -> bool:
-        """Whether a point lies in the region."""
-        return bool(np.all((point.place >= self.ends[:, 0]) & (point.place <= self.ends[:, 1])))
+    values: list[float]
+    points: list[CriticalPoint]
+    closed: bool = False
 
 
-def _gone_on(
-    follow: _Follower,
-    branch: _Open,
-    number: int,
-    value: float,
-    found: list[CriticalPoint],
-    present: Sequence[CriticalPoint],
-) -> list[Event]:
-    """A branch at the next value, taken from what was found there; what happened on the way."""
-    last, before = branch.points[-1], branch.values[-1]
-    match = _nearest(follow, last, value, found)
-    if match is None:
-        branch.closed = True
-        ahead = follow.at(value, last)
-        if ahead is not None and not follow.inside(ahead):
-            return []
-        at, there = _last_seen(follow, last, before, value, present)
-        return [Event(at, "vanishes", there.place, number, there.name, "")]
-    found.remove(match)
-    branch.values.append(value)
-    branch.points.append(match)
-    if match.index == last.index or match.on:
-        return []
-    at, there = _turning(follow, last, before, match, value)
-    return [Event(at, "changes index", there.place, number, last.name, match.name)]
+class _Walk:
+    """The branches and events so far, taken from one value to the next."""
+
+    def __init__(self, follow: Follower, values: Float[np.ndarray, " m"]) -> None:
+        self.follow, self.values = follow, values
+        self.branches: list[_Open] = []
+        self.events: list[Event] = []
+
+    def to(self, step: int, found: list[CriticalPoint]) -> None:
+        """Go on to a value at which points were found."""
+        value = float(self.values[step])
+        if not step:
+            self.branches = [_Open([value], [point]) for point in found]
+            return
+        before = float(self.values[step - 1])
+        ahead = self._forward(before, value, found)
+        behind = self._backward(before, value, found, ahead)
+        self._nearest(before, value, found)
+        for number, branch in self._ongoing(value):
+            branch.closed = True
+            self._end(number, ahead.get(number), before, value)
+        for place, point in enumerate(found):
+            if not any(branch.points[-1] is point for branch in self.branches):
+                self._begin(point, behind.get(place), step)
+
+    def _ongoing(self, value: float) -> list[tuple[int, _Open]]:
+        """Branches that are open and have no point yet at a value."""
+        numbered = enumerate(self.branches)
+        return [(n, b) for n, b in numbered if not b.closed and b.values[-1] < value]
+
+    def _forward(self, before: float, value: float, found: list[CriticalPoint]) -> dict[int, Trail]:
+        """Link what leads from the last points to points that were found; the trails of others.
+
+        A point to which a trail leads and that the search has missed is put among those found.
+        """
+        trails: dict[int, Trail] = {}
+        led: dict[int, list[int]] = {}
+        for number, branch in self._ongoing(value):
+            trail = self.follow.trail(before, branch.points[-1], value)
+            if trail is None:
+                continue
+            trails[number] = trail
+            if not trail.reached:
+                continue
+            at = self.follow.nearest(trail.places[-1], branch.points[-1], found)
+            if at is None and not self.follow.inside(trail.places[-1]):
+                branch.closed = True
+                self._turn(number, trail)
+                continue
+            if at is None:
+                at = len(found)
+                found.append(trail.described(-1))
+            led.setdefault(at, []).append(number)
+        for at, numbers in led.items():
+            misfits = [_misfit(trails[number], found[at]) for number in numbers]
+            first = numbers[misfits.index(min(misfits))]
+            self._link(first, value, found[at], trails.pop(first))
+        return trails
+
+    def _backward(
+        self, before: float, value: float, found: list[CriticalPoint], ahead: dict[int, Trail]
+    ) -> dict[int, Trail]:
+        """Link what leads back from points that nothing led to; the trails of others."""
+        trails: dict[int, Trail] = {}
+        taken = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
+        for place, point in enumerate(found):
+            if any(point is other for other in taken):
+                continue
+            trail = self.follow.trail(value, point, before)
+            if trail is None:
+                continue
+            trails[place] = trail
+            left = self._ongoing(value)
+            if trail.reached and left:
+                last = [branch.points[-1] for _, branch in left]
+                at = self.follow.nearest(trail.places[-1], point, last)
+                if at is not None:
+                    number = left[at][0]
+                    ahead.pop(number, None)
+                    self._link(number, value, point, trails.pop(place))
+        return trails
+
+    def _nearest(self, before: float, value: float, found: list[CriticalPoint]) -> None:
+        """Link what is not followed to the nearest of its kind."""
+        linked = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
+        old = [(n, b.points[-1]) for n, b in self._ongoing(value)]
+        new = [point for point in found if not any(point is other for other in linked)]
+        for sort in {_sort(point) for _, point in old} - {None}:
+            mine = [(n, point) for n, point in old if _sort(point) == sort]
+            theirs = [point for point in new if _sort(point) == sort]
+            gaps = np.array(
+                [[np.linalg.norm(p.place - q.place) for q in theirs] for _, p in mine]
+            ).reshape(len(mine), len(theirs))
+            for i, j in zip(*linear_sum_assignment(gaps), strict=True):
+                (number, last), point = mine[i], theirs[j]
+                if not last.dimension and gaps[i, j] > _FARTHEST * self.follow.width:
+                    continue
+                self.branches[number].values.append(value)
+                self.branches[number].points.append(point)
+                if point.index != last.index:
+                    self._note(
+                        number,
+                        "changes index",
+                        0.5 * (before + value),
+                        point.place,
+                        (last.name, point.name),
+                        0.5 * (value - before),
+                    )
+
+    def _link(self, number: int, value: float, point: CriticalPoint, trail: Trail) -> None:
+        """A branch goes on to a point, along a trail in either direction."""
+        self.branches[number].values.append(value)
+        self.branches[number].points.append(point)
+        self._turn(number, trail)
+
+    def _turn(self, number: int, trail: Trail) -> None:
+        """Note where along a trail the index changes."""
+        for turn in trail.turns():
+            self._note(number, "changes index", turn.value, turn.place, turn.names, turn.within)
+
+    def _end(self, number: int, trail: Trail | None, before: float, value: float) -> None:
+        """Note where a branch ends that nothing goes on."""
+        last = self.branches[number].points[-1]
+        if trail is None:
+            vague = last.dimension > 0
+            at = 0.5 * (before + value) if vague else before
+            within = 0.5 * (value - before) if vague else value - before
+            self._note(number, "vanishes", at, last.place, (last.name, ""), within)
+            return
+        self._turn(number, trail)
+        what = "vanishes" if trail.reached or trail.ends else "is lost"
+        self._note(number, what, trail.values[-1], trail.places[-1], (trail.name, ""), trail.within)
+
+    def _begin(self, point: CriticalPoint, trail: Trail | None, step: int) -> None:
+        """A new branch, taken back to where it comes from, and a note of that."""
+        value, before = float(self.values[step]), float(self.values[step - 1])
+        number = len(self.branches)
+        branch = _Open([value], [point])
+        self.branches.append(branch)
+        if trail is None:
+            vague = point.dimension > 0
+            at = 0.5 * (before + value) if vague else value
+            within = 0.5 * (value - before) if vague else value - before
+            self._note(number, "appears", at, point.place, ("", point.name), within)
+            return
+        while True:
+            self._turn(number, trail)
+            if not trail.reached:
+                what = "appears" if trail.ends else "is lost"
+                break
+            if not self.follow.inside(trail.places[-1]):
+                return
+            if self._passes(trail):
+                what = "appears"
+                break
+            branch.values.insert(0, trail.values[-1])
+            branch.points.insert(0, trail.described(-1))
+            step -= 1
+            if not step:
+                return
+            back = self.follow.trail(trail.values[-1], branch.points[0], self.values[step - 1])
+            if back is None:
+                return
+            trail = back
+        self._note(number, what, trail.values[-1], trail.places[-1], ("", trail.name), trail.within)
+
+    def _passes(self, trail: Trail) -> bool:
+        """Whether a trail ends on a branch."""
+        there = [
+            p
+            for b in self.branches
+            for v, p in zip(b.values, b.points, strict=True)
+            if v == trail.values[-1]
+        ]
+        return self.follow.nearest(trail.places[-1], trail.point, there) is not None
+
+    def _note(
+        self,
+        number: int,
+        what: What,
+        value: float,
+        place: Float[np.ndarray, " d"],
+        names: tuple[str, str],
+        within: float,
+    ) -> None:
+        if self.follow.inside(place):
+            self.events.append(Event(float(value), what, place, number, *names, float(within)))
 
 
-def _nearest(
-    follow: _Follower, last: CriticalPoint, value: float, found: list[CriticalPoint]
-) -> CriticalPoint | None:
-    """What a point has become among what was found: where Newton's method leads, or the nearest."""
-    alike = [p for p in found if p.dimension == last.dimension and p.on == last.on]
-    if not alike:
+def _misfit(trail: Trail, point: CriticalPoint) -> tuple[bool, float]:
+    """How badly a trail that leads to a point fits it, to be compared."""
+    gap = float(np.linalg.norm(trail.places[-1] - point.place))
+    return trail.point.index != point.index, gap
+
+
+def _sort(point: CriticalPoint) -> tuple[int, tuple[str, ...]] | None:
+    """What points that are not followed have in common; None for one that is."""
+    if not point.dimension and point.kind != "degenerate":
         return None
-    if last.on or last.dimension:
-        return min(alike, key=lambda p: float(np.linalg.norm(p.place - last.place)))
-    ahead = follow.at(value, last)
-    if ahead is None:
-        return None
-    nearest = min(alike, key=lambda p: float(np.linalg.norm(p.place - ahead.place)))
-    return None if follow.apart(nearest, [ahead]) else nearest
-
-
-def _appeared(
-    follow: _Follower,
-    branch: _Open,
-    number: int,
-    before: float,
-    present: Sequence[CriticalPoint],
-) -> list[Event]:
-    """Where a point that was not there at the value before has come from."""
-    point, value = branch.points[0], branch.values[0]
-    if point.on:
-        return [Event(value, "appears", point.place, number, "", point.name)]
-    behind = follow.at(before, point)
-    if behind is not None and not follow.inside(behind):
-        return []
-    at, there = _last_seen(follow, point, value, before, present)
-    return [Event(at, "appears", there.place, number, "", point.name)]
-
-
-def _last_seen(
-    follow: _Follower,
-    point: CriticalPoint,
-    seen: float,
-    gone: float,
-    present: Sequence[CriticalPoint],
-) -> tuple[float, CriticalPoint]:
-    """The value between one at which a point is there and one at which it is not any more.
-
-    It is not there any more either where it has become one with another that was `present`.
-    """
-    others = [other for other in present if other is not point and not other.on]
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (seen + gone)
-        there = follow.at(middle, point)
-        moved = [follow.at(middle, other) for other in others]
-        if there is not None and there.index == point.index and follow.apart(there, moved):
-            seen, point = middle, there
-            others = [new or old for new, old in zip(moved, others, strict=True)]
-        else:
-            gone = middle
-    return 0.5 * (seen + gone), point
-
-
-def _turning(
-    follow: _Follower, first: CriticalPoint, low: float, last: CriticalPoint, high: float
-) -> tuple[float, CriticalPoint]:
-    """The value between two at which a point has another index."""
-    point = first
-    for _ in range(_BISECTIONS):
-        middle = 0.5 * (low + high)
-        share = (middle - low) / (high - low)
-        guess = replace(first, place=(1 - share) * first.place + share * last.place)
-        there = follow.at(middle, guess)
-        if there is None:
-            break
-        point = there
-        if there.index == first.index:
-            low, first = middle, there
-        else:
-            high, last = middle, there
-    return 0.5 * (low + high), point
+    return point.dimension, point.on

@@ -1,0 +1,338 @@
+"""A critical point followed over a parameter, in steps that can be gone back.
+
+d: components; k: directions in which a point can move; m: walls that hold it; v: values of a trail.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.linalg import null_space
+
+from flowlab.critical.local import diagonal, local, rates_of
+from flowlab.critical.points import CriticalPoint, described, kind_of
+from flowlab.flow import AbstractFlow
+
+__all__ = ["Follower", "Trail", "Turn"]
+
+_SAME = 1e-4  # of the region: a point that is so close to one that was found is that one
+_SHAKY = 1e-8  # of the region: how far a point may be off
+_EXACT = 1e-14  # of the region: a step of Newton's that ends it
+_HIDDEN = 1e-13  # of the largest: a curvature, or a slope over a width, that rounding may make
+_BENT = 0.25  # of a step: what Newton's method may add to the prediction
+_SHORTEST = 2.0**-34  # of the way to the next value
+_NEWTON_STEPS = 20
+_BISECTIONS = 50
+_SINGULAR = 1e-2  # of the least curvature at the beginning: less at the end tells of a meeting
+_ONWARD = 1e-6  # of the way: how far on a wall is looked for
+
+
+class _Face(NamedTuple):
+    """What a point can do: move along directions, and press against walls."""
+
+    along: Float[np.ndarray, "d k"]
+    onto: Float[np.ndarray, "d m"]
+
+
+class _Seen(NamedTuple):
+    """Slope and curvature along a face, and whether a root there would be a point of the flow."""
+
+    slope: Float[np.ndarray, " k"]
+    bend: Float[np.ndarray, "k k"]
+    held: bool
+
+
+class Turn(NamedTuple):
+    """Where a point changes its index.
+
+    Attributes:
+        value: The parameter.
+        place: Where, shape (d,).
+        names: What it is below and above the value.
+        within: How far off the value may be.
+    """
+
+    value: float
+    place: Float[np.ndarray, " d"]
+    names: tuple[str, str]
+    within: float
+
+
+@dataclass
+class Trail:
+    """Where a point is between two values of the parameter.
+
+    Attributes:
+        follow: What follows it.
+        point: What it is at the first value.
+        face: How it can move.
+        values: The parameter, from one value towards the other, shape (v,).
+        places: Where it is at each.
+        toward: How far off the other value is, with its sign.
+        reached: Whether it was reached.
+        short: The length of the step that was in doubt where it was not.
+    """
+
+    follow: "Follower"
+    point: CriticalPoint
+    face: _Face
+    values: list[float]
+    places: list[Float[np.ndarray, " d"]]
+    toward: float
+    reached: bool = False
+    short: float = 0.0
+
+    def described(self, at: int) -> CriticalPoint:
+        """What the point is at one of the values, by its number."""
+        return self.follow.described(self.values[at], self.places[at], self.point, self.face)
+
+    @property
+    def name(self) -> str:
+        """What the point is where the trail ends, as far as that is clear."""
+        index = [self._index(at) for at in range(len(self.values))]
+        same = [at for at, value in enumerate(index) if value == index[-1]]
+        return self.point.name if index[0] == index[-1] else self.described(same[0]).name
+
+    @property
+    def ends(self) -> bool:
+        """Whether there is a reason for the end: a singular Hessian, or a wall."""
+        first, last = self._curvatures(0), self._curvatures(-1)
+        if not len(last):
+            return True  # in a corner nothing but the walls can be the reason
+        return bool(
+            np.min(np.abs(last)) <= _SINGULAR * np.min(np.abs(first))
+            or not self.follow.held_beyond(self)
+        )
+
+    @property
+    def within(self) -> float:
+        """How far beyond the end the cause of it may lie.
+
+        Towards a meeting the least curvature falls in proportion to what is left of the way, or
+        faster: what rounding has hidden of the way is at most what proportion leaves.
+        """
+        if len(self.values) < 2 or not len(self._curvatures(-1)):
+            return self.short
+        before, last = (float(np.min(np.abs(self._curvatures(at)))) for at in (-2, -1))
+        gone = abs(self.values[-1] - self.values[-2])
+        return max(self.short, gone * last / (before - last) if before > last else 0.0)
+
+    def turns(self) -> list[Turn]:
+        """Where the index changes."""
+        index = [self._index(at) for at in range(len(self.values))]
+        return [self._turn(at) for at in range(len(index) - 1) if index[at] != index[at + 1]]
+
+    def _turn(self, at: int) -> Turn:
+        low, high = sorted((at, at + 1), key=lambda i: self.values[i])
+        names = self.described(low).name, self.described(high).name
+        value, place, within = self.follow.turning(
+            self.face,
+            (self.values[low], self.places[low]),
+            (self.values[high], self.places[high]),
+        )
+        return Turn(value, place, names, within)
+
+    def _curvatures(self, at: int) -> Float[np.ndarray, " k"]:
+        return self.follow.curvatures(self.values[at], self.places[at], self.face)
+
+    def _index(self, at: int) -> int:
+        return int(np.sum(self._curvatures(at) < 0))
+
+
+class Follower:
+    """Follows points of a flow over one of its parameters."""
+
+    def __init__(self, flow: AbstractFlow, parameter: str, ends: Float[np.ndarray, "d 2"]) -> None:
+        self.ends, self.width = ends, diagonal(ends)
+        self.walls = flow.domain.walls()
+        self._flow_at = lru_cache(maxsize=8)(lambda value: flow.with_parameter(parameter, value))
+        self._local = lru_cache(maxsize=64)(lambda value, *at: local(self._flow_at(value), at))
+
+    def inside(self, place: Float[np.ndarray, " d"]) -> bool:
+        """Whether a place lies in the region, or on its side."""
+        over = np.maximum(self.ends[:, 0] - place, place - self.ends[:, 1])
+        return bool(np.all(over <= _SHAKY * self.width))
+
+    def nearest(
+        self,
+        place: Float[np.ndarray, " d"],
+        point: CriticalPoint,
+        others: Sequence[CriticalPoint],
+    ) -> int | None:
+        """The number of the one among others, held as a point is, that lies at a place; or None."""
+        gaps = [float(np.linalg.norm(other.place - place)) for other in others]
+        alike = [
+            number
+            for number, other in enumerate(others)
+            if (other.on, other.dimension) == (point.on, point.dimension)
+            and gaps[number] <= _SAME * self.width
+        ]
+        return min(alike, key=gaps.__getitem__, default=None)
+
+    def trail(self, value: float, point: CriticalPoint, goal: float) -> Trail | None:
+        """Where a point is from one value towards another; None for what cannot be followed."""
+        face = self._face(point)
+        if face is None:
+            return None
+        place = self._root(value, point.place, face, _SAME * self.width)
+        place = point.place if place is None else place
+        trail = Trail(self, point, face, [float(value)], [place], float(goal - value))
+        step, sure = goal - value, 0
+        while trail.values[-1] != goal:
+            last = trail.values[-1]
+            ahead = goal if abs(step) >= abs(goal - last) else last + step
+            there = self._stepped(last, trail.places[-1], ahead, face)
+            if there is not None:
+                trail.values.append(float(ahead))
+                trail.places.append(there)
+                sure += 1
+                step *= 2 if sure > 1 else 1
+            elif abs(ahead - last) <= _SHORTEST * abs(trail.toward) or ahead == last:
+                trail.short = abs(ahead - last)
+                return trail
+            else:
+                step, sure = 0.5 * (ahead - last), 0
+        trail.reached = True
+        return trail
+
+    def described(
+        self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: _Face
+    ) -> CriticalPoint:
+        """What a point has become at another value and place."""
+        flow = self._flow_at(value)
+        if not point.on:
+            return described(flow, place, self.width)
+        here, seen = local(flow, place[None]), self._seen(value, place, face)
+        curvatures = np.linalg.eigvalsh(seen.bend)
+        return replace(
+            point,
+            place=place,
+            kind=kind_of(curvatures, 0) if len(curvatures) else "minimum",
+            index=int(np.sum(curvatures < 0)),
+            value=float(here.value[0]),
+            gradient_norm=float(np.linalg.norm(seen.slope)),
+            spectrum=curvatures,
+            rates=rates_of(face.along.T @ here.metric[0] @ face.along, seen.bend)[0],
+        )
+
+    def curvatures(
+        self, value: float, place: Float[np.ndarray, " d"], face: _Face
+    ) -> Float[np.ndarray, " k"]:
+        """Eigenvalues of the Hessian along a face, ascending."""
+        return np.linalg.eigvalsh(self._seen(value, place, face).bend)
+
+    def held_beyond(self, trail: Trail) -> bool:
+        """Whether there is no wall, nor release from one, just beyond the end of a trail."""
+        onward = trail.values[-1] + _ONWARD * trail.toward
+        ahead = self._predicted(trail.values[-1], trail.places[-1], onward, trail.face)
+        return ahead is not None and self._seen(onward, ahead, trail.face).held
+
+    def turning(
+        self,
+        face: _Face,
+        low: tuple[float, Float[np.ndarray, " d"]],
+        high: tuple[float, Float[np.ndarray, " d"]],
+    ) -> tuple[float, Float[np.ndarray, " d"], float]:
+        """The value between two at which a point has another index, where, and how far off."""
+        index = int(np.sum(self.curvatures(*low, face) < 0))
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low[0] + high[0])
+            if middle in (low[0], high[0]):
+                break
+            room = float(np.linalg.norm(high[1] - low[1])) + _SHAKY * self.width
+            place = self._root(middle, 0.5 * (low[1] + high[1]), face, room)
+            if place is None:
+                break
+            same = int(np.sum(self.curvatures(middle, place, face) < 0)) == index
+            low, high = ((middle, place), high) if same else (low, (middle, place))
+        return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
+
+    def _face(self, point: CriticalPoint) -> _Face | None:
+        """How a point can move; None for lines and manifolds, and degenerate points."""
+        size = len(point.place)
+        if point.dimension or point.kind == "degenerate":
+            return None
+        if not point.on:
+            return _Face(np.eye(size), np.zeros((size, 0)))
+        normals, offsets = self.walls
+        if len(offsets) < len(point.on):
+            return None
+        gaps = np.abs(normals @ point.place - offsets)
+        chosen = np.argsort(gaps)[: len(point.on)]
+        if np.any(gaps[chosen] > _SHAKY * self.width):
+            return None
+        return _Face(null_space(normals[chosen]), np.linalg.pinv(normals[chosen]))
+
+    def _stepped(
+        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: _Face
+    ) -> Float[np.ndarray, " d"] | None:
+        """Where a point is one step on; None where that is in doubt."""
+        shaky = _SHAKY * self.width
+        ahead = self._predicted(value, place, goal, face)
+        if ahead is None:
+            return None
+        moved = float(np.linalg.norm(ahead - place))
+        there = self._root(goal, ahead, face, _BENT * moved + shaky)
+        if there is None or not self._seen(goal, there, face).held:
+            return None
+        behind = self._predicted(goal, there, value, face)
+        back = None if behind is None else self._root(value, behind, face, moved + shaky)
+        if back is None or np.linalg.norm(back - place) > shaky:
+            return None
+        return there
+
+    def _predicted(
+        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: _Face
+    ) -> Float[np.ndarray, " d"] | None:
+        """Where the tangent leads: the slope that a point has at the goal, over its curvature."""
+        here, there = self._seen(value, place, face), self._seen(goal, place, face)
+        step = _newton(there.slope, here.bend, self.width)
+        if step is None or np.linalg.norm(step) > self.width:
+            return None
+        return place + face.along @ step
+
+    def _root(
+        self, value: float, guess: Float[np.ndarray, " d"], face: _Face, room: float
+    ) -> Float[np.ndarray, " d"] | None:
+        """The root that Newton's method leads to without leaving the room around a guess."""
+        place, length = guess, np.inf
+        for _ in range(_NEWTON_STEPS):
+            seen = self._seen(value, place, face)
+            step = _newton(seen.slope, seen.bend, self.width)
+            if step is None:
+                return None
+            place, length = place + face.along @ step, float(np.linalg.norm(step))
+            if np.linalg.norm(place - guess) > room:
+                return None
+            if length <= _EXACT * self.width:
+                break
+        return place if length <= _SHAKY * self.width else None
+
+    def _seen(self, value: float, place: Float[np.ndarray, " d"], face: _Face) -> _Seen:
+        inner = place - _SHAKY * self.width * np.sum(face.onto, axis=1)
+        here = self._local(value, *map(tuple, (place, inner)))
+        slope = face.along.T @ here.gradient[0]
+        bend = face.along.T @ here.hessian[0] @ face.along
+        presses = bool(np.all(-here.gradient[0] @ face.onto > 0))
+        return _Seen(slope, bend, presses and bool(here.inside[1]))
+
+
+def _newton(
+    slope: Float[np.ndarray, " k"], bend: Float[np.ndarray, "k k"], width: float
+) -> Float[np.ndarray, " k"] | None:
+    """Newton's step; None where a slope has no curvature, or something is no number.
+
+    A direction of which rounding hides both is left out.
+    """
+    if not (np.all(np.isfinite(slope)) and np.all(np.isfinite(bend))):
+        return None
+    values, vectors = np.linalg.eigh(bend)
+    along = vectors.T @ slope
+    largest = float(np.max(np.abs(values), initial=0))
+    hidden = np.abs(values) <= _HIDDEN * largest
+    if np.any(hidden & (np.abs(along) > _HIDDEN * largest * width)):
+        return None
+    return -vectors @ np.where(hidden, 0, along / np.where(hidden, 1, values))

@@ -2,14 +2,24 @@
 
 from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
-from flowlab import DPO, Flow, LogRatioPlane, RatioPlane, TabularSoftmax, preference_flow
+from flowlab import (
+    DPO,
+    Flow,
+    LogRatioPlane,
+    RatioPlane,
+    TabularSoftmax,
+    preference_flow,
+)
 from flowlab.critical import CriticalPoints, critical_points
-from flowlab.domains import Box, Enclosure, Quadrant
+from flowlab.domains import Box, Enclosure, Quadrant, slide
 from flowlab.losses import IPO
 from flowlab.potentials import (
     AbstractPotential,
@@ -21,6 +31,33 @@ from flowlab.potentials import (
 )
 
 PAPER = [(0.0, 1.0), (0.0, 1.0)]
+SQUARE = [(-1.0, 1.0), (-1.0, 1.0)]
+
+
+class Polynomial(eqx.Module):
+    """Σ c_ij y0^i y1^j: one function to compile for many tests."""
+
+    table: np.ndarray
+
+    def __call__(self, state: jax.Array) -> jax.Array:
+        powers = [jnp.ones_like(state)]
+        for _ in range(len(self.table) - 1):
+            powers.append(powers[-1] * state)
+        first, second = jnp.stack(powers).T
+        return first @ jnp.asarray(self.table) @ second
+
+
+def polynomial(terms: dict[tuple[int, int], float], **options: Any) -> Flow:
+    """The flow of a sum of factor · y0^i · y1^j, with (i, j): factor."""
+    table = np.zeros((7, 7))
+    for powers, factor in terms.items():
+        table[powers] = factor
+    return Flow(Polynomial(table), **options)
+
+
+def found_in(flow: Flow, region: Any) -> CriticalPoints:
+    """Critical points, from so many starts that all searches share what is compiled."""
+    return critical_points(flow, region, starts=128)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +117,13 @@ def test_an_edge_of_small_beta_is_seen_although_the_gradient_falls_slowly() -> N
     assert [point.name for point in found] == ["line of minima on x_rejected = 0"]
 
 
+@pytest.mark.parametrize("beta", [2.5, 3.0, 20.0])
+def test_an_edge_of_large_beta_is_all_that_is_found(beta: float) -> None:
+    # |∇L| is positive in the open quadrant, and falls towards the edge as a power of β − 1.
+    found = critical_points(preference_flow(DPO(beta), RatioPlane()), PAPER)
+    assert [point.name for point in found] == ["line of minima on x_rejected = 0"]
+
+
 def test_none_is_an_answer_and_says_how_small_the_gradient_became() -> None:
     found = critical_points(preference_flow(DPO(0.3), RatioPlane()), [(0.01, 1), (0.01, 1)])
     assert len(found) == 0
@@ -106,9 +150,9 @@ def test_a_target_margin_is_a_line_of_minima() -> None:
 
 
 def test_a_circle_of_minima_is_one_line_and_closes() -> None:
-    found = critical_points(
-        Flow(lambda y: (y[0] ** 2 + y[1] ** 2 - 1) ** 2), [(-2, 2), (-2, 2)], starts=128
-    )
+    # (y0² + y1² − 1)²
+    ring = {(4, 0): 1.0, (2, 2): 2.0, (0, 4): 1.0, (2, 0): -2.0, (0, 2): -2.0, (0, 0): 1.0}
+    found = found_in(polynomial(ring), [(-2, 2), (-2, 2)])
     assert [point.name for point in found] == ["line of minima", "maximum"]
     path = found[0].path
     assert path is not None
@@ -117,34 +161,191 @@ def test_a_circle_of_minima_is_one_line_and_closes() -> None:
     assert np.sum(np.hypot(*np.diff(path, axis=0).T)) == pytest.approx(2 * np.pi, rel=1e-3)
 
 
+@pytest.mark.parametrize("stiff", [2e6, 1e10])
+def test_a_steep_bowl_is_a_minimum_whatever_its_condition(stiff: float) -> None:
+    (point,) = found_in(polynomial({(2, 0): 0.5, (0, 2): stiff / 2}), SQUARE)
+    assert (point.name, point.dimension) == ("minimum", 0)
+    assert point.spectrum == pytest.approx([1, stiff], rel=1e-12)
+    assert np.allclose(point.place, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("b", [1e5, 1e8])
+def test_a_steep_bent_valley_has_one_minimum(b: float) -> None:
+    (point,) = critical_points(Flow(Rosenbrock(b=b)), Rosenbrock().region)
+    assert point.name == "minimum"
+    assert np.allclose(point.place, 1, rtol=0, atol=1e-9)
+    # The Hessian at (1, 1) has the determinant 4b and the trace 2 + 10b.
+    assert point.spectrum == pytest.approx([4 * b / (2 + 10 * b), 2 + 10 * b], rel=1e-5)
+
+
+@pytest.mark.parametrize("power", [4, 6])
+def test_a_flat_bottom_with_a_steep_direction_is_one_degenerate_point(power: int) -> None:
+    (point,) = found_in(polynomial({(power, 0): 1.0, (0, 2): 100.0}), SQUARE)
+    assert (point.name, point.dimension) == ("degenerate point", 0)
+    assert np.allclose(point.place, 0, atol=1e-2 if power == 6 else 1e-5)
+
+
+def test_a_line_across_which_curvature_does_not_tell_is_one_of_degenerate_points() -> None:
+    # (y0 − y1)⁴
+    quartic = {(4, 0): 1.0, (3, 1): -4.0, (2, 2): 6.0, (1, 3): -4.0, (0, 4): 1.0}
+    (line,) = found_in(polynomial(quartic), SQUARE)
+    assert line.name == "line of degenerate points"
+    assert line.path is not None
+    assert np.ptp(line.path[:, 0]) > 1.99
+    assert np.max(np.abs(line.path[:, 0] - line.path[:, 1])) < 1e-3
+
+
+def test_a_line_whose_kind_changes_is_one_line_of_each_kind() -> None:
+    # y0 y1²: the curvature across y1 = 0 is 2 y0.
+    maxima, minima = found_in(polynomial({(1, 2): 1.0}), [(-1, 3), (-1, 1)])
+    assert (maxima.name, minima.name) == ("line of maxima", "line of minima")
+    assert maxima.path is not None and minima.path is not None
+    assert (maxima.path[:, 0].min(), minima.path[:, 0].max()) == (-1, 3)
+    assert maxima.path[:, 0].max() == pytest.approx(0, abs=0.03)
+    assert minima.path[:, 0].min() == pytest.approx(0, abs=0.03)
+    assert maxima.spectrum == pytest.approx([2 * maxima.place[0], 0])
+    assert minima.spectrum == pytest.approx([0, 2 * minima.place[0]])
+
+
+def test_the_unit_of_the_potential_changes_nothing() -> None:
+    factor = 1e-8
+    ring = {(4, 0): factor, (2, 2): 2 * factor, (0, 4): factor}
+    ring |= {(2, 0): -2 * factor, (0, 2): -2 * factor, (0, 0): factor}
+    found = found_in(polynomial(ring), [(-2, 2), (-2, 2)])
+    assert [point.name for point in found] == ["line of minima", "maximum"]
+    two_wells = {(4, 0): factor, (2, 0): -2 * factor, (1, 0): 0.1 * factor, (0, 2): factor}
+    found = found_in(polynomial(two_wells), [(-2, 2), (-2, 2)])
+    assert [point.name for point in found] == ["minimum", "minimum", "saddle of index 1"]
+    assert np.allclose(4 * found[0].place[0] * (found[0].place[0] ** 2 - 1), -0.1, atol=1e-12)
+
+
+def test_wells_that_are_small_beside_the_region_are_found() -> None:
+    def wells(y: jax.Array) -> jax.Array:
+        first, second = ((y[0] - 1) ** 2 + y[1] ** 2, (y[0] + 1) ** 2 + y[1] ** 2)
+        return -jnp.exp(-first) - jnp.exp(-second)
+
+    found = critical_points(Flow(wells), [(-20, 20), (-20, 20)])
+    assert [point.name for point in found] == ["minimum", "minimum", "saddle of index 1"]
+    # On the axis, (y0 − 1) e^{2 y0} + (y0 + 1) e^{−2 y0} = 0, so that y0 = tanh 2y0.
+    place = abs(found[0].place[0])
+    assert place == pytest.approx(np.tanh(2 * place), rel=1e-12)
+
+
+def test_a_level_that_an_isolated_minimum_shares_with_a_sphere_of_them_hides_neither() -> None:
+    def sphere_and_point(y: jax.Array) -> jax.Array:
+        return (jnp.sum(y**2) - 1) ** 2 * jnp.sum((y - jnp.array([3.0, 0.0, 0.0])) ** 2)
+
+    found = critical_points(Flow(sphere_and_point), [(-4, 4)] * 3)
+    names = ["2-dimensional manifold of minima", "minimum", "saddle of index 1", "maximum"]
+    assert sorted(point.name for point in found) == sorted(names)
+    assert [point.dimension for point in found.of("minimum")].count(0) == 1
+    (lone,) = (point for point in found.of("minimum") if not point.dimension)
+    assert np.allclose(lone.place, [3, 0, 0], atol=1e-9)
+
+
+def test_points_on_the_sides_of_the_region_are_in_it() -> None:
+    bowl = polynomial({(2, 0): 1.0, (1, 0): -2.0, (0, 2): 1.0, (0, 1): 2 / 3})
+    (point,) = found_in(bowl, [(0, np.nextafter(1, 0)), (-1 / 3 * (1 - 1e-15), 1)])
+    assert point.name == "minimum"
+    assert np.allclose(point.place, [1, -1 / 3], rtol=0, atol=1e-14)
+    # y1², along one side.
+    (line,) = found_in(polynomial({(0, 2): 1.0}), [(-1, 1), (0, 1)])
+    assert line.name == "line of minima"
+    assert line.path is not None
+    assert np.ptp(line.path[:, 0]) == 2
+    assert np.all(line.path[:, 1] >= 0)
+
+
 def test_the_logits_of_a_softmax_have_manifolds_of_minima() -> None:
     flow = preference_flow(IPO(2.0), TabularSoftmax([0.1, 0.05, 0.8, 0.05]))
     found = critical_points(flow, [(-40, 40)] * 4, starts=64)
     assert [(point.kind, point.dimension) for point in found] == [("minimum", 3)]
 
 
+BESIDE_A_WALL = {(2, 0): 1.0, (1, 0): -4.0, (0, 2): 3.0, (0, 1): -1.5}
+# (y0 − 2)² + 3 (y1 − 1/4)², but for a constant
+
+
+def boxed(terms: dict[tuple[int, int], float], **options: Any) -> Flow:
+    return polynomial(terms, domain=Box(1, 1), wall="slide", **options)
+
+
 def test_a_wall_holds_the_point_nearest_to_a_minimum_behind_it() -> None:
-    flow = Flow(lambda y: (y[0] - 2) ** 2 + 3 * (y[1] - 0.25) ** 2, domain=Box(1, 1), wall="slide")
-    (point,) = critical_points(flow, [(0.1, 1), (0.1, 1)]).points
+    (point,) = found_in(boxed(BESIDE_A_WALL), [(0.1, 1), (0.1, 1)])
     assert np.allclose(point.place, [1, 0.25])
     assert point.name == "minimum on y0 = 1"
     assert point.rates == pytest.approx([6.0])
     assert point.gradient_norm == pytest.approx(0, abs=1e-12)
 
 
+def test_rates_on_a_wall_are_those_with_which_a_line_that_slides_comes_to_rest() -> None:
+    metric = np.array([[1.0, 0.5], [0.5, 1.0]])
+    flow = boxed(BESIDE_A_WALL, metric=lambda y, p: metric @ p)
+    (point,) = found_in(flow, [(0.1, 1), (0.1, 1)])
+    # Along the wall the metric is the Schur complement, 1 − 1/4, and the curvature 6.
+    assert point.rates == pytest.approx([4.5])
+    normal = jnp.array([1.0, 0.0])
+    sliding = jax.jit(lambda y: slide(flow.velocity(y), normal, flow.metric(y, normal)))
+    line = solve_ivp(lambda _, y: np.asarray(sliding(y)), (0, 1), [1.0, 0.5], rtol=1e-9, atol=1e-12)
+    assert np.all(line.y[0] == 1)
+    assert np.log(0.25 / (line.y[1, -1] - 0.25)) == pytest.approx(point.rates[0], rel=1e-6)
+
+
 def test_two_walls_hold_a_corner_and_a_wall_that_is_not_pressed_holds_nothing() -> None:
-    corner = Flow(lambda y: (y[0] - 2) ** 2 + (y[1] - 3) ** 2, domain=Box(1, 1), wall="slide")
-    (point,) = critical_points(corner, [(0.1, 1), (0.1, 1)]).points
+    corner = {(2, 0): 1.0, (1, 0): -4.0, (0, 2): 1.0, (0, 1): -6.0}  # (y0 − 2)² + (y1 − 3)²
+    (point,) = found_in(boxed(corner), [(0.1, 1), (0.1, 1)])
     assert np.allclose(point.place, [1, 1])
     assert point.on == ("y0 = 1", "y1 = 1")
-    inner = Flow(lambda y: (y[0] - 0.5) ** 2 + (y[1] - 0.5) ** 2, domain=Box(1, 1), wall="slide")
-    (point,) = critical_points(inner, [(0.1, 1), (0.1, 1)]).points
+    inner = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): 1.0, (0, 1): -1.0}
+    (point,) = found_in(boxed(inner), [(0.1, 1), (0.1, 1)])
     assert point.on == ()
+
+
+def test_a_minimum_just_on_a_wall_is_found_once() -> None:
+    # (y0 − 1)² + (y0 − 1)(y1 − 0.7) + 3 (y1 − 0.7)²: rounding decides whether the wall is pressed.
+    touching = {(2, 0): 1.0, (1, 1): 1.0, (0, 2): 3.0, (1, 0): -2.7, (0, 1): -5.2}
+    (point,) = found_in(boxed(touching), [(0.1, 1), (0.1, 1)])
+    assert np.allclose(point.place, [1, 0.7])
+    assert point.kind == "minimum"
+
+
+def test_a_wall_along_which_nothing_moves_is_one_line_of_minima() -> None:
+    (line,) = found_in(boxed({(1, 0): -1.0}), [(0, 1), (0, 1)])
+    assert (line.name, line.dimension) == ("line of minima on y0 = 1", 1)
+    assert line.path is not None
+    assert np.all(line.path[:, 0] == 1)
+    assert np.ptp(line.path[:, 1]) == 1
+    assert line.rates == pytest.approx([0], abs=1e-15)
+
+
+def test_a_line_on_a_wall_ends_where_the_flow_no_longer_presses() -> None:
+    # (y0 − 1)(y1 − 1/2) presses where y1 < 1/2, and has no slope along y0 = 1.
+    (line,) = (
+        point
+        for point in found_in(
+            boxed({(1, 1): 1.0, (1, 0): -0.5, (0, 1): -1.0}), [(0.1, 1), (0.1, 1)]
+        )
+        if point.on
+    )
+    assert line.name == "line of minima on y0 = 1"
+    assert line.path is not None
+    assert line.path[:, 1].min() == pytest.approx(0.1)
+    assert line.path[:, 1].max() == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_point_on_an_edge_is_found_where_the_edge_is_not_one_of_equilibria() -> None:
+    bowl = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): 1.0}  # (y0 − 1/2)² + y1²
+    (point,) = found_in(polynomial(bowl, domain=Quadrant()), [(0, 1), (0, 1)])
+    assert point.name == "minimum on component 1 = 0"
+    assert np.allclose(point.place, [0.5, 0], rtol=0, atol=1e-12)
+    assert point.rates == pytest.approx([2])
+    hill = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): -1.0}
+    assert len(found_in(polynomial(hill, domain=Quadrant()), [(0, 1), (0, 1)])) == 0
 
 
 def test_rates_are_those_of_the_metric() -> None:
     flow = Flow(Bowl(2.0), metric=lambda y, p: 3.0 * p)
-    (point,) = critical_points(flow, [(-1, 1), (-1, 1)]).points
+    (point,) = critical_points(flow, SQUARE).points
     assert point.spectrum == pytest.approx([2, 2])
     assert point.rates == pytest.approx([6, 6])
 

@@ -1,175 +1,354 @@
 """What walls and absorbing edges hold: points of Karush, Kuhn and Tucker, and edges of equilibria.
 
-n: points; m: walls; d: components.
+n: points; m: walls; d: components; k: components along what holds a point.
 """
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.linalg import null_space
 
-from flowlab.critical.local import Local, capped, local, newton_step
+from flowlab.critical.families import Family, family, gaps
+from flowlab.critical.local import (
+    Local,
+    capped,
+    curvatures,
+    first_of_each,
+    local,
+    rates_of,
+    restricted,
+    root_step,
+)
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Held", "edges", "faces"]
+__all__ = ["Held", "Search", "edges", "faces"]
 
 _NEWTON_STEPS = 60
 _ROOT_STEP = 1e-7  # of the region
-_ROOT_GRADIENT = 1e-7  # of the typical gradient
+_ROOT_PART = 1e-3  # of each component of a state that must be positive
+_FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of numbers
+_PRESSING = 1e-13  # of the largest slope over the region: less is none
 _SAME = 1e-5  # of the region
-_DEEP = (1e-60, 1e-120)  # of the upper end: so near to an edge its limit is read off
+_DEEP = (1e-120, 1e-60, 1e-30, 1e-15, 1e-8, 1e-4, 1e-2)  # of the upper end: distances to an edge
+_NUMBERS = 1e-290  # slopes below it have lost digits, or are lost
 _VANISHES_AS = 1e-3  # the least power of the distance that counts as vanishing
 _ALONG = 33  # points along an edge
 
 
+class Search(NamedTuple):
+    """What is searched, and where.
+
+    Attributes:
+        flow: The flow.
+        ends: The region, shape (d, 2).
+        guesses: Starts of the search, shape (n, d).
+        scale: A typical |∇L|.
+        width: Diagonal of the region.
+    """
+
+    flow: AbstractFlow
+    ends: Float[np.ndarray, "d 2"]
+    guesses: Float[np.ndarray, "n d"]
+    scale: float
+    width: float
+
+    def holds(self, places: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
+        """Which places lie in the region, or on its sides but for rounding."""
+        slack = _ROOT_STEP * self.width
+        low, high = self.ends.T
+        return np.all((places >= low - slack) & (places <= high + slack), axis=1)
+
+    def clipped(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Places, with those put onto the sides of the region that are on them but for rounding."""
+        inner = np.clip(places, self.ends[:, 0], self.ends[:, 1])
+        return np.where(self.holds(places)[:, None], inner, places)
+
+
 @dataclass(frozen=True)
 class Held:
-    """A point or an edge at which walls or the boundary hold the flow.
+    """A point, line or edge at which walls or the boundary hold the flow.
 
     Attributes:
         place: Shape (d,).
         on: The walls or the edge, in words.
         value: The potential there.
         gradient_norm: |∇L| along what holds it.
-        hessian: Second derivatives along what holds it.
-        metric: The metric along what holds it.
+        spectrum: Eigenvalues of the Hessian along what holds it, ascending, 0 without curvature.
+        rates: Eigenvalues of the projected metric times the Hessian along what holds it, ascending.
         dimension: 0 for a point.
-        path: Points along an edge that is a line.
+        path: Points along a line.
     """
 
     place: Float[np.ndarray, " d"]
     on: tuple[str, ...]
     value: float
     gradient_norm: float
-    hessian: Float[np.ndarray, "k k"]
-    metric: Float[np.ndarray, "k k"]
+    spectrum: Float[np.ndarray, " k"]
+    rates: Float[np.ndarray, " k"]
     dimension: int = 0
     path: Float[np.ndarray, "p d"] | None = None
 
+    def covers(self, place: Float[np.ndarray, " d"], apart: float) -> bool:
+        """Whether a place is this point, or one of this line."""
+        path = self.place[None] if self.path is None else self.path
+        return bool(gaps(place[None], path)[0] < apart)
 
-def faces(
-    flow: AbstractFlow,
-    ends: Float[np.ndarray, "d 2"],
-    guesses: Float[np.ndarray, "n d"],
-    scale: float,
-    width: float,
-) -> list[Held]:
+
+class _Face(NamedTuple):
+    """Walls that meet, and the directions along them.
+
+    Attributes:
+        normals: Outward, shape (m, d).
+        offsets: shape (m,).
+        along: Orthonormal directions along all of them, as columns, shape (d, k).
+        onto: The pseudo-inverse of the normals, shape (d, m).
+        words: The walls as equations.
+        least: Slopes above this part of the largest in the region press; 0 beside an edge.
+    """
+
+    normals: Float[np.ndarray, "m d"]
+    offsets: Float[np.ndarray, " m"]
+    along: Float[np.ndarray, "d k"]
+    onto: Float[np.ndarray, "d m"]
+    words: tuple[str, ...]
+    least: float
+
+    @classmethod
+    def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "_Face":
+        onto = np.linalg.pinv(normals)
+        return cls(normals, offsets, null_space(normals), onto, words, _PRESSING)
+
+    @classmethod
+    def edge(cls, component: int, count: int, depth: float, word: str) -> "_Face":
+        """What is so deep beside the edge of a component."""
+        axes = np.eye(count)
+        normal = -axes[[component]]
+        along = np.delete(axes, component, axis=1)
+        return cls(normal, np.array([-depth]), along, normal.T, (word,), 0.0)
+
+    def projected(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Places moved onto the face, at right angles."""
+        return places @ self.along @ self.along.T + self.onto @ self.offsets
+
+    def pressing(self, there: Local, width: float) -> Bool[np.ndarray, " n"]:
+        """Where the flow presses against all of the walls, by more than rounding."""
+        size = np.max(np.abs(there.hessian), axis=(1, 2)) * width
+        with np.errstate(invalid="ignore"):
+            force = -there.gradient @ self.onto * np.linalg.norm(self.normals, axis=1)
+            least = self.least * np.maximum(size, there.steepness)
+            return np.all(force > least[:, None], axis=1)
+
+    def metric(self, metric: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "k k"]:
+        """The metric of the flow that slides along the walls: M − M Nᵀ (N M Nᵀ)⁻¹ N M."""
+        lifted = metric @ self.normals.T
+        across = np.linalg.pinv(self.normals @ lifted)
+        return self.along.T @ (metric - lifted @ across @ lifted.T) @ self.along
+
+
+def faces(search: Search) -> list[Held]:
     """The points on walls, and where several of them meet, at which the projected flow rests."""
-    normals, offsets = flow.domain.walls()
+    normals, offsets = search.flow.domain.walls()
     found: list[Held] = []
-    for count in range(1, min(len(normals), len(ends)) + 1):
+    for count in range(1, min(len(normals), len(search.ends)) + 1):
         for chosen in itertools.combinations(range(len(normals)), count):
             walls = normals[list(chosen)], offsets[list(chosen)]
             if np.linalg.matrix_rank(walls[0]) == count:
-                words = tuple(_words(flow, n, b) for n, b in zip(*walls, strict=True))
-                found += _on_face(flow, ends, guesses, scale, width, walls, words)
+                words = tuple(_words(search.flow, n, b) for n, b in zip(*walls, strict=True))
+                here = _on_face(search, _Face.wall(*walls, words))
+                apart = _SAME * search.width
+                found += [one for one in here if not any(f.covers(one.place, apart) for f in found)]
     return found
 
 
-def _on_face(
-    flow: AbstractFlow,
-    ends: np.ndarray,
-    guesses: np.ndarray,
-    scale: float,
-    width: float,
-    walls: tuple[np.ndarray, np.ndarray],
-    words: tuple[str, ...],
-) -> list[Held]:
-    normals, offsets = walls
-    along = null_space(normals)
-    onto = np.linalg.pinv(normals)
-    places = guesses - (guesses @ normals.T - offsets) @ onto.T
-    there, slope, bend, step, length = _newton(flow, places, along)
-    for _ in range(_NEWTON_STEPS if along.shape[1] else 0):
-        places = places + capped(step, 0.1 * width) @ along.T
-        there, slope, bend, step, length = _newton(flow, places, along)
-    steep = np.linalg.norm(slope, axis=1)
-    pressing = np.all(-there.gradient @ onto > 0, axis=1)
-    within = np.all((places >= ends[:, 0]) & (places <= ends[:, 1]), axis=1)
-    rooted = (length < _ROOT_STEP * width) & (steep < _ROOT_GRADIENT * scale)
+def _on_face(search: Search, face: _Face) -> list[Held]:
+    """The points and lines on a face at which the flow along it rests, and that it presses."""
+    flow, width = search.flow, search.width
+    places = face.projected(search.guesses)
+    there, step, sure = _newton(flow, places, face.along, width)
+    for _ in range(_NEWTON_STEPS if face.along.shape[1] else 0):
+        places = places + capped(step, 0.1 * width) @ face.along.T
+        there, step, sure = _newton(flow, places, face.along, width)
+    steepest = np.max(np.abs(there.hessian), axis=(1, 2)) * width
+    some = np.maximum(steepest, there.steepness) > _FAINT * search.scale
+    rooted = (sure < _ROOT_STEP * width) & some & settled(flow, places, step @ face.along.T)
+    inside = search.holds(places) & _inside(flow, places, face.normals)
+    left = places[rooted & face.pressing(there, width) & inside]
+    left = first_of_each(search.clipped(left), _SAME * width)
     found: list[Held] = []
-    for i in np.flatnonzero(rooted & pressing & within & _inside(flow, places, normals)):
-        if all(np.linalg.norm(places[i] - held.place) > _SAME * width for held in found):
-            metric = along.T @ there.metric[i] @ along
-            value = float(there.value[i])
-            found.append(Held(places[i], words, value, float(steep[i]), bend[i], metric))
+    while len(left):
+        place, left = left[0], left[1:]
+        values, vectors = curvatures(flow, place, width, face.along)
+        flat = face.along @ vectors[:, values == 0]
+        whole = _family(search, face, place, flat) if flat.shape[1] else None
+        found.append(_held(search, face, place, whole))
+        if whole is not None and len(left):
+            left = left[~whole.holds(flow, left)]
     return found
+
+
+def settled(
+    flow: AbstractFlow, places: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
+) -> Bool[np.ndarray, " n"]:
+    """Where Newton's step is small beside each component of a state that must be positive."""
+    if not flow.domain.absorbing:
+        return np.ones(len(places), bool)
+    return np.all(np.abs(step) <= _ROOT_PART * np.abs(places), axis=1)
+
+
+def _family(
+    search: Search, face: _Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
+) -> Family | None:
+    def admits(state: Float[np.ndarray, " d"]) -> bool:
+        return bool(face.pressing(local(search.flow, state[None]), search.width)[0])
+
+    flow, ends, scale = search.flow, search.ends, search.scale
+    return family(flow, place, flat, ends, scale, along=face.along, admits=admits)
+
+
+def _held(search: Search, face: _Face, place: np.ndarray, whole: Family | None) -> Held:
+    """What a root on a face is."""
+    dimension, path = 0, None
+    if whole is not None:
+        place, dimension, path = whole.place, whole.dimension, whole.path
+    there = local(search.flow, place[None])
+    slope, bend, _ = restricted(there, face.along, search.width)
+    return Held(
+        place=place,
+        on=face.words,
+        value=float(there.value[0]),
+        gradient_norm=float(np.linalg.norm(slope[0])),
+        spectrum=curvatures(search.flow, place, search.width, face.along)[0],
+        rates=rates_of(face.metric(there.metric[0]), bend[0])[0],
+        dimension=dimension,
+        path=path,
+    )
 
 
 def _newton(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], along: Float[np.ndarray, "d k"]
-) -> tuple[Local, Any, Any, Any, Any]:
-    """What is there, slope and curvature along a face, Newton's step on it, and its length."""
+    flow: AbstractFlow,
+    places: Float[np.ndarray, "n d"],
+    along: Float[np.ndarray, "d k"],
+    width: float,
+) -> tuple[Local, Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
+    """What is there, Newton's step on a face, and its length but for rounding."""
     there = local(flow, places)
-    slope = there.gradient @ along
-    bend = np.einsum("ik,nij,jl->nkl", along, there.hessian, along)
-    step = newton_step(slope, bend) if along.shape[1] else np.zeros_like(slope)
-    length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
-    return there, slope, bend, step, length
+    slope, bend, floor = restricted(there, along, width)
+    if not along.shape[1]:
+        return there, slope, np.zeros(len(places))
+    return there, *root_step(slope, bend, width, floor)
 
 
 def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndarray:
     """Which places lie within the other walls and off the edges."""
     normals, offsets = flow.domain.walls()
     slack = 1e-9 * (1 + np.abs(offsets))
-    within = np.all(places @ normals.T <= offsets + slack, axis=1)
+    within = np.all(places @ normals.reshape(-1, places.shape[1]).T <= offsets + slack, axis=1)
     nudged = places - 1e-9 * np.sum(held, axis=0) * np.max(np.abs(places), axis=1, keepdims=True)
     return within & local(flow, nudged).inside
 
 
-def edges(
-    flow: AbstractFlow, ends: Float[np.ndarray, "d 2"], guesses: np.ndarray, scale: float
-) -> list[Held]:
+def edges(search: Search) -> list[Held]:
     """The edges where one component is 0 that absorb the flow and along which nothing moves.
 
     Along an edge the gradient is to vanish as a power of the distance from it (read off at two
     tiny distances, so that a power as small as the β of a loss is seen), and the flow is to lead
-    onto it, at every point of the region that lies on it.
+    onto it, at every point of the region that lies on it. Of other edges, the points are found at
+    which the gradient along the edge is zero, and the flow leads onto it.
     """
-    if not flow.domain.absorbing:
+    if not search.flow.domain.absorbing:
         return []
-    found = [_edge(flow, ends, guesses, scale, i) for i in range(len(ends)) if ends[i, 0] <= 0]
-    return [edge for edge in found if edge is not None]
+    found: list[Held] = []
+    for component in map(int, np.flatnonzero(search.ends[:, 0] <= 0)):
+        whole = _edge(search, component)
+        found += _on_edge(search, component) if whole is None else [whole]
+    return found
 
 
-def _edge(
-    flow: AbstractFlow, ends: np.ndarray, guesses: np.ndarray, scale: float, component: int
-) -> Held | None:
-    near, deep = (_beside(flow, ends, guesses, component, part) for part in _DEEP)
+def _edge(search: Search, component: int) -> Held | None:
+    """An edge of equilibria; None if it is none, or float64 cannot tell."""
+    flow, ends = search.flow, search.ends
+    depth = _depth(search, component)
+    if depth is None:
+        return None
+    near, deep = (_beside(search, component, part) for part in depth)
+    fit = near.inside & deep.inside
     others = np.arange(len(ends)) != component
     first, last = (np.linalg.norm(at.gradient[:, others], axis=1) for at in (near, deep))
-    fit = near.inside & deep.inside
-    if not fit.any():
-        return None
     with np.errstate(divide="ignore", invalid="ignore"):
-        power = np.log(first / last) / np.log(_DEEP[0] / _DEEP[1])
+        power = np.log(first / last) / np.log(depth[0] / depth[1])
     still = (last == 0) | (power > _VANISHES_AS)
     onto = deep.gradient[:, component] > 0
-    finite = np.isfinite(deep.value) & (np.abs(deep.value - near.value) <= scale * np.ptp(ends))
+    room = search.scale * np.ptp(ends)
+    finite = np.isfinite(deep.value) & (np.abs(deep.value - near.value) <= room)
     if not np.all((still & onto & finite)[fit]):
         return None
     path = None
     if len(ends) == 2:
         low, high = ends[others][0]
         path = np.outer(np.linspace(low, high, _ALONG), others.astype(float))
-    place = np.where(others, ends.mean(axis=1), 0.0)
-    nothing = np.zeros((len(ends) - 1,) * 2)
+    nothing = np.zeros(len(ends) - 1)
+    return Held(
+        place=np.where(others, ends.mean(axis=1), 0.0),
+        on=(_name(flow, component),),
+        value=float(np.median(deep.value[fit])),
+        gradient_norm=float(np.max(last[fit])),
+        spectrum=nothing,
+        rates=nothing,
+        dimension=len(nothing),
+        path=path,
+    )
+
+
+def _depth(search: Search, component: int) -> tuple[float, float] | None:
+    """Two distances to an edge, the smallest at which the slope across it is still a number."""
+    for deep, near in itertools.pairwise(_DEEP):
+        there = _beside(search, component, deep)
+        across = np.abs(there.gradient[there.inside, component])
+        if len(across) and np.all(np.isfinite(across) & (across > _NUMBERS)):
+            return near, deep
+    return None
+
+
+def _beside(search: Search, component: int, part: float) -> Local:
+    """What is close to an edge, closer than to any other."""
+    others = np.arange(len(search.ends)) != component
+    high = search.ends[:, 1]
+    shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
+    places = search.guesses.copy()
+    places[:, component] = part * high[component] * shares
+    return local(search.flow, places)
+
+
+def _on_edge(search: Search, component: int) -> list[Held]:
+    """The points of an edge at which the gradient along it is zero and that the flow leads to.
+
+    The edge is read off beside it, as a wall against which the flow presses, at two distances: what
+    is there at both, and does not move, is on the edge.
+    """
+    depth = _depth(search, component)
+    if depth is None:
+        return []
+    others = np.arange(len(search.ends)) != component
+    count, high, word = len(others), search.ends[component, 1], _name(search.flow, component)
+    first, last = (
+        _on_face(search, _Face.edge(component, count, part * high, word)) for part in depth
+    )
+    found: list[Held] = []
+    for one in last:
+        gap = [np.abs(one.place - other.place)[others] for other in first]
+        if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.place[others]) for g in gap):
+            path = None if one.path is None else np.where(others, one.path, 0.0)
+            place = np.where(others, one.place, 0.0)
+            found.append(replace(one, place=place, path=path))
+    return found
+
+
+def _name(flow: AbstractFlow, component: int) -> str:
     name = flow.components[component] if flow.components else f"component {component}"
-    value = float(np.median(deep.value[fit]))
-    slope = float(np.max(last[fit]))
-    words = (f"{name} = 0",)
-    return Held(place, words, value, slope, nothing, np.eye(len(nothing)), len(nothing), path)
-
-
-def _beside(
-    flow: AbstractFlow, ends: np.ndarray, guesses: np.ndarray, component: int, part: float
-) -> Local:
-    places = guesses.copy()
-    places[:, component] = part * ends[component, 1]
-    return local(flow, places)
+    return f"{name} = 0"
 
 
 def _words(flow: AbstractFlow, normal: Float[np.ndarray, " d"], offset: float) -> str:

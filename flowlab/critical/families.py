@@ -3,12 +3,19 @@
 k: points of a path; d: components.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.critical.local import diagonal, local, newton_step, spectrum
+from flowlab.critical.local import (
+    diagonal,
+    local,
+    restricted,
+    root_step,
+    spectrum,
+)
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Family", "family", "gaps"]
@@ -17,9 +24,14 @@ _STEP = 5e-3  # of the region, with which a line is traced
 _LONGEST = 800  # such steps each way
 _CORRECTIONS = 4  # of Newton's method, at each
 _STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
-_ROOT = 1e-6  # of the typical gradient: what is left of it on a line
+_SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
+_ROUNDED = 1e-13  # of the typical gradient: what is below it is rounding
+_SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
+_OUTSIDE = 1e-7  # of the region: so far beyond a side is still on it
 _BESIDE = 1e-2  # of the region: roots so near to a traced line belong to it
-_LEVEL = 1e-7  # of the typical change of the potential: manifolds so close in value are one
+_LEVEL = 1e-6  # of the largest curvature: a direction with less may be one of a manifold
+_WALK, _WALKS = 0.05, 100  # of the region, and so often: how a manifold is walked on
+_ACROSS = 1e-8  # of the largest curvature around: what is less across a line does not tell its kind
 
 
 @dataclass(frozen=True)
@@ -30,23 +42,110 @@ class Family:
         place: The one nearest to the middle of the region.
         dimension: 1 for a line.
         path: Points along a line; None for more dimensions.
-        value: The potential, the same all along.
+        pieces: The path, cut where the signs of the curvatures across the line change.
         width: Typical distance in the region.
-        scale: Typical change of the potential in the region.
     """
 
     place: Float[np.ndarray, " d"]
     dimension: int
     path: Float[np.ndarray, "k d"] | None
-    value: float
+    pieces: tuple[Float[np.ndarray, "k d"], ...]
     width: float
-    scale: float
 
     def holds(self, flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """Which roots belong to it: by their distance from a line, by their value otherwise."""
+        """Which roots belong to it: by their distance from a line, else by a walk on it."""
         if self.path is not None:
             return gaps(points, self.path) < _BESIDE * self.width
-        return np.abs(local(flow, points).value - self.value) <= _LEVEL * self.scale
+        return _walked(flow, points, self.place, self.dimension, self.width)
+
+
+@dataclass(frozen=True)
+class _Tracer:
+    """What stays the same while a line is followed.
+
+    Attributes:
+        flow: The flow.
+        ends: The region.
+        width: Its diagonal.
+        scale: A typical |∇L|.
+        along: Directions of the face that the line lies on, as columns.
+        admits: Whether a place counts, beyond being a root.
+    """
+
+    flow: AbstractFlow
+    ends: Float[np.ndarray, "d 2"]
+    width: float
+    scale: float
+    along: Float[np.ndarray, "d k"]
+    admits: Callable[[Float[np.ndarray, " d"]], bool]
+
+    @property
+    def sides(self) -> tuple[Float[np.ndarray, "s d"], Float[np.ndarray, " s"]]:
+        """Outward unit normals and offsets of the region and of the walls of the domain."""
+        normals, offsets = self.flow.domain.walls()
+        lengths = np.linalg.norm(normals, axis=1)
+        one = np.eye(len(self.ends))
+        walls = normals.reshape(-1, len(one)) / lengths[:, None]
+        known = np.concatenate([self.ends[:, 1], -self.ends[:, 0], offsets / lengths])
+        return np.concatenate([one, -one, walls]), known
+
+    def corrected(self, place: Float[np.ndarray, " d"]) -> tuple[Float[np.ndarray, " d"], float]:
+        """The root beside a place, and the length of the step that is left there."""
+        left = np.inf
+        for _ in range(_CORRECTIONS):
+            here = local(self.flow, place[None])
+            slope, bend, floor = restricted(here, self.along, self.width)
+            if np.linalg.norm(slope) <= _ROUNDED * self.scale:
+                return place, 0.0
+            steps, lengths = root_step(slope, bend, self.width, floor)
+            left = float(lengths[0])
+            if not np.all(np.isfinite(steps)) or left > self.width:
+                return place, np.inf
+            place = place + self.along @ steps[0]
+        return place, left
+
+    def goes_on(self, root: Float[np.ndarray, " d"], step: Float[np.ndarray, " d"]) -> bool:
+        """Whether there is another root a step away, neither nearer nor farther."""
+        there, left = self.corrected(root + step)
+        length = float(np.linalg.norm(step))
+        moved = float(np.linalg.norm(there - root))
+        settled = left < _SETTLED * length and 0.8 * length < moved < 1.25 * length
+        return settled and self.admits(there)
+
+    def traced(
+        self, root: Float[np.ndarray, " d"], way: Float[np.ndarray, " d"]
+    ) -> tuple[Float[np.ndarray, "k d"], bool]:
+        """A line through a root, both ways to the sides, or all round; and whether it got there."""
+        first, whole = self.half(root, way)
+        if whole and len(first) > 1 and np.all(first[0] == first[-1]):
+            return first, True
+        second, other = self.half(root, -way)
+        return np.concatenate([second[:0:-1], first]), whole and other
+
+    def half(
+        self, root: Float[np.ndarray, " d"], way: Float[np.ndarray, " d"]
+    ) -> tuple[Float[np.ndarray, "k d"], bool]:
+        """A line followed one way, and whether it came to a side of the region or back."""
+        step = _STEP * self.width
+        normals, offsets = self.sides
+        path = [root]
+        for _ in range(_LONGEST):
+            ahead = path[-1] + step * way
+            place, left = self.corrected(ahead)
+            if np.any(normals @ place > offsets + _OUTSIDE * self.width):
+                path.append(_cut(path[-1], place, normals, offsets))
+                return np.array(path), True
+            strayed = np.linalg.norm(place - ahead) > _STRAYED * step
+            if left > _SETTLED * step or strayed or not self.admits(place):
+                break
+            path.append(place)
+            if len(path) > 3 and np.linalg.norm(place - root) < step:
+                return np.array([*path, root]), True
+            bend = restricted(local(self.flow, place[None]), self.along, self.width)[1]
+            values, vectors = spectrum(bend)
+            tangent = self.along @ vectors[0][:, np.argmin(np.abs(values[0]))]
+            way = tangent * np.sign(tangent @ way)
+        return np.array(path), False
 
 
 def family(
@@ -55,6 +154,9 @@ def family(
     flat: Float[np.ndarray, "d k"],
     ends: Float[np.ndarray, "d 2"],
     scale: float,
+    *,
+    along: Float[np.ndarray, "d k"] | None = None,
+    admits: Callable[[Float[np.ndarray, " d"]], bool] = lambda place: True,
 ) -> Family | None:
     """The family that a root belongs to; None if it goes on in none of its flat directions.
 
@@ -64,20 +166,50 @@ def family(
         flat: The directions there without curvature, as columns.
         ends: The region.
         scale: A typical |∇L|.
+        along: The directions of the face that holds the root, as columns; None for all.
+        admits: Whether a place belongs to a family, beyond being a root.
     """
     width = diagonal(ends)
+    face = np.eye(len(root)) if along is None else along
+    tracer = _Tracer(flow, ends, width, scale, face, admits)
     step = 0.2 * _STEP * width
-    both = [[_corrected(flow, root + s * step * way) for s in (-1, 1)] for way in flat.T]
-    goes_on = [all(_on_it(flow, there, root, step, scale) for there in pair) for pair in both]
-    dimension = int(np.sum(goes_on))
-    if not dimension:
+    ways = [way for way in flat.T if any(tracer.goes_on(root, s * step * way) for s in (-1, 1))]
+    if not ways:
         return None
-    value = float(local(flow, root[None]).value[0])
-    if dimension > 1:
-        return Family(root, dimension, None, value, width, scale * width)
-    path = _traced(flow, root, flat[:, int(np.argmax(goes_on))], ends, scale)
+    if len(ways) > 1:
+        return Family(root, len(ways), None, (), width)
+    path, whole = tracer.traced(root, ways[0])
+    if not whole and np.sum(np.linalg.norm(np.diff(path, axis=0), axis=1)) < _SHORT * width:
+        return None
+    path = np.clip(path, ends[:, 0], ends[:, 1])
     place = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
-    return Family(place, 1, path, value, width, scale * width)
+    return Family(place, 1, path, _pieces(tracer, path, place), width)
+
+
+def _pieces(
+    tracer: _Tracer, path: Float[np.ndarray, "k d"], place: Float[np.ndarray, " d"]
+) -> tuple[Float[np.ndarray, "k d"], ...]:
+    """A path, cut where the signs of the curvatures across it change."""
+    bend = restricted(local(tracer.flow, path), tracer.along, tracer.width)[1]
+    values = spectrum(bend)[0]
+    steps = _BESIDE * tracer.width * tracer.along.T
+    around = local(tracer.flow, np.concatenate([place + steps, place - steps])).hessian
+    least = _ACROSS * np.max(np.abs(spectrum(around)[0]))
+    flattest = np.argmin(np.abs(values), axis=1)
+    values[np.arange(len(values)), flattest] = 0
+    signs = np.stack([np.sum(values > least, axis=1), np.sum(values < -least, axis=1)], axis=1)
+    told = np.any(signs != 0, axis=1)
+    if not told.any():
+        return (path,)
+    # What is too near to a change to tell belongs to the piece before it, or to the first.
+    last = np.maximum.accumulate(np.where(told, np.arange(len(path)), -1))
+    signs = signs[np.where(last < 0, np.argmax(told), last)]
+    cuts = 1 + np.flatnonzero(np.any(np.diff(signs, axis=0) != 0, axis=1))
+    pieces = np.split(path, cuts)
+    closed = len(path) > 2 and np.all(path[0] == path[-1])
+    if closed and len(pieces) > 1 and np.all(signs[0] == signs[-1]):
+        pieces = [np.concatenate([pieces[-1], pieces[0][1:]]), *pieces[1:-1]]
+    return tuple(pieces)
 
 
 def gaps(
@@ -93,70 +225,52 @@ def gaps(
     return np.min(np.linalg.norm(apart - share[..., None] * pieces, axis=2), axis=1)
 
 
-def _corrected(flow: AbstractFlow, place: Float[np.ndarray, " d"]) -> Float[np.ndarray, " d"]:
-    for _ in range(_CORRECTIONS):
-        here = local(flow, place[None])
-        step = newton_step(here.gradient, here.hessian)[0]
-        if not np.all(np.isfinite(step)):
-            break
-        place = place + step
-    return place
-
-
-def _on_it(
-    flow: AbstractFlow, there: np.ndarray, root: np.ndarray, step: float, scale: float
-) -> bool:
-    steep = local(flow, there[None]).steepness[0]
-    moved = float(np.linalg.norm(there - root))
-    return bool(steep < _ROOT * scale and 0.5 * step < moved < 2 * step)
-
-
-def _traced(
+def _walked(
     flow: AbstractFlow,
-    root: Float[np.ndarray, " d"],
-    way: Float[np.ndarray, " d"],
-    ends: Float[np.ndarray, "d 2"],
-    scale: float,
-) -> Float[np.ndarray, "k d"]:
-    """A line through a root, both ways to the sides of the region, or all round."""
-    first, closed = _half(flow, root, way, ends, scale)
-    if closed:
-        return first
-    second, _ = _half(flow, root, -way, ends, scale)
-    return np.concatenate([second[:0:-1], first])
+    points: Float[np.ndarray, "n d"],
+    goal: Float[np.ndarray, " d"],
+    dimension: int,
+    width: float,
+) -> Bool[np.ndarray, " n"]:
+    """Which roots a walk on a manifold leads to another of its points.
 
-
-def _half(
-    flow: AbstractFlow, root: np.ndarray, way: np.ndarray, ends: np.ndarray, scale: float
-) -> tuple[Float[np.ndarray, "k d"], bool]:
-    step = _STEP * diagonal(ends)
-    path = [root]
-    for _ in range(_LONGEST):
-        ahead = path[-1] + step * way
-        place = _corrected(flow, ahead)
-        here = local(flow, place[None])
-        strayed = np.linalg.norm(place - ahead) > _STRAYED * step
-        if strayed or here.steepness[0] > _ROOT * scale:
+    Each step goes towards the goal as far as the flattest directions allow, and back to a root.
+    """
+    here, step = np.array(points, float), _WALK * width
+    sizes = np.sort(np.abs(spectrum(local(flow, here).hessian)[0]), axis=1)
+    member = sizes[:, dimension - 1] <= _LEVEL * sizes[:, -1]
+    arrived = np.zeros(len(here), bool)
+    for _ in range(_WALKS):
+        gap = goal - here
+        apart = np.linalg.norm(gap, axis=1)
+        arrived |= apart < step
+        if arrived.all():
             break
-        if np.any((place < ends[:, 0]) | (place > ends[:, 1])):
-            path.append(_cut(path[-1], place, ends))
+        values, vectors = spectrum(local(flow, here).hessian)
+        order = np.argsort(np.abs(values), axis=1)[:, None, :dimension]
+        flat = np.take_along_axis(vectors, order, axis=2)
+        move = np.einsum("nij,nkj,nk->ni", flat, flat, gap)
+        length = np.linalg.norm(move, axis=1, keepdims=True)
+        move = np.where(length > step, move * (step / np.maximum(length, 1e-300)), move)
+        after = here + np.where(arrived[:, None], 0, move)
+        for _ in range(2):
+            there = local(flow, after)
+            back, _ = root_step(there.gradient, there.hessian, width)
+            fits = np.isfinite(back).all(axis=1) & (np.linalg.norm(back, axis=1) < step)
+            after = after + np.where(fits[:, None], back, 0)
+        stuck = np.linalg.norm(after - here, axis=1) < 1e-3 * step
+        here = after
+        if np.all(arrived | stuck):
             break
-        path.append(place)
-        if len(path) > 3 and np.linalg.norm(place - root) < step:
-            return np.array([*path, root]), True
-        values, vectors = spectrum(here.hessian)
-        tangent = vectors[0][:, np.argmin(np.abs(values[0]))]
-        way = tangent * np.sign(tangent @ way)
-    return np.array(path), False
+    return arrived & member
 
 
-def _cut(inside: np.ndarray, outside: np.ndarray, ends: np.ndarray) -> Float[np.ndarray, " d"]:
+def _cut(
+    inside: np.ndarray, outside: np.ndarray, normals: np.ndarray, offsets: np.ndarray
+) -> Float[np.ndarray, " d"]:
     """Where the way from a point inside to one outside leaves the region."""
     way = outside - inside
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(
-            way > 0,
-            (ends[:, 1] - inside) / way,
-            np.where(way < 0, (ends[:, 0] - inside) / way, np.inf),
-        )
-    return inside + min(1.0, float(shares.min())) * way
+    rises, room = normals @ way, offsets - normals @ inside
+    leaves = rises > 1e-9 * np.linalg.norm(way)
+    shares = room[leaves] / rises[leaves]
+    return inside + float(np.clip(np.min(shares, initial=1.0), 0, 1)) * way

@@ -23,16 +23,27 @@ __all__ = [
     "Local",
     "capped",
     "checked_region",
+    "curvatures",
     "curved",
     "diagonal",
     "enclosed",
+    "first_of_each",
     "local",
     "newton_step",
+    "onto_walls",
     "rates_of",
+    "restricted",
+    "root_step",
     "spectrum",
 ]
 
 _SINGULAR = 1e-9  # eigenvalues below this part of the largest count as zero in a Newton step
+_HIDDEN = 1e-13  # of the largest: an eigenvalue, or slope over a length, that rounding may make
+_ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does make
+_NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
+_WEAK = 1e-6  # of the same: below it an eigenvalue has to stay what it is nearby
+_BESIDE = 1e-2  # of the region: how far off a root the curvature around it is looked at
+_FILLED = 1024  # states: up to so many are filled up to a power of 4, more to one of 2
 
 
 class Local(NamedTuple):
@@ -61,8 +72,17 @@ class Local(NamedTuple):
 def local(flow: AbstractFlow, states: npt.ArrayLike) -> Local:
     """What a flow is near each of many states."""
     points = np.asarray(states, dtype=float)
+    count = len(points)
+    more = _filled(count) - count  # few shapes are compiled
+    filled = np.concatenate([points, np.broadcast_to(points[:1], (more, *points.shape[1:]))])
     with jax.enable_x64(True):
-        return Local(*(np.asarray(leaf) for leaf in _local(flow, points)))
+        return Local(*(np.asarray(leaf)[:count] for leaf in _local(flow, filled)))
+
+
+def _filled(count: int) -> int:
+    """The number of states that is compiled for as many or fewer."""
+    bits = max(count - 1, 0).bit_length()
+    return 1 << (bits + bits % 2 if count <= _FILLED else bits) if count else 0
 
 
 @partial(compiled, optimise=False)
@@ -93,6 +113,124 @@ def curved(values: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "n d"]:
     sizes = np.abs(values)
     largest = np.max(sizes, axis=1, keepdims=True, initial=0)
     return sizes > np.maximum(_SINGULAR * largest, 1e-300)
+
+
+def root_step(
+    gradient: Float[np.ndarray, "n d"],
+    hessian: Float[np.ndarray, "n d d"],
+    size: float | Float[np.ndarray, " n"],
+    floor: Float[np.ndarray, " n"] | None = None,
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
+    """Newton's step to a zero of the gradient, and how far it leads beyond what rounding makes.
+
+    A direction is left out only where rounding hides its curvature and its slope; a slope without
+    curvature leads far, or is not finite. Where rounding alone may have made the slope, the second
+    number is without the step that it leads to: so roots are told from what is none.
+
+    Args:
+        gradient: Slopes.
+        hessian: Curvatures.
+        size: How large coordinates are, of which rounding is a part.
+        floor: The least that counts as the largest curvature; None for none.
+    """
+    values, vectors = spectrum(hessian)
+    largest = np.max(np.abs(values), axis=1, keepdims=True, initial=0)
+    if floor is not None:
+        largest = np.maximum(largest, floor[:, None])
+    length = np.broadcast_to(size, len(values))[:, None]
+    with np.errstate(all="ignore"):
+        along = np.einsum("nij,ni->nj", vectors, gradient)
+        bent = np.abs(values) > _HIDDEN * largest
+        parts = -along / np.where(bent, values, _HIDDEN * largest)
+        left_out = ~bent & (np.abs(along) <= _HIDDEN * largest * length)
+        rounded = left_out | (np.abs(along) <= _ROUNDED * largest * length)
+        step = np.einsum("nij,nj->ni", vectors, np.where(left_out, 0, parts))
+        leads = np.linalg.norm(np.where(rounded, 0, parts), axis=1)
+    return step, np.where(np.isfinite(leads), leads, np.inf)
+
+
+def curvatures(
+    flow: AbstractFlow,
+    place: Float[np.ndarray, " d"],
+    width: float,
+    along: Float[np.ndarray, "d k"] | None = None,
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
+    """Eigenvalues of the Hessian at a root, ascending, and its eigenvectors as columns.
+
+    An eigenvalue is 0 where it is below what rounding leaves, 1e-12 of the largest a hundredth of
+    the region around; or where it is not the same within the distance by which the root may be off:
+    four of Newton's steps in its direction, with what rounding adds to the slope.
+
+    Args:
+        flow: The flow.
+        place: The root.
+        width: A typical distance.
+        along: Directions, as columns, to which all is restricted; None for all.
+    """
+    face = np.eye(len(place)) if along is None else along
+    if not face.shape[1]:
+        return np.zeros(0), np.zeros((0, 0))
+
+    def at(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        values, vectors = spectrum(restricted(local(flow, state[None]), face, width)[1])
+        return values[0], vectors[0]
+
+    steps = _BESIDE * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
+    there = local(flow, np.concatenate([place[None], place + steps]))
+    largest = float(np.max(np.abs(spectrum(there.hessian)[0])))
+    if along is not None:
+        largest = max(largest, float(np.linalg.norm(there.gradient[0])) / width)
+    values, vectors = at(place)
+    for i in np.flatnonzero(np.abs(values) <= _WEAK * largest):
+        slope = abs(there.gradient[0] @ face @ vectors[:, i])
+        rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(place))
+        off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
+        way = min(off, _BESIDE * width) * (face @ vectors[:, i])
+        beside = [at(place + s * way)[0][i] for s in (-1, 1)]
+        same = np.max(np.abs(beside - values[i])) <= 0.5 * abs(values[i])
+        if abs(values[i]) <= _NO_CURVATURE * largest or not same:
+            values[i] = 0.0
+    return values, vectors
+
+
+def restricted(
+    there: Local, along: Float[np.ndarray, "d k"], width: float
+) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k k"], Float[np.ndarray, " n"] | None]:
+    """Slopes and curvatures along a face, and the least that counts as the largest curvature.
+
+    That is None where the face is all: on a wall, the slope that presses against it is a measure
+    of the rounding along it.
+    """
+    with np.errstate(all="ignore"):
+        slope = there.gradient @ along
+        bend = np.einsum("ik,nij,jl->nkl", along, there.hessian, along)
+    if along.shape[0] == along.shape[1]:
+        return slope, bend, None
+    bent = np.max(np.abs(spectrum(there.hessian)[0]), axis=1, initial=0)
+    with np.errstate(all="ignore"):
+        floor = np.maximum(bent, there.steepness / width)
+    return slope, bend, np.where(np.isfinite(floor), floor, 0)
+
+
+def onto_walls(
+    flow: AbstractFlow, places: Float[np.ndarray, "n d"], slack: float
+) -> Float[np.ndarray, "n d"]:
+    """Places, with those put onto a wall that are beyond it by no more than a slack."""
+    for normal, offset in zip(*flow.domain.walls(), strict=True):
+        length = float(np.linalg.norm(normal))
+        beyond = (places @ normal - offset) / length
+        beyond = np.where((beyond > 0) & (beyond <= slack), beyond, 0)
+        places = places - beyond[:, None] * normal / length
+    return places
+
+
+def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:
+    """Points of which those that are closer to an earlier one are left out."""
+    kept: list[np.ndarray] = []
+    for point in points:
+        if all(np.linalg.norm(point - other) > apart for other in kept):
+            kept.append(point)
+    return np.reshape(kept, (-1, points.shape[1]))
 
 
 def capped(step: Float[np.ndarray, "n d"], longest: float) -> Float[np.ndarray, "n d"]:
@@ -194,6 +332,6 @@ def _takes_vectors(flow: AbstractFlow, count: int) -> bool:
 
 
 def _length(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         length = np.linalg.norm(vectors, axis=1)
     return np.where(np.isfinite(length), length, np.inf)

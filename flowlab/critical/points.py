@@ -16,16 +16,19 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.edges import Held, edges, faces
-from flowlab.critical.families import family
+from flowlab.critical.edges import Held, Search, edges, faces, settled
+from flowlab.critical.families import Family, family, gaps
 from flowlab.critical.local import (
     Local,
     capped,
     checked_region,
+    curvatures,
     diagonal,
+    first_of_each,
     local,
-    newton_step,
+    onto_walls,
     rates_of,
+    root_step,
     spectrum,
 )
 from flowlab.flow import AbstractFlow
@@ -37,12 +40,20 @@ Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
 _SEED = 2404_04626
 _SEARCH_STEPS = 64  # of Levenberg and Marquardt's method, from each start
+_MILD = 1e-2  # of the typical gradient: its unit in the search, where the damping is 1 at first
+_STEEPEST = 1e-8  # of the largest gradient: the least that counts as the typical one
+_DESCENT_STEPS = 64  # downhill, from each start
+_DESCENT_STEP = 0.02  # of the region: the longest of them
+_LONGER = 4.0  # times Newton's step: where the potential curves down along the gradient
 _NEWTON_STEPS = 60  # beyond; at a degenerate point each halves the distance
 _ROOT_STEP = 1e-7  # of the region: Newton's last step at a root
-_ROOT_GRADIENT = 1e-7  # of the typical gradient: what is left of it at a root
+_FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of numbers
+_PLAIN = 1e-100  # of the largest gradient: it jumps to so much at the rim of a plain
+_HALVINGS = 60  # of the way to the rim of a plain
 _SAME = 1e-5  # of the region: roots that are so close are one
-_FLAT = 1e-6  # of the curvature beside a point: less is none
-_BESIDE = 1e-2  # of the region
+_ON_PATH = 1e-4  # of the region: as far from a line, which is known by pieces, as on it
+_NEAR = 5e-2  # of the region: what is so close to a point is not away from it
+_BLURRED = 5e-2  # of the region: the farthest that rounding may take one degenerate root apart
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +61,18 @@ class CriticalPoint:
     """A point where the flow rests, or one of a line or manifold of such.
 
     Attributes:
-        place: The state, shape (d,). Of a line, its point nearest to the middle of the region.
+        place: The state, shape (d,). Of a line, its point nearest to the middle of the region; of
+            a manifold, one of its points.
         kind: "minimum", "saddle", "maximum", or "degenerate" (curvature does not tell). Along a
             line or manifold, and on walls, the directions that are left decide.
         index: Directions in which the potential curves down.
         value: The potential there.
         gradient_norm: |∇L| there, without its part across the walls it is held by.
-        spectrum: Eigenvalues of the Hessian, ascending; on walls, of the Hessian along them.
+        spectrum: Eigenvalues of the Hessian, ascending, 0 where rounding hides them; on walls, of
+            the Hessian along them.
         rates: Eigenvalues of M·Hessian, ascending, per unit of flow time: small deviations from the
-            point die out as e^{−rate·t}, and grow where a rate is negative.
+            point die out as e^{−rate·t}, and grow where a rate is negative. On walls, those of a
+            flow that slides along them, with the metric that has the normals taken out.
         dimension: 0 for an isolated point, 1 for a line of equilibria, 2 and more for a manifold.
         path: Points along a line, to the sides of the region or all round, shape (k, d).
         on: The walls or edges that hold it, such as "x_rejected = 0".
@@ -145,14 +159,18 @@ def critical_points(
 ) -> CriticalPoints:
     """All critical points of a flow that a search from many starts finds in a region.
 
-    A point counts as critical where the gradient is a zero of Newton's method: small beside the
-    typical gradient of the region, with a last step small beside its width. A tail along which the
-    gradient only falls towards zero has none, for there Newton's step does not shrink. Roots that
-    go on to both sides along a direction without curvature are one line, or manifold, of them.
+    A point counts as critical where the gradient is a zero of Newton's method: the last step is
+    small beside the width of the region, and where states must be positive, beside each component.
+    A tail along which the gradient only falls towards zero has none, for there Newton's step does
+    not shrink; where its slope over the width is below 1e-15 of the largest curvature beside it,
+    rounding hides that. Roots that go on along a direction without curvature are one line, or
+    manifold, of them; a line along which the kind changes is one for each kind.
 
     On walls of the domain the points are those of Karush, Kuhn and Tucker: the gradient along the
-    wall is zero, and the flow presses outward. On an edge that absorbs (an axis of a quadrant) they
-    are the points towards which the flow leads where the gradient along the edge tends to zero.
+    wall is zero, and the flow presses outward. On an edge that absorbs (an axis of a quadrant) it
+    is the whole edge, where the flow leads onto it and the gradient along it tends to zero; else
+    the points to which the flow leads and at which the gradient along the edge is zero. Edges on
+    which the slope across cannot be told in float64 at any distance have none.
 
     Args:
         flow: A flow whose states are vectors.
@@ -164,22 +182,28 @@ def critical_points(
             (lower, upper), or the domain of the flow has no point in the region.
 
     Accuracy: places of isolated points with curvature are good to rounding, times the condition of
-        the Hessian; of degenerate ones to 1e-7 of the region. That nothing was missed is as certain
-        as the starts are dense: a basin of Newton's method smaller than 1/`starts` of the region
-        can be.
+        the Hessian; degenerate ones to where rounding hides the slope, for y0⁴ + 100 y1² on a
+        square of side 2 to 2e-6, and the flatter the less. Curvature is told down to 1e-12 of the
+        largest around. Points are on a side of the region within 1e-7 of its width, and put there.
+        That nothing was missed is as certain as the starts are dense: a basin of Newton's method
+        smaller than 1/`starts` of the region can be, and a well narrower than 1/50 of it.
 
-    Source: Levenberg and Marquardt's method on the gradient, by optimistix, then Newton's.
+    Source: Levenberg and Marquardt's method on the gradient, by optimistix, and steps downhill;
+        then Newton's method.
     """
     ends = checked_region(region, flow)
     guesses, here = _fit_guesses(flow, ends, starts)
     scale = float(np.median(here.steepness))
     width = diagonal(ends)
-    ended = _searched(flow, guesses)
+    search = Search(flow, ends, guesses, scale, width)
+    searched = _searched(flow, guesses, here.steepness, width)
+    ended = np.concatenate([searched, _descended(flow, guesses, width)])
     places, there, roots = refined(flow, ended, scale, width)
-    within = np.all((places >= ends[:, 0]) & (places <= ends[:, 1]), axis=1) & there.inside
-    found = _distinct(flow, places[roots & within], ends, width, scale)
-    held = [*faces(flow, ends, guesses, scale, width), *edges(flow, ends, guesses, scale)]
-    points = [*found, *(_held(flow, one) for one in held)]
+    roots |= _plains(flow, places, there, guesses[here.steepness > 0])
+    within = search.holds(places) & there.inside
+    found = _distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
+    held = [one for one in [*faces(search), *edges(search)] if not _among(one, found, width)]
+    points = [*found, *map(_held, held)]
     smallest, where = _smallest(guesses, here, places[within & ~roots], found, flow, width)
     return CriticalPoints(
         tuple(sorted(points, key=lambda point: point.value)),
@@ -202,20 +226,28 @@ def refined(
         scale: A typical |∇L|.
         width: A typical distance.
     """
-    there, step, length = _newton(flow, places)
+    there, step, length, sure = _newton(flow, places, width)
     for _ in range(_NEWTON_STEPS):
         if np.all((length < 1e-15 * width) | (length > 1e3 * width)):
             break
         places = places + capped(step, 0.1 * width)
-        there, step, length = _newton(flow, places)
-    roots = (length < _ROOT_STEP * width) & (there.steepness < _ROOT_GRADIENT * scale)
-    return places, there, roots & there.inside
-
-
-def _newton(flow: AbstractFlow, places: Float[np.ndarray, "n d"]) -> tuple[Local, Any, Any]:
+        there, step, length, sure = _newton(flow, places, width)
+    places = onto_walls(flow, places, _ROOT_STEP * width)
     there = local(flow, places)
-    step = newton_step(there.gradient, there.hessian)
-    return there, step, np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
+    bent = np.max(np.abs(there.hessian), axis=(1, 2))
+    roots = (sure < _ROOT_STEP * width) & (bent > np.maximum(_FAINT * scale / width, 1e-290))
+    return places, there, roots & there.inside & settled(flow, places, step)
+
+
+def _newton(
+    flow: AbstractFlow, places: Float[np.ndarray, "n d"], width: float
+) -> tuple[Local, Any, Any, Any]:
+    """What is there, Newton's step, its length, and that of it which is not rounding."""
+    there = local(flow, places)
+    step, sure = root_step(there.gradient, there.hessian, width)
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
+    return there, step, length, sure
 
 
 def _fit_guesses(
@@ -249,31 +281,70 @@ def _guesses(flow: AbstractFlow, ends: np.ndarray, count: int) -> Float[np.ndarr
     return np.concatenate([inner, *sides])
 
 
-def _searched(flow: AbstractFlow, guesses: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    """Where Levenberg and Marquardt's method on the gradient ends from each guess."""
+def _searched(
+    flow: AbstractFlow,
+    guesses: Float[np.ndarray, "n d"],
+    steepness: Float[np.ndarray, " n"],
+    width: float,
+) -> Float[np.ndarray, "n d"]:
+    """Where Levenberg and Marquardt's method on the gradient ends from each guess.
+
+    The units are those of the region and of its gradients, since the method's damping has none.
+    """
+    slope = _MILD * max(float(np.median(steepness)), _STEEPEST * float(np.max(steepness))) or 1.0
+    unit = 1.0 if flow.domain.absorbing else width  # logarithms have one
     with jax.enable_x64(True):
-        return np.asarray(_least_squares(flow, guesses))
+        return np.asarray(_least_squares(flow, guesses, np.float64(slope), np.float64(unit)))
 
 
 @partial(compiled, optimise=False)
-def _least_squares(flow: AbstractFlow, guesses: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def _least_squares(
+    flow: AbstractFlow,
+    guesses: Float[Array, "n d"],
+    slope: Float[Array, ""],
+    unit: Float[Array, ""],
+) -> Float[Array, "n d"]:
     solver = optimistix.LevenbergMarquardt(rtol=1e-12, atol=1e-12)
     domain = flow.domain
 
     def steepness(coordinates: Array, _: None) -> Array:
-        return jax.grad(lambda q: flow.potential(domain.state(q)))(coordinates)
+        return jax.grad(lambda q: flow.potential(domain.state(q * unit)))(coordinates) / slope
 
     def from_guess(guess: Array) -> Array:
         found = optimistix.least_squares(
             steepness,
             solver,
-            domain.coordinates(guess),
+            domain.coordinates(guess) / unit,
             max_steps=_SEARCH_STEPS,
             throw=False,
         )
-        return domain.state(found.value)
+        return domain.state(found.value * unit)
 
     return jax.vmap(from_guess)(jnp.asarray(guesses))
+
+
+def _descended(
+    flow: AbstractFlow, guesses: Float[np.ndarray, "n d"], width: float
+) -> Float[np.ndarray, "n d"]:
+    """Where the way down from each guess leads in some steps.
+
+    So minima are found whose surroundings a search for small gradients leaves: beyond the turn of
+    a well the gradient falls outwards. Where the potential curves up along the gradient, a step is
+    Newton's, on the sizes of the curvatures; else it is some times as long as that would be.
+    """
+    places = guesses
+    for _ in range(_DESCENT_STEPS):
+        there = local(flow, places)
+        values, vectors = spectrum(there.hessian)
+        with np.errstate(all="ignore"):
+            along = np.einsum("nij,ni->nj", vectors, there.gradient)
+            bend = np.einsum("nj,nj,nj->n", along, values, along)
+            longer = np.where(bend < 0, _LONGER, 1.0)[:, None]
+            step = -np.einsum("nij,nj->ni", vectors, along / np.abs(values)) * longer
+        step = capped(step, _DESCENT_STEP * width)
+        after = places + step
+        places = np.maximum(after, 0.5 * places) if flow.domain.absorbing else after
+    return places
 
 
 def _distinct(
@@ -285,41 +356,53 @@ def _distinct(
 ) -> list[CriticalPoint]:
     """Isolated points and families among roots, each once."""
     found: list[CriticalPoint] = []
-    left = _first_of_each(roots, _SAME * width)
+    paths: list[np.ndarray] = []
+    left = first_of_each(roots, _SAME * width)
     while len(left):
         root, left = left[0], left[1:]
-        point = described(flow, root, width)
-        flat = _flat_directions(flow, root, width)
-        if flat.shape[1]:
-            whole = family(flow, root, flat, ends, scale)
-            if whole is not None:
-                point = described(flow, whole.place, width, whole.dimension, whole.path)
-                left = left[~whole.holds(flow, left)] if len(left) else left
-        found.append(point)
-    return found
+        values, vectors = curvatures(flow, root, width)
+        flat = vectors[:, values == 0]
+        whole = family(flow, root, flat, ends, scale) if flat.shape[1] else None
+        if whole is None:
+            found.append(described(flow, root, width))
+        else:
+            found += _members(flow, whole, ends, width)
+            paths += [] if whole.path is None else [whole.path]
+        if len(left) and flat.shape[1]:
+            one = whole.holds(flow, left) if whole else _blurred(flow, root, left, width)
+            left = left[~one]
+    return [point for point in found if not _lies_on(point, paths, width)]
 
 
-def _first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:
-    kept: list[np.ndarray] = []
-    for point in points:
-        if all(np.linalg.norm(point - other) > apart for other in kept):
-            kept.append(point)
-    return np.reshape(kept, (-1, points.shape[1]))
+def _members(
+    flow: AbstractFlow, whole: Family, ends: np.ndarray, width: float
+) -> list[CriticalPoint]:
+    """A family as critical points: a line as one for each kind that it has along it."""
+    if len(whole.pieces) < 2:
+        return [described(flow, whole.place, width, whole.dimension, whole.path)]
+    points: list[CriticalPoint] = []
+    for piece in whole.pieces:
+        within = piece[1:-1] if len(piece) > 2 else piece
+        nearest = np.argmin(np.linalg.norm(within - ends.mean(axis=1), axis=1))
+        points.append(described(flow, within[nearest], width, 1, piece))
+    return points
 
 
-def _flat_directions(
-    flow: AbstractFlow, place: Float[np.ndarray, " d"], width: float
-) -> Float[np.ndarray, "d k"]:
-    """The directions at a root in which there is no curvature, beside what there is around it."""
-    values, vectors = spectrum(local(flow, place[None]).hessian)
-    return vectors[0][:, np.abs(values[0]) <= _no_curvature(flow, place, width)]
+def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> bool:
+    """Whether an isolated point without curvature is one of a line."""
+    if point.dimension or point.kind != "degenerate":
+        return False
+    return any(gaps(point.place[None], path)[0] < _ON_PATH * width for path in paths)
 
 
-def _no_curvature(flow: AbstractFlow, place: Float[np.ndarray, " d"], width: float) -> float:
-    """Below this an eigenvalue of the Hessian counts as zero."""
-    steps = _BESIDE * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
-    around = spectrum(local(flow, np.concatenate([place[None], place + steps])).hessian)[0]
-    return _FLAT * float(np.max(np.abs(around)))
+def _blurred(
+    flow: AbstractFlow, root: Float[np.ndarray, " d"], others: np.ndarray, width: float
+) -> Bool[np.ndarray, " n"]:
+    """Which other roots are a degenerate root again: close, with none but roots in between."""
+    close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
+    middle = local(flow, (others + root) / 2)
+    sure = root_step(middle.gradient, middle.hessian, width)[1]
+    return close & (sure < _ROOT_STEP * width)
 
 
 def described(
@@ -331,9 +414,7 @@ def described(
 ) -> CriticalPoint:
     """What a root is."""
     here = local(flow, place[None])
-    values = spectrum(here.hessian)[0][0]
-    least = _no_curvature(flow, place, width)
-    values = np.where(np.abs(values) <= least, 0, values)
+    values = curvatures(flow, place, width)[0]
     return CriticalPoint(
         place=place,
         kind=kind_of(values, dimension),
@@ -357,12 +438,22 @@ def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
     return "minimum" if up else "maximum"
 
 
-def _held(flow: AbstractFlow, held: Held) -> CriticalPoint:
+def _among(held: Held, found: list[CriticalPoint], width: float) -> bool:
+    """Whether a point on a wall is one that is critical without it, found once more."""
+    for point in found:
+        path = point.place[None] if point.path is None else point.path
+        apart = _SAME if point.path is None else _ON_PATH
+        if held.dimension == 0 and gaps(held.place[None], path)[0] < apart * width:
+            return True
+    return False
+
+
+def _held(held: Held) -> CriticalPoint:
     """A point that walls or an edge hold, as a critical point."""
-    values = np.linalg.eigvalsh(held.hessian) if held.hessian.size else np.zeros(0)
-    kind = "minimum" if not len(values) else kind_of(values, held.dimension)
-    if held.dimension and held.dimension == len(values):
-        kind = "minimum"  # the edge itself has no other direction, and the flow leads onto it
+    values = held.spectrum
+    kind = kind_of(values, held.dimension)
+    if held.dimension == len(values):
+        kind = "minimum"  # there is no other direction than onto the wall or edge
     return CriticalPoint(
         place=held.place,
         kind=kind,
@@ -370,11 +461,37 @@ def _held(flow: AbstractFlow, held: Held) -> CriticalPoint:
         value=held.value,
         gradient_norm=held.gradient_norm,
         spectrum=values,
-        rates=rates_of(held.metric, held.hessian)[0],
+        rates=held.rates,
         dimension=held.dimension,
         path=held.path,
         on=held.on,
     )
+
+
+def _plains(
+    flow: AbstractFlow,
+    places: Float[np.ndarray, "n d"],
+    there: Local,
+    steep: Float[np.ndarray, "m d"],
+) -> Bool[np.ndarray, " n"]:
+    """Which places lie in a region without any gradient that ends at a rim.
+
+    A gradient that has underflowed is zero too, but falls to it through ever smaller values.
+    """
+    plain = np.all(there.gradient == 0, axis=1) & np.all(there.hessian == 0, axis=(1, 2))
+    plain &= there.inside & np.isfinite(there.value)
+    if not (plain.any() and len(steep)):
+        return np.zeros(len(places), bool)
+    inside = places[plain]
+    nearest = np.argmin(np.linalg.norm(inside[:, None] - steep, axis=2), axis=1)
+    outside = steep[nearest]
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        flat = (local(flow, middle).steepness == 0)[:, None]
+        inside, outside = np.where(flat, middle, inside), np.where(flat, outside, middle)
+    steepest = np.max(local(flow, steep).steepness)
+    plain[plain] = local(flow, outside).steepness > _PLAIN * steepest
+    return plain
 
 
 def _smallest(
@@ -394,7 +511,7 @@ def _smallest(
     for point in found:
         places = point.place[None] if point.path is None else point.path
         gaps = np.linalg.norm(states[:, None] - places, axis=-1).min(axis=1)
-        near |= gaps < 5 * _BESIDE * width
+        near |= gaps < _NEAR * width
     if np.all(near):
         near[:] = False
     first = np.argmin(np.where(near, np.inf, steepness))

@@ -18,6 +18,7 @@ from flowlab.critical import (
     critical_points,
     separatrices,
 )
+from flowlab.domains import Box
 from flowlab.losses import IPO
 from flowlab.potentials import AbstractPotential, Himmelblau, MonkeySaddle, MuellerBrown, Saddle
 
@@ -68,6 +69,35 @@ def test_the_paper_s_plane_leads_to_the_edge_where_the_rejected_is_extinct() -> 
     assert "line of minima on x_rejected = 0" in found.name(0)
     without = critical_points(flow, [(0.01, 1), (0.01, 1)])
     assert np.all(basins(flow, starts, without).labels == BOUNDARY)
+
+
+def test_a_line_that_a_wall_stops_ends_on_the_boundary() -> None:
+    flow = preference_flow(DPO(0.3), RatioPlane(Box(1, 1)))
+    points = critical_points(flow, [(0, 1), (0, 1)])
+    found = basins(flow, np.array([[0.9, 0.8], [0.2, 0.1]]), points)
+    assert found.labels[0] == BOUNDARY
+    assert found.end[0, 0] == pytest.approx(1)
+    assert found.name(int(found.labels[1])).startswith("line of minima on x_rejected = 0")
+
+
+def test_a_line_that_slides_ends_on_the_line_of_minima_of_its_wall() -> None:
+    flow = Flow(lambda y: -y[0], domain=Box(1, 1), wall="slide")
+    found = basins(flow, np.array([[0.3, 0.8], [0.9, 0.1]]), region=[(0, 1), (0, 1)])
+    assert np.all(found.labels == 0)
+    assert found.minima[0].name == "line of minima on y0 = 1"
+
+
+def test_a_time_limit_holds_for_the_whole_way_and_what_it_ends_has_not_arrived() -> None:
+    flow = preference_flow(DPO(0.3), RatioPlane())
+    points = critical_points(flow, [(0, 1), (0, 1)])
+    close = np.array([[0.5, 1e-3]])  # 0.0023 before its extinction
+    assert basins(flow, close, points, time_limit=1e-6).labels[0] == UNRESOLVED
+    assert basins(flow, close, points, time_limit=1.0).labels[0] == 0
+    # On y⁴/4 the way down is (1 + 2t)^(−1/2), and slow long before the limit.
+    quartic = Flow(lambda y: 0.25 * y[0] ** 4)
+    found = basins(quartic, np.ones((1, 1)), critical_points(quartic, [(-1, 1)]), time_limit=60.0)
+    assert found.labels[0] == UNRESOLVED
+    assert found.end[0, 0] == pytest.approx(121**-0.5, rel=1e-4)
 
 
 def test_a_plateau_is_never_reported_as_arrival() -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from flowlab import until
 from flowlab.critical.families import gaps
@@ -39,6 +39,13 @@ _FAR = 5.0  # widths of the region around it, beyond which a line has run away
 _CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
 _SAME = 1e-4  # of the region: as far from a line of equilibria, or from a root, as the same
 _SLOW, _STILL = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
+_LEVEL = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
+_RESTED = (  # what an end on a wall or edge comes of; not of a limit
+    Outcome.reached,
+    Outcome.started_past_target,
+    Outcome.at_critical_point,
+    Outcome.at_wall,
+)
 _FRACTAL = float(np.log(2))  # a boundary entropy above it cannot come from smooth boundaries
 
 
@@ -73,9 +80,10 @@ class Basins:
     Attributes:
         starts: shape (n, d).
         labels: Index into `minima`, or `RUNAWAY` (-1: left the surroundings of the region),
-            `BOUNDARY` (-2: absorbed by an edge that is no line of equilibria), `SADDLE` (-3: at
-            rest in a point that is no minimum, as on a separatrix), `UNRESOLVED` (-4: no end within
-            the limits; slow is not arrived), shape (n,).
+            `BOUNDARY` (-2: absorbed by an edge that is no line of equilibria, or stopped at a wall
+            where no minimum is), `SADDLE` (-3: at rest in a point that is no minimum, as on a
+            separatrix), `UNRESOLVED` (-4: no end within the limits; slow is not arrived), shape
+            (n,).
         minima: The minima, and lines of such, that starts can end in.
         end: The states where the flow lines ended, shape (n, d).
         shape: Of the grid that the starts form, rows of the last component fastest; None if none.
@@ -156,7 +164,9 @@ def basins(
 
     A flow line is followed until it rests. Its end counts as a minimum only where Newton's method
     takes it, within a thousandth of the region, to a minimum (or a line of such) that was found; a
-    plateau on which it has become slow is `unresolved`.
+    plateau on which it has become slow is `unresolved`. What a wall or an edge holds is an end only
+    of a line that came to rest there; of one that a wall stopped, only where it lies within 1e-4 of
+    the region.
 
     Args:
         flow: The flow.
@@ -164,7 +174,8 @@ def basins(
             last axis.
         points: Critical points of a region, from `critical_points`; None to search for them.
         region: Where to search; None for the smallest rectangle around the starts.
-        time_limit: Flow time at which to give up.
+        time_limit: Flow time at which to give up. Where it is finite, starts that are not at an end
+            when they have become slow are followed again, from the start.
         rtol: Relative tolerance.
 
     Raises:
@@ -193,7 +204,8 @@ def basins(
     clock: Clock = "arc_length" if flow.domain.absorbing else "time"
     for part in (_SLOW, _STILL):
         target = until.speed_below(max(part * typical, 1e-300), time_limit=time_limit)
-        runs = sweep(flow, end[going], until=target, rtol=rtol, clock=clock)
+        begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole way
+        runs = sweep(flow, begin[going], until=target, rtol=rtol, clock=clock)
         end[going] = runs.end
         labels[going] = _labelled(flow, points, runs.outcome, runs.end, scale)
         going = going[(labels[going] == UNRESOLVED) | (labels[going] == SADDLE)]
@@ -222,11 +234,12 @@ def _labelled(
     width = diagonal(points.region)
     labels = np.full(len(outcome), UNRESOLVED)
     known = np.all(np.isfinite(end), axis=1)
-    absorbed = known & (outcome == Outcome.at_wall) & np.any(end == 0, axis=1)
-    labels[absorbed] = BOUNDARY
+    stopped = np.any(end == 0, axis=1) | (flow.wall == "stop")
+    labels[known & (outcome == Outcome.at_wall) & stopped] = BOUNDARY
     labels[_far(end, points.region)] = RUNAWAY
     places = np.flatnonzero(known & (labels != RUNAWAY))
-    matched = _matched(flow, points, end[places], width, scale)
+    rested = np.isin(outcome[places], _RESTED)
+    matched = _matched(flow, points, end[places], rested, width, scale)
     labels[places] = np.where(matched != UNRESOLVED, matched, labels[places])
     return labels
 
@@ -240,6 +253,7 @@ def _matched(
     flow: AbstractFlow,
     points: CriticalPoints,
     ends: Float[np.ndarray, "n d"],
+    rested: Bool[np.ndarray, " n"],
     width: float,
     scale: float,
 ) -> Int[np.ndarray, " n"]:
@@ -252,25 +266,35 @@ def _matched(
         roots, _, rooted = refined(flow, ends, scale, width)
     near = rooted & (np.linalg.norm(roots - ends, axis=1) < _CAPTURE * width)
     places = np.where(near[:, None], roots, ends)
-    for point in points.points:
-        there = near if not point.on else np.ones(len(ends), bool)
-        apart = _SAME if not point.on else _CAPTURE
-        on_it = there & (_distance(flow, point, places) < apart * width)
+    for point in sorted(points.points, key=lambda point: point.dimension):
+        slides = flow.wall == "slide" or _is_edge(flow, point)
+        there = rested if point.on else near
+        apart = _CAPTURE if point.on and slides else _SAME
+        on_it = there & (_distance(flow, point, places, width, scale) < apart * width)
         label = attracting.index(point) if point in attracting else SADDLE
         labels[on_it & (labels == UNRESOLVED)] = label
     return labels
 
 
+def _is_edge(flow: AbstractFlow, point: CriticalPoint) -> bool:
+    """Whether a point lies where the domain absorbs, and is not on a wall."""
+    return bool(flow.domain.absorbing and point.on and np.any(point.place == 0))
+
+
 def _distance(
-    flow: AbstractFlow, point: CriticalPoint, places: Float[np.ndarray, "n d"]
+    flow: AbstractFlow,
+    point: CriticalPoint,
+    places: Float[np.ndarray, "n d"],
+    width: float,
+    scale: float,
 ) -> Float[np.ndarray, " n"]:
-    if point.on and point.dimension:  # an edge, which goes on beyond the region
+    if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
         return np.max(np.abs(places[:, point.place == 0]), axis=1)
     if point.path is not None:
         return gaps(places, point.path)
     if point.dimension > 1:
         value = local(flow, places).value
-        return np.where(np.abs(value - point.value) <= 1e-9 * (1 + abs(point.value)), 0.0, np.inf)
+        return np.where(np.abs(value - point.value) <= _LEVEL * scale * width, 0.0, np.inf)
     return np.linalg.norm(places - point.place, axis=1)
 
 

@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 import flowlab as fl
 from flowlab.domains import Box, Quadrant
-from flowlab.losses import DPO
+from flowlab.losses import CPO, DPO, SFT
 from flowlab.policies import RatioPlane, TabularSoftmax
 from flowlab.potentials import Bowl, DoubleWell
 from flowlab.solve import (
@@ -197,6 +197,35 @@ def test_minibatch_noise_has_the_covariance_of_the_gradients_of_the_pairs(weight
     np.testing.assert_allclose(found, by_hand(shares, fisher, policy), atol=1e-15, rtol=1e-12)
 
 
+@pytest.mark.parametrize("loss", [SFT(), CPO(beta=0.5, nll_weight=0.7)])
+def test_minibatch_noise_of_a_mean_over_tokens_is_that_of_batches_of_pairs_of_unlike_lengths(loss):
+    policy = TabularSoftmax([0.4, 0.3, 0.2, 0.1], PAIRS, lengths=np.array([10, 40, 9, 20]))
+    flow = fl.preference_flow(loss, policy, weights=np.array([1.0, 2.0, 5.0]))
+
+    batch, shares = 80, np.array([1, 2, 5]) / 8
+    first, second = np.divmod(np.arange((batch + 1) ** 2), batch + 1)
+    counts = np.stack([first, second, batch - first - second], axis=1)[first + second <= batch]
+
+    def mean(y, drawn):
+        return loss.mean(policy.pairs(y), drawn)
+
+    @jax.jit
+    def both(y):  # the gradients of every batch that can be drawn, and what is to be tested
+        every = jax.vmap(jax.grad(mean), (None, 0))(y, jnp.asarray(counts, float))
+        return every, Minibatch(0.2, 1).covariance(flow, y)
+
+    gradients, found = map(np.asarray, both(jnp.asarray(LOGITS)))
+    spreads = []
+    for part in (2, 1):  # batches of half the size are those in which all stand twice
+        halved = np.all(counts % part == 0, axis=1)
+        chances = halved * stats.multinomial(batch // part, shares).pmf(counts // part)
+        centred = gradients - chances @ gradients
+        spreads.append(0.2 * batch / part * centred.T @ (chances[:, None] * centred))
+    # A ratio differs from its linear part by a term in 1/batch, which this leaves out.
+    wanted = 2 * spreads[1] - spreads[0]
+    assert np.linalg.norm(found - wanted) < 0.01 * np.linalg.norm(wanted)
+
+
 def test_a_step_with_minibatch_noise_has_that_covariance_and_the_drift_of_the_flow():
     flow, policy = three_pairs(None, False)
     count, step = 20_000, 1e-3
@@ -291,6 +320,14 @@ def test_the_precision_and_the_structure_of_the_starts_are_those_of_the_ends():
     }
 
 
+class Unweighted(DPO):
+    """A loss whose mean leaves out the weights."""
+
+    def mean(self, pairs, weights=None):
+        del weights
+        return jnp.mean(self(pairs))
+
+
 def run_with(**changes):
     options: dict[str, Any] = dict(
         flow=fl.Flow(Bowl()),
@@ -312,6 +349,14 @@ def run_with(**changes):
         (
             {"noise": Minibatch(), "flow": fl.preference_flow(DPO(0.1), RatioPlane())},
             r"must not be Minibatch\(...\) for a flow without several pairs",
+        ),
+        (
+            {
+                "noise": Minibatch(),
+                "flow": fl.preference_flow(Unweighted(0.5), TabularSoftmax([0.25] * 4, PAIRS)),
+                "starts": LOGITS[None],
+            },
+            r"must not be Minibatch\(...\) for Unweighted, whose mean over one pair",
         ),
         ({"step": 0.0}, "`step` must be a positive number"),
         ({"step": NONSENSE}, "`step` must be a positive number"),

@@ -6,6 +6,7 @@ d: numbers in a state; k: of the noise; p: pairs.
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +19,8 @@ from flowlab.flow import AbstractFlow, PreferenceFlow, lifted, metric_matrix
 from flowlab.losses.base import like, positive
 
 __all__ = ["AbstractNoise", "Minibatch", "Thermal"]
+
+_ALIKE = 1e-3  # of a loss: one that is computed in two ways, in float32 too
 
 
 class AbstractNoise(eqx.Module):
@@ -74,10 +77,15 @@ class Thermal(AbstractNoise):
 class Minibatch(AbstractNoise):
     """The noise of gradient descent on minibatches, of covariance η/b · M C M per flow time.
 
-    C = Σ_i p_i (g_i − ḡ)(g_i − ḡ)ᵀ, with g_i the gradient of the loss of pair i, ḡ their mean and
-    p_i the weights of the flow, of sum 1. A step of descent, y ← y − η M ĝ with ĝ the mean of b
-    pairs drawn with replacement, takes flow time η and adds η² M C M / b, as η of flow time does
-    here. Nothing is added to the drift. There is a random number for each pair and step.
+    C = Σ_i p_i s_i s_iᵀ,   s_i = ∂∇L/∂p_i
+
+    with p_i the weights of the flow, of sum 1, and s_i what pair i does to the gradient. Where the
+    loss is a mean over pairs, s_i is g_i − ḡ, with g_i the gradient of the loss of pair i and ḡ
+    their mean. Where it is one over the tokens of all pairs (SFT, and the likelihood in ORPO and
+    CPO), L = Σ p l / Σ p N with the summed losses l and the tokens N of the pairs, s_i is that of a
+    ratio: (∇l_i − N_i ∇L) / Σ p N. A step of descent, y ← y − η M ĝ with ĝ the gradient of the loss
+    of b pairs drawn with replacement, takes flow time η and adds η² M C M / b, as η of flow time
+    does here. Nothing is added to the drift. There is a random number for each pair and step.
 
     Args:
         learning_rate: η, positive, in units of flow time.
@@ -86,7 +94,9 @@ class Minibatch(AbstractNoise):
     Raises:
         ValueError: If a number is not positive and finite.
 
-    Accuracy: that of the description of descent by an equation with noise, O(η).
+    Accuracy: that of the description of descent by an equation with noise, O(η). For a mean over
+        tokens also O(1/b): the gradient of a small batch then has a bias, which is left out, and
+        another covariance.
 
     Source: Li, Tai and E, Journal of Machine Learning Research 20(40), 1–47 (2019).
     """
@@ -108,6 +118,12 @@ class Minibatch(AbstractNoise):
                 f"Argument `noise` must not be Minibatch(...) for {type(flow.loss).__name__}, "
                 "whose value for a pair depends on the pairs beside it."
             )
+        alone, among = jax.jit(partial(_first_pair, flow))(state)
+        if abs(alone - among) > _ALIKE * abs(among):
+            raise ValueError(
+                f"Argument `noise` must not be Minibatch(...) for {type(flow.loss).__name__}, "
+                f"whose mean over one pair, {alone:g}, is not what the pair loses, {among:g}."
+            )
 
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:
         del flow
@@ -117,16 +133,25 @@ class Minibatch(AbstractNoise):
         assert isinstance(flow, PreferenceFlow)
         vector, state_of = ravel_pytree(state)
 
-        def lost(y: Float[Array, " d"]) -> Float[Array, " p"]:
-            return flow.loss(flow.policy.pairs(state_of(y)))
+        def mean(shares: Float[Array, " p"], y: Float[Array, " d"]) -> Float[Array, ""]:
+            return flow.loss.mean(flow.policy.pairs(state_of(y)), shares)
 
-        gradients = jax.jacrev(lost)(vector)
-        count = len(gradients)
+        count = jax.eval_shape(flow.pairs, state).chosen.size
         weights = jnp.ones(count) if flow.weights is None else jnp.asarray(flow.weights)
-        shares = like(weights / jnp.sum(weights), vector)[:, None]
-        spread = jnp.sqrt(shares) * (gradients - jnp.sum(shares * gradients, axis=0, keepdims=True))
+        shares = like(weights / jnp.sum(weights), vector)
+        of_each = jax.jacfwd(jax.grad(mean, argnums=1))(shares, vector)
+        spread = jnp.sqrt(shares)[:, None] * of_each.T
         scale = like(self.learning_rate, vector) / like(self.batch_size, vector)
         return jnp.sqrt(scale) * lifted(flow, state, spread)
+
+
+def _first_pair(
+    flow: PreferenceFlow, state: PyTree[Array]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The mean with all the weight on the first pair, and what that pair loses."""
+    pairs = flow.pairs(state)
+    only = jnp.zeros_like(pairs.chosen).at[0].set(1)
+    return flow.loss.mean(pairs, only), flow.loss(pairs)[0]
 
 
 def _root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:

@@ -32,6 +32,23 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flowlab")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def sweeps_on_one_device() -> Iterator[None]:
+    """Spares most tests half of their time: each device compiles every program for itself.
+
+    What is to run on both devices is given `jax.devices()`, or asks for `sweeps_on_all_devices`.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+        yield
+
+
+@pytest.fixture
+def sweeps_on_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets sweeps find both devices by themselves, as they do elsewhere."""
+    monkeypatch.setattr(jax, "local_devices", jax.devices)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_compiled_functions() -> Iterator[None]:
     """Bounds the memory of a run: what one file compiled is dropped before the next."""

@@ -205,23 +205,29 @@ def test_a_fold_the_other_way_vanishes() -> None:
 
 
 class Walled(eqx.Module):
-    """A pitchfork along the wall y0 = 1 at λ = 0, or a minimum at λ beside it."""
+    """A pitchfork along the wall y0 = 1 at λ = 0, a minimum at λ beside it, or a slope to a corner.
 
-    slide: bool = eqx.field(static=True)
+    The last leads to the corner (1, 1) where λ is positive.
+    """
+
+    shares: np.ndarray
     strength: np.ndarray = eqx.field(default=0.0, converter=np.asarray)
 
     def __call__(self, state: Float[Array, " 2"]) -> Float[Array, ""]:
         y = state[1] - 0.5
-        if self.slide:
-            return y**4 / 4 - self.strength * y**2 / 2 - state[0]
-        return (state[0] - self.strength) ** 2 / 2 + y**2 / 2
+        kinds = (
+            y**4 / 4 - self.strength * y**2 / 2 - state[0],
+            (state[0] - self.strength) ** 2 / 2 + y**2 / 2,
+            -state[0] - self.strength * state[1],
+        )
+        return sum(jnp.asarray(self.shares)[k] * kind for k, kind in enumerate(kinds))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
-    ("slide", "value", "wanted"),
+    ("kind", "value", "wanted"),
     [
         (
-            True,
+            0,
             0.0,
             [
                 ("appears", "", "minimum on y0 = 1"),
@@ -229,13 +235,14 @@ class Walled(eqx.Module):
                 ("changes index", "minimum on y0 = 1", "maximum on y0 = 1"),
             ],
         ),
-        (False, 1.0, [("appears", "", "minimum on y0 = 1"), ("vanishes", "minimum", "")]),
+        (1, 1.0, [("appears", "", "minimum on y0 = 1"), ("vanishes", "minimum", "")]),
+        (2, 0.0, [("appears", "", "minimum on y0 = 1 and y1 = 1")]),
     ],
 )
 def test_what_happens_on_a_wall_and_at_it_is_located_too(
-    slide: bool, value: float, wanted: list[tuple[str, str, str]]
+    kind: int, value: float, wanted: list[tuple[str, str, str]]
 ) -> None:
-    flow = Flow(Walled(slide), domain=Box(1.0, 1.0))
+    flow = Flow(Walled(np.eye(3)[kind]), domain=Box(1.0, 1.0))
     values = value + np.array([-0.4, -0.15, 0.11, 0.2])
     found = continuation(flow, "strength", values, [(0.01, 1.0), (0.01, 1.0)], starts=64)
     assert told(found) == wanted

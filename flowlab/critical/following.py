@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import null_space
 
-from flowlab.critical.local import diagonal, local, rates_of
+from flowlab.critical.local import diagonal, local, rates_of, root_step
 from flowlab.critical.points import CriticalPoint, described, kind_of
 from flowlab.flow import AbstractFlow
 
@@ -21,7 +21,6 @@ __all__ = ["Follower", "Trail", "Turn"]
 _SAME = 1e-4  # of the region: a point that is so close to one that was found is that one
 _SHAKY = 1e-8  # of the region: how far a point may be off
 _EXACT = 1e-14  # of the region: a step of Newton's that ends it
-_HIDDEN = 1e-13  # of the largest: a curvature, or a slope over a width, that rounding may make
 _BENT = 0.25  # of a step: what Newton's method may add to the prediction
 _SHORTEST = 2.0**-34  # of the way to the next value
 _NEWTON_STEPS = 20
@@ -323,16 +322,8 @@ class Follower:
 def _newton(
     slope: Float[np.ndarray, " k"], bend: Float[np.ndarray, "k k"], width: float
 ) -> Float[np.ndarray, " k"] | None:
-    """Newton's step; None where a slope has no curvature, or something is no number.
-
-    A direction of which rounding hides both is left out.
-    """
-    if not (np.all(np.isfinite(slope)) and np.all(np.isfinite(bend))):
-        return None
-    values, vectors = np.linalg.eigh(bend)
-    along = vectors.T @ slope
-    largest = float(np.max(np.abs(values), initial=0))
-    hidden = np.abs(values) <= _HIDDEN * largest
-    if np.any(hidden & (np.abs(along) > _HIDDEN * largest * width)):
-        return None
-    return -vectors @ np.where(hidden, 0, along / np.where(hidden, 1, values))
+    """Newton's step; None where it is no number."""
+    if not len(slope):
+        return slope
+    step = root_step(slope[None], bend[None], width)[0][0]
+    return step if np.all(np.isfinite(step)) else None

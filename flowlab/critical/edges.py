@@ -183,7 +183,8 @@ def _on_face(search: Search, face: _Face) -> list[Held]:
         values, vectors = curvatures(flow, place, width, face.along)
         flat = face.along @ vectors[:, values == 0]
         whole = _family(search, face, place, flat) if flat.shape[1] else None
-        found.append(_held(search, face, place, whole))
+        if whole is None or not whole.tail:
+            found.append(_held(search, face, place, whole))
         if whole is not None and len(left):
             left = left[~whole.holds(flow, left)]
     return found

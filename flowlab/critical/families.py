@@ -27,6 +27,7 @@ _STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
 _SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
 _ROUNDED = 1e-13  # of the typical gradient: what is below it is rounding
 _SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
+_TOLD = 10  # slopes along a path, from which on they tell of a tail
 _OUTSIDE = 1e-7  # of the region: so far beyond a side is still on it
 _BESIDE = 1e-2  # of the region: roots so near to a traced line belong to it
 _LEVEL = 1e-6  # of the largest curvature: a direction with less may be one of a manifold
@@ -44,6 +45,8 @@ class Family:
         path: Points along a line; None for more dimensions.
         pieces: The path, cut where the signs of the curvatures across the line change.
         width: Typical distance in the region.
+        tail: Whether it is none, but a tail: the slope along it, though below rounding of what is
+            across, has one sign and only falls.
     """
 
     place: Float[np.ndarray, " d"]
@@ -51,6 +54,7 @@ class Family:
     path: Float[np.ndarray, "k d"] | None
     pieces: tuple[Float[np.ndarray, "k d"], ...]
     width: float
+    tail: bool = False
 
     def holds(self, flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
         """Which roots belong to it: by their distance from a line, else by a walk on it."""
@@ -183,7 +187,18 @@ def family(
         return None
     path = np.clip(path, ends[:, 0], ends[:, 1])
     place = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
-    return Family(place, 1, path, _pieces(tracer, path, place), width)
+    return Family(place, 1, path, _pieces(tracer, path, place), width, _falls(flow, path))
+
+
+def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
+    """Whether the slope along a path has one sign and only falls, as rounding would not."""
+    inner = path[1:-1]
+    slope = np.sum(local(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
+    told = slope[slope != 0]
+    if len(told) < _TOLD or np.any(np.sign(told) != np.sign(told[0])):
+        return False
+    steps = np.diff(np.abs(slope))
+    return bool(np.all(steps <= 0) or np.all(steps >= 0)) and len(np.unique(told)) >= _TOLD
 
 
 def _pieces(

@@ -162,9 +162,9 @@ def critical_points(
     A point counts as critical where the gradient is a zero of Newton's method: the last step is
     small beside the width of the region, and where states must be positive, beside each component.
     A tail along which the gradient only falls towards zero has none, for there Newton's step does
-    not shrink; where its slope over the width is below 1e-15 of the largest curvature beside it,
-    rounding hides that. Roots that go on along a direction without curvature are one line, or
-    manifold, of them; a line along which the kind changes is one for each kind.
+    not shrink; where rounding hides its slope beside a large curvature across, that it has one sign
+    and only falls tells it from a line. Roots that go on along a direction without curvature are
+    one line, or manifold, of them; a line along which the kind changes is one for each kind.
 
     On walls of the domain the points are those of Karush, Kuhn and Tucker: the gradient along the
     wall is zero, and the flow presses outward. On an edge that absorbs (an axis of a quadrant) it
@@ -365,7 +365,7 @@ def _distinct(
         whole = family(flow, root, flat, ends, scale) if flat.shape[1] else None
         if whole is None:
             found.append(described(flow, root, width))
-        else:
+        elif not whole.tail:
             found += _members(flow, whole, ends, width)
             paths += [] if whole.path is None else [whole.path]
         if len(left) and flat.shape[1]:

@@ -90,7 +90,7 @@ class Stops(plans.Plan):
 def test_what_was_interrupted_goes_on_to_the_same_bits(after, whole, tmp_path):
     plan = made()
     plan.__class__ = Stops
-    plan.after = after
+    vars(plan)["after"] = after
     with pytest.raises(plans.Interrupted, match=rf"{after} of 8 blocks are done; go on with"):
         plans.run(plan, tmp_path / "s", progress=False)
     solved: list[Any] = []

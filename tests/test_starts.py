@@ -1,5 +1,6 @@
 """Starts: relations that define each set, hand-computed cases, and every refusal."""
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_a_smaller_set_is_the_beginning_of_a_larger(name):
 
 
 PARTS = {
-    **{name: (lambda draw: lambda **kw: draw(100, 1, **kw))(draw) for name, draw in DRAWN.items()},
+    **{name: functools.partial(draw, 100, 1) for name, draw in DRAWN.items()},
     "grid": lambda **kw: starts.grid((4, 5, 5), LOWER, UPPER, **kw),
 }
 

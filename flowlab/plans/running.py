@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,8 @@ def run(
     Args:
         plan: What to solve.
         path: A folder, or an address that fsspec knows (`s3://bucket/sweep`).
-        client: A client of Dask distributed whose workers reach `path`; None to work here.
+        client: A client of Dask distributed whose workers reach `path`; None to work here. The
+            plan travels with every task, so starts should be drawn rather than at hand.
         devices: JAX devices to use; None for all local ones.
         force: Start although the estimate says that memory or disk do not suffice; go on although
             the store was begun with other versions.
@@ -275,18 +277,17 @@ def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Iterator[Bl
     """Solve each block as a task of a Dask cluster; one whose worker dies is done elsewhere."""
     from distributed import as_completed
 
-    shared = client.scatter(plan, broadcast=True, hash=False)
+    # The plan travels with the tasks: what is scattered is lost with the workers that hold it.
     futures = client.map(
-        lambda block, plan: _task(plan, path, block),
+        partial(_task, plan, path),
         missing,
-        plan=shared,
         pure=False,
         retries=_RETRIES,
         key="flowlab-block",
     )
     try:
-        for _, block in as_completed(futures, with_results=True):
-            yield Block(tuple(block[0]), block[1])
+        for future in as_completed(futures):
+            yield Block(*future.result())
     finally:
         client.cancel(futures)
 

@@ -12,6 +12,7 @@ c: axes of cases; n: starts; b: blocks of a case.
 import hashlib
 import json
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.store.runs import DESCRIPTION, MARK, is_address, versions
+from flowlab.store.runs import DESCRIPTION, MARK, is_address, sibling, versions
 
 if TYPE_CHECKING:
     import xarray
@@ -198,6 +199,8 @@ class BlockStore:
     ) -> "BlockStore":
         """Allocate a store at a path, or at the address of an object store (`s3://...`).
 
+        A folder is laid out beside its place and then renamed, so that it is whole once there.
+
         Args:
             path: Where; nothing may be there.
             layout: What it shall have room for.
@@ -208,39 +211,23 @@ class BlockStore:
             FileExistsError: If something is there.
             OSError: If it cannot be written.
         """
-        import zarr
-
-        if not is_address(path) and Path(path).exists():
+        if is_address(path):
+            _lay_out(str(path), layout, attributes)
+            return cls.open(path)
+        place = Path(path).resolve()
+        if place.exists():
             raise FileExistsError(f"Argument `path` must be free, but {path} exists.")
-        with _without_warnings():
-            group = zarr.open_group(str(path), mode="w-", zarr_format=3)
-            for name, variable in layout.variables.items():
-                _allocate(group, layout, name, variable)
-            for name, (dtype, meaning) in _ABOUT_BLOCKS.items():
-                shape = (*layout.shape, layout.blocks_of_a_case)
-                group.create_array(
-                    name,
-                    shape=shape,
-                    chunks=(1,) * len(shape),
-                    dtype=dtype,
-                    fill_value=np.nan if dtype is np.float64 else 0,
-                    dimension_names=(*layout.axes, "block"),
-                    attributes={"long_name": meaning},
-                )
-            for name, values in {**layout.axes, **layout.labels}.items():
-                _write_labels(group, name, np.asarray(values))
-            coordinates = [n for n, v in layout.variables.items() if v.is_coordinate]
-            group.attrs.update(
-                {
-                    **layout.attributes,
-                    **versions(),
-                    **({_COORDINATES: " ".join(coordinates)} if coordinates else {}),
-                    _LENGTH: layout.length,
-                    **attributes,
-                }
-            )
-            zarr.consolidate_metadata(group.store)
-        return cls(group, layout)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for left_over in place.parent.glob(f".{place.name}.*.partial"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        half_made = sibling(place)
+        try:
+            _lay_out(str(half_made), layout, attributes)
+            os.rename(half_made, place)
+        except BaseException:
+            shutil.rmtree(half_made, ignore_errors=True)
+            raise
+        return cls.open(place)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool = True) -> "BlockStore":
@@ -378,6 +365,40 @@ class BlockStore:
                 values = room
             found[name] = np.ascontiguousarray(values)
         return found
+
+
+def _lay_out(path: str, layout: Layout, attributes: Mapping[str, Any]) -> None:
+    """Make a group with all its arrays, empty, and its attributes."""
+    import zarr
+
+    with _without_warnings():
+        group = zarr.open_group(path, mode="w-", zarr_format=3)
+        for name, variable in layout.variables.items():
+            _allocate(group, layout, name, variable)
+        for name, (dtype, meaning) in _ABOUT_BLOCKS.items():
+            shape = (*layout.shape, layout.blocks_of_a_case)
+            group.create_array(
+                name,
+                shape=shape,
+                chunks=(1,) * len(shape),
+                dtype=dtype,
+                fill_value=np.nan if dtype is np.float64 else 0,
+                dimension_names=(*layout.axes, "block"),
+                attributes={"long_name": meaning},
+            )
+        for name, values in {**layout.axes, **layout.labels}.items():
+            _write_labels(group, name, np.asarray(values))
+        coordinates = [n for n, v in layout.variables.items() if v.is_coordinate]
+        group.attrs.update(
+            {
+                **layout.attributes,
+                **versions(),
+                **({_COORDINATES: " ".join(coordinates)} if coordinates else {}),
+                _LENGTH: layout.length,
+                **attributes,
+            }
+        )
+        zarr.consolidate_metadata(group.store)
 
 
 def _allocate(group: "zarr.Group", layout: Layout, name: str, variable: Variable) -> None:

@@ -55,7 +55,7 @@ def write(
     check_free(path, overwrite=overwrite)
     place = Path(path).resolve()  # a link stays one: what it leads to is replaced
     place.parent.mkdir(parents=True, exist_ok=True)
-    half_written = _sibling(place)
+    half_written = sibling(place)
     try:
         _write_group(dataset.assign_attrs({**versions(), **told}), half_written)
         check_free(path, overwrite=overwrite)
@@ -167,7 +167,7 @@ def _put_in_place(new: Path, place: Path) -> None:
     if not place.exists():
         os.rename(new, place)
         return
-    old = _sibling(place)
+    old = sibling(place)
     os.rename(place, old)
     try:
         os.rename(new, place)
@@ -178,7 +178,8 @@ def _put_in_place(new: Path, place: Path) -> None:
     shutil.rmtree(old)
 
 
-def _sibling(place: Path) -> Path:
+def sibling(place: Path) -> Path:
+    """A new hidden name beside a place, for what is not yet whole."""
     return place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
 
 

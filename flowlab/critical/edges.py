@@ -33,6 +33,7 @@ _FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of n
 _PRESSING = 1e-13  # of the largest slope over the region: less is none
 _SAME = 1e-5  # of the region
 _DEEP = (1e-120, 1e-60, 1e-30, 1e-15, 1e-8, 1e-4, 1e-2)  # of the upper end: distances to an edge
+_CORNER = 1e-20  # of the upper end: what is nearer to an edge is so of any corner that is searched
 _NUMBERS = 1e-290  # slopes below it have lost digits, or are lost
 _VANISHES_AS = 1e-3  # the least power of the distance that counts as vanishing
 _ALONG = 33  # points along an edge
@@ -318,6 +319,7 @@ def _beside(search: Search, component: int, part: float) -> Local:
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
+    shares = shares if part > _CORNER else 1.0
     places = search.guesses.copy()
     places[:, component] = part * high[component] * shares
     return local(search.flow, places)

@@ -52,6 +52,7 @@ _PLAIN = 1e-100  # of the largest gradient: it jumps to so much at the rim of a 
 _HALVINGS = 60  # of the way to the rim of a plain
 _SAME = 1e-5  # of the region: roots that are so close are one
 _ON_PATH = 1e-4  # of the region: as far from a line, which is known by pieces, as on it
+_ALIKE = 1e-12  # of the typical change of the potential: values so close are one
 _NEAR = 5e-2  # of the region: what is so close to a point is not away from it
 _BLURRED = 5e-2  # of the region: the farthest that rounding may take one degenerate root apart
 
@@ -109,7 +110,7 @@ class CriticalPoints:
     """The critical points of a region; "none" is an answer, and comes with what was seen instead.
 
     Attributes:
-        points: The critical points, by their potential.
+        points: The critical points, by their potential; by their place where that is the same.
         region: Lower and upper ends, shape (d, 2).
         smallest_gradient: The smallest |∇L| met in the region away from the points: at the starts
             of the search and where it ended without a root.
@@ -206,13 +207,19 @@ def critical_points(
     points = [*found, *map(_held, held)]
     smallest, where = _smallest(guesses, here, places[within & ~roots], found, flow, width)
     return CriticalPoints(
-        tuple(sorted(points, key=lambda point: point.value)),
+        _ordered(points, scale * width),
         ends,
         smallest,
         where,
         len(guesses),
         flow.components,
     )
+
+
+def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, ...]:
+    """Points by their potential, and those of one value, but for rounding, by their place."""
+    level = _ALIKE * scale or 1.0
+    return tuple(sorted(points, key=lambda p: (np.round(p.value / level), *p.place)))
 
 
 def refined(

@@ -22,7 +22,7 @@ from flowlab.store import BlockStore
 pytestmark = pytest.mark.slow
 
 KILLS = 20
-COUNT, BLOCK = 500, 25
+COUNT, BLOCK = 800, 25
 RECIPE: dict[str, Any] = {
     "loss": "dpo",
     "beta": [0.1, 0.3],
@@ -113,7 +113,7 @@ def test_what_is_killed_at_twenty_moments_ends_with_the_same_bits(
         new = moments.randrange(3)
         while blocks_done(tmp_path / "s") < seen[-1] + new and process.is_alive():
             time.sleep(0.002)
-        time.sleep(moments.uniform(0.0, 0.1) if new else moments.uniform(0.0, 2.0))
+        time.sleep(moments.uniform(0.0, 0.1) if new else moments.uniform(0.0, 1.0))
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
@@ -131,7 +131,7 @@ def test_a_termination_says_how_to_go_on(undisturbed, environment, tmp_path):
     lines = finished(process, 130).splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("flowlab: interrupted: ")
-    assert lines[0].endswith(f"of 40 blocks are done; go on with `flowlab resume {tmp_path / 's'}`")
+    assert lines[0].endswith(f"of 64 blocks are done; go on with `flowlab resume {tmp_path / 's'}`")
     assert_same_bits(carried_out(tmp_path / "s"), undisturbed)
 
 
@@ -145,7 +145,7 @@ def test_two_processes_on_one_store_do_not_disturb_each_other(undisturbed, envir
     if second.returncode:  # it came while the first was at work
         assert "another process is writing to" in errors
     assert_same_bits(store.read(tmp_path / "s"), undisturbed)
-    assert blocks_done(tmp_path / "s") == 40
+    assert blocks_done(tmp_path / "s") == 64
 
 
 def test_a_full_disk_is_told_and_what_is_done_stays(undisturbed, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "estimate"]
 
-_PILOT = 16 * 992  # starts: as many blocks of the engine as it solves in one call, twice
+_PILOT = 1 << 16  # starts: enough for what is compiled for a block of a store to be compiled
 _COPIES = 4  # of a block's arrays: the engine's, the Dataset's, those being written, compressed
 _PROGRAMS = 1 << 30  # bytes: JAX, its compiler, and what it compiled
 

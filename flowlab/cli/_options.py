@@ -208,7 +208,7 @@ BlockSizeOption = Annotated[int | None, _option("Starts that share a step.")]
 BlockOption = Annotated[
     int | None,
     _option(
-        "Starts of a block, which is solved, written and marked as done at once; 131072 if not "
+        "Starts of a block, which is solved, written and marked as done at once; 262144 if not "
         "given.",
         min=1,
     ),

@@ -23,7 +23,7 @@ from flowlab.until import AbstractTarget, Clock
 
 __all__ = ["DrawnStarts", "Plan"]
 
-BLOCK = 1 << 17  # starts of a block: some tenths of a second of work at the least
+BLOCK = 1 << 18  # starts of a block: some tenths of a second of work at the least
 _DRAWN = {
     "grid": starts.grid,
     "sobol": starts.sobol,
@@ -123,7 +123,7 @@ class Plan:
         audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter
             once all is done.
         block: Starts of a block of the store, which is solved, written and marked as done at once;
-            None for some 131,072.
+            None for some 262,144.
         recipe: What the plan was made from, as `from_recipe` takes it; None for one of objects.
 
     Raises:

@@ -74,7 +74,7 @@ def measured(way: str, count: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure both ways in turn, or one of them in this process."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser("The speed of a sweep through a store, against the same in memory.")
     arguments.add_argument("--way", choices=WAYS, help="measure one way, in this process")
     arguments.add_argument("--starts", type=int, default=STARTS)
     arguments.add_argument("--repetitions", type=int, default=REPETITIONS)

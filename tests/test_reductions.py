@@ -86,8 +86,8 @@ def test_means_of_cells_are_those_of_scipy():
     )
     known = np.isfinite(values)
     points = (x[known], y[known], values[known])
-    expected = scipy.stats.binned_statistic_2d(*points, "mean", edges)
-    many = scipy.stats.binned_statistic_2d(*points, "count", edges)
+    expected = scipy.stats.binned_statistic_2d(*points, "mean", list(edges))
+    many = scipy.stats.binned_statistic_2d(*points, "count", list(edges))
     np.testing.assert_allclose(means, expected.statistic, rtol=1e-14)
     np.testing.assert_array_equal(numbers, many.statistic)
 

@@ -13,7 +13,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     import xarray
-from jaxtyping import ArrayLike, Float, Int
+    from numpy.typing import ArrayLike
+from jaxtyping import Float, Int
 
 __all__ = ["cell_means", "counts", "histogram", "quantiles"]
 
@@ -66,12 +67,12 @@ def quantiles(values: xarray.DataArray, q: Sequence[float]) -> tuple[Float[np.nd
     return np.where(part < 0.5, inside, above - (above - below) * (1 - part)), number
 
 
-def histogram(values: xarray.DataArray, edges: Float[ArrayLike, " e"]) -> Int[np.ndarray, " e-1"]:
+def histogram(values: xarray.DataArray, edges: ArrayLike) -> Int[np.ndarray, " e-1"]:
     """How many values lie between edges, as `numpy.histogram` counts them.
 
     Args:
         values: Of any shape.
-        edges: Increasing.
+        edges: Increasing, shape (e,).
 
     Raises:
         ValueError: If `edges` does not increase, or has fewer than two.
@@ -89,8 +90,8 @@ def cell_means(
     *,
     x: str,
     y: str,
-    x_edges: Float[ArrayLike, " e"],
-    y_edges: Float[ArrayLike, " f"],
+    x_edges: ArrayLike,
+    y_edges: ArrayLike,
 ) -> tuple[Float[np.ndarray, "e-1 f-1"], Int[np.ndarray, "e-1 f-1"]]:
     """The mean of a variable over the starts in each cell of a grid, for a map of random starts.
 
@@ -99,8 +100,8 @@ def cell_means(
         name: The variable, with one value per start.
         x: The coordinate of the starts along the first axis.
         y: That along the second.
-        x_edges: Edges of the cells along the first axis, increasing.
-        y_edges: Edges along the second.
+        x_edges: Edges of the cells along the first axis, increasing, shape (e,).
+        y_edges: Edges along the second, shape (f,).
 
     Returns:
         The mean of the finite values in each cell, NaN where there is none, and their number.

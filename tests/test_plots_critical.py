@@ -1,6 +1,7 @@
 """Figures of critical points, basins, branches and phase portraits: what is drawn is what holds."""
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args
 
 import matplotlib
 import numpy as np
@@ -22,6 +23,7 @@ from flowlab.critical import (
     Event,
     Separatrix,
 )
+from flowlab.critical.continuation import What
 from flowlab.domains import Simplex
 from flowlab.losses import SFT, Hinge
 
@@ -253,6 +255,16 @@ def test_branches_are_full_where_stable_and_broken_elsewhere_with_their_events()
     assert data(drawn(second, "appears")[0])[0].tolist() == [0.2, 1.0]
     with pytest.raises(ValueError, match="`component` must be from 0 to 1, but is 2"):
         plots.branches(pitchfork(), component=2)
+
+
+def test_every_event_of_a_continuation_has_a_mark_of_its_own():
+    found = pitchfork()
+    (event,) = (event for event in found.events if event.what == "appears")
+    events = get_args(What)
+    every = tuple(dataclasses.replace(event, what=what) for what in events)
+    ax = plots.branches(dataclasses.replace(found, events=every))
+    marks = {what: drawn(ax, what)[0].get_marker() for what in events}
+    assert len(set(marks.values())) == len(events) == 4
 
 
 def test_a_parameter_without_critical_points_has_a_figure():

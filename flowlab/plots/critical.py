@@ -68,7 +68,12 @@ _BRANCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "maximum": ("maximum (unstable)", dict(color="#cc79a7", linestyle=(0, (2, 1.5)))),
     "degenerate": ("degenerate", dict(color="0.4", linestyle="-.")),
 }
-_EVENTS = {"appears": ">", "vanishes": "X", "changes index": "s"}
+_EVENTS = {
+    "appears": {"marker": ">", "markersize": 6},
+    "vanishes": {"marker": "X", "markersize": 6},
+    "changes index": {"marker": "s", "markersize": 13, "zorder": 4},  # around what else falls there
+    "is lost": {"marker": "d", "markersize": 6},
+}
 
 
 def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
@@ -169,7 +174,7 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
     """One component of the critical points over a parameter, with what happens to them.
 
     Minima, which are stable, are drawn as full lines, all else as broken ones. A mark shows where
-    a critical point appears, vanishes or changes its index.
+    a critical point appears, vanishes or changes its index, or could not be followed further.
 
     Args:
         continuation: What `critical.continuation` gives.
@@ -192,9 +197,7 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
             name, look = _BRANCHES[kind]
             ax.plot(x, y, linewidth=1.8, label=_once(ax, name), **look)
     for event in continuation.events:
-        style: dict[str, Any] = dict(
-            marker=_EVENTS[event.what], markersize=7, linestyle="none", zorder=5
-        )
+        style: dict[str, Any] = {"linestyle": "none", "zorder": 5, **_EVENTS[event.what]}
         style |= dict(markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.2)
         label = _once(ax, event.what)
         ax.plot(event.value, event.place[component], label=label, **style)

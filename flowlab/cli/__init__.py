@@ -137,6 +137,7 @@ def sweep(
 
     given = request.plan(asked)
     if dry_run:
+        typer.echo("estimating on some of the starts ...", err=True)
         typer.echo(str(plans.estimate(given, out)))
         return
     report.carry_out(given, out, scheduler, force=force, overwrite=overwrite, quiet=quiet)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from flowlab.plans.plan import Plan
 from flowlab.store import Layout, layout_of
 from flowlab.store.runs import is_address
@@ -27,11 +29,11 @@ class Estimate:
 
     Attributes:
         runs: Starts times cases.
-        seconds: Time to solve them, compilation included; measured on a few starts of each loss,
-            policy and target.
+        seconds: Time to solve them, compilation included; measured on some starts of one case, and
+            taken to be the same for every loss, policy and target.
         memory: Bytes of memory that one process needs.
         memory_free: Bytes that are free; None where the system does not say.
-        disk: Bytes of the store, not compressed.
+        disk: Bytes of the store.
         disk_free: Bytes that are free where it shall stand; None where that is not known.
     """
 
@@ -62,14 +64,17 @@ class Estimate:
 
 
 def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
-    """What a plan will take, from a few starts of each of its losses, policies and targets.
+    """What a plan will take, from at most 65,536 starts of one of its cases.
+
+    That takes as long as the compilation of one case, half a minute or so for a large plan.
 
     Args:
         plan: The plan.
         path: Where its store shall stand.
 
     Accuracy: the time scales with the starts, which are taken from the beginning of their set: for
-        a grid these lie along one side. The size is that of the arrays; compressed they take less.
+        a grid these lie along one side; other losses, policies and targets may take several times
+        as long. The size is that of the arrays, and exact.
     """
     return tried(plan, path)[0]
 
@@ -77,21 +82,15 @@ def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
 def tried(plan: Plan, path: str | os.PathLike[str]) -> tuple[Estimate, "Layout"]:
     """The estimate of a plan, and the layout of its store."""
     number = min(plan.starts.count, _PILOT)
-    seconds, levels, layout = 0.0, 0, None
-    per_kind = plan.runs // plan.starts.count
     kinds = [case for case in plan.cases() if _is_first_of_its_kind(plan, case)]
-    for case in kinds:
-        compiled = time.perf_counter()
-        plan.solve(case, 0, number)
-        began = time.perf_counter()
-        example = plan.solve(case, 0, number).to_xarray()
-        once = time.perf_counter() - began
-        all_starts = once * plan.starts.count / number * per_kind / len(kinds)
-        seconds += max(0.0, began - compiled - once) + all_starts
-        if layout is None or example.sizes.get("level", 0) > levels:
-            levels = example.sizes.get("level", 0)
-            layout = planned_layout(plan, example)
-    assert layout is not None
+    case = max(kinds, key=lambda case: np.size(getattr(plan.target(case), "levels", 0.0)))
+    compiled = time.perf_counter()
+    plan.solve(case, 0, number)
+    began = time.perf_counter()
+    example = plan.solve(case, 0, number).to_xarray()
+    once = time.perf_counter() - began
+    seconds = max(0.0, began - compiled - once) * len(kinds) + once * plan.runs / number
+    layout = planned_layout(plan, example)
     of_block = plan.block * (layout.bytes // max(1, plan.runs) + 1)
     found = Estimate(
         runs=plan.runs,

@@ -194,6 +194,7 @@ def _begun(
         first_block = example, time.perf_counter() - began
         layout = planned_layout(plan, example)
     else:
+        tell("estimating time, memory and disk on some of the starts ...")
         expected, layout = tried(plan, path)
         tell(str(expected))
         lacking = expected.lacking()

@@ -244,7 +244,7 @@ class BlockStore:
                 group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"Argument `path` must name a store of flowlab, but {path} is none."
+                f"Argument `path` must name a store of flowlab, but there is none at {path}."
             ) from None
         if MARK not in group.attrs or _LENGTH not in group.attrs:
             raise ValueError(

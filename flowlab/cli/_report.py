@@ -154,7 +154,8 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
     names = [str(n) for n, c in runs.coords.items() if c.dims == ("start",)]
     if len(names) != 2 and described["starts"] != "grid":
         raise ValueError("Option --out has no effect with starts that are on no plane.")
-    cells = min(_MAP_CELLS, max(1, int((runs.sizes["start"] / _STARTS_OF_A_CELL) ** 0.5)))
+    count = runs.sizes.get("start", 0)  # maps of the study have their starts along two dimensions
+    cells = min(_MAP_CELLS, max(1, int((count / _STARTS_OF_A_CELL) ** 0.5)))
     for label, chosen in _places(runs["time"]):
         if described["starts"] == "grid":
             yield label, runs["time"].isel(chosen).values.reshape(described["shape"])

@@ -10,7 +10,8 @@ import pytest
 from jaxtyping import Array, Float
 
 from flowlab import Flow, LogRatioPlane, preference_flow
-from flowlab.critical import Continuation, continuation
+from flowlab.critical import Continuation, continuation, critical_points
+from flowlab.critical.following import Follower
 from flowlab.domains import Box
 from flowlab.losses import IPO
 
@@ -247,6 +248,22 @@ def test_what_happens_on_a_wall_and_at_it_is_located_too(
     found = continuation(flow, "strength", values, [(0.01, 1.0), (0.01, 1.0)], starts=64)
     assert told(found) == wanted
     check_values(found, value)
+
+
+def test_a_point_on_a_wall_has_the_rates_of_the_search_wherever_it_was_followed_to() -> None:
+    metric = np.array([[1.0, 0.5], [0.5, 1.0]])
+    flow = Flow(
+        Walled(np.eye(3)[0]), domain=Box(1.0, 1.0), wall="slide", metric=lambda y, p: metric @ p
+    )
+    region = np.array([(0.01, 1.0), (0.01, 1.0)])
+    at = {
+        v: critical_points(flow.with_parameter("strength", v), region).points for v in (-0.3, -0.2)
+    }
+    (first,), (second,) = at.values()
+    trail = Follower(flow, "strength", region).trail(-0.3, first, -0.2)
+    assert trail is not None
+    assert first.on
+    assert trail.described(-1).rates == pytest.approx(second.rates)
 
 
 def test_the_line_of_minima_of_ipo_moves_with_its_target() -> None:

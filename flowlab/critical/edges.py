@@ -24,7 +24,7 @@ from flowlab.critical.local import (
 )
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Held", "Search", "edges", "faces"]
+__all__ = ["Face", "Held", "Search", "edges", "faces"]
 
 _NEWTON_STEPS = 60
 _ROOT_STEP = 1e-7  # of the region
@@ -98,7 +98,7 @@ class Held:
         return bool(gaps(place[None], path)[0] < apart)
 
 
-class _Face(NamedTuple):
+class Face(NamedTuple):
     """Walls that meet, and the directions along them.
 
     Attributes:
@@ -118,12 +118,18 @@ class _Face(NamedTuple):
     least: float
 
     @classmethod
-    def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "_Face":
+    def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "Face":
+        """What some walls leave, of which none can be made of the others."""
         onto = np.linalg.pinv(normals)
         return cls(normals, offsets, null_space(normals), onto, words, _PRESSING)
 
     @classmethod
-    def edge(cls, component: int, count: int, depth: float, word: str) -> "_Face":
+    def everywhere(cls, count: int) -> "Face":
+        """No wall, and all directions of so many components."""
+        return cls(np.zeros((0, count)), np.zeros(0), np.eye(count), np.zeros((count, 0)), (), 0.0)
+
+    @classmethod
+    def edge(cls, component: int, count: int, depth: float, word: str) -> "Face":
         """What is so deep beside the edge of a component."""
         axes = np.eye(count)
         normal = -axes[[component]]
@@ -158,13 +164,13 @@ def faces(search: Search) -> list[Held]:
             walls = normals[list(chosen)], offsets[list(chosen)]
             if np.linalg.matrix_rank(walls[0]) == count:
                 words = tuple(_words(search.flow, n, b) for n, b in zip(*walls, strict=True))
-                here = _on_face(search, _Face.wall(*walls, words))
+                here = _on_face(search, Face.wall(*walls, words))
                 apart = _SAME * search.width
                 found += [one for one in here if not any(f.covers(one.place, apart) for f in found)]
     return found
 
 
-def _on_face(search: Search, face: _Face) -> list[Held]:
+def _on_face(search: Search, face: Face) -> list[Held]:
     """The points and lines on a face at which the flow along it rests, and that it presses."""
     flow, width = search.flow, search.width
     places = face.projected(search.guesses)
@@ -201,7 +207,7 @@ def settled(
 
 
 def _family(
-    search: Search, face: _Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
+    search: Search, face: Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
 ) -> Family | None:
     def admits(state: Float[np.ndarray, " d"]) -> bool:
         return bool(face.pressing(local(search.flow, state[None]), search.width)[0])
@@ -210,7 +216,7 @@ def _family(
     return family(flow, place, flat, ends, scale, along=face.along, admits=admits)
 
 
-def _held(search: Search, face: _Face, place: np.ndarray, whole: Family | None) -> Held:
+def _held(search: Search, face: Face, place: np.ndarray, whole: Family | None) -> Held:
     """What a root on a face is."""
     dimension, path = 0, None
     if whole is not None:
@@ -337,7 +343,7 @@ def _on_edge(search: Search, component: int) -> list[Held]:
     others = np.arange(len(search.ends)) != component
     count, high, word = len(others), search.ends[component, 1], _name(search.flow, component)
     first, last = (
-        _on_face(search, _Face.edge(component, count, part * high, word)) for part in depth
+        _on_face(search, Face.edge(component, count, part * high, word)) for part in depth
     )
     found: list[Held] = []
     for one in last:

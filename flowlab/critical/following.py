@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import null_space
 
+from flowlab.critical.edges import Face
 from flowlab.critical.local import diagonal, local, rates_of, root_step
 from flowlab.critical.points import CriticalPoint, described, kind_of
 from flowlab.flow import AbstractFlow
@@ -27,13 +27,6 @@ _NEWTON_STEPS = 20
 _BISECTIONS = 50
 _SINGULAR = 1e-2  # of the least curvature at the beginning: less at the end tells of a meeting
 _ONWARD = 1e-6  # of the way: how far on a wall is looked for
-
-
-class _Face(NamedTuple):
-    """What a point can do: move along directions, and press against walls."""
-
-    along: Float[np.ndarray, "d k"]
-    onto: Float[np.ndarray, "d m"]
 
 
 class _Seen(NamedTuple):
@@ -77,7 +70,7 @@ class Trail:
 
     follow: "Follower"
     point: CriticalPoint
-    face: _Face
+    face: Face
     values: list[float]
     places: list[Float[np.ndarray, " d"]]
     toward: float
@@ -198,7 +191,7 @@ class Follower:
         return trail
 
     def described(
-        self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: _Face
+        self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
         """What a point has become at another value and place."""
         flow = self._flow_at(value)
@@ -214,11 +207,11 @@ class Follower:
             value=float(here.value[0]),
             gradient_norm=float(np.linalg.norm(seen.slope)),
             spectrum=curvatures,
-            rates=rates_of(face.along.T @ here.metric[0] @ face.along, seen.bend)[0],
+            rates=rates_of(face.metric(here.metric[0]), seen.bend)[0],
         )
 
     def curvatures(
-        self, value: float, place: Float[np.ndarray, " d"], face: _Face
+        self, value: float, place: Float[np.ndarray, " d"], face: Face
     ) -> Float[np.ndarray, " k"]:
         """Eigenvalues of the Hessian along a face, ascending."""
         return np.linalg.eigvalsh(self._seen(value, place, face).bend)
@@ -231,7 +224,7 @@ class Follower:
 
     def turning(
         self,
-        face: _Face,
+        face: Face,
         low: tuple[float, Float[np.ndarray, " d"]],
         high: tuple[float, Float[np.ndarray, " d"]],
     ) -> tuple[float, Float[np.ndarray, " d"], float]:
@@ -249,13 +242,13 @@ class Follower:
             low, high = ((middle, place), high) if same else (low, (middle, place))
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
-    def _face(self, point: CriticalPoint) -> _Face | None:
+    def _face(self, point: CriticalPoint) -> Face | None:
         """How a point can move; None for lines and manifolds, and degenerate points."""
         size = len(point.place)
         if point.dimension or point.kind == "degenerate":
             return None
         if not point.on:
-            return _Face(np.eye(size), np.zeros((size, 0)))
+            return Face.everywhere(size)
         normals, offsets = self.walls
         if len(offsets) < len(point.on):
             return None
@@ -263,10 +256,10 @@ class Follower:
         chosen = np.argsort(gaps)[: len(point.on)]
         if np.any(gaps[chosen] > _SHAKY * self.width):
             return None
-        return _Face(null_space(normals[chosen]), np.linalg.pinv(normals[chosen]))
+        return Face.wall(normals[chosen], offsets[chosen], point.on)
 
     def _stepped(
-        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: _Face
+        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
         """Where a point is one step on; None where that is in doubt."""
         shaky = _SHAKY * self.width
@@ -284,7 +277,7 @@ class Follower:
         return there
 
     def _predicted(
-        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: _Face
+        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
         """Where the tangent leads: the slope that a point has at the goal, over its curvature."""
         here, there = self._seen(value, place, face), self._seen(goal, place, face)
@@ -294,7 +287,7 @@ class Follower:
         return place + face.along @ step
 
     def _root(
-        self, value: float, guess: Float[np.ndarray, " d"], face: _Face, room: float
+        self, value: float, guess: Float[np.ndarray, " d"], face: Face, room: float
     ) -> Float[np.ndarray, " d"] | None:
         """The root that Newton's method leads to without leaving the room around a guess."""
         place, length = guess, np.inf
@@ -310,7 +303,7 @@ class Follower:
                 break
         return place if length <= _SHAKY * self.width else None
 
-    def _seen(self, value: float, place: Float[np.ndarray, " d"], face: _Face) -> _Seen:
+    def _seen(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> _Seen:
         inner = place - _SHAKY * self.width * np.sum(face.onto, axis=1)
         here = self._local(value, *map(tuple, (place, inner)))
         slope = face.along.T @ here.gradient[0]

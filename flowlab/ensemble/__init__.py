@@ -1,7 +1,15 @@
 """Flow lines from many starts: the verb `sweep`, and `Runs`, what comes back."""
 
 from flowlab.ensemble.blocks import worth_optimising
-from flowlab.ensemble.driver import Deviations, audited, checked_over, joined, sweep
+from flowlab.ensemble.driver import (
+    Deviations,
+    audited,
+    bar_options,
+    checked_over,
+    chosen_for_audit,
+    joined,
+    sweep,
+)
 from flowlab.ensemble.runs import Audit, Runs
 
 __all__ = [
@@ -9,7 +17,9 @@ __all__ = [
     "Deviations",
     "Runs",
     "audited",
+    "bar_options",
     "checked_over",
+    "chosen_for_audit",
     "joined",
     "sweep",
     "worth_optimising",

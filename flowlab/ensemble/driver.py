@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import ArrayLike, Float, PyTree
+from jaxtyping import ArrayLike, Float, Int, PyTree
 from tqdm import tqdm
 
 from flowlab.ensemble.blocks import Device, block_size_on, solved, worth_optimising
@@ -22,7 +22,15 @@ from flowlab.measures import AbstractMeasure
 from flowlab.solve import check_counts, check_states, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
-__all__ = ["Deviations", "audited", "checked_over", "joined", "sweep"]
+__all__ = [
+    "Deviations",
+    "audited",
+    "bar_options",
+    "checked_over",
+    "chosen_for_audit",
+    "joined",
+    "sweep",
+]
 
 _AUDIT_TIGHTER = 100.0
 _AUDIT_SMALLEST_RTOL = 1e-13
@@ -119,7 +127,9 @@ def sweep(
     )
     work = _work(count, count * len(cases), devices, block_size, max_steps, optimise)
     results, audits = [], []
-    with tqdm(total=len(cases) * count, unit="start", unit_scale=True, **_bar(progress)) as bar:
+    with tqdm(
+        total=len(cases) * count, unit="start", unit_scale=True, **bar_options(progress)
+    ) as bar:
         for case in cases:
             varied = flow
             for name, value in zip(values, case, strict=True):
@@ -219,12 +229,16 @@ def _audited(
     options: dict[str, Any],
 ) -> "Deviations":
     """What `part` of the runs, at random, come to at tighter tolerances."""
-    count = len(result["outcome"])
-    number = min(count, max(1, round(part * count)))
-    chosen = np.sort(np.random.default_rng(_AUDIT_SEED).choice(count, number, replace=False))
+    chosen = chosen_for_audit(len(result["outcome"]), part)
     again = jax.tree.map(lambda x: x[chosen], starts)
     mine = {name: jax.tree.map(lambda x: x[chosen], result[name]) for name in _AUDITED}
     return _against_tighter(flow, again, mine, rtol, work, options)
+
+
+def chosen_for_audit(count: int, part: float) -> Int[np.ndarray, " r"]:
+    """The indices, ascending, of the part of so many starts that is solved again; at random."""
+    number = min(count, max(1, round(part * count)))
+    return np.sort(np.random.default_rng(_AUDIT_SEED).choice(count, number, replace=False))
 
 
 def _against_tighter(
@@ -305,7 +319,8 @@ def checked_over(
     return values
 
 
-def _bar(progress: bool | None) -> dict[str, Any]:
+def bar_options(progress: bool | None) -> dict[str, Any]:
+    """Options of a progress bar; None for one that shows where it takes long, on a terminal."""
     if progress is None:
         return {"disable": None, "delay": 2.0, "leave": False}
     return {"disable": not progress}

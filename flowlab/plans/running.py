@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,11 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from flowlab import ensemble, store
-from flowlab.plans.described import described, differences
+from flowlab.plans.described import differences
 from flowlab.plans.estimate import planned_layout, tried
 from flowlab.plans.plan import BLOCK, Plan
 from flowlab.store.blocks import FINISHED, Block, BlockStore
 from flowlab.store.runs import DESCRIPTION, as_json, is_address, versions
+from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
     import xarray
@@ -32,7 +34,6 @@ __all__ = ["DoesNotFitError", "Interrupted", "Status", "how_to_go_on", "recipe_o
 
 _RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
 _RECENT = 32  # blocks from whose times the speed is told
-_AUDIT_SEED = 0
 _RETRIES = 5  # of a task whose worker died, each on another
 
 
@@ -127,13 +128,11 @@ def status(path: str | os.PathLike[str]) -> Status:
     """
     found = BlockStore.open(path, write=False)
     done, layout = found.done(), found.layout
-    counts: dict[int, int] = {}
+    counts: Counter[str] = Counter()
     for block in layout.blocks():
         if done[(*block.case, block.number)]:
-            codes, times = np.unique(found.values("outcome", block), return_counts=True)
-            for code, often in zip(codes.tolist(), times.tolist(), strict=True):
-                counts[code] = counts.get(code, 0) + often
-    runs_done = sum(counts.values())
+            counts.update(counted(found.values("outcome", block)))
+    runs_done = counts.total()
     runs = layout.count * int(np.prod(layout.shape, dtype=np.int64))
     rate = _rate(found, layout.length)
     left = runs - runs_done
@@ -142,7 +141,7 @@ def status(path: str | os.PathLike[str]) -> Status:
         done=int(done.sum()),
         runs=runs,
         runs_done=runs_done,
-        outcomes=_named(counts),
+        outcomes={each.name: counts[each.name] for each in Outcome if counts[each.name]},
         rate=rate,
         remaining=left / rate if left else 0.0,
         being_written=_is_locked(path),
@@ -187,12 +186,10 @@ def _begun(
     plan: Plan, path: str | os.PathLike[str], force: bool, tell: Callable[[str], Any]
 ) -> BlockStore:
     """A new store, once the estimate says that the plan fits."""
-    first_block = None
+    first, solved = Block((0,) * len(plan.shape), 0), None
     if plan.runs <= BLOCK and "target" not in plan.axes:
-        began = time.perf_counter()
-        example = plan.solve((0,) * len(plan.shape), 0, plan.block).to_xarray()
-        first_block = example, time.perf_counter() - began
-        layout = planned_layout(plan, example)
+        solved = _solved(plan, first, (0, plan.block))
+        layout = planned_layout(plan, solved[0])
     else:
         tell("estimating time, memory and disk on some of the starts ...")
         expected, layout = tried(plan, path)
@@ -207,14 +204,14 @@ def _begun(
         **({} if (commit := _commit()) is None else {_COMMIT: commit}),
     }
     made = BlockStore.create(path, layout, attributes)
-    if first_block is not None:
-        made.write(Block((0,) * len(plan.shape), 0), *first_block)
+    if solved is not None:
+        made.write(first, *solved)
     return made
 
 
 def _check_same(found: BlockStore, plan: Plan, path: Any, force: bool) -> None:
     stored = json.loads(str(found.attributes.get(_PLAN, "null")))
-    others = list(differences(stored, described(plan.described())))
+    others = list(differences(stored, plan.described()))
     if others:
         raise ValueError(
             f"Argument `path` must be free or hold this plan, but {path} holds another: "
@@ -244,9 +241,7 @@ def _fill(
     way = (
         _here(plan, work, missing, devices) if client is None else _on(client, plan, path, missing)
     )
-    options: dict[str, Any] = {"disable": None, "delay": 2.0, "leave": False}
-    if progress is not None:
-        options = {"disable": not progress}
+    options = ensemble.bar_options(progress)
     with tqdm(total=total, initial=done, unit="run", unit_scale=True, **options) as bar:
         for block in way:
             bar.update(work.layout.starts_of(block.number))
@@ -259,18 +254,25 @@ def _here(
     with ThreadPoolExecutor(1) as writer:
         writing: Future[Block] | None = None
         for block in missing:
-            began = time.perf_counter()
-            runs = plan.solve(block.case, *work.layout.part(block.number), devices)
-            seconds = time.perf_counter() - began
+            solved = _solved(plan, block, work.layout.part(block.number), devices)
             if writing is not None:
                 yield writing.result()
-            writing = writer.submit(_written, work, block, runs, seconds)
+            writing = writer.submit(_written, work, block, *solved)
         if writing is not None:
             yield writing.result()
 
 
-def _written(work: BlockStore, block: Block, runs: ensemble.Runs, seconds: float) -> Block:
-    work.write(block, runs.to_xarray(), seconds)
+def _solved(
+    plan: Plan, block: Block, part: tuple[int, int], devices: Sequence[Any] | None = None
+) -> tuple["xarray.Dataset", float]:
+    """The runs of a block, and the seconds that they took."""
+    began = time.perf_counter()
+    runs = plan.solve(block.case, *part, devices).to_xarray()
+    return runs, time.perf_counter() - began
+
+
+def _written(work: BlockStore, block: Block, runs: "xarray.Dataset", seconds: float) -> Block:
+    work.write(block, runs, seconds)
     return block
 
 
@@ -296,18 +298,14 @@ def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Iterator[Bl
 def _task(plan: Plan, path: Any, block: Block) -> Block:
     """What a worker does: solve a block and write it, however often it is asked to."""
     work = BlockStore.open(path)
-    began = time.perf_counter()
-    runs = plan.solve(block.case, *work.layout.part(block.number))
-    return _written(work, block, runs, time.perf_counter() - began)
+    return _written(work, block, *_solved(plan, block, work.layout.part(block.number)))
 
 
 def _audit(plan: Plan, work: BlockStore) -> None:
     """Solve some runs again at tighter tolerances, and note the deviations in the attributes."""
     if "audit_count" in work.attributes:
         return
-    count = plan.starts.count
-    number = min(count, max(1, round(plan.audit * count)))
-    chosen = np.sort(np.random.default_rng(_AUDIT_SEED).choice(count, number, replace=False))
+    chosen = ensemble.chosen_for_audit(plan.starts.count, plan.audit)
     parts = []
     for case in plan.cases():
         points: list[np.ndarray] = []
@@ -336,12 +334,6 @@ def _rate(found: BlockStore, length: int) -> float:
         return float("nan")
     between = float(np.median(np.diff(ends)))
     return length / between if between > 0 else float("nan")
-
-
-def _named(counts: dict[int, int]) -> dict[str, int]:
-    from flowlab.until import Outcome
-
-    return {Outcome(code).name: number for code, number in sorted(counts.items())}
 
 
 def how_to_go_on(path: str | os.PathLike[str]) -> str:

@@ -9,14 +9,11 @@ it is done. Whatever is interrupted leaves no mark; whatever is written twice ho
 c: axes of cases; n: starts; b: blocks of a case.
 """
 
-import json
 import os
 import shutil
 import time
-import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.store.runs import DESCRIPTION, MARK, is_address, sibling, versions
+from flowlab.store.runs import MARK, is_address, sibling, versions, without_warnings
 
 if TYPE_CHECKING:
     import xarray
@@ -87,6 +84,11 @@ class Variable:
     of_cases: bool = True
     is_coordinate: bool = False
 
+    @property
+    def bytes(self) -> int:
+        """Bytes for one start of one case."""
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -123,7 +125,8 @@ class Layout:
         """Bytes of all arrays, before they are compressed."""
         cases = int(np.prod(self.shape, dtype=np.int64))
         return sum(
-            (cases if v.of_cases else 1) * self.count * v_bytes(v) for v in self.variables.values()
+            (cases if each.of_cases else 1) * self.count * each.bytes
+            for each in self.variables.values()
         )
 
     def part(self, number: int) -> tuple[int, int]:
@@ -140,11 +143,6 @@ class Layout:
         for case in np.ndindex(*self.shape):
             for number in range(self.blocks_of_a_case):
                 yield Block(case, number)
-
-
-def v_bytes(variable: Variable) -> int:
-    """Bytes of a variable for one start of one case."""
-    return int(np.prod(variable.shape, dtype=np.int64)) * np.dtype(variable.dtype).itemsize
 
 
 def layout_of(
@@ -240,7 +238,7 @@ class BlockStore:
         import zarr
 
         try:
-            with _without_warnings():
+            with without_warnings():
                 group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
         except FileNotFoundError:
             raise FileNotFoundError(
@@ -258,16 +256,11 @@ class BlockStore:
         """The attributes of the group."""
         return dict(self._group.attrs)
 
-    @property
-    def description(self) -> dict[str, Any]:
-        """The description that the store was made with."""
-        return json.loads(str(self._group.attrs.get(DESCRIPTION, "{}")))
-
     def update(self, attributes: Mapping[str, Any]) -> None:
         """Set attributes of the group."""
         import zarr
 
-        with _without_warnings():
+        with without_warnings():
             self._group.attrs.update(dict(attributes))
             zarr.consolidate_metadata(self._group.store)
 
@@ -371,7 +364,7 @@ def _lay_out(path: str, layout: Layout, attributes: Mapping[str, Any]) -> None:
     """Make a group with all its arrays, empty, and its attributes."""
     import zarr
 
-    with _without_warnings():
+    with without_warnings():
         group = zarr.open_group(path, mode="w-", zarr_format=3)
         for name, variable in layout.variables.items():
             _allocate(group, layout, name, variable)
@@ -464,12 +457,3 @@ def _checksum(results: Mapping[str, np.ndarray]) -> np.uint64:
 
 def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Without Zarr's warnings that version 3 does not specify consolidated metadata and texts."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        warnings.filterwarnings("ignore", message=".* does not have a Zarr V3 specification")
-        yield

@@ -5,7 +5,8 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,8 +143,7 @@ def remove(path: str | os.PathLike[str]) -> None:
     place = Path(path)
     check_free(place, overwrite=True)
     if place.exists():
-        (place / _METADATA).unlink()
-        shutil.rmtree(place)
+        _take_away(place)
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -152,11 +152,20 @@ def is_address(path: str | os.PathLike[str]) -> bool:
 
 
 def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
-    with warnings.catch_warnings():
-        # Zarr warns that version 3 does not specify consolidated metadata; without them, it is
-        # xarray that warns whoever opens the group.
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+    with without_warnings():
         dataset.to_zarr(place, mode="w-", zarr_format=3, consolidated=True)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Without Zarr's warnings that version 3 does not specify consolidated metadata and texts.
+
+    Without consolidated metadata, it is xarray that warns whoever opens a group.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        warnings.filterwarnings("ignore", message=".* does not have a Zarr V3 specification")
+        yield
 
 
 def _put_in_place(new: Path, place: Path) -> None:
@@ -174,8 +183,12 @@ def _put_in_place(new: Path, place: Path) -> None:
     except BaseException:
         os.rename(old, place)
         raise
-    (old / _METADATA).unlink()
-    shutil.rmtree(old)
+    _take_away(old)
+
+
+def _take_away(place: Path) -> None:
+    (place / _METADATA).unlink()
+    shutil.rmtree(place)
 
 
 def sibling(place: Path) -> Path:

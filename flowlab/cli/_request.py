@@ -23,8 +23,9 @@ def plan(asked: dict[str, Any]) -> plans.Plan:
             given = asked[name] is not None
             refuse_unless(given, f"{words.flag(name)} must be given, or --plan instead")
         return plans.from_recipe(_recipe(asked))
-    for name in _recipe(asked):
-        refuse_unless(False, f"{words.flag(name)} has no effect with --plan")
+    of_sweep = [name for name in asked if name not in OF_RUN]
+    given = {**asked, "float32": asked["float32"] or None}
+    words.refuse_without_effect(given, dict.fromkeys(of_sweep, (False, "--plan")))
     return plans.from_toml(asked["plan"])
 
 

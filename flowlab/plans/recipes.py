@@ -21,6 +21,8 @@ from typing import Any
 from flowlab.flow import preference_flow
 from flowlab.plans import words
 from flowlab.plans.plan import Plan
+from flowlab.policies import AbstractPolicy
+from flowlab.until import AbstractTarget
 
 __all__ = ["from_json", "from_recipe", "from_toml"]
 
@@ -34,11 +36,22 @@ _OF_POLICY = (
     "wall",
     "kernel",
 )
-_OF_STARTS = ("starts", "count", "shape", "lower", "upper", "seed", "dtype")
-_OF_LOSS = ("loss", "beta", "parameters", "offset")
-_OF_WORK = ("until", "time_limit", "rtol", "atol", "clock", "measure", "audit")
-_OF_STORE = ("block_size", "block")
-_ENTRIES = (*_OF_LOSS, *_OF_POLICY, "policies", *_OF_STARTS, *_OF_WORK, *_OF_STORE)
+_ENTRIES = (
+    *("loss", "beta", "parameters", "offset"),
+    *_OF_POLICY,
+    "policies",
+    *("starts", "count", "shape", "lower", "upper", "seed", "dtype"),
+    *("until", "time_limit", "rtol", "atol", "clock", "measure", "audit"),
+    *("block_size", "block"),
+)
+_KNOWN: dict[str, tuple[str | None, ...]] = {
+    "policy": ("ratio", "log_ratio"),
+    "domain": (None, "quadrant", "box", "simplex"),
+    "wall": (None, "stop", "slide"),
+    "starts": ("grid", "sobol", "uniform", "latin"),
+    "dtype": (None, "float32", "float64"),
+    "clock": (None, "time", "arc_length", "loss", "margin"),
+}
 
 
 def from_toml(path: str | os.PathLike[str]) -> Plan:
@@ -76,24 +89,21 @@ def from_recipe(recipe: Mapping[str, Any]) -> Plan:
     asked: dict[str, Any] = {**dict.fromkeys(_ENTRIES), **recipe}
     for name in ("loss", "starts", "until"):
         words.refuse_unless(asked[name] is not None, f"{words.flag(name)} must be given")
+    _check_known(asked, "starts", "dtype", "clock")
     asked["beta"] = _listed(asked["beta"])
-    policies = _policies(asked)
+    texts = _texts(asked["until"])
+    policies = _policies(asked, texts)
     losses, over = _losses(asked)
-    targets = _targets(asked["until"], asked["time_limit"])
+    targets = _targets(texts, asked["time_limit"])
     measures = [words.measure(text) for text in asked["measure"] or ()]
     if asked["clock"] is None and len(targets) == len(policies) == len(losses) == 1:
-        (loss,), ((policy, _),) = losses.values(), policies.values()
-        (target,) = targets.values()
+        (loss,), (policy,), (target,) = losses.values(), policies.values(), targets.values()
         asked["clock"] = target.clocks(preference_flow(loss, policy))[0]
     return Plan(
-        words.drawn_starts({**asked, **next(iter(policies.values()))[1]}),
+        words.drawn_starts(asked),
         until=targets if isinstance(asked["until"], list | Mapping) else targets["until"],
         loss=losses if isinstance(asked["loss"], list) else losses[asked["loss"]],
-        policy=(
-            {name: policy for name, (policy, _) in policies.items()}
-            if asked["policies"]
-            else policies["policy"][0]
-        ),
+        policy=policies if asked["policies"] else policies["policy"],
         over=over,
         measures=measures,
         recipe=_described(asked),
@@ -111,11 +121,20 @@ def _listed(value: Any) -> list[float] | None:
     return [float(number) for number in numbers]
 
 
-def _policies(asked: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """The policies by name, each with the options that describe it."""
+def _check_known(asked: dict[str, Any], *names: str) -> None:
+    for name in names:
+        listed = ", ".join(word for word in _KNOWN[name] if word is not None)
+        words.refuse_unless(
+            asked[name] in _KNOWN[name],
+            f"{words.flag(name)} must be one of {listed}, but is {asked[name]!r}",
+        )
+
+
+def _policies(asked: dict[str, Any], targets: dict[str, str]) -> dict[str, AbstractPolicy]:
+    """The policies by name; one that has none as `policy`."""
     if not asked["policies"]:
         words.refuse_unless(asked["policy"] is not None, "--policy must be given")
-        return {"policy": _policy(asked)}
+        return {"policy": _policy(asked, targets)}
     given = [name for name in _OF_POLICY if asked[name] is not None]
     words.refuse_unless(not given, f"--{'/'.join(given)} has no effect beside --policies")
     tables = asked["policies"]
@@ -125,28 +144,14 @@ def _policies(asked: dict[str, Any]) -> dict[str, tuple[Any, dict[str, Any]]]:
         str(entry) for table in tables.values() for entry in table if entry not in _OF_POLICY
     }
     words.refuse_unless(not unknown, f"--policies must hold no {', '.join(sorted(unknown))}")
-    return {name: _policy({**asked, **table}) for name, table in tables.items()}
+    return {name: _policy({**asked, **table}, targets) for name, table in tables.items()}
 
 
-def _policy(asked: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    for name, known in (
-        ("policy", ("ratio", "log_ratio")),
-        ("domain", (None, "quadrant", "box", "simplex")),
-        ("wall", (None, "stop", "slide")),
-        ("starts", ("grid", "sobol", "uniform", "latin")),
-        ("dtype", (None, "float32", "float64")),
-        ("clock", (None, "time", "arc_length", "loss", "margin")),
-    ):
-        listed = ", ".join(str(word) for word in known if word is not None)
-        words.refuse_unless(
-            asked[name] in known,
-            f"{words.flag(name)} must be one of {listed}, but is {asked[name]!r}",
-        )
-    until = asked["until"]
-    texts = list(until.values()) if isinstance(until, Mapping) else until
-    for text in texts if isinstance(texts, list) else [texts]:
-        words.refuse_idle({**asked, "until": str(text)})
-    return words.policy(asked), asked
+def _policy(asked: dict[str, Any], targets: dict[str, str]) -> AbstractPolicy:
+    _check_known(asked, "policy", "domain", "wall")
+    for text in targets.values():
+        words.refuse_idle({**asked, "until": text})
+    return words.policy(asked)
 
 
 def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float]] | None]:
@@ -164,17 +169,22 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
     return losses, over or None
 
 
-def _targets(until: Any, limit: float | None) -> dict[str, Any]:
-    """The targets by name; of one that has none, `until`."""
+def _texts(until: Any) -> dict[str, str]:
+    """What describes the targets, by name; one that has none as `until`."""
     if isinstance(until, Mapping):
-        named = dict(until)
+        named = {str(name): str(text) for name, text in until.items()}
     else:
-        named = {str(t): t for t in until} if isinstance(until, list) else {"until": until}
+        named = (
+            {str(t): str(t) for t in until} if isinstance(until, list) else {"until": str(until)}
+        )
     words.refuse_unless(bool(named), "--until must hold a target, but is empty")
-    timed = {name: str(text).startswith("time") for name, text in named.items()}
+    return named
+
+
+def _targets(texts: dict[str, str], limit: float | None) -> dict[str, AbstractTarget]:
     return {
-        name: words.target(str(text), None if timed[name] else limit)
-        for name, text in named.items()
+        name: words.target(text, None if text.startswith("time") else limit)
+        for name, text in texts.items()
     }
 
 

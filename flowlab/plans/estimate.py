@@ -5,7 +5,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -126,20 +126,13 @@ def _is_first_of_its_kind(plan: Plan, case: tuple[int, ...]) -> bool:
 
 
 def _memory_free() -> int | None:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _cached()
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _cached() -> int:
-    """Bytes of files that the system holds in memory, and gives up for whoever needs it (Linux)."""
+    """Bytes that a new process would be given; None on systems other than Linux."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
-        return 0
-    found: dict[str, Any] = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(found.get("Cached", "0 kB").split()[0]) * 1024
+        return None
+    found = dict(line.split(":", 1) for line in lines)
+    return int(found["MemAvailable"].split()[0]) * 1024
 
 
 def _disk_free(path: str | os.PathLike[str]) -> int | None:

@@ -29,7 +29,7 @@ __all__ = ["Face", "Held", "Search", "edges", "faces"]
 _NEWTON_STEPS = 60
 _ROOT_STEP = 1e-7  # of the region
 _ROOT_PART = 1e-3  # of each component of a state that must be positive
-_FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of numbers
+FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of numbers
 _PRESSING = 1e-13  # of the largest slope over the region: less is none
 _SAME = 1e-5  # of the region
 _DEEP = (1e-120, 1e-60, 1e-30, 1e-15, 1e-8, 1e-4, 1e-2)  # of the upper end: distances to an edge
@@ -179,7 +179,7 @@ def _on_face(search: Search, face: Face) -> list[Held]:
         places = places + capped(step, 0.1 * width) @ face.along.T
         there, step, sure = _newton(flow, places, face.along, width)
     steepest = np.max(np.abs(there.hessian), axis=(1, 2)) * width
-    some = np.maximum(steepest, there.steepness) > _FAINT * search.scale
+    some = np.maximum(steepest, there.steepness) > FAINT * search.scale
     rooted = (sure < _ROOT_STEP * width) & some & settled(flow, places, step @ face.along.T)
     inside = search.holds(places) & _inside(flow, places, face.normals)
     left = places[rooted & face.pressing(there, width) & inside]

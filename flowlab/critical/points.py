@@ -16,7 +16,7 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.edges import Held, Search, edges, faces, settled
+from flowlab.critical.edges import FAINT, Held, Search, edges, faces, settled
 from flowlab.critical.families import Family, family, gaps
 from flowlab.critical.local import (
     Local,
@@ -47,7 +47,6 @@ _DESCENT_STEP = 0.02  # of the region: the longest of them
 _LONGER = 4.0  # times Newton's step: where the potential curves down along the gradient
 _NEWTON_STEPS = 60  # beyond; at a degenerate point each halves the distance
 _ROOT_STEP = 1e-7  # of the region: Newton's last step at a root
-_FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of numbers
 _PLAIN = 1e-100  # of the largest gradient: it jumps to so much at the rim of a plain
 _HALVINGS = 60  # of the way to the rim of a plain
 _SAME = 1e-5  # of the region: roots that are so close are one
@@ -242,7 +241,7 @@ def refined(
     places = onto_walls(flow, places, _ROOT_STEP * width)
     there = local(flow, places)
     bent = np.max(np.abs(there.hessian), axis=(1, 2))
-    roots = (sure < _ROOT_STEP * width) & (bent > np.maximum(_FAINT * scale / width, 1e-290))
+    roots = (sure < _ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, 1e-290))
     return places, there, roots & there.inside & settled(flow, places, step)
 
 

@@ -139,7 +139,8 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
             names=plots.LOG_RATIOS if described.get("policy") == "log_ratio" else plots.RATIOS,
             ax=ax,
         )
-        ax.set_title(label, loc="right")
+        # Above the legend, which takes the room of a title.
+        ax.set_title(label.replace(", ", "\n"), loc="right", fontsize="small", pad=20)
     for ax in axes[len(maps) :]:
         ax.set_visible(False)
     figure.savefig(out, dpi=200)

@@ -261,6 +261,15 @@ def test_what_is_no_store_is_left_alone(tmp_path):
     assert (tmp_path / "s" / "thesis.tex").read_text() == "x"
 
 
+@pytest.mark.parametrize("path", ["file", "file/s"])
+def test_a_file_in_the_way_is_refused_in_a_sentence(path, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="^Argument `path` must "):
+        plans.run(made(), tmp_path / path, progress=False)
+    assert (tmp_path / "file").read_text() == "x"
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_a_second_process_is_refused(tmp_path):
     with running._alone(tmp_path / "s"):
         with pytest.raises(BlockingIOError, match="another process is writing"):

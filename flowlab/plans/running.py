@@ -24,7 +24,7 @@ from flowlab.plans.described import differences
 from flowlab.plans.estimate import planned_layout, tried
 from flowlab.plans.plan import BLOCK, Plan
 from flowlab.store.blocks import FINISHED, Block, BlockStore
-from flowlab.store.runs import DESCRIPTION, as_json, is_address, versions
+from flowlab.store.runs import DESCRIPTION, as_json, is_address, is_store, versions
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def run(
         Interrupted: On Ctrl-C or SIGTERM: the current block is dropped.
         OSError: If a block cannot be written, as on a full disk; blocks that are done stay whole.
     """
+    if not (is_address(path) or is_store(Path(path))):
+        store.check_free(path)
     with _alone(path), _stoppable():
         try:
             work = _for_this_run(path, plan, force, tell)
@@ -166,8 +168,6 @@ def _for_this_run(
     try:
         found = BlockStore.open(path)
     except FileNotFoundError:
-        if not is_address(path):
-            store.check_free(path)
         return _begun(plan, path, force, tell)
     _check_same(found, plan, path, force)
     damaged = [damage for damage in found.damaged() if damage is not None]

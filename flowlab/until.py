@@ -11,6 +11,7 @@ import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab.flow import AbstractFlow, PreferenceFlow
+from flowlab.losses.base import floats
 
 __all__ = [
     "AbstractTarget",
@@ -136,7 +137,7 @@ class _MarginAbove(AbstractTarget):
         return others if self.margins(flow) is None else ("margin", *others)
 
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
-        return None if flow.margin_at(np.ones(1)) is None else jnp.asarray(self.levels)
+        return None if flow.margin_at(np.ones(1)) is None else floats(self.levels)
 
 
 class _SpeedBelow(AbstractTarget):

@@ -1,5 +1,7 @@
 """Single flow lines: dense output, tracing, reversal, and bad input."""
 
+from functools import partial
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -10,11 +12,13 @@ from scipy.integrate import solve_ivp
 import flowlab as fl
 from flowlab import exact, until
 from flowlab.domains import Box, Simplex
+from flowlab.solve.compilation import compiled
 from flowlab.until import Outcome
 
 FLOW = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
 START = np.array([0.1, 0.9])
 TARGET = until.loss_below(0.1)
+quickly = partial(compiled, optimise=False)  # as `jax.jit`, in half of its time
 
 
 def test_the_numbers_of_the_paper_plane_come_out_to_ten_digits():
@@ -87,7 +91,7 @@ def test_lines_can_be_mapped_and_jitted():
 
 
 def test_a_traced_line_gives_its_dense_output_too():
-    @jax.jit
+    @quickly
     def states(start):
         line = fl.flow_line(FLOW, start, until=until.time(1.0), rtol=1e-8, max_steps=64)
         return line.at(jnp.asarray([0.0, 0.4, 1.0]))
@@ -103,7 +107,7 @@ def test_the_derivative_of_the_arrival_time_is_that_of_the_closed_form(clock):
     def time(start):
         return fl.flow_line(FLOW, start, until=TARGET, rtol=1e-9, clock=clock).time
 
-    found = jax.jit(jax.jacfwd(time))(jnp.asarray(START))
+    found = quickly(jax.jacfwd(time))(jnp.asarray(START))
     step = 1e-6
     shifted = START + step * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
     times = exact.ratio_plane_time(shifted, 0.3, level=0.1)
@@ -118,7 +122,7 @@ def test_the_derivative_through_a_wall_is_that_of_the_closed_form():
     def time(start):
         return fl.flow_line(flow, start, until=TARGET, rtol=1e-9).time
 
-    found = jax.jit(jax.jacfwd(time))(jnp.asarray(start))
+    found = quickly(jax.jacfwd(time))(jnp.asarray(start))
     step = 1e-6
     shifted = start + step * np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
     times = exact.simplex_time(shifted, 0.3, level=0.1).total

@@ -1,4 +1,4 @@
-"""Sets up every test process: strict JAX, two CPU devices, examples without deadlines."""
+"""Sets up every test process: strict JAX, eight CPU devices, examples without deadlines."""
 
 import os
 from collections import defaultdict
@@ -18,7 +18,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 # What goes to several devices is tested on any machine.
-jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_num_cpu_devices", 8)
 
 # The first example pays for a compilation, so a deadline would measure the machine; the same
 # examples in every run make a failure reproducible.
@@ -36,7 +36,7 @@ hypothesis.settings.load_profile("flowlab")
 def sweeps_on_one_device() -> Iterator[None]:
     """Spares most tests half of their time: each device compiles every program for itself.
 
-    What is to run on both devices is given `jax.devices()`, or asks for `sweeps_on_all_devices`.
+    What is to run on several is given `jax.devices()`, or asks for `sweeps_on_two_devices`.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
@@ -44,9 +44,9 @@ def sweeps_on_one_device() -> Iterator[None]:
 
 
 @pytest.fixture
-def sweeps_on_all_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets sweeps find both devices by themselves, as they do elsewhere."""
-    monkeypatch.setattr(jax, "local_devices", jax.devices)
+def sweeps_on_two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets sweeps find two devices by themselves, as they do elsewhere."""
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:2])
 
 
 @pytest.fixture(scope="module", autouse=True)

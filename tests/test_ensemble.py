@@ -43,7 +43,7 @@ def test_results_do_not_depend_on_the_order_of_the_starts(reference):
     np.testing.assert_allclose(runs.time, reference.time[shuffled], rtol=5e-6)
 
 
-@pytest.mark.usefixtures("sweeps_on_all_devices")
+@pytest.mark.usefixtures("sweeps_on_two_devices")
 def test_results_do_not_depend_on_the_devices(reference):
     assert len(jax.local_devices()) == 2
     two = fl.sweep(FLOW, SQUARE, until=TARGET, block_size=256)

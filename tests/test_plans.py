@@ -131,12 +131,21 @@ def test_a_damaged_block_is_found_and_done_again(whole, tmp_path):
     assert told[0].startswith("1 of 8 blocks is damaged and will be done again (block 2: ")
 
 
-@pytest.mark.parametrize("number", [1, 2])
-def test_results_have_the_same_bits_on_any_number_of_devices(number, whole, tmp_path):
-    devices = jax.devices()[:number]
-    assert len(devices) == number
-    found = plans.run(made(), tmp_path / "s", devices=devices, progress=False)
-    assert_same_bits(found, whole)
+def test_results_have_the_same_bits_on_one_and_on_eight_devices(tmp_path, monkeypatch):
+    used = set()
+    put = jax.device_put
+
+    def noted(x, device):
+        used.add(device)
+        return put(x, device)
+
+    monkeypatch.setattr(jax, "device_put", noted)
+    plan = made(block_size=16)  # eight of these to a block of the store
+    one = plans.run(plan, tmp_path / "one", devices=jax.devices()[:1], progress=False)
+    assert used == {jax.devices()[0]}
+    eight = plans.run(plan, tmp_path / "eight", devices=jax.devices(), progress=False)
+    assert used == set(jax.devices()) and len(used) == 8
+    assert_same_bits(eight, one)
 
 
 def test_a_hopeless_start_has_an_outcome_and_changes_no_other(whole, tmp_path):
@@ -285,6 +294,22 @@ def test_a_plan_that_does_not_fit_the_disk_is_refused_unless_insisted_on(tmp_pat
         plans.run(small, tmp_path / "s", progress=False)
     assert not (tmp_path / "s").exists()
     assert plans.run(small, tmp_path / "s", progress=False, force=True).sizes["start"] == 64
+
+
+def test_a_store_is_replaced_only_once_the_new_plan_fits(tmp_path, monkeypatch):
+    other = made(starts=STARTS.part(0, 8), block=8, over=None)
+    plans.run(other, tmp_path / "s", progress=False)
+    small = made(starts=STARTS.part(0, 64), block=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "BLOCK", 100)
+        full = shutil.disk_usage(tmp_path)._replace(free=1000)
+        patch.setattr(shutil, "disk_usage", lambda path: full)
+        with pytest.raises(plans.DoesNotFitError):
+            plans.run(small, tmp_path / "s", progress=False, overwrite=True)
+    with running._alone(tmp_path / "s"), pytest.raises(BlockingIOError):
+        plans.run(small, tmp_path / "s", progress=False, overwrite=True)
+    assert store.read(tmp_path / "s").sizes["start"] == 8
+    assert plans.run(small, tmp_path / "s", progress=False, overwrite=True).sizes["start"] == 64
 
 
 def test_an_estimate_counts_the_bytes_of_the_arrays(tmp_path, monkeypatch):

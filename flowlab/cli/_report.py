@@ -39,10 +39,7 @@ def carry_out(
     quiet: bool = False,
 ) -> None:
     """Carry out a plan into a store, here or on a cluster, and print what became of it."""
-    from flowlab import plans, store
-
-    if overwrite:
-        store.remove(out)
+    from flowlab import plans
 
     def tell(sentence: str) -> None:
         if not quiet:
@@ -51,7 +48,15 @@ def carry_out(
     with _client(scheduler) as client:
         shown = False if quiet else None
         try:
-            runs = plans.run(plan, out, client=client, force=force, progress=shown, tell=tell)
+            runs = plans.run(
+                plan,
+                out,
+                client=client,
+                force=force,
+                overwrite=overwrite,
+                progress=shown,
+                tell=tell,
+            )
         except plans.DoesNotFitError as error:
             raise ValueError(str(error).replace("`force`", "--force")) from None
         except OSError as error:

@@ -77,6 +77,7 @@ def run(
     client: Any = None,
     devices: Sequence[Any] | None = None,
     force: bool = False,
+    overwrite: bool = False,
     progress: bool | None = None,
     tell: Callable[[str], Any] = lambda sentence: None,
 ) -> "xarray.Dataset":
@@ -94,6 +95,7 @@ def run(
         devices: JAX devices to use; None for all local ones.
         force: Start although the estimate says that memory or disk do not suffice; go on although
             the store was begun with other versions.
+        overwrite: Replace the store that stands at `path`, once this plan is known to fit.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
         tell: Is given sentences about what is done: the estimate, damaged blocks.
 
@@ -108,11 +110,14 @@ def run(
         Interrupted: On Ctrl-C or SIGTERM: the current block is dropped.
         OSError: If a block cannot be written, as on a full disk; blocks that are done stay whole.
     """
-    if not (is_address(path) or is_store(Path(path))):
-        store.check_free(path)
+    if not is_address(path):
+        store.check_free(path, overwrite=True)
     with _alone(path), _stoppable():
         try:
-            work = _for_this_run(path, plan, force, tell)
+            if overwrite:
+                work = _begun(plan, path, force, tell, overwrite=True)
+            else:
+                work = _for_this_run(path, plan, force, tell)
             _fill(plan, path, work, client, devices, progress)
             if plan.audit:
                 _audit(plan, work)
@@ -183,7 +188,12 @@ def _for_this_run(
 
 
 def _begun(
-    plan: Plan, path: str | os.PathLike[str], force: bool, tell: Callable[[str], Any]
+    plan: Plan,
+    path: str | os.PathLike[str],
+    force: bool,
+    tell: Callable[[str], Any],
+    *,
+    overwrite: bool = False,
 ) -> BlockStore:
     """A new store, once the estimate says that the plan fits."""
     first, solved = Block((0,) * len(plan.shape), 0), None
@@ -203,6 +213,8 @@ def _begun(
         **({} if plan.recipe is None else {_RECIPE: as_json(plan.recipe)}),
         **({} if (commit := _commit()) is None else {_COMMIT: commit}),
     }
+    if overwrite:
+        store.remove(path)
     made = BlockStore.create(path, layout, attributes)
     if solved is not None:
         made.write(first, *solved)
@@ -356,7 +368,10 @@ def _lock_of(path: Any) -> Any:
 
 @contextmanager
 def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes of this machine from the store; an object store has no locks."""
+    """Keep other processes of this machine from the store; an object store has no locks.
+
+    The file of the lock stays: were it removed, two processes could hold locks of two files.
+    """
     from filelock import Timeout
 
     if is_address(path):
@@ -374,7 +389,6 @@ def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _is_locked(path: Any) -> bool:

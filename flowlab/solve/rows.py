@@ -27,7 +27,7 @@ from jax import lax
 from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, PyTree
 
-__all__ = ["in_rows", "lanewise"]
+__all__ = ["in_rows", "lanewise", "written_out"]
 
 _SMALL = 64  # elements of an array above which it is mapped whole
 _LONGEST = 8  # elements of an argument up to which rows are faster, and compile as quickly
@@ -61,6 +61,12 @@ def in_rows(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _IN_ROWS.reset(before)
+
+
+def written_out() -> bool:
+    """Whether the program that is being traced is to be one that runs fast, and not one that
+    compiles fast."""
+    return _IN_ROWS.get()
 
 
 class _Rows:

@@ -1,4 +1,4 @@
-"""An explicit Runge–Kutta method of diffrax, its stages written out one after the other."""
+"""An explicit Runge–Kutta method of diffrax for the lanes of a block, which take parts of a step."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -10,16 +10,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from flowlab.solve.rows import written_out
+
 __all__ = ["StraightLine"]
 
 
 class StraightLine(diffrax.AbstractSolver):
     """The same method, tableau, order, error estimate and interpolant as `method`.
 
-    diffrax runs the stages in a loop over a buffer, which keeps compilation short for a large
-    field and can be differentiated backwards. The fields here are small: written out, a step needs
-    no buffer. The lanes of a block share the step, of which each takes a part: `args.fraction`, on
-    the last axis. Forward-mode derivatives alone.
+    In a program that is to run fast the stages are written out one after the other: the fields here
+    are small, and a step needs no buffer. Elsewhere they are a loop over a buffer, as in diffrax,
+    so that the field is compiled once and not for each stage. The lanes of a block share the step,
+    of which each takes a part: `args.fraction`, on the last axis. Forward-mode derivatives alone.
 
     Args:
         method: An explicit Runge–Kutta solver of diffrax with one tableau.
@@ -54,7 +56,7 @@ class StraightLine(diffrax.AbstractSolver):
         whole = t1 - t0
         part = whole * args.fraction
 
-        def slope(place: float, y: Any) -> Any:
+        def slope(place: float | Array, y: Any) -> Any:
             return terms.vf(t0 + place * whole, y, args)
 
         if not tableau.fsal:
@@ -63,14 +65,42 @@ class StraightLine(diffrax.AbstractSolver):
             first = solver_state
         else:
             first = lax.cond(made_jump, lambda: slope(0.0, y0), lambda: solver_state)
+        solved = self._written_out if written_out() else self._in_a_loop
+        y1, error, stages, last = solved(slope, first, y0, part)
+        dense = {"y0": y0, "y1": y1, "k": stages}
+        return y1, error, dense, last if tableau.fsal else None, diffrax.RESULTS.successful
+
+    def _written_out(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
+        """The end of a step, its error, the stages times the parts, and the last slope."""
+        tableau = self._tableau
         slopes = [first]
         for row, place in zip(tableau.a_lower, tableau.c, strict=True):
             slopes.append(slope(float(place), _sum(y0, part, row, slopes)))
         y1 = _sum(y0, part, tableau.b_sol, slopes)
         error = _sum(None, part, tableau.b_error, slopes)
         stages = jax.tree.map(lambda *leaves: jnp.stack([_times(part, k) for k in leaves]), *slopes)
-        dense = {"y0": y0, "y1": y1, "k": stages}
-        return y1, error, dense, slopes[-1] if tableau.fsal else None, diffrax.RESULTS.successful
+        return y1, error, stages, slopes[-1]
+
+    def _in_a_loop(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
+        """The same, by a loop over the stages."""
+        tableau = self._tableau
+        rows = np.zeros((tableau.num_stages - 1, tableau.num_stages))
+        for row, weights in zip(rows, tableau.a_lower, strict=True):
+            row[: len(weights)] = weights
+
+        def stage(i: Array, slopes: Any) -> Any:
+            here = _weighted(y0, part, jnp.asarray(rows, part.dtype)[i], slopes)
+            new = slope(jnp.asarray(tableau.c, part.dtype)[i], here)
+            return jax.tree.map(lambda all_, one: all_.at[i + 1].set(one), slopes, new)
+
+        room = jax.tree.map(
+            lambda k: jnp.zeros((tableau.num_stages, *k.shape), k.dtype).at[0].set(k), first
+        )
+        slopes = lax.fori_loop(0, len(rows), stage, room)
+        y1 = _weighted(y0, part, jnp.asarray(tableau.b_sol, part.dtype), slopes)
+        error = _weighted(None, part, jnp.asarray(tableau.b_error, part.dtype), slopes)
+        stages = jax.tree.map(lambda all_: _times(part, all_), slopes)
+        return y1, error, stages, jax.tree.map(lambda all_: all_[-1], slopes)
 
     @property
     def _tableau(self) -> diffrax.ButcherTableau:
@@ -86,6 +116,12 @@ def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
         return _times(step, total)  # type: ignore[arg-type]
 
     rises = jax.tree.map(rise, *(k for _, k in used))
+    return rises if y is None else jax.tree.map(jnp.add, y, rises)
+
+
+def _weighted(y: Any, step: Array, weights: Array, slopes: Any) -> Any:
+    """Y + step·Σ weights·slopes (without y where it is None), the slopes on the first axis."""
+    rises = jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes)
     return rises if y is None else jax.tree.map(jnp.add, y, rises)
 
 

@@ -32,6 +32,24 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("flowlab")
 
 
+# Files that share what they compute, and go to one process together.
+TOGETHER = {"test_claims": "the study", "test_study": "the study"}
+# What takes longest comes first, so that no process is left alone with it at the end.
+FIRST = ("test_cards", "test_cards_made", "the study", "test_faults", "test_accuracy")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keeps the tests of a file in one process, where what they compile is compiled once."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
+
+    def place(item: pytest.Item) -> int:
+        group = item.get_closest_marker("xdist_group").args[0]  # type: ignore[union-attr]
+        return FIRST.index(group) if group in FIRST else len(FIRST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def sweeps_on_one_device() -> Iterator[None]:
     """Spares most tests half of their time: each device compiles every program for itself.

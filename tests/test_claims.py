@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Array
+from studied import CELLS, studied_at
 
 from flowlab import exact
 from flowlab.flow import Flow
@@ -28,13 +29,11 @@ from flowlab.study.data import (
     GEOMETRIES,
     LEVEL,
     Geometry,
-    Settings,
     StudyData,
-    collect,
 )
 from flowlab.until import Outcome
 
-BETA, CELLS = 0.3, 24
+BETA = 0.3
 IDS = [f"C{number}" for number in range(1, 18)]
 BY_NAME = {geometry.name: geometry for geometry in GEOMETRIES}
 FREE, BOX, SIMPLEX, LOGS = GEOMETRIES[:4]
@@ -65,8 +64,7 @@ class Likened(RatioPlane):
 
 @pytest.fixture(scope="module")
 def data() -> StudyData:
-    settings = Settings(betas=(BETA,), map_cells=16, claim_cells=CELLS, quick=True)
-    return collect(settings, None, False)
+    return studied_at(BETA)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import scipy.integrate
 import scipy.optimize
 import xarray
+from studied import BETAS, CELLS, studied
 from typer.testing import CliRunner
 
 from flowlab import exact, logs, study
@@ -27,11 +28,19 @@ LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
+    data = studied()
+    shorter = {"map_cells": 32, "claim_cells": CELLS, "quick": True}
+
+    def collected(settings, log, progress):
+        assert settings == data.settings and progress is False
+        return replace(data, log=log)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "_QUICK", {"map_cells": 32, "claim_cells": 16, "quick": True})
+        patch.setattr(report, "_QUICK", shorter)
+        patch.setattr(report, "collect", collected)
         return study.run(
             folder / "out",
-            betas=[0.3, 0.5],
+            betas=BETAS,
             quick=True,
             log=logs.read(LOG, beta=0.1),
             progress=False,

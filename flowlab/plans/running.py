@@ -24,7 +24,7 @@ from flowlab.plans.described import differences
 from flowlab.plans.estimate import planned_layout, tried
 from flowlab.plans.plan import BLOCK, Plan
 from flowlab.store.blocks import FINISHED, Block, BlockStore
-from flowlab.store.runs import DESCRIPTION, as_json, is_address, is_store, versions
+from flowlab.store.runs import DESCRIPTION, as_json, is_address, versions
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from flowlab.domains import slide
 from flowlab.flow import AbstractFlow, inner
 from flowlab.measures import AbstractMeasure
 from flowlab.solve.rows import lanewise
-from flowlab.solve.straight import StraightLine
+from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.until import AbstractTarget, Clock
 
 __all__ = [
@@ -253,7 +253,7 @@ def make_problem(
         rtol=jnp.asarray(rtol, dtype),
         atol=None if atol is None else jnp.asarray(atol, dtype),
         first_step=jnp.asarray(constant_step or FIRST_STEP[clock], dtype),
-        solver=StraightLine(solver),
+        solver=RungeKutta(solver),
         controller=_CONTROLLER if constant_step is None else diffrax.ConstantStepSize(),
         clock=clock,
         logarithmic=bool(clock == "loss" and np.min(until.levels) > 0),

@@ -64,8 +64,7 @@ def in_rows(wanted: bool) -> Iterator[None]:
 
 
 def written_out() -> bool:
-    """Whether the program that is being traced is to be one that runs fast, and not one that
-    compiles fast."""
+    """Whether the program that is being traced is to run fast, rather than to compile fast."""
     return _IN_ROWS.get()
 
 

@@ -1,4 +1,4 @@
-"""An explicit Runge–Kutta method of diffrax for the lanes of a block, which take parts of a step."""
+"""An explicit Runge–Kutta method of diffrax, for lanes that each take a part of a step."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -12,10 +12,10 @@ from jaxtyping import Array, PyTree
 
 from flowlab.solve.rows import written_out
 
-__all__ = ["StraightLine"]
+__all__ = ["RungeKutta"]
 
 
-class StraightLine(diffrax.AbstractSolver):
+class RungeKutta(diffrax.AbstractSolver):
     """The same method, tableau, order, error estimate and interpolant as `method`.
 
     In a program that is to run fast the stages are written out one after the other: the fields here

@@ -4,7 +4,9 @@ Nothing but the standard library and typer is imported before a command runs.
 """
 
 import json
+import os
 import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -55,7 +57,16 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command with the arguments of the process."""
-    app(prog_name="flowlab")
+    try:
+        app(prog_name="flowlab")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            # Threads may be at work in compiled code still, which the end of the interpreter would
+            # take away under them: all is said and written, so leave without it.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
 
 
 def _print_version(asked: bool) -> None:
@@ -138,7 +149,10 @@ def sweep(
     given = request.plan(asked)
     if dry_run:
         typer.echo("estimating on some of the starts ...", err=True)
-        typer.echo(str(plans.estimate(given, out)))
+        expected = plans.estimate(given, out)
+        typer.echo(str(expected))
+        if expected.lacking() and not force:
+            raise ValueError(" ".join(expected.lacking()))
         return
     report.carry_out(given, out, scheduler, force=force, overwrite=overwrite, quiet=quiet)
 
@@ -186,6 +200,8 @@ def show(
     """
     from flowlab import store
 
+    if out is not None:
+        report.check_file("--out", out, (".png", ".svg", ".pdf"))
     runs = store.read(path)
     for name in ("flowlab", "jax", "diffrax"):
         typer.echo(f"{name} {runs.attrs[f'{name}_version']}")

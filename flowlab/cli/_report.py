@@ -113,7 +113,7 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
     """Draw the time to the target over the starts, a map for each case.
 
     Over a grid that is a cell for each start; over other starts on a plane, the mean in each of
-    128 x 128 cells, or of fewer where starts are few.
+    128 x 128 cells, or of fewer where starts are few. All maps share their colours.
 
     Raises:
         ValueError: If the starts are on no plane, or none of them reached the target.
@@ -122,30 +122,37 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
 
     from flowlab import plots
 
-    if out.is_dir():
-        raise ValueError(f"Option --out must be a file, but {out} is a folder.")
     if "starts" not in described:
         raise ValueError("Option --out has no effect with starts that are on no plane.")
-    maps = [(label, times) for label, times in _maps(runs, described) if np.any(times == times)]
-    if not maps:
+    maps = list(_maps(runs, described))
+    known = [times[np.isfinite(times)] for _, times in maps if np.isfinite(times).any()]
+    if not known:
         raise ValueError("Option --out has no effect where no start reached the target.")
+    limits = min(map(np.min, known)), max(map(np.max, known))
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
     figure, axes = plots.panels(rows, columns, size=(4.5, 4.2))
     gridded = described["starts"] == "grid"
     for ax, (label, values) in zip(axes, maps, strict=False):
+        # Above the legend, which takes the room of a title.
+        ax.set_title(label.replace(", ", "\n"), fontsize="small", pad=20)
+        if not np.isfinite(values).any():
+            ax.text(
+                0.5, 0.5, "none reached, or not yet solved", ha="center", transform=ax.transAxes
+            )
+            ax.set_axis_off()
+            continue
         plots.map_of(
             values,
             label="flow time to the target" if gridded else "mean flow time to the target",
             x=(described["lower"][0], described["upper"][0]),
             y=(described["lower"][1], described["upper"][1]),
-            scale="log" if np.nanmin(values) > 0 else "linear",
+            scale="log" if limits[0] > 0 else "linear",
+            limits=limits if limits[0] < limits[1] else None,
             missing="not reached" if gridded else "none reached",
             names=plots.LOG_RATIOS if described.get("policy") == "log_ratio" else plots.RATIOS,
             ax=ax,
         )
-        # Above the legend, which takes the room of a title.
-        ax.set_title(label.replace(", ", "\n"), loc="right", fontsize="small", pad=20)
     for ax in axes[len(maps) :]:
         ax.set_visible(False)
     figure.savefig(out, dpi=200)

@@ -23,9 +23,9 @@ def plan(asked: dict[str, Any]) -> plans.Plan:
             given = asked[name] is not None
             refuse_unless(given, f"{words.flag(name)} must be given, or --plan instead")
         return plans.from_recipe(_recipe(asked))
-    of_sweep = [name for name in asked if name not in OF_RUN]
-    given = {**asked, "float32": asked["float32"] or None}
-    words.refuse_without_effect(given, dict.fromkeys(of_sweep, (False, "--plan")))
+    for name, value in asked.items():
+        own = name in OF_RUN or value is None or value is False
+        refuse_unless(own, f"{words.flag(name)} has no effect with --plan; put it into that file")
     return plans.from_toml(asked["plan"])
 
 

@@ -216,10 +216,21 @@ class Plan:
         return {name: values[index] for (name, values), index in named}
 
     def solve(
-        self, case: Sequence[int], first: int, last: int, devices: Sequence[Any] | None = None
+        self,
+        case: Sequence[int],
+        first: int,
+        last: int,
+        devices: Sequence[Any] | None = None,
+        *,
+        optimise: bool | None = None,
     ) -> ensemble.Runs:
-        """The runs of a case from the starts between two indices, in memory."""
-        options = {**self._options, "optimise": ensemble.worth_optimising(self.runs)}
+        """The runs of a case from the starts between two indices, in memory.
+
+        Optimised, where nobody says so, if the whole plan is worth it.
+        """
+        if optimise is None:
+            optimise = ensemble.worth_optimising(self.runs)
+        options = {**self._options, "optimise": optimise}
         return ensemble.sweep(
             self.flow(case),
             self.starts.part(first, last),

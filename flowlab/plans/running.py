@@ -8,9 +8,9 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -254,14 +254,15 @@ def _fill(
         _here(plan, work, missing, devices) if client is None else _on(client, plan, path, missing)
     )
     options = ensemble.bar_options(progress)
-    with tqdm(total=total, initial=done, unit="run", unit_scale=True, **options) as bar:
+    bar = tqdm(total=total, initial=done, unit="run", unit_scale=True, **options)
+    with bar, closing(way):  # what is being written, is written to its end
         for block in way:
             bar.update(work.layout.starts_of(block.number))
 
 
 def _here(
     plan: Plan, work: BlockStore, missing: list[Block], devices: Sequence[Any] | None
-) -> Iterator[Block]:
+) -> Generator[Block, None, None]:
     """Solve blocks one after the other, and write each while the next is solved."""
     with ThreadPoolExecutor(1) as writer:
         writing: Future[Block] | None = None
@@ -288,7 +289,7 @@ def _written(work: BlockStore, block: Block, runs: "xarray.Dataset", seconds: fl
     return block
 
 
-def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Iterator[Block]:
+def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Generator[Block, None, None]:
     """Solve each block as a task of a Dask cluster; one whose worker dies is done elsewhere."""
     from distributed import as_completed
 

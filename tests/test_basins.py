@@ -181,3 +181,12 @@ def test_basins_differ_on_the_two_sides_of_every_separatrix() -> None:
         sides = inside[place] + 0.01 * np.array([[1], [-1]]) * across
         labels = basins(flow, sides, points).labels
         assert labels[0] != labels[1]
+
+
+@pytest.mark.parametrize("points", [[], "saddle", np.zeros((1, 2))], ids=["none", "text", "places"])
+def test_what_is_no_set_of_critical_points_is_refused(points: object) -> None:
+    flow = Flow(Himmelblau())
+    with pytest.raises(ValueError, match=r"^Argument `points` must be what critical\."):
+        separatrices(flow, points)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^Argument `points` must be what critical\."):
+        basins(flow, np.zeros((3, 2)), points)  # type: ignore[arg-type]

@@ -289,5 +289,5 @@ def test_values_must_increase(values: list[float]) -> None:
 
 
 def test_an_unknown_parameter_is_named() -> None:
-    with pytest.raises(ValueError, match="strength"):
+    with pytest.raises(ValueError, match="^Argument `parameter` must name .*`strength`"):
         continuation(FOLD, "slope", VALUES, REGION)

@@ -36,6 +36,7 @@ from flowlab.losses import (
     SimPO,
     functions,
 )
+from flowlab.losses.base import floats
 
 OF_A_BATCH = (AOT, AOTUnpaired)
 
@@ -304,3 +305,16 @@ def test_where_pairs_tie_the_derivative_is_that_of_their_order_in_the_batch(kind
 
     np.testing.assert_allclose(gradient(0), gradient(np.array([0, 1e-12, 0])), rtol=1e-9)
     assert not np.allclose(gradient(0), gradient(np.array([1e-12, 0, 0])), rtol=1e-9)
+
+
+def test_what_was_traced_in_64_bits_is_not_remembered_in_32():
+    levels = np.array([0.37])
+
+    @jax.jit
+    def scaled(x):
+        with jax.enable_x64(True):
+            return x * floats(levels)
+
+    scaled(jnp.ones(1))
+    with jax.enable_x64(False):
+        assert floats(levels).dtype == np.float32

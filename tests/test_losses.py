@@ -51,7 +51,7 @@ from flowlab.losses import (
     WeightedSum,
     negative_log_sigmoid,
 )
-from flowlab.losses.base import floats, weighted_mean
+from flowlab.losses.base import weighted_mean
 
 BETAS = (0.003, 0.1, 1.0, 7.0)
 SCALED = np.concatenate([np.linspace(-700, 700, 41), np.linspace(-3, 3, 13), [1e-9, -1e-9]])
@@ -538,16 +538,3 @@ def test_the_value_of_the_logistic_loss_needs_a_logarithm_and_its_gradient_none(
 def test_what_is_no_divergence_is_refused(divergence):
     with pytest.raises(ValueError, match="Argument `divergence` must be a divergence such as"):
         DPO(divergence=divergence)
-
-
-def test_what_was_traced_in_64_bits_is_not_remembered_in_32():
-    levels = np.array([0.37])
-
-    @jax.jit
-    def scaled(x):
-        with jax.enable_x64(True):
-            return x * floats(levels)
-
-    scaled(jnp.ones(1))
-    with jax.enable_x64(False):
-        assert floats(levels).dtype == np.float32

@@ -163,7 +163,7 @@ def test_a_dry_run_tells_what_it_will_take_and_writes_nothing(tmp_path):
 def test_options_beside_a_plan_or_without_one_are_refused(tmp_path):
     plan = written(tmp_path)
     beside = planned("--beta", "0.3", plan=plan, out=tmp_path / "s")
-    assert refusal(beside) == "Option --beta has no effect with --plan."
+    assert refusal(beside) == "Option --beta has no effect with --plan; put it into that file."
     nothing = flowlab_command("sweep", "--out", tmp_path / "s")
     assert refusal(nothing) == "Option --loss must be given, or --plan instead."
 

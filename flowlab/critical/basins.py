@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float, Int
 
 from flowlab import until
 from flowlab.critical.families import gaps
+from flowlab.critical.found import CriticalPoint, CriticalPoints, check_points
 from flowlab.critical.local import checked_region, diagonal, local
-from flowlab.critical.points import CriticalPoint, CriticalPoints, critical_points, refined
+from flowlab.critical.points import critical_points, refined
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
 from flowlab.until import Clock, Outcome
@@ -195,6 +196,7 @@ def basins(
         points = critical_points(flow, around if region is None else region)
     elif region is not None:
         raise ValueError("Argument `region` must be None where `points` are given, but is not.")
+    check_points(points)
     checked_region(points.region, flow)
     here = local(flow, flat)
     scale = _median(here.steepness)

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
 from flowlab.critical.following import Follower, Trail
+from flowlab.critical.found import CriticalPoint
 from flowlab.critical.local import checked_region
-from flowlab.critical.points import CriticalPoint, critical_points
+from flowlab.critical.points import critical_points
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
@@ -180,7 +181,10 @@ def continuation(
             f"Argument `values` must hold increasing numbers, at least two, but is {values!r}."
         )
     ends = checked_region(region, flow)
-    flows = [flow.with_parameter(parameter, float(value)) for value in listed]
+    try:
+        flows = [flow.with_parameter(parameter, float(value)) for value in listed]
+    except ValueError as error:
+        raise ValueError(str(error).replace("Argument `over`", "Argument `parameter`")) from None
     walk = _Walk(Follower(flow, parameter, ends), listed)
     for step, at_value in enumerate(flows):
         walk.to(step, list(critical_points(at_value, ends, starts=starts)))

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab.critical.edges import Face
+from flowlab.critical.found import CriticalPoint
 from flowlab.critical.local import diagonal, local, rates_of, root_step
-from flowlab.critical.points import CriticalPoint, described, kind_of
+from flowlab.critical.points import described, kind_of
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Follower", "Trail", "Turn"]

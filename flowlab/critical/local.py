@@ -285,8 +285,7 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
     if not _takes_vectors(flow, len(ends)):
         raise ValueError(
             "Argument `flow` must have states that are vectors with as many components as `region` "
-            f"has ranges, {len(ends)}, but has {type(flow).__name__} states of shape "
-            f"{flow.state_shape}."
+            f"has ranges, but {flow!r} takes no vectors of length {len(ends)}."
         )
     return ends
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from flowlab import until
+from flowlab.critical.found import CriticalPoint, CriticalPoints, check_points
 from flowlab.critical.local import checked_region, diagonal, enclosed, local, rates_of
-from flowlab.critical.points import CriticalPoint, CriticalPoints
 from flowlab.flow import AbstractFlow
 from flowlab.solve import flow_line
 
@@ -54,11 +54,12 @@ def separatrices(
         rtol: Relative tolerance.
 
     Raises:
-        ValueError: If the states are no vectors of two components.
+        ValueError: If the states are no vectors of two components, or `points` is something else.
 
     Accuracy: a curve begins 1e-5 of the region off the saddle, on its tangent; backwards in time
         the flow draws neighbours towards it, so that what is wrong there shrinks.
     """
+    check_points(points)
     ends = checked_region(points.region if region is None else region, flow)
     if len(ends) != 2:
         raise ValueError(

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -371,7 +371,8 @@ def _lock_of(path: Any) -> Any:
 def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes of this machine from the store; an object store has no locks.
 
-    The file of the lock stays: were it removed, two processes could hold locks of two files.
+    The file of the lock is removed while it is held; who gets the lock of a file that is gone tries
+    again, so that not two hold the locks of two files.
     """
     from filelock import Timeout
 
@@ -380,15 +381,22 @@ def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
         return
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(path)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise BlockingIOError(
-            f"another process is writing to {path}; wait for it, or stop it first"
-        ) from None
+    place = Path(lock.lock_file)
+    while True:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise BlockingIOError(
+                f"another process is writing to {path}; wait for it, or stop it first"
+            ) from None
+        if place.exists():
+            break
+        lock.release()
     try:
         yield
     finally:
+        with suppress(OSError):  # some systems do not remove what is open
+            place.unlink()
         lock.release()
 
 

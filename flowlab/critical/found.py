@@ -1,0 +1,138 @@
+"""One critical point, and all of a region, as they are found and told.
+
+d: components.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+__all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points"]
+
+Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
+
+_ROUNDING = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
+
+
+@dataclass(frozen=True, eq=False)
+class CriticalPoint:
+    """A point where the flow rests, or one of a line or manifold of such.
+
+    Attributes:
+        place: The state, shape (d,). Of a line, its point nearest to the middle of the region; of
+            a manifold, one of its points.
+        kind: "minimum", "saddle", "maximum", or "degenerate" (curvature does not tell). Along a
+            line or manifold, and on walls, the directions that are left decide.
+        index: Directions in which the potential curves down.
+        value: The potential there.
+        gradient_norm: |∇L| there, without its part across the walls it is held by.
+        spectrum: Eigenvalues of the Hessian, ascending, 0 where rounding hides them; on walls, of
+            the Hessian along them.
+        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time: small deviations from the
+            point die out as e^{−rate·t}, and grow where a rate is negative. On walls, those of a
+            flow that slides along them, with the metric that has the normals taken out.
+        dimension: 0 for an isolated point, 1 for a line of equilibria, 2 and more for a manifold.
+        path: Points along a line, to the sides of the region or all round, shape (k, d).
+        on: The walls or edges that hold it, such as "x_rejected = 0".
+    """
+
+    place: Float[np.ndarray, " d"]
+    kind: Kind
+    index: int
+    value: float
+    gradient_norm: float
+    spectrum: Float[np.ndarray, " d"]
+    rates: Float[np.ndarray, " d"]
+    dimension: int = 0
+    path: Float[np.ndarray, "k d"] | None = field(default=None, repr=False)
+    on: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Words for what it is: "saddle of index 1", "line of minima on x_rejected = 0"."""
+        words: dict[str, tuple[str, str]] = {
+            "minimum": ("minimum", "minima"),
+            "saddle": (f"saddle of index {self.index}", f"saddles of index {self.index}"),
+            "maximum": ("maximum", "maxima"),
+            "degenerate": ("degenerate point", "degenerate points"),
+        }
+        one, many = words[self.kind]
+        families = {0: one, 1: f"line of {many}"}
+        name = families.get(self.dimension, f"{self.dimension}-dimensional manifold of {many}")
+        return f"{name} on {' and '.join(self.on)}" if self.on else name
+
+
+@dataclass(frozen=True)
+class CriticalPoints:
+    """The critical points of a region; "none" is an answer, and comes with what was seen instead.
+
+    Attributes:
+        points: The critical points, by their potential; by their place where that is the same.
+        region: Lower and upper ends, shape (d, 2).
+        smallest_gradient: The smallest |∇L| met in the region away from the points: at the starts
+            of the search and where it ended without a root.
+        smallest_at: The state there.
+        searched: Starts of the search.
+        components: Names of the components of a state, where they have such.
+    """
+
+    points: tuple[CriticalPoint, ...]
+    region: Float[np.ndarray, "d 2"]
+    smallest_gradient: float
+    smallest_at: Float[np.ndarray, " d"]
+    searched: int
+    components: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __iter__(self) -> Iterator[CriticalPoint]:
+        return iter(self.points)
+
+    def __getitem__(self, place: int) -> CriticalPoint:
+        return self.points[place]
+
+    def of(self, kind: Kind) -> tuple[CriticalPoint, ...]:
+        """The points of a kind."""
+        return tuple(point for point in self.points if point.kind == kind)
+
+    @property
+    def inner(self) -> tuple[CriticalPoint, ...]:
+        """The points that no wall and no edge holds."""
+        return tuple(point for point in self.points if not point.on)
+
+    def __str__(self) -> str:
+        """A line for each point, or a sentence that there is none; and the smallest gradient."""
+        lines = [_line(point) for point in self.points] or ["no critical point in the region"]
+        where = np.array2string(self.smallest_at, precision=4, separator=", ")
+        lines.append(
+            f"elsewhere the gradient is at least {self.smallest_gradient:.3g}, at {where} "
+            f"({self.searched} starts)"
+        )
+        return "\n".join(lines)
+
+
+def check_points(points: Any) -> None:
+    """Refuse what was not found by `critical_points`.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if not isinstance(points, CriticalPoints):
+        raise ValueError(
+            "Argument `points` must be what critical.critical_points(flow, region) gives, but is "
+            f"{points!r}."
+        )
+
+
+def _line(point: CriticalPoint) -> str:
+    where = np.array2string(point.place, precision=6, separator=", ", suppress_small=True)
+    largest = np.max(np.abs(point.rates), initial=0.0)
+    known = np.where(np.abs(point.rates) > _ROUNDING * largest, point.rates, 0.0)
+    rates = np.array2string(known, precision=4, separator=", ")
+    slope = "|∇L| along it" if point.on else "|∇L|"
+    words = f"{point.name} at {where}: L = {point.value:.6g}, {slope} = {point.gradient_norm:.1e}"
+    return f"{words}, rates {rates} per unit of flow time"

@@ -76,7 +76,7 @@ def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
         plan: The plan.
         path: Where its store shall stand.
 
-    Accuracy: within a factor of two or so, where the first starts are as good as any; of a grid
+    Accuracy: within a factor of three or so, where the first starts are as good as any; of a grid
         they lie along one side. The size is that of the arrays, and exact.
     """
     return tried(plan, path)[0]

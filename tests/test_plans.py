@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,22 @@ def test_an_estimate_counts_the_bytes_of_the_arrays(tmp_path, monkeypatch):
     assert found.runs == 2 * COUNT
     assert 0 < found.seconds < 600
     assert found.lacking() == []
+
+
+def test_an_estimate_counts_what_other_kinds_of_cases_cost(tmp_path, monkeypatch):
+    policies_ = {"cheap": policies.RatioPlane(), "dear": policies.LogRatioPlane()}
+    plan = made(policy=policies_, starts=STARTS.part(0, 64))
+    moment = [0.0]
+    solve = plan.solve
+
+    def timed(case, first, last, *arguments, **options):
+        moment[0] += (last - first) * (3 if plan.labels(case)["policy"] == "dear" else 1)
+        return solve(case, first, last, *arguments, **options)
+
+    monkeypatch.setattr(plan, "solve", timed)
+    monkeypatch.setattr(time, "perf_counter", lambda: moment[0])
+    # 64 starts, two values of β, two policies, of which one takes a second a start and one three.
+    assert plans.estimate(plan, tmp_path).seconds == 64 * 2 * (1 + 3)
 
 
 def test_the_status_tells_blocks_outcomes_and_the_rate(tmp_path):

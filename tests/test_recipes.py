@@ -1,5 +1,6 @@
 """Plans from files and from the command line, and what the command says of a store."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,15 @@ def test_a_dry_run_tells_what_it_will_take_and_writes_nothing(tmp_path):
     assert told.exit_code == 0, told.output
     assert told.stdout.startswith("12 runs: about ")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_of_what_does_not_fit_ends_with_that_sentence(tmp_path, monkeypatch):
+    full = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    told = swept(tmp_path / "s", RATIO, GRID, flags=("--dry-run",))
+    assert told.exit_code == 2
+    assert told.stderr.splitlines()[-1].endswith("of disk, but 100 bytes are free.")
+    assert swept(tmp_path / "s", RATIO, GRID, flags=("--dry-run", "--force")).exit_code == 0
 
 
 def test_options_beside_a_plan_or_without_one_are_refused(tmp_path):

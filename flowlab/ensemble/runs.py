@@ -110,12 +110,16 @@ class Runs:
         components = tuple(f"component_{i}" for i in range(1, self.starts.ndim - 1))
         state = ("component", *components)
         variables: dict[str, Any] = {
-            "starts": (("start", *state), self.starts),
+            "starts": (("start", *state), self.starts, {"long_name": "state at the start"}),
             "outcome": (lead, self.outcome, _flags()),
             "time": (lead, self.time, {"long_name": "flow time to the target"}),
             "end_time": (lead, self.end_time, {"long_name": "flow time at the end"}),
-            "end": ((*lead, *state), self.end),
-            "level_times": ((*lead, "level"), self.level_times),
+            "end": ((*lead, *state), self.end, {"long_name": "state at the end"}),
+            "level_times": (
+                (*lead, "level"),
+                self.level_times,
+                {"long_name": "flow time to each level of the target"},
+            ),
             "steps": (lead, self.steps, {"long_name": "accepted steps"}),
         }
         coordinates: dict[str, Any] = dict(self.over)

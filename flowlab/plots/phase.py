@@ -95,6 +95,7 @@ def slow_regions(
     x: Span = (0.0, 1.0),
     y: Span = (0.0, 1.0),
     below: float,
+    label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Where the speed is below a level, dotted; around a critical point it always is.
@@ -104,6 +105,7 @@ def slow_regions(
         x: Range of the first component.
         y: Range of the second component.
         below: The level of the speed |−M∇L|, per unit of flow time.
+        label: Words for the legend; None for "speed below" the level.
         ax: Where to draw; None for a new Figure.
 
     Raises:
@@ -117,7 +119,7 @@ def slow_regions(
     axes, velocity = _sampled(flow, x, y)
     ax = target_axes(ax)
     speed = np.hypot(velocity[..., 0], velocity[..., 1])
-    label = f"speed below {below:.3g}"
+    label = f"speed below {below:.3g}" if label is None else label
     if np.any(speed < below):
         # Far above the level only that it is above matters, and there it may be infinite.
         share = np.minimum(speed / below, 2.0)
@@ -178,7 +180,8 @@ def phase_portrait(
         drawn.basins(critical.basins(flow, grid, points), ax=ax)
     if "slow_regions" in layers:
         level = _SLOW * _median_speed(velocity) if below is None else below
-        slow_regions(flow, x=x, y=y, below=level, ax=ax)
+        words = f"speed below {level:.3g}\n({_SLOW:g} of the median)" if below is None else None
+        slow_regions(flow, x=x, y=y, below=level, label=words, ax=ax)
     if "field" in layers:
         color = "0.4" if "basins" in layers else "0.6"
         field(flow, x=x, y=y, color=color, legend=False, ax=ax)
@@ -187,7 +190,7 @@ def phase_portrait(
     if "nullclines" in layers:
         nullclines(flow, x=x, y=y, ax=ax)
     if len(flow.domain.walls()[1]):
-        walls(flow.domain, x=x, y=y, ax=ax)
+        walls(flow.domain, x=x, y=y, color="0.25", ax=ax)
     if points is not None and "separatrices" in layers:
         drawn.separatrices(critical.separatrices(flow, points, spans), ax=ax)
     if points is not None and "critical_points" in layers:

@@ -40,14 +40,13 @@ FIRST = ("test_cards", "test_cards_made", "the study", "test_faults", "test_accu
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keeps the tests of a file in one process, where what they compile is compiled once."""
+
+    def group(item: pytest.Item) -> str:
+        return TOGETHER.get(item.path.stem, item.path.stem)
+
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(TOGETHER.get(item.path.stem, item.path.stem)))
-
-    def place(item: pytest.Item) -> int:
-        group = item.get_closest_marker("xdist_group").args[0]  # type: ignore[union-attr]
-        return FIRST.index(group) if group in FIRST else len(FIRST)
-
-    items.sort(key=place)
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    items.sort(key=lambda item: FIRST.index(group(item)) if group(item) in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -98,7 +98,7 @@ def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callab
 
     def mapped(*arguments: PyTree[Array]) -> PyTree[Array]:
         leaves, structure = jax.tree.flatten(arguments)
-        if not _IN_ROWS.get() or any(leaf.size > longest * leaf.shape[-1] for leaf in leaves):
+        if not written_out() or any(leaf.size > longest * leaf.shape[-1] for leaf in leaves):
             return jax.vmap(function, in_axes=-1, out_axes=-1)(*arguments)
         count = leaves[0].shape[-1]
         one = [jax.ShapeDtypeStruct(leaf.shape[:-1], leaf.dtype) for leaf in leaves]

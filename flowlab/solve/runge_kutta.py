@@ -84,13 +84,13 @@ class RungeKutta(diffrax.AbstractSolver):
     def _in_a_loop(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
         """The same, by a loop over the stages."""
         tableau = self._tableau
-        rows = np.zeros((tableau.num_stages - 1, tableau.num_stages))
-        for row, weights in zip(rows, tableau.a_lower, strict=True):
+        square = np.zeros((tableau.num_stages - 1, tableau.num_stages))
+        for row, weights in zip(square, tableau.a_lower, strict=True):
             row[: len(weights)] = weights
+        rows, places = jnp.asarray(square, part.dtype), jnp.asarray(tableau.c, part.dtype)
 
         def stage(i: Array, slopes: Any) -> Any:
-            here = _weighted(y0, part, jnp.asarray(rows, part.dtype)[i], slopes)
-            new = slope(jnp.asarray(tableau.c, part.dtype)[i], here)
+            new = slope(places[i], _weighted(y0, part, rows[i], slopes))
             return jax.tree.map(lambda all_, one: all_.at[i + 1].set(one), slopes, new)
 
         room = jax.tree.map(
@@ -115,13 +115,18 @@ def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
         total = sum(w * part for (w, _), part in zip(used, parts, strict=True))
         return _times(step, total)  # type: ignore[arg-type]
 
-    rises = jax.tree.map(rise, *(k for _, k in used))
-    return rises if y is None else jax.tree.map(jnp.add, y, rises)
+    return _onto(y, jax.tree.map(rise, *(k for _, k in used)))
 
 
 def _weighted(y: Any, step: Array, weights: Array, slopes: Any) -> Any:
     """Y + step·Σ weights·slopes (without y where it is None), the slopes on the first axis."""
-    rises = jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes)
+    return _onto(
+        y, jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes)
+    )
+
+
+def _onto(y: Any, rises: Any) -> Any:
+    """Y + rises; these alone where y is None."""
     return rises if y is None else jax.tree.map(jnp.add, y, rises)
 
 

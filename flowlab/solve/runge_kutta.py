@@ -120,9 +120,7 @@ def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
 
 def _weighted(y: Any, step: Array, weights: Array, slopes: Any) -> Any:
     """Y + step·Σ weights·slopes (without y where it is None), the slopes on the first axis."""
-    return _onto(
-        y, jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes)
-    )
+    return _onto(y, jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes))
 
 
 def _onto(y: Any, rises: Any) -> Any:

@@ -92,8 +92,7 @@ def _bound(
 
 def _options(optimise: bool) -> dict[str, Any] | None:
     quick = not optimise and jax.default_backend() == "cpu"
-    wanted = _QUICKLY if quick else {}
-    return {name: value for name, value in wanted.items() if _known({name: value})} or None
+    return dict(_known_quick_options()) or None if quick else None
 
 
 def exact_products() -> Any:
@@ -105,10 +104,15 @@ def exact_products() -> Any:
     return jax.default_matmul_precision("highest")
 
 
-def _known(option: dict[str, Any]) -> bool:
-    """Whether this release of XLA has an option; they come and go without notice."""
-    try:
-        jax.jit(lambda: 0, compiler_options=option)()
-    except Exception:
-        return False
-    return True
+@cache
+def _known_quick_options() -> tuple[tuple[str, Any], ...]:
+    """Those of the options that this release of XLA has; they come and go without notice."""
+
+    def is_known(name: str) -> bool:
+        try:
+            jax.jit(lambda: 0, compiler_options={name: _QUICKLY[name]})()
+        except Exception:
+            return False
+        return True
+
+    return tuple((name, value) for name, value in _QUICKLY.items() if is_known(name))

@@ -5,6 +5,7 @@ from enum import IntEnum
 from typing import ClassVar, Literal
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +108,7 @@ class _LossBelow(AbstractTarget):
         if np.min(self.levels) <= 0:
             return ("arc_length", "loss", "time")
         others: tuple[Clock, ...] = ("loss", "arc_length", "time")
-        return others if flow.margin_at(self.levels) is None else ("margin", *others)
+        return ("margin", *others) if _falls_with_the_margin(flow, self.levels) else others
 
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
         return flow.margin_at(self.levels)
@@ -134,7 +135,7 @@ class _MarginAbove(AbstractTarget):
 
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
         others: tuple[Clock, ...] = ("arc_length", "time")
-        return others if self.margins(flow) is None else ("margin", *others)
+        return ("margin", *others) if _falls_with_the_margin(flow, np.ones(1)) else others
 
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
         return None if flow.margin_at(np.ones(1)) is None else floats(self.levels)
@@ -265,6 +266,11 @@ def boundary(*, time_limit: float | None = None) -> AbstractTarget:
     the outcome is `at_critical_point`, and `end_time` is where the integration stopped.
     """
     return _Boundary(np.zeros(1), checked_limit(time_limit))
+
+
+def _falls_with_the_margin(flow: AbstractFlow, levels: Float[ArrayLike, " k"]) -> bool:
+    """Whether a flow says at which margins it has given levels; nothing is computed."""
+    return jax.eval_shape(flow.margin_at, np.asarray(levels)) is not None
 
 
 def _levels(name: str, values: tuple[float, ...]) -> np.ndarray:

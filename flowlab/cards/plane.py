@@ -4,16 +4,16 @@ n: points; a point is (u_chosen, u_rejected).
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab.flow import PreferenceFlow
+from flowlab.solve import compiled
 
 __all__ = ["Field", "Plane", "circle"]
 
@@ -97,7 +97,7 @@ def circle(count: int) -> Float[np.ndarray, "n 2"]:
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-@eqx.filter_jit
+@partial(compiled, optimise=False)
 def _evaluate(flow: PreferenceFlow, points: Float[ArrayLike, "n 2"]) -> Any:
     def at(point: Float[Array, " 2"]) -> tuple[Array, Array, Array, Array]:
         value, gradient = jax.value_and_grad(flow.potential)(point)

@@ -115,7 +115,8 @@ def solved(
     order = _ordered(work, starts, count)
     running, evicted = _first_passes(work, starts, order)
     evicted += _later_passes(work, problem, running)
-    _later_passes(work, safe_problem(problem), evicted)
+    if evicted:
+        _later_passes(work, safe_problem(problem), evicted)
     return work.collected.results
 
 
@@ -151,7 +152,12 @@ def _as_rows(array: np.ndarray) -> np.ndarray:
 
 
 def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndarray, " n"]:
-    """The indices of the starts, slab after slab, in each by the potential, without it last."""
+    """The indices of the starts, slab after slab, in each by the potential, without it last.
+
+    Those of a single block stay as they are: its lanes share a step in any order.
+    """
+    if count <= work.size:
+        return np.arange(count)
     length = work.size * _BLOCKS_OF_A_SLAB
     number = -(-count // length)
     dealt = np.concatenate([np.arange(k, count, number) for k in range(number)])

@@ -140,7 +140,7 @@ def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
-    flow, domain = problem.flow, problem.flow.domain
+    domain = problem.flow.domain
     outcome, end_time, arrived = _settlement(problem, lane)
     unfit = (lane.outcome == Outcome.left_domain) | (lane.outcome == Outcome.non_finite)
     started = ~unfit | (lane.steps > 0)
@@ -150,12 +150,7 @@ def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
         level_times = jnp.where(reached, end_time, jnp.nan)[None]
     last = domain.state(lane.point.coordinates)
     end = _settled(lane, last, arrived)
-    ends = _ends(problem, lane, end, end_time)
-    results: dict[str, Any] = {}
-    integrals = iter(lane.point.integrals)
-    for measure, carry in zip(problem.measures, lane.folds, strict=True):
-        rated = measure.rate(flow, ends.start, ends.start_velocity) is not None
-        results |= measure.results(flow, next(integrals) if rated else None, carry, ends)
+    results = _measured(problem, lane, end, end_time)
     nan = jnp.asarray(jnp.nan, end_time.dtype)
     end, results = jax.tree.map(lambda x: jnp.where(started, x, nan), (end, results))
     return {
@@ -168,6 +163,22 @@ def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
         "measures": results,
         "steps": lane.steps,
     }
+
+
+def _measured(
+    problem: Problem, lane: Lanes, end: PyTree[Array], time: Float[Array, ""]
+) -> dict[str, Array]:
+    """The results of all measures, by name."""
+    if not problem.measures:
+        return {}
+    ends = _ends(problem, lane, end, time)
+    results: dict[str, Array] = {}
+    integrals = iter(lane.point.integrals)
+    for measure, carry in zip(problem.measures, lane.folds, strict=True):
+        rated = measure.rate(problem.flow, ends.start, ends.start_velocity) is not None
+        integral = next(integrals) if rated else None
+        results |= measure.results(problem.flow, integral, carry, ends)
+    return results
 
 
 def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:

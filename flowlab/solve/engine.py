@@ -38,6 +38,7 @@ from flowlab.solve.problem import (
     Problem,
     lanewise,
     motion,
+    on_device,
     rates,
     select,
 )
@@ -84,7 +85,7 @@ class _Loop(eqx.Module):
 
 def safe_problem(problem: Problem) -> Problem:
     """The same problem under the clock that is regular everywhere."""
-    step = jnp.asarray(FIRST_STEP["arc_length"], problem.rtol.dtype)
+    step = on_device(FIRST_STEP["arc_length"], problem.rtol.dtype)
     return dataclasses.replace(problem, clock="arc_length", logarithmic=False, first_step=step)
 
 
@@ -155,14 +156,14 @@ def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loo
     _, controller_state = problem.controller.init(
         _terms(problem), zero, never, zero, step, None, problem.solver.func, _order(problem)
     )
-    solver_state = problem.solver.init(_terms(problem), zero, step, lanes.point, lanes)
+    if problem.eventful:  # the first step evaluates the field at its start, as after a jump
+        solver_state = problem.solver.blank(lanes.point)
+    else:
+        solver_state = problem.solver.init(_terms(problem), zero, step, lanes.point, lanes)
     tape = None
     if tape_length is not None:
-        _, _, dense, _, _ = problem.solver.step(
-            _terms(problem), zero, step, lanes.point, lanes, solver_state, jnp.asarray(True)
-        )
         tape = Tape(
-            jax.tree.map(lambda x: jnp.zeros((tape_length, *x.shape), x.dtype), dense),
+            problem.solver.room(lanes.point, tape_length),
             jnp.zeros((tape_length, *lanes.progress.shape), step.dtype),
             jnp.zeros((), jnp.int32),
         )

@@ -21,7 +21,6 @@ from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance
 from flowlab.solve.events import interpolated, root
 from flowlab.solve.problem import Problem, check_states, check_target, make_problem
-from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Line", "flow_line"]
@@ -177,7 +176,6 @@ def flow_line(
 
 def _affordable_steps(problem: Problem, start: PyTree[Any]) -> int:
     """The steps to try where nobody says how many: of each, all stages are recorded."""
-    assert isinstance(problem.solver, RungeKutta)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start))
     stages = problem.solver.stages
     return int(np.clip(_ROOM // ((stages + _ENDS) * size), _FEWEST_STEPS, _MOST_STEPS))

@@ -42,6 +42,7 @@ __all__ = [
     "make_problem",
     "margin",
     "motion",
+    "on_device",
     "rates",
     "select",
 ]
@@ -171,7 +172,7 @@ class Problem(eqx.Module):
     rtol: Float[Array, ""]
     atol: Float[Array, ""] | None
     first_step: Float[Array, ""]
-    solver: diffrax.AbstractSolver
+    solver: RungeKutta
     controller: diffrax.AbstractStepSizeController
     clock: Clock = eqx.field(static=True)
     logarithmic: bool = eqx.field(static=True)
@@ -249,10 +250,10 @@ def make_problem(
         flow=cast(flow, dtype),
         target=cast(until, dtype),
         measures=cast(tuple(measures), dtype),
-        save_at=jnp.asarray(_checked_times(save_at), dtype),
-        rtol=jnp.asarray(rtol, dtype),
-        atol=None if atol is None else jnp.asarray(atol, dtype),
-        first_step=jnp.asarray(constant_step or FIRST_STEP[clock], dtype),
+        save_at=on_device(_checked_times(save_at), dtype),
+        rtol=on_device(rtol, dtype),
+        atol=None if atol is None else on_device(atol, dtype),
+        first_step=on_device(constant_step or FIRST_STEP[clock], dtype),
         solver=RungeKutta(solver),
         controller=_CONTROLLER if constant_step is None else diffrax.ConstantStepSize(),
         clock=clock,
@@ -353,10 +354,17 @@ def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
     def leaf(value: Any) -> Any:
         if not eqx.is_array_like(value):
             return value
-        array = jnp.asarray(value)
-        return jnp.asarray(value, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
+        return on_device(value, dtype if floating else None)
 
     return jax.tree.map(leaf, tree)
+
+
+def on_device(value: Any, dtype: Any = None) -> Array:
+    """Numbers as an array of a dtype, moved and not computed where they are no array of JAX."""
+    if isinstance(value, jax.Array):
+        return jnp.asarray(value, dtype)
+    return jax.device_put(np.asarray(value, dtype))  # asarray would compile a program for its shape
 
 
 def filled(indices: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " m"]:
@@ -490,7 +498,7 @@ def check_states(
 
 def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched: bool) -> None:
     """Refuse a PyTree that is not like the states of the flow, where those are known."""
-    if flow.reference_state is None or flow.state_shape is not None:
+    if flow.state_shape is not None or flow.reference_state is None:
         return
 
     def shapes(tree: PyTree[Any], lead: int) -> PyTree[tuple[int, ...]]:

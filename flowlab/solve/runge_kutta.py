@@ -39,6 +39,14 @@ class RungeKutta(diffrax.AbstractSolver):
         """Evaluations of the field whose values the interpolant of a step keeps."""
         return self._tableau.num_stages
 
+    def room(self, y: PyTree[Array], steps: int) -> dict[str, PyTree[Array]]:
+        """Zeros that have the shape of what the interpolants of so many steps need."""
+
+        def zeros(*lead: int) -> PyTree[Array]:
+            return jax.tree.map(lambda leaf: jnp.zeros((*lead, *leaf.shape), leaf.dtype), y)
+
+        return {"y0": zeros(steps), "y1": zeros(steps), "k": zeros(steps, self.stages)}
+
     def order(self, terms: Any) -> int | None:
         return self.method.order(terms)
 
@@ -48,6 +56,10 @@ class RungeKutta(diffrax.AbstractSolver):
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> PyTree[Array] | None:
         del t1
         return terms.vf(t0, y0, args) if self._tableau.fsal else None
+
+    def blank(self, y0: PyTree[Array]) -> PyTree[Array] | None:
+        """What `init` gives, of zeros: for a first step that is told of a jump."""
+        return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any

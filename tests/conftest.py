@@ -1,8 +1,12 @@
 """Sets up every test process: strict JAX, eight CPU devices, examples without deadlines."""
 
 import os
+import shutil
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 # JAX and matplotlib read these when they are imported, so they are set before; who wants the tests
 # on another device says so in the environment.
@@ -20,6 +24,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # What goes to several devices is tested on any machine.
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Both processes keep what they compile in one folder, which the first of them makes and removes.
+COMPILED = "FLOWLAB_TESTS_COMPILED"
+OWNER = COMPILED not in os.environ
+if OWNER:
+    os.environ[COMPILED] = tempfile.mkdtemp(prefix="flowlab-compiled-")
+jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
 # The first example pays for a compilation, so a deadline would measure the machine; the same
 # examples in every run make a failure reproducible.
 hypothesis.settings.register_profile(
@@ -34,19 +47,44 @@ hypothesis.settings.load_profile("flowlab")
 
 # Files that share what they compute, and go to one process together.
 TOGETHER = {"test_claims": "the study", "test_study": "the study"}
+MOST_MEMORY = 4 * 2**30  # bytes, of each process
 # What takes longest comes first, so that no process is left alone with it at the end.
 FIRST = ("test_cards", "test_cards_made", "the study", "test_faults", "test_accuracy")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file in one process, where what they compile is compiled once."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--exhaustive`."""
+    parser.addoption("--exhaustive", action="store_true", help="run the full grids, too")
 
-    def group(item: pytest.Item) -> str:
-        return TOGETHER.get(item.path.stem, item.path.stem)
 
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
-    items.sort(key=lambda item: FIRST.index(group(item)) if group(item) in FIRST else len(FIRST))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what belongs to a full grid alone, unless it is asked for; the dearest first."""
+    if not config.getoption("--exhaustive"):
+        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
+    order = {name: place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: order.get(group(item.path.stem), len(order)))
+
+
+def group(stem: str) -> str:
+    """What the tests of a file are kept together with."""
+    return TOGETHER.get(stem, stem)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file in one process, where what they compile is compiled once.
+
+    The groups of xdist 3.8 by marks are none under pytest 9.2, and nothing says so.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class InGroups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(Path(nodeid.split("::", 1)[0]).stem)
+
+    return InGroups(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,10 +105,25 @@ def sweeps_on_two_devices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def free_compiled_functions() -> Iterator[None]:
-    """Bounds the memory of a run: what one file compiled is dropped before the next."""
+def bounded_memory() -> Iterator[None]:
+    """Drops what the files before have compiled once it takes up much memory."""
     yield
-    jax.clear_caches()
+    if resident_bytes() > MOST_MEMORY:
+        jax.clear_caches()
+
+
+def resident_bytes() -> float:
+    """The memory of this process, where the system tells; else infinite."""
+    told = Path("/proc/self/statm")
+    if not told.exists():
+        return float("inf")
+    return int(told.read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def pytest_unconfigure() -> None:
+    """Removes what was compiled."""
+    if OWNER:
+        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

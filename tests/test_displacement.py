@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from grids import thinned
 from scipy.integrate import solve_ivp
 
 import flowlab as fl
@@ -49,7 +50,7 @@ PLANES = {
 }
 
 
-@pytest.mark.parametrize("name", PLANES)
+@pytest.mark.parametrize("name", thinned(PLANES, {"ratio plane, box", "probability plane"}))
 def test_for_one_pair_on_a_plane_dpo_never_lowers_the_chosen(name):
     policy, points = PLANES[name]
     runs = swept(policy, points, 20.0)
@@ -70,7 +71,10 @@ def test_on_the_wall_of_the_simplex_dpo_raises_the_chosen_until_the_flow_is_rele
     np.testing.assert_array_equal(runs.measures["dip_depth"], 0.0)
 
 
-@pytest.mark.parametrize(("responses", "fisher"), [(2, False), (5, False), (5, True)])
+TABLES = [(2, False), (5, False), (5, True)]
+
+
+@pytest.mark.parametrize(("responses", "fisher"), thinned(TABLES, TABLES[2:]))
 def test_for_one_pair_under_a_softmax_table_dpo_never_lowers_the_chosen(responses, fisher):
     # Under the Fisher metric the rejected dies out in finite time, so that a margin ends the lines.
     target = until.margin_above(15.0) if fisher else until.time(50.0)
@@ -117,7 +121,7 @@ PAST_ITS_TARGET = {
 }
 
 
-@pytest.mark.parametrize("name", PAST_ITS_TARGET)
+@pytest.mark.parametrize("name", thinned(PAST_ITS_TARGET, {"DiscoPOP", "cDPO"}))
 def test_where_a_loss_of_the_margin_wants_a_smaller_one_the_reverse_holds(name):
     loss, past = PAST_ITS_TARGET[name]
     margins = np.sort(MARGINS)

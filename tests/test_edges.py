@@ -1,5 +1,7 @@
 """Cases at the edges: walls at the start, corners, ties of events, lanes that leave their block."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,19 @@ import flowlab as fl
 from flowlab import exact, measures, starts, until
 from flowlab.domains import Box, Quadrant, Simplex
 from flowlab.losses import SFT, Hinge
+from flowlab.solve import compiled
 from flowlab.until import Outcome
 
 FLOW = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
 SQUARE = starts.uniform(640, (0.1, 0.1), (1.0, 1.0), key=4)
+
+
+quickly = partial(compiled, optimise=False)  # as `jax.jit`, in half of its time
+
+
+def change(function, place, tangent):
+    """The derivative of a function along a tangent."""
+    return quickly(lambda *at: jax.jvp(function, at[:1], at[1:])[1])(place, tangent)
 
 
 def outward(y):
@@ -112,7 +123,7 @@ def test_derivatives_of_all_levels_pass_through_a_wall(clock):
         target = until.loss_below(0.4, 0.1)
         return fl.flow_line(flow, x, until=target, rtol=1e-9, clock=clock).level_times
 
-    _, found = jax.jvp(times, (jnp.asarray(start),), (jnp.asarray([0.0, 1.0]),))
+    found = change(times, jnp.asarray(start), jnp.asarray([0.0, 1.0]))
     step = np.array([0.0, 1e-5])
     for index, level in enumerate((0.4, 0.1)):
         after, before = (
@@ -129,8 +140,9 @@ def test_the_derivative_of_a_state_at_a_time_passes_through_a_wall_in_the_time_c
         start = jnp.stack([jnp.asarray(0.9), second])
         return fl.flow_line(flow, start, until=until.time(1.5), rtol=1e-10, clock="time").end[1]
 
-    _, found = jax.jvp(end, (jnp.asarray(0.8),), (jnp.asarray(1.0),))
-    ends = [float(jax.jit(end)(jnp.asarray(0.8 + sign * 1e-5))) for sign in (1, -1)]
+    found = change(end, jnp.asarray(0.8), jnp.asarray(1.0))
+    quick = quickly(end)
+    ends = [float(quick(jnp.asarray(0.8 + sign * 1e-5))) for sign in (1, -1)]
     assert found == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
 
 

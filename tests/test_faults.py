@@ -19,8 +19,6 @@ import xarray
 from flowlab import plans, store
 from flowlab.store import BlockStore
 
-pytestmark = pytest.mark.slow
-
 KILLS = 20
 COUNT, BLOCK = 800, 25
 RECIPE: dict[str, Any] = {

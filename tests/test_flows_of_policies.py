@@ -307,7 +307,10 @@ def stretched(state, covector):
     return jax.tree.map(lambda y, c: jax.nn.softplus(y) * c, state, covector)
 
 
-@pytest.mark.parametrize("metric", [None, stretched], ids=["Euclidean", "stretched"])
+@pytest.mark.parametrize(
+    "metric",
+    [pytest.param(None, id="Euclidean", marks=pytest.mark.exhaustive), stretched],
+)
 def test_the_loss_of_a_network_falls_at_the_squared_length_of_its_gradient(metric):
     reference = parameters(*WIDTHS)
     assert sum(leaf.size for leaf in jax.tree.leaves(reference)) > 10_000

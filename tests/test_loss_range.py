@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from grids import thinned
 from loss_formulas import (
     FAR,
     FORMULAS,
@@ -99,7 +100,20 @@ EXTREMES = [
 CASES = [(kind, {}) for kind in FORMULAS] + EXTREMES
 
 
+def thinned_cases(cases):
+    """Cases in both precisions: by default those as made in both, other numbers than β in one."""
+    pairs = [(case, dtype) for case in cases for dtype in ("float64", "float32")]
+    kept = [
+        ((kind, changed), dtype)
+        for (kind, changed), dtype in pairs
+        if not changed or (dtype == "float64" and "beta" not in changed)
+    ]
+    return thinned(pairs, kept)
+
+
 def named(case):
+    if isinstance(case, str):
+        return case
     kind, changed = case
     return "-".join([kind.__name__, *(f"{name}={value}" for name, value in changed.items())])
 
@@ -164,8 +178,7 @@ def errors(got, wanted, terms, signs, dtype):
     return error[comparable] / np.maximum(terms, smallest)[comparable]
 
 
-@pytest.mark.parametrize("case", CASES, ids=named)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(("case", "dtype"), thinned_cases(CASES), ids=named)
 def test_value_and_gradient_are_those_of_the_formula_to_fifty_digits(case, dtype):
     kind, changed = case
     formula, defaults = FORMULAS[kind]
@@ -181,8 +194,9 @@ def test_value_and_gradient_are_those_of_the_formula_to_fifty_digits(case, dtype
     assert np.all(apart <= 4 * np.finfo(dtype).eps * size[known] + np.finfo(dtype).tiny)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "beta" not in case[1]], ids=named)
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize(
+    ("case", "dtype"), thinned_cases([c for c in CASES if "beta" not in c[1]]), ids=named
+)
 def test_far_out_there_are_signed_zeros_and_infinities_and_no_nan(case, dtype):
     kind, changed = case
     formula, defaults = FORMULAS[kind]

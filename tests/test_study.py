@@ -47,7 +47,6 @@ def result(tmp_path_factory):
         )
 
 
-@pytest.mark.slow
 def test_the_folder_holds_what_was_promised(result):
     names = {path.name for path in result.folder.iterdir()}
     assert names == {"report.html", "claims.json", "figures", "sweep.zarr"}
@@ -57,7 +56,6 @@ def test_the_folder_holds_what_was_promised(result):
     assert "training_run.png" in figures
 
 
-@pytest.mark.slow
 def test_the_report_needs_nothing_but_itself(result):
     page = (result.folder / "report.html").read_text(encoding="utf-8")
     sources = re.findall(r"(?:src|href)='([^']*)'", page)
@@ -69,7 +67,6 @@ def test_the_report_needs_nothing_but_itself(result):
     assert "only the path can be compared" in page
 
 
-@pytest.mark.slow
 def test_the_claims_file_has_the_promised_shape(result):
     claims = json.loads((result.folder / "claims.json").read_text(encoding="utf-8"))
     assert [claim["id"] for claim in claims] == [f"C{i}" for i in range(1, 18)]
@@ -82,7 +79,6 @@ def test_the_claims_file_has_the_promised_shape(result):
             assert verdict["verdict"] in allowed
 
 
-@pytest.mark.slow
 def test_the_report_has_a_cell_for_every_claim_in_every_geometry(result):
     page = (result.folder / "report.html").read_text(encoding="utf-8")
     table = page[page.index("class='verdicts'") : page.index("id='coordinates'")]
@@ -97,7 +93,6 @@ def test_the_report_has_a_cell_for_every_claim_in_every_geometry(result):
     assert falls[6:10] == ["0", "0", "0", "1"]
 
 
-@pytest.mark.slow
 def test_every_figure_is_drawn_with_a_caption(result):
     page = (result.folder / "report.html").read_text(encoding="utf-8")
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)
@@ -114,7 +109,6 @@ def test_every_figure_is_drawn_with_a_caption(result):
     assert len(named) == 9
 
 
-@pytest.mark.slow
 def test_the_store_opens_with_xarray_and_holds_the_right_times(result):
     dataset = xarray.open_zarr(result.folder / "sweep.zarr")
     assert dict(dataset["time"].sizes) == {"beta": 2, "x_chosen": 32, "x_rejected": 32}
@@ -124,7 +118,6 @@ def test_the_store_opens_with_xarray_and_holds_the_right_times(result):
     assert float(dataset["time"].isel(place)) == pytest.approx(float(wanted), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_the_command_shows_and_draws_the_store(result, tmp_path):
     picture = tmp_path / "times.png"
     arguments = ["show", str(result.folder / "sweep.zarr"), "--out", str(picture)]
@@ -135,7 +128,6 @@ def test_the_command_shows_and_draws_the_store(result, tmp_path):
     assert picture.stat().st_size > 10_000
 
 
-@pytest.mark.slow
 def test_the_summary_shows_every_beta_and_every_claim(result):
     text = result.summary()
     assert "0.3" in text
@@ -143,7 +135,6 @@ def test_the_summary_shows_every_beta_and_every_claim(result):
     assert result.accuracy[0.3][1] < 1e-5
 
 
-@pytest.mark.slow
 def test_what_the_loss_level_forces_does_not_decide(result):
     forced = "share_of_starts_where_x2_over_x1_is_near_0_at_the_loss_level"
     for verdict in result.claims[8].verdicts.values():
@@ -396,7 +387,6 @@ def test_a_number_that_is_not_finite_is_written_as_null() -> None:
     assert written[0]["verdicts"]["here"]["evidence"] == {"a": None, "b": None, "c": 1.0}
 
 
-@pytest.mark.slow
 def test_the_line_of_the_feature_model_dips_and_recovers_as_scipy_has_it(result):
     line = result.data.line
 

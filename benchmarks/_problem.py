@@ -17,6 +17,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from _common import devices
 
 import flowlab
 from flowlab import exact, starts
@@ -101,28 +102,16 @@ def measured(
     if variants:
         solved(points(TINY))
     result: dict[str, Any] = {"devices": devices(), "baseline_mib": peak_mib()}
-    rows = [_first(variant) for variant in variants]
+    rows = [first(variant) for variant in variants]
     began = time.perf_counter()
     for _ in range(repetitions):
         for variant, row in zip(variants, rows, strict=True):
-            row["seconds"].append(_timed(variant)[0])
+            row["seconds"].append(timed(variant)[0])
         if time.perf_counter() - began > enough_s:
             break
     for row in rows:
         row["starts_per_s"] = row["count"] / median(row["seconds"])
     return {**result, "device_peak_mib": device_peak_mib(), "rows": rows}
-
-
-def devices() -> list[str]:
-    """What JAX calls its local devices."""
-    import jax
-
-    return [f"{device.platform} {device.device_kind}" for device in jax.local_devices()]
-
-
-def measured_on(seen: Sequence[str], cpu: str) -> str:
-    """Where a result was measured, in words: the CPU, or the accelerators beside it."""
-    return cpu if seen[0].startswith("cpu") else f"{len(seen)} x {seen[0]}, {cpu}"
 
 
 def device_peak_mib() -> float | None:
@@ -153,7 +142,7 @@ def peak_mib() -> float | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _timed(variant: Mapping[str, Any]) -> tuple[float, np.ndarray, Any]:
+def timed(variant: Mapping[str, Any]) -> tuple[float, np.ndarray, Any]:
     """Seconds of one sweep, its starts and its runs."""
     import jax
 
@@ -166,9 +155,9 @@ def _timed(variant: Mapping[str, Any]) -> tuple[float, np.ndarray, Any]:
     return time.perf_counter() - began, some, runs
 
 
-def _first(variant: Mapping[str, Any]) -> dict[str, Any]:
+def first(variant: Mapping[str, Any]) -> dict[str, Any]:
     """The first call, which compiles; its memory, and its steps and errors."""
-    seconds, some, runs = _timed(variant)
+    seconds, some, runs = timed(variant)
     row = {**variant, "first_call_s": seconds, "peak_mib": peak_mib()}
     chosen = slice(None, None, max(1, len(some) // COMPARED))
     wanted = exact.ratio_plane_time(some[chosen].astype(np.float64), BETA, level=LEVEL)

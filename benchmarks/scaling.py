@@ -15,7 +15,7 @@ from typing import Any
 
 from _common import emit, machine, parser
 from _figures import COLOURS, MARKERS, label, panels, save
-from _problem import PROBLEM, in_a_fresh_process, in_a_notebook, measured_on, missing_for_notebooks
+from _problem import PROBLEM, in_a_fresh_process, in_a_notebook, missing_for_notebooks
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
@@ -283,8 +283,7 @@ def main() -> None:
     result = answers(options)
     emit({"benchmark": "scaling", "problem": PROBLEM, **result}, options.out)
     if options.figure is not None:
-        where = measured_on(result["devices_seen"], machine()["device"])
-        save(draw(result, where), options.figure)
+        save(draw(result, machine()["device"]), options.figure)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optimistix
-from _common import emit, parser
-from _problem import accuracy, devices
+from _common import devices, emit, parser
+from _problem import accuracy
 
 import flowlab
 from flowlab import exact, until

@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 
 import diffrax
 import numpy as np
-from _common import emit, machine, parser
+from _common import devices, emit, machine, parser
 from _figures import COLOURS, MARKERS, label, panels, save
-from _problem import BETA, LEVEL, PROBLEM, accuracy, devices, measured_on, points
+from _problem import BETA, LEVEL, PROBLEM, accuracy, points
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -215,7 +215,7 @@ def main() -> None:
     result = {"benchmark": "work_precision", "problems": words, "repetitions": repetitions}
     emit({**result, "devices_seen": devices(), "rows": rows}, options.out)
     if options.figure is not None:
-        save(draw(rows, words, measured_on(devices(), machine()["device"])), options.figure)
+        save(draw(rows, words, machine()["device"]), options.figure)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import optimistix
 from . import Peer, Solved, Way
 from .problems import BETA, END_MARGIN, LEVEL, Clock, Problem, Wall
 
-__all__ = ["peers"]
+__all__ = ["ROOT", "SOLVERS", "by_margin", "by_time", "in_batches", "peers"]
 
 STARTS = 16384
 STARTS_IN_ONE_CALL = 8192
@@ -49,7 +49,7 @@ def peers(problem: Problem, cores: int) -> dict[str, Peer]:
     plain = {name: _in_one_call(by_time(problem, solver)) for name, solver in SOLVERS.items()}
     found = {"diffrax vmap, time, event, one call": Peer(plain, STARTS_IN_ONE_CALL)}
     for clock, made in makers.items():
-        methods = {name: _in_batches(made(problem, s), cores) for name, s in SOLVERS.items()}
+        methods = {name: in_batches(made(problem, s), cores) for name, s in SOLVERS.items()}
         found[f"diffrax vmap, {clock}"] = Peer(methods, STARTS)
     return found
 
@@ -62,12 +62,13 @@ def _in_one_call(solve: Solve) -> Way:
     return way
 
 
-def _in_batches(solve: Solve, cores: int) -> Way:
+def in_batches(solve: Solve, threads: int, batch: int = BATCH) -> Way:
+    """A way that gives each thread so many starts at a time."""
     once = _in_one_call(solve)
 
     def way(points: np.ndarray, rtol: float) -> Solved:
-        parts = [points[first : first + BATCH] for first in range(0, len(points), BATCH)]
-        with ThreadPoolExecutor(cores) as pool:
+        parts = [points[first : first + batch] for first in range(0, len(points), batch)]
+        with ThreadPoolExecutor(threads) as pool:
             solved = list(pool.map(lambda part: once(part, rtol), parts))
         steps = sum(len(part) * (s.steps or 0) for part, s in zip(parts, solved, strict=True))
         return Solved(np.concatenate([s.times for s in solved]), steps / len(points))
@@ -86,6 +87,7 @@ def _integrated(
     end: float,
     tolerances: dict[str, Any],
     signal: Signal | None = None,
+    root: Any = ROOT,
 ) -> tuple[Any, jax.Array, jax.Array]:
     """State, time and steps at the end, or where a signal falls to 0."""
 
@@ -102,7 +104,7 @@ def _integrated(
         dt0=None,
         y0=start,
         stepsize_controller=diffrax.PIDController(**tolerances),
-        event=None if signal is None else diffrax.Event(condition, ROOT),
+        event=None if signal is None else diffrax.Event(condition, root),
         max_steps=MAX_STEPS,
         throw=False,
     )
@@ -116,8 +118,11 @@ def _tolerances(problem: Problem, start: jax.Array, rtol: jax.Array) -> dict[str
     return {"rtol": rtol, "atol": atol}
 
 
-def by_time(problem: Problem, solver: Any) -> Solve:
-    """In the state over flow time, as one would write it; ended by real-valued events."""
+def by_time(problem: Problem, solver: Any, root: Any = ROOT) -> Solve:
+    """In the state over flow time, as one would write it; ended by real-valued events.
+
+    `root` finds them; its tolerances have to be such as the dtype can hold.
+    """
 
     def velocity(state: jax.Array) -> jax.Array:
         return -problem.metric(jax.grad(problem.loss)(state))
@@ -127,7 +132,7 @@ def by_time(problem: Problem, solver: Any) -> Solve:
 
     def solve(start: jax.Array, rtol: jax.Array) -> tuple[jax.Array, jax.Array]:
         tolerances = _tolerances(problem, start, rtol)
-        follow = partial(_integrated, solver, end=problem.latest, tolerances=tolerances)
+        follow = partial(_integrated, solver, end=problem.latest, tolerances=tolerances, root=root)
         if problem.wall is None:
             return follow(velocity, start, signal=above)[1:]
         return _by_time_along_wall(problem.wall, velocity, above, start, follow)

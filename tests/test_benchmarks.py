@@ -108,6 +108,23 @@ def test_accelerator_exits_with_1_where_a_check_fails(accelerator, monkeypatch, 
     assert printed.endswith("1 of 1 checks FAILED: refused (float64).\n")
 
 
+@pytest.mark.parametrize(
+    ("speed", "free", "words"),
+    [(1.0, None, "it would take about"), (1e12, 10**9, "it needs 11.2 GiB of memory, and 0.9 GiB")],
+)
+def test_a_sweep_without_room_is_left_out_and_says_why(
+    accelerator, monkeypatch, speed, free, words
+):
+    monkeypatch.setattr(accelerator, "free_memory", lambda: free)
+    log = accelerator.Log(time.perf_counter() + 1000)
+    row = {"way": accelerator.SWEEP, "dtype": "float64", "rtol": 1e-6}
+    log.speeds.append({**row, "starts_per_s": speed, "compile_s": 0.0})
+    task = accelerator._sweep_of_very_many(log, accelerator.ON_CPU, "float64", 1e-6)
+    accelerator.carry_out([task], log)
+    assert not log.checks
+    assert log.left_out[task.name].startswith(words)
+
+
 def test_accelerator_gives_up_on_what_outlasts_its_budget(accelerator):
     released = threading.Event()
     tasks = [

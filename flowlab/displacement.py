@@ -153,7 +153,7 @@ def rates(flow: AbstractFlow, state: PyTree[ArrayLike]) -> Rates:
     return Rates(*(values.reshape(pairs) for values in found))
 
 
-def boundary(loss: AbstractLoss, starts: Float[npt.ArrayLike, "n 2"]) -> Float[np.ndarray, " n"]:
+def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.ndarray, " n"]:
     """The k_wl/k_ww at which a loss leaves the chosen log-probability of one pair where it is.
 
     r* = −(∂L/∂u_w)/(∂L/∂u_l), 1 for every loss of the margin. Where the loss pushes the rejected
@@ -269,7 +269,7 @@ def displacement(
     *,
     ratios: Sequence[float] | Float[np.ndarray, " v"] | None = None,
     margins: Sequence[float] | Float[np.ndarray, " n"] | None = None,
-    starts: Float[npt.ArrayLike, "n 2"] | None = None,
+    starts: Float[ArrayLike, "n 2"] | None = None,
     rejected: float = REJECTED,
     time: float | None = None,
     rtol: float = 1e-6,

@@ -47,6 +47,9 @@ ENTRANCES = ("flowlab", "flowlab.__main__")
 # 40 lines are the rule; what is above this has no excuse.
 LONGEST_FUNCTION = 60
 LONGEST_MODULE = 550
+# What jaxtyping can give a shape to, whatever the Python and the NumPy. Aliases of others may be
+# strange to it: from NumPy 2.5 on, `numpy.typing.ArrayLike` is an object with which imports fail.
+SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"}
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -109,6 +112,16 @@ def test_no_module_is_called_utils() -> None:
     vague = {"util", "utils", "_util", "_utils"}
     named = [relative(path) for path in source_files() if {path.stem, path.parent.name} & vague]
     assert not named, named
+
+
+def test_jaxtyping_gives_shapes_to_what_it_knows_alone() -> None:
+    strangers = [
+        f"{relative(path)}:{node.lineno} {ast.unparse(node)}"
+        for path in source_files()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Subscript) and not (shaped_by(path, node) <= SHAPED)
+    ]
+    assert not strangers, strangers
 
 
 def test_no_function_is_too_long() -> None:
@@ -303,6 +316,45 @@ def imported_by(node: ast.AST, package: str) -> Iterator[str]:
     elif isinstance(node, ast.Call) and called_name(node) in {"import_module", "__import__"}:
         if node.args and isinstance(node.args[0], ast.Constant):
             yield resolve_name(str(node.args[0].value), package)
+
+
+def shaped_by(path: Path, node: ast.Subscript) -> set[str]:
+    """What an annotation of jaxtyping, such as `Float[Array, "n d"]`, gives a shape to.
+
+    Nothing, where the subscript is another one: the second of a PyTree is no shape.
+    """
+    annotation = meant(path, node.value)
+    if not annotation.startswith("jaxtyping.") or annotation == "jaxtyping.PyTree":
+        return set()
+    first = node.slice.elts[0] if isinstance(node.slice, ast.Tuple) else node.slice
+    return {meant(path, member) for member in members(first)}
+
+
+def members(annotation: ast.expr) -> Iterator[ast.expr]:
+    """The annotations that a union joins by bars."""
+    if isinstance(annotation, ast.BinOp):
+        yield from members(annotation.left)
+        yield from members(annotation.right)
+    else:
+        yield annotation
+
+
+def meant(path: Path, node: ast.expr) -> str:
+    """The dotted name that an expression of a file means by its imports; else how it is written."""
+    first, _, rest = ast.unparse(node).partition(".")
+    return ".".join(filter(None, (imported_names(path).get(first, first), rest)))
+
+
+@functools.cache
+def imported_names(path: Path) -> dict[str, str]:
+    """What a file imports absolutely, as dotted names, by the names it gives them."""
+    found: dict[str, str] = {}
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {a.asname: a.name for a in node.names if a.asname}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return found
 
 
 def called_name(node: ast.Call) -> str:

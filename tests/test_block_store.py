@@ -1,11 +1,16 @@
 """Stores that are filled block by block: whole at any time, and honest about damage."""
 
 import dataclasses
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray
+import zarr
 from command import made_up
 
 from flowlab import starts, store
@@ -140,6 +145,39 @@ def test_a_torn_mark_counts_as_none(made, tmp_path):
     mark = tmp_path / "s" / "block_finished" / "c" / "1" / "0" / "2"
     mark.write_bytes(mark.read_bytes()[:3])
     assert made.missing() == [Block((1, 0), 2)]
+
+
+@pytest.mark.parametrize("beside", ["made", "opened"])
+def test_stores_in_two_threads_let_no_warning_of_zarr_through(beside, made, tmp_path, monkeypatch):
+    waiting = threading.Event()
+
+    def slowly(function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that gives the other thread the time to begin, and then waits for its end."""
+
+        def slow(*args: Any, **kwargs: Any) -> Any:
+            if threading.current_thread() is other:
+                waiting.set()
+                time.sleep(0.3)
+            else:
+                other.join()
+            return function(*args, **kwargs)
+
+        return slow
+
+    def another() -> None:
+        if beside == "made":
+            BlockStore.create(tmp_path / "b", made.layout, {})
+        else:
+            BlockStore.open(tmp_path / "s")
+
+    other = threading.Thread(target=another)
+    slow = "consolidate_metadata" if beside == "made" else "open_group"
+    monkeypatch.setattr(zarr, slow, slowly(getattr(zarr, slow)))
+    other.start()
+    assert waiting.wait(60)
+    BlockStore.create(tmp_path / "a", made.layout, {})
+    other.join()
+    assert made.layout == BlockStore.open(tmp_path / "a").layout
 
 
 def test_targets_with_fewer_levels_leave_the_others_empty(tmp_path):

@@ -238,8 +238,7 @@ class BlockStore:
         import zarr
 
         try:
-            with without_warnings():
-                group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
+            group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"Argument `path` must name a store of flowlab, but there is none at {path}."

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ __all__ = ["check_free", "description", "read", "write"]
 MARK = "flowlab_version"  # the attribute by which a store is known as one of flowlab's
 DESCRIPTION = "flowlab_description"
 _METADATA = "zarr.json"  # the file that makes a folder a Zarr group of version 3
+_FILTERS = threading.Lock()  # of warnings, which all threads share
 
 
 def write(
@@ -160,9 +162,10 @@ def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
 def without_warnings() -> Iterator[None]:
     """Without Zarr's warnings that version 3 does not specify consolidated metadata and texts.
 
-    Without consolidated metadata, it is xarray that warns whoever opens a group.
+    Without consolidated metadata, it is xarray that warns whoever opens a group. Threads take
+    turns: what one brings back at its end would else be the warnings of another.
     """
-    with warnings.catch_warnings():
+    with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         warnings.filterwarnings("ignore", message=".* does not have a Zarr V3 specification")
         yield

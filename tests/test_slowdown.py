@@ -26,7 +26,9 @@ def beside():
         lambda y: SADDLE(jnp.asarray(TURN.T, y.dtype) @ y),
         metric=lambda _, covector: jnp.asarray(metric, covector.dtype) @ covector,
     )
-    rates, axes = np.linalg.eig(metric @ TURN @ np.diag([-UNSTABLE, STABLE]) @ TURN.T)
+    # Since NumPy 2.5 its eigenvalues are complex, whether or not they are real.
+    of = metric @ TURN @ np.diag([-UNSTABLE, STABLE]) @ TURN.T
+    rates, axes = map(np.real, np.linalg.eig(of))
     order = np.argsort(rates)
     begin = np.stack([OFFSETS, np.ones(12)], axis=1) @ axes[:, order].T
     found = slowdown(
@@ -113,6 +115,11 @@ def test_points_and_radii_that_do_not_fit_are_refused():
     for radius in (0.0, [1.0, 2.0], np.nan):
         with pytest.raises(ValueError, match="Argument `radius` must be positive and finite"):
             slowdown(flow, [[1.0, 1.0]], [[0.0, 0.0]], radius=radius, **options)  # type: ignore[arg-type]
+
+
+def test_complex_starts_are_refused():
+    with pytest.raises(ValueError, match="`starts` must hold real numbers, but has dtype complex"):
+        slowdown(fl.Flow(SADDLE), [[1j, 1]], [[0.0, 0.0]], radius=1.0, until=until.time(1.0))
 
 
 WIDE = ((-100.0, 100.0), (-100.0, 100.0))

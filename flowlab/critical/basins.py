@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from flowlab import until
 from flowlab.critical.families import gaps
 from flowlab.critical.found import CriticalPoint, CriticalPoints, check_points
-from flowlab.critical.local import checked_region, diagonal, local
+from flowlab.critical.local import checked_region, diagonal, local, real_starts
 from flowlab.critical.points import critical_points, refined
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
@@ -180,11 +180,12 @@ def basins(
         rtol: Relative tolerance.
 
     Raises:
-        ValueError: If the starts have the wrong shape, or both `points` and `region` are given.
+        ValueError: If the starts are not real or have the wrong shape, or both `points` and `region`
+            are given.
 
     Accuracy: a start within about `rtol` of a separatrix can fall to either side.
     """
-    given = np.asarray(starts, dtype=float)
+    given = real_starts(starts)
     if given.ndim < 2 or given.size == 0:
         raise ValueError(
             f"Argument `starts` must have shape (n, d) or (..., d), but has shape {given.shape}."

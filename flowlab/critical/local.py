@@ -32,6 +32,7 @@ __all__ = [
     "newton_step",
     "onto_walls",
     "rates_of",
+    "real_starts",
     "restricted",
     "root_step",
     "spectrum",
@@ -264,6 +265,18 @@ def rates_of(
     values, vectors = map(np.real, np.linalg.eig(metric @ hessian))
     order = np.argsort(values)
     return values[order], vectors[:, order]
+
+
+def real_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "..."]:
+    """Starts in float64.
+
+    Raises:
+        ValueError: If they are not real numbers, of which a part would be dropped.
+    """
+    given = np.asarray(starts)
+    if given.dtype.kind not in "fiu":
+        raise ValueError(f"Argument `starts` must hold real numbers, but has dtype {given.dtype}.")
+    return given.astype(np.float64)
 
 
 def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:

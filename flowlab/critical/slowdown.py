@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from flowlab import measures
 from flowlab.critical.found import CriticalPoint, CriticalPoints
-from flowlab.critical.local import local, rates_of
+from flowlab.critical.local import local, rates_of, real_starts
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
 from flowlab.until import AbstractTarget
@@ -152,7 +152,8 @@ def slowdown(
         options: Further options of `sweep`, such as `atol` or `progress`.
 
     Raises:
-        ValueError: If the points are no states of the flow, or a radius is not positive.
+        ValueError: If the starts are not real, the points are no states of the flow, or a radius is
+            not positive.
 
     Accuracy: of the measured times, see `measures.near`. The prediction neglects how the flow bends
         on its way out, a time of the order of the radius over μ which does not depend on δ, and
@@ -165,7 +166,7 @@ def slowdown(
         for index, (place, size) in enumerate(zip(places, sizes, strict=True))
     ]
     slow = [] if below is None else [measures.dwell(below)]
-    begin = np.asarray(starts, dtype=np.float64)
+    begin = real_starts(starts)
     runs = sweep(
         flow,
         begin,

@@ -257,10 +257,10 @@ def metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d
 
 def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
     """Refuse what would be averaged in silence: a loss with several values on a single pair."""
+    pairs = _pairs_of(policy)
+    if pairs is None or pairs.chosen.shape:
+        return
     with jax.enable_x64(True):
-        pairs = _pairs_of(policy)
-        if pairs is None or pairs.chosen.shape:
-            return
         shape = () if loss.of_batch else jax.eval_shape(loss, pairs).shape
     if loss.of_batch:
         raise ValueError(
@@ -275,8 +275,7 @@ def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
 
 
 def _check_count(weights: np.ndarray, policy: AbstractPolicy) -> None:
-    with jax.enable_x64(True):
-        pairs = _pairs_of(policy)
+    pairs = _pairs_of(policy)
     if pairs is None:
         return
     shape = pairs.chosen.shape
@@ -289,12 +288,16 @@ def _check_count(weights: np.ndarray, policy: AbstractPolicy) -> None:
 
 
 def _pairs_of(policy: AbstractPolicy) -> Any:
-    """The shapes of a policy's pairs; None where it does not say what a state looks like."""
-    if policy.state_shape is not None:
-        reference: Any = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
-    else:
-        reference = policy.reference_state
-    return None if reference is None else jax.eval_shape(policy.pairs, _widened(reference))
+    """The shapes of a policy's pairs; None where it does not say what a state looks like.
+
+    In 64 bits, whatever the caller works in: JAX warns of a wide shape that it has to narrow.
+    """
+    with jax.enable_x64(True):
+        if policy.state_shape is not None:
+            reference: Any = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
+        else:
+            reference = policy.reference_state
+        return None if reference is None else jax.eval_shape(policy.pairs, _widened(reference))
 
 
 def _widened(state: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from every_policy import PAIRS, PROBABILITIES, network, parameters
+from every_policy import PAIRS, POLICIES, PROBABILITIES, network, parameters
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from scipy.special import expit, log_softmax
@@ -45,6 +45,15 @@ def wright_omega(first, contraction):
     return exact.kernel_margin(
         TIMES, first[None, :, None], np.array(BETAS)[:, None, None], np.diag([contraction, 0])
     )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_flow_knows_its_clocks_where_64_bits_are_off_without_a_warning(name):
+    policy = POLICIES[name]
+    of_one_pair = policy.pairs(policy.reference_state).chosen.shape == ()
+    with jax.enable_x64(False):
+        flow = fl.preference_flow(fl.DPO(0.3), policy)
+        assert (until.loss_below(0.1).clocks(flow)[0] == "margin") == of_one_pair
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 1000])

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from flowlab import __version__
+from flowlab.cli import _cache as cache
 from flowlab.cli import _options as options
 from flowlab.cli import _report as report
 
@@ -43,6 +44,16 @@ class _Group(TyperGroup):
             return super().invoke(ctx)
 
 
+class _Computing(TyperCommand):
+    """A command that compiles programs, which a process of its own keeps unless told not to."""
+
+    def invoke(self, ctx: Any) -> Any:
+        without = any(context.params.get("no_cache") for context in (ctx, ctx.find_root()))
+        if ctx.obj is not None and not without:
+            ctx.obj()
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
     cls=_Group,
     name="flowlab",
@@ -58,7 +69,7 @@ app = typer.Typer(
 def main() -> None:
     """Run the command with the arguments of the process."""
     try:
-        app(prog_name="flowlab")
+        app(prog_name="flowlab", obj=cache.keep_programs)
     except SystemExit as end:
         if end.code == INTERRUPTED:
             # Threads may be at work in compiled code still, which the end of the interpreter would
@@ -94,11 +105,12 @@ def _options(
             help="Show the versions of flowlab, Python, jax and diffrax, and the devices.",
         ),
     ] = False,
+    no_cache: options.NoCacheOption = False,
 ) -> None:
-    del version
+    del version, no_cache  # the one has done its work, the other is for the commands
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Computing, epilog=EXIT_CODES)
 def sweep(
     out: options.OutOption,
     loss: options.LossOption = None,
@@ -135,6 +147,7 @@ def sweep(
     scheduler: options.SchedulerOption = None,
     overwrite: options.OverwriteOption = False,
     quiet: options.QuietOption = False,
+    no_cache: options.NoCacheOption = False,
 ) -> None:
     """Follow flow lines from many starts.
 
@@ -157,12 +170,13 @@ def sweep(
     report.carry_out(given, out, scheduler, force=force, overwrite=overwrite, quiet=quiet)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Computing, epilog=EXIT_CODES)
 def resume(
     path: options.StoreArgument,
     force: options.ForceOption = False,
     scheduler: options.SchedulerOption = None,
     quiet: options.QuietOption = False,
+    no_cache: options.NoCacheOption = False,
 ) -> None:
     """Go on with a sweep that was interrupted.
 
@@ -214,13 +228,14 @@ def show(
         typer.echo(f"\nfigure: {out}")
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Computing, epilog=EXIT_CODES)
 def losses(
     name: options.LossArgument = None,
     set: options.SetOption = None,
     reach: options.ReachOption = None,
     out: options.PortraitOption = None,
     json: options.JsonOption = None,
+    no_cache: options.NoCacheOption = False,
 ) -> None:
     """Tell how the flows of losses behave, on the plane of the two log-ratios of one pair.
 
@@ -249,7 +264,7 @@ def losses(
         report.write_json(found, json)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Computing, epilog=EXIT_CODES)
 def portrait(
     loss: options.LossOption = None,
     policy: options.PolicyOption = None,
@@ -269,6 +284,7 @@ def portrait(
     basins: options.BasinsOption = False,
     cells: options.BasinCellsOption = None,
     out: options.FigureOption = Path("portrait.png"),
+    no_cache: options.NoCacheOption = False,
 ) -> None:
     """Draw the phase portrait of a flow on a plane, and print where it rests.
 
@@ -285,7 +301,7 @@ def portrait(
     report.print_portrait(flow, ranges, cells=sides, picture=out)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Computing, epilog=EXIT_CODES)
 def displacement(
     loss: options.NamedLossesOption,
     out: options.FolderOption,
@@ -295,6 +311,7 @@ def displacement(
     time: options.HorizonOption = None,
     margins: options.MarginsOption = None,
     cells: options.CellsOption = None,
+    no_cache: options.NoCacheOption = False,
 ) -> None:
     """Map where the chosen log-probability of a pair falls, how far, and for how long.
 
@@ -316,7 +333,7 @@ def displacement(
             report.write_displacements(found, out)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Computing, epilog=EXIT_CODES)
 def study(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("study"),
     quick: Annotated[bool, typer.Option("--quick", help="Few starts, for a first look.")] = False,
@@ -335,6 +352,7 @@ def study(
         bool, typer.Option("--float32", help="Work in 32 bits instead of 64.")
     ] = False,
     losses: options.LossesOption = None,
+    no_cache: options.NoCacheOption = False,
 ) -> None:
     """Repeat the study of arXiv 2404.04626, or compare losses.
 

@@ -237,3 +237,11 @@ OutOption = Annotated[
 StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="Store that a sweep wrote.")]
 OverwriteOption = Annotated[bool, _option("Replace a store that exists at --out.", "--overwrite")]
 QuietOption = Annotated[bool, _option("No progress bar and no summary.", "--quiet")]
+NoCacheOption = Annotated[
+    bool,
+    _option(
+        "Compile everything anew, and keep no programs in the user's folder of caches.",
+        "--no-cache",
+        envvar="FLOWLAB_NO_CACHE",
+    ),
+]

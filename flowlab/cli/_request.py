@@ -12,7 +12,7 @@ from flowlab.losses import CATALOGUE, AbstractLoss
 from flowlab.plans import words
 from flowlab.plans.words import has_beta, loss, loss_parameters, refuse_unless
 
-OF_RUN = ("out", "plan", "overwrite", "quiet", "dry_run", "force", "scheduler")
+OF_RUN = ("out", "plan", "overwrite", "quiet", "dry_run", "force", "scheduler", "no_cache")
 Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 

@@ -78,7 +78,7 @@ def swept_thrice(tmp_path_factory) -> types.SimpleNamespace:
 
 def test_a_second_sweep_compiles_nothing(swept_thrice):
     kept, _ = swept_thrice.counts["empty"]
-    assert kept > 5
+    assert kept > 1
     assert kept == len(kept_in(swept_thrice.folder / "caches"))
     again, taken = swept_thrice.counts["full"]
     assert again == 0

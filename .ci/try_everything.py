@@ -1,0 +1,96 @@
+"""Imports every module, runs the README's examples, and each command once; warnings are errors.
+
+What it tries is the flowlab that is installed. With --lowest, deprecations are let pass that the
+oldest releases allowed meet in newer ones of what they need themselves.
+"""
+
+import contextlib
+import importlib
+import io
+import pkgutil
+import runpy
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# equinox 0.13.0 meets jax's `batching.NotMapped`, typer click's names of old, matplotlib 3.9
+# pyparsing's, and numcodecs the crc32c that zarr asks for.
+OF_OLD_RELEASES = r"(equinox|typer|matplotlib|numcodecs)\b"
+SWEEP = (
+    "sweep --loss dpo --beta 0.3 --policy ratio --starts grid --shape 8 8 --until loss_below=0.1 "
+    "--measure path_length --block 32 --quiet"
+)
+COMMANDS = (
+    f"{SWEEP} --out runs.zarr",
+    f"{SWEEP} --float32 --out single.zarr",
+    "resume runs.zarr",
+    "status runs.zarr",
+    "show runs.zarr --out maps.png",
+    "losses dpo --out card.png --json card.json",
+    "portrait --loss dpo --beta 0.3 --policy ratio --out portrait.png",
+    "displacement --loss dpo --cells 3 --out displacement",
+    "study --quick --beta 0.3 --out study",
+)
+
+
+def main() -> None:
+    """Try everything; the first that fails ends it."""
+    warnings.simplefilter("error")
+    if "--lowest" in sys.argv:
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=OF_OLD_RELEASES)
+    with timed("every module imported"):
+        import_all()
+    with timed("the README's examples"):
+        readme = runpy.run_path(str(ROOT / "tests/test_readme.py"))
+        readme["test_the_examples_print_what_they_say"]()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for line in COMMANDS:
+            if line.startswith("resume"):
+                forget_a_block()
+            with timed(f"flowlab {line}"):
+                command(line)
+
+
+@contextlib.contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Says what was done, and how long it took."""
+    began = time.perf_counter()
+    yield
+    print(f"{time.perf_counter() - began:5.1f} s  {what}", flush=True)
+
+
+def import_all() -> None:
+    """Imports every module but the one that starts the command."""
+    import flowlab
+
+    for module in pkgutil.walk_packages(flowlab.__path__, "flowlab."):
+        if module.name != "flowlab.__main__":
+            importlib.import_module(module.name)
+
+
+def command(line: str) -> None:
+    """Runs the command in this process, where what is compiled for one serves the next."""
+    from flowlab import cli
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            cli.app(line.split())
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{printed.getvalue()}flowlab {line}: exit code {end.code}")
+
+
+def forget_a_block() -> None:
+    """Leaves something to `flowlab resume`."""
+    from flowlab.store import Block, BlockStore
+
+    BlockStore.open("runs.zarr").forget(Block((), 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -180,8 +180,8 @@ def basins(
         rtol: Relative tolerance.
 
     Raises:
-        ValueError: If the starts are not real or have the wrong shape, or both `points` and `region`
-            are given.
+        ValueError: If the starts are not real or have the wrong shape, or `points` and `region` are
+            both given.
 
     Accuracy: a start within about `rtol` of a separatrix can fall to either side.
     """

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from flowlab.flow import norm
 from flowlab.measures import Ends
-from flowlab.solve.events import absorption_tail, signals
+from flowlab.solve.events import absorbs, absorption_tail, signals
 from flowlab.solve.problem import (
     INTERIOR,
     Lanes,
@@ -188,6 +188,8 @@ def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
     time, or the time limit, can lie.
     """
     target = problem.target
+    if not absorbs(problem):
+        return lane.outcome, lane.point.time, jnp.zeros((), bool)
     tail = absorption_tail(problem, lane)
     arrived = lane.absorbed & jnp.isfinite(tail)
     code = jnp.int32(Outcome.reached if target.kind == "boundary" else Outcome.at_wall)

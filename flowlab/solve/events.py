@@ -22,6 +22,7 @@ from flowlab.solve.problem import INTERIOR, Lanes, Point, Problem, lanewise, mot
 from flowlab.until import Outcome
 
 __all__ = [
+    "absorbs",
     "absorption_tail",
     "first_crossing",
     "interpolated",
@@ -42,7 +43,7 @@ def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
     """The signals of one lane at a point, in the order of `_kinds`."""
     state = problem.flow.domain.state(point.coordinates)
     parts = _wall_signals(problem, lane, state)
-    if _absorbs(problem):
+    if absorbs(problem):
         parts.append(_above_the_boundary(problem, lane, point))
     if _locates_levels(problem):
         ahead = problem.target.signal(problem.flow, state, point.time)
@@ -149,6 +150,11 @@ def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> In
     return first
 
 
+def absorbs(problem: Problem) -> bool:
+    """Whether a lane can end on the boundary of its domain, rather than on a level before it."""
+    return problem.flow.domain.absorbing and not problem.ends_on_level
+
+
 def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     """The time from where a lane stands to the boundary; infinite where it is never met.
 
@@ -156,8 +162,6 @@ def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     p = d log|d log x/dt| / d(−log x) is read from the field. The relative error is O(x^β).
     """
     domain = problem.flow.domain
-    if not domain.absorbing:
-        return jnp.zeros_like(lane.point.time)
 
     def push(coordinates: PyTree[Array]) -> Array:
         state = domain.state(coordinates)
@@ -177,14 +181,10 @@ def _kinds(problem: Problem) -> list[str]:
     kinds = []
     for wall in range(len(problem.flow.domain.walls()[0])):
         kinds += [f"wall {wall}", f"press {wall}"]
-    kinds += ["absorb"] if _absorbs(problem) else []
+    kinds += ["absorb"] if absorbs(problem) else []
     kinds += ["level"] if _locates_levels(problem) else []
     kinds += ["save"] if _locates_saves(problem) else []
     return kinds + (["limit"] if problem.timed else [])
-
-
-def _absorbs(problem: Problem) -> bool:
-    return problem.flow.domain.absorbing and not problem.ends_on_level
 
 
 def _is_boundary(problem: Problem) -> bool:

@@ -17,9 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# equinox 0.13.0 meets jax's `batching.NotMapped`, typer click's names of old, matplotlib 3.9
-# pyparsing's, and numcodecs the crc32c that zarr asks for.
-OF_OLD_RELEASES = r"(equinox|typer|matplotlib|numcodecs)\b"
+# typer 0.18 calls click by names of old, and matplotlib 3.9 pyparsing, which names itself for it.
+OF_OLD_RELEASES = r"(typer|matplotlib|pyparsing)\b"
 SWEEP = (
     "sweep --loss dpo --beta 0.3 --policy ratio --starts grid --shape 8 8 --until loss_below=0.1 "
     "--measure path_length --block 32 --quiet"
@@ -87,7 +86,7 @@ def command(line: str) -> None:
 
 def forget_a_block() -> None:
     """Leaves something to `flowlab resume`."""
-    from flowlab.store import Block, BlockStore
+    from flowlab.store.blocks import Block, BlockStore
 
     BlockStore.open("runs.zarr").forget(Block((), 1))
 

@@ -123,10 +123,11 @@ def _forget_torn(place: Path) -> None:
     """
     from filelock import FileLock
 
-    if not place.is_dir():
-        return
     # Where another process holds the lock, or nobody can, all stays as it is.
-    with suppress(OSError, NotImplementedError), FileLock(place / ".lockfile", timeout=0):
-        for entry in place.glob("*-cache"):
-            if not entry.with_name(f"{entry.name.removesuffix('cache')}atime").exists():
-                entry.unlink()
+    with suppress(OSError, NotImplementedError):
+        if not place.is_dir():
+            return
+        with FileLock(place / ".lockfile", timeout=0):
+            for entry in place.glob("*-cache"):
+                if not entry.with_name(f"{entry.name.removesuffix('cache')}atime").exists():
+                    entry.unlink()

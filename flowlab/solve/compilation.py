@@ -11,9 +11,14 @@ from flowlab.solve.rows import in_rows
 
 __all__ = ["Program", "compiled", "exact_products"]
 
-_QUICKLY = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+_QUICKLY = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
 """On a CPU, code by XLA's older way and without LLVM's optimisations: half of the compilation, and
-a program that takes several times as long, since its exponentials go one by one."""
+a program that takes several times as long, since its exponentials go one by one. One thread makes
+it: to part it among several takes longer than there is to gain."""
 
 
 def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable[..., Any]:
@@ -108,11 +113,14 @@ def exact_products() -> Any:
 def _known_quick_options() -> tuple[tuple[str, Any], ...]:
     """Those of the options that this release of XLA has; they come and go without notice."""
 
-    def is_known(name: str) -> bool:
+    def are_known(options: dict[str, Any]) -> bool:
         try:
-            jax.jit(lambda: 0, compiler_options={name: _QUICKLY[name]})()
+            jax.jit(lambda: 0, compiler_options=options)()
         except Exception:
             return False
         return True
 
-    return tuple((name, value) for name, value in _QUICKLY.items() if is_known(name))
+    known = _QUICKLY
+    if not are_known(_QUICKLY):
+        known = {name: value for name, value in _QUICKLY.items() if are_known({name: value})}
+    return tuple(known.items())

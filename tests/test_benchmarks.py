@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -42,13 +43,15 @@ def test_a_script_runs_its_main_and_only_when_it_is_the_program(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_can_be_tried_on_a_small_problem(script):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(FOLDER / script), "--help"]
-    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert answer.returncode == 0, answer.stderr
-    assert "--smoke" in answer.stdout
-    assert "--out" in answer.stdout
+def test_a_script_can_be_tried_on_a_small_problem(script, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / script), run_name="__main__")
+    assert not ended.value.code
+    told = capsys.readouterr().out
+    assert "--smoke" in told
+    assert "--out" in told
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
@@ -65,29 +68,27 @@ def accelerator(monkeypatch):
     return importlib.import_module("accelerator")
 
 
-def run_without(missing, code):
-    """Runs code with the scripts at hand, in a process in which some modules cannot be imported."""
-    hidden = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))\n"
+def test_accelerator_needs_nothing_that_is_for_stores_and_plots():
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({NOT_FOR_SWEEPS!r}))\n"
+        "import accelerator; assert accelerator.same_bits('float32', 64).passed"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(FOLDER)])}
-    command = [sys.executable, "-c", hidden + code]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", code]
+    answer = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert answer.returncode == 0, answer.stderr
 
 
-def test_accelerator_without_time_names_all_that_it_leaves_out(tmp_path):
+def test_accelerator_without_time_names_all_that_it_leaves_out(
+    accelerator, monkeypatch, capsys, tmp_path
+):
     out = tmp_path / "result.json"
     options = ["accelerator.py", "--smoke", "--budget", "0", "--out", str(out)]
-    start = f"import accelerator; sys.argv = {options!r}; accelerator.main()"
-    answer = run_without(NOT_FOR_SWEEPS, start)
-    assert answer.returncode == 0, answer.stderr
+    monkeypatch.setattr(sys, "argv", options)
+    accelerator.main()
     result = json.loads(out.read_text("utf-8"))
     assert set(result["checks_wanted"]) < set(result["left_out"])
-    assert answer.stdout.splitlines()[-1].endswith("NO check was carried out.")
-
-
-def test_what_accelerator_checks_needs_nothing_that_is_for_stores_and_plots():
-    code = "import accelerator; assert accelerator.same_bits('float32', 64).passed"
-    answer = run_without(NOT_FOR_SWEEPS, code)
-    assert answer.returncode == 0, answer.stderr
+    assert capsys.readouterr().out.splitlines()[-1].endswith("NO check was carried out.")
 
 
 def test_accelerator_exits_with_1_where_a_check_fails(accelerator, monkeypatch, capsys):

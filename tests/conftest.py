@@ -1,5 +1,6 @@
 """Sets up every test process: strict JAX, eight CPU devices, examples without deadlines."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -32,6 +33,10 @@ if OWNER:
 jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# Tracing makes very many objects that live on: to look through all of them for cycles as often as
+# Python does takes a fifteenth of the time.
+gc.set_threshold(100_000, 20, 20)
 
 # The first example pays for a compilation, so a deadline would measure the machine; the same
 # examples in every run make a failure reproducible.

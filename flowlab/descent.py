@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from flowlab import _checks as checks
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.solve import Line, check_states, exact_products
 from flowlab.until import Outcome
@@ -142,8 +143,8 @@ def distance(
         run that has gone further than the line the nearest point is the line's end, so let the line
         go on for longer than the run.
     """
-    if learning_rate is not None and not learning_rate > 0:
-        raise ValueError(f"Argument `learning_rate` must be positive, but is {learning_rate!r}.")
+    if learning_rate is not None:
+        checks.positive("learning_rate", learning_rate)
     points, corners = _flat(path.states), _flat(line.at(_moments(line)))
     if corners.shape[1] != points.shape[1]:
         raise ValueError(
@@ -243,7 +244,7 @@ def _seen(
 
 def _check_counts(steps: int, keep_every: int) -> None:
     for name, number in (("steps", steps), ("keep_every", keep_every)):
-        _check_count(name, number)
+        checks.integer(name, number)
     if steps % keep_every:
         raise ValueError(
             f"Argument `keep_every` must divide `steps`, {steps}, but is {keep_every}."
@@ -257,9 +258,8 @@ def _check_batches(
         raise ValueError("Arguments `batch_size` and `key` must be given together or not at all.")
     if batch_size is None:
         return
-    _check_count("batch_size", batch_size)
-    if isinstance(key, bool) or not isinstance(key, int | np.integer) or key < 0:
-        raise ValueError(f"Argument `key` must be a non-negative int, but is {key!r}.")
+    checks.integer("batch_size", batch_size)
+    checks.integer("key", key, 0)
     if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, start).chosen.shape:
         raise ValueError(
             "Argument `batch_size` must be None for a flow without several pairs, but is "
@@ -270,12 +270,6 @@ def _check_batches(
             f"Argument `batch_size` must be None for {type(flow.loss).__name__}, whose value for a "
             f"pair depends on the pairs beside it, but is {batch_size!r}."
         )
-
-
-def _check_count(name: str, number: Any) -> None:
-    whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
-    if not whole or number < 1:
-        raise ValueError(f"Argument `{name}` must be a positive int, but is {number!r}.")
 
 
 def _flat(states: PyTree[np.ndarray]) -> Float[np.ndarray, "k d"]:

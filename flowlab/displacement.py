@@ -37,13 +37,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from flowlab import _checks as checks
 from flowlab import measures, until
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow, PreferenceFlow, preference_flow
-from flowlab.losses import AbstractLoss, numbers
+from flowlab.losses import AbstractLoss
 from flowlab.policies import CoupledKernel, LogRatioPlane
 from flowlab.solve import check_states
 from flowlab.until import Outcome, counted
@@ -167,7 +167,7 @@ def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.nd
     Raises:
         ValueError: If `loss` is none of one pair, or the starts have another shape.
     """
-    points = _checked_starts(starts)
+    points = checks.array("starts", starts, ("n", 2))
     flow = _flow(loss, CoupledKernel())
     return _boundary(*_slopes(flow, points).T)
 
@@ -302,11 +302,11 @@ def displacement(
     Accuracy: `rtol` per step.
     """
     points = _starts(margins, starts)
-    share = _checked_positive("rejected", rejected)
+    share = checks.positive("rejected", rejected)
     couplings = _checked_ratios(default_ratios(share) if ratios is None else ratios, share)
     flow = _flow(loss, CoupledKernel(couplings[0], share))
     slopes = _slopes(flow, points)
-    duration = _horizon(slopes, points) if time is None else _checked_positive("time", time)
+    duration = _horizon(slopes, points) if time is None else checks.positive("time", time)
     runs = sweep(
         flow,
         points,
@@ -497,26 +497,13 @@ def _starts(margins: Any, starts: Any) -> Float[np.ndarray, "n 2"]:
     if starts is not None and margins is not None:
         raise ValueError("Argument `margins` must be None where `starts` are given, but is not.")
     if starts is not None:
-        return _checked_starts(starts)
-    held = numbers(default_margins() if margins is None else margins)
-    if held.ndim != 1 or held.size == 0 or not np.all(np.isfinite(held)):
-        raise ValueError(f"Argument `margins` must hold finite numbers, but is {margins!r}.")
+        return checks.array("starts", starts, ("n", 2))
+    held = checks.array("margins", default_margins() if margins is None else margins, ("n",))
     return np.stack([held / 2, -held / 2], axis=1)
 
 
-def _checked_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "n 2"]:
-    points = numbers(starts)
-    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
-        raise ValueError(f"Argument `starts` must have shape (n, 2), but has {points.shape}.")
-    if not np.all(np.isfinite(points)):
-        raise ValueError("Argument `starts` must be finite, but is not.")
-    return points
-
-
 def _checked_ratios(ratios: Any, rejected: float) -> Float[np.ndarray, " v"]:
-    held = np.asarray(ratios, dtype=float)
-    if held.ndim != 1 or held.size == 0 or not np.all(np.isfinite(held)):
-        raise ValueError(f"Argument `ratios` must hold finite numbers, but is {ratios!r}.")
+    held = checks.array("ratios", ratios, ("n",))
     if np.any(np.diff(held) <= 0):
         raise ValueError(f"Argument `ratios` must increase, but is {held.tolist()}.")
     largest = float(np.max(np.abs(held)))
@@ -527,10 +514,3 @@ def _checked_ratios(ratios: Any, rejected: float) -> Float[np.ndarray, " v"]:
             f"{np.sqrt(rejected):.4g}."
         )
     return held
-
-
-def _checked_positive(name: str, value: Any) -> float:
-    number = np.asarray(value, dtype=float)
-    if number.ndim != 0 or not (np.isfinite(number) and number > 0):
-        raise ValueError(f"Argument `{name}` must be a positive number, but is {value!r}.")
-    return float(number)

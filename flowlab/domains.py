@@ -4,14 +4,16 @@ d: components of a state; m: walls.
 """
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
+
+from flowlab._checks import positive
 
 __all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace", "slide"]
 
@@ -164,8 +166,8 @@ class Box(_Orthant):
     rejected: float = eqx.field(static=True)
 
     def __init__(self, chosen: float = 1.0, rejected: float = 1.0) -> None:
-        self.chosen = _positive("chosen", chosen)
-        self.rejected = _positive("rejected", rejected)
+        self.chosen = positive("chosen", chosen)
+        self.rejected = positive("rejected", rejected)
 
     def walls(self) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, " 2"]]:
         return np.eye(2), np.array([self.chosen, self.rejected])
@@ -187,8 +189,8 @@ class Simplex(_Orthant):
     ref_rejected: float = eqx.field(static=True)
 
     def __init__(self, ref_chosen: float = 1.0, ref_rejected: float = 1.0) -> None:
-        self.ref_chosen = _positive("ref_chosen", ref_chosen)
-        self.ref_rejected = _positive("ref_rejected", ref_rejected)
+        self.ref_chosen = positive("ref_chosen", ref_chosen)
+        self.ref_rejected = positive("ref_rejected", ref_rejected)
 
     def walls(self) -> tuple[Float[np.ndarray, "1 2"], Float[np.ndarray, " 1"]]:
         return np.array([[self.ref_chosen, self.ref_rejected]]), np.ones(1)
@@ -277,10 +279,3 @@ def slide(
     across = jnp.vdot(normal, lifted_normal)
     safe = jnp.where(across > 0, across, 1)
     return velocity - lifted_normal * (jnp.vdot(normal, velocity) / safe)
-
-
-def _positive(name: str, value: ArrayLike) -> float:
-    number: Any = np.asarray(value, dtype=float)
-    if number.ndim != 0 or not np.isfinite(number) or number <= 0:
-        raise ValueError(f"Argument `{name}` must be a positive number, but is {value!r}.")
-    return float(number)

@@ -16,8 +16,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._checks import numbers
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import AbstractLoss, Pair, numbers
+from flowlab.losses import AbstractLoss, Pair
 from flowlab.policies import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from flowlab._checks import integer
 from flowlab.losses.base import (
     floats,
     like,
@@ -293,8 +294,7 @@ class DoubleWell(AbstractPotential):
         curvature: Float[ArrayLike, ""] | None = None,
         dimension: int = 1,
     ) -> None:
-        if isinstance(dimension, bool) or not isinstance(dimension, int) or dimension < 1:
-            raise ValueError(f"Argument `dimension` must be a positive int, but is {dimension!r}.")
+        integer("dimension", dimension)
         if dimension == 1 and curvature is not None:
             raise ValueError(
                 "Argument `curvature` must be None in one dimension, where it has no effect, "

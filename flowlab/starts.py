@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from jaxtyping import Float
 
+from flowlab._checks import integer, positive
+
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
@@ -68,7 +70,7 @@ def grid(
     """
     low, high = _box(lower, upper)
     cells = (shape,) * low.size if not isinstance(shape, tuple | list) else tuple(shape)
-    cells = tuple(_count(number, "shape") for number in cells)
+    cells = tuple(integer("shape", number) for number in cells)
     if len(cells) != low.size:
         raise ValueError(
             f"Argument `shape` must have one entry per component of `lower` ({low.size}), "
@@ -116,7 +118,11 @@ def sobol(
     Accuracy: points are multiples of 2⁻³⁰ of the box, and with one release of SciPy always the
         same.
     """
-    count, (low, high), generator = _count(count), _box(lower, upper), _generator(seed, "seed")
+    count, (low, high), generator = (
+        integer("count", count),
+        _box(lower, upper),
+        _generator(seed, "seed"),
+    )
     from scipy.stats import qmc
 
     first, last = _part(part, count)
@@ -166,7 +172,11 @@ def latin_hypercube(
 
     Accuracy: with one release of SciPy always the same points.
     """
-    count, (low, high), generator = _count(count), _box(lower, upper), _generator(seed, "seed")
+    count, (low, high), generator = (
+        integer("count", count),
+        _box(lower, upper),
+        _generator(seed, "seed"),
+    )
     from scipy.stats import qmc
 
     first, last = _part(part, count)
@@ -205,7 +215,7 @@ def uniform(
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), as in
         `numpy.random.Philox`.
     """
-    count, (low, high) = _count(count), _box(lower, upper)
+    count, (low, high) = integer("count", count), _box(lower, upper)
     generator = _generator(key, "key")
     first, last = _part(part, count)
     drawn_before = first * low.size
@@ -241,10 +251,8 @@ def ring(
             f"Argument `centre` must have shape (2,), but has shape {middle.shape}; "
             "a ring lies in a plane."
         )
-    size = _finite(radius, "radius")
-    if size.shape != () or size <= 0:
-        raise ValueError(f"Argument `radius` must be a positive number, but is {radius!r}.")
-    angle = 2 * np.pi * np.arange(_count(count)) / count
+    size, number = positive("radius", radius), integer("count", count)
+    angle = 2 * np.pi * np.arange(number) / number
     points = middle + size * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return points.astype(_floating(dtype))
 
@@ -359,16 +367,6 @@ def _numbers(value: ArrayLike, name: str) -> np.ndarray:
             f"Argument `{name}` must hold real numbers, but has dtype {numbers.dtype}."
         )
     return numbers
-
-
-def _count(value: Any, name: str = "count") -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if isinstance(value, bool) or count < 1:
-        raise ValueError(f"Argument `{name}` must be a positive int, but is {value!r}.")
-    return count
 
 
 def _part(part: tuple[int, int] | None, count: int) -> tuple[int, int]:

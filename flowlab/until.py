@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._checks import choice, positive
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.losses.base import floats
 
@@ -223,8 +224,7 @@ def margin_above(
     Raises:
         ValueError: If `margin` is not finite or `of` is unknown.
     """
-    if of not in ("mean", "min"):
-        raise ValueError(f'Argument `of` must be "mean" or "min", but is {of!r}.')
+    choice("of", of, "mean", "min")
     return _MarginAbove(_levels("margin", (margin,)), checked_limit(time_limit), of)
 
 
@@ -240,10 +240,7 @@ def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTar
     Raises:
         ValueError: If `speed` is not positive and finite.
     """
-    level = _levels("speed", (speed,))
-    if level[0] <= 0:
-        raise ValueError(f"Argument `speed` must be positive, but is {speed!r}.")
-    return _SpeedBelow(level, checked_limit(time_limit))
+    return _SpeedBelow(np.asarray([positive("speed", speed)]), checked_limit(time_limit))
 
 
 def time(duration: float) -> AbstractTarget:
@@ -252,10 +249,7 @@ def time(duration: float) -> AbstractTarget:
     Raises:
         ValueError: If `duration` is not positive and finite.
     """
-    level = _levels("duration", (duration,))
-    if level[0] <= 0:
-        raise ValueError(f"Argument `duration` must be positive, but is {duration!r}.")
-    return _AtTime(level, checked_limit(None))
+    return _AtTime(np.asarray([positive("duration", duration)]), checked_limit(None))
 
 
 def boundary(*, time_limit: float | None = None) -> AbstractTarget:

@@ -19,6 +19,8 @@ PACKAGE = ROOT / "flowlab"
 
 # A module imports only from those above it. A module that grew into a folder keeps its place.
 LAYOUT = (
+    "_checks",
+    "_files",
     "domains",
     "losses",
     "policies",

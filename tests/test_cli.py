@@ -356,11 +356,11 @@ WRONG = {
     "Argument `beta` must be positive and finite, but is -1": {"--beta": ["0.3", "-1"]},
     "Argument `levels` must be strictly decreasing": {"--until": "loss_below=0.1,0.5"},
     "Argument `kernel` must be positive semidefinite": {**LOG_RATIO, "--kernel": "1,2,1"},
-    "Argument `chosen` must be a positive number": {"--domain": "box", "--box-chosen": "-1"},
+    "Argument `chosen` must be positive and finite": {"--domain": "box", "--box-chosen": "-1"},
     "Argument `upper` must be above `lower`": {"--lower": ("0", "2")},
     "Argument `rtol` must lie between": {"--rtol": "2"},
     "Argument `audit` must lie between 0 and 1": {"--audit": "2"},
-    "Argument `block_size` must be at least 1": {"--block-size": "0"},
+    "Argument `block_size` must be a positive int": {"--block-size": "0"},
     "Argument `clock` must be one of": {"--until": "boundary", "--clock": "loss"},
 }
 

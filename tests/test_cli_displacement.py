@@ -118,7 +118,7 @@ NOT_MAPPED = {
     "Option --beta has no effect with --loss sft": ("--loss", "sft", "--beta", "0.1"),
     "Option --rejected must be positive": ("--loss", "dpo", "--rejected", "0"),
     "Option --margins must be LOW HIGH": ("--loss", "dpo", "--margins", "2", "1"),
-    "Argument `time` must be a positive": ("--loss", "dpo", "--time", "-1"),
+    "Argument `time` must be positive": ("--loss", "dpo", "--time", "-1"),
     "Argument `beta` must be positive": ("--loss", "dpo", "--beta", "-1"),
     "Missing option '--loss'": (),
     "Invalid value for '--cells'": ("--loss", "dpo", "--cells", "1"),
@@ -135,7 +135,7 @@ def test_what_cannot_be_mapped_is_refused_in_one_line(sentence, tmp_path):
 def test_nothing_but_an_earlier_map_is_overwritten(mapped_with, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     said = refusal(asked("--loss", "dpo", out=tmp_path))
-    assert said.startswith("Option --out must be a new folder, an empty one or one that this")
+    assert said.startswith("Option --out must be a new folder, an empty one or one with earlier")
     assert refusal(asked("--loss", "dpo", out=tmp_path / "thesis.tex")).endswith("is a file.")
     assert os.listdir(tmp_path) == ["thesis.tex"]
     assert not mapped_with

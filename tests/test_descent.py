@@ -242,5 +242,5 @@ def test_a_distance_is_asked_for_states_of_one_kind_and_a_positive_rate():
     for options in ({}, {"learning_rate": 0.5}):
         with pytest.raises(ValueError, match="must have states like those of `path`, of 3 numbers"):
             distance(run, line, **options)
-    with pytest.raises(ValueError, match="must be positive, but is 0"):
+    with pytest.raises(ValueError, match="must be positive and finite, but is 0"):
         distance(run, line, learning_rate=0)

@@ -325,12 +325,12 @@ def test_lines_that_end_early_and_starts_without_a_line_are_shown_as_such():
 
 
 REFUSED = {
-    "Argument `rejected` must be a positive number": dict(rejected=-1.0),
-    "Argument `time` must be a positive number": dict(time=np.nan),
+    "Argument `rejected` must be positive and finite": dict(rejected=-1.0),
+    "Argument `time` must be positive and finite": dict(time=np.nan),
     "Argument `ratios` must increase": dict(ratios=[1.0, 0.5]),
-    "Argument `ratios` must hold finite numbers": dict(ratios=[[0.5]]),
+    r"Argument `ratios` must have shape \(n,\)": dict(ratios=[[0.5]]),
     "Argument `ratios` must be at most the square root": dict(ratios=[1.3]),
-    "Argument `margins` must hold finite numbers": dict(margins=[]),
+    r"Argument `margins` must have shape \(n,\)": dict(margins=[]),
     "Argument `margins` must be None where `starts`": dict(margins=[0.0], starts=[[0.0, 0.0]]),
     r"Argument `starts` must have shape \(n, 2\)": dict(starts=[0.0, 1.0]),
     "Argument `starts` must be finite": dict(starts=[[np.inf, 0.0]]),

@@ -96,7 +96,7 @@ def blocks_done(path: Path) -> int:
 
 
 def marks(path: Path) -> int:
-    """Blocks that are marked as done: looked for so often that opening the store would take long."""
+    """Blocks that are marked as done, without opening the store, which takes long."""
     return sum(len(names) for _, _, names in os.walk(path / FINISHED / "c"))
 
 

@@ -21,8 +21,14 @@ def _with(tokens: Any) -> Any:
 
 
 MISUSES: list[tuple[Callable[[], Any], str]] = [
-    (lambda: fl.TabularSoftmax(0.5), "`reference` must have shape (n,) or (m, n), but has ()."),
-    (lambda: fl.TabularSoftmax([]), "`reference` must have shape (n,) or (m, n), but has (0,)."),
+    (
+        lambda: fl.TabularSoftmax(0.5),
+        "`reference` must have shape (n,) or (m, n), but has shape ().",
+    ),
+    (
+        lambda: fl.TabularSoftmax([]),
+        "`reference` must have shape (n,) or (m, n), but has shape (0,).",
+    ),
     (lambda: fl.TabularSoftmax("ab"), "`reference` must hold numbers, but is 'ab'."),
     (
         lambda: fl.TabularSoftmax([0.5, np.nan]),
@@ -86,11 +92,11 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
         )
         for offset, shown in ((np.nan, "nan"), ("a", "'a'"), ([1, 2, 3], "[1, 2, 3]"))
     ),
-    (lambda: LogLinear([1.0, 2.0]), "`features` must have shape (n, d), but has (2,)."),
+    (lambda: LogLinear([1.0, 2.0]), "`features` must have shape (n, d), but has shape (2,)."),
     (lambda: LogLinear([[1.0], [np.inf]]), "`features` must be finite, but is [[ 1.], [inf]]."),
     (
         lambda: LogLinear(np.eye(2), reference=[1.0, 2.0, 3.0]),
-        "`reference` must have shape (2,), but has (3,).",
+        "`reference` must have shape (2,), but has shape (3,).",
     ),
     (
         lambda: LogLinear(np.eye(2), (0, 2)),
@@ -103,12 +109,12 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: LogLinear.with_similarity(0.5, responses=1),
-        "`responses` must be at least 2, but is 1.",
+        "`responses` must be an int of at least 2, but is 1.",
     ),
-    (lambda: FeatureModel([1.0], [1.0]), "`readout` must have shape (n, d), but has (1,)."),
+    (lambda: FeatureModel([1.0], [1.0]), "`readout` must have shape (n, d), but has shape (1,)."),
     (
         lambda: FeatureModel(np.eye(3), [1.0, 2.0]),
-        "`features` must have shape (3,), but has (2,).",
+        "`features` must have shape (3,), but has shape (2,).",
     ),
     (
         lambda: FeatureModel(np.eye(2), [1.0, np.nan]),
@@ -116,15 +122,15 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: Autoregressive(SENTENCES, 1),
-        "`vocabulary` must be a whole number from 2, but is 1.",
+        "`vocabulary` must be an int of at least 2, but is 1.",
     ),
     (
         lambda: Autoregressive(SENTENCES, 3.0),  # type: ignore[arg-type]
-        "`vocabulary` must be a whole number from 2, but is 3.0.",
+        "`vocabulary` must be an int of at least 2, but is 3.0.",
     ),
     (
         lambda: Autoregressive(SENTENCES, 3, context=-1),
-        "`context` must be a whole number from 0 or None, but is -1.",
+        "`context` must be a non-negative int, but is -1.",
     ),
     *(
         (
@@ -139,15 +145,15 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: Autoregressive(SENTENCES, 3, reference=np.zeros((2, 3))),
-        "`reference` must have shape (4, 3), but has (2, 3).",
+        "`reference` must have shape (4, 3), but has shape (2, 3).",
     ),
     (
         lambda: Autoregressive.with_edits(13),
-        "`edits` must be a whole number from 1 to 12, but is 13.",
+        "`edits` must be an int from 1 to 12, but is 13.",
     ),
     (
         lambda: Autoregressive.with_edits(0, length=3),
-        "`edits` must be a whole number from 1 to 3, but is 0.",
+        "`edits` must be an int from 1 to 3, but is 0.",
     ),
     (
         lambda: Policy.from_function(3.0, reference=np.zeros(2)),  # type: ignore[arg-type]

@@ -277,7 +277,7 @@ def test_lines_that_are_no_lines_are_refused():
 
 
 def test_a_field_of_something_else_is_refused():
-    with pytest.raises(ValueError, match="`arrows` must be between 2 and 39, but is 1"):
+    with pytest.raises(ValueError, match="`arrows` must be an int from 2 to 39, but is 1"):
         plots.field(FLOW, arrows=1)
     with pytest.raises(ValueError, match=r"`x` must be \(lower, upper\)"):
         plots.field(FLOW, x=(1, 0))

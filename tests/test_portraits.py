@@ -296,11 +296,11 @@ def test_a_line_that_ends_early_has_a_cross_at_its_end():
 def test_what_cannot_be_drawn_is_refused(ring):
     with pytest.raises(ValueError, match=r"`x` must be \(lower, upper\)"):
         plots.portrait(ring, x=(1, 0))
-    with pytest.raises(ValueError, match="`lines` must be at least 0, but is -1"):
+    with pytest.raises(ValueError, match="`lines` must be a non-negative int, but is -1"):
         plots.portrait(ring, lines=-1)
     with pytest.raises(ValueError, match="`cards` must hold at least one card"):
         plots.portraits({})
-    with pytest.raises(ValueError, match="`columns` must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="`columns` must be a positive int, but is 0"):
         plots.portraits({"ring": ring}, columns=0)
     empty: Any = None
     with pytest.raises(ValueError, match="`axes` must hold three Axes, but holds 1"):

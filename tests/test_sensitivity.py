@@ -255,8 +255,8 @@ def test_a_slide_brings_neighbours_together_and_keeps_the_gradient_of_the_time()
     [
         ({"starts": [0.1, 0.2]}, "`starts` must have shape"),
         ({"of": "v"}, '`of` must be "state", "x", "u" or "probability", but is'),
-        ({"block_size": 0}, "`block_size` must be at least 1, but is 0"),
-        ({"max_steps": 0}, "`max_steps` must be at least 1, but is 0"),
+        ({"block_size": 0}, "`block_size` must be a positive int, but is 0"),
+        ({"max_steps": 0}, "`max_steps` must be an int from 1 to 2147483647, but is 0"),
         ({"until": 3}, "`until` must be a target"),
         ({"rtol": 2.0}, "`rtol` must lie between"),
         ({"clock": "loss"}, "`clock` must be one of"),
@@ -288,5 +288,5 @@ def test_a_state_that_is_no_vector_has_no_jacobian():
 
 @pytest.mark.parametrize("time", [0.0, -1.0, np.inf, np.nan, "1"])
 def test_a_lyapunov_exponent_needs_a_positive_time(time):
-    with pytest.raises(ValueError, match="`time` must be a positive flow time, but is"):
+    with pytest.raises(ValueError, match="`time` must be positive and finite, but is"):
         lyapunov(quadratic(1.0, 1.0), SQUARE, time=time)

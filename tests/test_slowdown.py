@@ -226,7 +226,7 @@ def test_regions_and_cells_that_make_no_grid_are_refused():
     for cells in (1, (4, 1), 2.5):
         with pytest.raises(ValueError, match="Argument `cells` must be at least 2"):
             plateaus(fl.Flow(SADDLE), [(0, 1)] * 2, cells=cells, **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="Argument `below` must be a positive speed"):
+    with pytest.raises(ValueError, match="Argument `below` must be positive and finite"):
         plateaus(fl.Flow(SADDLE), [(0, 1)] * 2, below=0.0, until=until.time(1.0))
 
 

@@ -224,10 +224,10 @@ def test_starts_of_a_ring_lie_at_its_radius_and_at_equal_distances():
     [
         ((0.0, 0.0, 0.0), 1.0, 4, r"`centre` must have shape \(2,\), but has shape \(3,\)"),
         ((0.0, np.nan), 1.0, 4, r"`centre` must be finite, but is"),
-        ((0.0, 0.0), 0.0, 4, r"`radius` must be a positive number, but is 0.0"),
-        ((0.0, 0.0), -1, 4, r"`radius` must be a positive number, but is -1"),
-        ((0.0, 0.0), [1.0], 4, r"`radius` must be a positive number, but is \[1.0\]"),
-        ((0.0, 0.0), np.inf, 4, r"`radius` must be finite, but is inf"),
+        ((0.0, 0.0), 0.0, 4, r"`radius` must be positive and finite, but is 0.0"),
+        ((0.0, 0.0), -1, 4, r"`radius` must be positive and finite, but is -1"),
+        ((0.0, 0.0), [1.0], 4, r"`radius` must be positive and finite, but is \[1.0\]"),
+        ((0.0, 0.0), np.inf, 4, r"`radius` must be positive and finite, but is inf"),
         ((0.0, 0.0), 1.0, 0, r"`count` must be a positive int, but is 0"),
     ],
 )

@@ -151,12 +151,12 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
         lambda: until.margin_above(1.0, of="median"),  # pyright: ignore
         '`of` must be "mean" or "min", but is \'median\'.',
     ),
-    (lambda: until.speed_below(0.0), "`speed` must be positive, but is 0.0."),
-    (lambda: until.speed_below(-1.0), "`speed` must be positive, but is -1.0."),
-    (lambda: until.speed_below(np.nan), f"`speed` {FINITE} nan."),
-    (lambda: until.time(0.0), "`duration` must be positive, but is 0.0."),
-    (lambda: until.time(-2.0), "`duration` must be positive, but is -2.0."),
-    (lambda: until.time(np.inf), f"`duration` {FINITE} inf."),
+    (lambda: until.speed_below(0.0), "`speed` must be positive and finite, but is 0.0."),
+    (lambda: until.speed_below(-1.0), "`speed` must be positive and finite, but is -1.0."),
+    (lambda: until.speed_below(np.nan), "`speed` must be positive and finite, but is nan."),
+    (lambda: until.time(0.0), "`duration` must be positive and finite, but is 0.0."),
+    (lambda: until.time(-2.0), "`duration` must be positive and finite, but is -2.0."),
+    (lambda: until.time(np.inf), "`duration` must be positive and finite, but is inf."),
     (lambda: until.boundary(time_limit=0.0), "`time_limit` must be positive, but is 0.0."),
     (
         lambda: until.loss_below(1.0, time_limit=np.nan),

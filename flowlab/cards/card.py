@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flowlab._checks import positive
 from flowlab.cards.approach import Approach
 from flowlab.cards.equilibria import Equilibrium, find
 from flowlab.cards.lines import (
@@ -137,7 +138,4 @@ def _flow(loss: AbstractLoss, plane: LogRatioPlane | None) -> PreferenceFlow:
 
 
 def _checked_reach(reach: float) -> float:
-    number = isinstance(reach, int | float | np.number)
-    if not (number and np.isfinite(reach) and reach > 0):
-        raise ValueError(f"Argument `reach` must be positive and finite, but is {reach!r}.")
-    return float(reach)
+    return positive("reach", reach)

@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowlab import __version__
+from flowlab._files import check_folder
 from flowlab.cli import _cache as cache
 from flowlab.cli import _options as options
 from flowlab.cli import _report as report
@@ -320,7 +321,7 @@ def displacement(
     """
     from flowlab.cli import _request as request
 
-    report.check_folder(out)
+    check_folder("Option --out", out, report.DISPLACEMENT)
     losses, given = request.displaced(loss, beta, set), request.grid(rejected, margins, cells)
     from flowlab import displacement as mapped
 

@@ -1,12 +1,13 @@
 """What the command prints and draws of runs."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from flowlab import _files
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 # The dimensions of starts: a sweep's, and those of the maps of the study.
 _STARTS = {"start", "x_chosen", "x_rejected"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
-_DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
+DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
@@ -248,25 +249,8 @@ def write_json(found: "dict[str, Card]", path: Path) -> None:
     """Write cards as JSON."""
     from flowlab import cards
 
-    text = json.dumps(cards.to_json(found), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    _files.write_json(cards.to_json(found), path)
     typer.echo(f"\njson: {path}")
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder to write displacements to that is a file, or holds something else.
-
-    Raises:
-        ValueError: If it is one of these.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise ValueError(f"Option --out must be a folder, but {there} is a file.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / _DISPLACEMENT).is_file():
-        raise ValueError(
-            "Option --out must be a new folder, an empty one or one that this command wrote, but "
-            f"{folder} holds something else."
-        )
 
 
 def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
@@ -276,14 +260,10 @@ def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
     text = displacement.table(found)
     typer.echo(text)
     folder.mkdir(parents=True, exist_ok=True)
-    record = displacement.to_json(found)
-    held = json.dumps(record, ensure_ascii=False, allow_nan=False)
-    (folder / _DISPLACEMENT).write_text(held + "\n", encoding="utf-8")
+    _files.write_json(displacement.to_json(found), folder / DISPLACEMENT)
     (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
     figure, _ = plots.displacements(found)
-    figure.savefig(folder / "displacement.png", dpi=200)
-    figure.set_layout_engine("none")  # what the first file was laid out to, the second keeps
-    figure.savefig(folder / "displacement.svg", dpi=200)
+    plots.save(figure, folder / "displacement")
     typer.echo(f"\ndisplacement: {folder}")
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from scipy.linalg import expm
 
 from flowlab import until as targets
+from flowlab._checks import positive
 from flowlab.ensemble.blocks import Device, Passes, block_size_on, solved, worth_optimising
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures.base import Space, check_space, position
@@ -255,7 +256,7 @@ def lyapunov(
 
     Accuracy: the relative error of σ_max (see `sensitivity`) over T.
     """
-    duration = _positive("time", time)
+    duration = positive("time", time)
     moved = sensitivity(flow, starts, until=targets.time(duration), of=of, rtol=rtol, **options)
     growth, numbers = moved.growth, np.finfo(moved.growth.dtype)
     with np.errstate(invalid="ignore"):
@@ -267,13 +268,6 @@ def lyapunov(
 def _block_size(device: Device, components: int) -> int:
     """Starts that share a step: each stands in its block once for every component of it."""
     return max(block_size_on(device) // components // _WIDTH, 1) * _WIDTH
-
-
-def _positive(name: str, value: Any) -> float:
-    number = np.asarray(value, dtype=float) if isinstance(value, int | float | np.number) else None
-    if number is None or not (np.isfinite(number) and number > 0):
-        raise ValueError(f"Argument `{name}` must be a positive flow time, but is {value!r}.")
-    return float(number)
 
 
 def _matrix(starts: Any) -> Float[np.ndarray, "n d"]:

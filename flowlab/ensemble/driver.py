@@ -15,6 +15,7 @@ import numpy.typing as npt
 from jaxtyping import ArrayLike, Float, Int, PyTree
 from tqdm import tqdm
 
+from flowlab._checks import between
 from flowlab.ensemble.blocks import Device, block_size_on, solved, worth_optimising
 from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
@@ -287,8 +288,7 @@ def joined(audits: Sequence["Deviations"]) -> Audit:
 
 def _check_options(block_size: int | None, audit: float, max_steps: int) -> None:
     check_counts(block_size, max_steps)
-    if not 0 <= audit <= 1:
-        raise ValueError(f"Argument `audit` must lie between 0 and 1, but is {audit!r}.")
+    between("audit", audit, 0, 1)
 
 
 def checked_over(

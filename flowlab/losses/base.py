@@ -16,6 +16,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from flowlab._checks import numbers
 from flowlab.losses.functions import weighted
 
 __all__ = [
@@ -24,7 +25,6 @@ __all__ = [
     "floats",
     "like",
     "negative_log_likelihood",
-    "numbers",
     "parameter",
     "parameter_in",
     "positive",
@@ -238,18 +238,6 @@ def _checked(
     if not np.all(np.isfinite(array) & inside(array)):
         raise ValueError(f"Argument `{name}` must {wanted}, but is {value!r}.")
     return array
-
-
-def numbers(value: Any) -> np.ndarray:
-    """The numbers given; NaN where there is none, or a text that would pass for one."""
-    nothing = np.asarray(np.nan)
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "iuf" or array.size == 0:
-            return nothing
-        return array.astype(float)
-    except (TypeError, ValueError):
-        return nothing
 
 
 def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from flowlab._checks import choice
 from flowlab.flow import AbstractFlow, PreferenceFlow
 
 __all__ = [
@@ -112,11 +113,7 @@ def check_space(of: str) -> Any:
     Raises:
         ValueError: If it is none.
     """
-    if of not in ("state", "x", "u", "probability"):
-        raise ValueError(
-            f'Argument `of` must be "state", "x", "u" or "probability", but is {of!r}.'
-        )
-    return of
+    return choice("of", of, "state", "x", "u", "probability")
 
 
 def check_pair_space(of: str) -> Any:

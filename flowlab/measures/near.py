@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+from flowlab._checks import positive
 from flowlab.flow import AbstractFlow, inner
 from flowlab.measures.base import AbstractMeasure, Ends, Nodes
 from flowlab.measures.steps import NODES, at, coefficients
@@ -322,9 +323,7 @@ def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -
     held = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=float), point, is_leaf=_is_list)
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(held)):
         raise ValueError(f"Argument `point` must hold finite numbers, but is {point!r}.")
-    size = np.asarray(radius, dtype=float)
-    if size.ndim != 0 or not (np.isfinite(size) and size > 0):
-        raise ValueError(f"Argument `radius` must be positive and finite, but is {radius!r}.")
+    size = np.asarray(positive("radius", radius))
     if not f"_{label}".isidentifier():
         raise ValueError(
             f"Argument `label` must be a word of letters, digits and underscores, but is {label!r}."

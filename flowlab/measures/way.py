@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._checks import number, positive
 from flowlab.flow import AbstractFlow, norm
 from flowlab.measures.base import (
     AbstractMeasure,
@@ -250,10 +251,7 @@ def dwell(below: float, *, of: Space = "state") -> AbstractMeasure:
     Accuracy: the crossings of the speed are located in a polynomial through seven points of each
         step; 1e-5 of the total time or better at rtol 1e-6.
     """
-    threshold = np.asarray(below, dtype=float)
-    if threshold.ndim != 0 or not (np.isfinite(threshold) and threshold > 0):
-        raise ValueError(f"Argument `below` must be a positive speed, but is {below!r}.")
-    return _Dwell(threshold, check_space(of))
+    return _Dwell(np.asarray(positive("below", below)), check_space(of))
 
 
 def slowest(of: Space = "state") -> AbstractMeasure:
@@ -281,10 +279,8 @@ def margin_at(level: float) -> AbstractMeasure:
     Raises:
         ValueError: If `level` is not a finite number.
     """
-    number = np.asarray(level, dtype=float)
-    if number.ndim != 0 or not np.isfinite(number):
-        raise ValueError(f"Argument `level` must be a finite number, but is {level!r}.")
-    return _MarginAt(number, f"{float(level):g}")
+    margin = number("level", level)
+    return _MarginAt(np.asarray(margin), f"{margin:g}")
 
 
 def change(of: Space = "x") -> AbstractMeasure:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from jaxtyping import ArrayLike, Float
 
 from flowlab import ensemble, starts
+from flowlab._checks import between, integer
 from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.measures import AbstractMeasure
@@ -309,7 +310,6 @@ def _check_what_flows(loss: Any, policy: Any, flow: Any) -> None:
 
 
 def _check_range(audit: float, block: int | None) -> None:
-    if not 0 <= audit <= 1:
-        raise ValueError(f"Argument `audit` must lie between 0 and 1, but is {audit!r}.")
-    if block is not None and block < 1:
-        raise ValueError(f"Argument `block` must be a positive int, but is {block!r}.")
+    between("audit", audit, 0, 1)
+    if block is not None:
+        integer("block", block)

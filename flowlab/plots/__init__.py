@@ -9,6 +9,7 @@ from flowlab.plots.canvas import (
     LOG_RATIOS,
     RATIOS,
     panels,
+    save,
     shared_legend,
 )
 from flowlab.plots.critical import basins, branches, critical_points, separatrices
@@ -40,6 +41,7 @@ __all__ = [
     "phase_portrait",
     "portrait",
     "portraits",
+    "save",
     "separatrices",
     "shared_legend",
     "slow_regions",

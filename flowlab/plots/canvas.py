@@ -1,6 +1,7 @@
 """What all figures share: figures without pyplot, names of axes, legends, colour bars."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,13 @@ __all__ = [
     "Span",
     "cell_edges",
     "check_plane",
-    "checked_span",
     "checked_states",
     "legend_beside",
     "name_axes",
     "names_for",
     "panels",
     "patch_entry",
+    "save",
     "shade_cells",
     "shared_legend",
     "show_legend",
@@ -36,6 +37,7 @@ RATIOS = (
 )
 LOG_RATIOS = (r"$u_\mathrm{chosen} = \log x_1$ (nats)", r"$u_\mathrm{rejected} = \log x_2$ (nats)")
 _PANEL = (3.5, 3.5)  # inches
+_DPI = 150
 
 Span = tuple[float, float]
 
@@ -91,6 +93,20 @@ def shared_legend(axes: Sequence[Axes], *, columns: int = 4) -> None:
             ncols=columns,
             frameon=False,
         )
+
+
+def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write a figure as PNG and as SVG, laid out alike; their paths.
+
+    Args:
+        figure: The figure.
+        stem: The path of both without `.png` and `.svg`.
+    """
+    files = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    figure.savefig(files[0], dpi=_DPI)
+    figure.set_layout_engine("none")  # what the first file was laid out to, the second keeps
+    figure.savefig(files[1], dpi=_DPI)
+    return files
 
 
 def target_axes(ax: Axes | None, *, projection: str | None = None) -> Axes:
@@ -178,18 +194,6 @@ def names_for(flow: AbstractFlow) -> tuple[str, str]:
         if isinstance(flow.policy, LogRatioPlane):
             return LOG_RATIOS
     return "$y_1$", "$y_2$"
-
-
-def checked_span(name: str, span: Span) -> Span:
-    """The two ends of an axis, checked.
-
-    Raises:
-        ValueError: If they are not two finite numbers, the lower first.
-    """
-    ends = np.asarray(span, dtype=float)
-    if ends.shape != (2,) or not np.all(np.isfinite(ends)) or ends[0] >= ends[1]:
-        raise ValueError(f"Argument `{name}` must be (lower, upper), but is {span!r}.")
-    return float(ends[0]), float(ends[1])
 
 
 def checked_states(name: str, states: ArrayLike) -> Float[np.ndarray, "n 2"]:

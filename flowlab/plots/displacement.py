@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 
+from flowlab import _checks as checks
 from flowlab.displacement import Displacement
 from flowlab.plots.canvas import cell_edges, name_axes, panels, shade_cells, shared_legend
 from flowlab.until import Outcome
@@ -118,8 +119,7 @@ def displacements(
     """
     if not found:
         raise ValueError("Argument `found` must hold at least one displacement, but is empty.")
-    if columns < 1:
-        raise ValueError(f"Argument `columns` must be at least 1, but is {columns!r}.")
+    checks.integer("columns", columns)
     if len(found) == 1:
         ((name, one),) = found.items()
         figure, (ax,) = panels(size=_ALONE)

@@ -13,11 +13,11 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.path import Path
 from matplotlib.ticker import MaxNLocator
 
+from flowlab import _checks as checks
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.plots.canvas import (
     Span,
     check_plane,
-    checked_span,
     name_axes,
     names_for,
     show_legend,
@@ -103,8 +103,7 @@ def field(
 
     Source: arXiv 2404.04626, figure 1(b).
     """
-    if not 2 <= arrows <= _FINE // 3:
-        raise ValueError(f"Argument `arrows` must be between 2 and 39, but is {arrows!r}.")
+    checks.integer("arrows", arrows, 2, most=_FINE // 3)
     states, loss, velocity = _on_grid(flow, x, y)
     ax = target_axes(ax)
     if levels:
@@ -193,7 +192,7 @@ def _on_grid(
 ) -> tuple[Float[np.ndarray, "m m 2"], Float[np.ndarray, "m m"], Float[np.ndarray, "m m 2"]]:
     """States at the centres of cells, loss and velocity there; NaN outside of the domain."""
     check_plane(flow)
-    ends = checked_span("x", x), checked_span("y", y)
+    ends = checks.span("x", x), checks.span("y", y)
     centres = [low + (high - low) * (np.arange(_FINE) + 0.5) / _FINE for low, high in ends]
     states = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1)
     loss, velocity = seen(flow, states.reshape(-1, 2))

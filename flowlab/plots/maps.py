@@ -9,10 +9,10 @@ from jaxtyping import ArrayLike, Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
+from flowlab import _checks as checks
 from flowlab.plots.canvas import (
     RATIOS,
     Span,
-    checked_span,
     name_axes,
     show_legend,
     target_axes,
@@ -64,7 +64,7 @@ def map_of(
     array = np.asarray(values, dtype=float)
     if array.ndim != 2:
         raise ValueError(f"Argument `values` must have shape (m, k), but has shape {array.shape}.")
-    extent = (*checked_span("x", x), *checked_span("y", y))
+    extent = (*checks.span("x", x), *checks.span("y", y))
     norm = _norm(array, scale, limits, center)
     ax = target_axes(ax)
     colors = matplotlib.colormaps["viridis" if center is None else "PuOr"]
@@ -155,7 +155,7 @@ def _norm(array: np.ndarray, scale: str, limits: Span | None, center: float | No
         raise ValueError(
             f"Argument `values` must be positive on a logarithmic scale, but holds {known.min():g}."
         )
-    low, high = checked_span("limits", limits) if limits else (known.min(), known.max())
+    low, high = checks.span("limits", limits) if limits else (known.min(), known.max())
     if center is not None:
         low, high = _around(center, low, high, scale)
     return LogNorm(low, high) if scale == "log" else Normalize(low, high)

@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float
 from matplotlib.axes import Axes
 
+from flowlab import _checks as checks
 from flowlab.domains import AbstractDomain
 from flowlab.flow import AbstractFlow
 from flowlab.logs import TrainingLog
 from flowlab.plots.canvas import (
     LOG_RATIOS,
     Span,
-    checked_span,
     checked_states,
     name_axes,
     names_for,
@@ -110,7 +110,7 @@ def walls(
             "Argument `domain` must have walls in a plane, such as Box() or Simplex(), "
             f"but is {type(domain).__name__}()."
         )
-    spans = checked_span("x", x), checked_span("y", y)
+    spans = checks.span("x", x), checks.span("y", y)
     ax = target_axes(ax)
     for wall in range(len(offsets)):
         ends = _wall_ends(normals, offsets, wall, spans)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
+from flowlab import _checks as checks
 from flowlab import critical, starts
 from flowlab.critical import CriticalPoints
 from flowlab.flow import AbstractFlow, Flow, PreferenceFlow
@@ -19,7 +20,6 @@ from flowlab.plots import critical as drawn
 from flowlab.plots.canvas import (
     Span,
     check_plane,
-    checked_span,
     legend_beside,
     name_axes,
     names_for,
@@ -114,8 +114,7 @@ def slow_regions(
 
     Accuracy: as that of `nullclines`.
     """
-    if not 0 < below < np.inf:
-        raise ValueError(f"Argument `below` must be positive and finite, but is {below!r}.")
+    checks.positive("below", below)
     axes, velocity = _sampled(flow, x, y)
     ax = target_axes(ax)
     speed = np.hypot(velocity[..., 0], velocity[..., 1])
@@ -167,7 +166,7 @@ def phase_portrait(
 
     Accuracy: as that of the layers, and of `critical.critical_points`, `separatrices` and `basins`.
     """
-    spans = checked_span("x", x), checked_span("y", y)
+    spans = checks.span("x", x), checks.span("y", y)
     _check_layers(layers, below=below, cells=cells, points=points)
     _, velocity = _sampled(flow, x, y)
     ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
@@ -206,7 +205,7 @@ def _sampled(
 ) -> tuple[list[Float[np.ndarray, " m"]], Float[np.ndarray, "m m 2"]]:
     """A grid from edge to edge, and the velocity on it; NaN outside of the domain."""
     check_plane(flow)
-    spans = checked_span("x", x), checked_span("y", y)
+    spans = checks.span("x", x), checks.span("y", y)
     axes = [np.linspace(*span, _SIDE) for span in spans]
     inner = [np.mean(axis) + (axis - np.mean(axis)) * (1 - _INSET) for axis in axes]
     states = np.stack(np.meshgrid(*inner, indexing="ij"), axis=-1).reshape(-1, 2)

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
+from flowlab import _checks as checks
 from flowlab import until
 from flowlab.cards import Card, Comparison, Equilibrium
 from flowlab.cards.equilibria import newton_step
@@ -21,7 +22,6 @@ from flowlab.flow import preference_flow
 from flowlab.plots.canvas import (
     LOG_RATIOS,
     Span,
-    checked_span,
     legend_beside,
     name_axes,
     panels,
@@ -94,9 +94,8 @@ def portrait(
     Accuracy: shades are read off a grid of 161 × 161 points; equilibria are as good as the card's.
         Of a curved line of equilibria the part that runs through the card's place is drawn.
     """
-    spans = checked_span("x", x), checked_span("y", y)
-    if lines < 0:
-        raise ValueError(f"Argument `lines` must be at least 0, but is {lines!r}.")
+    spans = checks.span("x", x), checks.span("y", y)
+    checks.integer("lines", lines, 0)
     flow = preference_flow(card.loss, card.plane)
     space = Plane(flow, card.reach)
     ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
@@ -141,9 +140,7 @@ def portraits(
     """
     if not cards:
         raise ValueError("Argument `cards` must hold at least one card, but is empty.")
-    if columns < 1:
-        raise ValueError(f"Argument `columns` must be at least 1, but is {columns!r}.")
-    columns = min(columns, len(cards))
+    columns = min(checks.integer("columns", columns), len(cards))
     rows = -(-len(cards) // columns)
     figure, axes = panels(rows, columns, size=(3.4, 3.6), share=True)
     for (name, one), ax in zip(cards.items(), axes, strict=False):

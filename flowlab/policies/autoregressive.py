@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float
 
+from flowlab import _checks as checks
 from flowlab.losses import floats
-from flowlab.policies.responses import AbstractResponses, check_array
+from flowlab.policies.responses import AbstractResponses
 
 __all__ = ["Autoregressive"]
 
@@ -65,15 +66,8 @@ class Autoregressive(AbstractResponses):
         reference: npt.ArrayLike | None = None,
         offset: npt.ArrayLike | None = None,
     ) -> None:
-        if not _is_count(vocabulary, 2):
-            raise ValueError(
-                f"Argument `vocabulary` must be a whole number from 2, but is {vocabulary!r}."
-            )
-        if not (context is None or _is_count(context, 0)):
-            raise ValueError(
-                f"Argument `context` must be a whole number from 0 or None, but is {context!r}."
-            )
-        self.vocabulary, self.context = vocabulary, context
+        self.vocabulary = checks.integer("vocabulary", vocabulary, 2)
+        self.context = None if context is None else checks.integer("context", context, 0)
         self.responses = _sequences(responses, vocabulary)
         seen = [
             _context(tokens, t, context) for tokens in self.responses for t in range(len(tokens))
@@ -81,7 +75,7 @@ class Autoregressive(AbstractResponses):
         self.contexts = tuple(dict.fromkeys(seen))
         shape = (len(self.contexts), vocabulary)
         logits = np.zeros(shape) if reference is None else reference
-        self.reference = check_array("reference", logits, shape)
+        self.reference = checks.array("reference", logits, shape)
         lengths = [len(tokens) for tokens in self.responses]
         super().__init__(self._log_probs_at(self.reference), preferences, lengths, offset)
 
@@ -104,10 +98,7 @@ class Autoregressive(AbstractResponses):
         Raises:
             ValueError: If a number is out of its range.
         """
-        if not (_is_count(edits, 1) and edits <= length):
-            raise ValueError(
-                f"Argument `edits` must be a whole number from 1 to {length}, but is {edits!r}."
-            )
+        checks.integer("edits", edits, most=length)
         chosen = [t % vocabulary for t in range(length)]
         rejected = chosen[: length - edits] + [(t + 1) % vocabulary for t in chosen[-edits:]]
         return cls([chosen, rejected], vocabulary, context=context)
@@ -130,10 +121,6 @@ class Autoregressive(AbstractResponses):
         ]
         owner, row, token = np.transpose(places)
         return jax.ops.segment_sum(tables[row, token], owner, len(self.responses))
-
-
-def _is_count(number: Any, least: int) -> bool:
-    return isinstance(number, int | np.integer) and bool(number >= least)
 
 
 def _context(tokens: Tokens, place: int, length: int | None) -> Tokens:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._checks import choice
 from flowlab.domains import AbstractDomain
 from flowlab.losses import Pair
 
@@ -98,8 +99,4 @@ def check_wall(wall: str) -> WallRule:
     Raises:
         ValueError: If it is neither "stop" nor "slide".
     """
-    if wall == "stop":
-        return "stop"
-    if wall == "slide":
-        return "slide"
-    raise ValueError(f'Argument `wall` must be "stop" or "slide", but is {wall!r}.')
+    return choice("wall", wall, "stop", "slide")

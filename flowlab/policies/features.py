@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float
 
+from flowlab import _checks as checks
 from flowlab.losses import floats, like
-from flowlab.policies.responses import AbstractResponses, check_array, rest_in_proportion
+from flowlab.policies.responses import AbstractResponses, rest_in_proportion
 
 __all__ = ["FeatureModel"]
 
@@ -57,8 +58,8 @@ class FeatureModel(AbstractResponses):
         lengths: npt.ArrayLike = 20.0,
         offset: npt.ArrayLike | None = None,
     ) -> None:
-        self.readout = check_array("readout", readout, ("n", "d"))
-        self.features = check_array("features", features, self.readout.shape[1:])
+        self.readout = checks.array("readout", readout, ("n", "d"))
+        self.features = checks.array("features", features, self.readout.shape[1:])
         logs = self._log_probs_at(self.reference_state)
         super().__init__(logs, preferences, lengths, offset)
 

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._checks import shown
 from flowlab.domains import AbstractDomain
 from flowlab.policies.base import WallRule
-from flowlab.policies.responses import AbstractResponses, shown
+from flowlab.policies.responses import AbstractResponses
 
 __all__ = ["Policy"]
 

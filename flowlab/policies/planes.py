@@ -11,8 +11,9 @@ import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from flowlab import _checks as checks
 from flowlab.domains import AbstractDomain, Quadrant, Simplex, WholeSpace
-from flowlab.losses import Pair, floats, like, numbers, positive_parameter
+from flowlab.losses import Pair, floats, like, positive_parameter
 from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["CoupledKernel", "LogRatioPlane", "ProbabilityPlane", "RatioPlane"]
@@ -45,11 +46,11 @@ class _Plane(AbstractPolicy):
         offset: float | None,
     ) -> None:
         self.domain, self.wall = domain, check_wall(wall)
-        self.ref_chosen = _finite("ref_chosen", ref_chosen)
-        self.ref_rejected = _finite("ref_rejected", ref_rejected)
+        self.ref_chosen = _number("ref_chosen", ref_chosen)
+        self.ref_rejected = _number("ref_rejected", ref_rejected)
         self.chosen_length = positive_parameter("chosen_length", chosen_length)
         self.rejected_length = positive_parameter("rejected_length", rejected_length)
-        self.offset = None if offset is None else _finite("offset", offset)
+        self.offset = None if offset is None else _number("offset", offset)
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -266,8 +267,8 @@ class CoupledKernel(eqx.Module):
     chosen: Float[ArrayLike, ""]
 
     def __init__(self, ratio: float = 0.0, rejected: float = 1.5, chosen: float = 1.0) -> None:
-        self.ratio = _finite("ratio", ratio)
-        self.rejected = _finite("rejected", rejected)
+        self.ratio = _number("ratio", ratio)
+        self.rejected = _number("rejected", rejected)
         if self.rejected < 0:
             raise ValueError(f"Argument `rejected` must be at least 0, but is {rejected!r}.")
         self.chosen = positive_parameter("chosen", chosen)
@@ -300,11 +301,7 @@ def _checked_kernel(kernel: Any) -> Any:
 
 
 def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
-    matrix = numbers(kernel)
-    if matrix.shape != (2, 2):
-        raise ValueError(f"Argument `kernel` must have shape (2, 2), but has shape {matrix.shape}.")
-    if not np.all(np.isfinite(matrix)):
-        raise ValueError(f"Argument `kernel` must be finite, but is {matrix.tolist()}.")
+    matrix = checks.array("kernel", kernel, (2, 2))
     if not np.allclose(matrix, matrix.T, rtol=_SYMMETRY, atol=0):
         raise ValueError(f"Argument `kernel` must be symmetric, but is {matrix.tolist()}.")
     smallest = float(np.linalg.eigvalsh(matrix)[0])
@@ -316,15 +313,12 @@ def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
     return matrix
 
 
-def _finite(name: str, value: float) -> np.ndarray:
-    number = np.asarray(value, dtype=float)
-    if number.ndim != 0 or not np.isfinite(number):
-        raise ValueError(f"Argument `{name}` must be a finite number, but is {value!r}.")
-    return number
+def _number(name: str, value: float) -> np.ndarray:
+    return np.asarray(checks.number(name, value))
 
 
 def _check_log_probability(name: str, value: float) -> None:
-    if _finite(name, value) > 0:
+    if checks.number(name, value) > 0:
         raise ValueError(
             f"Argument `{name}` must be a log-probability in nats, at most 0, but is {value!r}; "
             "for a probability p give np.log(p)."

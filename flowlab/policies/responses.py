@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from flowlab._checks import numbers
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import Pair, floats, like, numbers
+from flowlab.losses import Pair, floats, like
 from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
 
-__all__ = ["AbstractResponses", "Preferences", "check_array", "rest_in_proportion", "shown"]
+__all__ = ["AbstractResponses", "Preferences", "rest_in_proportion"]
 
 Preferences = tuple[int, ...] | tuple[tuple[int, ...], ...]
 """(chosen, rejected) for a single pair, or one such couple for each of several."""
@@ -101,36 +102,6 @@ class AbstractResponses(AbstractPolicy):
             return np.asarray(self.log_probs(jax.tree.map(_wide, state)))
 
 
-def check_array(
-    name: str, values: npt.ArrayLike, *shapes: tuple[int | str, ...]
-) -> Float[np.ndarray, "..."]:
-    """A finite array of floats of one of the given shapes, without an empty axis.
-
-    Args:
-        name: What the caller calls it.
-        values: The numbers.
-        shapes: The shapes; an axis of any length goes by a letter.
-
-    Raises:
-        ValueError: If it has none of these shapes, or is not finite.
-    """
-    try:
-        array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        raise ValueError(f"Argument `{name}` must hold numbers, but is {values!r}.") from None
-    if not (array.size and any(_fits(array.shape, shape) for shape in shapes)):
-        wanted = " or ".join(str(shape).replace("'", "") for shape in shapes)
-        raise ValueError(f"Argument `{name}` must have shape {wanted}, but has {array.shape}.")
-    if not np.all(np.isfinite(array)):
-        raise ValueError(f"Argument `{name}` must be finite, but is {shown(array)}.")
-    return array
-
-
-def shown(array: np.ndarray) -> str:
-    """An array on one line, shortened where it has many values."""
-    return " ".join(np.array2string(array, threshold=12, separator=", ").split())
-
-
 def rest_in_proportion(
     policy: AbstractResponses, log_ratios: Float[ArrayLike, " 2"]
 ) -> Float[Array, " r"]:
@@ -203,12 +174,6 @@ def _offset(
             f"Argument `offset` must be a finite number, or one for each pair, but is {offset!r}."
         )
     return np.broadcast_to(array, shape).copy()
-
-
-def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        isinstance(want, str) or have == want for have, want in zip(shape, wanted, strict=True)
-    )
 
 
 def _wide(leaf: npt.ArrayLike) -> Array:

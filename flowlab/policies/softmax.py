@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from flowlab import _checks as checks
 from flowlab.losses import floats, like
-from flowlab.policies.responses import AbstractResponses, check_array, rest_in_proportion, shown
+from flowlab.policies.responses import AbstractResponses, rest_in_proportion
 
 __all__ = ["LogLinear", "TabularSoftmax"]
 
@@ -137,10 +138,10 @@ class LogLinear(AbstractResponses):
         lengths: npt.ArrayLike = 20.0,
         offset: npt.ArrayLike | None = None,
     ) -> None:
-        self.features = check_array("features", features, ("n", "d"))
+        self.features = checks.array("features", features, ("n", "d"))
         width = self.features.shape[1]
         weights = np.zeros(width) if reference is None else reference
-        self.reference = check_array("reference", weights, (width,))
+        self.reference = checks.array("reference", weights, (width,))
         super().__init__(self._log_probs_at(self.reference), preferences, lengths, offset)
 
     @classmethod
@@ -160,13 +161,8 @@ class LogLinear(AbstractResponses):
         Raises:
             ValueError: If a number is out of its range.
         """
-        if not -1 <= similarity <= 1:
-            raise ValueError(
-                f"Argument `similarity` must lie between -1 and 1, but is {similarity!r}."
-            )
-        if responses < 2:
-            raise ValueError(f"Argument `responses` must be at least 2, but is {responses!r}.")
-        features = np.eye(responses)
+        checks.between("similarity", similarity, -1, 1)
+        features = np.eye(checks.integer("responses", responses, 2))
         features[1, :2] = similarity, np.sqrt(1 - similarity**2)
         return cls(features, lengths=lengths)
 
@@ -188,11 +184,11 @@ def _centred(values: Float[Array, "*m n"]) -> Float[Array, "*m n"]:
 
 
 def _probabilities(reference: npt.ArrayLike) -> Float[np.ndarray, "*m n"]:
-    table = check_array("reference", reference, ("n",), ("m", "n"))
+    table = checks.array("reference", reference, ("n",), ("m", "n"))
     sums = table.sum(axis=-1, keepdims=True)
     if np.any(table <= 0) or np.any(np.abs(sums - 1) > _SUM_IS_ONE):
         raise ValueError(
             "Argument `reference` must hold positive probabilities, those of a prompt with the sum "
-            f"1, but holds {shown(table)}."
+            f"1, but holds {checks.shown(table)}."
         )
     return table / sums

@@ -12,8 +12,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._checks import integer, numbers
 from flowlab.flow import AbstractFlow
-from flowlab.losses import numbers
 from flowlab.losses.base import like
 from flowlab.until import AbstractTarget, checked_limit
 
@@ -118,8 +118,7 @@ def exit_from_interval(
             "Arguments `low` and `high` must be finite numbers in this order, or one of them None, "
             f"but are {low!r} and {high!r}."
         )
-    if isinstance(component, bool) or not isinstance(component, int) or component < 0:
-        raise ValueError(f"Argument `component` must be a non-negative int, but is {component!r}.")
+    integer("component", component, 0)
     held = np.where(given, ends, 0.0)
     return _Interval(
         low=held[0],

@@ -21,13 +21,13 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from flowlab._checks import integer, positive
 from flowlab.flow import AbstractFlow
-from flowlab.losses import numbers
 from flowlab.solve.bridges import crossing_part, staying
 from flowlab.solve.compilation import compiled
 from flowlab.solve.exits import AbstractExit, exit_at_level
 from flowlab.solve.noise import AbstractNoise
-from flowlab.solve.problem import cast, check_states, filled
+from flowlab.solve.problem import cast, check_counts, check_states, filled
 from flowlab.until import AbstractTarget, Outcome, counted
 
 __all__ = ["NoisyRuns", "noisy_runs"]
@@ -487,20 +487,6 @@ def _check(
         )
     if not isinstance(noise, AbstractNoise):
         raise ValueError(f"Argument `noise` must be such as Thermal(0.1), but is {noise!r}.")
-    given = numbers(step)
-    if given.shape != () or not (np.isfinite(given) and given > 0):
-        raise ValueError(f"Argument `step` must be a positive number, but is {step!r}.")
-    if not _is_int(key) or not 0 <= key < 2**32:
-        raise ValueError(f"Argument `key` must be a non-negative int below 2**32, but is {key!r}.")
-    if block_size is not None and not (_is_int(block_size) and block_size > 0):
-        raise ValueError(
-            f"Argument `block_size` must be a positive int or None, but is {block_size!r}."
-        )
-    if not _is_int(max_steps) or not 0 < max_steps < 2**31:
-        raise ValueError(
-            f"Argument `max_steps` must be a positive int below 2**31, but is {max_steps!r}."
-        )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    positive("step", step)
+    integer("key", key, 0, most=2**32 - 1)
+    check_counts(block_size, max_steps)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
+from flowlab._checks import integer
 from flowlab.domains import slide
 from flowlab.flow import AbstractFlow, inner
 from flowlab.measures import AbstractMeasure
@@ -50,6 +51,7 @@ __all__ = [
 _SHORT = 8  # components up to which each is an array of its own
 INTERIOR = -1  # the wall index of a lane that is on no wall
 _HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
+_MOST_STEPS = 2**31 - 1  # which 32 bits count
 _SMALLEST_RTOL = 50.0  # machine epsilons
 _CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
 FIRST_STEP = {"time": 0.02, "loss": 0.05, "margin": 0.05, "arc_length": 0.01}
@@ -373,10 +375,10 @@ def filled(indices: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " m"]
 
 
 def check_counts(block_size: int | None, max_steps: int) -> None:
-    """Raise a ValueError where a number of starts or of steps is not at least 1."""
-    for name, value in (("block_size", block_size), ("max_steps", max_steps)):
-        if value is not None and not value >= 1:
-            raise ValueError(f"Argument `{name}` must be at least 1, but is {value!r}.")
+    """Raise a ValueError where a number of starts, or of steps, is none."""
+    if block_size is not None:
+        integer("block_size", block_size)
+    integer("max_steps", max_steps, most=_MOST_STEPS)
 
 
 def check_target(until: Any) -> None:

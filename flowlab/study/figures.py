@@ -10,15 +10,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from flowlab import plots, starts, until
+from flowlab import plots, until
 from flowlab.ensemble import Runs, sweep
 from flowlab.study.data import GEOMETRIES, LEVEL, SLOW_SHARE, Geometry, StudyData
 from flowlab.study.data import line_measures as study_measures
 from flowlab.until import Outcome
 
-__all__ = ["Drawn", "Sheet", "draw", "readme_figure", "save"]
+__all__ = ["Drawn", "Sheet", "draw", "save"]
 
-_DPI = 150
 _ALONG = 37  # points along a flow line
 _ALONG_QUICK = 17
 _STRAIGHT = 5  # points along a flow line of the log-ratio plane
@@ -75,36 +74,7 @@ def draw(data: StudyData, folder: Path, progress: Callable[[str], None]) -> list
 def save(folder: Path, name: str, sheet: Sheet) -> Drawn:
     """Write one figure to a folder, as PNG and as SVG."""
     figure, title, caption = sheet
-    files = folder / f"{name}.png", folder / f"{name}.svg"
-    figure.savefig(files[0], dpi=_DPI)
-    figure.set_layout_engine("none")  # what the first file was laid out to, the second keeps
-    figure.savefig(files[1], dpi=_DPI)
-    return Drawn(name, title, caption, *files)
-
-
-def readme_figure(path: Path) -> None:
-    """Draw the figure of the README: flow lines, free and in the simplex, and the time to learn."""
-    beta, cells = 0.3, 512
-    figure, axes = plots.panels(1, 3, size=(3.7, 4.2))
-    target = until.loss_below(LEVEL)
-    plots.field(_FREE.flow(beta), color="0.7", levels=0, arrows=15, legend=False, ax=axes[0])
-    plots.lines(_LINE_STARTS, flow=_FREE.flow(beta), until=target, ax=axes[0])
-    axes[0].set_title("flow lines, free", fontsize="medium")
-    simplex = _BY_NAME["simplex"]
-    plots.field(simplex.flow(beta), color="0.7", levels=0, arrows=15, legend=False, ax=axes[1])
-    plots.walls(simplex.policy.domain, ax=axes[1])
-    plots.lines(_SIMPLEX_STARTS, flow=simplex.flow(beta), until=target, ax=axes[1])
-    axes[1].set_title("flow lines, $x_1 + x_2$ at most 1", fontsize="medium")
-    runs = sweep(_FREE.flow(beta), starts.grid(cells), until=target, progress=False)
-    times = runs.time.reshape(cells, cells)
-    levels = (0.01, 0.03, 0.1, 0.3, 1, 3)
-    label = f"flow time to a loss of {LEVEL:g}"
-    plots.map_of(times, label=label, scale="log", limits=(3e-3, 4), levels=levels, ax=axes[2])
-    axes[2].set_title(f"time to learn, {cells**2:,} starts", fontsize="medium")
-    _frame(axes[:2])
-    figure.suptitle(f"DPO as a gradient flow, {_beta(beta)}", fontsize="large")
-    plots.shared_legend(axes[:2], columns=6)
-    figure.savefig(path, dpi=_DPI)
+    return Drawn(name, title, caption, *plots.save(figure, folder / name))
 
 
 def _sheets(data: StudyData) -> Iterator[tuple[str, Callable[[StudyData], Sheet]]]:

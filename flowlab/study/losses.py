@@ -1,7 +1,6 @@
 """Losses side by side: portraits, flow lines, cards, and the page that shows them."""
 
 import html
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowlab import cards, plots
+from flowlab._files import check_folder, write_json
 from flowlab.cards import Card, Comparison
 from flowlab.losses import AbstractLoss
 from flowlab.study import page
@@ -70,18 +70,17 @@ def compare_losses(
     """
     begun = time.perf_counter()
     folder = Path(out)
-    page.check_folder(folder)
+    check_folder("Argument `out`", folder, page.REPORT)
     comparison = cards.compare(losses)
     found = dict(computed(losses, reach=reach, progress=progress))
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(cards.to_json(found), indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "cards.json").write_text(text + "\n", encoding="utf-8")
+    write_json(cards.to_json(found), folder / "cards.json")
     drawn = [
         save(folder, "portraits", _portraits(found)),
         save(folder, "comparison", _comparison(comparison)),
     ]
     study = LossStudy(folder, found, comparison, time.perf_counter() - begun)
-    (folder / "report.html").write_text(_page(study, drawn), encoding="utf-8")
+    (folder / page.REPORT).write_text(_page(study, drawn), encoding="utf-8")
     return study
 
 

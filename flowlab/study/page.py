@@ -4,14 +4,15 @@ import base64
 import html
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 import jax
 
 from flowlab import __version__
 from flowlab.study.figures import Drawn
 
-__all__ = ["check_folder", "disabled", "document", "figure", "table", "versions"]
+__all__ = ["REPORT", "disabled", "document", "figure", "table", "versions"]
+
+REPORT = "report.html"  # by which a folder is known as one of earlier results
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
@@ -79,21 +80,6 @@ def versions() -> str:
         f"flowlab {__version__}, jax {jax.__version__}, diffrax {version('diffrax')}, on "
         f"{len(jax.devices())} × {html.escape(device.device_kind)}"
     )
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder to write to that is a file, or holds something other than a study.
-
-    Raises:
-        ValueError: If it is one of these.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"Argument `out` must be a folder, but {folder} is a file.")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "report.html").is_file():
-        raise ValueError(
-            f"Argument `out` must be a new folder, an empty one or an earlier study, but {folder} "
-            "holds something else."
-        )
 
 
 def disabled(progress: bool | None) -> bool | None:

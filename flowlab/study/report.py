@@ -1,7 +1,6 @@
 """The study from end to end, and the page that shows it."""
 
 import html
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from flowlab import exact, store
+from flowlab._files import check_folder, write_json
 from flowlab.logs import TrainingLog
 from flowlab.study import figures, page, words
 from flowlab.study.claims import (
@@ -102,7 +102,7 @@ def run(
     """
     begun = time.perf_counter()
     folder = Path(out)
-    page.check_folder(folder)
+    check_folder("Argument `out`", folder, page.REPORT)
     settings = _settings(betas, quick, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(_STAGES), disable=page.disabled(progress), leave=False) as bar:
@@ -125,9 +125,8 @@ def run(
         stage(_STAGES[4])
         seconds = time.perf_counter() - begun
         study = Study(folder, data, claims, likeness(), accuracy, seconds)
-        text = json.dumps(to_json(claims), indent=1, ensure_ascii=False, allow_nan=False)
-        (folder / "claims.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "report.html").write_text(_page(study, drawn), encoding="utf-8")
+        write_json(to_json(claims), folder / "claims.json")
+        (folder / page.REPORT).write_text(_page(study, drawn), encoding="utf-8")
     return study
 
 

@@ -1,0 +1,154 @@
+"""Arguments, checked at the door: each check gives back what it was given, as it is worked with.
+
+Every message reads "Argument `name` must ..., but is ...".
+"""
+
+import operator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import ArrayLike
+
+__all__ = [
+    "array",
+    "between",
+    "choice",
+    "integer",
+    "number",
+    "numbers",
+    "positive",
+    "shown",
+    "span",
+]
+
+
+def numbers(value: Any) -> np.ndarray:
+    """The numbers given, in float64; NaN where there is none, or a text that would pass for one."""
+    nothing = np.asarray(np.nan)
+    try:
+        held = np.asarray(value)
+        if held.dtype.kind not in "iuf" or held.size == 0:
+            return nothing
+        return held.astype(float)
+    except (TypeError, ValueError):
+        return nothing
+
+
+def number(name: str, value: Any) -> float:
+    """A single finite number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    held = numbers(value)
+    if held.ndim != 0 or not np.isfinite(held):
+        raise ValueError(f"Argument `{name}` must be a finite number, but is {value!r}.")
+    return float(held)
+
+
+def positive(name: str, value: Any) -> float:
+    """A single positive finite number.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    held = numbers(value)
+    if held.ndim != 0 or not (np.isfinite(held) and held > 0):
+        raise ValueError(f"Argument `{name}` must be positive and finite, but is {value!r}.")
+    return float(held)
+
+
+def between(name: str, value: Any, low: float, high: float) -> float:
+    """A single number in an interval that holds both of its ends.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    held = numbers(value)
+    if held.ndim != 0 or not low <= held <= high:
+        raise ValueError(
+            f"Argument `{name}` must lie between {low:g} and {high:g}, but is {value!r}."
+        )
+    return float(held)
+
+
+def integer(name: str, value: Any, least: int = 1, *, most: int | None = None) -> int:
+    """A whole number, of Python's type or NumPy's.
+
+    Args:
+        name: What the caller calls it.
+        value: The number.
+        least: The smallest that is allowed.
+        most: The largest that is allowed; None for any.
+
+    Raises:
+        ValueError: If it is none, or out of its range.
+    """
+    try:
+        whole = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least or (most is not None and whole > most):
+        known = {0: "a non-negative int", 1: "a positive int"}
+        wanted = known.get(least, f"an int of at least {least}")
+        wanted = wanted if most is None else f"an int from {least} to {most}"
+        raise ValueError(f"Argument `{name}` must be {wanted}, but is {value!r}.")
+    return whole
+
+
+def choice(name: str, value: Any, *known: str) -> Any:
+    """One of several words.
+
+    Raises:
+        ValueError: If it is another.
+    """
+    if not (isinstance(value, str) and value in known):
+        listed = ", ".join(f'"{word}"' for word in known[:-1]) + f' or "{known[-1]}"'
+        raise ValueError(f"Argument `{name}` must be {listed}, but is {value!r}.")
+    return value
+
+
+def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float[np.ndarray, "..."]:
+    """A finite array of float64 of one of the given shapes, without an empty axis.
+
+    Args:
+        name: What the caller calls it.
+        values: The numbers.
+        shapes: The shapes; an axis of any length goes by a letter.
+
+    Raises:
+        ValueError: If it has none of these shapes, or is not finite.
+    """
+    try:
+        held = np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ValueError(f"Argument `{name}` must hold numbers, but is {values!r}.") from None
+    if not (held.size and any(_fits(held.shape, shape) for shape in shapes)):
+        wanted = " or ".join(str(shape).replace("'", "") for shape in shapes)
+        raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {held.shape}.")
+    if not np.all(np.isfinite(held)):
+        raise ValueError(f"Argument `{name}` must be finite, but is {shown(held)}.")
+    return held
+
+
+def span(name: str, value: Any) -> tuple[float, float]:
+    """The two ends of an axis.
+
+    Raises:
+        ValueError: If they are not two finite numbers, the lower first.
+    """
+    ends = numbers(value)
+    if ends.shape != (2,) or not np.all(np.isfinite(ends)) or ends[0] >= ends[1]:
+        raise ValueError(f"Argument `{name}` must be (lower, upper), but is {value!r}.")
+    return float(ends[0]), float(ends[1])
+
+
+def shown(held: np.ndarray) -> str:
+    """An array on one line, shortened where it has many values."""
+    return " ".join(np.array2string(held, threshold=12, separator=", ").split())
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
+    pairs = zip(shape, wanted, strict=False)
+    return len(shape) == len(wanted) and all(isinstance(b, str) or a == b for a, b in pairs)

@@ -1,0 +1,34 @@
+"""Files and folders that results are written to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["check_folder", "write_json"]
+
+
+def check_folder(what: str, folder: Path, mark: str) -> None:
+    """Refuse a folder to write to that is a file, or holds something else than earlier results.
+
+    Args:
+        what: The argument or option that names it, as the message begins.
+        folder: The folder, which need not be there yet.
+        mark: A file that is there wherever results were written before.
+
+    Raises:
+        ValueError: If it, or what it is to lie in, is a file, or it holds something else.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{what} must be a folder, but {there} is a file.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():
+        raise ValueError(
+            f"{what} must be a new folder, an empty one or one with earlier results, but {folder} "
+            "holds something else."
+        )
+
+
+def write_json(record: Any, path: Path) -> None:
+    """Write what JSON holds, on lines of their own; a number that is not finite is refused."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -81,6 +81,18 @@ def test_a_line_slides_into_a_corner_and_ends_there():
     assert runs.end_time[0] == pytest.approx(0.8, rel=1e-5)
 
 
+def test_a_line_slides_along_a_wall_in_the_metric_of_its_flow():
+    metric = np.array([[2.0, 1.0], [1.0, 2.0]])
+    flow = fl.Flow(
+        lambda y: -y[0] - 0.2 * y[1], metric=lambda y, p: metric @ p, domain=Box(), wall="slide"
+    )
+    line = fl.flow_line(flow, np.array([0.5, 0.2]), until=until.time(1.0), rtol=1e-9)
+    # The velocity is (2.2, 1.4) up to the wall. There M n = (2, 1) times 2.2/2 is taken from it.
+    met = 0.5 / 2.2
+    wanted = [1.0, 0.2 + 1.4 * met + 0.3 * (1 - met)]
+    np.testing.assert_allclose(line.end, wanted, rtol=1e-8)
+
+
 def test_a_line_leaves_one_wall_for_another_where_the_flow_turns():
     def bent(y):
         return -y[0] + 2 * (y[1] - 0.3) ** 2

@@ -106,7 +106,7 @@ def choice(name: str, value: Any, *known: str) -> Any:
     if not (isinstance(value, str) and value in known):
         listed = ", ".join(f'"{word}"' for word in known[:-1]) + f' or "{known[-1]}"'
         raise ValueError(f"Argument `{name}` must be {listed}, but is {value!r}.")
-    return value
+    return known[known.index(value)]  # which is plain, where the value is an enumeration's
 
 
 def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float[np.ndarray, "..."]:

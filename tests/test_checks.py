@@ -1,5 +1,7 @@
 """Checks at the door: what passes comes back in the form that is worked with, the rest is told."""
 
+import enum
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,13 @@ def test_what_is_right_comes_back_in_the_types_of_python():
     assert [type(value) for value in found] == [float, float, float, int, str, tuple]
     array = checks.array("x", [[1, 2]], ("n", 2), (3,))
     assert (array.dtype, array.tolist()) == (np.float64, [[1.0, 2.0]])
+
+
+def test_a_word_of_an_enumeration_comes_back_as_a_plain_one():
+    class Wall(enum.StrEnum):
+        slide = "slide"
+
+    assert type(checks.choice("wall", Wall.slide, "stop", "slide")) is str
 
 
 def test_json_that_others_could_not_read_is_refused(tmp_path):

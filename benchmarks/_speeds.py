@@ -103,7 +103,7 @@ def vmap_speed(
             {**best, **_chunked(clock, method, dtype, rtol, count, best["chunk"])} if fits else best
         )
     speeds = {trial["chunk"]: trial["starts_per_s"] for trial in trials}
-    row |= {"first_call_s": best["first_call_s"]}
+    row |= {name: best[name] for name in ("first_call_s", "compile_s")}
     row |= {"starts_per_s_of_chunks": speeds, "chunks_refused": refused}
     return _completed(row, method)
 
@@ -130,10 +130,13 @@ def _trials(
 
 def _tried(clock: str, method: Method, dtype: str, rtol: float, count: int, chunk: int) -> Row:
     """The speed in chunks of one size, on some of the starts, and the first call of one chunk."""
-    first_call = _chunked(clock, method, dtype, rtol, chunk, chunk)["seconds"][0]
+    first_call, again = (
+        _chunked(clock, method, dtype, rtol, chunk, chunk)["seconds"][0] for _ in range(2)
+    )
     some = min(count, chunk * max(1, TRIAL // chunk))
     row = _chunked(clock, method, dtype, rtol, some, chunk)
-    return {**row, "first_call_s": first_call, "starts_per_s": some / row["seconds"][0]}
+    found = {"first_call_s": first_call, "compile_s": max(0.0, first_call - again)}
+    return {**row, **found, "starts_per_s": some / row["seconds"][0]}
 
 
 def _chunked(clock: str, method: Method, dtype: str, rtol: float, count: int, chunk: int) -> Row:
@@ -162,7 +165,7 @@ def _completed(row: Row, method: Method) -> Row:
     """A row with the numbers that follow from its seconds and its steps."""
     run = median(row["seconds"])
     made = {"method": method.name, "run_s": run, "starts_per_s": row["count"] / run}
-    if "first_call_s" in row:
+    if "first_call_s" in row and "compile_s" not in row:
         made["compile_s"] = max(0.0, row["first_call_s"] - run)
     return {**row, **made, "evaluations_per_start": row["steps"] * method.evaluations}
 

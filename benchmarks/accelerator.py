@@ -348,7 +348,8 @@ def main() -> None:
         emit(result, options.out)
     sys.stdout.write(f"{table(result, machine())}\n")
     sys.stdout.flush()
-    code = 0 if all(row["passed"] for row in result["checks"]) else 1
+    passed = bool(result["checks"]) and all(row["passed"] for row in result["checks"])
+    code = 0 if passed and (ended or not options.smoke) else 1
     if not ended:
         os._exit(code)  # a thread that is given up on would hold the process back
     sys.exit(code)

@@ -4,6 +4,7 @@ Every message reads "Argument `name` must ..., but is ...".
 """
 
 import operator
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,23 @@ __all__ = [
 
 
 def numbers(value: Any) -> np.ndarray:
-    """The numbers given, in float64; NaN where there is none, or a text that would pass for one."""
+    """The real numbers given, in float64; NaN where there is none, or one of another kind."""
     nothing = np.asarray(np.nan)
     try:
         held = np.asarray(value)
-        if held.dtype.kind not in "iuf" or held.size == 0:
-            return nothing
-        return held.astype(float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
+        if "Tracer" in type(error).__name__:  # JAX says what that is, and why it is no number
+            raise
         return nothing
+    return held.astype(float) if held.size and _are_real(held) else nothing
+
+
+def _are_real(held: np.ndarray) -> bool:
+    """Whether elements are real numbers, and not texts or truth values that would pass for some."""
+    if held.dtype.kind == "O":  # whole numbers beyond 64 bits, fractions
+        return all(isinstance(one, Real) and not isinstance(one, bool) for one in held.flat)
+    # The small floats of JAX are of no kind that NumPy knows.
+    return held.dtype.kind in "iuf" or "float" in held.dtype.name
 
 
 def number(name: str, value: Any) -> float:
@@ -121,9 +130,12 @@ def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float
         ValueError: If it has none of these shapes, or is not finite.
     """
     try:
-        held = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
+        held = np.asarray(values)
+    except ValueError:
         raise ValueError(f"Argument `{name}` must hold numbers, but is {values!r}.") from None
+    if held.size and not _are_real(held):
+        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.")
+    held = held.astype(float)
     if not (held.size and any(_fits(held.shape, shape) for shape in shapes)):
         wanted = " or ".join(str(shape).replace("'", "") for shape in shapes)
         raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {held.shape}.")

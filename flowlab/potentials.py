@@ -294,7 +294,7 @@ class DoubleWell(AbstractPotential):
         curvature: Float[ArrayLike, ""] | None = None,
         dimension: int = 1,
     ) -> None:
-        integer("dimension", dimension)
+        dimension = integer("dimension", dimension)
         if dimension == 1 and curvature is not None:
             raise ValueError(
                 "Argument `curvature` must be None in one dimension, where it has no effect, "

@@ -263,8 +263,14 @@ def boundary(*, time_limit: float | None = None) -> AbstractTarget:
 
 
 def _falls_with_the_margin(flow: AbstractFlow, levels: Float[ArrayLike, " k"]) -> bool:
-    """Whether a flow says at which margins it has given levels; nothing is computed."""
-    return jax.eval_shape(flow.margin_at, np.asarray(levels)) is not None
+    """Whether a flow says at which margins it has given levels; nothing is computed.
+
+    A loss that looks at the numbers to tell cannot do so in a compiled program.
+    """
+    try:
+        return jax.eval_shape(flow.margin_at, np.asarray(levels)) is not None
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return False
 
 
 def _levels(name: str, values: tuple[float, ...]) -> np.ndarray:

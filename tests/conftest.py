@@ -1,5 +1,6 @@
 """Sets up every test process: strict JAX, eight CPU devices, examples without deadlines."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -27,9 +28,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # Both processes keep what they compile in one folder, which the first of them makes and removes.
 COMPILED = "FLOWLAB_TESTS_COMPILED"
-OWNER = COMPILED not in os.environ
-if OWNER:
+if COMPILED not in os.environ:
     os.environ[COMPILED] = tempfile.mkdtemp(prefix="flowlab-compiled-")
+    atexit.register(shutil.rmtree, os.environ[COMPILED], ignore_errors=True)
 jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -123,12 +124,6 @@ def resident_bytes() -> float:
     if not told.exists():
         return float("inf")
     return int(told.read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def pytest_unconfigure() -> None:
-    """Removes what was compiled."""
-    if OWNER:
-        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -87,7 +87,7 @@ def test_accelerator_without_time_names_all_that_it_leaves_out(
     monkeypatch.setattr(sys, "argv", options)
     with pytest.raises(SystemExit) as ended:
         accelerator.main()
-    assert ended.value.code == 0
+    assert ended.value.code == 1
     result = json.loads(out.read_text("utf-8"))
     assert set(result["checks_wanted"]) < set(result["left_out"])
     assert capsys.readouterr().out.splitlines()[-1].endswith("NO check was carried out.")

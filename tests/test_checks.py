@@ -1,7 +1,10 @@
 """Checks at the door: what passes comes back in the form that is worked with, the rest is told."""
 
 import enum
+from fractions import Fraction
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,6 +33,9 @@ REFUSED = [
     (lambda: checks.array("x", [], ("n",)), "have shape (n,), but has shape (0,)."),
     (lambda: checks.array("x", [1, [2]], ("n",)), "hold numbers, but is [1, [2]]."),
     (lambda: checks.array("x", [1, np.nan], (2,), (3,)), "be finite, but is [ 1., nan]."),
+    (lambda: checks.array("x", [1j], ("n",)), "hold real numbers, but is [1j]."),
+    (lambda: checks.array("x", ["1"], ("n",)), "hold real numbers, but is ['1']."),
+    (lambda: checks.array("x", [True], ("n",)), "hold real numbers, but is [True]."),
     (lambda: checks.span("x", (1, 1)), "be (lower, upper), but is (1, 1)."),
     (lambda: checks.span("x", (0, np.inf)), "be (lower, upper), but is (0, inf)."),
 ]
@@ -55,6 +61,18 @@ def test_what_is_right_comes_back_in_the_types_of_python():
     assert [type(value) for value in found] == [float, float, float, int, str, tuple]
     array = checks.array("x", [[1, 2]], ("n", 2), (3,))
     assert (array.dtype, array.tolist()) == (np.float64, [[1.0, 2.0]])
+
+
+def test_numbers_that_numpy_has_no_type_for_are_numbers():
+    assert checks.positive("x", 10**20) == 1e20
+    assert checks.number("x", Fraction(1, 2)) == 0.5
+    assert checks.number("x", jnp.bfloat16(0.5)) == 0.5
+    assert checks.span("x", (0, 10**20)) == (0.0, 1e20)
+
+
+def test_what_is_traced_is_refused_by_jax():
+    with pytest.raises(jax.errors.TracerArrayConversionError):
+        jax.jit(lambda x: checks.positive("x", x))(1.0)
 
 
 def test_a_word_of_an_enumeration_comes_back_as_a_plain_one():

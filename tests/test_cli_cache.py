@@ -36,12 +36,13 @@ FULL = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (16, -1))\n"
 KEPT, TAKEN = "1 0\n", "0 1\n"
 
 
-def started(caches: Path, *words: str | Path) -> subprocess.Popen[str]:
+def started(caches: Path, *words: str | Path, **others: str) -> subprocess.Popen[str]:
     """An interpreter whose user has this folder of caches, and keeps every program there."""
     variables = {name: value for name, value in os.environ.items() if "CACHE" not in name}
     variables |= {
         "XDG_CACHE_HOME": str(caches),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **others,
     }
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", *words],
@@ -133,6 +134,12 @@ def test_a_full_disk_does_no_harm_and_leaves_nothing_that_lasts(tmp_path):
     assert said(started(tmp_path, ONE_PROGRAM)) == KEPT
     assert kept_in(tmp_path) == [torn]
     assert torn.stat().st_size > 1000
+
+
+def test_a_cache_without_bounds_is_kept(tmp_path):
+    unbounded = {"JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
+    assert said(started(tmp_path, ONE_PROGRAM, **unbounded)) == KEPT
+    assert said(started(tmp_path, ONE_PROGRAM, **unbounded)) == TAKEN
 
 
 def test_what_xla_says_of_a_program_that_it_takes_is_not_passed_on(one_kept, tmp_path):

@@ -12,6 +12,7 @@ from scipy.integrate import solve_ivp
 import flowlab as fl
 from flowlab import exact, until
 from flowlab.domains import Box, Simplex
+from flowlab.losses import AbstractLoss
 from flowlab.solve.compilation import compiled
 from flowlab.until import Outcome
 
@@ -164,6 +165,24 @@ def test_float32_starts_give_float32_lines_without_touching_the_configuration():
     line = fl.flow_line(FLOW, START.astype(np.float32), until=TARGET, rtol=1e-4)
     assert line.states.dtype == np.float32
     assert line.time == pytest.approx(2.761094812646, rel=1e-3)
+
+
+class ToAPower(AbstractLoss):
+    """(margin − 1) to a power that is a whole number of Python's."""
+
+    order: int = 2
+
+    def __call__(self, pairs):
+        return (pairs.margin - 1.0) ** self.order
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_whole_number_in_a_loss_goes_with_both_precisions(dtype):
+    flow = fl.preference_flow(ToAPower(), fl.LogRatioPlane())
+    line = fl.flow_line(flow, np.zeros(2, dtype), until=until.time(0.25))
+    assert line.end.dtype == dtype
+    # The margin goes to 1 with the rate 4.
+    np.testing.assert_allclose(line.end[0] - line.end[1], 1 - np.exp(-1), rtol=1e-4)
 
 
 def test_a_target_already_passed_is_an_outcome():

@@ -85,11 +85,23 @@ def test_signals_have_the_precision_of_the_state(target, flow):
     assert signal.shape == target.levels.shape
 
 
+class LooksAtLevels(fl.DPO):
+    """DPO that looks at the numbers to tell whether they have margins."""
+
+    def margin_at(self, level: Any) -> Any:
+        return None if np.max(level) > 5 else super().margin_at(level)
+
+
 CLOCKS = [
     (until.loss_below(0.5, 0.1), PLANE, ("margin", "loss", "arc_length", "time")),
     (until.loss_below(0.5, 0.1), BOWL, ("loss", "arc_length", "time")),
     (until.loss_below(0.5, 0.0), PLANE, ("arc_length", "loss", "time")),
     (until.loss_below(-2.0), BOWL, ("arc_length", "loss", "time")),
+    (
+        until.loss_below(0.5),
+        fl.preference_flow(LooksAtLevels(0.3), fl.RatioPlane()),
+        ("loss", "arc_length", "time"),
+    ),
     (until.margin_above(1.0), LINES, ("margin", "arc_length", "time")),
     (until.speed_below(1.0), BOWL, ("arc_length", "time")),
     (until.time(1.0), BOWL, ("time", "arc_length")),

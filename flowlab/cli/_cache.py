@@ -50,7 +50,8 @@ def keep_programs() -> None:
     for name, value in _SETTINGS.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
-    _forget_torn(place)
+    if jax.config.jax_compilation_cache_max_size != -1:  # type: ignore[attr-defined]
+        _forget_torn(place)  # one without bounds keeps no times
 
 
 def _silence_loading() -> None:

@@ -118,7 +118,7 @@ def exit_from_interval(
             "Arguments `low` and `high` must be finite numbers in this order, or one of them None, "
             f"but are {low!r} and {high!r}."
         )
-    integer("component", component, 0)
+    component = integer("component", component, 0)
     held = np.where(given, ends, 0.0)
     return _Interval(
         low=held[0],

@@ -354,10 +354,14 @@ def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
     """A tree with its numbers as arrays, those that are floating of a dtype."""
 
     def leaf(value: Any) -> Any:
+        if isinstance(value, float | np.ndarray | np.floating):
+            value = np.asarray(value)
+            floating = jnp.issubdtype(value.dtype, jnp.floating)
+            return on_device(value, dtype if floating else None)
         if not eqx.is_array_like(value):
             return value
-        floating = jnp.issubdtype(jnp.result_type(value), jnp.floating)
-        return on_device(value, dtype if floating else None)
+        array = jnp.asarray(value)  # a whole number of Python keeps its weak type
+        return jnp.asarray(value, dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
     return jax.tree.map(leaf, tree)
 

@@ -132,7 +132,7 @@ def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float
     try:
         held = np.asarray(values)
     except ValueError:
-        raise ValueError(f"Argument `{name}` must hold numbers, but is {values!r}.") from None
+        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.") from None
     if held.size and not _are_real(held):
         raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.")
     held = held.astype(float)

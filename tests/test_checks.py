@@ -31,7 +31,7 @@ REFUSED = [
     (lambda: checks.choice("x", ["a"], "a", "b", "d"), 'be "a", "b" or "d", but is [\'a\'].'),
     (lambda: checks.array("x", [[1, 2]], ("n",)), "have shape (n,), but has shape (1, 2)."),
     (lambda: checks.array("x", [], ("n",)), "have shape (n,), but has shape (0,)."),
-    (lambda: checks.array("x", [1, [2]], ("n",)), "hold numbers, but is [1, [2]]."),
+    (lambda: checks.array("x", [1, [2]], ("n",)), "hold real numbers, but is [1, [2]]."),
     (lambda: checks.array("x", [1, np.nan], (2,), (3,)), "be finite, but is [ 1., nan]."),
     (lambda: checks.array("x", [1j], ("n",)), "hold real numbers, but is [1j]."),
     (lambda: checks.array("x", ["1"], ("n",)), "hold real numbers, but is ['1']."),

@@ -29,7 +29,7 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
         lambda: fl.TabularSoftmax([]),
         "`reference` must have shape (n,) or (m, n), but has shape (0,).",
     ),
-    (lambda: fl.TabularSoftmax("ab"), "`reference` must hold numbers, but is 'ab'."),
+    (lambda: fl.TabularSoftmax("ab"), "`reference` must hold real numbers, but is 'ab'."),
     (
         lambda: fl.TabularSoftmax([0.5, np.nan]),
         "`reference` must be finite, but is [0.5, nan].",

@@ -67,12 +67,11 @@ def kept_in(caches: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def swept_thrice(tmp_path_factory) -> types.SimpleNamespace:
-    """One sweep here without the cache, and with an empty and a full one: stores and counts."""
+    """One sweep without the cache, with an empty one and with a full one: stores and counts."""
     here = tmp_path_factory.mktemp("swept")
+    without = started(here / "other", COMMAND, *SWEEP, here / "without", "--no-cache")
     empty = started(here / "caches", COMMAND, *SWEEP, here / "empty")
-    done = CliRunner().invoke(cli.app, [*SWEEP, str(here / "without"), "--no-cache"])
-    assert done.exit_code == 0, done.stderr
-    counts = {"empty": said(empty)}
+    counts = {"without": said(without), "empty": said(empty)}
     counts["full"] = said(started(here / "caches", COMMAND, *SWEEP, here / "full"))
     taken = {name: tuple(map(int, words.split())) for name, words in counts.items()}
     return types.SimpleNamespace(folder=here, counts=taken)
@@ -85,6 +84,11 @@ def test_a_second_sweep_compiles_nothing(swept_thrice):
     again, taken = swept_thrice.counts["full"]
     assert again == 0
     assert taken >= kept
+
+
+def test_without_the_cache_nothing_is_kept_or_taken(swept_thrice):
+    assert swept_thrice.counts["without"] == (0, 0)
+    assert not (swept_thrice.folder / "other").exists()
 
 
 def test_results_have_the_same_bits_with_the_cache_and_without(swept_thrice):

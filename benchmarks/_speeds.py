@@ -69,6 +69,7 @@ def sweep_speed(dtype: str, rtol: float, count: int, repetitions: int) -> Row:
     row = first(variant)
     while len(row["seconds"]) < repetitions and sum(row["seconds"]) < ENOUGH_S:
         row["seconds"].append(timed(variant)[0])
+    row["compile_s"] = max(0.0, row["first_call_s"] - median(row["seconds"]))
     return _completed(row, method_of(dtype, rtol))
 
 
@@ -165,8 +166,6 @@ def _completed(row: Row, method: Method) -> Row:
     """A row with the numbers that follow from its seconds and its steps."""
     run = median(row["seconds"])
     made = {"method": method.name, "run_s": run, "starts_per_s": row["count"] / run}
-    if "first_call_s" in row and "compile_s" not in row:
-        made["compile_s"] = max(0.0, row["first_call_s"] - run)
     return {**row, **made, "evaluations_per_start": row["steps"] * method.evaluations}
 
 

@@ -162,5 +162,6 @@ def shown(held: np.ndarray) -> str:
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    pairs = zip(shape, wanted, strict=False)
-    return len(shape) == len(wanted) and all(isinstance(b, str) or a == b for a, b in pairs)
+    return len(shape) == len(wanted) and all(
+        isinstance(want, str) or have == want for have, want in zip(shape, wanted, strict=True)
+    )

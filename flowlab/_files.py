@@ -28,7 +28,16 @@ def check_folder(what: str, folder: Path, mark: str) -> None:
         )
 
 
-def write_json(record: Any, path: Path) -> None:
-    """Write what JSON holds, on lines of their own; a number that is not finite is refused."""
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+def write_json(record: Any, path: Path, *, indent: int | None = 1) -> None:
+    """Write what JSON holds; a number that is not finite is refused.
+
+    Args:
+        record: What to write.
+        path: The file.
+        indent: Spaces before what is within, each on a line of its own; None for a single line.
+
+    Raises:
+        ValueError: If a number is not finite.
+    """
+    text = json.dumps(record, indent=indent, ensure_ascii=False, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")

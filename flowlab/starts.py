@@ -118,11 +118,8 @@ def sobol(
     Accuracy: points are multiples of 2⁻³⁰ of the box, and with one release of SciPy always the
         same.
     """
-    count, (low, high), generator = (
-        integer("count", count),
-        _box(lower, upper),
-        _generator(seed, "seed"),
-    )
+    count, (low, high) = integer("count", count), _box(lower, upper)
+    generator = _generator(seed, "seed")
     from scipy.stats import qmc
 
     first, last = _part(part, count)
@@ -172,11 +169,8 @@ def latin_hypercube(
 
     Accuracy: with one release of SciPy always the same points.
     """
-    count, (low, high), generator = (
-        integer("count", count),
-        _box(lower, upper),
-        _generator(seed, "seed"),
-    )
+    count, (low, high) = integer("count", count), _box(lower, upper)
+    generator = _generator(seed, "seed")
     from scipy.stats import qmc
 
     first, last = _part(part, count)

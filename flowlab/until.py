@@ -224,8 +224,8 @@ def margin_above(
     Raises:
         ValueError: If `margin` is not finite or `of` is unknown.
     """
-    choice("of", of, "mean", "min")
-    return _MarginAbove(_levels("margin", (margin,)), checked_limit(time_limit), of)
+    over = choice("of", of, "mean", "min")
+    return _MarginAbove(_levels("margin", (margin,)), checked_limit(time_limit), over)
 
 
 def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTarget:

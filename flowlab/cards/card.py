@@ -88,7 +88,7 @@ def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float
         times the time scale at the reference point, or 5,000 steps: `stuck` and the kinds of
         approach are as seen then.
     """
-    space = Plane(_flow(loss, plane), _checked_reach(reach))
+    space = Plane(_flow(loss, plane), positive("reach", reach))
     reference = space.reference
     if not np.all(np.isfinite([*reference.value, *reference.gradient[0]])):
         raise ValueError(
@@ -135,7 +135,3 @@ def _flow(loss: AbstractLoss, plane: LogRatioPlane | None) -> PreferenceFlow:
             "vanish."
         )
     return flow
-
-
-def _checked_reach(reach: float) -> float:
-    return positive("reach", reach)

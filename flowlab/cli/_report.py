@@ -260,10 +260,10 @@ def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
     text = displacement.table(found)
     typer.echo(text)
     folder.mkdir(parents=True, exist_ok=True)
-    _files.write_json(displacement.to_json(found), folder / DISPLACEMENT)
+    _files.write_json(displacement.to_json(found), folder / DISPLACEMENT, indent=None)
     (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
     figure, _ = plots.displacements(found)
-    plots.save(figure, folder / "displacement")
+    plots.save(figure, folder / "displacement", dpi=200)
     typer.echo(f"\ndisplacement: {folder}")
 
 

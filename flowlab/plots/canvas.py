@@ -37,7 +37,6 @@ RATIOS = (
 )
 LOG_RATIOS = (r"$u_\mathrm{chosen} = \log x_1$ (nats)", r"$u_\mathrm{rejected} = \log x_2$ (nats)")
 _PANEL = (3.5, 3.5)  # inches
-_DPI = 150
 
 Span = tuple[float, float]
 
@@ -95,17 +94,18 @@ def shared_legend(axes: Sequence[Axes], *, columns: int = 4) -> None:
         )
 
 
-def save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
     """Write a figure as PNG and as SVG, laid out alike; their paths.
 
     Args:
         figure: The figure.
         stem: The path of both without `.png` and `.svg`.
+        dpi: Pixels per inch.
     """
     files = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
-    figure.savefig(files[0], dpi=_DPI)
+    figure.savefig(files[0], dpi=dpi)
     figure.set_layout_engine("none")  # what the first file was laid out to, the second keeps
-    figure.savefig(files[1], dpi=_DPI)
+    figure.savefig(files[1], dpi=dpi)
     return files
 
 

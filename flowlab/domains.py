@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from flowlab._checks import positive
 
-__all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace", "slide"]
+__all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace"]
 
-_ON_THE_WALL = 8.0  # a state this many machine epsilons past a wall counts as on it
+_ON_THE_WALL = 16.0  # machine epsilons past a wall, relative to what is added up, count as on it
 
 
 class AbstractDomain(eqx.Module):
@@ -63,6 +63,19 @@ class AbstractDomain(eqx.Module):
     @abstractmethod
     def walls(self) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
         """Outward normals and offsets: inside, `normals @ state <= offsets`."""
+
+    def within_walls(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
+        """Whether a state lies on the inner side of every wall, or on it to rounding."""
+        if not len(self.walls()[1]):
+            return jnp.asarray(True)
+        normals, offsets = (jnp.asarray(part, state.dtype) for part in self.walls())
+        return jnp.all(offsets - normals @ state >= -self.rounding(state))
+
+    def rounding(self, state: Float[Array, " d"]) -> Float[Array, " m"]:
+        """The distance from each wall under which a state counts as on it: sixteen roundings."""
+        normals, offsets = (jnp.asarray(part, state.dtype) for part in self.walls())
+        terms = jnp.abs(offsets) + jnp.abs(normals) @ jnp.abs(state)
+        return _ON_THE_WALL * jnp.finfo(state.dtype).eps * terms
 
 
 class WholeSpace(AbstractDomain):
@@ -110,13 +123,7 @@ class _Orthant(AbstractDomain):
     absorbing: ClassVar[bool] = True
 
     def contains(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
-        inside = jnp.all(jnp.isfinite(state) & (state > 0))
-        normals, offsets = self.walls()
-        if offsets.size == 0:
-            return inside
-        slack = _ON_THE_WALL * jnp.finfo(state.dtype).eps
-        reach = jnp.asarray(normals, state.dtype) @ state
-        return inside & jnp.all(reach <= jnp.asarray(offsets, state.dtype) * (1 + slack))
+        return jnp.all(jnp.isfinite(state) & (state > 0)) & self.within_walls(state)
 
     def coordinates(self, state: Float[Array, " d"]) -> Float[Array, " d"]:
         return jnp.log(state)
@@ -230,8 +237,7 @@ class Enclosure(AbstractDomain):
         return self.domain.absorbing
 
     def contains(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
-        lower, upper = (jnp.asarray(side, state.dtype) for side in (self.lower, self.upper))
-        return self.domain.contains(state) & jnp.all((state >= lower) & (state <= upper))
+        return self.domain.contains(state) & self.within_walls(state)
 
     def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
         return self.domain.coordinates(state)
@@ -260,22 +266,3 @@ class Enclosure(AbstractDomain):
         ends = np.concatenate([offsets, self.upper, np.negative(self.lower)])
         known = np.isfinite(ends)
         return normals[known], ends[known]
-
-
-def slide(
-    velocity: Float[Array, " d"], normal: Float[Array, " d"], lifted_normal: Float[Array, " d"]
-) -> Float[Array, " d"]:
-    """The velocity with its component across a wall taken out, orthogonally in the metric M.
-
-        v − M n (n·v)/(n·M n)
-
-    Args:
-        velocity: Free velocity v, shape (d,).
-        normal: Normal n of the wall, shape (d,); where it is zero, the velocity comes back.
-        lifted_normal: M n, shape (d,).
-
-    Source: projected dynamical systems (Nagurney and Zhang, 1996), in the metric of the flow.
-    """
-    across = jnp.vdot(normal, lifted_normal)
-    safe = jnp.where(across > 0, across, 1)
-    return velocity - lifted_normal * (jnp.vdot(normal, velocity) / safe)

@@ -19,7 +19,7 @@ from flowlab import (
     preference_flow,
 )
 from flowlab.critical import CriticalPoints, critical_points
-from flowlab.domains import Box, Enclosure, Quadrant, slide
+from flowlab.domains import Box, Enclosure, Quadrant
 from flowlab.losses import IPO
 from flowlab.potentials import (
     AbstractPotential,
@@ -29,6 +29,7 @@ from flowlab.potentials import (
     MuellerBrown,
     Rosenbrock,
 )
+from flowlab.solve.walls import along_walls
 
 PAPER = [(0.0, 1.0), (0.0, 1.0)]
 SQUARE = [(-1.0, 1.0), (-1.0, 1.0)]
@@ -284,8 +285,8 @@ def test_rates_on_a_wall_are_those_with_which_a_line_that_slides_comes_to_rest()
     (point,) = found_in(flow, [(0.1, 1), (0.1, 1)])
     # Along the wall the metric is the Schur complement, 1 − 1/4, and the curvature 6.
     assert point.rates == pytest.approx([4.5])
-    normal = jnp.array([1.0, 0.0])
-    sliding = jax.jit(lambda y: slide(flow.velocity(y), normal, flow.metric(y, normal)))
+    upper = jnp.array([True, False])
+    sliding = jax.jit(lambda y: along_walls(flow, y, flow.velocity(y), upper))
     line = solve_ivp(lambda _, y: np.asarray(sliding(y)), (0, 1), [1.0, 0.5], rtol=1e-9, atol=1e-12)
     assert np.all(line.y[0] == 1)
     assert np.log(0.25 / (line.y[1, -1] - 0.25)) == pytest.approx(point.rates[0], rel=1e-6)

@@ -1,11 +1,11 @@
-"""Domains: membership, coordinates, tolerances, walls, and the slide along them."""
+"""Domains: membership, coordinates, tolerances, walls."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flowlab.domains import AbstractDomain, Box, Quadrant, Simplex, WholeSpace, slide
+from flowlab.domains import AbstractDomain, Box, Quadrant, Simplex, WholeSpace
 
 DOMAINS = [WholeSpace(), Quadrant(), Box(2.0, 3.0), Simplex(0.3, 0.2)]
 ORTHANTS = DOMAINS[1:]
@@ -118,42 +118,6 @@ def test_walls_are_those_of_the_set():
     normals, offsets = Simplex(0.3, 0.2).walls()
     np.testing.assert_array_equal(normals, [[0.3, 0.2]])
     np.testing.assert_array_equal(offsets, [1])
-
-
-def random_slides(count: int = 20, size: int = 3):
-    """Velocities, normals, and symmetric positive definite metrics."""
-    key = np.random.default_rng(2)
-    factors = key.normal(size=(count, size, size))
-    metrics = factors @ factors.transpose(0, 2, 1) + 0.1 * np.eye(size)
-    velocities, normals = key.normal(size=(2, count, size))
-    return jnp.asarray(velocities), jnp.asarray(normals), jnp.asarray(metrics)
-
-
-def test_a_slide_leaves_nothing_across_the_wall_and_sliding_twice_is_sliding_once():
-    velocities, normals, metrics = random_slides()
-    lifted = jnp.einsum("nij,nj->ni", metrics, normals)
-    once = jax.vmap(slide)(velocities, normals, lifted)
-    np.testing.assert_allclose(np.sum(normals * once, axis=1), 0, atol=1e-13)
-    np.testing.assert_allclose(jax.vmap(slide)(once, normals, lifted), once, atol=1e-13)
-
-
-def test_what_a_slide_takes_out_is_orthogonal_to_the_wall_in_the_metric():
-    velocities, normals, metrics = random_slides()
-    lifted = jnp.einsum("nij,nj->ni", metrics, normals)
-    once = np.asarray(jax.vmap(slide)(velocities, normals, lifted))
-    taken = np.linalg.solve(metrics, (velocities - once)[..., None])[..., 0]
-    assert np.min(np.linalg.norm(velocities - once, axis=1)) > 1e-3
-    np.testing.assert_allclose(np.sum(taken * once, axis=1), 0, atol=1e-11)
-
-
-def test_a_slide_along_a_wall_of_the_box_drops_the_outward_component():
-    velocity, normal = jnp.asarray([0.7, -0.2]), jnp.asarray([1.0, 0.0])
-    np.testing.assert_array_equal(slide(velocity, normal, normal), [0.0, -0.2])
-
-
-def test_without_a_normal_the_velocity_comes_back():
-    velocity, nothing = jnp.asarray([0.7, -0.2]), jnp.zeros(2)
-    np.testing.assert_array_equal(slide(velocity, nothing, nothing), velocity)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf, None, [1.0, 2.0]])

@@ -10,19 +10,21 @@ from jaxtyping import Array, Bool, Float, PyTree
 from flowlab.flow import norm
 from flowlab.measures import Ends
 from flowlab.solve.events import absorbs, absorption_tail, signals
-from flowlab.solve.problem import (
-    INTERIOR,
-    Lanes,
-    Point,
-    Problem,
-    along_wall,
-    lanewise,
-    margin,
-    motion,
+from flowlab.solve.field import margin, motion
+from flowlab.solve.problem import Lanes, Point, Problem, lanewise
+from flowlab.solve.rest import still
+from flowlab.solve.walls import (
+    along_walls,
+    distances,
+    holding,
+    normals_and_offsets,
+    rounding,
+    stands_still,
+    wall_count,
 )
 from flowlab.until import Outcome
 
-__all__ = ["begin", "finish", "potentials", "still"]
+__all__ = ["begin", "finish", "potentials"]
 
 
 def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
@@ -40,11 +42,6 @@ def potentials(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Float[
     return lanewise(problem.flow.potential)(starts)
 
 
-def still(velocity: PyTree[Array]) -> Bool[Array, ""]:
-    """Whether a velocity is exactly zero."""
-    return jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(velocity)]))
-
-
 def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     flow, domain = problem.flow, problem.flow.domain
     leaves = jax.tree.leaves(start)
@@ -57,7 +54,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start)),
     )
     state = domain.state(coordinates)
-    wall, velocity, free = _first_wall(problem, state)
+    walls, velocity, free = _first_walls(problem, state)
     value = flow.potential(state)
     ahead = problem.target.signal(flow, state, zero)
     level = jnp.sum(ahead <= 0).astype(jnp.int32)
@@ -81,7 +78,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         point=Point.of(coordinates, zero, tuple(zero for i in integrals if i is not None)),
         progress=zero,
         fraction=zero + 1,
-        wall=wall,
+        walls=walls,
         level=jnp.minimum(level, problem.levels - 1),
         level_times=jnp.full(problem.levels, jnp.nan, dtype),
         saved=saved,
@@ -89,6 +86,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         folds=tuple(m.begin(flow, state) for m in problem.measures),
         outcome=outcome,
         evicted=jnp.zeros((), bool),
+        strayed=jnp.zeros((), bool),
         absorbed=jnp.zeros((), bool),
         steps=no,
         signals=zero,
@@ -100,27 +98,20 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
 
 
-def _first_wall(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
-    """The wall that a start lies on and presses against, its velocity, and the free one."""
-    wall = jnp.asarray(INTERIOR, jnp.int32)
-    _, free, velocity = motion(problem, state, wall)
-    normals, offsets = problem.flow.domain.walls()
-    if len(normals):
-        close = 16 * jnp.finfo(state.dtype).eps
-        reach = jnp.asarray(normals, state.dtype) @ state
-        on = reach >= jnp.asarray(offsets, state.dtype) * (1 - close)
-        pressing = on & (jnp.asarray(normals, state.dtype) @ free > 0)
-        if problem.flow.wall == "stop":
-            return wall, jnp.where(jnp.any(pressing), 0, free), free
-        wall = jnp.where(jnp.any(pressing), jnp.argmax(pressing).astype(jnp.int32), wall)
-        velocity = along_wall(problem, state, free, wall)
-        elsewhere = jnp.arange(len(normals), dtype=jnp.int32) != wall
-        second = on & elsewhere & (jnp.asarray(normals, state.dtype) @ velocity > 0)
-        other = jnp.where(jnp.any(second), jnp.argmax(second).astype(jnp.int32), wall)
-        along = along_wall(problem, state, free, other)
-        corner = jnp.any(second) & (jnp.asarray(normals, state.dtype)[wall] @ along > 0)
-        wall, velocity = other, jnp.where(corner, 0, along)
-    return wall, velocity, free
+def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
+    """The walls that hold a start, its velocity along them, and the free one."""
+    flow = problem.flow
+    walls = jnp.zeros(wall_count(flow), bool)
+    _, free, velocity = motion(problem, state, walls)
+    if not wall_count(flow):
+        return walls, velocity, free
+    touched = distances(flow, state) <= rounding(flow, state)
+    if flow.wall == "stop":
+        pressing = touched & (normals_and_offsets(flow, state)[0] @ free > 0)
+        return walls, jnp.where(jnp.any(pressing), 0, free), free
+    walls = holding(flow, state, free, touched)
+    velocity = along_walls(flow, state, free, walls)
+    return walls, jnp.where(stands_still(velocity, free), 0, velocity), free
 
 
 def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
@@ -218,6 +209,6 @@ def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTre
 def _ends(problem: Problem, lane: Lanes, end: PyTree[Array], time: Float[Array, ""]) -> Ends:
     domain = problem.flow.domain
     start, last = domain.state(lane.start), domain.state(lane.point.coordinates)
-    _, first_velocity, _ = _first_wall(problem, start)
-    _, _, last_velocity = motion(problem, last, lane.wall)
+    _, first_velocity, _ = _first_walls(problem, start)
+    _, _, last_velocity = motion(problem, last, lane.walls)
     return Ends(start, first_velocity, last, last_velocity, end, time, time - lane.point.time)

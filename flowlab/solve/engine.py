@@ -20,9 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from flowlab.flow import inner
 from flowlab.measures import NODES, Nodes
-from flowlab.solve.ends import still
+from flowlab.solve.ends import begin
 from flowlab.solve.events import (
     first_crossing,
     interpolated,
@@ -30,18 +29,17 @@ from flowlab.solve.events import (
     met_by_clock,
     signals,
 )
+from flowlab.solve.field import margin, motion, vector_field
 from flowlab.solve.problem import (
     FIRST_STEP,
-    INTERIOR,
     Lanes,
     Point,
     Problem,
     lanewise,
-    motion,
     on_device,
-    rates,
     select,
 )
+from flowlab.solve.rest import rested
 from flowlab.until import Outcome
 
 __all__ = ["Lanes", "Problem", "Tape", "advance", "lane_errors", "resume", "safe_problem"]
@@ -50,9 +48,8 @@ _EVICT_BELOW = 1e-5
 """Part of the first step under which the lanes that want a smaller one leave the block."""
 _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
+_AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
-_NEAR_REST = 10.0  # tolerances still to go, under which a line counts as at rest
-_LONGEST_TIME = 0.5  # of the exponents that a number can have: time grows tenfold a step at most
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
 """The error of each lane over what is allowed, from the lanes before a step, their points after it,
@@ -91,6 +88,11 @@ def safe_problem(problem: Problem) -> Problem:
 
 def resume(problem: Problem, lanes: Lanes) -> Lanes:
     """Evicted lanes made ready to go on under another clock, from where they stand."""
+    if not problem.ends_on_level:
+        anew = begin(
+            problem, jax.vmap(problem.flow.domain.state, in_axes=-1, out_axes=-1)(lanes.start)
+        )
+        lanes = select(lanes.strayed, anew, lanes)
     ready = dataclasses.replace(
         lanes, evicted=jnp.zeros_like(lanes.evicted), fraction=jnp.ones_like(lanes.fraction)
     )
@@ -173,7 +175,7 @@ def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loo
 
 def _terms(problem: Problem) -> diffrax.ODETerm:
     def field(offset: Any, point: Any, lanes: Any) -> Any:
-        return lanewise(lambda lane, here: rates(problem, lane, offset, here))(lanes, point)
+        return lanewise(lambda lane, here: vector_field(problem, lane, offset, here))(lanes, point)
 
     return diffrax.ODETerm(field)
 
@@ -302,13 +304,15 @@ def _arrived(
         lanes,
         (place, progress, lanes.steps + 1, folds),
     )
-    moved = lanewise(lambda lane, kind: land(problem, lane, kind))(moved, fired)
+    moved = land(problem, moved, fired)
     if problem.clock != "arc_length":
         goals = lanewise(lambda lane: _goal(problem, lane))(lanes)
         due = (end == 1) & (progress >= goals * (1 - 4 * jnp.finfo(progress.dtype).eps))
+        if problem.ends_on_level:
+            moved, due = _checked_at_level(problem, moved, due)
         moved = lanewise(lambda lane, here: met_by_clock(problem, lane, here))(moved, due)
     if not problem.ends_on_level and problem.target.kind != "time":
-        moved = lanewise(lambda lane: _rested(problem, lane))(moved)
+        moved = rested(problem, moved)
     moved = select(active, moved, lanes)
     jumped = (
         jnp.any(active & ((fired >= 0) | (end < 1))) if problem.eventful else jnp.asarray(False)
@@ -320,39 +324,54 @@ def _arrived(
     return moved, jumped, end
 
 
-def _rested(problem: Problem, lane: Lanes) -> Lanes:
-    """A lane that has come to rest, or whose time has left the range of numbers.
+def _checked_at_level(
+    problem: Problem, lanes: Lanes, due: Bool[Array, " n"]
+) -> tuple[Lanes, Bool[Array, " n"]]:
+    """Lanes whose clock says that they are at a level, and which of them are.
 
-    With p the velocity of the coordinates and p' its change along the flow line, a line that comes
-    to rest has p·τ still to go, τ = −|p|²/(p·p'): exactly so for a single rate of decay. On a
-    plateau p changes slowly, and the way to go is long. Rest is a way to go of some tolerances,
-    which is as near as an explicit solver comes; the distance from the critical point is that,
-    times the condition number of the Hessian at worst.
+    The clock is right as far as the solver resolves how fast the loss falls. A lane that has not
+    come to its level goes on from what the loss, or the margin, really is; one that is past it has
+    strayed, and begins again under the clock that is regular everywhere.
     """
-    domain = problem.flow.domain
 
-    def push(coordinates: PyTree[Array]) -> PyTree[Array]:
-        state = domain.state(coordinates)
-        return domain.push(state, motion(problem, state, lane.wall)[2])
+    def look(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
+        return lanewise(lambda lane: _at_level(problem, lane))(lanes)
 
-    coordinates = lane.point.coordinates
-    here, change = jax.jvp(push, (coordinates,), (push(coordinates),))
-    slowing = -inner(here, change)
-    left = inner(here, here) / jnp.where(slowing > 0, slowing, 1)
-    allowed = domain.error_scale(coordinates, problem.rtol, lane.atol)
-    shares = jax.tree.map(lambda p, s: jnp.max(jnp.abs(left * p) / s), here, allowed)
-    near = (slowing > 0) & (jnp.max(jnp.stack(jax.tree.leaves(shares))) < _NEAR_REST)
-    rest = jax.tree.map(lambda q, p: q + left * p, coordinates, here)
-    ahead = problem.target.signal(problem.flow, domain.state(rest), lane.point.time)
-    near = near & ~(ahead[lane.level] <= 0)
-    resting = (lane.outcome == 0) & (near | still(here))
-    on_wall = lane.wall != INTERIOR
-    code = jnp.where(on_wall, jnp.int32(Outcome.at_wall), jnp.int32(Outcome.at_critical_point))
-    limit = jnp.finfo(lane.point.time.dtype).max ** _LONGEST_TIME
-    late = (lane.outcome == 0) & (lane.point.time > limit) & ~resting
-    outcome = jnp.where(resting, code, lane.outcome)
-    outcome = jnp.where(late, jnp.int32(Outcome.time_limit), outcome)
-    return eqx.tree_at(lambda x: x.outcome, lane, outcome)
+    def trust(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
+        return lanes.progress, lanes.evicted, lanes.evicted
+
+    due = due & lanes.active
+    progress, there, before = lax.cond(jnp.any(due), look, trust, lax.stop_gradient(lanes))
+    strayed = due & ~(there | before)
+    progress = jnp.where(due & before, progress, lanes.progress)
+    lanes = eqx.tree_at(
+        lambda x: (x.progress, x.strayed, x.evicted),
+        lanes,
+        (progress, lanes.strayed | strayed, lanes.evicted | strayed),
+    )
+    return lanes, due & there
+
+
+def _at_level(
+    problem: Problem, lane: Lanes
+) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+    """The progress that a lane has really made, and whether it is at its level, or before it."""
+    state = problem.flow.domain.state(lane.point.coordinates)
+    if problem.clock == "margin":
+        levels, value = problem.target.margins(problem.flow), margin(problem, state)
+        assert levels is not None
+    else:
+        levels, value = problem.target.levels, problem.flow.potential(state)
+    level = jnp.asarray(levels, value.dtype)[lane.level]
+    rising = -1 if problem.clock == "loss" else 1
+    left = rising * (level - value)
+    if problem.logarithmic:
+        progress = jnp.log(lane.start_value / value) / lane.span
+    else:
+        progress = rising * (value - lane.start_value) / lane.span
+    whole = jnp.abs(level) + jnp.abs(lane.start_value)
+    allowed = _AT_LEVEL * problem.rtol * jnp.abs(level) + 64 * jnp.finfo(level.dtype).eps * whole
+    return progress, jnp.abs(left) <= allowed, left > allowed
 
 
 def _folded(
@@ -364,7 +383,7 @@ def _folded(
 
     def of_lane(lane: Lanes, points: Point) -> tuple[PyTree[Array], ...]:
         states = jax.vmap(lambda point: problem.flow.domain.state(point.coordinates))(points)
-        velocities = jax.vmap(lambda state: motion(problem, state, lane.wall)[2])(states)
+        velocities = jax.vmap(lambda state: motion(problem, state, lane.walls)[2])(states)
         seen = Nodes(points.time, states, velocities)
         pairs = zip(problem.measures, lane.folds, strict=True)
         return tuple(m.fold(problem.flow, carry, seen) for m, carry in pairs)

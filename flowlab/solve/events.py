@@ -17,8 +17,18 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from flowlab.flow import norm
-from flowlab.solve.problem import INTERIOR, Lanes, Point, Problem, lanewise, motion, split
+from flowlab.solve.field import motion, velocity_of_coordinates
+from flowlab.solve.problem import Lanes, Point, Problem, lanewise, split
+from flowlab.solve.walls import (
+    distances,
+    holding,
+    multipliers,
+    normals_and_offsets,
+    onto_walls,
+    rounding,
+    stands_still,
+    wall_count,
+)
 from flowlab.until import Outcome
 
 __all__ = [
@@ -36,6 +46,7 @@ _BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if
 _DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
 # as the velocity of the logarithm, which grows like x^(β−2), stays a number
 _ROOT_STEPS = 60
+_AT_ONCE = 0.01  # tolerances between walls that count as met at once
 _STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
 
 
@@ -109,12 +120,21 @@ def first_crossing(
     return crossed, end, jnp.where(crossed, fired, missed)
 
 
-def land(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
-    """A lane after the event of an index (-1 for none) has happened to it where it stands."""
-    count = 2 * len(problem.flow.domain.walls()[0])
+def land(problem: Problem, lanes: Lanes, fired: Int[Array, " n"]) -> Lanes:
+    """Lanes after the events of given indices (-1 for none) have happened to them."""
+    count = 2 * wall_count(problem.flow)
     if count:
-        lane = _wall_left(lane, kind, count)
-        lane = _wall_met(problem, lane, (kind >= 0) & (kind < count) & (kind % 2 == 0), kind // 2)
+        at_walls = lanes.active & (fired >= 0) & (fired < count)
+        lanes = lax.cond(
+            jnp.any(at_walls),
+            lambda x: lanewise(lambda lane, kind: _at_wall(problem, lane, kind))(x, fired),
+            lambda x: x,
+            lanes,
+        )
+    return lanewise(lambda lane, kind: _landed(problem, lane, kind))(lanes, fired)
+
+
+def _landed(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
     for index, name in enumerate(_kinds(problem)):
         here = kind == index
         if name == "level":
@@ -161,12 +181,7 @@ def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     Near the boundary the time to go is C·x^p. With κ = 1/|d log x/dt|, that is κ/p, and
     p = d log|d log x/dt| / d(−log x) is read from the field. The relative error is O(x^β).
     """
-    domain = problem.flow.domain
-
-    def push(coordinates: PyTree[Array]) -> Array:
-        state = domain.state(coordinates)
-        return domain.push(state, motion(problem, state, lane.wall)[2])
-
+    push = velocity_of_coordinates(problem, lane)
     coordinates = lane.point.coordinates
     falling = jnp.argmin(coordinates - lane.start)
     along = push(coordinates)
@@ -179,7 +194,7 @@ def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
 
 def _kinds(problem: Problem) -> list[str]:
     kinds = []
-    for wall in range(len(problem.flow.domain.walls()[0])):
+    for wall in range(wall_count(problem.flow)):
         kinds += [f"wall {wall}", f"press {wall}"]
     kinds += ["absorb"] if absorbs(problem) else []
     kinds += ["level"] if _locates_levels(problem) else []
@@ -202,17 +217,17 @@ def _locates_saves(problem: Problem) -> bool:
 
 
 def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
-    normals, offsets = problem.flow.domain.walls()
-    if len(normals) == 0:
+    """Of each wall the distance (1 on it), and how fast it is approached, or how hard pressed."""
+    flow = problem.flow
+    if not wall_count(flow):
         return []
-    _, free, velocity = motion(problem, state, lane.wall)
-    parts = []
-    for index, (normal, offset) in enumerate(zip(normals, offsets, strict=True)):
-        on = lane.wall == index
-        normal = jnp.asarray(normal, state.dtype)
-        distance = jnp.asarray(offset, state.dtype) - normal @ state
-        parts += [jnp.where(on, 1, distance), normal @ jnp.where(on, free, velocity)]
-    return parts
+    _, free, velocity = motion(problem, state, lane.walls)
+    normals, _ = normals_and_offsets(flow, state)
+    apart = jnp.where(lane.walls, 1, distances(flow, state))
+    approach = normals @ velocity
+    if flow.wall == "slide":
+        approach = jnp.where(lane.walls, multipliers(flow, state, free, lane.walls), approach)
+    return [part for wall in range(len(normals)) for part in (apart[wall], approach[wall])]
 
 
 def _above_the_boundary(problem: Problem, lane: Lanes, point: Point) -> Float[Array, ""]:
@@ -341,35 +356,35 @@ def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     return eqx.tree_at(lambda x: (x.saved, x.next_save), lane, (saved, count))
 
 
-def _wall_left(lane: Lanes, kind: Int[Array, ""], count: int) -> Lanes:
-    """A lane whose flow has ceased to press against its wall; on any other, nothing happens."""
-    released = (kind >= 0) & (kind < count) & (kind % 2 == 1) & (lane.wall == kind // 2)
-    return eqx.tree_at(lambda x: x.wall, lane, jnp.where(released, INTERIOR, lane.wall))
+def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
+    """A lane that has met a wall, or has ceased to press against one that held it.
 
-
-def _wall_met(problem: Problem, lane: Lanes, here: Bool[Array, ""], index: Int[Array, ""]) -> Lanes:
-    """Stop, slide on, or stop in a corner where the flow presses against both walls."""
-    domain = problem.flow.domain
-    walls, offsets = domain.walls()
+    It stops, or goes on along those of all the walls there that hold it; where they leave it no way
+    at all, as in a corner, it stops there.
+    """
+    flow, domain = problem.flow, problem.flow.domain
+    count = wall_count(flow)
+    here = lane.active & (kind >= 0) & (kind < 2 * count)
+    named = jnp.arange(count, dtype=jnp.int32) == kind // 2
+    hit, left = named & (kind % 2 == 0), named & (kind % 2 == 1) & lane.walls
+    here = here & jnp.any(hit | left)
     state = domain.state(lane.point.coordinates)
-    normals = jnp.asarray(walls, state.dtype)
-    hit = (index == jnp.arange(len(walls), dtype=jnp.int32)).astype(state.dtype)
-    normal, offset = hit @ normals, hit @ jnp.asarray(offsets, state.dtype)
-    size = jnp.where(here, normal @ normal, 1)
-    onto = jnp.where(here, state + normal * ((offset - normal @ state) / size), state)
-    coordinates = jnp.where(here, domain.coordinates(onto), lane.point.coordinates)
-    lane = eqx.tree_at(lambda x: x.point.held, lane, split(coordinates))
-    if problem.flow.wall == "stop":
-        return _ended(lane, here, Outcome.at_wall)
-    _, free, along = motion(problem, onto, index)
-    pressing = here & (normal @ free > 0)
-    before = (lane.wall == jnp.arange(len(walls), dtype=jnp.int32)).astype(state.dtype)
-    outward = (before @ normals) @ along
-    corner = here & (lane.wall != INTERIOR) & ((outward > 0) | (norm(along) == 0))
-    # Another wall met at the same point: its distance is no longer positive, so no signal tells.
-    reach = normals @ onto - jnp.asarray(offsets, state.dtype)
-    close = 16 * jnp.finfo(state.dtype).eps * jnp.asarray(offsets, state.dtype)
-    also = (reach >= -close) & (hit == 0) & (normals @ along > 0)
-    corner = corner | (here & jnp.any(also))
-    lane = eqx.tree_at(lambda x: x.wall, lane, jnp.where(pressing, index, lane.wall))
-    return _ended(lane, corner, Outcome.at_wall)
+    onto = onto_walls(flow, state, hit | (lane.walls & ~left))
+    epsilon = jnp.finfo(state.dtype).eps
+
+    def placed(lane: Lanes, state: Array) -> Lanes:
+        coordinates = jnp.where(here, domain.coordinates(state), lane.point.coordinates)
+        return eqx.tree_at(lambda x: x.point.held, lane, split(coordinates))
+
+    if flow.wall == "stop":
+        return _ended(placed(lane, onto), here & jnp.any(hit), Outcome.at_wall)
+    _, free, _ = motion(problem, onto, lane.walls)
+    # Walls that are met within the tolerance of each other are met at once.
+    close = rounding(flow, onto) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
+    touched = hit | lane.walls | (distances(flow, onto) <= close)
+    held = holding(flow, onto, free, touched & ~left)
+    onto = onto_walls(flow, onto, held)
+    along = motion(problem, onto, held)[2]
+    lane = placed(lane, onto)
+    lane = eqx.tree_at(lambda x: x.walls, lane, jnp.where(here, held, lane.walls))
+    return _ended(lane, here & stands_still(along, free), Outcome.at_wall)

@@ -18,7 +18,7 @@ from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
 from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.ends import begin, finish
-from flowlab.solve.engine import Tape, advance
+from flowlab.solve.engine import Tape, advance, safe_problem
 from flowlab.solve.events import interpolated, root
 from flowlab.solve.problem import Problem, check_states, check_target, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
@@ -168,8 +168,11 @@ def flow_line(
             max_steps = _affordable_steps(problem, start)
         if traced:
             with exact_products():
-                return _line(problem, start, max_steps)
-        line = _as_numpy(_compiled_line(problem, start, max_steps))
+                return _line(problem, start, max_steps)[0]
+        line, strayed = _as_numpy(_compiled_line(problem, start, max_steps))
+        if strayed:
+            again = safe_problem(problem)
+            line, _ = _as_numpy(_compiled_line(again, start, max_steps))
     _refuse_unfit(line, start)
     return _trimmed(line)
 
@@ -181,20 +184,24 @@ def _affordable_steps(problem: Problem, start: PyTree[Any]) -> int:
     return int(np.clip(_ROOM // ((stages + _ENDS) * size), _FEWEST_STEPS, _MOST_STEPS))
 
 
-def _line(problem: Problem, start: PyTree[Array], max_steps: int) -> Line:
+def _line(problem: Problem, start: PyTree[Array], max_steps: int) -> tuple[Line, Bool[Array, ""]]:
+    """A line, and whether its clock has led it off its way."""
     lanes = begin(problem, jax.tree.map(lambda x: jnp.asarray(x)[..., None], start))
     lanes, tries, tape = advance(problem, lanes, max_steps=max_steps, tape_length=max_steps)
     assert tape is not None
-    code = jnp.where(lanes.active, jnp.int32(Outcome.step_limit), lanes.outcome)
+    code = jnp.where(lanes.outcome == 0, jnp.int32(Outcome.step_limit), lanes.outcome)
     lanes = eqx.tree_at(lambda x: x.outcome, lanes, code)
     results = jax.tree.map(lambda x: x[..., 0], finish(problem, lanes))
     del results["saved"], tries
     times, states = _corners(problem, tape, start)
-    return Line(times=times, states=states, **results, _problem=problem, _tape=tape)
+    line = Line(times=times, states=states, **results, _problem=problem, _tape=tape)
+    return line, lanes.strayed[0]
 
 
 @partial(compiled, optimise=False)
-def _compiled_line(problem: Problem, start: PyTree[Array], max_steps: int) -> Line:
+def _compiled_line(
+    problem: Problem, start: PyTree[Array], max_steps: int
+) -> tuple[Line, Bool[Array, ""]]:
     return _line(problem, start, max_steps)
 
 

@@ -19,8 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowlab._checks import integer
-from flowlab.domains import slide
-from flowlab.flow import AbstractFlow, inner
+from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
 from flowlab.solve.rows import lanewise
 from flowlab.solve.runge_kutta import RungeKutta
@@ -28,11 +27,9 @@ from flowlab.until import AbstractTarget, Clock
 
 __all__ = [
     "FIRST_STEP",
-    "INTERIOR",
     "Lanes",
     "Point",
     "Problem",
-    "along_wall",
     "cast",
     "check_counts",
     "filled",
@@ -41,15 +38,11 @@ __all__ = [
     "check_target",
     "lanewise",
     "make_problem",
-    "margin",
-    "motion",
     "on_device",
-    "rates",
     "select",
 ]
 
 _SHORT = 8  # components up to which each is an array of its own
-INTERIOR = -1  # the wall index of a lane that is on no wall
 _HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
 _MOST_STEPS = 2**31 - 1  # which 32 bits count
 _SMALLEST_RTOL = 50.0  # machine epsilons
@@ -118,7 +111,7 @@ class Lanes(eqx.Module):
         point: What is integrated.
         progress: Independent variable of each lane.
         fraction: Part of the shared step that a lane takes; 0 once it is no longer active.
-        wall: Index of the wall a lane slides on, or -1.
+        walls: Which walls hold a lane, shape (m, n).
         level: Index of the next level of the target.
         level_times: Flow time at which each level was met, NaN before; shape (k, n).
         saved: Coordinates at the times to save at, NaN before; leaves of shape (s, ..., n).
@@ -126,6 +119,7 @@ class Lanes(eqx.Module):
         folds: What the measures carry.
         outcome: Code of `Outcome`; 0 while a lane runs.
         evicted: Whether a lane holds up its block and is to go on elsewhere.
+        strayed: Whether a lane's clock has led it off its way, so that it must begin again.
         absorbed: Whether a lane has come to the boundary.
         steps: Accepted steps.
         signals: Positive until an event happens; shape (m, n).
@@ -138,7 +132,7 @@ class Lanes(eqx.Module):
     point: Point
     progress: Float[Array, "*n"]
     fraction: Float[Array, "*n"]
-    wall: Int[Array, "*n"]
+    walls: Bool[Array, "m *n"]
     level: Int[Array, "*n"]
     level_times: Float[Array, "k *n"]
     saved: PyTree[Float[Array, "s ..."]]
@@ -146,6 +140,7 @@ class Lanes(eqx.Module):
     folds: tuple[PyTree[Array], ...]
     outcome: Int[Array, "*n"]
     evicted: Bool[Array, "*n"]
+    strayed: Bool[Array, "*n"]
     absorbed: Bool[Array, "*n"]
     steps: Int[Array, "*n"]
     signals: Float[Array, "m *n"]
@@ -270,84 +265,6 @@ def make_problem(
 def default_rtol(dtype: Any) -> float:
     """The relative tolerance where the caller gives none: 1e-6 in float64, 1e-4 in float32."""
     return 1e-6 if np.dtype(dtype) == np.float64 else 1e-4
-
-
-def motion(problem: Problem, state: PyTree[Array], wall: Int[Array, ""]) -> tuple[Any, Any, Any]:
-    """Gradient, free velocity, and velocity along the flow line, at a state of one lane."""
-    flow = problem.flow
-    gradient = flow.gradient(state)
-    sign = 1 if problem.reverse else -1
-    free = jax.tree.map(lambda leaf: sign * leaf, flow.metric(state, gradient))
-    return gradient, free, along_wall(problem, state, free, wall)
-
-
-def along_wall(
-    problem: Problem, state: PyTree[Array], free: PyTree[Array], wall: Int[Array, ""]
-) -> PyTree[Array]:
-    """The velocity of a lane that is on a wall, or on none (-1), from its free velocity."""
-    normals, _ = problem.flow.domain.walls()
-    if len(normals) == 0 or problem.flow.wall == "stop":
-        return free
-    chosen = (wall == jnp.arange(len(normals), dtype=jnp.int32)).astype(state.dtype)
-    normal = chosen @ jnp.asarray(normals, state.dtype)
-    return slide(free, normal, problem.flow.metric(state, normal))
-
-
-def rates(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:
-    """The derivative of one lane's point by its clock, `offset` into the shared step."""
-    domain = problem.flow.domain
-    state = domain.state(point.coordinates)
-    gradient, _, velocity = motion(problem, state, lane.wall)
-    push = domain.push(state, velocity)
-    if problem.clock == "time":
-        pace, scaled = lane.span, _times(push, lane.span)
-    elif problem.clock == "arc_length":
-        pace, scaled = _along_the_graph(push)
-    elif problem.clock == "margin":
-        pace = _by_the_margin(problem, lane, state, velocity)
-        scaled = _times(push, pace)
-    else:
-        pace = _by_the_loss(problem, lane, offset, -inner(gradient, velocity))
-        scaled = _times(push, pace)
-    integrals = (m.rate(problem.flow, state, velocity) for m in problem.measures)
-    return Point.of(scaled, pace, tuple(pace * i for i in integrals if i is not None))
-
-
-def _along_the_graph(push: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
-    """Time and coordinates per unit of the length of the graph, without overflow."""
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(push)]))
-    scale = 1 / jnp.maximum(1, largest)
-    small = _times(push, scale)
-    length = jnp.sqrt(scale**2 + inner(small, small))
-    return scale / length, _times(small, 1 / length)
-
-
-def _by_the_loss(
-    problem: Problem, lane: Lanes, offset: Float[Array, ""], fall: Float[Array, ""]
-) -> Float[Array, ""]:
-    """Time per unit of the loss clock, which runs from 0 at the start to 1 at the last level."""
-    if not problem.logarithmic:
-        return lane.span / fall
-    progress = lane.progress + lane.fraction * offset
-    return lane.span * lane.start_value * jnp.exp(-lane.span * progress) / fall
-
-
-def _by_the_margin(
-    problem: Problem, lane: Lanes, state: PyTree[Array], velocity: PyTree[Array]
-) -> Float[Array, ""]:
-    """Time per unit of the margin clock; NaN where the margin does not go towards its goal."""
-    _, rate = jax.jvp(lambda y: margin(problem, y), (state,), (velocity,))
-    pace = lane.span / rate
-    return jnp.where(pace > 0, pace, jnp.nan)
-
-
-def margin(problem: Problem, state: PyTree[Array]) -> Float[Array, ""]:
-    """The margin of the one pair of a preference flow."""
-    return problem.flow.pairs(state).margin  # type: ignore[attr-defined]
-
-
-def _times(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
-    return jax.tree.map(lambda leaf: factor * leaf, tree)
 
 
 def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:

@@ -1,0 +1,93 @@
+"""The field that a block's solver sees: the derivative of a lane's point by its clock."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from flowlab.flow import inner
+from flowlab.solve.problem import Lanes, Point, Problem
+from flowlab.solve.walls import along_walls
+
+__all__ = ["margin", "motion", "vector_field", "velocity_of_coordinates"]
+
+
+def motion(problem: Problem, state: PyTree[Array], held: Bool[Array, " m"]) -> tuple[Any, Any, Any]:
+    """Gradient, free velocity, and velocity along the flow line, at a state of one lane."""
+    flow = problem.flow
+    gradient = flow.gradient(state)
+    sign = 1 if problem.reverse else -1
+    free = jax.tree.map(lambda leaf: sign * leaf, flow.metric(state, gradient))
+    return gradient, free, along_walls(flow, state, free, held)
+
+
+def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:
+    """The derivative of one lane's point by its clock, `offset` into the shared step."""
+    domain = problem.flow.domain
+    state = domain.state(point.coordinates)
+    gradient, _, velocity = motion(problem, state, lane.walls)
+    push = domain.push(state, velocity)
+    if problem.clock == "time":
+        pace, scaled = lane.span, _times(push, lane.span)
+    elif problem.clock == "arc_length":
+        pace, scaled = _along_the_graph(push)
+    elif problem.clock == "margin":
+        pace = _by_the_margin(problem, lane, state, velocity)
+        scaled = _times(push, pace)
+    else:
+        pace = _by_the_loss(problem, lane, offset, -inner(gradient, velocity))
+        scaled = _times(push, pace)
+    integrals = (m.rate(problem.flow, state, velocity) for m in problem.measures)
+    return Point.of(scaled, pace, tuple(pace * i for i in integrals if i is not None))
+
+
+def _along_the_graph(push: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
+    """Time and coordinates per unit of the length of the graph, without overflow."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(push)]))
+    scale = 1 / jnp.maximum(1, largest)
+    small = _times(push, scale)
+    length = jnp.sqrt(scale**2 + inner(small, small))
+    return scale / length, _times(small, 1 / length)
+
+
+def _by_the_loss(
+    problem: Problem, lane: Lanes, offset: Float[Array, ""], fall: Float[Array, ""]
+) -> Float[Array, ""]:
+    """Time per unit of the loss clock, which runs from 0 at the start to 1 at the last level."""
+    if not problem.logarithmic:
+        return lane.span / fall
+    progress = lane.progress + lane.fraction * offset
+    return lane.span * lane.start_value * jnp.exp(-lane.span * progress) / fall
+
+
+def _by_the_margin(
+    problem: Problem, lane: Lanes, state: PyTree[Array], velocity: PyTree[Array]
+) -> Float[Array, ""]:
+    """Time per unit of the margin clock; NaN where the margin does not go towards its goal."""
+    _, rate = jax.jvp(lambda y: margin(problem, y), (state,), (velocity,))
+    pace = lane.span / rate
+    return jnp.where(pace > 0, pace, jnp.nan)
+
+
+def velocity_of_coordinates(
+    problem: Problem, lane: Lanes
+) -> Callable[[PyTree[Array]], PyTree[Array]]:
+    """The velocity of the coordinates of a lane as a function of them, along the walls it is on."""
+    domain = problem.flow.domain
+
+    def velocity(coordinates: PyTree[Array]) -> PyTree[Array]:
+        state = domain.state(coordinates)
+        return domain.push(state, motion(problem, state, lane.walls)[2])
+
+    return velocity
+
+
+def margin(problem: Problem, state: PyTree[Array]) -> Float[Array, ""]:
+    """The margin of the one pair of a preference flow."""
+    return problem.flow.pairs(state).margin  # type: ignore[attr-defined]
+
+
+def _times(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
+    return jax.tree.map(lambda leaf: factor * leaf, tree)

@@ -1,0 +1,157 @@
+"""Whether a lane has come to rest.
+
+Rest is a way to go of some tolerances, which is as near as an explicit solver comes; how near that
+is to the critical point is this, times the condition number of the Hessian at worst.
+
+A line whose velocity decays at a single rate has velocity / rate still to go: that is looked at
+after every step. But in a stiff valley the velocity seen is that across the valley, noise of the
+solver at the fastest rate, and what lies ahead along the valley is not seen in it. So lanes that
+seem to be at rest are asked for Newton's step, by conjugate gradients in the metric of the flow,
+whose first step is the former estimate: a way to go that shows up later tells crawling from rest.
+Neither needs a matrix.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from flowlab.flow import inner
+from flowlab.solve.field import velocity_of_coordinates
+from flowlab.solve.problem import Lanes, Problem, lanewise
+from flowlab.solve.walls import along_walls
+from flowlab.until import Outcome
+
+__all__ = ["rested", "still"]
+
+_NEAR = 10.0  # tolerances still to go, under which a line counts as at rest
+_LONGEST_TIME = (
+    0.97  # of the exponents that a number can have: a step may take time tenfold further
+)
+_MOST_STEPS = 8  # of conjugate gradients: one more for each scale of curvature on the way
+_FLAT = 0.6  # power of the machine epsilon: a curvature so small beside the first is none
+
+
+def rested(problem: Problem, lanes: Lanes) -> Lanes:
+    """Lanes with an outcome for those at rest, and those whose time leaves the range of numbers."""
+    lanes_now = lax.stop_gradient(lanes)
+    still_lanes, seems = lanewise(lambda lane: _first_look(problem, lane))(lanes_now)
+    seems = seems & lanes.active
+
+    def look_again(lanes: Lanes) -> Bool[Array, " n"]:
+        return lanewise(lambda lane: _second_look(problem, lane))(lanes)
+
+    def leave(lanes: Lanes) -> Bool[Array, " n"]:
+        return lanes.evicted
+
+    near = lax.cond(jnp.any(seems), look_again, leave, lanes_now)
+    return lanewise(_with_outcome)(lanes, (seems & near) | still_lanes)
+
+
+def still(velocity: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether a velocity is exactly zero."""
+    return jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(velocity)]))
+
+
+def _with_outcome(lane: Lanes, resting: Bool[Array, ""]) -> Lanes:
+    on_wall = jnp.any(lane.walls)
+    code = jnp.where(on_wall, jnp.int32(Outcome.at_wall), jnp.int32(Outcome.at_critical_point))
+    late = lane.point.time > jnp.finfo(lane.point.time.dtype).max ** _LONGEST_TIME
+    ended = jnp.where(late, jnp.int32(Outcome.step_limit), lane.outcome)
+    ended = jnp.where(resting, code, ended)
+    outcome = jnp.where(lane.outcome == 0, ended, lane.outcome)
+    return eqx.tree_at(lambda x: x.outcome, lane, outcome)
+
+
+def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+    """Whether a lane does not move at all, and whether it is near rest at a single rate.
+
+    With p the velocity of the coordinates and p' its change along the flow line, p·τ is to go,
+    τ = −|p|²/(p·p'): exactly so for a single rate of decay. On a plateau p changes slowly, and the
+    way to go is long.
+    """
+    velocity, here = velocity_of_coordinates(problem, lane), lane.point.coordinates
+    now = velocity(here)
+    size = _largest(now)
+    unit = jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1), now)
+    _, change = jax.jvp(velocity, (here,), (unit,))
+    slowing = -inner(unit, change)
+    left = inner(unit, unit) / jnp.where(slowing > 0, slowing, 1)
+    way = jax.tree.map(lambda leaf: left * leaf, now)
+    return still(now), (slowing > 0) & _near(problem, lane, way)
+
+
+def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
+    """Whether Newton's step is short too, as far as conjugate gradients find curvature for it."""
+    flow, domain, here = problem.flow, problem.flow.domain, lane.point.coordinates
+    sign = -1 if problem.reverse else 1
+    state = domain.state(here)
+    _, covector_of = jax.vjp(domain.coordinates, state)
+
+    def slope(coordinates: PyTree[Array]) -> PyTree[Array]:
+        state, pull_back = jax.vjp(domain.state, coordinates)
+        return pull_back(jax.tree.map(lambda leaf: sign * leaf, flow.gradient(state)))[0]
+
+    def lifted(residual: PyTree[Array]) -> PyTree[Array]:
+        free = flow.metric(state, covector_of(residual)[0])
+        return domain.push(state, along_walls(flow, state, free, lane.walls))
+
+    steepest = slope(here)
+    size = _largest(steepest)
+    residual = jax.tree.map(lambda leaf: -leaf / jnp.where(size > 0, size, 1), steepest)
+    first = lifted(residual)
+    epsilon = jnp.finfo(size.dtype).eps
+    beginning = inner(residual, first)
+
+    def going(at: _Search) -> Bool[Array, ""]:
+        return at.going & (at.steps < _MOST_STEPS)
+
+    def step(at: _Search) -> _Search:
+        _, bent = jax.jvp(slope, (here,), (at.direction,))
+        curvature = inner(at.direction, bent)
+        length = at.size / curvature
+        curved = (curvature > 0) & (length * epsilon**_FLAT < at.shortest)
+        length = jnp.where(curved, length, 0)
+        way = jax.tree.map(lambda w, d: w + length * size * d, at.way, at.direction)
+        residual = jax.tree.map(lambda r, b: r - length * b, at.residual, bent)
+        next_ = lifted(residual)
+        left = inner(residual, next_)
+        direction = jax.tree.map(lambda n, d: n + left / at.size * d, next_, at.direction)
+        more = curved & (left > 64 * epsilon * beginning) & _near(problem, lane, way)
+        shortest = jnp.minimum(at.shortest, jnp.where(curved, length, jnp.inf))
+        return _Search(way, residual, direction, left, shortest, at.steps + 1, more)
+
+    nowhere = jax.tree.map(jnp.zeros_like, here)
+    unknown = jnp.full_like(size, jnp.inf)
+    none = jnp.zeros((), jnp.int32)
+    start = _Search(nowhere, residual, first, beginning, unknown, none, beginning > 0)
+    return _near(problem, lane, lax.while_loop(going, step, start).way)
+
+
+class _Search(NamedTuple):
+    """Conjugate gradients on their way to the critical point, with what is left of the slope."""
+
+    way: PyTree[Array]
+    residual: PyTree[Array]
+    direction: PyTree[Array]
+    size: Float[Array, ""]
+    shortest: Float[Array, ""]
+    steps: Any
+    going: Bool[Array, ""]
+
+
+def _near(problem: Problem, lane: Lanes, way: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether a way to go is within some tolerances, and the target does not lie on it."""
+    here, domain = lane.point.coordinates, problem.flow.domain
+    allowed = domain.error_scale(here, problem.rtol, lane.atol)
+    parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), way, allowed)
+    end = domain.state(jax.tree.map(jnp.add, here, way))
+    ahead = problem.target.signal(problem.flow, end, lane.point.time)
+    return (jnp.max(jnp.stack(jax.tree.leaves(parts))) < _NEAR) & ~(ahead[lane.level] <= 0)
+
+
+def _largest(tree: PyTree[Array]) -> Float[Array, ""]:
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))

@@ -1,0 +1,202 @@
+"""The walls that hold a lane, and its velocity along them.
+
+At walls with the outward normals N, the velocity v of a projected flow is the free velocity f less
+M Nᵀ μ, in the metric M of the flow, with the multipliers μ of a complementarity problem:
+
+    v = f − M Nᵀ μ,    μ ≥ 0,    N v ≤ 0,    μ · N v = 0.
+
+The walls whose multiplier is positive hold the lane. Which those are changes at events alone: a
+wall is met, or a multiplier falls to zero. In between the set is given, and the multipliers solve a
+linear system.
+
+d: components of a state; m: walls.
+
+Source: projected dynamical systems (Nagurney and Zhang, 1996); the complementarity problem by
+principal pivots with the least index (Murty, 1974), which ends for every positive definite matrix.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from flowlab.flow import AbstractFlow, norm
+
+__all__ = [
+    "along_walls",
+    "distances",
+    "holding",
+    "multipliers",
+    "normals_and_offsets",
+    "onto_walls",
+    "rounding",
+    "stands_still",
+    "wall_count",
+]
+
+_WRITTEN_OUT = 4  # walls up to which elimination is a program without a loop
+_DEPENDENT = 1e3  # machine epsilons of a pivot, under which a normal depends on those before it
+_STOPPED = 1e2  # machine epsilons of the free speed, under which a lane in a corner stands still
+_PIVOTS = 8  # per wall, after which the least index has surely ended for the walls there are
+
+
+class _Pressure(NamedTuple):
+    """Walls as seen from a state: M Nᵀ, shape (m, d); N M Nᵀ, shape (m, m); N f, shape (m,)."""
+
+    lifted: Float[Array, "m d"]
+    matrix: Float[Array, "m m"]
+    outward: Float[Array, " m"]
+
+
+def wall_count(flow: AbstractFlow) -> int:
+    """The number of walls of a flow's domain."""
+    return len(flow.domain.walls()[1])
+
+
+def normals_and_offsets(
+    flow: AbstractFlow, state: Float[Array, " d"]
+) -> tuple[Float[Array, "m d"], Float[Array, " m"]]:
+    """The walls in the type of a state: inside, `normals @ state <= offsets`."""
+    normals, offsets = flow.domain.walls()
+    return jnp.asarray(normals, state.dtype), jnp.asarray(offsets, state.dtype)
+
+
+def distances(flow: AbstractFlow, state: Float[Array, " d"]) -> Float[Array, " m"]:
+    """How far a state lies inside of each wall, in units of its normal."""
+    normals, offsets = normals_and_offsets(flow, state)
+    return offsets - normals @ state
+
+
+def rounding(flow: AbstractFlow, state: Float[Array, " d"]) -> Float[Array, " m"]:
+    """The distance from each wall under which a state counts as on it: sixteen roundings."""
+    return flow.domain.rounding(state)
+
+
+def along_walls(
+    flow: AbstractFlow, state: PyTree[Array], free: PyTree[Array], held: Bool[Array, " m"]
+) -> PyTree[Array]:
+    """The velocity of a lane that given walls hold, from its free velocity.
+
+    One wall leaves all directions but one, and two in a plane none: there is nothing to solve.
+    """
+    if wall_count(flow) == 0 or flow.wall == "stop":
+        return free
+    if _hold_one_by_one(flow):
+        return _along_one(flow, state, free, held)
+    pressure = _pressure(flow, state, free)
+    return free - _multipliers_of(pressure, held) @ pressure.lifted
+
+
+def multipliers(
+    flow: AbstractFlow, state: Float[Array, " d"], free: Float[Array, " d"], held: Bool[Array, " m"]
+) -> Float[Array, " m"]:
+    """How hard a lane presses against each wall that holds it; 0 for the others."""
+    if _hold_one_by_one(flow):  # the sign of a multiplier is all that is asked for
+        normals, _ = normals_and_offsets(flow, state)
+        return jnp.where(held, normals @ free, 0)
+    return _multipliers_of(_pressure(flow, state, free), held)
+
+
+def holding(
+    flow: AbstractFlow,
+    state: Float[Array, " d"],
+    free: Float[Array, " d"],
+    touched: Bool[Array, " m"],
+) -> Bool[Array, " m"]:
+    """Those of the walls touched that hold a lane: the solution of the complementarity problem."""
+    pressure = _pressure(flow, state, free)
+    count = touched.shape[0]
+    # Where more walls meet than there are dimensions, a little more makes the matrix definite.
+    more = _DEPENDENT * jnp.finfo(state.dtype).eps * jnp.diagonal(pressure.matrix)
+    pressure = pressure._replace(matrix=pressure.matrix + 4 * jnp.diag(more))
+    scale = norm(free) * jnp.sqrt(jnp.sum(normals_and_offsets(flow, state)[0] ** 2, axis=1))
+    nothing = 16 * jnp.finfo(state.dtype).eps * scale
+
+    def wrong(held: Bool[Array, " m"]) -> Bool[Array, " m"]:
+        found = _multipliers_of(pressure, held)
+        outward = pressure.outward - pressure.matrix @ found
+        return jnp.where(held, found < 0, touched & (outward > nothing))
+
+    def going(carry: tuple[Array, Array, Array]) -> Bool[Array, ""]:
+        return jnp.any(carry[1]) & (carry[2] < _PIVOTS * count)
+
+    def pivot(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        held, amiss, pivots = carry
+        least = jnp.arange(count, dtype=jnp.int32) == jnp.argmax(amiss).astype(jnp.int32)
+        held = held ^ (least & amiss)
+        return held, wrong(held), pivots + 1
+
+    first = touched & (pressure.outward > nothing)
+    start = (first, wrong(first), jnp.zeros((), jnp.int32))
+    held = lax.while_loop(going, pivot, start)[0]
+    return held & (_multipliers_of(pressure, held) > 0)
+
+
+def onto_walls(
+    flow: AbstractFlow, state: Float[Array, " d"], walls: Bool[Array, " m"]
+) -> Float[Array, " d"]:
+    """The nearest state that lies on all of given walls."""
+    normals, offsets = normals_and_offsets(flow, state)
+    plain = _Pressure(normals, normals @ normals.T, normals @ state - offsets)
+    return state - _multipliers_of(plain, walls) @ normals
+
+
+def stands_still(velocity: PyTree[Array], free: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether walls leave nothing of a velocity but rounding."""
+    size = norm(free)
+    return norm(velocity) <= _STOPPED * jnp.finfo(size.dtype).eps * size
+
+
+def _hold_one_by_one(flow: AbstractFlow) -> bool:
+    """Whether a lane that several walls hold cannot move at all."""
+    normals, _ = flow.domain.walls()
+    return len(normals) == 1 or (normals.shape == (2, 2) and bool(np.linalg.det(normals)))
+
+
+def _along_one(
+    flow: AbstractFlow, state: Float[Array, " d"], free: Float[Array, " d"], held: Bool[Array, " m"]
+) -> Float[Array, " d"]:
+    normals, _ = normals_and_offsets(flow, state)
+    chosen = held.astype(state.dtype)
+    normal = chosen @ normals
+    lifted = flow.metric(state, normal)
+    across = normal @ lifted
+    slid = free - lifted * ((normal @ free) / jnp.where(across > 0, across, 1))
+    return slid if len(normals) == 1 else jnp.where(jnp.sum(chosen) > 1, 0, slid)
+
+
+def _pressure(flow: AbstractFlow, state: Float[Array, " d"], free: Float[Array, " d"]) -> _Pressure:
+    normals, _ = normals_and_offsets(flow, state)
+    lifted = jax.vmap(lambda normal: flow.metric(state, normal))(normals)
+    return _Pressure(lifted, normals @ lifted.T, normals @ free)
+
+
+def _multipliers_of(pressure: _Pressure, held: Bool[Array, " m"]) -> Float[Array, " m"]:
+    """The multipliers of walls of which some are held, by elimination; 0 for the others.
+
+    A normal that depends on those before it gets none: its wall is held by theirs.
+    """
+    count = held.shape[0]
+    chosen = held.astype(pressure.matrix.dtype)
+    both = jnp.outer(chosen, chosen)
+    augmented = jnp.column_stack([both * pressure.matrix, chosen * pressure.outward])
+    sizes = jnp.diagonal(pressure.matrix)
+    least = _DEPENDENT * jnp.finfo(sizes.dtype).eps * sizes
+
+    def eliminate(k: int | Array, rows: Float[Array, "m c"]) -> Float[Array, "m c"]:
+        pivot = rows[k, k]
+        usable = pivot > least[k]
+        row = jnp.where(usable, rows[k] / jnp.where(usable, pivot, 1), 0)
+        others = jnp.where(np.arange(count) == k, 0, rows[:, k])
+        rows = rows - jnp.outer(others, row)
+        return rows.at[k].set(row)
+
+    if count <= _WRITTEN_OUT:
+        for k in range(count):
+            augmented = eliminate(k, augmented)
+    else:
+        augmented = lax.fori_loop(0, count, eliminate, augmented)
+    return augmented[:, -1]

@@ -92,6 +92,11 @@ class AbstractTarget(eqx.Module):
         """The levels as margins of the one pair, where the clock can be the margin; else None."""
         del flow
 
+    def may_turn_back(self, flow: AbstractFlow) -> bool:
+        """Whether a flow line can come to a level and leave it again the way that it came."""
+        del flow
+        return False
+
 
 class _LossBelow(AbstractTarget):
     kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
@@ -141,6 +146,9 @@ class _MarginAbove(AbstractTarget):
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
         return None if flow.margin_at(np.ones(1)) is None else floats(self.levels)
 
+    def may_turn_back(self, flow: AbstractFlow) -> bool:
+        return not _falls_with_the_margin(flow, np.ones(1))
+
 
 class _SpeedBelow(AbstractTarget):
     kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
@@ -157,6 +165,10 @@ class _SpeedBelow(AbstractTarget):
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
         del flow
         return ("arc_length", "time")
+
+    def may_turn_back(self, flow: AbstractFlow) -> bool:
+        del flow
+        return True
 
 
 class _AtTime(AbstractTarget):
@@ -232,8 +244,7 @@ def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTar
     """Arrival where the free speed has fallen to a value, in the state's units per flow time.
 
     A plateau ends such a run as a minimum does: this is a measurement, not a test of convergence.
-    The speed is looked at between steps: a line that dips below it within one step, by a percent
-    or so, is not stopped.
+    A line that is slower for a moment is stopped where that takes a tenth of a step or more.
     A speed below about 1e-5 of that at the start needs an `atol` far below what is then left of the
     way: the default leaves noise of that size, or ends at a critical point before.
 

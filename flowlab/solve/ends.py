@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from flowlab.flow import norm
 from flowlab.measures import Ends
 from flowlab.solve.events import absorbs, absorption_tail, signals
 from flowlab.solve.field import margin, motion
@@ -47,7 +46,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     leaves = jax.tree.leaves(start)
     dtype = leaves[0].dtype
     zero, no = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    finite = _all_finite(start)
     inside = finite & domain.contains(start)
     coordinates = jax.tree.map(
         lambda x: jnp.where(inside, x, 0),
@@ -58,7 +57,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     value = flow.potential(state)
     ahead = problem.target.signal(flow, state, zero)
     level = jnp.sum(ahead <= 0).astype(jnp.int32)
-    defined = jnp.isfinite(value) & jnp.isfinite(norm(free)) & jnp.all(jnp.isfinite(ahead))
+    defined = jnp.isfinite(value) & _all_finite(free) & _all_finite(ahead)
     codes = (
         (~finite, Outcome.non_finite),
         (~inside, Outcome.left_domain),
@@ -96,6 +95,10 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         atol=None if atol is None else jnp.asarray(atol, dtype),
     )
     return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
+
+
+def _all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:

@@ -46,6 +46,7 @@ _BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if
 _DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
 # as the velocity of the logarithm, which grows like x^(β−2), stays a number
 _ROOT_STEPS = 60
+_LOOKS = 10  # parts of a step at whose ends a signal that may turn back is looked at
 _AT_ONCE = 0.01  # tolerances between walls that count as met at once
 _STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
 
@@ -93,14 +94,19 @@ def first_crossing(
     frozen, resting = lax.stop_gradient((dense, lanes))
     at_end = values(lax.stop_gradient(after), resting)
     first, last = smallest(resting.signals), smallest(at_end)
-    crossed = lanes.active & (last <= 0)
     ones = jnp.ones_like(first)
 
-    def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
-        def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
-            return values(interpolated(problem, frozen, at), resting)
+    def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
+        return values(interpolated(problem, frozen, at), resting)
 
-        place = root(lambda at: smallest(ahead(at)), first, last, crossed)
+    turn = ones  # where a signal that may turn back is past its level
+    if _locates_levels(problem) and problem.target.may_turn_back(problem.flow):
+        turn = _first_dip(problem, resting, frozen, live[_kinds(problem).index("level")])
+    crossed = lanes.active & ((last <= 0) | (turn < 1))
+
+    def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+        past = jnp.where(turn < 1, smallest(ahead(turn)), last)
+        place = turn * root(lambda at: smallest(ahead(at * turn)), first, past, crossed)
         place = jnp.where(crossed, place, ones)
         there = list(jnp.where(live, ahead(place), jnp.inf))
         lowest, fired = there[0], jnp.zeros(first.shape, jnp.int32)
@@ -118,6 +124,30 @@ def first_crossing(
         end = _with_tangent(problem, lanes, dense, end, fired, crossed)
     missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
     return crossed, end, jnp.where(crossed, fired, missed)
+
+
+def _first_dip(
+    problem: Problem, lanes: Lanes, dense: PyTree[Array], live: Bool[Array, " n"]
+) -> Float[Array, " n"]:
+    """The first of some places in a step at which a lane is past its level, or 1 for none.
+
+    They are so close that what is missed takes less than a tenth of the step.
+    """
+    target, flow = problem.target, problem.flow
+
+    def past(at: Float[Array, ""]) -> Bool[Array, " n"]:
+        points = interpolated(problem, dense, jnp.full_like(lanes.progress, at))
+
+        def of_lane(lane: Lanes, point: Point) -> Bool[Array, ""]:
+            state = flow.domain.state(point.coordinates)
+            return target.signal(flow, state, point.time)[lane.level] <= 0
+
+        return lanewise(of_lane)(lanes, points)
+
+    places = jnp.linspace(0, 1, _LOOKS, endpoint=False, dtype=lanes.progress.dtype)[1:]
+    found = jax.vmap(lambda at: past(at) & live)(places)
+    first = places[jnp.argmax(found, axis=0)]
+    return jnp.where(jnp.any(found, axis=0), first, 1)
 
 
 def land(problem: Problem, lanes: Lanes, fired: Int[Array, " n"]) -> Lanes:

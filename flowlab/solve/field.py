@@ -37,7 +37,7 @@ def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point:
         pace = _by_the_margin(problem, lane, state, velocity)
         scaled = _times(push, pace)
     else:
-        pace = _by_the_loss(problem, lane, offset, -inner(gradient, velocity))
+        pace = _by_the_loss(problem, lane, offset, gradient, velocity)
         scaled = _times(push, pace)
     integrals = (m.rate(problem.flow, state, velocity) for m in problem.measures)
     return Point.of(scaled, pace, tuple(pace * i for i in integrals if i is not None))
@@ -53,13 +53,19 @@ def _along_the_graph(push: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
 
 
 def _by_the_loss(
-    problem: Problem, lane: Lanes, offset: Float[Array, ""], fall: Float[Array, ""]
+    problem: Problem,
+    lane: Lanes,
+    offset: Float[Array, ""],
+    gradient: PyTree[Array],
+    velocity: PyTree[Array],
 ) -> Float[Array, ""]:
     """Time per unit of the loss clock, which runs from 0 at the start to 1 at the last level."""
     if not problem.logarithmic:
-        return lane.span / fall
+        return -lane.span / inner(gradient, velocity)
+    # Relative to the loss at the start, no product leaves the range of numbers.
+    falls = -inner(_times(gradient, 1 / lane.start_value), velocity)
     progress = lane.progress + lane.fraction * offset
-    return lane.span * lane.start_value * jnp.exp(-lane.span * progress) / fall
+    return lane.span * jnp.exp(-lane.span * progress) / falls
 
 
 def _by_the_margin(

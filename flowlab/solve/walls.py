@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from flowlab.flow import AbstractFlow, norm
+from flowlab.flow import AbstractFlow
 
 __all__ = [
     "along_walls",
@@ -112,7 +112,8 @@ def holding(
     # Where more walls meet than there are dimensions, a little more makes the matrix definite.
     more = _DEPENDENT * jnp.finfo(state.dtype).eps * jnp.diagonal(pressure.matrix)
     pressure = pressure._replace(matrix=pressure.matrix + 4 * jnp.diag(more))
-    scale = norm(free) * jnp.sqrt(jnp.sum(normals_and_offsets(flow, state)[0] ** 2, axis=1))
+    normals, _ = normals_and_offsets(flow, state)
+    scale = jnp.abs(normals) @ jnp.abs(free)
     nothing = 16 * jnp.finfo(state.dtype).eps * scale
 
     def wrong(held: Bool[Array, " m"]) -> Bool[Array, " m"]:
@@ -144,10 +145,10 @@ def onto_walls(
     return state - _multipliers_of(plain, walls) @ normals
 
 
-def stands_still(velocity: PyTree[Array], free: PyTree[Array]) -> Bool[Array, ""]:
+def stands_still(velocity: Float[Array, " d"], free: Float[Array, " d"]) -> Bool[Array, ""]:
     """Whether walls leave nothing of a velocity but rounding."""
-    size = norm(free)
-    return norm(velocity) <= _STOPPED * jnp.finfo(size.dtype).eps * size
+    size = jnp.max(jnp.abs(free))
+    return jnp.max(jnp.abs(velocity)) <= _STOPPED * jnp.finfo(size.dtype).eps * size
 
 
 def _hold_one_by_one(flow: AbstractFlow) -> bool:

@@ -1,0 +1,142 @@
+"""Arrivals: ends that are at their level, rest and crawling, levels that are crossed in a step."""
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import brentq
+
+import flowlab as fl
+from flowlab import until
+from flowlab.domains import AbstractDomain, WholeSpace
+from flowlab.policies import AbstractPolicy, WallRule
+
+LEVEL = 1e-2
+RTOL = 1e-6
+
+
+class Valley(eqx.Module):
+    """V = s·Σ λ (y − c)²/2, whose lines and times are known; its numbers compile nothing anew."""
+
+    rates: jnp.ndarray
+    centre: jnp.ndarray
+    scale: jnp.ndarray
+
+    def __call__(self, state):
+        return self.scale * jnp.sum(self.rates * (state - self.centre) ** 2) / 2
+
+    def time_to(self, level, start):
+        """The time to a level of the potential at scale 1."""
+        way = np.asarray(start - self.centre)
+
+        def above(time):
+            return np.sum(self.rates * (way * np.exp(-self.rates * time)) ** 2) / 2 - level
+
+        return brentq(above, 0, 40, xtol=1e-14, rtol=1e-14)
+
+
+def valley(condition, centre=0.0, scale=1.0, size=2):
+    rates = np.geomspace(1.0, condition, size)
+    return Valley(rates, np.full(size, float(centre)), np.asarray(float(scale)))
+
+
+def starts_around(potential):
+    away = np.array([[1.3, 0.7], [-0.4, 1.5], [0.9, -0.2]])
+    return potential.centre + away
+
+
+@pytest.mark.parametrize(
+    "condition", [1.0, 1e2, 1e4, pytest.param(1e6, marks=pytest.mark.exhaustive)]
+)
+@pytest.mark.parametrize("centre", [0.0, 1.0, -30.0])
+def test_a_level_of_the_loss_is_reached_in_time_however_stiff_the_valley(condition, centre):
+    potential = valley(condition, centre)
+    starts = starts_around(potential)
+    runs = fl.sweep(
+        fl.Flow(potential), starts, until=until.loss_below(LEVEL), rtol=RTOL, max_steps=10**7
+    )
+    assert runs.counts() == {"reached": 3}
+    wanted = [potential.time_to(LEVEL, start) for start in starts]
+    np.testing.assert_allclose(runs.time, wanted, rtol=100 * RTOL)
+    ends = [float(potential(end)) for end in runs.end]
+    np.testing.assert_allclose(ends, LEVEL, rtol=20 * RTOL)
+
+
+@pytest.mark.parametrize("clock", ["loss", "arc_length", "time"])
+def test_what_the_steps_do_not_suffice_for_is_said_to_be_so(clock):
+    potential = valley(1e5, 1.0)
+    runs = fl.sweep(
+        fl.Flow(potential),
+        starts_around(potential),
+        until=until.loss_below(LEVEL),
+        clock=clock,
+        max_steps=2000,
+    )
+    assert runs.counts() == {"step_limit": 3}
+
+
+@pytest.mark.parametrize("level", [LEVEL, -1.0], ids=["reached", "too low"])
+@pytest.mark.parametrize("clock", ["arc_length", "time"])
+def test_a_line_that_crawls_along_a_valley_is_not_at_rest(clock, level):
+    # Across the valley the velocity is noise of the solver, κ·rtol·|y|, as large as that along it.
+    potential = valley(1e4, 1.0)
+    starts = starts_around(potential)
+    runs = fl.sweep(
+        fl.Flow(potential), starts, until=until.loss_below(level), clock=clock, max_steps=10**6
+    )
+    if level == LEVEL:
+        assert runs.counts() == {"reached": 3}
+        wanted = [potential.time_to(LEVEL, start) for start in starts]
+        np.testing.assert_allclose(runs.time, wanted, rtol=100 * RTOL)
+    else:
+        assert runs.counts() == {"at_critical_point": 3}
+        np.testing.assert_allclose(runs.end, 1.0, atol=30 * RTOL)
+
+
+@pytest.mark.parametrize("power", [-170, -60, 60, 170])
+def test_a_potential_of_any_scale_is_followed_to_its_minimum(power):
+    scale = 10.0**power
+    potential = valley(4.0, 0.0, scale)
+    starts = starts_around(potential)
+    line = fl.sweep(fl.Flow(potential), starts, until=until.loss_below(LEVEL * scale))
+    wanted = [potential.time_to(LEVEL, start) / scale for start in starts]
+    assert line.counts() == {"reached": 3}
+    np.testing.assert_allclose(line.time, wanted, rtol=100 * RTOL)
+
+
+class Bumps(AbstractPolicy):
+    """Two pairs, of which one has the state's margin, and the other that of a narrow bump in it.
+
+    The second has no weight in the loss, so that no step is made smaller for it.
+    """
+
+    place: jnp.ndarray
+    width: jnp.ndarray
+    domain: AbstractDomain = WholeSpace()
+    wall: WallRule = eqx.field(static=True, default="stop")
+
+    def pairs(self, state):
+        place, width = (jnp.asarray(part, state.dtype) for part in (self.place, self.width))
+        bump = 100 * jnp.exp(-(((state[0] - place) / width) ** 2))
+        margins = jnp.stack([state[0], bump])
+        none = jnp.zeros_like(margins)
+        tokens = jnp.full_like(margins, 20)
+        return fl.Pair(margins, none, none, none, tokens, tokens)
+
+    def metric(self, state, covector):
+        return covector
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+@pytest.mark.parametrize("clock", ["arc_length", "time"])
+def test_a_margin_that_is_reached_and_lost_within_a_step_is_found(clock, kind):
+    # With β = 1 and one weight, y' = σ(−y): y + e^y grows like the time.
+    policy = Bumps(np.asarray(2.0), np.asarray(0.05))
+    flow = fl.preference_flow(fl.DPO(1.0), policy, weights=[1.0, 0.0])
+    starts = np.linspace(-1.0, 1.0, 40)[:, None].astype(kind)
+    runs = fl.sweep(flow, starts, until=until.margin_above(20.0, time_limit=50.0), clock=clock)
+    assert runs.counts() == {"reached": 40}
+    place = brentq(lambda y: y + 100 * np.exp(-(((y - 2) / 0.05) ** 2)) - 40, 1.5, 2.0)
+    np.testing.assert_allclose(runs.end[:, 0], place, rtol=1e-5 if kind == np.float64 else 1e-3)
+    wanted = place - starts[:, 0] + np.exp(place) - np.exp(starts[:, 0])
+    np.testing.assert_allclose(runs.time, wanted, rtol=1e-4 if kind == np.float64 else 1e-2)

@@ -9,6 +9,7 @@ that held up their block, under the clock that is regular everywhere.
 n: starts; b: blocks of a batch.
 """
 
+import dataclasses
 import math
 import os
 import threading
@@ -116,8 +117,24 @@ def solved(
     running, evicted = _first_passes(work, starts, order)
     evicted += _later_passes(work, problem, running)
     if evicted:
-        _later_passes(work, safe_problem(problem), evicted)
+        _under_safe_clock(work, starts, evicted)
     return work.collected.results
+
+
+def _under_safe_clock(work: _Work, starts: PyTree[np.ndarray], evicted: list[_LeftBehind]) -> None:
+    """Evicted lanes go on under the clock that is regular everywhere; strayed ones begin again."""
+    safe = dataclasses.replace(work, problem=safe_problem(work.problem))
+    strayed = [part.indices[np.asarray(part.lanes.strayed)] for part in evicted]
+    again, going = np.concatenate(strayed), []
+    if len(again):
+        going, _ = _first_passes(safe, starts, again)
+        evicted = [_kept(part, ~np.asarray(part.lanes.strayed)) for part in evicted]
+        evicted = [part for part in evicted if len(part.indices)]
+    _later_passes(safe, safe.problem, evicted + going)
+
+
+def _kept(part: _LeftBehind, chosen: np.ndarray) -> _LeftBehind:
+    return _LeftBehind(part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes))
 
 
 class _Collected:

@@ -21,7 +21,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from flowlab.measures import NODES, Nodes
-from flowlab.solve.ends import begin
 from flowlab.solve.events import (
     first_crossing,
     interpolated,
@@ -88,11 +87,6 @@ def safe_problem(problem: Problem) -> Problem:
 
 def resume(problem: Problem, lanes: Lanes) -> Lanes:
     """Evicted lanes made ready to go on under another clock, from where they stand."""
-    if not problem.ends_on_level:
-        anew = begin(
-            problem, jax.vmap(problem.flow.domain.state, in_axes=-1, out_axes=-1)(lanes.start)
-        )
-        lanes = select(lanes.strayed, anew, lanes)
     ready = dataclasses.replace(
         lanes, evicted=jnp.zeros_like(lanes.evicted), fraction=jnp.ones_like(lanes.fraction)
     )
@@ -309,7 +303,7 @@ def _arrived(
         goals = lanewise(lambda lane: _goal(problem, lane))(lanes)
         due = (end == 1) & (progress >= goals * (1 - 4 * jnp.finfo(progress.dtype).eps))
         if problem.ends_on_level:
-            moved, due = _checked_at_level(problem, moved, due)
+            moved, due = _checked_at_level(problem, moved, due, lanes.progress)
         moved = lanewise(lambda lane, here: met_by_clock(problem, lane, here))(moved, due)
     if not problem.ends_on_level and problem.target.kind != "time":
         moved = rested(problem, moved)
@@ -325,13 +319,14 @@ def _arrived(
 
 
 def _checked_at_level(
-    problem: Problem, lanes: Lanes, due: Bool[Array, " n"]
+    problem: Problem, lanes: Lanes, due: Bool[Array, " n"], earlier: Float[Array, " n"]
 ) -> tuple[Lanes, Bool[Array, " n"]]:
     """Lanes whose clock says that they are at a level, and which of them are.
 
     The clock is right as far as the solver resolves how fast the loss falls. A lane that has not
-    come to its level goes on from what the loss, or the margin, really is; one that is past it has
-    strayed, and begins again under the clock that is regular everywhere.
+    come to its level goes on from what the loss, or the margin, really is; one that is past it, or
+    has come no nearer than `earlier`, has strayed, and begins again under the clock that is regular
+    everywhere.
     """
 
     def look(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
@@ -342,7 +337,7 @@ def _checked_at_level(
 
     due = due & lanes.active
     progress, there, before = lax.cond(jnp.any(due), look, trust, lax.stop_gradient(lanes))
-    strayed = due & ~(there | before)
+    strayed = due & ~(there | (before & (progress > earlier)))
     progress = jnp.where(due & before, progress, lanes.progress)
     lanes = eqx.tree_at(
         lambda x: (x.progress, x.strayed, x.evicted),

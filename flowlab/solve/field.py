@@ -63,7 +63,7 @@ def _by_the_loss(
     if not problem.logarithmic:
         return -lane.span / inner(gradient, velocity)
     # Relative to the loss at the start, no product leaves the range of numbers.
-    falls = -inner(_times(gradient, 1 / lane.start_value), velocity)
+    falls = -inner(jax.tree.map(lambda leaf: leaf / lane.start_value, gradient), velocity)
     progress = lane.progress + lane.fraction * offset
     return lane.span * jnp.exp(-lane.span * progress) / falls
 

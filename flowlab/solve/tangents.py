@@ -56,6 +56,11 @@ class TangentLanes(eqx.Module):
         """Whether a lane holds up its block and is to go on elsewhere."""
         return self.lanes.evicted
 
+    @property
+    def strayed(self) -> Bool[Array, "*n"]:
+        """Whether a lane's clock has led it off its way, so that it must begin again."""
+        return self.lanes.strayed
+
 
 def first_with_tangents(
     problem: Problem, starts: Float[Array, "b d n"], keep: Array, max_steps: Array

@@ -177,23 +177,23 @@ class Simplex(_Orthant):
     """The ratios that two responses of one prompt can have: x1·p_chosen + x2·p_rejected ≤ 1.
 
     Args:
-        ref_chosen: Reference probability of the chosen response, positive. 1 is the paper's unit
-            of scale (two probabilities cannot both be 1).
-        ref_rejected: Reference probability of the rejected response, positive.
+        ref_prob_chosen: Reference probability of the chosen response, positive. 1 is the paper's
+            unit of scale (two probabilities cannot both be 1).
+        ref_prob_rejected: Reference probability of the rejected response, positive.
 
     Raises:
         ValueError: If a probability is not positive and finite.
     """
 
-    ref_chosen: float = eqx.field(static=True)
-    ref_rejected: float = eqx.field(static=True)
+    ref_prob_chosen: float = eqx.field(static=True)
+    ref_prob_rejected: float = eqx.field(static=True)
 
-    def __init__(self, ref_chosen: float = 1.0, ref_rejected: float = 1.0) -> None:
-        self.ref_chosen = positive("ref_chosen", ref_chosen)
-        self.ref_rejected = positive("ref_rejected", ref_rejected)
+    def __init__(self, ref_prob_chosen: float = 1.0, ref_prob_rejected: float = 1.0) -> None:
+        self.ref_prob_chosen = positive("ref_prob_chosen", ref_prob_chosen)
+        self.ref_prob_rejected = positive("ref_prob_rejected", ref_prob_rejected)
 
     def walls(self) -> tuple[Float[np.ndarray, "1 2"], Float[np.ndarray, " 1"]]:
-        return np.array([[self.ref_chosen, self.ref_rejected]]), np.ones(1)
+        return np.array([[self.ref_prob_chosen, self.ref_prob_rejected]]), np.ones(1)
 
 
 class Enclosure(AbstractDomain):

@@ -78,7 +78,7 @@ ASKED: dict[str, tuple[tuple[str, ...], Any, Region]] = {
     ),
     "simplex": (
         (*DPO_ON_RATIOS, *SIMPLEX),
-        (DPO(0.1), RatioPlane(domains.Simplex(ref_rejected=0.5))),
+        (DPO(0.1), RatioPlane(domains.Simplex(ref_prob_rejected=0.5))),
         ((0, 1), (0, 2)),
     ),
     "log-ratio": (

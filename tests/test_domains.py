@@ -162,8 +162,8 @@ def test_without_a_normal_the_velocity_comes_back():
     [
         (Box, "chosen"),
         (Box, "rejected"),
-        (Simplex, "ref_chosen"),
-        (Simplex, "ref_rejected"),
+        (Simplex, "ref_prob_chosen"),
+        (Simplex, "ref_prob_rejected"),
     ],
 )
 def test_ends_and_references_that_are_not_positive_numbers_are_refused(domain, argument, value):

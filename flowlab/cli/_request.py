@@ -64,7 +64,7 @@ def _usual_ranges(asked: dict[str, Any]) -> Ranges:
         return (-10.0, 10.0), (-10.0, 10.0)
     ends = [asked[name] or 1.0 for name in ("box_chosen", "box_rejected")]
     if asked["domain"] == Domain.simplex:
-        ends = [1 / (asked[name] or 1.0) for name in ("ref_chosen", "ref_rejected")]
+        ends = [1 / (asked[name] or 1.0) for name in ("ref_prob_chosen", "ref_prob_rejected")]
     return (0.0, ends[0]), (0.0, ends[1])
 
 

@@ -31,8 +31,8 @@ _OF_POLICY = (
     "domain",
     "box_chosen",
     "box_rejected",
-    "ref_chosen",
-    "ref_rejected",
+    "ref_prob_chosen",
+    "ref_prob_rejected",
     "wall",
     "kernel",
 )

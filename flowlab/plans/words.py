@@ -108,7 +108,9 @@ def policy(asked: dict[str, Any]) -> AbstractPolicy:
     if asked["domain"] == "box":
         domain = domains.Box(**given(chosen="box_chosen", rejected="box_rejected"))
     elif asked["domain"] == "simplex":
-        domain = domains.Simplex(**given(ref_chosen="ref_chosen", ref_rejected="ref_rejected"))
+        domain = domains.Simplex(
+            **given(ref_prob_chosen="ref_prob_chosen", ref_prob_rejected="ref_prob_rejected")
+        )
     wall = asked["wall"] or "stop"
     return policies.RatioPlane(domain, wall=wall, offset=asked["offset"])
 
@@ -216,8 +218,8 @@ def of_plane(asked: dict[str, Any]) -> dict[str, tuple[bool, str]]:
         "domain": (on_ratio_plane, "--policy log_ratio"),
         "box_chosen": (domain == "box", "anything but --domain box"),
         "box_rejected": (domain == "box", "anything but --domain box"),
-        "ref_chosen": (domain == "simplex", "anything but --domain simplex"),
-        "ref_rejected": (domain == "simplex", "anything but --domain simplex"),
+        "ref_prob_chosen": (domain == "simplex", "anything but --domain simplex"),
+        "ref_prob_rejected": (domain == "simplex", "anything but --domain simplex"),
         "wall": (domain in ("box", "simplex"), "a domain without walls"),
         "kernel": (not on_ratio_plane, "--policy ratio"),
     }

@@ -19,26 +19,13 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from flowlab._checks import numbers
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.losses import AbstractLoss, Pair
-from flowlab.policies import AbstractPolicy, WallRule, check_wall
+from flowlab.policies import AbstractPolicy, AbstractStates, WallRule, check_wall
 
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
 
 
-class AbstractFlow(eqx.Module):
+class AbstractFlow(AbstractStates):
     """A potential with a metric and a domain: what a flow line follows."""
-
-    domain: eqx.AbstractVar[AbstractDomain]
-    wall: eqx.AbstractVar[WallRule]
-
-    @property
-    def state_shape(self) -> tuple[int, ...] | None:
-        """Shape of a state that is one array; None for a PyTree or where any shape goes."""
-        return None
-
-    @property
-    def components(self) -> tuple[str, ...] | None:
-        """Names of the components of a state, where it is one array that has such."""
-        return None
 
     @property
     def reference_state(self) -> PyTree[Array] | None:

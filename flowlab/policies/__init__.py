@@ -6,7 +6,7 @@ log-probabilities of a list of responses, of which any number of pairs is made.
 """
 
 from flowlab.policies.autoregressive import Autoregressive
-from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
+from flowlab.policies.base import AbstractPolicy, AbstractStates, WallRule, check_wall
 from flowlab.policies.features import FeatureModel
 from flowlab.policies.function import Policy
 from flowlab.policies.planes import CoupledKernel, LogRatioPlane, ProbabilityPlane, RatioPlane
@@ -19,6 +19,7 @@ __all__ = [
     "Autoregressive",
     "CoupledKernel",
     "FeatureModel",
+    "AbstractStates",
     "LogLinear",
     "LogRatioPlane",
     "Policy",

@@ -15,17 +15,13 @@ from flowlab._checks import choice
 from flowlab.domains import AbstractDomain
 from flowlab.losses import Pair
 
-__all__ = ["AbstractPolicy", "WallRule", "check_wall"]
+__all__ = ["AbstractPolicy", "AbstractStates", "WallRule", "check_wall"]
 
 WallRule = Literal["stop", "slide"]
 
 
-class AbstractPolicy(eqx.Module):
-    """What a state means: its pairs, its metric, its domain, and the rule at the domain's walls.
-
-    A policy of your own is a subclass with `domain`, `wall` and `pairs`; `Policy.from_function`
-    makes one of a function of a state.
-    """
+class AbstractStates(eqx.Module):
+    """A set of states, its walls and what they do: what policies and flows have in common."""
 
     domain: eqx.AbstractVar[AbstractDomain]
     wall: eqx.AbstractVar[WallRule]
@@ -41,6 +37,14 @@ class AbstractPolicy(eqx.Module):
         return None
 
     @property
+
+class AbstractPolicy(AbstractStates):
+    """What a state means: its pairs, its metric, its domain, and the rule at the domain's walls.
+
+    A policy of your own is a subclass with `domain`, `wall` and `pairs`; `Policy.from_function`
+    makes one of a function of a state.
+    """
+
     def reference_state(self) -> PyTree[ArrayLike] | None:
         """The state at which the policy is its reference, all log-ratios 0; None if unknown.
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowlab.exact._arguments import Values, positive, probability, quiet, ratios
+from flowlab._checks import within
+from flowlab.exact._arguments import Values, quiet, ratios
 from flowlab.exact._integrals import beta_between, circle_time, exponential_between, log_quotient
 from flowlab.exact.ratio_plane import ratio_plane_log_ratio_at
 
@@ -63,7 +64,7 @@ def box_time(start: ArrayLike, beta: ArrayLike, *, wall: ArrayLike, level: Array
         of the start decides where the wall is met.
     """
     chosen, rejected = ratios(start)
-    scale, limit = positive("beta", beta), positive("wall", wall)
+    scale, limit = within("beta", beta, "(0, inf)"), within("wall", wall, "(0, inf)")
     _check_in_box(chosen, limit)
     here, there = log_quotient(rejected, chosen), ratio_plane_log_ratio_at(level, scale)
     at_wall = np.sqrt(np.maximum(rejected**2 - (limit - chosen) * (limit + chosen), 0))
@@ -119,8 +120,9 @@ def simplex_time(
         since rounding of the start then decides where it is met.
     """
     chosen, rejected = ratios(start)
-    scale, p1 = positive("beta", beta), probability("ref_prob_chosen", ref_prob_chosen)
-    p2 = probability("ref_prob_rejected", ref_prob_rejected)
+    scale = within("beta", beta, "(0, inf)")
+    p1 = within("ref_prob_chosen", ref_prob_chosen, "(0, 1]")
+    p2 = within("ref_prob_rejected", ref_prob_rejected, "(0, 1]")
     _check_in_simplex(p1 * chosen + p2 * rejected)
     here, there = log_quotient(rejected, chosen), ratio_plane_log_ratio_at(level, scale)
     hit, free_at = _simplex_hit(chosen, rejected, p1, p2), log_quotient(p2, p1)

@@ -1,6 +1,6 @@
 """Preference losses: from pairs of log-probabilities to numbers."""
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, positive_parameter
+from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter, positive
 from flowlab.losses.batches import AOT, AbstractBatchLoss, AOTUnpaired
 from flowlab.losses.catalogue import CATALOGUE, named
 from flowlab.losses.divergences import (
@@ -77,6 +77,7 @@ __all__ = [
     "like",
     "named",
     "negative_log_sigmoid",
-    "positive_parameter",
+    "parameter",
+    "positive",
     "sigmoid",
 ]

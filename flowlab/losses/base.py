@@ -6,7 +6,6 @@ p: pairs, any shape, a scalar for one pair.
 import dataclasses
 import functools
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab._checks import numbers
+from flowlab._checks import within
 from flowlab.losses.functions import weighted
 
 __all__ = [
@@ -26,9 +25,7 @@ __all__ = [
     "like",
     "negative_log_likelihood",
     "parameter",
-    "parameter_in",
     "positive",
-    "positive_parameter",
     "weighted_mean",
 ]
 
@@ -162,82 +159,32 @@ def like(value: ArrayLike, model: Array) -> Array:
     return jnp.asarray(value, model.dtype)
 
 
-def parameter(default: Any, convert: Callable[[str, Any], Any], name: str) -> Any:
-    """A field for a hyper-parameter: its default, and the check that turns it into an array."""
-    return eqx.field(default=default, converter=functools.partial(convert, name))
+def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
+    """A field for a hyper-parameter: an array leaf, checked where its value is known.
+
+    Args:
+        default: Its default; where that is None, None may be given too. `dataclasses.MISSING` for
+            none.
+        name: Its name.
+        interval: What it must lie in, such as "[0, 0.5)"; see `flowlab._checks.within`.
+        single: Whether it must be a single number, without axes.
+    """
+    convert = functools.partial(_converted, name, interval, single, default is None)
+    return eqx.field(default=default, converter=convert)
 
 
 def positive(default: float, name: str = "beta", *, single: bool = False) -> Any:
     """A field for a hyper-parameter that must be positive and finite, one per pair or a single."""
-    convert = functools.partial(_single, positive_parameter) if single else positive_parameter
-    return parameter(default, convert, name)
+    return parameter(default, name, "(0, inf)", single=single)
 
 
-def parameter_in(
-    default: float, name: str, low: float, high: float, *, ends: str = "both", single: bool = True
-) -> Any:
-    """A field for a hyper-parameter that lies between two numbers.
-
-    Args:
-        default: Its default.
-        name: Its name.
-        low: The lower end; −inf for none.
-        high: The upper end; inf for none.
-        ends: Which of the ends are allowed themselves: "both", "low", "high" or "none"; an
-            infinite end never is.
-        single: Whether it must be a single number, without axes.
-    """
-    convert = functools.partial(_checked_between, low, high, ends)
-    return parameter(default, functools.partial(_single, convert) if single else convert, name)
-
-
-def positive_parameter(name: str, value: ArrayLike) -> Any:
-    """A hyper-parameter as an array leaf, checked to be positive and finite where it is known.
-
-    Raises:
-        ValueError: If a value is not a positive finite number.
-    """
-    return _checked(name, value, lambda a: a > 0, "be positive and finite")
-
-
-def _single(convert: Callable[[str, Any], Any], name: str, value: ArrayLike) -> Any:
-    held = convert(name, value)
-    if not isinstance(held, Tracer) and np.ndim(held) > 0:
-        raise ValueError(
-            f"Argument `{name}` must be a single number, but has shape {np.shape(held)}."
-        )
-    return held
-
-
-def _checked_between(low: float, high: float, ends: str, name: str, value: ArrayLike) -> Any:
-    def inside(array: np.ndarray) -> np.ndarray:
-        above = array >= low if ends in ("both", "low") else array > low
-        return above & (array <= high if ends in ("both", "high") else array < high)
-
-    return _checked(name, value, inside, _range(low, high, ends))
-
-
-def _range(low: float, high: float, ends: str) -> str:
-    if np.isinf(low) and np.isinf(high):
-        return "be finite"
-    if np.isinf(high):
-        return f"be finite and {'at least' if ends in ('both', 'low') else 'above'} {low:g}"
-    opening = "[" if ends in ("both", "low") else "("
-    closing = "]" if ends in ("both", "high") else ")"
-    return f"lie in {opening}{low:g}, {high:g}{closing}"
-
-
-def _checked(
-    name: str, value: ArrayLike, inside: Callable[[np.ndarray], np.ndarray], wanted: str
-) -> Any:
-    if isinstance(value, Tracer):
+def _converted(name: str, interval: str, single: bool, optional: bool, value: ArrayLike) -> Any:
+    if isinstance(value, Tracer) or (optional and value is None):
         return value
-    if isinstance(value, jax.Array):
-        value = np.asarray(value)
-    array = numbers(value)
-    if not np.all(np.isfinite(array) & inside(array)):
-        raise ValueError(f"Argument `{name}` must {wanted}, but is {value!r}.")
-    return array
+    held = within(name, np.asarray(value) if isinstance(value, jax.Array) else value, interval)
+    if single and held.ndim:
+        raise ValueError(f"Argument `{name}` must be a single number, but has shape {held.shape}.")
+    return held
 
 
 def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:

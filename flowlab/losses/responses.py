@@ -7,7 +7,6 @@ p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few unit
 of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab.losses.base import (
@@ -16,7 +15,7 @@ from flowlab.losses.base import (
     floats,
     like,
     negative_log_likelihood,
-    parameter_in,
+    parameter,
     positive,
 )
 from flowlab.losses.functions import negative_log_sigmoid, sigmoid
@@ -82,7 +81,7 @@ class BCO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    delta: Float[ArrayLike, ""] = parameter_in(0.0, "delta", -np.inf, np.inf)
+    delta: Float[ArrayLike, ""] = parameter(0.0, "delta", "(-inf, inf)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen, rejected = _rewards(pairs, self.beta)
@@ -157,15 +156,9 @@ class KTO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    desirable_weight: Float[ArrayLike, ""] = parameter_in(
-        1.0, "desirable_weight", 0, np.inf, ends="low"
-    )
-    undesirable_weight: Float[ArrayLike, ""] = parameter_in(
-        1.0, "undesirable_weight", 0, np.inf, ends="low"
-    )
-    reference_point: Float[ArrayLike, ""] = parameter_in(
-        0.0, "reference_point", 0, np.inf, ends="low"
-    )
+    desirable_weight: Float[ArrayLike, ""] = parameter(1.0, "desirable_weight", "[0, inf)")
+    undesirable_weight: Float[ArrayLike, ""] = parameter(1.0, "undesirable_weight", "[0, inf)")
+    reference_point: Float[ArrayLike, ""] = parameter(0.0, "reference_point", "[0, inf)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen, rejected = floats(pairs.u_chosen), floats(pairs.u_rejected)

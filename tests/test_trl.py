@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import assert_refused
 
 from flowlab.losses import (
     KTO,
@@ -413,6 +414,4 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "message"), REFUSED.values(), ids=REFUSED)
 def test_it_is_refused(given, message):
     trainer, loss_type, fields = given
-    with pytest.raises(ValueError) as caught:
-        from_trl(trainer, loss_type, **fields)
-    assert str(caught.value) == message
+    assert_refused(from_trl, message, trainer, loss_type, **fields)

@@ -22,6 +22,7 @@ LAYOUT = (
     "_checks",
     "_files",
     "domains",
+    "_parameters",
     "losses",
     "policies",
     "potentials",

@@ -1,10 +1,10 @@
 """The catalogue: every published loss by a name, with the defaults of its paper or of TRL."""
 
 import dataclasses
-import inspect
 from types import MappingProxyType
 from typing import Any
 
+from flowlab._parameters import arguments, parameters, replaced
 from flowlab.losses.base import AbstractLoss
 from flowlab.losses.batches import AOT, AOTUnpaired
 from flowlab.losses.divergences import AlphaDivergence, ForwardKL, JensenShannon
@@ -109,19 +109,16 @@ def _key(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").replace(" ", "")
 
 
-def _with(loss: AbstractLoss, parameters: dict[str, Any]) -> AbstractLoss:
-    known = list(inspect.signature(type(loss)).parameters)
-    held = {field.name: getattr(loss, field.name) for field in dataclasses.fields(loss)}
-    divergence: Any = held.get("divergence")
-    inner = [] if divergence is None else [f.name for f in dataclasses.fields(divergence)]
-    for name in parameters:
-        if name not in (*known, *inner):
+def _with(loss: AbstractLoss, values: dict[str, Any]) -> AbstractLoss:
+    own, known = arguments(loss), list(dict.fromkeys([*arguments(loss), *parameters(loss)]))
+    for name, value in values.items():
+        if name not in known:
             raise ValueError(
                 f"Argument `parameters` must name hyper-parameters of {type(loss).__name__} "
-                f"({', '.join([*known, *inner]) or 'it has none'}), but names {name!r}."
+                f"({', '.join(known) or 'it has none'}), but names {name!r}."
             )
-    outer = {name: value for name, value in parameters.items() if name in known}
-    own = {name: value for name, value in parameters.items() if name not in known}
-    if own and dataclasses.is_dataclass(divergence) and not isinstance(divergence, type):
-        held["divergence"] = dataclasses.replace(divergence, **own)
-    return type(loss)(**{**held, **outer})
+        if name in own:
+            loss = dataclasses.replace(loss, **{name: value})
+        else:
+            loss = replaced(loss, name, value)
+    return loss

@@ -5,6 +5,9 @@ happens at its walls. The planes have one pair and nothing else; the other polic
 log-probabilities of a list of responses, of which any number of pairs is made.
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from flowlab.policies.autoregressive import Autoregressive
 from flowlab.policies.base import AbstractPolicy, AbstractStates, WallRule, check_wall
 from flowlab.policies.features import FeatureModel
@@ -16,12 +19,13 @@ from flowlab.policies.softmax import LogLinear, TabularSoftmax
 __all__ = [
     "AbstractPolicy",
     "AbstractResponses",
+    "AbstractStates",
     "Autoregressive",
     "CoupledKernel",
     "FeatureModel",
-    "AbstractStates",
     "LogLinear",
     "LogRatioPlane",
+    "PLANES",
     "Policy",
     "ProbabilityPlane",
     "RatioPlane",
@@ -29,3 +33,11 @@ __all__ = [
     "WallRule",
     "check_wall",
 ]
+
+PLANES: Mapping[str, Callable[..., AbstractPolicy]] = MappingProxyType(
+    {"ratio": RatioPlane, "log_ratio": LogRatioPlane}
+)
+"""The planes that commands and recipes offer, by name.
+
+What may be asked of one is what its constructor takes: `domain` and `wall`, `kernel`, `offset`.
+"""

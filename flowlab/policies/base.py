@@ -18,6 +18,7 @@ from flowlab.losses import Pair
 __all__ = ["AbstractPolicy", "AbstractStates", "WallRule", "check_wall"]
 
 WallRule = Literal["stop", "slide"]
+Region = tuple[tuple[float, float], tuple[float, float]]
 
 
 class AbstractStates(eqx.Module):
@@ -36,7 +37,6 @@ class AbstractStates(eqx.Module):
         """Names of the components of a state, where it is one array that has such."""
         return None
 
-    @property
 
 class AbstractPolicy(AbstractStates):
     """What a state means: its pairs, its metric, its domain, and the rule at the domain's walls.
@@ -45,11 +45,20 @@ class AbstractPolicy(AbstractStates):
     makes one of a function of a state.
     """
 
+    @property
     def reference_state(self) -> PyTree[ArrayLike] | None:
         """The state at which the policy is its reference, all log-ratios 0; None if unknown.
 
         NumPy, in float64, so that a flow line from there is solved in it; a policy made of a
         function has it as it was given.
+        """
+        return None
+
+    @property
+    def region(self) -> Region | None:
+        """The part of a plane that is usually looked at: (low, high) of both components, or None.
+
+        None where the states are no plane.
         """
         return None
 

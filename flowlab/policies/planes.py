@@ -15,18 +15,18 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowlab import _checks as checks
 from flowlab.domains import AbstractDomain, Quadrant, Simplex, WholeSpace
-from flowlab.losses import Pair, floats, like, positive_parameter
-from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
+from flowlab.losses import Pair, floats, like, parameter, positive
+from flowlab.policies.base import AbstractPolicy, Region, WallRule, check_wall
 
 __all__ = ["CoupledKernel", "LogRatioPlane", "ProbabilityPlane", "RatioPlane"]
 
 _SYMMETRY = 1e-12  # relative; a kernel is given by three numbers
+_NATS = 10.0  # e^10 = 22,000: how far training moves a response, and where sigmoids are flat
 _MEASURED = 1e-6  # of the largest entry: what rounding of float32 inner products makes of 0
 
 KernelFunction = Callable[[Float[Array, " 2"]], Float[Array, "2 2"]]
 
 
-class _Plane(AbstractPolicy):
 def _domain(usual: type[AbstractDomain]) -> Any:
     """A field for a set of positive numbers; None for the usual one."""
     return eqx.field(default=None, converter=functools.partial(_positive_domain, usual))
@@ -67,6 +67,7 @@ def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
     return matrix
 
 
+class _Plane(AbstractPolicy):
     """What the planes share: one pair, its references, lengths and required margin."""
 
     _: KW_ONLY
@@ -100,7 +101,30 @@ def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
         )
 
 
-class RatioPlane(_Plane):
+class _PositivePlane(_Plane):
+    """A plane of positive numbers, Euclidean in them, with walls.
+
+    A subclass has the field `domain`.
+    """
+
+    _: KW_ONLY
+    wall: WallRule = eqx.field(static=True, default="stop", converter=check_wall)
+
+    @property
+    def region(self) -> Region:
+        """From 0 to where each axis meets a wall, or to 1."""
+        normals, offsets = self.domain.walls()
+        normals, never = normals.reshape(-1, 2), np.full((len(offsets), 2), np.inf)
+        meets = np.divide(offsets[:, None], normals, out=never, where=normals > 0)
+        ends = np.min(meets, axis=0, initial=np.inf)
+        chosen, rejected = np.where(np.isfinite(ends), ends, 1.0).tolist()
+        return (0.0, chosen), (0.0, rejected)
+
+    def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
+        return jnp.diag(1 / jnp.asarray(state) ** 2)
+
+
+class RatioPlane(_PositivePlane):
     """The paper's plane: the state is (x1, x2), probability over reference, of chosen and rejected.
 
     Euclidean in x, so on the log-ratio plane its kernel is diag(x1⁻², x2⁻²).
@@ -233,6 +257,11 @@ class LogRatioPlane(_Plane):
     @property
     def components(self) -> tuple[str, ...]:
         return ("u_chosen", "u_rejected")
+
+    @property
+    def region(self) -> Region:
+        """Ten nats to either side of the reference."""
+        return (-_NATS, _NATS), (-_NATS, _NATS)
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         return self._pair(floats(state))

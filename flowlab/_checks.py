@@ -51,7 +51,7 @@ def numbers(value: Any) -> np.ndarray:
 
 
 def _are_real(held: np.ndarray) -> bool:
-    """Whether elements are real numbers, and not texts or truth values that would pass for some."""
+    """True where elements are real numbers, not texts or truth values that would pass for some."""
     if held.dtype.kind == "O":  # whole numbers beyond 64 bits, fractions
         return all(isinstance(one, Real) and not isinstance(one, bool) for one in held.flat)
     # The small floats of JAX are of no kind that NumPy knows.
@@ -113,7 +113,7 @@ def within(name: str, value: Any, interval: str) -> Float[np.ndarray, "..."]:
 
 
 def _lie_in(interval: str, held: np.ndarray) -> np.ndarray:
-    """Which numbers lie in an interval; NaN lies in none."""
+    """A mask of the numbers that lie in an interval; NaN lies in none."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = held >= low if interval[0] == "[" else held > low
     return np.asarray(above & (held <= high if interval[-1] == "]" else held < high))

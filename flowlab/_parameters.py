@@ -18,7 +18,7 @@ __all__ = ["arguments", "parameters", "replaced"]
 
 
 def arguments(module: Any) -> dict[str, Any]:
-    """What a module holds, by the names under which its constructor takes it.
+    """The contents of a module, by the names under which its constructor takes them.
 
     A field that goes by another name than its argument says so in its metadata, and one that is
     made of the others has None there.

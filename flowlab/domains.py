@@ -33,7 +33,7 @@ class AbstractDomain(eqx.Module):
 
     @abstractmethod
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
-        """Whether a state lies in the set; a wall belongs to it, an axis does not."""
+        """True where a state lies in the set; a wall belongs to it, an axis does not."""
 
     @abstractmethod
     def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:

@@ -144,7 +144,7 @@ def power(a, exponent):
 
 @dataclasses.dataclass
 class Point:
-    """What a formula reads of a pair, each difference exact."""
+    """The numbers that a formula reads of a pair, each difference exact."""
 
     chosen: Digits
     rejected: Digits

@@ -1,4 +1,4 @@
-"""What is refused, and the sentence in which that is said."""
+"""The check of refusals: what is raised, and its sentence."""
 
 from collections.abc import Callable
 from typing import Any

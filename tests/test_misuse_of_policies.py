@@ -1,4 +1,4 @@
-"""What constructors of policies over responses refuse, and starts and weights that do not fit."""
+"""Refusals of constructors of policies over responses, of starts and weights that do not fit."""
 
 from collections.abc import Callable
 from typing import Any

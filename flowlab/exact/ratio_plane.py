@@ -136,7 +136,7 @@ def ratio_plane_state(start: ArrayLike, *, ratio: ArrayLike) -> Points:
 
 
 def ratio_plane_total_change(start: ArrayLike) -> tuple[Values, Values]:
-    """How far x1 rises and x2 falls from `start` to extinction: (r - x1, x2), both sizes.
+    """Rise of x1 and fall of x2 from `start` to extinction: (r - x1, x2), both sizes.
 
     Args:
         start: (..., 2), not negative, not both 0.

@@ -92,7 +92,7 @@ class AbstractLoss(eqx.Module):
 
     @property
     def of_batch(self) -> bool:
-        """Whether what a pair loses depends on the other pairs of its batch."""
+        """True where the loss of a pair depends on the other pairs of its batch."""
         return False
 
     def mean(self, pairs: Pair, weights: Float[ArrayLike, "*p"] | None = None) -> Float[Array, ""]:
@@ -129,7 +129,7 @@ def weighted_mean(
 def negative_log_likelihood(
     pairs: Pair, weights: Float[ArrayLike, "*p"] | None
 ) -> Float[Array, ""]:
-    """Of the chosen responses, averaged over all their tokens together.
+    """The negative log-likelihood of the chosen responses, over all their tokens together.
 
     −Σ w l / Σ w N: in a batch a long response weighs more, as in the cross-entropy of TRL. A
     response of weight 0 does not count, even where its log-probability is −∞.
@@ -188,7 +188,7 @@ def _converted(name: str, interval: str, single: bool, optional: bool, value: Ar
 
 
 def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:
-    """Whether a field holds the part that it is made with by default, which has no parameters."""
+    """True where a field holds its default part, and that has no parameters."""
     value, made = getattr(module, field.name), field.default_factory
     return isinstance(made, type) and type(value) is made and not dataclasses.fields(value)
 

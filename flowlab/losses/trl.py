@@ -113,7 +113,7 @@ def from_trl(
 
 
 class _Recipe(NamedTuple):
-    """What makes a loss, the fields of TRL with an effect on it, and those that TRL itself sets."""
+    """The maker of a loss, the fields of TRL with an effect on it, and those that TRL sets."""
 
     make: Callable[..., AbstractLoss]
     fields: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What every policy is, and the kernel that its Jacobian makes on the log-ratio plane.
+"""The base of all policies, and the kernel that a Jacobian makes on the log-ratio plane.
 
 p: pairs, none for a single one.
 """
@@ -39,7 +39,7 @@ class AbstractStates(eqx.Module):
 
 
 class AbstractPolicy(AbstractStates):
-    """What a state means: its pairs, its metric, its domain, and the rule at the domain's walls.
+    """The meaning of a state: its pairs, metric and domain, and the rule at the domain's walls.
 
     A policy of your own is a subclass with `domain`, `wall` and `pairs`; `Policy.from_function`
     makes one of a function of a state.

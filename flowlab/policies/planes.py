@@ -68,7 +68,7 @@ def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
 
 
 class _Plane(AbstractPolicy):
-    """What the planes share: one pair, its references, lengths and required margin."""
+    """A plane of one pair, with its references, lengths and required margin."""
 
     _: KW_ONLY
     ref_chosen: Float[ArrayLike, ""] = parameter(0.0, "ref_chosen", "(-inf, inf)")

@@ -79,7 +79,7 @@ class AbstractResponses(AbstractPolicy):
 
     @property
     def places(self) -> Int[np.ndarray, "*p 2"]:
-        """Where in the list the chosen and the rejected response of each pair stand."""
+        """Indices, in the list, of the chosen and the rejected response of each pair."""
         return np.asarray(self.preferences)
 
     def pairs(self, state: PyTree[Array]) -> Pair:

@@ -1,20 +1,53 @@
-"""Hyper-parameters: the numbers of modules, by name, and modules with another number.
+"""Hyper-parameters: fields that check themselves, and the numbers of a module by name.
 
 A hyper-parameter is a field that holds a number or an array and is not static, of a module or of
 one inside it, directly or in a tuple. The walls of domains are none.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
+from jax.core import Tracer
+from jaxtyping import ArrayLike
 
+from flowlab._checks import within
 from flowlab.domains import AbstractDomain
 
-__all__ = ["arguments", "parameters", "replaced"]
+__all__ = ["arguments", "parameter", "parameter_names", "positive", "replaced"]
+
+
+def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
+    """A field for a hyper-parameter: an array leaf, checked where its value is known.
+
+    Args:
+        default: Its default; where that is None, None may be given too. `dataclasses.MISSING` for
+            none.
+        name: Its name.
+        interval: What it must lie in, such as "[0, 0.5)"; see `flowlab._checks.within`.
+        single: Whether it must be a single number, without axes.
+    """
+    convert = functools.partial(_converted, name, interval, single, default is None)
+    return eqx.field(default=default, converter=convert)
+
+
+def positive(default: float, name: str = "beta", *, single: bool = False) -> Any:
+    """A field for a hyper-parameter that must be positive and finite, one per pair or a single."""
+    return parameter(default, name, "(0, inf)", single=single)
+
+
+def _converted(name: str, interval: str, single: bool, optional: bool, value: ArrayLike) -> Any:
+    if isinstance(value, Tracer) or (optional and value is None):
+        return value
+    held = within(name, np.asarray(value) if isinstance(value, jax.Array) else value, interval)
+    if single and held.ndim:
+        raise ValueError(f"Argument `{name}` must be a single number, but has shape {held.shape}.")
+    return held
 
 
 def arguments(module: Any) -> dict[str, Any]:
@@ -26,12 +59,12 @@ def arguments(module: Any) -> dict[str, Any]:
     return {name: held for name, held, _ in _fields(module)}
 
 
-def parameters(held: Any) -> list[str]:
+def parameter_names(held: Any) -> list[str]:
     """Names of the hyper-parameters of a module, or of a tuple of modules, each once."""
     if isinstance(held, tuple):
-        names = [name for part in held for name in parameters(part)]
+        names = [name for part in held for name in parameter_names(part)]
     else:
-        parts = [([key] if own else parameters(part)) for key, part, own in _fields(held)]
+        parts = [([key] if own else parameter_names(part)) for key, part, own in _fields(held)]
         names = [name for part in parts for name in part]
     return list(dict.fromkeys(names))
 
@@ -46,7 +79,7 @@ def replaced(held: Any, name: str, value: Any) -> Any:
     """
     if isinstance(held, tuple):
         return tuple(replaced(part, name, value) for part in held)
-    if name not in parameters(held):
+    if name not in parameter_names(held):
         return held
     fields, accepted = list(_fields(held)), inspect.signature(type(held)).parameters
     if name not in accepted and any(own and key == name for key, _, own in fields):

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab._checks import numbers
-from flowlab._parameters import parameters, replaced
+from flowlab._parameters import parameter_names, replaced
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.losses import AbstractLoss, Pair
 from flowlab.policies import AbstractPolicy, AbstractStates, WallRule, check_wall
@@ -113,8 +113,8 @@ class Flow(AbstractFlow):
         return covector if self.operator is None else self.operator(state, covector)
 
     def with_parameter(self, name: str, value: Any) -> "Flow":
-        if name not in parameters(self.function):
-            raise _no_such_parameter(name, parameters(self.function))
+        if name not in parameter_names(self.function):
+            raise _no_such_parameter(name, parameter_names(self.function))
         function = replaced(self.function, name, value)
         return eqx.tree_at(lambda flow: flow.function, self, function)
 
@@ -169,7 +169,7 @@ class PreferenceFlow(AbstractFlow):
         return self.policy.metric(state, covector)
 
     def with_parameter(self, name: str, value: Any) -> "PreferenceFlow":
-        of_loss, of_policy = parameters(self.loss), parameters(self.policy)
+        of_loss, of_policy = parameter_names(self.loss), parameter_names(self.policy)
         if (name in of_loss) == (name in of_policy):
             raise _no_such_parameter(name, of_loss + of_policy)
         loss, policy = (replaced(part, name, value) for part in (self.loss, self.policy))

@@ -16,13 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from flowlab._arrays import floats, like
 from flowlab._checks import integer
-from flowlab.losses.base import (
-    floats,
-    like,
-    parameter,
-    positive,
-)
+from flowlab._parameters import parameter, positive
 
 __all__ = [
     "AbstractPotential",

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "flowlab"
 LAYOUT = (
     "_checks",
     "_files",
+    "_arrays",
     "domains",
     "_parameters",
     "losses",

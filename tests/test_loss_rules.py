@@ -12,8 +12,8 @@ from loss_formulas import LOG_RATIOS, logistic, pairs_of
 from mpmath import mpf
 
 from flowlab import losses
+from flowlab._arrays import floats
 from flowlab.losses import functions
-from flowlab.losses.base import floats
 
 OF_A_BATCH = (losses.AOT, losses.AOTUnpaired)
 

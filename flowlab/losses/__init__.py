@@ -8,8 +8,9 @@ import dataclasses
 from types import MappingProxyType
 from typing import Any
 
-from flowlab._parameters import arguments, parameters, replaced
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter, positive
+from flowlab._arrays import floats, like
+from flowlab._parameters import arguments, parameter, parameter_names, positive, replaced
+from flowlab.losses.base import AbstractLoss, Pair
 from flowlab.losses.batches import AOT, AbstractBatchLoss, AOTUnpaired
 from flowlab.losses.divergences import (
     AbstractDivergence,
@@ -172,7 +173,7 @@ def _key(name: str) -> str:
 
 
 def _with(loss: AbstractLoss, values: dict[str, Any]) -> AbstractLoss:
-    own, known = arguments(loss), list(dict.fromkeys([*arguments(loss), *parameters(loss)]))
+    own, known = arguments(loss), list(dict.fromkeys([*arguments(loss), *parameter_names(loss)]))
     for name, value in values.items():
         if name not in known:
             raise ValueError(

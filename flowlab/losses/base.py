@@ -1,31 +1,24 @@
-"""Pairs, what a loss is, and how its hyper-parameters are checked.
+"""Pairs, and the base of all losses of them.
 
 p: pairs, any shape, a scalar for one pair.
 """
 
 import dataclasses
-import functools
 from abc import abstractmethod
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab._checks import within
+from flowlab._arrays import floats, like
 from flowlab.losses.functions import weighted
 
 __all__ = [
     "AbstractLoss",
     "Pair",
-    "floats",
-    "like",
     "negative_log_likelihood",
-    "parameter",
-    "positive",
     "weighted_mean",
 ]
 
@@ -138,53 +131,6 @@ def negative_log_likelihood(
     tokens = like(pairs.chosen_length, chosen)
     weights = jnp.ones_like(chosen) if weights is None else like(weights, chosen)
     return -jnp.sum(weighted(weights, chosen)) / jnp.sum(weighted(weights, tokens))
-
-
-def floats(values: ArrayLike) -> Array:
-    """An array of floats, of the precision given; what is cast to its type is not cut to integers.
-
-    Args:
-        values: Numbers of any shape; integers become floats of the default precision.
-    """
-    if isinstance(values, np.ndarray):
-        # JAX 0.10 may give a NumPy array the type it had in a trace, even where 64-bit types have
-        # been turned off since; a copy in the type of now has no such past.
-        values = values.astype(jax.dtypes.canonicalize_dtype(values.dtype), copy=False)
-    array = jnp.asarray(values)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
-
-
-def like(value: ArrayLike, model: Array) -> Array:
-    """A value in the floating-point type of another array."""
-    return jnp.asarray(value, model.dtype)
-
-
-def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
-    """A field for a hyper-parameter: an array leaf, checked where its value is known.
-
-    Args:
-        default: Its default; where that is None, None may be given too. `dataclasses.MISSING` for
-            none.
-        name: Its name.
-        interval: What it must lie in, such as "[0, 0.5)"; see `flowlab._checks.within`.
-        single: Whether it must be a single number, without axes.
-    """
-    convert = functools.partial(_converted, name, interval, single, default is None)
-    return eqx.field(default=default, converter=convert)
-
-
-def positive(default: float, name: str = "beta", *, single: bool = False) -> Any:
-    """A field for a hyper-parameter that must be positive and finite, one per pair or a single."""
-    return parameter(default, name, "(0, inf)", single=single)
-
-
-def _converted(name: str, interval: str, single: bool, optional: bool, value: ArrayLike) -> Any:
-    if isinstance(value, Tracer) or (optional and value is None):
-        return value
-    held = within(name, np.asarray(value) if isinstance(value, jax.Array) else value, interval)
-    if single and held.ndim:
-        raise ValueError(f"Argument `{name}` must be a single number, but has shape {held.shape}.")
-    return held
 
 
 def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:

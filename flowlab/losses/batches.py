@@ -13,7 +13,9 @@ from abc import abstractmethod
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter, positive
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair
 from flowlab.losses.functions import smoothed
 
 __all__ = ["AOT", "AOTUnpaired", "AbstractBatchLoss"]

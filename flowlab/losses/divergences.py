@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import Pair, floats, like, parameter
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter
+from flowlab.losses.base import Pair
 from flowlab.losses.functions import difference, negative_log_sigmoid, power_reward
 
 __all__ = [

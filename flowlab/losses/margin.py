@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter, positive
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair
 from flowlab.losses.divergences import (
     AbstractDivergence,
     ReverseKL,

@@ -13,16 +13,9 @@ from abc import abstractmethod
 import equinox as eqx
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import (
-    AbstractLoss,
-    Pair,
-    floats,
-    like,
-    negative_log_likelihood,
-    parameter,
-    positive,
-    weighted_mean,
-)
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair, negative_log_likelihood, weighted_mean
 from flowlab.losses.functions import (
     difference,
     log_odds_loss,

@@ -9,15 +9,9 @@ of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import (
-    AbstractLoss,
-    Pair,
-    floats,
-    like,
-    negative_log_likelihood,
-    parameter,
-    positive,
-)
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair, negative_log_likelihood
 from flowlab.losses.functions import negative_log_sigmoid, sigmoid
 
 __all__ = ["BCO", "KTO", "NCA", "SFT", "SPPO", "APODown", "APOZero", "CalDPO"]

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import AbstractLoss, Pair, like, parameter
+from flowlab._arrays import like
+from flowlab._parameters import parameter
+from flowlab.losses.base import AbstractLoss, Pair
 
 __all__ = ["WeightedSum"]
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab import _checks as checks
-from flowlab.losses import floats
+from flowlab._arrays import floats
 from flowlab.policies.responses import AbstractResponses
 
 __all__ = ["Autoregressive"]

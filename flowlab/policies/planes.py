@@ -14,8 +14,10 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab import _checks as checks
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
 from flowlab.domains import AbstractDomain, Quadrant, Simplex, WholeSpace
-from flowlab.losses import Pair, floats, like, parameter, positive
+from flowlab.losses import Pair
 from flowlab.policies.base import AbstractPolicy, Region, WallRule, check_wall
 
 __all__ = ["CoupledKernel", "LogRatioPlane", "ProbabilityPlane", "RatioPlane"]

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from flowlab._arrays import floats, like
 from flowlab._checks import numbers
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import Pair, floats, like
+from flowlab.losses import Pair
 from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["AbstractResponses", "Preferences", "rest_in_proportion"]

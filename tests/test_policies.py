@@ -14,7 +14,7 @@ from refusals import assert_refused
 import flowlab as fl
 from flowlab import losses
 from flowlab.domains import Box, Quadrant, Simplex, WholeSpace
-from flowlab.policies import CoupledKernel, check_wall
+from flowlab.policies import PLANES, CoupledKernel, check_wall
 
 KERNEL = np.array([[2.0, -0.5], [-0.5, 1.0]])
 REFERENCES: dict[str, Any] = dict(
@@ -142,6 +142,25 @@ def test_domains_and_walls_are_the_default_ones_or_those_given():
     assert sliding.domain == Simplex(0.3, 0.2)
     assert sliding.wall == check_wall("slide") == "slide"
     assert fl.RatioPlane().state_shape == fl.LogRatioPlane().state_shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("policy", "ends"),
+    [
+        (fl.RatioPlane(), (1, 1)),
+        (fl.RatioPlane(Box(2.0, 0.5)), (2, 0.5)),
+        (fl.RatioPlane(Simplex(0.5, 0.2)), (2, 5)),
+        (fl.ProbabilityPlane(-1.0, -2.0), (1, 1)),
+    ],
+)
+def test_the_region_of_a_plane_with_walls_reaches_to_them_along_the_axes(policy, ends):
+    assert policy.region == ((0, ends[0]), (0, ends[1]))
+
+
+def test_planes_have_a_region_and_policies_over_responses_have_none():
+    assert fl.LogRatioPlane().region == ((-10, 10), (-10, 10))
+    assert all(plane().region is not None for plane in PLANES.values())
+    assert fl.TabularSoftmax([0.2, 0.3, 0.5]).region is None
 
 
 def test_references_are_those_of_the_paper_on_the_ratio_plane_and_twenty_nats_on_the_other():

@@ -44,7 +44,7 @@ class AbstractDomain(eqx.Module):
         """The state with the given coordinates: the inverse of `coordinates`."""
 
     @abstractmethod
-    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+    def pushforward(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
         """The velocity of the coordinates, given the velocity of the state."""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class WholeSpace(AbstractDomain):
     def state(self, coordinates: PyTree[Array]) -> PyTree[Array]:
         return coordinates
 
-    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+    def pushforward(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
         del state
         return velocity
 
@@ -124,7 +124,9 @@ class _Orthant(AbstractDomain):
     def state(self, coordinates: Float[Array, " d"]) -> Float[Array, " d"]:
         return jnp.exp(coordinates)
 
-    def push(self, state: Float[Array, " d"], velocity: Float[Array, " d"]) -> Float[Array, " d"]:
+    def pushforward(
+        self, state: Float[Array, " d"], velocity: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
         return velocity / state
 
     def error_scale(
@@ -239,8 +241,8 @@ class Enclosure(AbstractDomain):
     def state(self, coordinates: PyTree[Array]) -> PyTree[Array]:
         return self.domain.state(coordinates)
 
-    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
-        return self.domain.push(state, velocity)
+    def pushforward(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+        return self.domain.pushforward(state, velocity)
 
     def error_scale(
         self,

@@ -68,7 +68,7 @@ def test_coordinates_and_states_invert_each_other(domain):
 def test_a_push_is_the_derivative_of_the_coordinates(domain):
     velocities = np.random.default_rng(1).normal(size=STATES.shape)
     _, wanted = jax.jvp(domain.coordinates, (jnp.asarray(STATES),), (jnp.asarray(velocities),))
-    np.testing.assert_allclose(domain.push(STATES, velocities), wanted, rtol=1e-14)
+    np.testing.assert_allclose(domain.pushforward(STATES, velocities), wanted, rtol=1e-14)
 
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=named)

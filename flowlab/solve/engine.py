@@ -333,7 +333,7 @@ def _rested(problem: Problem, lane: Lanes) -> Lanes:
 
     def push(coordinates: PyTree[Array]) -> PyTree[Array]:
         state = domain.state(coordinates)
-        return domain.push(state, motion(problem, state, lane.wall)[2])
+        return domain.pushforward(state, motion(problem, state, lane.wall)[2])
 
     coordinates = lane.point.coordinates
     here, change = jax.jvp(push, (coordinates,), (push(coordinates),))

@@ -165,7 +165,7 @@ def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
 
     def push(coordinates: PyTree[Array]) -> Array:
         state = domain.state(coordinates)
-        return domain.push(state, motion(problem, state, lane.wall)[2])
+        return domain.pushforward(state, motion(problem, state, lane.wall)[2])
 
     coordinates = lane.point.coordinates
     falling = jnp.argmin(coordinates - lane.start)

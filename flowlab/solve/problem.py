@@ -298,7 +298,7 @@ def rates(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point)
     domain = problem.flow.domain
     state = domain.state(point.coordinates)
     gradient, _, velocity = motion(problem, state, lane.wall)
-    push = domain.push(state, velocity)
+    push = domain.pushforward(state, velocity)
     if problem.clock == "time":
         pace, scaled = lane.span, _times(push, lane.span)
     elif problem.clock == "arc_length":

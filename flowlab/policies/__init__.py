@@ -17,6 +17,7 @@ from flowlab.policies.responses import AbstractResponses
 from flowlab.policies.softmax import LogLinear, TabularSoftmax
 
 __all__ = [
+    "PLANES",
     "AbstractPolicy",
     "AbstractResponses",
     "AbstractStates",
@@ -25,7 +26,6 @@ __all__ = [
     "FeatureModel",
     "LogLinear",
     "LogRatioPlane",
-    "PLANES",
     "Policy",
     "ProbabilityPlane",
     "RatioPlane",

@@ -514,7 +514,7 @@ REFUSED = [
     (lambda: exact.ratio_plane_time(S, np.nan, level=0), "`beta` must be positive and finite"),
     (lambda: exact.ratio_plane_time(S, 0.1), "`level` or `ratio` must be given, but neither is"),
     (lambda: exact.ratio_plane_time(S, 0.1, level=0, ratio=0), "must be given, but both are"),
-    (lambda: exact.ratio_plane_time(S, 0.1, level=-1), "`level` must not be negative, but has -1"),
+    (lambda: exact.ratio_plane_time(S, 0.1, level=-1), "`level` must not be negative, but is -1"),
     (lambda: exact.ratio_plane_time(S, 0.1, ratio=-1), "`ratio` must not be negative"),
     (lambda: exact.ratio_plane_state(S, ratio=-1), "`ratio` must not be negative"),
     (lambda: exact.ratio_plane_total_change((-1, 1)), "`start` must be finite and not negative"),

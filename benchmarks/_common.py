@@ -1,4 +1,4 @@
-"""What the scripts share: their arguments, the machine, and where results go."""
+"""The scripts' common parts: arguments, the machine, and the files that results go to."""
 
 import argparse
 import json
@@ -35,7 +35,7 @@ def cores() -> int:
 
 
 def devices() -> list[str]:
-    """What JAX calls its local devices."""
+    """JAX's names of its local devices."""
     import jax
 
     return [f"{device.platform} {device.device_kind}" for device in jax.local_devices()]

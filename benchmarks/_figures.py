@@ -1,4 +1,4 @@
-"""What the figures share: colours, panels with a question each, and the file they go to."""
+"""The figures' common parts: colours, panels with a question each, and the file they go to."""
 
 from pathlib import Path
 from typing import Any

@@ -50,7 +50,7 @@ def accuracy(times: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
 
 
 def in_a_fresh_process(case: Mapping[str, Any], **environment: str) -> dict[str, Any]:
-    """What `measured` returns for a case in a process of its own."""
+    """The result of `measured` for a case in a process of its own."""
     answer = subprocess.run(
         [sys.executable, "-c", CELL.format(json.dumps(case))],
         cwd=FOLDER,
@@ -63,7 +63,7 @@ def in_a_fresh_process(case: Mapping[str, Any], **environment: str) -> dict[str,
 
 
 def in_a_notebook(case: Mapping[str, Any], **environment: str) -> dict[str, Any]:
-    """What `measured` returns for a case in a cell of a notebook with a kernel of its own."""
+    """The result of `measured` for a case in a cell of a notebook with a kernel of its own."""
     import nbclient
     import nbformat
 

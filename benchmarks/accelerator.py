@@ -156,7 +156,7 @@ def plan(log: Log, size: Size, *, smoke: bool) -> Iterator[Task]:
 
 
 def _held(log: Log, dtype: str, rtol: float) -> bool:
-    """Whether a dtype can hold a tolerance; that it cannot is written down."""
+    """True where a dtype can hold a tolerance; that it cannot is written down."""
     try:
         method_of(dtype, rtol)
     except ValueError as reason:

@@ -60,7 +60,7 @@ WITH_FLOAT32 = ("C++",)
 
 
 class Size(NamedTuple):
-    """How much is done: starts, at most so many for a peer, and for choosing its tolerance."""
+    """Numbers of starts: in all, for a peer at the most, and for choosing its tolerance."""
 
     starts: int
     of_peers: int
@@ -80,7 +80,7 @@ class Errors(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What is timed: a way at its tolerance, on some of the starts."""
+    """A way to be timed, at its tolerance, on some of the starts."""
 
     method: str
     way: Way
@@ -224,7 +224,7 @@ def entrants(problem: Problem, asked: Sequence[str]) -> tuple[dict[str, Peer], d
 
 
 def arguments() -> Any:
-    """What was asked for on the command line."""
+    """The arguments on the command line."""
     made = parser(__doc__ or "")
     made.add_argument("--problem", choices=[*PROBLEMS, "all"], default="ratio")
     made.add_argument("--starts", type=int, default=65536, help="starts, for the slow not all")

@@ -1,4 +1,4 @@
-"""How the speed of a sweep changes with the number of starts, cores, devices, block and dtype.
+"""The speed of a sweep, against the number of starts, cores, devices, block and dtype.
 
 The standard problem of these benchmarks, in processes of their own: compilation is a first call,
 recorded apart, and the peak of memory is that of one sweep. Repetitions go round all cases, and
@@ -97,7 +97,7 @@ def over_dtypes(count: int, repetitions: int) -> dict[str, Any]:
 def _single(
     runner: Runner, variant: Row, repetitions: int, cores: int | None = None, **environment: str
 ) -> Row:
-    """What one process says of one variant."""
+    """The measurement of one variant in one process."""
     case = {"variants": [variant], "repetitions": repetitions, "cores": cores}
     answer = runner({**case, "enough_s": ENOUGH_S}, **environment)
     memory = {name: answer[name] for name in ("baseline_mib", "device_peak_mib")}

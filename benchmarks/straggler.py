@@ -1,4 +1,4 @@
-"""What one start in a thousand that is unlike the others costs a sweep, and whether it is right.
+"""The cost to a sweep of one start in a thousand that is unlike the others, and its accuracy.
 
 The saddle (stable y^2 - unstable x^2)/2, followed until it has fallen to a level below the saddle;
 every way has a closed form. One start in a thousand is put so close to the stable manifold that its

@@ -191,7 +191,7 @@ def _arrived(row: dict[str, Any]) -> bool:
 
 
 def _key() -> list[Line2D]:
-    """What lines and rings mean in every panel."""
+    """The key to lines and rings in every panel."""
     ring = Line2D([], [], color="black", marker="o", markersize=12, mfc="none", linestyle="none")
     ring.set_label("what flowlab chooses, with its rtol")
     return [

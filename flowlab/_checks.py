@@ -19,13 +19,26 @@ __all__ = [
     "number",
     "numbers",
     "positive",
+    "real",
     "shown",
     "span",
+    "within",
 ]
+
+# What numbers in an interval must do, where it has a name.
+_WITHIN = {
+    "(-inf, inf)": "be finite",
+    "(0, inf)": "be positive and finite",
+    "[0, inf)": "be finite and at least 0",
+    "[0, inf]": "not be negative",
+}
 
 
 def numbers(value: Any) -> np.ndarray:
-    """The real numbers given, in float64; NaN where there is none, or one of another kind."""
+    """The real numbers given, in float64; NaN where there is none, or one of another kind.
+
+    An empty array stays what it is: it holds as many numbers as it says.
+    """
     nothing = np.asarray(np.nan)
     try:
         held = np.asarray(value)
@@ -33,11 +46,12 @@ def numbers(value: Any) -> np.ndarray:
         if "Tracer" in type(error).__name__:  # JAX says what that is, and why it is no number
             raise
         return nothing
-    return held.astype(float) if held.size and _are_real(held) else nothing
+    some = held.size > 0 or isinstance(value, np.ndarray)
+    return held.astype(float) if some and _are_real(held) else nothing
 
 
 def _are_real(held: np.ndarray) -> bool:
-    """Whether elements are real numbers, and not texts or truth values that would pass for some."""
+    """True where elements are real numbers, not texts or truth values that would pass for some."""
     if held.dtype.kind == "O":  # whole numbers beyond 64 bits, fractions
         return all(isinstance(one, Real) and not isinstance(one, bool) for one in held.flat)
     # The small floats of JAX are of no kind that NumPy knows.
@@ -50,10 +64,7 @@ def number(name: str, value: Any) -> float:
     Raises:
         ValueError: If it is none.
     """
-    held = numbers(value)
-    if held.ndim != 0 or not np.isfinite(held):
-        raise ValueError(f"Argument `{name}` must be a finite number, but is {value!r}.")
-    return float(held)
+    return _one(name, value, "(-inf, inf)", "be a finite number")
 
 
 def positive(name: str, value: Any) -> float:
@@ -62,10 +73,7 @@ def positive(name: str, value: Any) -> float:
     Raises:
         ValueError: If it is none.
     """
-    held = numbers(value)
-    if held.ndim != 0 or not (np.isfinite(held) and held > 0):
-        raise ValueError(f"Argument `{name}` must be positive and finite, but is {value!r}.")
-    return float(held)
+    return _one(name, value, "(0, inf)", "be positive and finite")
 
 
 def between(name: str, value: Any, low: float, high: float) -> float:
@@ -74,12 +82,41 @@ def between(name: str, value: Any, low: float, high: float) -> float:
     Raises:
         ValueError: If it is none.
     """
+    return _one(name, value, f"[{low}, {high}]", f"lie between {low:g} and {high:g}")
+
+
+def _one(name: str, value: Any, interval: str, wanted: str) -> float:
     held = numbers(value)
-    if held.ndim != 0 or not low <= held <= high:
-        raise ValueError(
-            f"Argument `{name}` must lie between {low:g} and {high:g}, but is {value!r}."
-        )
+    if held.ndim != 0 or not _lie_in(interval, held):
+        raise ValueError(f"Argument `{name}` must {wanted}, but is {value!r}.")
     return float(held)
+
+
+def within(name: str, value: Any, interval: str) -> Float[np.ndarray, "..."]:
+    """Real numbers of any shape, all of them in an interval, in float64.
+
+    Args:
+        name: What the caller calls them.
+        value: The numbers.
+        interval: Its ends, as "[0, 0.5)": a round bracket leaves the end out.
+
+    Raises:
+        ValueError: If one lies outside, or is no real number.
+    """
+    held = numbers(value)
+    wrong = ~_lie_in(interval, held)
+    if np.any(wrong):
+        found = f"has {held[wrong][0]}" if held.ndim else f"is {value!r}"
+        wanted = _WITHIN.get(interval, f"lie in {interval}")
+        raise ValueError(f"Argument `{name}` must {wanted}, but {found}.")
+    return held
+
+
+def _lie_in(interval: str, held: np.ndarray) -> np.ndarray:
+    """A mask of the numbers that lie in an interval; NaN lies in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = held >= low if interval[0] == "[" else held > low
+    return np.asarray(above & (held <= high if interval[-1] == "]" else held < high))
 
 
 def integer(name: str, value: Any, least: int = 1, *, most: int | None = None) -> int:
@@ -118,6 +155,21 @@ def choice(name: str, value: Any, *known: str) -> Any:
     return known[known.index(value)]  # which is plain, where the value is an enumeration's
 
 
+def real(name: str, values: ArrayLike) -> np.ndarray:
+    """An array of real numbers, of the type and shape that they have.
+
+    Raises:
+        ValueError: If it holds something else, or has rows of unequal lengths.
+    """
+    try:
+        held = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.") from None
+    if held.size and not _are_real(held):
+        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.")
+    return held
+
+
 def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float[np.ndarray, "..."]:
     """A finite array of float64 of one of the given shapes, without an empty axis.
 
@@ -127,15 +179,9 @@ def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float
         shapes: The shapes; an axis of any length goes by a letter.
 
     Raises:
-        ValueError: If it has none of these shapes, or is not finite.
+        ValueError: If it does not hold real numbers, has none of these shapes, or is not finite.
     """
-    try:
-        held = np.asarray(values)
-    except ValueError:
-        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.") from None
-    if held.size and not _are_real(held):
-        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.")
-    held = held.astype(float)
+    held = real(name, values).astype(float)
     if not (held.size and any(_fits(held.shape, shape) for shape in shapes)):
         wanted = " or ".join(str(shape).replace("'", "") for shape in shapes)
         raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {held.shape}.")

@@ -33,7 +33,7 @@ class AbstractDomain(eqx.Module):
 
     @abstractmethod
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
-        """Whether a state lies in the set; a wall belongs to it, an axis does not."""
+        """True where a state lies in the set; a wall belongs to it, an axis does not."""
 
     @abstractmethod
     def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
@@ -44,7 +44,7 @@ class AbstractDomain(eqx.Module):
         """The state with the given coordinates: the inverse of `coordinates`."""
 
     @abstractmethod
-    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+    def pushforward(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
         """The velocity of the coordinates, given the velocity of the state."""
 
     @abstractmethod
@@ -93,7 +93,7 @@ class WholeSpace(AbstractDomain):
     def state(self, coordinates: PyTree[Array]) -> PyTree[Array]:
         return coordinates
 
-    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+    def pushforward(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
         del state
         return velocity
 
@@ -131,7 +131,9 @@ class _Orthant(AbstractDomain):
     def state(self, coordinates: Float[Array, " d"]) -> Float[Array, " d"]:
         return jnp.exp(coordinates)
 
-    def push(self, state: Float[Array, " d"], velocity: Float[Array, " d"]) -> Float[Array, " d"]:
+    def pushforward(
+        self, state: Float[Array, " d"], velocity: Float[Array, " d"]
+    ) -> Float[Array, " d"]:
         return velocity / state
 
     def error_scale(
@@ -184,23 +186,23 @@ class Simplex(_Orthant):
     """The ratios that two responses of one prompt can have: x1·p_chosen + x2·p_rejected ≤ 1.
 
     Args:
-        ref_chosen: Reference probability of the chosen response, positive. 1 is the paper's unit
-            of scale (two probabilities cannot both be 1).
-        ref_rejected: Reference probability of the rejected response, positive.
+        ref_prob_chosen: Reference probability of the chosen response, positive. 1 is the paper's
+            unit of scale (two probabilities cannot both be 1).
+        ref_prob_rejected: Reference probability of the rejected response, positive.
 
     Raises:
         ValueError: If a probability is not positive and finite.
     """
 
-    ref_chosen: float = eqx.field(static=True)
-    ref_rejected: float = eqx.field(static=True)
+    ref_prob_chosen: float = eqx.field(static=True)
+    ref_prob_rejected: float = eqx.field(static=True)
 
-    def __init__(self, ref_chosen: float = 1.0, ref_rejected: float = 1.0) -> None:
-        self.ref_chosen = positive("ref_chosen", ref_chosen)
-        self.ref_rejected = positive("ref_rejected", ref_rejected)
+    def __init__(self, ref_prob_chosen: float = 1.0, ref_prob_rejected: float = 1.0) -> None:
+        self.ref_prob_chosen = positive("ref_prob_chosen", ref_prob_chosen)
+        self.ref_prob_rejected = positive("ref_prob_rejected", ref_prob_rejected)
 
     def walls(self) -> tuple[Float[np.ndarray, "1 2"], Float[np.ndarray, " 1"]]:
-        return np.array([[self.ref_chosen, self.ref_rejected]]), np.ones(1)
+        return np.array([[self.ref_prob_chosen, self.ref_prob_rejected]]), np.ones(1)
 
 
 class Enclosure(AbstractDomain):
@@ -245,8 +247,8 @@ class Enclosure(AbstractDomain):
     def state(self, coordinates: PyTree[Array]) -> PyTree[Array]:
         return self.domain.state(coordinates)
 
-    def push(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
-        return self.domain.push(state, velocity)
+    def pushforward(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
+        return self.domain.pushforward(state, velocity)
 
     def error_scale(
         self,

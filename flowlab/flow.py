@@ -3,8 +3,6 @@
 y' = −M(y) ∇L(y)
 """
 
-import dataclasses
-import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -17,28 +15,16 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab._checks import numbers
+from flowlab._parameters import parameter_names, replaced
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.losses import AbstractLoss, Pair
-from flowlab.policies import AbstractPolicy, WallRule, check_wall
+from flowlab.policies import AbstractPolicy, AbstractStates, WallRule, check_wall
 
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
 
 
-class AbstractFlow(eqx.Module):
+class AbstractFlow(AbstractStates):
     """A potential with a metric and a domain: what a flow line follows."""
-
-    domain: eqx.AbstractVar[AbstractDomain]
-    wall: eqx.AbstractVar[WallRule]
-
-    @property
-    def state_shape(self) -> tuple[int, ...] | None:
-        """Shape of a state that is one array; None for a PyTree or where any shape goes."""
-        return None
-
-    @property
-    def components(self) -> tuple[str, ...] | None:
-        """Names of the components of a state, where it is one array that has such."""
-        return None
 
     @property
     def reference_state(self) -> PyTree[Array] | None:
@@ -127,9 +113,9 @@ class Flow(AbstractFlow):
         return covector if self.operator is None else self.operator(state, covector)
 
     def with_parameter(self, name: str, value: Any) -> "Flow":
-        function, found = _replaced(self.function, name, value)
-        if not found:
-            raise _no_such_parameter(name, _parameters(self.function))
+        if name not in parameter_names(self.function):
+            raise _no_such_parameter(name, parameter_names(self.function))
+        function = replaced(self.function, name, value)
         return eqx.tree_at(lambda flow: flow.function, self, function)
 
 
@@ -183,11 +169,10 @@ class PreferenceFlow(AbstractFlow):
         return self.policy.metric(state, covector)
 
     def with_parameter(self, name: str, value: Any) -> "PreferenceFlow":
-        loss, in_loss = _replaced(self.loss, name, value)
-        policy, in_policy = _replaced(self.policy, name, value)
-        if in_loss == in_policy:
-            known = _parameters(self.loss) + _parameters(self.policy)
-            raise _no_such_parameter(name, known)
+        of_loss, of_policy = parameter_names(self.loss), parameter_names(self.policy)
+        if (name in of_loss) == (name in of_policy):
+            raise _no_such_parameter(name, of_loss + of_policy)
+        loss, policy = (replaced(part, name, value) for part in (self.loss, self.policy))
         return PreferenceFlow(loss, policy, self.weights)
 
 
@@ -311,67 +296,6 @@ def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:
             'Argument `wall` must be "stop" on a domain without walls, where "slide" has no '
             f"effect, but is {wall!r} on {type(domain).__name__}()."
         )
-
-
-def _arguments(module: Any) -> dict[str, Any]:
-    """What a module holds, by the names under which its constructor takes it.
-
-    A field that goes by another name than its argument says so in its metadata, and one that is
-    made of the others has None there.
-    """
-    if not dataclasses.is_dataclass(module):
-        return {}
-    fields = dataclasses.fields(module)
-    named = {f.metadata.get("argument", f.name): getattr(module, f.name) for f in fields}
-    return {name: held for name, held in named.items() if name is not None}
-
-
-def _parameters(module: Any) -> list[str]:
-    """Names of the hyper-parameters of a module and of the modules inside it, each once."""
-    held, fixed = _arguments(module), _fixed(module)
-    names = [n for n, value in held.items() if eqx.is_array_like(value) and n not in fixed]
-    inner = [name for part in _parts(module) for name in _parameters(part)]
-    return list(dict.fromkeys(names + inner))
-
-
-def _fixed(module: Any) -> set[str]:
-    """Names of the fields that are compiled in: switches and counts, not hyper-parameters."""
-    fields = dataclasses.fields(module) if dataclasses.is_dataclass(module) else ()
-    return {field.name for field in fields if field.metadata.get("static", False)}
-
-
-def _parts(module: Any) -> list[Any]:
-    """The modules that a module holds, directly or in a tuple; the walls of domains are fixed."""
-    held = [v if isinstance(v, tuple) else (v,) for v in _arguments(module).values()]
-    return [part for values in held for part in values if _has_parameters(part)]
-
-
-def _has_parameters(part: Any) -> bool:
-    return isinstance(part, eqx.Module) and not isinstance(part, AbstractDomain)
-
-
-def _replaced(module: Any, name: str, value: Any) -> tuple[Any, bool]:
-    """A module with one hyper-parameter replaced wherever it or a part of it has that name.
-
-    The constructors check the value.
-    """
-    if name not in _parameters(module):
-        return module, False
-    held = _arguments(module)
-    accepted = inspect.signature(type(module)).parameters
-    known = {key: _inside(item, name, value) for key, item in held.items() if key in accepted}
-    if not eqx.is_array_like(held.get(name)):
-        return type(module)(**known), True
-    if name in accepted:
-        return type(module)(**{**known, name: value}), True
-    return eqx.tree_at(lambda m: getattr(m, name), module, np.asarray(value, float)), True
-
-
-def _inside(held: Any, name: str, value: Any) -> Any:
-    """What a module holds, with the hyper-parameter replaced in the modules among it."""
-    if isinstance(held, tuple):
-        return tuple(_inside(item, name, value) for item in held)
-    return _replaced(held, name, value)[0] if _has_parameters(held) else held
 
 
 def _no_such_parameter(name: str, known: list[str]) -> ValueError:

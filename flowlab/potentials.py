@@ -9,22 +9,16 @@ d: components of a state.
 import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from flowlab._arrays import floats, like
 from flowlab._checks import integer
-from flowlab.losses.base import (
-    floats,
-    like,
-    parameter,
-    parameter_in,
-    positive,
-    positive_parameter,
-)
+from flowlab._parameters import parameter, positive
 
 __all__ = [
     "AbstractPotential",
@@ -223,7 +217,7 @@ class Rosenbrock(AbstractPotential):
         one, widened where the minimum would not lie in it.
     """
 
-    a: Float[ArrayLike, ""] = parameter_in(1.0, "a", -np.inf, np.inf)
+    a: Float[ArrayLike, ""] = parameter(1.0, "a", "(-inf, inf)")
     b: Float[ArrayLike, ""] = positive(100.0, "b", single=True)
 
     @property
@@ -257,12 +251,6 @@ class MonkeySaddle(AbstractPotential):
         return x**3 - 3 * x * y**2
 
 
-def _positive_or_none(name: str, value: Any) -> Any:
-    if np.ndim(value) > 0:
-        raise ValueError(f"Argument `{name}` must be a single number, but is {value!r}.")
-    return None if value is None else positive_parameter(name, value)
-
-
 class DoubleWell(AbstractPotential):
     """A quartic double well along the first component, and a bowl in the others, if there are any.
 
@@ -284,7 +272,7 @@ class DoubleWell(AbstractPotential):
 
     barrier: Float[ArrayLike, ""] = positive(1.0, "barrier", single=True)
     distance: Float[ArrayLike, ""] = positive(2.0, "distance", single=True)
-    curvature: Float[ArrayLike, ""] | None = parameter(None, _positive_or_none, "curvature")
+    curvature: Float[ArrayLike, ""] | None = parameter(None, "curvature", "(0, inf)")
     dimension: int = eqx.field(static=True, default=1)
 
     def __init__(

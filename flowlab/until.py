@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._arrays import floats
 from flowlab._checks import choice, positive
 from flowlab.flow import AbstractFlow, PreferenceFlow
-from flowlab.losses.base import floats
 
 __all__ = [
     "AbstractTarget",

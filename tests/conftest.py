@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def group(stem: str) -> str:
-    """What the tests of a file are kept together with."""
+    """The name of the group that the tests of a file are kept together in."""
     return TOGETHER.get(stem, stem)
 
 
@@ -147,7 +147,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def recorded(terminalreporter: pytest.TerminalReporter, name: str) -> list:
-    """What the tests recorded under a name; reports bring it home from the processes of xdist."""
+    """The records of tests under a name; reports bring them home from the processes of xdist."""
     reports = [report for kind in terminalreporter.stats.values() for report in kind]
     called = [report for report in reports if getattr(report, "when", None) == "call"]
     return [value for report in called for key, value in report.user_properties if key == name]

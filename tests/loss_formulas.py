@@ -7,37 +7,7 @@ import mpmath
 import numpy as np
 from mpmath import mpf
 
-from flowlab.losses import (
-    BCO,
-    CPO,
-    CPOIPO,
-    DPO,
-    DPOP,
-    EXO,
-    IPO,
-    KTO,
-    NCA,
-    ODPO,
-    ORPO,
-    SFT,
-    SPPO,
-    AlphaPO,
-    APODown,
-    APOZero,
-    CalDPO,
-    ConservativeDPO,
-    CPOHinge,
-    DiscoPOP,
-    DPOPOutside,
-    DPOShift,
-    Hinge,
-    LengthNormalisedDPO,
-    OddsRatio,
-    Pair,
-    RobustDPO,
-    SimPO,
-    SummedIPO,
-)
+from flowlab import losses
 
 MODERATE = [-2, 0, 0.125, 2.5]
 LOG_RATIOS = {
@@ -174,7 +144,7 @@ def power(a, exponent):
 
 @dataclasses.dataclass
 class Point:
-    """What a formula reads of a pair, each difference exact."""
+    """The numbers that a formula reads of a pair, each difference exact."""
 
     chosen: Digits
     rejected: Digits
@@ -368,44 +338,52 @@ def orpo(p, beta):
 
 
 FORMULAS = {
-    DPO: (dpo, {"beta": 0.1}),
-    ConservativeDPO: (conservative, {"beta": 0.1, "label_smoothing": 0.1}),
-    RobustDPO: (robust, {"beta": 0.1, "label_smoothing": 0.1}),
-    IPO: (ipo, {"beta": 0.1}),
-    SummedIPO: (summed_ipo, {"beta": 0.1}),
-    Hinge: (hinge, {"beta": 0.1}),
-    EXO: (exo, {"beta": 0.1, "label_smoothing": 1e-3}),
-    DiscoPOP: (discopop, {"beta": 0.05, "tau": 0.05}),
-    LengthNormalisedDPO: (length_normalised, {"beta": 0.1}),
-    DPOShift: (dpo_shift, {"beta": 0.1, "lam": 0.95}),
-    ODPO: (odpo, {"beta": 0.1, "alpha": 1.0}),
-    DPOP: (dpop, {"beta": 0.3, "lam": 50.0}),
-    DPOPOutside: (dpop_outside, {"beta": 0.3, "lam": 50.0}),
-    SPPO: (sppo, {"beta": 0.1}),
-    NCA: (nca, {"beta": 0.1}),
-    BCO: (bco, {"beta": 0.1, "delta": 0.0}),
-    APOZero: (apo_zero, {"beta": 0.1}),
-    APODown: (apo_down, {"beta": 0.1}),
-    KTO: (
+    losses.DPO: (dpo, {"beta": 0.1}),
+    losses.ConservativeDPO: (conservative, {"beta": 0.1, "label_smoothing": 0.1}),
+    losses.RobustDPO: (robust, {"beta": 0.1, "label_smoothing": 0.1}),
+    losses.IPO: (ipo, {"beta": 0.1}),
+    losses.SummedIPO: (summed_ipo, {"beta": 0.1}),
+    losses.Hinge: (hinge, {"beta": 0.1}),
+    losses.EXO: (exo, {"beta": 0.1, "label_smoothing": 1e-3}),
+    losses.DiscoPOP: (discopop, {"beta": 0.05, "tau": 0.05}),
+    losses.LengthNormalisedDPO: (length_normalised, {"beta": 0.1}),
+    losses.DPOShift: (dpo_shift, {"beta": 0.1, "lam": 0.95}),
+    losses.ODPO: (odpo, {"beta": 0.1, "alpha": 1.0}),
+    losses.DPOP: (dpop, {"beta": 0.3, "lam": 50.0}),
+    losses.DPOPOutside: (dpop_outside, {"beta": 0.3, "lam": 50.0}),
+    losses.SPPO: (sppo, {"beta": 0.1}),
+    losses.NCA: (nca, {"beta": 0.1}),
+    losses.BCO: (bco, {"beta": 0.1, "delta": 0.0}),
+    losses.APOZero: (apo_zero, {"beta": 0.1}),
+    losses.APODown: (apo_down, {"beta": 0.1}),
+    losses.KTO: (
         kto,
         {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0, "reference_point": 0.0},
     ),
-    SFT: (sft, {}),
-    CalDPO: (cal_dpo, {"beta": 0.1}),
-    CPO: (cpo, {"beta": 0.1, "nll_weight": 1.0, "label_smoothing": 0.0, "alpha": 0.0}),
-    CPOHinge: (cpo_hinge, {"beta": 0.1, "nll_weight": 1.0, "alpha": 0.0}),
-    CPOIPO: (cpo_ipo, {"beta": 0.1, "nll_weight": 1.0, "alpha": 0.0}),
-    SimPO: (simpo, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0, "nll_weight": 0.0}),
-    AlphaPO: (
+    losses.SFT: (sft, {}),
+    losses.CalDPO: (cal_dpo, {"beta": 0.1}),
+    losses.CPO: (cpo, {"beta": 0.1, "nll_weight": 1.0, "label_smoothing": 0.0, "alpha": 0.0}),
+    losses.CPOHinge: (cpo_hinge, {"beta": 0.1, "nll_weight": 1.0, "alpha": 0.0}),
+    losses.CPOIPO: (cpo_ipo, {"beta": 0.1, "nll_weight": 1.0, "alpha": 0.0}),
+    losses.SimPO: (simpo, {"beta": 2.0, "gamma": 0.5, "label_smoothing": 0.0, "nll_weight": 0.0}),
+    losses.AlphaPO: (
         alphapo,
         {"beta": 2.0, "gamma": 0.5, "alpha": 0.25, "label_smoothing": 0.0, "nll_weight": 0.0},
     ),
-    OddsRatio: (odds_ratio, {"beta": 0.1}),
-    ORPO: (orpo, {"beta": 0.1}),
+    losses.OddsRatio: (odds_ratio, {"beta": 0.1}),
+    losses.ORPO: (orpo, {"beta": 0.1}),
 }
 """The formula of each loss, and the defaults that it is documented to have."""
 
-WITHOUT_REFERENCE = (CPO, CPOHinge, CPOIPO, SimPO, AlphaPO, OddsRatio, ORPO)
+WITHOUT_REFERENCE = (
+    losses.CPO,
+    losses.CPOHinge,
+    losses.CPOIPO,
+    losses.SimPO,
+    losses.AlphaPO,
+    losses.OddsRatio,
+    losses.ORPO,
+)
 
 
 def pairs_of(kind, values, dtype):
@@ -413,7 +391,7 @@ def pairs_of(kind, values, dtype):
 
     Without a reference the log-ratios are the log-probabilities; odds need them below 0.
     """
-    if kind in (OddsRatio, ORPO):
+    if kind in (losses.OddsRatio, losses.ORPO):
         tiny = float(np.finfo(dtype).tiny) * 1e6
         values = [-abs(value) for value in values[:-4]] + [values[0] / 2, -1, -tiny, -1e-12]
         values = [value or -0.5 for value in values]
@@ -425,4 +403,4 @@ def pairs_of(kind, values, dtype):
     lengths = np.where(turn % 4 < 2, 20.0, 7.0), np.where(turn % 4 < 2, 20.0, 31.0)
     columns = (first + ref_chosen, second + ref_rejected, ref_chosen, ref_rejected, *lengths)
     offsets = np.where(turn % 5, 0.0, 1.5)
-    return Pair(*(jnp.asarray(np.asarray(column, dtype)) for column in (*columns, offsets)))
+    return losses.Pair(*(jnp.asarray(np.asarray(column, dtype)) for column in (*columns, offsets)))

@@ -81,7 +81,7 @@ def test_times_in_a_simplex_of_unequal_references_agree_with_the_closed_form(rto
     points = points[points @ [0.7, 0.4] <= 1]
     flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(Simplex(0.7, 0.4), wall="slide"))
     runs = fl.sweep(flow, points, until=until.loss_below(0.1), rtol=rtol)
-    wanted = exact.simplex_time(points, 0.3, level=0.1, ref_chosen=0.7, ref_rejected=0.4)
+    wanted = exact.simplex_time(points, 0.3, level=0.1, ref_prob_chosen=0.7, ref_prob_rejected=0.4)
     assert np.mean(np.isfinite(wanted.release)) > 0.1
     assert_within_the_promise(runs.time, past_is_nan(wanted.total), points, 0.3, rtol)
 

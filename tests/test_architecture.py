@@ -21,7 +21,9 @@ PACKAGE = ROOT / "flowlab"
 LAYOUT = (
     "_checks",
     "_files",
+    "_arrays",
     "domains",
+    "_parameters",
     "losses",
     "policies",
     "potentials",

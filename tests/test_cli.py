@@ -217,7 +217,7 @@ POLICIES = {
         policies.RatioPlane(domains.Box(2, 3), wall="slide"),
     ),
     "simplex": (
-        {"--domain": "simplex", "--ref-chosen": "0.2", "--ref-rejected": "0.3"},
+        {"--domain": "simplex", "--ref-prob-chosen": "0.2", "--ref-prob-rejected": "0.3"},
         policies.RatioPlane(domains.Simplex(0.2, 0.3)),
     ),
     "log-ratio plane": ({"--policy": "log_ratio", **CORNERS}, policies.LogRatioPlane()),
@@ -292,10 +292,12 @@ IDLE = {
     "--wall has no effect with a domain without walls": {"--wall": "stop"},
     "--box-chosen has no effect with anything but --domain box": {"--box-chosen": "1"},
     "--box-rejected has no effect with anything but --domain box": {"--box-rejected": "1"},
-    "--ref-chosen has no effect with anything but --domain simplex": {"--ref-chosen": "1"},
-    "--ref-rejected has no effect with anything but --domain simplex": {
+    "--ref-prob-chosen has no effect with anything but --domain simplex": {
+        "--ref-prob-chosen": "1"
+    },
+    "--ref-prob-rejected has no effect with anything but --domain simplex": {
         "--domain": "box",
-        "--ref-rejected": "1",
+        "--ref-prob-rejected": "1",
     },
     "--count has no effect with --starts grid": {"--count": "3"},
     "--seed has no effect with --starts grid": {"--seed": "3"},

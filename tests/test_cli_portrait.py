@@ -67,7 +67,7 @@ def test_the_figure_is_of_the_kind_its_name_says(suffix, tmp_path, drawn_with):
 
 
 BOX = ("--domain", "box", "--box-chosen", "2", "--wall", "slide")
-SIMPLEX = ("--domain", "simplex", "--ref-rejected", "0.5")
+SIMPLEX = ("--domain", "simplex", "--ref-prob-rejected", "0.5")
 ASKED: dict[str, tuple[tuple[str, ...], Any, Region]] = {
     "ratio": (DPO_ON_RATIOS, (DPO(0.1), RatioPlane()), ((0, 1), (0, 1))),
     "beta": ((*DPO_ON_RATIOS, "--beta", "0.3"), (DPO(0.3), RatioPlane()), ((0, 1), (0, 1))),
@@ -78,7 +78,7 @@ ASKED: dict[str, tuple[tuple[str, ...], Any, Region]] = {
     ),
     "simplex": (
         (*DPO_ON_RATIOS, *SIMPLEX),
-        (DPO(0.1), RatioPlane(domains.Simplex(ref_rejected=0.5))),
+        (DPO(0.1), RatioPlane(domains.Simplex(ref_prob_rejected=0.5))),
         ((0, 1), (0, 2)),
     ),
     "log-ratio": (

@@ -319,7 +319,9 @@ SIMPLEX_CASES = [
 def test_simplex_times_agree_with_a_solver(start, refs, beta, part):
     level = loss(np.array(start), beta) * part
     expected = projected_times(start, beta, level, refs)
-    times = exact.simplex_time(start, beta, level=level, ref_chosen=refs[0], ref_rejected=refs[1])
+    times = exact.simplex_time(
+        start, beta, level=level, ref_prob_chosen=refs[0], ref_prob_rejected=refs[1]
+    )
     assert_allclose(times, expected, rtol=1e-8)
 
 
@@ -349,14 +351,14 @@ def test_simplex_times_agree_with_sixty_digits(beta):
     last = level_log_ratio(level, beta)
     ends = [last, *(y for y in (-60, -20, -5, -2) if y > last), free_at]
     total = release + mpmath.quad(circle, ends) / norm
-    times = exact.simplex_time(start, beta, level=level, ref_chosen=p1, ref_rejected=p2)
+    times = exact.simplex_time(start, beta, level=level, ref_prob_chosen=p1, ref_prob_rejected=p2)
     assert_allclose(times, [float(arrival), float(release), float(total)], rtol=1e-13)
 
 
 def test_the_flow_is_released_where_the_ratio_is_that_of_the_references():
     p1, p2, beta = 0.6, 0.3, 0.4
     just_before, just_after = (np.log1p((p2 / p1 * c) ** beta) for c in (1 + 1e-6, 1 - 1e-6))
-    refs = {"ref_chosen": p1, "ref_rejected": p2}
+    refs = {"ref_prob_chosen": p1, "ref_prob_rejected": p2}
     assert np.isnan(exact.simplex_time((0.5, 1.5), beta, level=just_before, **refs).release)
     _, release, total = exact.simplex_time((0.5, 1.5), beta, level=just_after, **refs)
     assert 0 < total - release < 1e-5
@@ -367,14 +369,16 @@ def test_the_flow_is_released_where_the_ratio_is_that_of_the_references():
 
 def test_simplex_times_scale_with_the_square_of_the_radius():
     starts = random_starts(50) / 2
-    refs = {"ref_chosen": 0.7, "ref_rejected": 0.9}
+    refs = {"ref_prob_chosen": 0.7, "ref_prob_rejected": 0.9}
     once = exact.simplex_time(starts, 0.3, level=0.1, **refs)
-    twice = exact.simplex_time(2 * starts, 0.3, level=0.1, ref_chosen=0.35, ref_rejected=0.45)
+    twice = exact.simplex_time(
+        2 * starts, 0.3, level=0.1, ref_prob_chosen=0.35, ref_prob_rejected=0.45
+    )
     assert_allclose(twice, 4 * np.array(once), rtol=1e-10)
 
 
 def test_with_a_rejected_response_of_hardly_any_weight_the_simplex_is_the_box():
-    arrival, _, total = exact.simplex_time((0.9, 0.8), 0.3, level=0.1, ref_rejected=1e-9)
+    arrival, _, total = exact.simplex_time((0.9, 0.8), 0.3, level=0.1, ref_prob_rejected=1e-9)
     assert_allclose((arrival, total), exact.box_time((0.9, 0.8), 0.3, wall=1, level=0.1), rtol=1e-7)
 
 
@@ -510,7 +514,7 @@ REFUSED = [
     (lambda: exact.ratio_plane_time(S, np.nan, level=0), "`beta` must be positive and finite"),
     (lambda: exact.ratio_plane_time(S, 0.1), "`level` or `ratio` must be given, but neither is"),
     (lambda: exact.ratio_plane_time(S, 0.1, level=0, ratio=0), "must be given, but both are"),
-    (lambda: exact.ratio_plane_time(S, 0.1, level=-1), "`level` must not be negative, but has -1"),
+    (lambda: exact.ratio_plane_time(S, 0.1, level=-1), "`level` must not be negative, but is -1"),
     (lambda: exact.ratio_plane_time(S, 0.1, ratio=-1), "`ratio` must not be negative"),
     (lambda: exact.ratio_plane_state(S, ratio=-1), "`ratio` must not be negative"),
     (lambda: exact.ratio_plane_total_change((-1, 1)), "`start` must be finite and not negative"),
@@ -518,7 +522,10 @@ REFUSED = [
     (lambda: exact.box_time((1.1, 0.5), 0.1, wall=1, level=0), "`start` must have x1 at most"),
     (lambda: exact.box_time(S, 0.1, wall=0, level=0), "`wall` must be positive"),
     (lambda: exact.simplex_time((0.6, 0.5), 0.1, level=0), "must satisfy .* goes up to 1.1"),
-    (lambda: exact.simplex_time(S, 0.1, level=0, ref_chosen=2), r"`ref_chosen` must lie in \(0, 1"),
+    (
+        lambda: exact.simplex_time(S, 0.1, level=0, ref_prob_chosen=2),
+        r"`ref_prob_chosen` must lie in \(0, 1",
+    ),
     (lambda: exact.kernel_margin(-1, 0, 0.1, K), "`time` must not be negative"),
     (lambda: exact.kernel_time(0, 1, 0.0, K), "`beta` must be positive"),
     (lambda: exact.kernel_contraction(np.eye(3)), r"`kernel` must have shape \(..., 2, 2\)"),

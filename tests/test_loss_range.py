@@ -23,42 +23,19 @@ from loss_formulas import (
 )
 from mpmath import mpf
 
-from flowlab.losses import (
-    AOT,
-    BCO,
-    CATALOGUE,
-    CPO,
-    CPOIPO,
-    DPO,
-    DPOP,
-    EXO,
-    IPO,
-    KTO,
-    ODPO,
-    ORPO,
-    SFT,
-    AlphaDivergence,
-    AlphaPO,
-    AOTUnpaired,
-    ConservativeDPO,
-    CPOHinge,
-    DiscoPOP,
-    DPOPOutside,
-    DPOShift,
-    ForwardKL,
-    Hinge,
-    JensenShannon,
-    LengthNormalisedDPO,
-    OddsRatio,
-    Pair,
-    RobustDPO,
-    SimPO,
-    WeightedSum,
-)
+from flowlab import losses
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
-WITH_DIVERGENCE = (DPO, RobustDPO, IPO, Hinge, EXO, DiscoPOP, LengthNormalisedDPO)
-OF_A_BATCH = (AOT, AOTUnpaired)
+WITH_DIVERGENCE = (
+    losses.DPO,
+    losses.RobustDPO,
+    losses.IPO,
+    losses.Hinge,
+    losses.EXO,
+    losses.DiscoPOP,
+    losses.LengthNormalisedDPO,
+)
+OF_A_BATCH = (losses.AOT, losses.AOTUnpaired)
 
 
 def varied(kind, name, values):
@@ -66,36 +43,45 @@ def varied(kind, name, values):
 
 
 EXTREMES = [
-    *((kind, {"beta": beta}) for kind in FORMULAS if kind is not SFT for beta in (0.01, 1.0, 5.0)),
-    *varied(ConservativeDPO, "label_smoothing", (0.0, 1e-12, 0.499999)),
-    *varied(RobustDPO, "label_smoothing", (0.0, 1e-12, 0.499999)),
-    *varied(CPO, "label_smoothing", (1e-12, 0.499999)),
-    *varied(SimPO, "label_smoothing", (0.1, 0.499999)),
-    *varied(EXO, "label_smoothing", (1e-12, 0.1, 0.999999)),
-    *varied(DiscoPOP, "tau", (1e-3, 0.999, 1.0, 10.0)),
-    (DiscoPOP, {"beta": 1.0, "tau": 10.0}),
-    (DiscoPOP, {"beta": 1.0, "tau": 1e-3}),
-    *varied(DPOShift, "lam", (1e-6, 1.0)),
-    *varied(DPOP, "lam", (0.0, 1e-6, 1e3)),
-    *varied(DPOPOutside, "lam", (0.0, 1e-6, 1e3)),
-    *varied(ODPO, "alpha", (0.0, 1e3)),
-    *varied(KTO, "reference_point", (50.0,)),
-    (KTO, {"desirable_weight": 0.0, "undesirable_weight": 1e3}),
-    *varied(BCO, "delta", (-3.7, 50.0)),
-    *varied(SimPO, "gamma", (0.0, 50.0)),
-    *varied(AlphaPO, "alpha", (-0.25, 0.0, 1e-8, 1.0)),
-    *varied(CPO, "alpha", (-0.25, 1e-8, 0.25, 1.0)),
-    *varied(CPOHinge, "alpha", (-0.25, 1.0)),
-    *varied(CPOIPO, "alpha", (-0.25, 1.0)),
-    *varied(AlphaPO, "label_smoothing", (0.1,)),
+    *(
+        (kind, {"beta": beta})
+        for kind in FORMULAS
+        if kind is not losses.SFT
+        for beta in (0.01, 1.0, 5.0)
+    ),
+    *varied(losses.ConservativeDPO, "label_smoothing", (0.0, 1e-12, 0.499999)),
+    *varied(losses.RobustDPO, "label_smoothing", (0.0, 1e-12, 0.499999)),
+    *varied(losses.CPO, "label_smoothing", (1e-12, 0.499999)),
+    *varied(losses.SimPO, "label_smoothing", (0.1, 0.499999)),
+    *varied(losses.EXO, "label_smoothing", (1e-12, 0.1, 0.999999)),
+    *varied(losses.DiscoPOP, "tau", (1e-3, 0.999, 1.0, 10.0)),
+    (losses.DiscoPOP, {"beta": 1.0, "tau": 10.0}),
+    (losses.DiscoPOP, {"beta": 1.0, "tau": 1e-3}),
+    *varied(losses.DPOShift, "lam", (1e-6, 1.0)),
+    *varied(losses.DPOP, "lam", (0.0, 1e-6, 1e3)),
+    *varied(losses.DPOPOutside, "lam", (0.0, 1e-6, 1e3)),
+    *varied(losses.ODPO, "alpha", (0.0, 1e3)),
+    *varied(losses.KTO, "reference_point", (50.0,)),
+    (losses.KTO, {"desirable_weight": 0.0, "undesirable_weight": 1e3}),
+    *varied(losses.BCO, "delta", (-3.7, 50.0)),
+    *varied(losses.SimPO, "gamma", (0.0, 50.0)),
+    *varied(losses.AlphaPO, "alpha", (-0.25, 0.0, 1e-8, 1.0)),
+    *varied(losses.CPO, "alpha", (-0.25, 1e-8, 0.25, 1.0)),
+    *varied(losses.CPOHinge, "alpha", (-0.25, 1.0)),
+    *varied(losses.CPOIPO, "alpha", (-0.25, 1.0)),
+    *varied(losses.AlphaPO, "label_smoothing", (0.1,)),
     *(
         (kind, {"divergence": divergence})
         for kind in WITH_DIVERGENCE
         for divergence in (0.3, 0.999, "jensen-shannon")
     ),
-    *((kind, {"divergence": d}) for kind in (DPO, IPO) for d in ("forward", 0.0, 0.5, 1.0)),
-    (RobustDPO, {"divergence": 0.0, "label_smoothing": 0.0}),
-    (DPO, {"divergence": 0.3, "beta": 5.0}),
+    *(
+        (kind, {"divergence": d})
+        for kind in (losses.DPO, losses.IPO)
+        for d in ("forward", 0.0, 0.5, 1.0)
+    ),
+    (losses.RobustDPO, {"divergence": 0.0, "label_smoothing": 0.0}),
+    (losses.DPO, {"divergence": 0.3, "beta": 5.0}),
 ]
 CASES = [(kind, {}) for kind in FORMULAS] + EXTREMES
 
@@ -120,8 +106,8 @@ def named(case):
 
 def divergence_of(value):
     if isinstance(value, str):
-        return {"forward": ForwardKL, "jensen-shannon": JensenShannon}[value]()
-    return AlphaDivergence(value)
+        return {"forward": losses.ForwardKL, "jensen-shannon": losses.JensenShannon}[value]()
+    return losses.AlphaDivergence(value)
 
 
 def built(kind, changed):
@@ -208,7 +194,7 @@ def test_far_out_there_are_signed_zeros_and_infinities_and_no_nan(case, dtype):
 
 
 def test_every_loss_of_the_catalogue_is_among_the_formulas():
-    assert {type(loss) for loss in CATALOGUE.values()} <= {*FORMULAS, *OF_A_BATCH}
+    assert {type(loss) for loss in losses.CATALOGUE.values()} <= {*FORMULAS, *OF_A_BATCH}
     for kind, (_, defaults) in FORMULAS.items():
         held = {name: value for name, value in vars(kind()).items() if name != "divergence"}
         assert held == defaults
@@ -216,8 +202,8 @@ def test_every_loss_of_the_catalogue_is_among_the_formulas():
 
 def test_a_weighted_sum_is_as_accurate_as_its_parts():
     weights = (1.0, -0.5, 1e3)
-    pairs = pairs_of(DPO, LOG_RATIOS["float64"], "float64")
-    got = worked_out(WeightedSum((DPO(), EXO(), SFT()), weights), pairs)
+    pairs = pairs_of(losses.DPO, LOG_RATIOS["float64"], "float64")
+    got = worked_out(losses.WeightedSum((losses.DPO(), losses.EXO(), losses.SFT()), weights), pairs)
 
     def formula(p):
         return dpo(p, mpf(0.1)) - exo(p, mpf(0.1), mpf(1e-3)) / 2 + sft(p) * mpf(1e3)
@@ -232,10 +218,10 @@ def test_a_weighted_sum_is_as_accurate_as_its_parts():
 def test_losses_of_a_batch_are_those_of_the_differences_of_sorted_samples(kind, smoothing):
     rng = np.random.default_rng(3)
     columns = [rng.uniform(-700, 700, 60) for _ in range(4)]
-    pairs = Pair(*map(jnp.asarray, (*columns, np.ones(60), np.ones(60))))
+    pairs = losses.Pair(*map(jnp.asarray, (*columns, np.ones(60), np.ones(60))))
     u_w, u_l = columns[0] - columns[2], columns[1] - columns[3]
     samples = (u_w, u_l)
-    if kind is AOT:
+    if kind is losses.AOT:
         samples = columns[0] - columns[1], columns[2] - columns[3]
     wanted = []
     for upper, lower in zip(*map(np.sort, samples), strict=True):
@@ -248,21 +234,21 @@ def test_odds_stay_exact_up_to_a_probability_of_one():
     q = -(10.0 ** -np.arange(0, 301, 12))
     first, second = (axis.ravel() for axis in np.meshgrid(q, q))
     nothing, one = np.zeros_like(first), np.ones_like(first)
-    pairs = Pair(*map(jnp.asarray, (first, second, nothing, nothing, one, one, nothing)))
-    got = worked_out(OddsRatio(), pairs)
+    pairs = losses.Pair(*map(jnp.asarray, (first, second, nothing, nothing, one, one, nothing)))
+    got = worked_out(losses.OddsRatio(), pairs)
     wanted, terms, signs = exact(odds_ratio, pairs, {"beta": 0.1}, "float64")
     for row in zip(got[:3], wanted, terms, signs, strict=True):
         assert np.max(errors(*row, "float64")) <= 1e-12
 
 
-@pytest.mark.parametrize("loss", [OddsRatio(0.5), ORPO(0.5)])
+@pytest.mark.parametrize("loss", [losses.OddsRatio(0.5), losses.ORPO(0.5)])
 def test_odds_end_where_a_probability_reaches_one(loss):
     # Chosen and rejected per token: certain chosen, certain rejected, both, and beyond.
     first, second = np.array([0, -1, 0, 1, -1, 1.0]), np.array([-1, 0, 0, -1, 1, 1.0])
     nothing, one = np.zeros(6), np.ones(6)
-    pairs = Pair(*map(jnp.asarray, (first, second, nothing, nothing, one, one, nothing)))
+    pairs = losses.Pair(*map(jnp.asarray, (first, second, nothing, nothing, one, one, nothing)))
     value, by_chosen, by_rejected, _ = worked_out(loss, pairs)
-    likelihood = 1.0 if isinstance(loss, ORPO) else 0.0
+    likelihood = 1.0 if isinstance(loss, losses.ORPO) else 0.0
     np.testing.assert_array_equal(value, [0, *[np.inf] * 5])
     np.testing.assert_allclose(by_chosen[0], -0.5 / np.expm1(1) - likelihood, rtol=1e-14)
     np.testing.assert_allclose(by_chosen[1], -0.5 / (1 - np.exp(-1)) - likelihood, rtol=1e-14)

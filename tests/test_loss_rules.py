@@ -11,34 +11,11 @@ import pytest
 from loss_formulas import LOG_RATIOS, logistic, pairs_of
 from mpmath import mpf
 
-from flowlab.losses import (
-    AOT,
-    BCO,
-    CATALOGUE,
-    DPO,
-    DPOP,
-    KTO,
-    NCA,
-    ODPO,
-    AbstractDivergence,
-    AlphaPO,
-    AOTUnpaired,
-    APODown,
-    APOZero,
-    ConservativeDPO,
-    CPOHinge,
-    DiscoPOP,
-    DPOPOutside,
-    DPOShift,
-    Hinge,
-    Pair,
-    RobustDPO,
-    SimPO,
-    functions,
-)
-from flowlab.losses.base import floats
+from flowlab import losses
+from flowlab._arrays import floats
+from flowlab.losses import functions
 
-OF_A_BATCH = (AOT, AOTUnpaired)
+OF_A_BATCH = (losses.AOT, losses.AOTUnpaired)
 
 
 def logistic_term(z):
@@ -53,22 +30,25 @@ def sigmoid_term(z):
 
 # Weight, term, and the coefficients of u_w, u_l and 1 in its argument.
 SIGMOID_SUMS = [
-    (DPO(0.7), [(1, logistic_term, 0.7, -0.7, 0)]),
-    (ConservativeDPO(0.7, 0.2), [(1, logistic_term, 0.7, -0.7, 0)]),
-    (RobustDPO(0.7, 0.2), [(1, logistic_term, 0.7, -0.7, 0)]),
-    (NCA(0.7), [(1.5, logistic_term, 0.7, 0, 0), (0.5, logistic_term, 0, 0.7, 0)]),
-    (BCO(0.7, 2.0), [(1, logistic_term, 0.7, 0, -2), (1, logistic_term, 0, 0.7, -2)]),
-    (APOZero(0.7), [(1, sigmoid_term, -0.7, 0, 0), (1, sigmoid_term, 0, 0.7, 0)]),
-    (APODown(0.7), [(1, sigmoid_term, 0.7, 0, 0), (1, sigmoid_term, -0.7, 0.7, 0)]),
-    (KTO(0.5, 2.0, 3.0, 4.0), [(2, sigmoid_term, -0.5, 0, 2), (3, sigmoid_term, 0, 0.5, -2)]),
-    (DPOShift(0.5, 0.25), [(1, logistic_term, 0.5, -0.125, 0)]),
-    (ODPO(0.7, 2.0), [(1, logistic_term, 0.7, -0.7, "offset")]),
+    (losses.DPO(0.7), [(1, logistic_term, 0.7, -0.7, 0)]),
+    (losses.ConservativeDPO(0.7, 0.2), [(1, logistic_term, 0.7, -0.7, 0)]),
+    (losses.RobustDPO(0.7, 0.2), [(1, logistic_term, 0.7, -0.7, 0)]),
+    (losses.NCA(0.7), [(1.5, logistic_term, 0.7, 0, 0), (0.5, logistic_term, 0, 0.7, 0)]),
+    (losses.BCO(0.7, 2.0), [(1, logistic_term, 0.7, 0, -2), (1, logistic_term, 0, 0.7, -2)]),
+    (losses.APOZero(0.7), [(1, sigmoid_term, -0.7, 0, 0), (1, sigmoid_term, 0, 0.7, 0)]),
+    (losses.APODown(0.7), [(1, sigmoid_term, 0.7, 0, 0), (1, sigmoid_term, -0.7, 0.7, 0)]),
+    (
+        losses.KTO(0.5, 2.0, 3.0, 4.0),
+        [(2, sigmoid_term, -0.5, 0, 2), (3, sigmoid_term, 0, 0.5, -2)],
+    ),
+    (losses.DPOShift(0.5, 0.25), [(1, logistic_term, 0.5, -0.125, 0)]),
+    (losses.ODPO(0.7, 2.0), [(1, logistic_term, 0.7, -0.7, "offset")]),
 ]
 
 
 @pytest.mark.parametrize(("loss", "sums"), SIGMOID_SUMS)
 def test_second_derivatives_are_those_of_the_formula_to_fifty_digits(loss, sums):
-    pairs = pairs_of(DPO, LOG_RATIOS["float64"], "float64")
+    pairs = pairs_of(losses.DPO, LOG_RATIOS["float64"], "float64")
 
     def slopes(chosen, rejected):
         moved = dataclasses.replace(pairs, chosen=chosen, rejected=rejected)
@@ -188,55 +168,55 @@ def logarithms(text):
 WITH_LOGARITHM = {"discopop", "dpo_jensen_shannon"}
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", losses.CATALOGUE)
 def test_the_compiled_gradient_has_a_logarithm_only_where_it_needs_one(name):
-    assert bool(logarithms(compiled(CATALOGUE[name]))) == (name in WITH_LOGARITHM)
+    assert bool(logarithms(compiled(losses.CATALOGUE[name]))) == (name in WITH_LOGARITHM)
 
 
 def slope_at(loss, u_w, u_l):
-    pair = Pair(*map(jnp.asarray, (u_w, u_l, 0.0, 0.0, 1.0, 1.0)))
+    pair = losses.Pair(*map(jnp.asarray, (u_w, u_l, 0.0, 0.0, 1.0, 1.0)))
     gradient = jax.grad(loss)(pair)
     return float(gradient.chosen), float(gradient.rejected)
 
 
-@pytest.mark.parametrize("loss", [Hinge(0.5), CPOHinge(0.5, 0.0)])
+@pytest.mark.parametrize("loss", [losses.Hinge(0.5), losses.CPOHinge(0.5, 0.0)])
 def test_at_the_kink_of_a_hinge_the_derivative_is_that_of_the_flat_side(loss):
     assert slope_at(loss, 1.5, -0.5) == (0, 0)
     assert slope_at(loss, 1.25, -0.5) == (-0.5, 0.5)
 
 
-@pytest.mark.parametrize("kind", [DPOP, DPOPOutside])
+@pytest.mark.parametrize("kind", [losses.DPOP, losses.DPOPOutside])
 def test_at_the_kink_of_the_penalty_the_derivative_is_that_without_it(kind):
-    assert slope_at(kind(0.5, 50.0), 0.0, 1.0) == slope_at(DPO(0.5), 0.0, 1.0)
-    assert slope_at(kind(0.5, 50.0), -1e-9, 1.0) != slope_at(DPO(0.5), -1e-9, 1.0)
+    assert slope_at(kind(0.5, 50.0), 0.0, 1.0) == slope_at(losses.DPO(0.5), 0.0, 1.0)
+    assert slope_at(kind(0.5, 50.0), -1e-9, 1.0) != slope_at(losses.DPO(0.5), -1e-9, 1.0)
 
 
 def test_apo_zero_is_flat_in_the_response_that_is_far_out_and_in_no_other():
     for far in (-1e4, 1e4):
-        assert slope_at(APOZero(0.5), far, 0.0) == (0, 0.125)
-        assert slope_at(APOZero(0.5), 0.0, far) == (-0.125, 0)
+        assert slope_at(losses.APOZero(0.5), far, 0.0) == (0, 0.125)
+        assert slope_at(losses.APOZero(0.5), 0.0, far) == (-0.125, 0)
 
 
 def test_apo_down_pushes_the_chosen_down_only_where_the_margin_exceeds_its_log_ratio():
-    assert slope_at(APODown(0.5), 0.0, 0.0) == (0, 0.125)
+    assert slope_at(losses.APODown(0.5), 0.0, 0.0) == (0, 0.125)
     for u_w, u_l in np.random.default_rng(2).uniform(-6, 6, (40, 2)):
-        by_chosen, by_rejected = slope_at(APODown(0.5), u_w, u_l)
+        by_chosen, by_rejected = slope_at(losses.APODown(0.5), u_w, u_l)
         assert np.sign(by_chosen) == np.sign(abs(u_w - u_l) - abs(u_w))
         assert by_rejected > 0
 
 
 def test_discopop_rises_at_the_reference_below_a_temperature_and_not_above_it():
     edge = (1 - np.log(2)) / 3
-    assert slope_at(DiscoPOP(0.5, 0.999 * edge), 0.0, 0.0)[0] > 0
-    assert slope_at(DiscoPOP(0.5, 1.001 * edge), 0.0, 0.0)[0] < 0
+    assert slope_at(losses.DiscoPOP(0.5, 0.999 * edge), 0.0, 0.0)[0] > 0
+    assert slope_at(losses.DiscoPOP(0.5, 1.001 * edge), 0.0, 0.0)[0] < 0
 
 
 def test_robust_dpo_has_no_lower_bound_unless_no_label_is_wrong():
-    slope = slope_at(RobustDPO(1.0, 0.1), 1e3, 0.0)[0]
+    slope = slope_at(losses.RobustDPO(1.0, 0.1), 1e3, 0.0)[0]
     np.testing.assert_allclose(slope, -0.1 / 0.8, rtol=1e-13)
-    far = Pair(*map(jnp.asarray, (1e3, 0.0, 0.0, 0.0, 1.0, 1.0)))
-    assert RobustDPO(1.0, 0.1)(far) < -100
-    assert RobustDPO(1.0, 0.0)(far) == 0
+    far = losses.Pair(*map(jnp.asarray, (1e3, 0.0, 0.0, 0.0, 1.0, 1.0)))
+    assert losses.RobustDPO(1.0, 0.1)(far) < -100
+    assert losses.RobustDPO(1.0, 0.0)(far) == 0
 
 
 def test_near_a_zero_the_loss_of_exo_is_accurate_to_its_terms_and_not_to_itself():
@@ -254,13 +234,13 @@ def test_near_a_zero_the_loss_of_exo_is_accurate_to_its_terms_and_not_to_itself(
 def test_the_hinge_of_cpo_is_that_of_slic_over_its_margin():
     delta, lam, length = 4.0, 0.3, 5.0
     for chosen, rejected in [(-7.0, -8.0), (-7.0, -30.0)]:
-        pair = Pair(*map(jnp.asarray, (chosen, rejected, 0.0, 0.0, length, 6.0)))
+        pair = losses.Pair(*map(jnp.asarray, (chosen, rejected, 0.0, 0.0, length, 6.0)))
         slic = max(0, delta - (chosen - rejected)) - lam * chosen / length
-        got = CPOHinge(1 / delta, lam / delta)(pair)
+        got = losses.CPOHinge(1 / delta, lam / delta)(pair)
         np.testing.assert_allclose(got, slic / delta, rtol=1e-14)
 
 
-class Halved(AbstractDivergence):
+class Halved(losses.AbstractDivergence):
     """A divergence of one's own: half a log-ratio."""
 
     def score(self, log_ratio):
@@ -276,21 +256,21 @@ class HalvedAtOnce(Halved):
 
 @pytest.mark.parametrize("divergence", [Halved(), HalvedAtOnce()])
 def test_a_divergence_subtracts_its_scores_in_its_own_way(divergence):
-    pairs = pairs_of(DPO, LOG_RATIOS["float64"], "float64")
-    np.testing.assert_array_equal(DPO(0.5, divergence)(pairs), DPO(0.25)(pairs))
+    pairs = pairs_of(losses.DPO, LOG_RATIOS["float64"], "float64")
+    np.testing.assert_array_equal(losses.DPO(0.5, divergence)(pairs), losses.DPO(0.25)(pairs))
     one, far = jnp.ones(()), jnp.full((), np.inf)
-    certain = Pair(far, far, 0 * one, 0 * one, one, one)
-    assert np.isnan(DPO(0.5, divergence)(certain)) == isinstance(divergence, HalvedAtOnce)
-    assert "select" not in compiled(DPO())
-    assert "select" in compiled(DPO(divergence=Halved()))
+    certain = losses.Pair(far, far, 0 * one, 0 * one, one, one)
+    assert np.isnan(losses.DPO(0.5, divergence)(certain)) == isinstance(divergence, HalvedAtOnce)
+    assert "select" not in compiled(losses.DPO())
+    assert "select" in compiled(losses.DPO(divergence=Halved()))
 
 
 def test_alphapo_keeps_its_shape_as_any_kind_of_number():
-    pairs = pairs_of(DPO, [-3.0, -0.5, 0.0], "float64")
-    moved = jax.tree.map(lambda leaf: leaf * 1.0, AlphaPO(alpha=2.0))
+    pairs = pairs_of(losses.DPO, [-3.0, -0.5, 0.0], "float64")
+    moved = jax.tree.map(lambda leaf: leaf * 1.0, losses.AlphaPO(alpha=2.0))
     assert isinstance(moved.alpha, float)
-    np.testing.assert_array_equal(moved(pairs), AlphaPO(alpha=2.0)(pairs))
-    np.testing.assert_allclose(SimPO()(pairs), AlphaPO(alpha=0.0)(pairs), rtol=1e-14)
+    np.testing.assert_array_equal(moved(pairs), losses.AlphaPO(alpha=2.0)(pairs))
+    np.testing.assert_allclose(losses.SimPO()(pairs), losses.AlphaPO(alpha=0.0)(pairs), rtol=1e-14)
 
 
 @pytest.mark.parametrize("kind", OF_A_BATCH)
@@ -300,7 +280,7 @@ def test_where_pairs_tie_the_derivative_is_that_of_their_order_in_the_batch(kind
     columns = (chosen, rejected, rejected, reference, np.ones(3), np.ones(3))
 
     def gradient(nudge):
-        pairs = Pair(*map(jnp.asarray, (chosen + nudge, *columns[1:])))
+        pairs = losses.Pair(*map(jnp.asarray, (chosen + nudge, *columns[1:])))
         return np.array(jax.grad(lambda p: jnp.sum(kind(0.7)(p)))(pairs).chosen)
 
     np.testing.assert_allclose(gradient(0), gradient(np.array([0, 1e-12, 0])), rtol=1e-9)

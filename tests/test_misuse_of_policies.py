@@ -1,4 +1,4 @@
-"""What constructors of policies over responses refuse, and starts and weights that do not fit."""
+"""Refusals of constructors of policies over responses, of starts and weights that do not fit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from every_policy import FEATURES, PAIRS, POLICIES, PROBABILITIES, PROMPTS, SENTENCES
+from refusals import assert_refused
 
 import flowlab as fl
 from flowlab import displacement, until
@@ -259,6 +260,4 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
 
 @pytest.mark.parametrize(("call", "sentence"), MISUSES, ids=[s[:50] for _, s in MISUSES])
 def test_misuse_is_a_sentence_that_names_the_argument(call, sentence):
-    with pytest.raises(ValueError) as caught:
-        call()
-    assert str(caught.value) == f"Argument {sentence}"
+    assert_refused(call, f"Argument {sentence}")

@@ -1,5 +1,6 @@
 """The planes: pairs, kernels, metrics, the way back from log-ratios, and bad arguments."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from every_policy import turning
+from refusals import assert_refused
 
 import flowlab as fl
 from flowlab import losses
 from flowlab.domains import Box, Quadrant, Simplex, WholeSpace
-from flowlab.policies import CoupledKernel, check_wall
+from flowlab.policies import PLANES, CoupledKernel, check_wall
 
 KERNEL = np.array([[2.0, -0.5], [-0.5, 1.0]])
 REFERENCES: dict[str, Any] = dict(
@@ -142,6 +144,25 @@ def test_domains_and_walls_are_the_default_ones_or_those_given():
     assert fl.RatioPlane().state_shape == fl.LogRatioPlane().state_shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("policy", "ends"),
+    [
+        (fl.RatioPlane(), (1, 1)),
+        (fl.RatioPlane(Box(2.0, 0.5)), (2, 0.5)),
+        (fl.RatioPlane(Simplex(0.5, 0.2)), (2, 5)),
+        (fl.ProbabilityPlane(-1.0, -2.0), (1, 1)),
+    ],
+)
+def test_the_region_of_a_plane_with_walls_reaches_to_them_along_the_axes(policy, ends):
+    assert policy.region == ((0, ends[0]), (0, ends[1]))
+
+
+def test_planes_have_a_region_and_policies_over_responses_have_none():
+    assert fl.LogRatioPlane().region == ((-10, 10), (-10, 10))
+    assert all(plane().region is not None for plane in PLANES.values())
+    assert fl.TabularSoftmax([0.2, 0.3, 0.5]).region is None
+
+
 def test_references_are_those_of_the_paper_on_the_ratio_plane_and_twenty_nats_on_the_other():
     assert fl.RatioPlane().ref_chosen == fl.RatioPlane().ref_rejected == 0
     assert fl.LogRatioPlane().ref_chosen == fl.LogRatioPlane().ref_rejected == -20
@@ -153,6 +174,28 @@ def test_a_kernel_symmetric_and_semidefinite_to_rounding_is_taken():
     rounded = factors @ factors.T + np.array([[0, 1e-17], [0, 0]])
     assert rounded[0, 1] != rounded[1, 0]
     np.testing.assert_array_equal(fl.LogRatioPlane(rounded).matrix, rounded)
+
+
+def test_planes_can_be_built_of_traced_numbers_and_kernels():
+    def pair(ref_chosen):
+        return fl.ProbabilityPlane(ref_chosen, -2.0, chosen_length=-ref_chosen).pairs(jnp.ones(2))
+
+    slopes = jax.jit(jax.jacfwd(pair))(-3.0)
+    assert (slopes.ref_chosen, slopes.chosen_length, slopes.ref_rejected) == (1, -1, 0)
+    kernels = jax.vmap(lambda k: fl.LogRatioPlane(k).kernel(jnp.zeros(2)))(np.stack([KERNEL] * 2))
+    np.testing.assert_array_equal(kernels, [KERNEL, KERNEL])
+    coupled = jax.jit(lambda r: fl.LogRatioPlane(CoupledKernel(r)).kernel(jnp.zeros(2)))(0.5)
+    np.testing.assert_array_equal(coupled, [[1, 0.5], [0.5, 1.5]])
+
+
+@pytest.mark.parametrize("name", ["ratio plane", "probability plane"])
+def test_a_plane_made_with_another_number_is_that_of_its_constructor(name):
+    policy = POLICIES[name]
+    other = dataclasses.replace(policy, chosen_length=9.0)
+    assert (other.chosen_length, other.rejected_length) == (9, 7)
+    assert eqx.tree_equal(dataclasses.replace(other, chosen_length=5), policy)
+    with pytest.raises(ValueError, match="^Argument `ref_chosen` must be finite, but is nan"):
+        dataclasses.replace(policy, ref_chosen=np.nan)
 
 
 BAD_KERNELS = [
@@ -169,15 +212,13 @@ BAD_KERNELS = [
 
 @pytest.mark.parametrize(("kernel", "sentence"), BAD_KERNELS)
 def test_a_kernel_that_is_none_is_refused(kernel, sentence):
-    with pytest.raises(ValueError) as caught:
-        fl.LogRatioPlane(kernel)
-    assert str(caught.value) == f"Argument `kernel` {sentence}"
+    assert_refused(fl.LogRatioPlane, f"Argument `kernel` {sentence}", kernel)
 
 
 BAD_ARGUMENTS = [
-    ("ref_chosen", np.nan, "must be a finite number, but is nan."),
-    ("ref_rejected", -np.inf, "must be a finite number, but is -inf."),
-    ("ref_rejected", [1.0, 2.0], "must be a finite number, but is [1.0, 2.0]."),
+    ("ref_chosen", np.nan, "must be finite, but is nan."),
+    ("ref_rejected", -np.inf, "must be finite, but is -inf."),
+    ("ref_rejected", [1.0, 2.0], "must be a single number, but has shape (2,)."),
     ("chosen_length", 0, "must be positive and finite, but is 0."),
     ("rejected_length", -2.5, "must be positive and finite, but is -2.5."),
 ]
@@ -186,14 +227,15 @@ BAD_ARGUMENTS = [
 @pytest.mark.parametrize("plane", [fl.RatioPlane, fl.LogRatioPlane])
 @pytest.mark.parametrize(("argument", "value", "sentence"), BAD_ARGUMENTS)
 def test_bad_references_and_lengths_are_refused(plane, argument, value, sentence):
-    with pytest.raises(ValueError) as caught:
-        plane(**{argument: value})
-    assert str(caught.value) == f"Argument `{argument}` {sentence}"
+    assert_refused(plane, f"Argument `{argument}` {sentence}", **{argument: value})
 
 
 BAD_NUMBERS = [
-    (lambda: CoupledKernel(np.nan), "`ratio` must be a finite number, but is nan."),
-    (lambda: CoupledKernel(0.0, rejected=-1.0), "`rejected` must be at least 0, but is -1.0."),
+    (lambda: CoupledKernel(np.nan), "`ratio` must be finite, but is nan."),
+    (
+        lambda: CoupledKernel(0.0, rejected=-1.0),
+        "`rejected` must be finite and at least 0, but is -1.0.",
+    ),
     (lambda: CoupledKernel(0.0, chosen=0.0), "`chosen` must be positive and finite, but is 0.0."),
     (
         lambda: CoupledKernel(1.5, rejected=2.0),
@@ -211,7 +253,7 @@ BAD_NUMBERS = [
     ),
     (
         lambda: fl.ProbabilityPlane(-1.0, -np.inf),
-        "`ref_rejected` must be a finite number, but is -inf.",
+        "`ref_rejected` must be finite, but is -inf.",
     ),
     (
         lambda: fl.ProbabilityPlane(-1.0, -1.0, WholeSpace()),
@@ -222,25 +264,21 @@ BAD_NUMBERS = [
 
 @pytest.mark.parametrize(("call", "sentence"), BAD_NUMBERS)
 def test_bad_numbers_of_kernels_and_probabilities_are_refused(call, sentence):
-    with pytest.raises(ValueError) as caught:
-        call()
-    assert str(caught.value) == f"Argument {sentence}"
+    assert_refused(call, f"Argument {sentence}")
 
 
 @pytest.mark.parametrize("wall", ["bounce", "", None, 1])
 def test_an_unknown_wall_is_refused(wall):
-    with pytest.raises(ValueError) as caught:
-        fl.RatioPlane(Box(), wall=wall)
-    assert str(caught.value) == f'Argument `wall` must be "stop" or "slide", but is {wall!r}.'
+    sentence = f'Argument `wall` must be "stop" or "slide", but is {wall!r}.'
+    assert_refused(fl.RatioPlane, sentence, Box(), wall=wall)
 
 
 def test_ratios_may_not_have_any_sign():
-    with pytest.raises(ValueError) as caught:
-        fl.RatioPlane(WholeSpace())
-    assert str(caught.value) == (
+    sentence = (
         "Argument `domain` must be a set of positive ratios such as Quadrant(), "
         "but is WholeSpace()."
     )
+    assert_refused(fl.RatioPlane, sentence, WholeSpace())
 
 
 @pytest.mark.parametrize("plane", [fl.RatioPlane, fl.LogRatioPlane])
@@ -261,5 +299,5 @@ def test_a_plane_without_an_offset_is_refused_by_a_loss_that_needs_one():
 
 @pytest.mark.parametrize("plane", [fl.RatioPlane, fl.LogRatioPlane])
 def test_an_offset_that_is_no_finite_number_is_refused(plane):
-    with pytest.raises(ValueError, match="Argument `offset` must be a finite number, but is inf"):
+    with pytest.raises(ValueError, match="Argument `offset` must be finite, but is inf"):
         plane(offset=np.inf)

@@ -259,7 +259,7 @@ def resultant() -> Any:
 
 
 def determinant(rows):
-    """By cofactors along the first column."""
+    """The determinant, by cofactors along the first column."""
     if not rows:
         return 1
     minors = [[row[1:] for j, row in enumerate(rows) if j != i] for i in range(len(rows))]

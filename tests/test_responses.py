@@ -168,7 +168,7 @@ def test_log_probabilities_of_pairs_are_those_of_their_definition(name):
 
 
 def places_of(policy):
-    """Where chosen and rejected stand, counted over all prompts."""
+    """Indices of chosen and rejected, counted over all prompts."""
     named = np.asarray(policy.preferences)
     if named.shape[-1] == 2:
         return named

@@ -42,7 +42,7 @@ def flat(tree):
 
 
 def right_hand_side(policy, state, beta, weights, power=1):
-    """What the identity says, and the mean of the sizes of the parts that it is a sum of."""
+    """The right-hand side of the identity, and the mean of the sizes of the parts that it sums."""
     of_chosen, of_rejected = (jax.vmap(flat)(part) for part in terms(policy, state, beta, power))
     shares = jnp.ones(len(of_chosen)) if weights is None else weights
     shares = shares / jnp.sum(shares)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import assert_refused
 
 from flowlab.losses import (
     KTO,
@@ -92,7 +93,7 @@ def pairs_of(case):
 
 
 def averaged(case):
-    """Whether the log-probabilities of a row are those per token already.
+    """True where the log-probabilities of a row are those per token already.
 
     TRL's loss functions for CPO's `ipo` and for ORPO are given averages, and the rows that call
     them alone hand them the log-probabilities as they stand, by which the gradients are too. Rows
@@ -128,7 +129,7 @@ def label(case):
 
 
 def single_precision(case):
-    """Whether TRL computes a row in single precision: the α-divergence and ORPO, whole or not."""
+    """True where TRL computes in single precision: the α-divergence and ORPO, whole or not."""
     wanted = case["trainer"] == "orpo" or case.get("f_divergence_type") == "alpha_divergence"
     return case["precision"] == "float32" if "precision" in case else wanted
 
@@ -169,7 +170,7 @@ def test_every_loss_of_trl_has_a_row():
 
 
 def fields_of(name) -> dict[str, Any]:
-    """What TRL demands with a loss type."""
+    """The fields that TRL demands with a loss type."""
     return {"label_smoothing": 0.1} if name == "exo_pair" else {}
 
 
@@ -413,6 +414,4 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "message"), REFUSED.values(), ids=REFUSED)
 def test_it_is_refused(given, message):
     trainer, loss_type, fields = given
-    with pytest.raises(ValueError) as caught:
-        from_trl(trainer, loss_type, **fields)
-    assert str(caught.value) == message
+    assert_refused(from_trl, message, trainer, loss_type, **fields)

@@ -1,4 +1,4 @@
-"""What is solved: flow lines of DPO to a loss level, with the times known in closed form."""
+"""The problems: flow lines of DPO to a loss level, with the times known in closed form."""
 
 import math
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class Clock:
     rates: Rates
 
     def span(self, log_ratios: np.ndarray) -> np.ndarray:
-        """How far the margin has to go, for u of shape (n, 2)."""
+        """The way that the margin has to go, for u of shape (n, 2)."""
         return END_MARGIN - (log_ratios[:, 0] - log_ratios[:, 1])
 
 
@@ -50,11 +50,11 @@ class Wall:
     normal: np.ndarray
 
     def room(self, state: Any) -> Any:
-        """What is left to the wall, positive inside."""
+        """The distance left to the wall, positive inside."""
         return 1.0 - (state * self.normal).sum()
 
     def outward(self, velocity: Any) -> Any:
-        """How a velocity presses on the wall: released where this is negative."""
+        """The pressure of a velocity on the wall: released where this is negative."""
         return (velocity * self.normal).sum()
 
     def along(self, velocity: Any) -> Any:

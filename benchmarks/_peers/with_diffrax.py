@@ -36,7 +36,7 @@ Solve = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def peers(problem: Problem, cores: int) -> dict[str, Peer]:
-    """By flow time, by the logarithm of the loss and by the margin, where they make sense."""
+    """The clocks that suit a problem: flow time, the logarithm of the loss, the margin."""
     makers: dict[str, Callable[[Problem, Any], Solve]] = {
         "time, event": by_time,
         "log-loss clock": by_loss,
@@ -119,7 +119,7 @@ def _tolerances(problem: Problem, start: jax.Array, rtol: jax.Array) -> dict[str
 
 
 def by_time(problem: Problem, solver: Any, root: Any = ROOT) -> Solve:
-    """In the state over flow time, as one would write it; ended by real-valued events.
+    """Integration of the state over flow time, as one would write it; ended by real-valued events.
 
     `root` finds them; its tolerances have to be such as the dtype can hold.
     """
@@ -173,7 +173,7 @@ def _by_time_along_wall(
 
 
 def by_loss(problem: Problem, solver: Any) -> Solve:
-    """In the state and the time over the logarithm of the loss, which ends on the level."""
+    """Integration of state and time over the logarithm of the loss, which ends on the level."""
 
     def solve(start: jax.Array, rtol: jax.Array) -> tuple[jax.Array, jax.Array]:
         length = jnp.log(problem.loss(start) / LEVEL)
@@ -193,7 +193,7 @@ def by_loss(problem: Problem, solver: Any) -> Solve:
 
 
 def by_margin(problem: Problem, solver: Any) -> Solve:
-    """In (u, t) over the margin, which ends on the level; events at walls alone."""
+    """Integration of (u, t) over the margin, which ends on the level; events at walls alone."""
     clock, wall = problem.clock, problem.wall
     assert clock is not None
 

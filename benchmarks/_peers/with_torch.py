@@ -5,6 +5,7 @@ takes minutes, TorchScript no longer takes it, and compiling the field alone cha
 """
 
 import warnings
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -27,13 +28,7 @@ def torchode_peers(problem: Problem, cores: int) -> dict[str, Peer]:
     Raises:
         MissingError: If it is not installed.
     """
-    if problem.clock is None or problem.wall is not None:
-        return {}
-    torch, torchode = _libraries("torchode", cores)
-    methods = {
-        name: _torchode_way(torch, torchode, problem.clock, name) for name in ("Tsit5", "Dopri5")
-    }
-    return {"torchode, margin clock": Peer(methods, STARTS)}
+    return _peers("torchode", _torchode_way, ("Tsit5", "Dopri5"), problem, cores)
 
 
 def torchdiffeq_peers(problem: Problem, cores: int) -> dict[str, Peer]:
@@ -42,14 +37,17 @@ def torchdiffeq_peers(problem: Problem, cores: int) -> dict[str, Peer]:
     Raises:
         MissingError: If it is not installed.
     """
+    return _peers("torchdiffeq", _torchdiffeq_way, ("dopri5", "dopri8"), problem, cores)
+
+
+def _peers(
+    name: str, way: Callable[..., Way], methods: Sequence[str], problem: Problem, cores: int
+) -> dict[str, Peer]:
     if problem.clock is None or problem.wall is not None:
         return {}
-    torch, torchdiffeq = _libraries("torchdiffeq", cores)
-    methods = {
-        name: _torchdiffeq_way(torch, torchdiffeq, problem.clock, name)
-        for name in ("dopri5", "dopri8")
-    }
-    return {"torchdiffeq, margin clock": Peer(methods, STARTS)}
+    torch, asked = _libraries(name, cores)
+    ways = {method: way(torch, asked, problem.clock, method) for method in methods}
+    return {f"{name}, margin clock": Peer(ways, STARTS)}
 
 
 def _libraries(name: str, cores: int) -> tuple[ModuleType, ModuleType]:

@@ -6,7 +6,6 @@ from enum import StrEnum
 from typing import Any
 
 from flowlab import displacement, plans, potentials
-from flowlab.cli._options import Domain, Policy
 from flowlab.flow import AbstractFlow, Flow, preference_flow
 from flowlab.losses import CATALOGUE, AbstractLoss
 from flowlab.plans import words
@@ -51,21 +50,14 @@ def drawn(asked: dict[str, Any]) -> tuple[AbstractFlow, Ranges]:
         words.refuse_beta_set(asked["set"])
         once = {**asked, "beta": asked["beta"] and [asked["beta"]]}
         chosen = words.loss_asked(once, loss_parameters(asked["set"]))
-        found: AbstractFlow = preference_flow(chosen, words.policy(asked))
-        usual = _usual_ranges(asked)
+        plane = words.policy(asked)
+        assert plane.region is not None
+        found: AbstractFlow = preference_flow(chosen, plane)
+        usual = plane.region
     else:
         words.refuse_without_effect(asked, dict.fromkeys(of_loss, (False, "--potential")))
         found, usual = _potential(asked["potential"])
     return found, (_range("--x", asked["x"], usual[0]), _range("--y", asked["y"], usual[1]))
-
-
-def _usual_ranges(asked: dict[str, Any]) -> Ranges:
-    if asked["policy"] == Policy.log_ratio:
-        return (-10.0, 10.0), (-10.0, 10.0)
-    ends = [asked[name] or 1.0 for name in ("box_chosen", "box_rejected")]
-    if asked["domain"] == Domain.simplex:
-        ends = [1 / (asked[name] or 1.0) for name in ("ref_chosen", "ref_rejected")]
-    return (0.0, ends[0]), (0.0, ends[1])
 
 
 def _potential(name: str) -> tuple[AbstractFlow, Ranges]:

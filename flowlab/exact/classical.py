@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowlab.exact._arguments import Points, Values, not_negative, pairs, positive, quiet
+from flowlab._checks import within
+from flowlab.exact._arguments import Points, Values, pairs, quiet, values
 
 __all__ = [
     "bowl_state",
@@ -24,8 +25,8 @@ def bowl_state(time: ArrayLike, start: ArrayLike, curvature: ArrayLike) -> Value
     Raises:
         ValueError: if `curvature` is not positive.
     """
-    decay = -positive("curvature", curvature) * np.asarray(time, dtype=np.float64)
-    return np.asarray(np.asarray(start, dtype=np.float64) * np.exp(decay)[..., None])
+    decay = -within("curvature", curvature, "(0, inf)") * values("time", time)
+    return np.asarray(values("start", start) * np.exp(decay)[..., None])
 
 
 @quiet
@@ -43,8 +44,9 @@ def bowl_time(start: ArrayLike, curvature: ArrayLike, *, gradient_norm: ArrayLik
     Raises:
         ValueError: if `curvature` or `gradient_norm` is not positive.
     """
-    curve, wanted = positive("curvature", curvature), positive("gradient_norm", gradient_norm)
-    steepness = curve * np.linalg.norm(np.asarray(start, dtype=np.float64), axis=-1)
+    curve = within("curvature", curvature, "(0, inf)")
+    wanted = within("gradient_norm", gradient_norm, "(0, inf)")
+    steepness = curve * np.linalg.norm(values("start", start), axis=-1)
     return np.asarray(np.where(steepness >= wanted, np.log(steepness / wanted) / curve, np.nan))
 
 
@@ -62,9 +64,9 @@ def saddle_state(
     Raises:
         ValueError: if `start` is not a pair, or a rate is not positive.
     """
-    points, elapsed = pairs(start, "start"), np.asarray(time, dtype=np.float64)
-    along = points[..., 0] * np.exp(positive("unstable", unstable) * elapsed)
-    across = points[..., 1] * np.exp(-positive("stable", stable) * elapsed)
+    points, elapsed = pairs(start, "start"), values("time", time)
+    along = points[..., 0] * np.exp(within("unstable", unstable, "(0, inf)") * elapsed)
+    across = points[..., 1] * np.exp(-within("stable", stable, "(0, inf)") * elapsed)
     return np.stack(np.broadcast_arrays(along, across), axis=-1)
 
 
@@ -86,6 +88,6 @@ def saddle_exit_time(distance: ArrayLike, radius: ArrayLike, unstable: ArrayLike
     Raises:
         ValueError: if an argument is not as above.
     """
-    entry, leave = not_negative("distance", distance), positive("radius", radius)
-    time = (np.log(leave) - np.log(entry)) / positive("unstable", unstable)
+    entry, leave = within("distance", distance, "[0, inf]"), within("radius", radius, "(0, inf)")
+    time = (np.log(leave) - np.log(entry)) / within("unstable", unstable, "(0, inf)")
     return np.asarray(np.where(entry <= leave, time, np.nan))

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from flowlab.exact._arguments import Points, Values, not_negative, pairs, positive, quiet
+from flowlab._checks import within
+from flowlab.exact._arguments import Points, Values, pairs, quiet, values
 from flowlab.exact.ratio_plane import ratio_plane_log_ratio_at
 
 __all__ = [
@@ -50,20 +51,20 @@ def kernel_contraction(kernel: ArrayLike) -> Values:
     Raises:
         ValueError: if `kernel` is not as above.
     """
-    values = np.asarray(kernel, dtype=np.float64)
-    if values.shape[-2:] != (2, 2):
+    held = values("kernel", kernel)
+    if held.shape[-2:] != (2, 2):
         raise ValueError(
-            f"Argument `kernel` must have shape (..., 2, 2), but has shape {values.shape}."
+            f"Argument `kernel` must have shape (..., 2, 2), but has shape {held.shape}."
         )
-    own = values[..., 0, 0] * values[..., 1, 1]
-    cross, other = values[..., 0, 1], values[..., 1, 0]
+    own = held[..., 0, 0] * held[..., 1, 1]
+    cross, other = held[..., 0, 1], held[..., 1, 0]
     symmetric = np.all(np.abs(cross - other) <= KERNEL_ROUNDING * np.sqrt(np.abs(own)))
-    trace = values[..., 0, 0] + values[..., 1, 1]
+    trace = held[..., 0, 0] + held[..., 1, 1]
     definite = np.all(cross * other <= own * (1 + KERNEL_ROUNDING)) and np.all(trace >= 0)
     if not (symmetric and definite):
         raise ValueError(
             "Argument `kernel` must be symmetric and positive semi-definite, "
-            f"but is {values.tolist()}."
+            f"but is {held.tolist()}."
         )
     return np.asarray(np.maximum(trace - cross - other, 0.0))
 
@@ -87,8 +88,8 @@ def kernel_margin(time: ArrayLike, margin: ArrayLike, beta: ArrayLike, kernel: A
     Accuracy:
         A few units in the last place of the larger of |z0|, z and 1, without overflow.
     """
-    elapsed, scale = not_negative("time", time), positive("beta", beta)
-    first = scale * np.asarray(margin, dtype=np.float64)
+    elapsed, scale = within("time", time, "[0, inf]"), within("beta", beta, "(0, inf)")
+    first = scale * values("margin", margin)
     gained = scale**2 * kernel_contraction(kernel) * elapsed
     total = first + np.exp(first) + gained
     omega = special.wrightomega(total)
@@ -120,9 +121,9 @@ def kernel_time(
     Accuracy:
         A few units in the last place, times |z1|; differences are formed without cancellation.
     """
-    scale = positive("beta", beta)
+    scale = within("beta", beta, "(0, inf)")
     rate = scale**2 * kernel_contraction(kernel)
-    first, last = np.asarray(margin, dtype=np.float64), np.asarray(target_margin, dtype=np.float64)
+    first, last = values("margin", margin), values("target_margin", target_margin)
     gain = scale * (last - first)
     time = gain / rate - np.exp(scale * last - np.log(rate)) * np.expm1(-gain)
     return np.asarray(np.where(gain == 0, 0.0, np.where(gain > 0, time, np.nan)))
@@ -144,11 +145,11 @@ def kernel_state(time: ArrayLike, start: ArrayLike, beta: ArrayLike, kernel: Arr
     Raises:
         ValueError: if an argument is not as above.
     """
-    points, values = pairs(start, "start"), np.asarray(kernel, dtype=np.float64)
+    points, held = pairs(start, "start"), values("kernel", kernel)
     contraction, margin = kernel_contraction(kernel), points[..., 0] - points[..., 1]
     gain = kernel_margin(time, margin, beta, kernel) - margin
     per_gain = np.where(contraction == 0, 0.0, gain / contraction)[..., None]
-    return np.asarray(points + per_gain * (values[..., 0] - values[..., 1]))
+    return np.asarray(points + per_gain * (held[..., 0] - held[..., 1]))
 
 
 def ipo_margin(
@@ -165,6 +166,6 @@ def ipo_margin(
     Raises:
         ValueError: if an argument is not as above.
     """
-    first, wanted = np.asarray(margin, dtype=np.float64), 0.5 / positive("tau", tau)
-    decay = not_negative("contraction", contraction) * not_negative("time", time)
+    first, wanted = values("margin", margin), 0.5 / within("tau", tau, "(0, inf)")
+    decay = within("contraction", contraction, "[0, inf]") * within("time", time, "[0, inf]")
     return np.asarray(first + (first - wanted) * np.expm1(-2 * decay))

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from flowlab.exact._arguments import Points, Values, not_negative, positive, quiet, ratios
+from flowlab._checks import within
+from flowlab.exact._arguments import Points, Values, quiet, ratios
 from flowlab.exact._integrals import circle_time, log_quotient
 
 __all__ = [
@@ -47,7 +48,7 @@ def ratio_plane_log_ratio_at(level: ArrayLike, beta: ArrayLike) -> Values:
     Accuracy:
         Four units in the last place, also beside level = log 2, where the result is 0.
     """
-    loss, scale = not_negative("level", level), positive("beta", beta)
+    loss, scale = within("level", level, "[0, inf]"), within("beta", beta, "(0, inf)")
     from_middle = (loss - LOG_2) - LOG_2_REST
     log_odds = np.where(
         np.abs(from_middle) < 0.3,
@@ -108,7 +109,7 @@ def ratio_plane_time(
         log-ratios y remains: 1e-16 max(1, |y|) times the density in the module's docstring.
     """
     chosen, rejected = ratios(start)
-    scale = positive("beta", beta)
+    scale = within("beta", beta, "(0, inf)")
     here = log_quotient(rejected, chosen)
     there = _target_log_ratio(scale, level, ratio)
     return np.asarray(circle_time(chosen**2 + rejected**2, scale, here, there))
@@ -128,14 +129,14 @@ def ratio_plane_state(start: ArrayLike, *, ratio: ArrayLike) -> Points:
     Raises:
         ValueError: if `start` or `ratio` is not as above.
     """
-    radius, wanted = np.hypot(*ratios(start)), not_negative("ratio", ratio)
+    radius, wanted = np.hypot(*ratios(start)), within("ratio", ratio, "[0, inf]")
     chosen = radius / np.hypot(1.0, wanted)
     rejected = np.where(wanted <= 1, chosen * wanted, radius / np.hypot(1.0, 1 / wanted))
     return np.stack([chosen, rejected], axis=-1)
 
 
 def ratio_plane_total_change(start: ArrayLike) -> tuple[Values, Values]:
-    """How far x1 rises and x2 falls from `start` to extinction: (r - x1, x2), both sizes.
+    """Rise of x1 and fall of x2 from `start` to extinction: (r - x1, x2), both sizes.
 
     Args:
         start: (..., 2), not negative, not both 0.
@@ -180,7 +181,7 @@ def ratio_plane_speed(state: ArrayLike, beta: ArrayLike) -> Values:
         ValueError: if `state` or `beta` is not as above.
     """
     chosen, rejected = ratios(state, "state")
-    scale = positive("beta", beta)
+    scale = within("beta", beta, "(0, inf)")
     log_ratio = log_quotient(rejected, chosen)
     # beta s / (x1 x2) = (beta / r^2) s (q + 1/q); the last two factors are taken in logarithms.
     log_weight = special.log_expit(scale * log_ratio) + np.logaddexp(log_ratio, -log_ratio)
@@ -209,5 +210,5 @@ def _target_log_ratio(beta: Values, level: ArrayLike | None, ratio: ArrayLike | 
     if level is not None:
         return ratio_plane_log_ratio_at(level, beta)
     if ratio is not None:
-        return np.asarray(np.log(not_negative("ratio", ratio)))
+        return np.asarray(np.log(within("ratio", ratio, "[0, inf]")))
     raise ValueError("Argument `level` or `ratio` must be given, but neither is.")

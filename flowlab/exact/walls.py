@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from flowlab.exact._arguments import Values, positive, probability, quiet, ratios
+from flowlab._checks import within
+from flowlab.exact._arguments import Values, quiet, ratios
 from flowlab.exact._integrals import beta_between, circle_time, exponential_between, log_quotient
 from flowlab.exact.ratio_plane import ratio_plane_log_ratio_at
 
@@ -63,7 +64,7 @@ def box_time(start: ArrayLike, beta: ArrayLike, *, wall: ArrayLike, level: Array
         of the start decides where the wall is met.
     """
     chosen, rejected = ratios(start)
-    scale, limit = positive("beta", beta), positive("wall", wall)
+    scale, limit = within("beta", beta, "(0, inf)"), within("wall", wall, "(0, inf)")
     _check_in_box(chosen, limit)
     here, there = log_quotient(rejected, chosen), ratio_plane_log_ratio_at(level, scale)
     at_wall = np.sqrt(np.maximum(rejected**2 - (limit - chosen) * (limit + chosen), 0))
@@ -83,8 +84,8 @@ def simplex_time(
     beta: ArrayLike,
     *,
     level: ArrayLike,
-    ref_chosen: ArrayLike = 1.0,
-    ref_rejected: ArrayLike = 1.0,
+    ref_prob_chosen: ArrayLike = 1.0,
+    ref_prob_rejected: ArrayLike = 1.0,
 ) -> SimplexTimes:
     """Times to the wall p1 x1 + p2 x2 = 1, to the release from it, and to a loss level, under DPO.
 
@@ -103,8 +104,8 @@ def simplex_time(
         start: (..., 2), not negative, not both 0, p1 x1 + p2 x2 at most 1 but for rounding.
         beta: DPO's beta, positive.
         level: value of the loss that ends the time; 0 is extinction.
-        ref_chosen: p1, in (0, 1].
-        ref_rejected: p2, in (0, 1]. Both 1: 1 is a unit of scale.
+        ref_prob_chosen: p1, in (0, 1].
+        ref_prob_rejected: p2, in (0, 1]. Both 1: 1 is a unit of scale.
 
     Returns:
         `arrival` at the wall, 0 for starts that it holds back at once, NaN where it is not met
@@ -119,8 +120,9 @@ def simplex_time(
         since rounding of the start then decides where it is met.
     """
     chosen, rejected = ratios(start)
-    scale, p1 = positive("beta", beta), probability("ref_chosen", ref_chosen)
-    p2 = probability("ref_rejected", ref_rejected)
+    scale = within("beta", beta, "(0, inf)")
+    p1 = within("ref_prob_chosen", ref_prob_chosen, "(0, 1]")
+    p2 = within("ref_prob_rejected", ref_prob_rejected, "(0, 1]")
     _check_in_simplex(p1 * chosen + p2 * rejected)
     here, there = log_quotient(rejected, chosen), ratio_plane_log_ratio_at(level, scale)
     hit, free_at = _simplex_hit(chosen, rejected, p1, p2), log_quotient(p2, p1)
@@ -145,7 +147,7 @@ def _check_in_box(chosen: Values, wall: Values) -> None:
 def _check_in_simplex(mass: Values) -> None:
     if np.any(mass > 1 + ON_WALL):
         raise ValueError(
-            "Argument `start` must satisfy ref_chosen * x1 + ref_rejected * x2 <= 1, "
+            "Argument `start` must satisfy ref_prob_chosen * x1 + ref_prob_rejected * x2 <= 1, "
             f"but that sum goes up to {np.nanmax(mass)}."
         )
 

@@ -1,8 +1,17 @@
-"""Preference losses: from pairs of log-probabilities to numbers."""
+"""Preference losses: from pairs of log-probabilities to numbers.
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, positive_parameter
+Each is a class; the catalogue has every published one by a name, with the defaults of its paper or
+of TRL.
+"""
+
+import dataclasses
+from types import MappingProxyType
+from typing import Any
+
+from flowlab._arrays import floats, like
+from flowlab._parameters import arguments, parameter, parameter_names, positive, replaced
+from flowlab.losses.base import AbstractLoss, Pair
 from flowlab.losses.batches import AOT, AbstractBatchLoss, AOTUnpaired
-from flowlab.losses.catalogue import CATALOGUE, named
 from flowlab.losses.divergences import (
     AbstractDivergence,
     AlphaDivergence,
@@ -77,6 +86,102 @@ __all__ = [
     "like",
     "named",
     "negative_log_sigmoid",
-    "positive_parameter",
+    "parameter",
+    "positive",
     "sigmoid",
 ]
+
+CATALOGUE = MappingProxyType[str, AbstractLoss](
+    {
+        "dpo": DPO(),
+        "dpo_forward_kl": DPO(divergence=ForwardKL()),
+        "dpo_jensen_shannon": DPO(divergence=JensenShannon()),
+        "dpo_alpha": DPO(divergence=AlphaDivergence()),
+        "conservative_dpo": ConservativeDPO(),
+        "robust_dpo": RobustDPO(),
+        "ipo": IPO(),
+        "summed_ipo": SummedIPO(),
+        "hinge": Hinge(),
+        "exo": EXO(),
+        "discopop": DiscoPOP(),
+        "length_normalised_dpo": LengthNormalisedDPO(),
+        "dpo_shift": DPOShift(),
+        "odpo": ODPO(),
+        "dpop": DPOP(),
+        "dpop_outside": DPOPOutside(),
+        "sppo": SPPO(),
+        "nca": NCA(),
+        "bco": BCO(),
+        "apo_zero": APOZero(),
+        "apo_down": APODown(),
+        "kto": KTO(),
+        "sft": SFT(),
+        "cal_dpo": CalDPO(),
+        "cpo": CPO(),
+        "cpo_hinge": CPOHinge(),
+        "cpo_ipo": CPOIPO(),
+        "simpo": SimPO(),
+        "alphapo": AlphaPO(),
+        "orpo": ORPO(),
+        "aot": AOT(),
+        "aot_unpaired": AOTUnpaired(),
+    }
+)
+"""Every published loss by its name, with its defaults."""
+
+_OTHER_NAMES = {
+    "sigmoid": "dpo",
+    "cdpo": "conservative_dpo",
+    "robust": "robust_dpo",
+    "exo_pair": "exo",
+    "sigmoid_norm": "length_normalised_dpo",
+    "smaug": "dpop",
+    "sppo_hard": "sppo",
+    "nca_pair": "nca",
+    "bco_pair": "bco",
+    "aot_pair": "aot",
+    "dpo_positive": "dpop",
+    "length_normalized_dpo": "length_normalised_dpo",
+}
+
+
+def named(name: str, **parameters: Any) -> AbstractLoss:
+    """A loss by the name people know it by.
+
+    Args:
+        name: A name of the catalogue, of a class, or of a `loss_type` of TRL's DPO trainer; case,
+            hyphens and underscores do not matter.
+        **parameters: Hyper-parameters in place of the defaults.
+
+    Raises:
+        ValueError: If there is no such loss, it has no such hyper-parameter, or a value is out of
+            its range; the sentence lists what exists.
+    """
+    keys = {_key(known): known for known in CATALOGUE}
+    keys |= {_key(other): known for other, known in _OTHER_NAMES.items()}
+    for known, loss in CATALOGUE.items():
+        keys.setdefault(_key(type(loss).__name__), known)
+    if _key(str(name)) not in keys:
+        listed = ", ".join(CATALOGUE)
+        raise ValueError(f"Argument `name` must be one of {listed}, but is {name!r}.")
+    loss = CATALOGUE[keys[_key(str(name))]]
+    return _with(loss, parameters) if parameters else loss
+
+
+def _key(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def _with(loss: AbstractLoss, values: dict[str, Any]) -> AbstractLoss:
+    own, known = arguments(loss), list(dict.fromkeys([*arguments(loss), *parameter_names(loss)]))
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(
+                f"Argument `parameters` must name hyper-parameters of {type(loss).__name__} "
+                f"({', '.join(known) or 'it has none'}), but names {name!r}."
+            )
+        if name in own:
+            loss = dataclasses.replace(loss, **{name: value})
+        else:
+            loss = replaced(loss, name, value)
+    return loss

@@ -1,34 +1,24 @@
-"""Pairs, what a loss is, and how its hyper-parameters are checked.
+"""Pairs, and the base of all losses of them.
 
 p: pairs, any shape, a scalar for one pair.
 """
 
 import dataclasses
-import functools
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab._checks import numbers
+from flowlab._arrays import floats, like
 from flowlab.losses.functions import weighted
 
 __all__ = [
     "AbstractLoss",
     "Pair",
-    "floats",
-    "like",
     "negative_log_likelihood",
-    "parameter",
-    "parameter_in",
-    "positive",
-    "positive_parameter",
     "weighted_mean",
 ]
 
@@ -95,7 +85,7 @@ class AbstractLoss(eqx.Module):
 
     @property
     def of_batch(self) -> bool:
-        """Whether what a pair loses depends on the other pairs of its batch."""
+        """True where the loss of a pair depends on the other pairs of its batch."""
         return False
 
     def mean(self, pairs: Pair, weights: Float[ArrayLike, "*p"] | None = None) -> Float[Array, ""]:
@@ -132,7 +122,7 @@ def weighted_mean(
 def negative_log_likelihood(
     pairs: Pair, weights: Float[ArrayLike, "*p"] | None
 ) -> Float[Array, ""]:
-    """Of the chosen responses, averaged over all their tokens together.
+    """The negative log-likelihood of the chosen responses, over all their tokens together.
 
     −Σ w l / Σ w N: in a batch a long response weighs more, as in the cross-entropy of TRL. A
     response of weight 0 does not count, even where its log-probability is −∞.
@@ -143,105 +133,8 @@ def negative_log_likelihood(
     return -jnp.sum(weighted(weights, chosen)) / jnp.sum(weighted(weights, tokens))
 
 
-def floats(values: ArrayLike) -> Array:
-    """An array of floats, of the precision given; what is cast to its type is not cut to integers.
-
-    Args:
-        values: Numbers of any shape; integers become floats of the default precision.
-    """
-    if isinstance(values, np.ndarray):
-        # JAX 0.10 may give a NumPy array the type it had in a trace, even where 64-bit types have
-        # been turned off since; a copy in the type of now has no such past.
-        values = values.astype(jax.dtypes.canonicalize_dtype(values.dtype), copy=False)
-    array = jnp.asarray(values)
-    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
-
-
-def like(value: ArrayLike, model: Array) -> Array:
-    """A value in the floating-point type of another array."""
-    return jnp.asarray(value, model.dtype)
-
-
-def parameter(default: Any, convert: Callable[[str, Any], Any], name: str) -> Any:
-    """A field for a hyper-parameter: its default, and the check that turns it into an array."""
-    return eqx.field(default=default, converter=functools.partial(convert, name))
-
-
-def positive(default: float, name: str = "beta", *, single: bool = False) -> Any:
-    """A field for a hyper-parameter that must be positive and finite, one per pair or a single."""
-    convert = functools.partial(_single, positive_parameter) if single else positive_parameter
-    return parameter(default, convert, name)
-
-
-def parameter_in(
-    default: float, name: str, low: float, high: float, *, ends: str = "both", single: bool = True
-) -> Any:
-    """A field for a hyper-parameter that lies between two numbers.
-
-    Args:
-        default: Its default.
-        name: Its name.
-        low: The lower end; −inf for none.
-        high: The upper end; inf for none.
-        ends: Which of the ends are allowed themselves: "both", "low", "high" or "none"; an
-            infinite end never is.
-        single: Whether it must be a single number, without axes.
-    """
-    convert = functools.partial(_checked_between, low, high, ends)
-    return parameter(default, functools.partial(_single, convert) if single else convert, name)
-
-
-def positive_parameter(name: str, value: ArrayLike) -> Any:
-    """A hyper-parameter as an array leaf, checked to be positive and finite where it is known.
-
-    Raises:
-        ValueError: If a value is not a positive finite number.
-    """
-    return _checked(name, value, lambda a: a > 0, "be positive and finite")
-
-
-def _single(convert: Callable[[str, Any], Any], name: str, value: ArrayLike) -> Any:
-    held = convert(name, value)
-    if not isinstance(held, Tracer) and np.ndim(held) > 0:
-        raise ValueError(
-            f"Argument `{name}` must be a single number, but has shape {np.shape(held)}."
-        )
-    return held
-
-
-def _checked_between(low: float, high: float, ends: str, name: str, value: ArrayLike) -> Any:
-    def inside(array: np.ndarray) -> np.ndarray:
-        above = array >= low if ends in ("both", "low") else array > low
-        return above & (array <= high if ends in ("both", "high") else array < high)
-
-    return _checked(name, value, inside, _range(low, high, ends))
-
-
-def _range(low: float, high: float, ends: str) -> str:
-    if np.isinf(low) and np.isinf(high):
-        return "be finite"
-    if np.isinf(high):
-        return f"be finite and {'at least' if ends in ('both', 'low') else 'above'} {low:g}"
-    opening = "[" if ends in ("both", "low") else "("
-    closing = "]" if ends in ("both", "high") else ")"
-    return f"lie in {opening}{low:g}, {high:g}{closing}"
-
-
-def _checked(
-    name: str, value: ArrayLike, inside: Callable[[np.ndarray], np.ndarray], wanted: str
-) -> Any:
-    if isinstance(value, Tracer):
-        return value
-    if isinstance(value, jax.Array):
-        value = np.asarray(value)
-    array = numbers(value)
-    if not np.all(np.isfinite(array) & inside(array)):
-        raise ValueError(f"Argument `{name}` must {wanted}, but is {value!r}.")
-    return array
-
-
 def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:
-    """Whether a field holds the part that it is made with by default, which has no parameters."""
+    """True where a field holds its default part, and that has no parameters."""
     value, made = getattr(module, field.name), field.default_factory
     return isinstance(made, type) and type(value) is made and not dataclasses.fields(value)
 

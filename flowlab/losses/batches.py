@@ -10,11 +10,12 @@ b: pairs of the batch.
 
 from abc import abstractmethod
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter_in, positive
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair
 from flowlab.losses.functions import smoothed
 
 __all__ = ["AOT", "AOTUnpaired", "AbstractBatchLoss"]
@@ -28,8 +29,8 @@ class AbstractBatchLoss(AbstractLoss):
     in the batch.
     """
 
-    beta: eqx.AbstractVar[Float[ArrayLike, ""]]
-    label_smoothing: eqx.AbstractVar[Float[ArrayLike, ""]]
+    beta: Float[ArrayLike, ""] = positive(0.1, single=True)
+    label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
 
     @property
     def of_batch(self) -> bool:
@@ -75,9 +76,6 @@ class AOT(AbstractBatchLoss):
     Source: arXiv 2406.05882; `aot` in TRL.
     """
 
-    beta: Float[ArrayLike, ""] = positive(0.1, single=True)
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(0.0, "label_smoothing", 0, 0.5, ends="low")
-
     def samples(self, pairs: Pair) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
         policy = floats(pairs.chosen) - floats(pairs.rejected)
         return policy, floats(pairs.ref_chosen) - floats(pairs.ref_rejected)
@@ -98,9 +96,6 @@ class AOTUnpaired(AbstractBatchLoss):
 
     Source: arXiv 2406.05882; `aot_unpaired` in TRL.
     """
-
-    beta: Float[ArrayLike, ""] = positive(0.1, single=True)
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(0.0, "label_smoothing", 0, 0.5, ends="low")
 
     def samples(self, pairs: Pair) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
         return floats(pairs.u_chosen), floats(pairs.u_rejected)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import Pair, floats, like, parameter_in
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter
+from flowlab.losses.base import Pair
 from flowlab.losses.functions import difference, negative_log_sigmoid, power_reward
 
 __all__ = [
@@ -101,7 +103,7 @@ class AlphaDivergence(AbstractDivergence):
         float32, and cuts its exponent off at 80.
     """
 
-    alpha: Float[ArrayLike, ""] = parameter_in(0.5, "alpha", -np.inf, np.inf)
+    alpha: Float[ArrayLike, ""] = parameter(0.5, "alpha", "(-inf, inf)")
 
     def score(self, log_ratio: Float[Array, "*p"]) -> Float[Array, "*p"]:
         return power_reward(log_ratio, like(self.alpha, log_ratio) - 1)

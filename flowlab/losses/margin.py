@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter_in, positive
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair
 from flowlab.losses.divergences import (
     AbstractDivergence,
     ReverseKL,
@@ -90,7 +92,7 @@ class ConservativeDPO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(0.1, "label_smoothing", 0, 0.5, ends="low")
+    label_smoothing: Float[ArrayLike, ""] = parameter(0.1, "label_smoothing", "[0, 0.5)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = floats(pairs.margin)
@@ -116,7 +118,7 @@ class RobustDPO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(0.1, "label_smoothing", 0, 0.5, ends="low")
+    label_smoothing: Float[ArrayLike, ""] = parameter(0.1, "label_smoothing", "[0, 0.5)")
     divergence: AbstractDivergence = divergence_field()
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -213,7 +215,7 @@ class EXO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(1e-3, "label_smoothing", 0, 1, ends="none")
+    label_smoothing: Float[ArrayLike, ""] = parameter(1e-3, "label_smoothing", "(0, 1)")
     divergence: AbstractDivergence = divergence_field()
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -284,7 +286,7 @@ class DPOShift(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    lam: Float[ArrayLike, ""] = parameter_in(0.95, "lam", 0, 1, ends="high")
+    lam: Float[ArrayLike, ""] = parameter(0.95, "lam", "(0, 1]")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen, rejected = floats(pairs.u_chosen), floats(pairs.u_rejected)
@@ -308,7 +310,7 @@ class ODPO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    alpha: Float[ArrayLike, ""] = parameter_in(1.0, "alpha", 0, np.inf, ends="low")
+    alpha: Float[ArrayLike, ""] = parameter(1.0, "alpha", "[0, inf)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         if pairs.offset is None:
@@ -338,7 +340,7 @@ class DPOP(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.3)
-    lam: Float[ArrayLike, ""] = parameter_in(50.0, "lam", 0, np.inf, ends="low")
+    lam: Float[ArrayLike, ""] = parameter(50.0, "lam", "[0, inf)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         margin, chosen = floats(pairs.margin), floats(pairs.u_chosen)
@@ -364,7 +366,7 @@ class DPOPOutside(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.3)
-    lam: Float[ArrayLike, ""] = parameter_in(50.0, "lam", 0, np.inf, ends="low")
+    lam: Float[ArrayLike, ""] = parameter(50.0, "lam", "[0, inf)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         margin, chosen = floats(pairs.margin), floats(pairs.u_chosen)

@@ -11,19 +11,11 @@ of its largest term, while |α·l| < 700 (80 in float32); see `flowlab.losses.fu
 from abc import abstractmethod
 
 import equinox as eqx
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import (
-    AbstractLoss,
-    Pair,
-    floats,
-    like,
-    negative_log_likelihood,
-    parameter_in,
-    positive,
-    weighted_mean,
-)
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair, negative_log_likelihood, weighted_mean
 from flowlab.losses.functions import (
     difference,
     log_odds_loss,
@@ -74,9 +66,9 @@ class CPO(_WithLikelihood):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    nll_weight: Float[ArrayLike, ""] = parameter_in(1.0, "nll_weight", 0, np.inf, ends="low")
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(0.0, "label_smoothing", 0, 0.5, ends="low")
-    alpha: Float[ArrayLike, ""] = parameter_in(0.0, "alpha", -np.inf, np.inf)
+    nll_weight: Float[ArrayLike, ""] = parameter(1.0, "nll_weight", "[0, inf)")
+    label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
+    alpha: Float[ArrayLike, ""] = parameter(0.0, "alpha", "(-inf, inf)")
 
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _reward_margin(pairs, self.alpha)
@@ -102,8 +94,8 @@ class CPOHinge(_WithLikelihood):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    nll_weight: Float[ArrayLike, ""] = parameter_in(1.0, "nll_weight", 0, np.inf, ends="low")
-    alpha: Float[ArrayLike, ""] = parameter_in(0.0, "alpha", -np.inf, np.inf)
+    nll_weight: Float[ArrayLike, ""] = parameter(1.0, "nll_weight", "[0, inf)")
+    alpha: Float[ArrayLike, ""] = parameter(0.0, "alpha", "(-inf, inf)")
 
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _reward_margin(pairs, self.alpha)
@@ -125,8 +117,8 @@ class CPOIPO(_WithLikelihood):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    nll_weight: Float[ArrayLike, ""] = parameter_in(1.0, "nll_weight", 0, np.inf, ends="low")
-    alpha: Float[ArrayLike, ""] = parameter_in(0.0, "alpha", -np.inf, np.inf)
+    nll_weight: Float[ArrayLike, ""] = parameter(1.0, "nll_weight", "[0, inf)")
+    alpha: Float[ArrayLike, ""] = parameter(0.0, "alpha", "(-inf, inf)")
 
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _mean_reward_margin(pairs, self.alpha)
@@ -151,9 +143,9 @@ class SimPO(_WithLikelihood):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(2.0)
-    gamma: Float[ArrayLike, ""] = parameter_in(0.5, "gamma", 0, np.inf, ends="low")
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(0.0, "label_smoothing", 0, 0.5, ends="low")
-    nll_weight: Float[ArrayLike, ""] = parameter_in(0.0, "nll_weight", 0, np.inf, ends="low")
+    gamma: Float[ArrayLike, ""] = parameter(0.5, "gamma", "[0, inf)")
+    label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
+    nll_weight: Float[ArrayLike, ""] = parameter(0.0, "nll_weight", "[0, inf)")
 
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen, rejected = _mean_log_probabilities(pairs)
@@ -181,10 +173,10 @@ class AlphaPO(_WithLikelihood):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(2.0)
-    gamma: Float[ArrayLike, ""] = parameter_in(0.5, "gamma", 0, np.inf, ends="low")
-    alpha: Float[ArrayLike, ""] = parameter_in(0.25, "alpha", -np.inf, np.inf)
-    label_smoothing: Float[ArrayLike, ""] = parameter_in(0.0, "label_smoothing", 0, 0.5, ends="low")
-    nll_weight: Float[ArrayLike, ""] = parameter_in(0.0, "nll_weight", 0, np.inf, ends="low")
+    gamma: Float[ArrayLike, ""] = parameter(0.5, "gamma", "[0, inf)")
+    alpha: Float[ArrayLike, ""] = parameter(0.25, "alpha", "(-inf, inf)")
+    label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
+    nll_weight: Float[ArrayLike, ""] = parameter(0.0, "nll_weight", "[0, inf)")
 
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _mean_reward_margin(pairs, self.alpha)

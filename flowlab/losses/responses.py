@@ -7,18 +7,11 @@ p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few unit
 of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import (
-    AbstractLoss,
-    Pair,
-    floats,
-    like,
-    negative_log_likelihood,
-    parameter_in,
-    positive,
-)
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
+from flowlab.losses.base import AbstractLoss, Pair, negative_log_likelihood
 from flowlab.losses.functions import negative_log_sigmoid, sigmoid
 
 __all__ = ["BCO", "KTO", "NCA", "SFT", "SPPO", "APODown", "APOZero", "CalDPO"]
@@ -82,7 +75,7 @@ class BCO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    delta: Float[ArrayLike, ""] = parameter_in(0.0, "delta", -np.inf, np.inf)
+    delta: Float[ArrayLike, ""] = parameter(0.0, "delta", "(-inf, inf)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen, rejected = _rewards(pairs, self.beta)
@@ -157,15 +150,9 @@ class KTO(AbstractLoss):
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
-    desirable_weight: Float[ArrayLike, ""] = parameter_in(
-        1.0, "desirable_weight", 0, np.inf, ends="low"
-    )
-    undesirable_weight: Float[ArrayLike, ""] = parameter_in(
-        1.0, "undesirable_weight", 0, np.inf, ends="low"
-    )
-    reference_point: Float[ArrayLike, ""] = parameter_in(
-        0.0, "reference_point", 0, np.inf, ends="low"
-    )
+    desirable_weight: Float[ArrayLike, ""] = parameter(1.0, "desirable_weight", "[0, inf)")
+    undesirable_weight: Float[ArrayLike, ""] = parameter(1.0, "undesirable_weight", "[0, inf)")
+    reference_point: Float[ArrayLike, ""] = parameter(0.0, "reference_point", "[0, inf)")
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen, rejected = floats(pairs.u_chosen), floats(pairs.u_rejected)

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import AbstractLoss, Pair, like, parameter_in
+from flowlab._arrays import like
+from flowlab._parameters import parameter
+from flowlab.losses.base import AbstractLoss, Pair
 
 __all__ = ["WeightedSum"]
 
@@ -31,7 +33,7 @@ class WeightedSum(AbstractLoss):
     """
 
     losses: tuple[AbstractLoss, ...]
-    weights: Float[ArrayLike, " k"] = parameter_in(1.0, "weights", -np.inf, np.inf, single=False)
+    weights: Float[ArrayLike, " k"] = parameter(1.0, "weights", "(-inf, inf)", single=False)
 
     def __init__(
         self,

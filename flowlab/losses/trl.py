@@ -7,34 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import ArrayLike, Float
 
+from flowlab.losses import batches, divergences, margin, reference_free, responses
 from flowlab.losses.base import AbstractLoss
-from flowlab.losses.batches import AOT, AOTUnpaired
-from flowlab.losses.divergences import (
-    AbstractDivergence,
-    AlphaDivergence,
-    ForwardKL,
-    JensenShannon,
-    ReverseKL,
-)
-from flowlab.losses.margin import (
-    DPO,
-    EXO,
-    IPO,
-    DiscoPOP,
-    Hinge,
-    LengthNormalisedDPO,
-    RobustDPO,
-)
-from flowlab.losses.reference_free import (
-    CPO,
-    CPOIPO,
-    ORPO,
-    AlphaPO,
-    CPOHinge,
-    OddsRatio,
-    SimPO,
-)
-from flowlab.losses.responses import BCO, KTO, NCA, SFT, SPPO, APODown, APOZero
+from flowlab.losses.divergences import AbstractDivergence
 from flowlab.losses.sums import WeightedSum
 
 __all__ = ["from_trl"]
@@ -138,7 +113,7 @@ def from_trl(
 
 
 class _Recipe(NamedTuple):
-    """What makes a loss, the fields of TRL with an effect on it, and those that TRL itself sets."""
+    """The maker of a loss, the fields of TRL with an effect on it, and those that TRL sets."""
 
     make: Callable[..., AbstractLoss]
     fields: tuple[str, ...]
@@ -153,11 +128,13 @@ class _Trainer(NamedTuple):
 
 
 def _simpo(alpha: float, **arguments: Any) -> AbstractLoss:
-    return SimPO(**arguments) if np.array_equal(alpha, 0) else AlphaPO(alpha=alpha, **arguments)
+    if np.array_equal(alpha, 0):
+        return reference_free.SimPO(**arguments)
+    return reference_free.AlphaPO(alpha=alpha, **arguments)
 
 
 def _over_examples(**arguments: Any) -> AbstractLoss:
-    return WeightedSum((KTO(**arguments),), np.asarray([0.5]))
+    return WeightedSum((responses.KTO(**arguments),), np.asarray([0.5]))
 
 
 _SCORES = ("beta", "f_divergence_type")
@@ -169,21 +146,21 @@ _EXAMPLES = ("beta", "desirable_weight", "undesirable_weight")
 _TRAINERS = {
     "dpo": _Trainer(
         {
-            "sigmoid": _Recipe(DPO, _SCORES),
-            "hinge": _Recipe(Hinge, _SCORES),
-            "ipo": _Recipe(IPO, _SCORES),
-            "exo_pair": _Recipe(EXO, _SMOOTHED_SCORES),
-            "nca_pair": _Recipe(NCA, ("beta",)),
-            "robust": _Recipe(RobustDPO, _SMOOTHED_SCORES),
-            "bco_pair": _Recipe(BCO, ("beta",)),
-            "sppo_hard": _Recipe(SPPO, ("beta",)),
-            "aot": _Recipe(AOT, _SMOOTHED),
-            "aot_unpaired": _Recipe(AOTUnpaired, _SMOOTHED),
-            "apo_zero": _Recipe(APOZero, ("beta",)),
-            "apo_down": _Recipe(APODown, ("beta",)),
-            "discopop": _Recipe(DiscoPOP, (*_SCORES, "discopop_tau")),
-            "sft": _Recipe(SFT, ()),
-            "sigmoid_norm": _Recipe(LengthNormalisedDPO, _SCORES),
+            "sigmoid": _Recipe(margin.DPO, _SCORES),
+            "hinge": _Recipe(margin.Hinge, _SCORES),
+            "ipo": _Recipe(margin.IPO, _SCORES),
+            "exo_pair": _Recipe(margin.EXO, _SMOOTHED_SCORES),
+            "nca_pair": _Recipe(responses.NCA, ("beta",)),
+            "robust": _Recipe(margin.RobustDPO, _SMOOTHED_SCORES),
+            "bco_pair": _Recipe(responses.BCO, ("beta",)),
+            "sppo_hard": _Recipe(responses.SPPO, ("beta",)),
+            "aot": _Recipe(batches.AOT, _SMOOTHED),
+            "aot_unpaired": _Recipe(batches.AOTUnpaired, _SMOOTHED),
+            "apo_zero": _Recipe(responses.APOZero, ("beta",)),
+            "apo_down": _Recipe(responses.APODown, ("beta",)),
+            "discopop": _Recipe(margin.DiscoPOP, (*_SCORES, "discopop_tau")),
+            "sft": _Recipe(responses.SFT, ()),
+            "sigmoid_norm": _Recipe(margin.LengthNormalisedDPO, _SCORES),
         },
         {
             "beta": 0.1,
@@ -196,9 +173,9 @@ _TRAINERS = {
     ),
     "cpo": _Trainer(
         {
-            "sigmoid": _Recipe(CPO, (*_REWARD, "cpo_alpha", "label_smoothing")),
-            "hinge": _Recipe(CPOHinge, (*_REWARD, "cpo_alpha")),
-            "ipo": _Recipe(CPOIPO, (*_REWARD, "cpo_alpha")),
+            "sigmoid": _Recipe(reference_free.CPO, (*_REWARD, "cpo_alpha", "label_smoothing")),
+            "hinge": _Recipe(reference_free.CPOHinge, (*_REWARD, "cpo_alpha")),
+            "ipo": _Recipe(reference_free.CPOIPO, (*_REWARD, "cpo_alpha")),
             "simpo": _Recipe(_simpo, (*_REWARD, "simpo_gamma", "cpo_alpha", "label_smoothing")),
             "alphapo": _Recipe(
                 _simpo, (*_REWARD, "simpo_gamma", "label_smoothing"), {"cpo_alpha": 0.0}
@@ -220,16 +197,19 @@ _TRAINERS = {
         {"beta": 0.1, "desirable_weight": 1.0, "undesirable_weight": 1.0},
     ),
     "orpo": _Trainer(
-        {None: _Recipe(ORPO, ("beta",)), "odds_ratio_term": _Recipe(OddsRatio, ("beta",))},
+        {
+            None: _Recipe(reference_free.ORPO, ("beta",)),
+            "odds_ratio_term": _Recipe(reference_free.OddsRatio, ("beta",)),
+        },
         {"beta": 0.1},
     ),
 }
 
 _DIVERGENCES: Mapping[str, Callable[..., AbstractDivergence]] = {
-    "reverse_kl": ReverseKL,
-    "forward_kl": ForwardKL,
-    "js_divergence": JensenShannon,
-    "alpha_divergence": AlphaDivergence,
+    "reverse_kl": divergences.ReverseKL,
+    "forward_kl": divergences.ForwardKL,
+    "js_divergence": divergences.JensenShannon,
+    "alpha_divergence": divergences.AlphaDivergence,
 }
 
 # What our classes call a field of TRL otherwise than TRL does.
@@ -339,7 +319,7 @@ def _loss(recipe: _Recipe, values: Mapping[str, Any]) -> AbstractLoss:
 def _divergence(values: Mapping[str, Any]) -> AbstractDivergence:
     name = values.get("f_divergence_type", "reverse_kl")
     if name == "alpha_divergence":
-        return AlphaDivergence(values["f_alpha_divergence_coef"])
+        return divergences.AlphaDivergence(values["f_alpha_divergence_coef"])
     return _DIVERGENCES[name]()
 
 

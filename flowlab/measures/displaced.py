@@ -190,7 +190,7 @@ def _log_probs(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " r"]:
 def _paired(flow: AbstractFlow) -> Bool[np.ndarray, " r"]:
     """Which of the responses are in a pair."""
     policy = flow.policy  # type: ignore[attr-defined]
-    return np.isin(np.arange(np.shape(policy.ref_log_probs)[0]), policy.places)
+    return np.isin(np.arange(np.shape(policy.ref_log_probs)[0]), policy.indices)
 
 
 def _rounding(values: Float[Array, "*p"]) -> Float[Array, "*p"]:

@@ -21,7 +21,7 @@ from typing import Any
 from flowlab.flow import preference_flow
 from flowlab.plans import words
 from flowlab.plans.plan import Plan
-from flowlab.policies import AbstractPolicy
+from flowlab.policies import PLANES, AbstractPolicy
 from flowlab.until import AbstractTarget
 
 __all__ = ["from_json", "from_recipe", "from_toml"]
@@ -31,8 +31,8 @@ _OF_POLICY = (
     "domain",
     "box_chosen",
     "box_rejected",
-    "ref_chosen",
-    "ref_rejected",
+    "ref_prob_chosen",
+    "ref_prob_rejected",
     "wall",
     "kernel",
 )
@@ -45,7 +45,7 @@ _ENTRIES = (
     *("block_size", "block"),
 )
 _KNOWN: dict[str, tuple[str | None, ...]] = {
-    "policy": ("ratio", "log_ratio"),
+    "policy": tuple(PLANES),
     "domain": (None, "quadrant", "box", "simplex"),
     "wall": (None, "stop", "slide"),
     "starts": ("grid", "sobol", "uniform", "latin"),

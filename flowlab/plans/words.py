@@ -4,6 +4,7 @@ Options are named as on the command line; who reads them from a file says their 
 """
 
 import dataclasses
+import inspect
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -98,19 +99,25 @@ def loss_asked(asked: dict[str, Any], parameters: dict[str, float]) -> AbstractL
 
 def policy(asked: dict[str, Any]) -> AbstractPolicy:
     """The plane that was asked for, with its domain or kernel."""
-    if asked["policy"] == "log_ratio":
-        return policies.LogRatioPlane(_kernel(asked["kernel"]), offset=asked["offset"])
+    make = policies.PLANES[asked["policy"]]
+    taken = inspect.signature(make).parameters
+    given = {
+        "domain": _domain(asked),
+        "wall": asked["wall"],
+        "kernel": _kernel(asked["kernel"]),
+        "offset": asked["offset"],
+    }
+    return make(**{name: given[name] for name in taken if given.get(name) is not None})
 
-    def given(**names: str) -> dict[str, float]:
-        return {key: asked[name] for key, name in names.items() if asked[name] is not None}
 
-    domain: domains.AbstractDomain = domains.Quadrant()
-    if asked["domain"] == "box":
-        domain = domains.Box(**given(chosen="box_chosen", rejected="box_rejected"))
-    elif asked["domain"] == "simplex":
-        domain = domains.Simplex(**given(ref_chosen="ref_chosen", ref_rejected="ref_rejected"))
-    wall = asked["wall"] or "stop"
-    return policies.RatioPlane(domain, wall=wall, offset=asked["offset"])
+def _domain(asked: dict[str, Any]) -> domains.AbstractDomain | None:
+    if asked["domain"] in (None, "quadrant"):
+        return None
+    make, options = {
+        "box": (domains.Box, ("box_chosen", "box_rejected")),
+        "simplex": (domains.Simplex, ("ref_prob_chosen", "ref_prob_rejected")),
+    }[asked["domain"]]
+    return make(*(1.0 if asked[name] is None else asked[name] for name in options))
 
 
 def _kernel(text: str | None) -> np.ndarray | None:
@@ -216,8 +223,8 @@ def of_plane(asked: dict[str, Any]) -> dict[str, tuple[bool, str]]:
         "domain": (on_ratio_plane, "--policy log_ratio"),
         "box_chosen": (domain == "box", "anything but --domain box"),
         "box_rejected": (domain == "box", "anything but --domain box"),
-        "ref_chosen": (domain == "simplex", "anything but --domain simplex"),
-        "ref_rejected": (domain == "simplex", "anything but --domain simplex"),
+        "ref_prob_chosen": (domain == "simplex", "anything but --domain simplex"),
+        "ref_prob_rejected": (domain == "simplex", "anything but --domain simplex"),
         "wall": (domain in ("box", "simplex"), "a domain without walls"),
         "kernel": (not on_ratio_plane, "--policy ratio"),
     }

@@ -5,8 +5,11 @@ happens at its walls. The planes have one pair and nothing else; the other polic
 log-probabilities of a list of responses, of which any number of pairs is made.
 """
 
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
 from flowlab.policies.autoregressive import Autoregressive
-from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
+from flowlab.policies.base import AbstractPolicy, AbstractStates, WallRule, check_wall
 from flowlab.policies.features import FeatureModel
 from flowlab.policies.function import Policy
 from flowlab.policies.planes import CoupledKernel, LogRatioPlane, ProbabilityPlane, RatioPlane
@@ -14,8 +17,10 @@ from flowlab.policies.responses import AbstractResponses
 from flowlab.policies.softmax import LogLinear, TabularSoftmax
 
 __all__ = [
+    "PLANES",
     "AbstractPolicy",
     "AbstractResponses",
+    "AbstractStates",
     "Autoregressive",
     "CoupledKernel",
     "FeatureModel",
@@ -28,3 +33,11 @@ __all__ = [
     "WallRule",
     "check_wall",
 ]
+
+PLANES: Mapping[str, Callable[..., AbstractPolicy]] = MappingProxyType(
+    {"ratio": RatioPlane, "log_ratio": LogRatioPlane}
+)
+"""The planes that commands and recipes offer, by name.
+
+What may be asked of one is what its constructor takes: `domain` and `wall`, `kernel`, `offset`.
+"""

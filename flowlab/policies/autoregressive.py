@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab import _checks as checks
-from flowlab.losses import floats
+from flowlab._arrays import floats
 from flowlab.policies.responses import AbstractResponses
 
 __all__ = ["Autoregressive"]
@@ -114,12 +114,12 @@ class Autoregressive(AbstractResponses):
     def log_probs(self, state: Float[Array, "c v"]) -> Float[Array, " r"]:
         tables = jax.nn.log_softmax(floats(state), axis=-1)
         rows = {context: row for row, context in enumerate(self.contexts)}
-        places = [
+        entries = [
             (response, rows[_context(tokens, t, self.context)], token)
             for response, tokens in enumerate(self.responses)
             for t, token in enumerate(tokens)
         ]
-        owner, row, token = np.transpose(places)
+        owner, row, token = np.transpose(entries)
         return jax.ops.segment_sum(tables[row, token], owner, len(self.responses))
 
 

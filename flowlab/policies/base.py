@@ -1,4 +1,4 @@
-"""What every policy is, and the kernel that its Jacobian makes on the log-ratio plane.
+"""The base of all policies, and the kernel that a Jacobian makes on the log-ratio plane.
 
 p: pairs, none for a single one.
 """
@@ -15,17 +15,14 @@ from flowlab._checks import choice
 from flowlab.domains import AbstractDomain
 from flowlab.losses import Pair
 
-__all__ = ["AbstractPolicy", "WallRule", "check_wall"]
+__all__ = ["AbstractPolicy", "AbstractStates", "WallRule", "check_wall"]
 
 WallRule = Literal["stop", "slide"]
+Region = tuple[tuple[float, float], tuple[float, float]]
 
 
-class AbstractPolicy(eqx.Module):
-    """What a state means: its pairs, its metric, its domain, and the rule at the domain's walls.
-
-    A policy of your own is a subclass with `domain`, `wall` and `pairs`; `Policy.from_function`
-    makes one of a function of a state.
-    """
+class AbstractStates(eqx.Module):
+    """A set of states, its walls and what they do: what policies and flows have in common."""
 
     domain: eqx.AbstractVar[AbstractDomain]
     wall: eqx.AbstractVar[WallRule]
@@ -40,12 +37,28 @@ class AbstractPolicy(eqx.Module):
         """Names of the components of a state, where it is one array that has such."""
         return None
 
+
+class AbstractPolicy(AbstractStates):
+    """The meaning of a state: its pairs, metric and domain, and the rule at the domain's walls.
+
+    A policy of your own is a subclass with `domain`, `wall` and `pairs`; `Policy.from_function`
+    makes one of a function of a state.
+    """
+
     @property
     def reference_state(self) -> PyTree[ArrayLike] | None:
         """The state at which the policy is its reference, all log-ratios 0; None if unknown.
 
         NumPy, in float64, so that a flow line from there is solved in it; a policy made of a
         function has it as it was given.
+        """
+        return None
+
+    @property
+    def region(self) -> Region | None:
+        """The part of a plane that is usually looked at: (low, high) of both components, or None.
+
+        None where the states are no plane.
         """
         return None
 

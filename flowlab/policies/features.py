@@ -12,7 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab import _checks as checks
-from flowlab.losses import floats, like
+from flowlab._arrays import floats, like
 from flowlab.policies.responses import AbstractResponses, rest_in_proportion
 
 __all__ = ["FeatureModel"]

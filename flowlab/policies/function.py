@@ -85,7 +85,7 @@ class Policy(AbstractResponses):
                 of different responses, nats, shape (r,), such as those of a batch under a network.
             reference: The state that is the reference, such as the parameters before training.
                 `reference_state` keeps its precision; give float64 to start a line in it.
-            preferences: (chosen, rejected), or a list of such couples: places in the list of
+            preferences: (chosen, rejected), or a list of such couples: indices in the list of
                 responses, counted from 0.
             metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,
                 symmetric positive semidefinite; None for the identity.

@@ -1,6 +1,8 @@
 """Planes: two numbers stand for one pair, and nothing else moves."""
 
+import functools
 from collections.abc import Callable
+from dataclasses import KW_ONLY, MISSING
 from typing import Any
 
 import equinox as eqx
@@ -12,45 +14,70 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab import _checks as checks
+from flowlab._arrays import floats, like
+from flowlab._parameters import parameter, positive
 from flowlab.domains import AbstractDomain, Quadrant, Simplex, WholeSpace
-from flowlab.losses import Pair, floats, like, positive_parameter
-from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
+from flowlab.losses import Pair
+from flowlab.policies.base import AbstractPolicy, Region, WallRule, check_wall
 
 __all__ = ["CoupledKernel", "LogRatioPlane", "ProbabilityPlane", "RatioPlane"]
 
 _SYMMETRY = 1e-12  # relative; a kernel is given by three numbers
+_NATS = 10.0  # e^10 = 22,000: how far training moves a response, and where sigmoids are flat
 _MEASURED = 1e-6  # of the largest entry: what rounding of float32 inner products makes of 0
 
 KernelFunction = Callable[[Float[Array, " 2"]], Float[Array, "2 2"]]
 
 
+def _domain(usual: type[AbstractDomain]) -> Any:
+    """A field for a set of positive numbers; None for the usual one."""
+    return eqx.field(default=None, converter=functools.partial(_positive_domain, usual))
+
+
+def _positive_domain(usual: type[AbstractDomain], domain: Any) -> AbstractDomain:
+    held = usual() if domain is None else domain
+    if isinstance(held, WholeSpace) or not isinstance(held, AbstractDomain):
+        raise ValueError(
+            "Argument `domain` must be a set of positive ratios such as Quadrant(), "
+            f"but is {domain!r}."
+        )
+    return held
+
+
+def _checked_kernel(kernel: Any) -> Any:
+    """A kernel, or a function that gives one, checked; what is traced is taken as it is."""
+    held: Any = kernel
+    if callable(kernel):
+        with jax.enable_x64(True):
+            held = kernel(jnp.zeros(2))
+    if isinstance(held, Tracer):
+        return kernel
+    matrix = _checked_matrix(held)
+    return kernel if callable(kernel) else matrix
+
+
+def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
+    matrix = checks.array("kernel", kernel, (2, 2))
+    if not np.allclose(matrix, matrix.T, rtol=_SYMMETRY, atol=0):
+        raise ValueError(f"Argument `kernel` must be symmetric, but is {matrix.tolist()}.")
+    smallest = float(np.linalg.eigvalsh(matrix)[0])
+    if smallest < -_MEASURED * np.abs(matrix).max():
+        raise ValueError(
+            "Argument `kernel` must be positive semidefinite, "
+            f"but its smallest eigenvalue is {smallest:.3g}."
+        )
+    return matrix
+
+
 class _Plane(AbstractPolicy):
-    """What the planes share: one pair, its references, lengths and required margin."""
+    """A plane of one pair, with its references, lengths and required margin."""
 
-    ref_chosen: Float[ArrayLike, ""]
-    ref_rejected: Float[ArrayLike, ""]
-    chosen_length: Float[ArrayLike, ""]
-    rejected_length: Float[ArrayLike, ""]
-    offset: Float[ArrayLike, ""] | None
-    domain: AbstractDomain
-    wall: WallRule = eqx.field(static=True)
-
-    def __init__(
-        self,
-        domain: Any,
-        wall: str,
-        ref_chosen: float,
-        ref_rejected: float,
-        chosen_length: float,
-        rejected_length: float,
-        offset: float | None,
-    ) -> None:
-        self.domain, self.wall = domain, check_wall(wall)
-        self.ref_chosen = _number("ref_chosen", ref_chosen)
-        self.ref_rejected = _number("ref_rejected", ref_rejected)
-        self.chosen_length = positive_parameter("chosen_length", chosen_length)
-        self.rejected_length = positive_parameter("rejected_length", rejected_length)
-        self.offset = None if offset is None else _number("offset", offset)
+    _: KW_ONLY
+    ref_chosen: Float[ArrayLike, ""] = parameter(0.0, "ref_chosen", "(-inf, inf)")
+    ref_rejected: Float[ArrayLike, ""] = parameter(0.0, "ref_rejected", "(-inf, inf)")
+    chosen_length: Float[ArrayLike, ""] = positive(20.0, "chosen_length", single=True)
+    rejected_length: Float[ArrayLike, ""] = positive(20.0, "rejected_length", single=True)
+    offset: Float[ArrayLike, ""] | None = parameter(None, "offset", "(-inf, inf)")
 
     @property
     def state_shape(self) -> tuple[int, ...]:
@@ -76,7 +103,30 @@ class _Plane(AbstractPolicy):
         )
 
 
-class RatioPlane(_Plane):
+class _PositivePlane(_Plane):
+    """A plane of positive numbers, Euclidean in them, with walls.
+
+    A subclass has the field `domain`.
+    """
+
+    _: KW_ONLY
+    wall: WallRule = eqx.field(static=True, default="stop", converter=check_wall)
+
+    @property
+    def region(self) -> Region:
+        """From 0 to where each axis meets a wall, or to 1."""
+        normals, offsets = self.domain.walls()
+        normals, never = normals.reshape(-1, 2), np.full((len(offsets), 2), np.inf)
+        meets = np.divide(offsets[:, None], normals, out=never, where=normals > 0)
+        ends = np.min(meets, axis=0, initial=np.inf)
+        chosen, rejected = np.where(np.isfinite(ends), ends, 1.0).tolist()
+        return (0.0, chosen), (0.0, rejected)
+
+    def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
+        return jnp.diag(1 / jnp.asarray(state) ** 2)
+
+
+class RatioPlane(_PositivePlane):
     """The paper's plane: the state is (x1, x2), probability over reference, of chosen and rejected.
 
     Euclidean in x, so on the log-ratio plane its kernel is diag(x1⁻², x2⁻²).
@@ -98,20 +148,7 @@ class RatioPlane(_Plane):
     Source: arXiv 2404.04626, section 3.1; there both references are set to 1 (0 nats).
     """
 
-    def __init__(
-        self,
-        domain: AbstractDomain | None = None,
-        *,
-        wall: WallRule = "stop",
-        ref_chosen: float = 0.0,
-        ref_rejected: float = 0.0,
-        chosen_length: float = 20.0,
-        rejected_length: float = 20.0,
-        offset: float | None = None,
-    ) -> None:
-        domain = _positive_domain(Quadrant() if domain is None else domain)
-        held = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
-        super().__init__(domain, wall, *held)
+    domain: AbstractDomain = _domain(Quadrant)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -120,14 +157,11 @@ class RatioPlane(_Plane):
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         return self._pair(jnp.log(state))
 
-    def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
-        return jnp.diag(1 / jnp.asarray(state) ** 2)
-
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
         return jnp.exp(jnp.asarray(log_ratios))
 
 
-class ProbabilityPlane(_Plane):
+class ProbabilityPlane(_PositivePlane):
     """The plane of the two probabilities themselves: the state is (π_chosen, π_rejected).
 
     Euclidean in π, so on the log-ratio plane its kernel is diag(π_chosen⁻², π_rejected⁻²). Where
@@ -150,22 +184,18 @@ class ProbabilityPlane(_Plane):
             unknown, a length is not positive, or the offset is not finite.
     """
 
-    def __init__(
-        self,
-        ref_chosen: float,
-        ref_rejected: float,
-        domain: AbstractDomain | None = None,
-        *,
-        wall: WallRule = "stop",
-        chosen_length: float = 20.0,
-        rejected_length: float = 20.0,
-        offset: float | None = None,
-    ) -> None:
-        domain = _positive_domain(Simplex() if domain is None else domain)
-        _check_log_probability("ref_chosen", ref_chosen)
-        _check_log_probability("ref_rejected", ref_rejected)
-        held = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
-        super().__init__(domain, wall, *held)
+    ref_chosen: Float[ArrayLike, ""] = parameter(MISSING, "ref_chosen", "(-inf, inf)")
+    ref_rejected: Float[ArrayLike, ""] = parameter(MISSING, "ref_rejected", "(-inf, inf)")
+    domain: AbstractDomain = _domain(Simplex)
+
+    def __check_init__(self) -> None:
+        for name in ("ref_chosen", "ref_rejected"):
+            held = getattr(self, name)
+            if not isinstance(held, Tracer) and held > 0:
+                raise ValueError(
+                    f"Argument `{name}` must be a log-probability in nats, at most 0, but is "
+                    f"{held:g}; for a probability p give np.log(p)."
+                )
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -174,9 +204,6 @@ class ProbabilityPlane(_Plane):
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         references = jnp.stack([like(r, state) for r in (self.ref_chosen, self.ref_rejected)])
         return self._pair(jnp.log(state) - references)
-
-    def kernel(self, state: Float[Array, " 2"]) -> Float[Array, "2 2"]:
-        return jnp.diag(1 / jnp.asarray(state) ** 2)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " 2"]:
         values = floats(log_ratios)
@@ -207,7 +234,11 @@ class LogRatioPlane(_Plane):
             length is not positive, or a reference log-probability or the offset is not finite.
     """
 
-    matrix: Float[ArrayLike, "2 2"] | KernelFunction = eqx.field(metadata={"argument": "kernel"})
+    matrix: Float[ArrayLike, "2 2"] | KernelFunction = eqx.field(
+        converter=_checked_kernel, metadata={"argument": "kernel"}
+    )
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
 
     def __init__(
         self,
@@ -219,13 +250,20 @@ class LogRatioPlane(_Plane):
         rejected_length: float = 20.0,
         offset: float | None = None,
     ) -> None:
-        self.matrix = _checked_kernel(np.eye(2) if kernel is None else kernel)
-        held = (ref_chosen, ref_rejected, chosen_length, rejected_length, offset)
-        super().__init__(WholeSpace(), "stop", *held)
+        self.matrix = np.eye(2) if kernel is None else kernel  # type: ignore[assignment]
+        self.ref_chosen, self.ref_rejected = ref_chosen, ref_rejected
+        self.chosen_length, self.rejected_length = chosen_length, rejected_length
+        self.offset = offset
+        self.domain, self.wall = WholeSpace(), "stop"
 
     @property
     def components(self) -> tuple[str, ...]:
         return ("u_chosen", "u_rejected")
+
+    @property
+    def region(self) -> Region:
+        """Ten nats to either side of the reference."""
+        return (-_NATS, _NATS), (-_NATS, _NATS)
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
         return self._pair(floats(state))
@@ -262,16 +300,13 @@ class CoupledKernel(eqx.Module):
             semidefinite.
     """
 
-    ratio: Float[ArrayLike, ""]
-    rejected: Float[ArrayLike, ""]
-    chosen: Float[ArrayLike, ""]
+    ratio: Float[ArrayLike, ""] = parameter(0.0, "ratio", "(-inf, inf)")
+    rejected: Float[ArrayLike, ""] = parameter(1.5, "rejected", "[0, inf)")
+    chosen: Float[ArrayLike, ""] = positive(1.0, "chosen", single=True)
 
-    def __init__(self, ratio: float = 0.0, rejected: float = 1.5, chosen: float = 1.0) -> None:
-        self.ratio = _number("ratio", ratio)
-        self.rejected = _number("rejected", rejected)
-        if self.rejected < 0:
-            raise ValueError(f"Argument `rejected` must be at least 0, but is {rejected!r}.")
-        self.chosen = positive_parameter("chosen", chosen)
+    def __check_init__(self) -> None:
+        if isinstance(self.ratio, Tracer) or isinstance(self.rejected, Tracer):
+            return
         if self.ratio**2 > self.rejected * (1 + _MEASURED):
             raise ValueError(
                 "Argument `ratio` must be at most the square root of `rejected` in size, for the "
@@ -286,49 +321,3 @@ class CoupledKernel(eqx.Module):
         return chosen * jnp.stack(
             [jnp.stack([jnp.ones_like(ratio), ratio]), jnp.stack([ratio, rejected])]
         )
-
-
-def _checked_kernel(kernel: Any) -> Any:
-    """A kernel, or a function that gives one, checked; what is traced is taken as it is."""
-    held: Any = kernel
-    if callable(kernel):
-        with jax.enable_x64(True):
-            held = kernel(jnp.zeros(2))
-        if isinstance(held, Tracer):
-            return kernel
-    matrix = _checked_matrix(held)
-    return kernel if callable(kernel) else matrix
-
-
-def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
-    matrix = checks.array("kernel", kernel, (2, 2))
-    if not np.allclose(matrix, matrix.T, rtol=_SYMMETRY, atol=0):
-        raise ValueError(f"Argument `kernel` must be symmetric, but is {matrix.tolist()}.")
-    smallest = float(np.linalg.eigvalsh(matrix)[0])
-    if smallest < -_MEASURED * np.abs(matrix).max():
-        raise ValueError(
-            "Argument `kernel` must be positive semidefinite, "
-            f"but its smallest eigenvalue is {smallest:.3g}."
-        )
-    return matrix
-
-
-def _number(name: str, value: float) -> np.ndarray:
-    return np.asarray(checks.number(name, value))
-
-
-def _check_log_probability(name: str, value: float) -> None:
-    if checks.number(name, value) > 0:
-        raise ValueError(
-            f"Argument `{name}` must be a log-probability in nats, at most 0, but is {value!r}; "
-            "for a probability p give np.log(p)."
-        )
-
-
-def _positive_domain(domain: Any) -> AbstractDomain:
-    if isinstance(domain, WholeSpace) or not isinstance(domain, AbstractDomain):
-        raise ValueError(
-            "Argument `domain` must be a set of positive ratios such as Quadrant(), "
-            f"but is {domain!r}."
-        )
-    return domain

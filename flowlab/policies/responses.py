@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from flowlab._arrays import floats, like
 from flowlab._checks import numbers
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import Pair, floats, like
+from flowlab.losses import Pair
 from flowlab.policies.base import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["AbstractResponses", "Preferences", "rest_in_proportion"]
@@ -40,7 +41,7 @@ class AbstractResponses(AbstractPolicy):
         wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
 
     Attributes:
-        preferences: (chosen, rejected), two places in the list, for a single pair; a tuple of such
+        preferences: (chosen, rejected), indices in the list, for a single pair; a tuple of such
             couples for several. The loss of several is their (weighted) mean.
         lengths: Tokens of each response, shape (r,).
         offset: Required margin of each pair, for losses that use one (ODPO); None for none.
@@ -78,13 +79,13 @@ class AbstractResponses(AbstractPolicy):
         """Log-probability of each response at a state, nats."""
 
     @property
-    def places(self) -> Int[np.ndarray, "*p 2"]:
-        """Where in the list the chosen and the rejected response of each pair stand."""
+    def indices(self) -> Int[np.ndarray, "*p 2"]:
+        """Indices, in the list, of the chosen and the rejected response of each pair."""
         return np.asarray(self.preferences)
 
     def pairs(self, state: PyTree[Array]) -> Pair:
         logs = self.log_probs(state)
-        chosen, rejected = self.places[..., 0], self.places[..., 1]
+        chosen, rejected = self.indices[..., 0], self.indices[..., 1]
         references, lengths = like(self.ref_log_probs, logs), like(self.lengths, logs)
         return Pair(
             chosen=logs[chosen],
@@ -114,7 +115,7 @@ def rest_in_proportion(
     """
     values = floats(log_ratios)
     references = like(policy.ref_log_probs, values)
-    pair = policy.places
+    pair = policy.indices
     others = np.setdiff1d(np.arange(references.size), pair)
     if np.shape(policy.preferences) != (2,) or not others.size:
         raise ValueError(
@@ -134,21 +135,21 @@ def _preferences(preferences: Any, count: int, prompts: int | None = None) -> Pr
     form = "(chosen, rejected)" if prompts is None else "(prompt, chosen, rejected)"
     wanted = f"Argument `preferences` must be {form} or a list of such, "
     try:
-        places = np.asarray(preferences)
+        indices = np.asarray(preferences)
     except ValueError:
-        places = np.zeros(0)
+        indices = np.zeros(0)
     width = 2 if prompts is None else 3
-    couples = places.size > 0 and places.ndim in (1, 2) and places.shape[-1] == width
-    if not (couples and places.dtype.kind in "iu"):
+    couples = indices.size > 0 and indices.ndim in (1, 2) and indices.shape[-1] == width
+    if not (couples and indices.dtype.kind in "iu"):
         raise ValueError(f"{wanted}counted from 0, but is {preferences!r}.")
     limits = np.array([count, count] if prompts is None else [prompts, count, count])
-    if np.any(places < 0) or np.any(places >= limits):
+    if np.any(indices < 0) or np.any(indices >= limits):
         among = f"{count} responses" + ("" if prompts is None else f" to {prompts} prompts")
-        raise ValueError(f"{wanted}among {among}, counted from 0, but is {places.tolist()}.")
-    if np.any(places[..., -2] == places[..., -1]):
-        raise ValueError(f"{wanted}of two different responses, but is {places.tolist()}.")
-    listed: Any = places.tolist()
-    return tuple(listed) if places.ndim == 1 else tuple(tuple(one) for one in listed)
+        raise ValueError(f"{wanted}among {among}, counted from 0, but is {indices.tolist()}.")
+    if np.any(indices[..., -2] == indices[..., -1]):
+        raise ValueError(f"{wanted}of two different responses, but is {indices.tolist()}.")
+    listed: Any = indices.tolist()
+    return tuple(listed) if indices.ndim == 1 else tuple(tuple(one) for one in listed)
 
 
 def _lengths(lengths: npt.ArrayLike, count: int) -> Float[np.ndarray, " r"]:

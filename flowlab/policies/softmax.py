@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowlab import _checks as checks
-from flowlab.losses import floats, like
+from flowlab._arrays import floats, like
 from flowlab.policies.responses import AbstractResponses, rest_in_proportion
 
 __all__ = ["LogLinear", "TabularSoftmax"]
@@ -34,7 +34,7 @@ class TabularSoftmax(AbstractResponses):
     Args:
         reference: Probabilities of the responses under the reference, shape (n,) for one prompt or
             (m, n) for several; those of a prompt sum to 1. States have the same shape.
-        preferences: (chosen, rejected) for a single pair, or a list of such couples: places among
+        preferences: (chosen, rejected) for a single pair, or a list of such couples: indices among
             the responses, counted from 0. With several prompts (prompt, chosen, rejected).
         fisher: Whether the metric is the pseudo-inverse of the Fisher information of the logits,
             in place of the identity.
@@ -74,7 +74,7 @@ class TabularSoftmax(AbstractResponses):
         return np.reshape(self.ref_log_probs, self.state_shape)
 
     @property
-    def places(self) -> Int[np.ndarray, "*p 2"]:
+    def indices(self) -> Int[np.ndarray, "*p 2"]:
         named = np.asarray(self.preferences)
         if len(self.state_shape) == 1:
             return named

@@ -12,9 +12,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._arrays import like
 from flowlab._checks import integer, numbers
 from flowlab.flow import AbstractFlow
-from flowlab.losses.base import like
 from flowlab.until import AbstractTarget, checked_limit
 
 __all__ = ["AbstractExit", "exit_at_level", "exit_from", "exit_from_interval"]

@@ -28,7 +28,7 @@ def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point:
     domain = problem.flow.domain
     state = domain.state(point.coordinates)
     gradient, _, velocity = motion(problem, state, lane.walls)
-    push = domain.push(state, velocity)
+    push = domain.pushforward(state, velocity)
     if problem.clock == "time":
         pace, scaled = lane.span, _times(push, lane.span)
     elif problem.clock == "arc_length":
@@ -85,7 +85,7 @@ def velocity_of_coordinates(
 
     def velocity(coordinates: PyTree[Array]) -> PyTree[Array]:
         state = domain.state(coordinates)
-        return domain.push(state, motion(problem, state, lane.walls)[2])
+        return domain.pushforward(state, motion(problem, state, lane.walls)[2])
 
     return velocity
 

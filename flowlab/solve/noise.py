@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from flowlab._arrays import like
+from flowlab._parameters import positive
 from flowlab.flow import AbstractFlow, PreferenceFlow, lifted, metric_matrix
-from flowlab.losses.base import like, positive
 
 __all__ = ["AbstractNoise", "Minibatch", "Thermal"]
 

@@ -1,0 +1,103 @@
+"""Hyper-parameters: fields that check themselves, and the numbers of a module by name.
+
+A hyper-parameter is a field that holds a number or an array and is not static, of a module or of
+one inside it, directly or in a tuple. The walls of domains are none.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import ArrayLike
+
+from flowlab._checks import within
+from flowlab.domains import AbstractDomain
+
+__all__ = ["arguments", "parameter", "parameter_names", "positive", "replaced"]
+
+
+def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
+    """A field for a hyper-parameter: an array leaf, checked where its value is known.
+
+    Args:
+        default: Its default; where that is None, None may be given too. `dataclasses.MISSING` for
+            none.
+        name: Its name.
+        interval: What it must lie in, such as "[0, 0.5)"; see `flowlab._checks.within`.
+        single: Whether it must be a single number, without axes.
+    """
+    convert = functools.partial(_converted, name, interval, single, default is None)
+    return eqx.field(default=default, converter=convert)
+
+
+def positive(default: float, name: str = "beta", *, single: bool = False) -> Any:
+    """A field for a hyper-parameter that must be positive and finite, one per pair or a single."""
+    return parameter(default, name, "(0, inf)", single=single)
+
+
+def _converted(name: str, interval: str, single: bool, optional: bool, value: ArrayLike) -> Any:
+    if isinstance(value, Tracer) or (optional and value is None):
+        return value
+    held = within(name, np.asarray(value) if isinstance(value, jax.Array) else value, interval)
+    if single and held.ndim:
+        raise ValueError(f"Argument `{name}` must be a single number, but has shape {held.shape}.")
+    return held
+
+
+def arguments(module: Any) -> dict[str, Any]:
+    """The contents of a module, by the names under which its constructor takes them.
+
+    A field that goes by another name than its argument says so in its metadata, and one that is
+    made of the others has None there.
+    """
+    return {name: held for name, held, _ in _fields(module)}
+
+
+def parameter_names(held: Any) -> list[str]:
+    """Names of the hyper-parameters of a module, or of a tuple of modules, each once."""
+    if isinstance(held, tuple):
+        names = [name for part in held for name in parameter_names(part)]
+    else:
+        parts = [([key] if own else parameter_names(part)) for key, part, own in _fields(held)]
+        names = [name for part in parts for name in part]
+    return list(dict.fromkeys(names))
+
+
+def replaced(held: Any, name: str, value: Any) -> Any:
+    """A module with one hyper-parameter replaced wherever it or a part of it has that name.
+
+    What has none of that name comes back as it is; all else is constructed anew.
+
+    Raises:
+        ValueError: If a constructor refuses the value.
+    """
+    if isinstance(held, tuple):
+        return tuple(replaced(part, name, value) for part in held)
+    if name not in parameter_names(held):
+        return held
+    fields, accepted = list(_fields(held)), inspect.signature(type(held)).parameters
+    if name not in accepted and any(own and key == name for key, _, own in fields):
+        return eqx.tree_at(lambda module: getattr(module, name), held, np.asarray(value, float))
+    known = {
+        key: value if own and key == name else replaced(part, name, value)
+        for key, part, own in fields
+        if key in accepted
+    }
+    return type(held)(**known)
+
+
+def _fields(held: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Argument, content, and whether it is a hyper-parameter, of each field of a module."""
+    if not dataclasses.is_dataclass(held) or isinstance(held, (type, AbstractDomain)):
+        return
+    for field in dataclasses.fields(held):
+        name, part = field.metadata.get("argument", field.name), getattr(held, field.name)
+        if name is not None:
+            fixed = field.metadata.get("static", False)
+            yield name, part, eqx.is_array_like(part) and not fixed

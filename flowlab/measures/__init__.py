@@ -5,10 +5,9 @@ state; a fold over the accepted steps, read from their interpolants; values at t
 """
 
 from flowlab.measures.base import AbstractMeasure, Ends, Nodes
-from flowlab.measures.displaced import dip, mass
-from flowlab.measures.near import near
-from flowlab.measures.steps import NODES
-from flowlab.measures.way import (
+from flowlab.measures.displacement import dip, mass
+from flowlab.measures.neighbourhood import near
+from flowlab.measures.path import (
     change,
     dwell,
     margin_at,
@@ -17,6 +16,7 @@ from flowlab.measures.way import (
     rate_ratio,
     slowest,
 )
+from flowlab.measures.steps import NODES
 
 __all__ = [
     "NODES",

@@ -23,7 +23,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from flowlab._checks import integer, positive
 from flowlab.flow import AbstractFlow
-from flowlab.solve.bridges import crossing_part, staying
+from flowlab.solve.brownian_bridge import crossing_part, survival_probability
 from flowlab.solve.compilation import compiled
 from flowlab.solve.exits import AbstractExit, exit_at_level
 from flowlab.solve.noise import AbstractNoise
@@ -326,7 +326,7 @@ def _step(problem: _Problem, key: PRNGKeyArray, path: _Paths) -> _Paths:
     factor = problem.factor(before)
     after = _moved(problem, jax.random.fold_in(key, path.count), before, factor)
     gaps, ahead = problem.gaps(before), problem.gaps(after)
-    survival = path.survival * staying(gaps, ahead, _spread(problem, before, factor))
+    survival = path.survival * survival_probability(gaps, ahead, _spread(problem, before, factor))
     finite = jnp.all(jnp.isfinite(after))
     crossed = finite & jnp.any(survival <= path.threshold)
     lost = ~finite | (~crossed & jnp.any(jnp.isnan(ahead)))

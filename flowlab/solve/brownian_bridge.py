@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["crossing_part", "staying"]
+__all__ = ["crossing_part", "survival_probability"]
 
 
-def staying(
+def survival_probability(
     gaps: Float[Array, " m"], ahead: Float[Array, " m"], spread: Float[Array, " m"]
 ) -> Float[Array, " m"]:
     """The probability that a bridge from a gap a > 0 to a gap b stays positive.

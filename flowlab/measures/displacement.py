@@ -3,16 +3,16 @@
 k: nodes of a step; p: pairs, none for a single one; r: responses.
 """
 
-from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from flowlab.flow import AbstractFlow, PreferenceFlow
-from flowlab.measures.base import AbstractMeasure, Ends, Nodes, check_space_of
+from flowlab.measures.base import Ends, Measure, Nodes, needs_space
 from flowlab.measures.steps import at, first_rise, lowest_place
 from flowlab.policies import AbstractResponses
 
@@ -21,121 +21,7 @@ __all__ = ["dip", "mass"]
 _ROUNDING = 64.0  # units in the last place: what logits and softmax make of a log-probability
 
 
-class _Fall(eqx.Module):
-    """What a dip carries; every leaf has shape (*p,).
-
-    Attributes:
-        start: The chosen log-probability at the start.
-        lowest: Its lowest value so far, less `start`; at most 0.
-        time: When it was lowest.
-        recovery: When it was first back at the start since, or NaN.
-    """
-
-    start: Float[Array, "*p"]
-    lowest: Float[Array, "*p"]
-    time: Float[Array, "*p"]
-    recovery: Float[Array, "*p"]
-
-
-class _Dip(AbstractMeasure):
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("dip_depth", "dip_time", "recovery_time")
-
-    @property
-    def axes(self) -> Mapping[str, str]:
-        return dict.fromkeys(self.names, "pair")
-
-    def check(self, flow: AbstractFlow) -> None:
-        check_space_of(flow, "u")
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> _Fall:
-        start = _chosen(flow, state)
-        never = jnp.full_like(start, jnp.nan)
-        return _Fall(start, jnp.zeros_like(start), never, never)
-
-    def fold(self, flow: AbstractFlow, carry: _Fall, nodes: Nodes) -> _Fall:
-        def seen(state: PyTree[Array], velocity: PyTree[Array]) -> tuple[Array, Array]:
-            return jax.jvp(lambda y: _chosen(flow, y), (state,), (velocity,))
-
-        values, rates = jax.vmap(seen)(nodes.state, nodes.velocity)
-        if carry.start.ndim == 0:
-            return _fallen(carry, values, rates, nodes.time)
-        return jax.vmap(_fallen, (0, 1, 1, None))(carry, values, rates, nodes.time)
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: _Fall,
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del flow, integral, ends
-        falls = -carry.lowest > _rounding(carry.start)
-        depth = jnp.where(falls, -carry.lowest, 0)
-        depth = jnp.where(jnp.isfinite(carry.start), depth, jnp.nan)
-        times = (jnp.where(falls, time, jnp.nan) for time in (carry.time, carry.recovery))
-        return dict(zip(self.names, (depth, *times), strict=True))
-
-
-class _Peak(eqx.Module):
-    """What mass carries: the highest log-probabilities so far and when; shape (r,)."""
-
-    highest: Float[Array, " r"]
-    time: Float[Array, " r"]
-
-
-class _Mass(AbstractMeasure):
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (
-            "mass_gained",
-            "mass_peak",
-            "mass_peak_time",
-            "mass_gained_others",
-            "mass_gainer",
-        )
-
-    @property
-    def axes(self) -> Mapping[str, str]:
-        return dict.fromkeys(self.names[:3], "response")
-
-    def check(self, flow: AbstractFlow) -> None:
-        policy = flow.policy if isinstance(flow, PreferenceFlow) else None
-        if not isinstance(policy, AbstractResponses):
-            raise ValueError(
-                "Argument `measures` must hold mass() only for a policy over a list of responses, "
-                f"such as TabularSoftmax, but here the policy is {type(policy).__name__}."
-            )
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> _Peak:
-        logs = _log_probs(flow, state)
-        return _Peak(logs, jnp.zeros_like(logs))
-
-    def fold(self, flow: AbstractFlow, carry: _Peak, nodes: Nodes) -> _Peak:
-        logs = jax.vmap(lambda state: _log_probs(flow, state))(nodes.state)
-        return jax.vmap(_risen, (0, 1, None))(carry, logs, nodes.time)
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: _Peak,
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del integral
-        before, after = (jnp.exp(_log_probs(flow, state)) for state in (ends.start, ends.end))
-        gained, paired = after - before, _paired(flow)
-        # What no listed response holds counts with the others: a prompt's probabilities sum to 1.
-        others = -jnp.sum(jnp.where(paired, gained, 0))
-        outside = jnp.where(paired, -jnp.inf, gained)
-        grown = jnp.max(outside) > _rounding(jnp.ones_like(outside[0]))
-        gainer = jnp.where(grown, jnp.argmax(outside), -1).astype(gained.dtype)
-        peaks = (jnp.exp(carry.highest), carry.time)
-        return dict(zip(self.names, (gained, *peaks, others, gainer), strict=True))
-
-
-def dip() -> AbstractMeasure:
+def dip() -> Measure:
     """How far and how long the chosen log-probability falls, as `dip_depth`, `dip_time`, ...
 
     - `dip_depth`: its value at the start less its lowest value on the way, nats, at least 0;
@@ -154,10 +40,17 @@ def dip() -> AbstractMeasure:
     Accuracy: the lowest point and the way back are read from a polynomial through seven points of
         each step, as good as the tolerance of the flow line.
     """
-    return _Dip()
+    return Measure(
+        ("dip_depth", "dip_time", "recovery_time"),
+        check=needs_space("u"),
+        begin=_not_fallen,
+        fold=_further_fallen,
+        at_end=_depth_and_times,
+        axis="pair",
+    )
 
 
-def mass() -> AbstractMeasure:
+def mass() -> Measure:
     """What each response gains of the probability, who peaks on the way, and where the rest goes.
 
     - `mass_gained`: probability at the end less that at the start, shape (r,);
@@ -176,21 +69,92 @@ def mass() -> AbstractMeasure:
 
     Accuracy: as for `dip`; the gains are differences of the two ends.
     """
-    return _Mass()
+    return Measure(
+        ("mass_gained", "mass_peak", "mass_peak_time", "mass_gained_others", "mass_gainer"),
+        check=_check_responses,
+        begin=_first_peak,
+        fold=_higher_peak,
+        at_end=_gains,
+        axis="response",
+    )
 
 
-def _chosen(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "*p"]:
-    return flow.pairs(state).chosen  # type: ignore[attr-defined]
+class _Fall(eqx.Module):
+    """What a dip carries; every leaf has shape (*p,).
+
+    Attributes:
+        start: The chosen log-probability at the start.
+        lowest: Its lowest value so far, less `start`; at most 0.
+        time: When it was lowest.
+        recovery: When it was first back at the start since, or NaN.
+    """
+
+    start: Float[Array, "*p"]
+    lowest: Float[Array, "*p"]
+    time: Float[Array, "*p"]
+    recovery: Float[Array, "*p"]
 
 
-def _log_probs(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " r"]:
-    return flow.policy.log_probs(state)  # type: ignore[attr-defined]
+def _not_fallen(flow: Any, state: PyTree[Array]) -> _Fall:
+    start = flow.pairs(state).chosen
+    never = jnp.full_like(start, jnp.nan)
+    return _Fall(start, jnp.zeros_like(start), never, never)
 
 
-def _paired(flow: AbstractFlow) -> Bool[np.ndarray, " r"]:
-    """Which of the responses are in a pair."""
-    policy = flow.policy  # type: ignore[attr-defined]
-    return np.isin(np.arange(np.shape(policy.ref_log_probs)[0]), policy.places)
+def _further_fallen(flow: Any, carry: _Fall, nodes: Nodes) -> _Fall:
+    def seen(state: PyTree[Array], velocity: PyTree[Array]) -> tuple[Array, Array]:
+        return jax.jvp(lambda y: flow.pairs(y).chosen, (state,), (velocity,))
+
+    values, rates = jax.vmap(seen)(nodes.state, nodes.velocity)
+    if carry.start.ndim == 0:
+        return _fallen(carry, values, rates, nodes.time)
+    return jax.vmap(_fallen, (0, 1, 1, None))(carry, values, rates, nodes.time)
+
+
+def _depth_and_times(_flow: Any, _ends: Ends, carry: _Fall) -> tuple[Array, Array, Array]:
+    falls = -carry.lowest > _rounding(carry.start)
+    depth = jnp.where(falls, -carry.lowest, 0)
+    depth = jnp.where(jnp.isfinite(carry.start), depth, jnp.nan)
+    time, recovery = (jnp.where(falls, time, jnp.nan) for time in (carry.time, carry.recovery))
+    return depth, time, recovery
+
+
+class _Peak(eqx.Module):
+    """What mass carries: the highest log-probabilities so far and when; shape (r,)."""
+
+    highest: Float[Array, " r"]
+    time: Float[Array, " r"]
+
+
+def _check_responses(flow: AbstractFlow) -> None:
+    policy = flow.policy if isinstance(flow, PreferenceFlow) else None
+    if not isinstance(policy, AbstractResponses):
+        raise ValueError(
+            "Argument `measures` must hold mass() only for a policy over a list of responses, "
+            f"such as TabularSoftmax, but here the policy is {type(policy).__name__}."
+        )
+
+
+def _first_peak(flow: Any, state: PyTree[Array]) -> _Peak:
+    logs = flow.policy.log_probs(state)
+    return _Peak(logs, jnp.zeros_like(logs))
+
+
+def _higher_peak(flow: Any, carry: _Peak, nodes: Nodes) -> _Peak:
+    logs = jax.vmap(flow.policy.log_probs)(nodes.state)
+    return jax.vmap(_risen, (0, 1, None))(carry, logs, nodes.time)
+
+
+def _gains(flow: Any, ends: Ends, carry: _Peak) -> tuple[Array, ...]:
+    before, after = (jnp.exp(flow.policy.log_probs(state)) for state in (ends.start, ends.end))
+    gained = after - before
+    paired = np.isin(np.arange(len(gained)), flow.policy.places)
+    # What no listed response holds counts with the others: a prompt's probabilities sum to 1.
+    others = -jnp.sum(jnp.where(paired, gained, 0))
+    outside = jnp.where(paired, -jnp.inf, gained)
+    grown = jnp.max(outside) > _rounding(jnp.ones_like(outside[0]))
+    gainer = jnp.where(grown, jnp.argmax(outside), -1).astype(gained.dtype)
+    return gained, jnp.exp(carry.highest), carry.time, others, gainer
 
 
 def _rounding(values: Float[Array, "*p"]) -> Float[Array, "*p"]:

@@ -9,12 +9,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from equinox import Partial
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from flowlab._checks import positive
 from flowlab.flow import AbstractFlow, inner
-from flowlab.measures.base import AbstractMeasure, Ends, Nodes
+from flowlab.measures.base import Ends, Measure, Nodes
 from flowlab.measures.steps import NODES, at, coefficients
 
 __all__ = ["near"]
@@ -22,6 +23,59 @@ __all__ = ["near"]
 _GRID = np.linspace(0.0, 1.0, NODES)
 _SHORT = 8  # components up to which each is a number of its own
 _NEWTON_STEPS = 5  # from guesses within a sixth of a step
+
+
+def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -> Measure:
+    """The neighbourhood of a point: the time in it, the first entry, and the closest approach.
+
+    With `label` "saddle":
+
+    - `near_saddle_time`: flow time within the radius, over all visits;
+    - `near_saddle_entry_time`, `near_saddle_entry_state`: when and where the line first comes
+      within the radius; time 0 and the start where that lies inside, NaN if it never does;
+    - `near_saddle_distance`, `near_saddle_distance_time`, `near_saddle_distance_state`: the closest
+      approach, when, and where.
+
+    Distances are Euclidean, in the state's own coordinates.
+
+    Args:
+        point: A state, such as the place of a critical point.
+        radius: Of the neighbourhood, positive.
+        label: What to call the point in the names of the results.
+
+    Raises:
+        ValueError: If the point is not finite, the radius not positive and finite, or the label no
+            word of letters, digits and underscores.
+
+    Accuracy: crossings are located in the interpolant of the step, also where a line comes in and
+        goes out within one. Beside a linear saddle, for lines that pass at any distance between
+        1e-1 and 1e-12 from its stable manifold, the time in the neighbourhood is right to 1e-7 of
+        itself at rtol 1e-6 and to 1e-9 at rtol 1e-10, and the closest approach to 2e-6 and 1e-8,
+        as long as `atol` lies far below that distance (the default does where the saddle is at the
+        origin). Elsewhere a distance is known to `rtol` times the size of the state at best.
+    """
+    held = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=float), point, is_leaf=_is_list)
+    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(held)):
+        raise ValueError(f"Argument `point` must hold finite numbers, but is {point!r}.")
+    if not f"_{label}".isidentifier():
+        raise ValueError(
+            f"Argument `label` must be a word of letters, digits and underscores, but is {label!r}."
+        )
+    disc = {"point": held, "radius": np.asarray(positive("radius", radius))}
+    entry = ("entry_time", "entry_state")
+    results = ("time", *entry, "distance", "distance_time", "distance_state")
+    return Measure(
+        tuple(f"near_{label}_{name}" for name in results),
+        check=Partial(_check_point, point=held),
+        begin=Partial(_at_start, **disc),
+        fold=Partial(_after_step, **disc),
+        at_end=Partial(_visit_until, **disc),
+    )
+
+
+def _is_list(part: object) -> bool:
+    """Whether a part of a point is a list of numbers, which stands for an array."""
+    return isinstance(part, list | tuple) and all(isinstance(x, int | float) for x in part)
 
 
 class _Visit(eqx.Module):
@@ -44,89 +98,78 @@ class _Visit(eqx.Module):
     closest: PyTree[Array]
 
 
-class _Near(AbstractMeasure):
-    point: PyTree[Float[ArrayLike, "..."]]
-    radius: Float[ArrayLike, ""]
-    label: str = eqx.field(static=True)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        entry = ("entry_time", "entry_state")
-        what = ("time", *entry, "distance", "distance_time", "distance_state")
-        return tuple(f"near_{self.label}_{name}" for name in what)
-
-    def check(self, flow: AbstractFlow) -> None:
-        shape = flow.state_shape
-        if shape is not None and np.shape(self.point) != shape:
-            raise ValueError(
-                f"Argument `point` must be a state of the flow, of shape {shape}, but has shape "
-                f"{np.shape(self.point)}."
-            )
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> _Visit:
-        del flow
-        square = self._square(state)
-        zero = jnp.zeros_like(square)
-        inside = square <= self._limit(square)
-        entry = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.nan), state)
-        return _Visit(zero, jnp.where(inside, zero, jnp.nan), entry, square, zero, state)
-
-    def fold(self, flow: AbstractFlow, carry: _Visit, nodes: Nodes) -> _Visit:
-        del flow
-        offsets = jax.vmap(self._offset)(nodes.state)
-        elapsed = nodes.time - nodes.time[0]
-        squares = jax.vmap(lambda y: inner(y, y))(offsets)
-        step = _Step.of(offsets, elapsed)
-        low, lowest = _lowest(step, squares)
-        spent, entry = _passage(step, squares, elapsed, (low, lowest), self._limit(elapsed))
-        new, closer = ~jnp.isnan(entry) & jnp.isnan(carry.entry_time), lowest < carry.square
-
-        def state(place: Float[Array, ""]) -> PyTree[Array]:
-            return jax.tree.map(
-                lambda y, p: jnp.asarray(p, y.dtype) + at(y, place), offsets, self.point
-            )
-
-        first = state(jnp.where(new, entry, 0))
-        return _Visit(
-            carry.spent + spent,
-            jnp.where(new, nodes.time[0] + step.time(entry), carry.entry_time),
-            _chosen(new, first, carry.entry),
-            jnp.where(closer, lowest, carry.square),
-            jnp.where(closer, nodes.time[0] + step.time(low), carry.closest_time),
-            _chosen(closer, state(low), carry.closest),
+def _check_point(flow: AbstractFlow, *, point: PyTree[np.ndarray]) -> None:
+    shape = flow.state_shape
+    if shape is not None and np.shape(point) != shape:
+        raise ValueError(
+            f"Argument `point` must be a state of the flow, of shape {shape}, but has shape "
+            f"{np.shape(point)}."
         )
 
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: _Visit,
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del flow, integral
-        last, end = self._square(ends.last), self._square(ends.end)
-        limit = self._limit(end)
-        late = (end <= limit) & jnp.isnan(carry.entry_time)
-        closer = end < carry.square
-        found = (
-            carry.spent + jnp.where(last <= limit, ends.tail, 0),
-            jnp.where(late, ends.time, carry.entry_time),
-            _chosen(late, ends.end, carry.entry),
-            jnp.sqrt(jnp.where(closer, end, carry.square)),
-            jnp.where(closer, ends.time, carry.closest_time),
-            _chosen(closer, ends.end, carry.closest),
-        )
-        return dict(zip(self.names, found, strict=True))
 
-    def _square(self, state: PyTree[Array]) -> Float[Array, ""]:
-        offset = self._offset(state)
-        return inner(offset, offset)
+def _at_start(
+    _flow: AbstractFlow, state: PyTree[Array], *, point: PyTree[Array], radius: Array
+) -> _Visit:
+    square = _square(state, point)
+    zero = jnp.zeros_like(square)
+    inside = square <= _limit(radius, square)
+    entry = jax.tree.map(lambda leaf: jnp.where(inside, leaf, jnp.nan), state)
+    return _Visit(zero, jnp.where(inside, zero, jnp.nan), entry, square, zero, state)
 
-    def _offset(self, state: PyTree[Array]) -> PyTree[Array]:
-        return jax.tree.map(lambda y, p: y - jnp.asarray(p, y.dtype), state, self.point)
 
-    def _limit(self, like: Array) -> Float[Array, ""]:
-        return jnp.asarray(self.radius, like.dtype) ** 2
+def _after_step(
+    _flow: AbstractFlow, visit: _Visit, nodes: Nodes, *, point: PyTree[Array], radius: Array
+) -> _Visit:
+    offsets = jax.vmap(lambda state: _offset(state, point))(nodes.state)
+    elapsed = nodes.time - nodes.time[0]
+    squares = jax.vmap(lambda y: inner(y, y))(offsets)
+    step = _Step.of(offsets, elapsed)
+    low, lowest = _lowest(step, squares)
+    spent, entry = _passage(step, squares, elapsed, (low, lowest), _limit(radius, elapsed))
+    new, closer = ~jnp.isnan(entry) & jnp.isnan(visit.entry_time), lowest < visit.square
+
+    def state(place: Float[Array, ""]) -> PyTree[Array]:
+        return jax.tree.map(lambda y, p: jnp.asarray(p, y.dtype) + at(y, place), offsets, point)
+
+    first = state(jnp.where(new, entry, 0))
+    return _Visit(
+        visit.spent + spent,
+        jnp.where(new, nodes.time[0] + step.time(entry), visit.entry_time),
+        _chosen(new, first, visit.entry),
+        jnp.where(closer, lowest, visit.square),
+        jnp.where(closer, nodes.time[0] + step.time(low), visit.closest_time),
+        _chosen(closer, state(low), visit.closest),
+    )
+
+
+def _visit_until(
+    _flow: AbstractFlow, ends: Ends, visit: _Visit, *, point: PyTree[Array], radius: Array
+) -> tuple[PyTree[Array], ...]:
+    last, end = _square(ends.last, point), _square(ends.end, point)
+    limit = _limit(radius, end)
+    late = (end <= limit) & jnp.isnan(visit.entry_time)
+    closer = end < visit.square
+    return (
+        visit.spent + jnp.where(last <= limit, ends.tail, 0),
+        jnp.where(late, ends.time, visit.entry_time),
+        _chosen(late, ends.end, visit.entry),
+        jnp.sqrt(jnp.where(closer, end, visit.square)),
+        jnp.where(closer, ends.time, visit.closest_time),
+        _chosen(closer, ends.end, visit.closest),
+    )
+
+
+def _square(state: PyTree[Array], point: PyTree[Array]) -> Float[Array, ""]:
+    offset = _offset(state, point)
+    return inner(offset, offset)
+
+
+def _offset(state: PyTree[Array], point: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda y, p: y - jnp.asarray(p, y.dtype), state, point)
+
+
+def _limit(radius: Array, like: Array) -> Float[Array, ""]:
+    return jnp.asarray(radius, like.dtype) ** 2
 
 
 def _chosen(which: Bool[Array, ""], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
@@ -289,48 +332,3 @@ def _crossing(
         return jnp.clip(newton, left, right)
 
     return _iterated(nearer, place)
-
-
-def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -> AbstractMeasure:
-    """The neighbourhood of a point: the time in it, the first entry, and the closest approach.
-
-    With `label` "saddle":
-
-    - `near_saddle_time`: flow time within the radius, over all visits;
-    - `near_saddle_entry_time`, `near_saddle_entry_state`: when and where the line first comes
-      within the radius; time 0 and the start where that lies inside, NaN if it never does;
-    - `near_saddle_distance`, `near_saddle_distance_time`, `near_saddle_distance_state`: the closest
-      approach, when, and where.
-
-    Distances are Euclidean, in the state's own coordinates.
-
-    Args:
-        point: A state, such as the place of a critical point.
-        radius: Of the neighbourhood, positive.
-        label: What to call the point in the names of the results.
-
-    Raises:
-        ValueError: If the point is not finite, the radius not positive and finite, or the label no
-            word of letters, digits and underscores.
-
-    Accuracy: crossings are located in the interpolant of the step, also where a line comes in and
-        goes out within one. Beside a linear saddle, for lines that pass at any distance between
-        1e-1 and 1e-12 from its stable manifold, the time in the neighbourhood is right to 1e-7 of
-        itself at rtol 1e-6 and to 1e-9 at rtol 1e-10, and the closest approach to 2e-6 and 1e-8,
-        as long as `atol` lies far below that distance (the default does where the saddle is at the
-        origin). Elsewhere a distance is known to `rtol` times the size of the state at best.
-    """
-    held = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=float), point, is_leaf=_is_list)
-    if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(held)):
-        raise ValueError(f"Argument `point` must hold finite numbers, but is {point!r}.")
-    size = np.asarray(positive("radius", radius))
-    if not f"_{label}".isidentifier():
-        raise ValueError(
-            f"Argument `label` must be a word of letters, digits and underscores, but is {label!r}."
-        )
-    return _Near(held, size, label)
-
-
-def _is_list(part: object) -> bool:
-    """Whether a part of a point is a list of numbers, which stands for an array."""
-    return isinstance(part, list | tuple) and all(isinstance(x, int | float) for x in part)

@@ -3,25 +3,24 @@
 k: nodes of a step.
 """
 
-from collections.abc import Mapping
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from equinox import Partial
+from jaxtyping import Array, Float, PyTree
 
-from flowlab._checks import number, positive
+from flowlab._checks import choice, number, positive
 from flowlab.flow import AbstractFlow, norm
 from flowlab.measures.base import (
-    AbstractMeasure,
     Ends,
+    Measure,
     Nodes,
     Space,
-    check_pair_space,
     check_space,
-    check_space_of,
     motion,
+    needs_space,
     position,
 )
 from flowlab.measures.steps import at, first_root, lowest_place, time_below
@@ -36,196 +35,10 @@ __all__ = [
     "slowest",
 ]
 
-
-class _PathLength(AbstractMeasure):
-    of: Space = eqx.field(static=True)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("path_length" if self.of == "state" else f"path_length_{self.of}",)
-
-    def check(self, flow: AbstractFlow) -> None:
-        check_space_of(flow, self.of)
-
-    def rate(
-        self, flow: AbstractFlow, state: PyTree[Array], velocity: PyTree[Array]
-    ) -> Float[Array, ""]:
-        return norm(motion(flow, state, velocity, self.of))
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: PyTree[Array],
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del flow, carry, ends
-        assert integral is not None
-        return {self.names[0]: integral}
+_PAIR_SPACES = ("x", "u", "probability")
 
 
-class _Dwell(AbstractMeasure):
-    below: Float[ArrayLike, ""]
-    of: Space = eqx.field(static=True)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        suffix = "" if self.of == "state" else f"_{self.of}"
-        return (f"dwell{suffix}", f"dwell_share{suffix}")
-
-    def check(self, flow: AbstractFlow) -> None:
-        check_space_of(flow, self.of)
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, ""]:
-        del flow
-        return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
-
-    def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
-        threshold = jnp.log(jnp.asarray(self.below, nodes.time.dtype))
-        return carry + time_below(_log_speeds(flow, nodes, self.of) - threshold, nodes.time)
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: PyTree[Array],
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del integral
-        speed = norm(motion(flow, ends.last, ends.last_velocity, self.of))
-        slow = speed < jnp.asarray(self.below, carry.dtype)
-        spent = carry + jnp.where(slow, ends.tail, 0)
-        share = jnp.where(ends.time > 0, spent / jnp.where(ends.time > 0, ends.time, 1), 0)
-        return dict(zip(self.names, (spent, share), strict=True))
-
-
-class _Slowest(AbstractMeasure):
-    of: Space = eqx.field(static=True)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        suffix = "" if self.of == "state" else f"_{self.of}"
-        return (f"slowest_speed{suffix}", f"slowest_time{suffix}", f"slowest_state{suffix}")
-
-    def check(self, flow: AbstractFlow) -> None:
-        check_space_of(flow, self.of)
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> PyTree[Array]:
-        del flow
-        zero = jnp.zeros((), jax.tree.leaves(state)[0].dtype)
-        return zero + jnp.inf, zero, state
-
-    def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
-        log_speeds = _log_speeds(flow, nodes, self.of)
-        place = lowest_place(log_speeds)
-        speed = jnp.exp(at(log_speeds, place))
-        found = speed, at(nodes.time, place), at(nodes.state, place)
-        return jax.tree.map(lambda new, old: jnp.where(speed < carry[0], new, old), found, carry)
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: PyTree[Array],
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del flow, integral, ends
-        return dict(zip(self.names, carry, strict=True))
-
-
-class _MarginAt(AbstractMeasure):
-    level: Float[ArrayLike, ""]
-    label: str = eqx.field(static=True)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (f"margin_{self.label}_time", f"margin_{self.label}_state")
-
-    def check(self, flow: AbstractFlow) -> None:
-        check_space_of(flow, "u")
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> PyTree[Array]:
-        del flow
-        nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state)
-        return jnp.asarray(jnp.nan, jax.tree.leaves(state)[0].dtype), nothing
-
-    def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
-        margins = jax.vmap(lambda state: jnp.mean(flow.pairs(state).margin))(nodes.state)  # type: ignore[attr-defined]
-        crossed, place = first_root(margins - jnp.asarray(self.level, margins.dtype))
-        found = at(nodes.time, place), at(nodes.state, place)
-        new = crossed & jnp.isnan(carry[0])
-        return jax.tree.map(lambda a, b: jnp.where(new, a, b), found, carry)
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: PyTree[Array],
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del flow, integral, ends
-        return dict(zip(self.names, carry, strict=True))
-
-
-class _Change(AbstractMeasure):
-    of: Space = eqx.field(static=True)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (f"change_chosen_{self.of}", f"change_rejected_{self.of}")
-
-    @property
-    def axes(self) -> Mapping[str, str]:
-        return dict.fromkeys(self.names, "pair")
-
-    def check(self, flow: AbstractFlow) -> None:
-        check_space_of(flow, self.of)
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: PyTree[Array],
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del integral, carry
-        before, after = (position(flow, state, self.of) for state in (ends.start, ends.end))
-        return {name: after[i] - before[i] for i, name in enumerate(self.names)}
-
-
-class _RateRatio(AbstractMeasure):
-    of: Space = eqx.field(static=True)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(f"rate_ratio_{self.of}_{when}" for when in ("start", "end", "total"))
-
-    @property
-    def axes(self) -> Mapping[str, str]:
-        return dict.fromkeys(self.names, "pair")
-
-    def check(self, flow: AbstractFlow) -> None:
-        check_space_of(flow, self.of)
-
-    def results(
-        self,
-        flow: AbstractFlow,
-        integral: Float[Array, ""] | None,
-        carry: PyTree[Array],
-        ends: Ends,
-    ) -> dict[str, Array]:
-        del integral, carry
-        total = position(flow, ends.end, self.of) - position(flow, ends.start, self.of)
-        moves = (
-            motion(flow, ends.start, ends.start_velocity, self.of),
-            motion(flow, ends.last, ends.last_velocity, self.of),
-            total,
-        )
-        ratios = [jnp.abs(move[0] / move[1]) for move in moves]
-        return dict(zip(self.names, ratios, strict=True))
-
-
-def path_length(of: Space = "state") -> AbstractMeasure:
+def path_length(of: Space = "state") -> Measure:
     """Length of the flow line, as `path_length`, or `path_length_x`, `_u`, `_probability`.
 
     Args:
@@ -235,10 +48,12 @@ def path_length(of: Space = "state") -> AbstractMeasure:
     Accuracy: integrated with the flow line, to the same tolerance. A line that ends in the boundary
         is integrated to 1e-12 of its start, which is where its length in u, infinite, is cut off.
     """
-    return _PathLength(check_space(of))
+    of = check_space(of)
+    name = f"path_length{_suffix(of)}"
+    return Measure((name,), check=needs_space(of), rate=Partial(_speed, of=of))
 
 
-def dwell(below: float, *, of: Space = "state") -> AbstractMeasure:
+def dwell(below: float, *, of: Space = "state") -> Measure:
     """Flow time spent below a speed, and its share of the whole, as `dwell` and `dwell_share`.
 
     Args:
@@ -251,23 +66,37 @@ def dwell(below: float, *, of: Space = "state") -> AbstractMeasure:
     Accuracy: the crossings of the speed are located in a polynomial through seven points of each
         step; 1e-5 of the total time or better at rtol 1e-6.
     """
-    return _Dwell(np.asarray(positive("below", below)), check_space(of))
+    of = check_space(of)
+    slow = {"below": np.asarray(positive("below", below)), "of": of}
+    return Measure(
+        (f"dwell{_suffix(of)}", f"dwell_share{_suffix(of)}"),
+        check=needs_space(of),
+        begin=_no_time,
+        fold=Partial(_add_time_below, **slow),
+        at_end=Partial(_time_and_share, **slow),
+    )
 
 
-def slowest(of: Space = "state") -> AbstractMeasure:
+def slowest(of: Space = "state") -> Measure:
     """The slowest point: `slowest_speed`, `slowest_time`, `slowest_state`."""
-    return _Slowest(check_space(of))
+    of = check_space(of)
+    return Measure(
+        tuple(f"slowest_{what}{_suffix(of)}" for what in ("speed", "time", "state")),
+        check=needs_space(of),
+        begin=_infinitely_fast,
+        fold=Partial(_slower, of=of),
+    )
 
 
-def margin_zero() -> AbstractMeasure:
+def margin_zero() -> Measure:
     """Where the mean margin first crosses 0: `margin_zero_time`, `margin_zero_state`; NaN if never.
 
     A line that starts on the line margin = 0 does not cross it.
     """
-    return _MarginAt(np.zeros(()), "zero")
+    return _margin(np.zeros(()), "zero")
 
 
-def margin_at(level: float) -> AbstractMeasure:
+def margin_at(level: float) -> Measure:
     """Where the mean margin first crosses a level: `margin_5_time`, `margin_5_state` for level 5.
 
     NaN where it never does; a line that starts on the level does not cross it. Several of these
@@ -280,19 +109,25 @@ def margin_at(level: float) -> AbstractMeasure:
         ValueError: If `level` is not a finite number.
     """
     margin = number("level", level)
-    return _MarginAt(np.asarray(margin), f"{margin:g}")
+    return _margin(np.asarray(margin), f"{margin:g}")
 
 
-def change(of: Space = "x") -> AbstractMeasure:
+def change(of: Space = "x") -> Measure:
     """Change of chosen and rejected, end less start: `change_chosen_x`, `change_rejected_x`, ...
 
     Args:
         of: Ratios x, log-ratios u, or probabilities.
     """
-    return _Change(check_pair_space(of))
+    of = choice("of", of, *_PAIR_SPACES)
+    return Measure(
+        (f"change_chosen_{of}", f"change_rejected_{of}"),
+        check=needs_space(of),
+        at_end=Partial(_change, of=of),
+        axis="pair",
+    )
 
 
-def rate_ratio(of: Space = "x") -> AbstractMeasure:
+def rate_ratio(of: Space = "x") -> Measure:
     """|rate of chosen| / |rate of rejected|: `rate_ratio_x_start`, `_end`, and `_total`.
 
     `_total` is the ratio of the total changes. On the paper's plane the ratio of the rates is x2/x1
@@ -301,7 +136,103 @@ def rate_ratio(of: Space = "x") -> AbstractMeasure:
     Args:
         of: Rates of the ratios x, the log-ratios u, or the probabilities.
     """
-    return _RateRatio(check_pair_space(of))
+    of = choice("of", of, *_PAIR_SPACES)
+    return Measure(
+        tuple(f"rate_ratio_{of}_{when}" for when in ("start", "end", "total")),
+        check=needs_space(of),
+        at_end=Partial(_rate_ratios, of=of),
+        axis="pair",
+    )
+
+
+def _suffix(of: Space) -> str:
+    """The end of the name of a result, which tells the space."""
+    return "" if of == "state" else f"_{of}"
+
+
+def _speed(
+    flow: AbstractFlow, state: PyTree[Array], velocity: PyTree[Array], *, of: Space
+) -> Float[Array, ""]:
+    return norm(motion(flow, state, velocity, of))
+
+
+def _no_time(_flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, ""]:
+    return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+
+
+def _add_time_below(
+    flow: AbstractFlow,
+    spent: Float[Array, ""],
+    nodes: Nodes,
+    *,
+    below: Float[Array, ""],
+    of: Space,
+) -> Float[Array, ""]:
+    threshold = jnp.log(jnp.asarray(below, nodes.time.dtype))
+    return spent + time_below(_log_speeds(flow, nodes, of) - threshold, nodes.time)
+
+
+def _time_and_share(
+    flow: AbstractFlow, ends: Ends, spent: Float[Array, ""], *, below: Float[Array, ""], of: Space
+) -> tuple[Array, Array]:
+    slow = _speed(flow, ends.last, ends.last_velocity, of=of) < jnp.asarray(below, spent.dtype)
+    spent = spent + jnp.where(slow, ends.tail, 0)
+    share = jnp.where(ends.time > 0, spent / jnp.where(ends.time > 0, ends.time, 1), 0)
+    return spent, share
+
+
+def _infinitely_fast(flow: AbstractFlow, state: PyTree[Array]) -> tuple[Any, ...]:
+    zero = _no_time(flow, state)
+    return zero + jnp.inf, zero, state
+
+
+def _slower(
+    flow: AbstractFlow, slowest: tuple[Any, ...], nodes: Nodes, *, of: Space
+) -> tuple[Any, ...]:
+    log_speeds = _log_speeds(flow, nodes, of)
+    lowest = lowest_place(log_speeds)
+    speed = jnp.exp(at(log_speeds, lowest))
+    here = speed, at(nodes.time, lowest), at(nodes.state, lowest)
+    return jax.tree.map(lambda new, old: jnp.where(speed < slowest[0], new, old), here, slowest)
+
+
+def _margin(level: np.ndarray, label: str) -> Measure:
+    return Measure(
+        (f"margin_{label}_time", f"margin_{label}_state"),
+        check=needs_space("u"),
+        begin=_no_crossing,
+        fold=Partial(_first_crossing, level=level),
+    )
+
+
+def _no_crossing(_flow: AbstractFlow, state: PyTree[Array]) -> tuple[Any, ...]:
+    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state)
+    return jnp.asarray(jnp.nan, jax.tree.leaves(state)[0].dtype), nothing
+
+
+def _first_crossing(
+    flow: Any, first: tuple[Any, ...], nodes: Nodes, *, level: Float[Array, ""]
+) -> tuple[Any, ...]:
+    margins = jax.vmap(lambda state: jnp.mean(flow.pairs(state).margin))(nodes.state)
+    crossed, crossing = first_root(margins - jnp.asarray(level, margins.dtype))
+    here = at(nodes.time, crossing), at(nodes.state, crossing)
+    new = crossed & jnp.isnan(first[0])
+    return jax.tree.map(lambda a, b: jnp.where(new, a, b), here, first)
+
+
+def _change(flow: AbstractFlow, ends: Ends, *, of: Space) -> tuple[Array, Array]:
+    before, after = (position(flow, state, of) for state in (ends.start, ends.end))
+    return after[0] - before[0], after[1] - before[1]
+
+
+def _rate_ratios(flow: AbstractFlow, ends: Ends, *, of: Space) -> tuple[Array, ...]:
+    total = position(flow, ends.end, of) - position(flow, ends.start, of)
+    moves = (
+        motion(flow, ends.start, ends.start_velocity, of),
+        motion(flow, ends.last, ends.last_velocity, of),
+        total,
+    )
+    return tuple(jnp.abs(move[0] / move[1]) for move in moves)
 
 
 def _log_speeds(flow: AbstractFlow, nodes: Nodes, of: Space) -> Float[Array, " k"]:

@@ -63,7 +63,7 @@ def descend(
     steps: int,
     keep_every: int = 1,
     batch_size: int | None = None,
-    key: int | None = None,
+    seed: int | None = None,
 ) -> Descent:
     """A training run of an optimiser on the loss of a flow, from one start.
 
@@ -80,11 +80,11 @@ def descend(
         keep_every: Keep every so many steps.
         batch_size: Pairs of each step, drawn at random with replacement, in proportion to the
             weights of the flow where it has such; None for all pairs at every step.
-        key: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
+        seed: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
 
     Raises:
         ValueError: If `steps` or `keep_every` is not positive, or the second does not divide the
-            first; `optimiser` is none; `batch_size` and `key` are not given together, or are given
+            first; `optimiser` is none; `batch_size` and `seed` are not given together, or are given
             for a flow without several pairs, or for a loss of a batch; or the start does not fit
             the flow.
 
@@ -100,14 +100,14 @@ def descend(
         )
     start, dtype = check_states("start", start, flow, batched=False)
     with jax.enable_x64(dtype == np.float64), exact_products():
-        _check_batches(flow, start, batch_size, key)
+        _check_batches(flow, start, batch_size, seed)
         states, losses, taken, outcomes = _run(
             flow,
             jax.tree.map(jnp.asarray, start),
             optax.with_extra_args_support(optimiser),
             (int(steps // keep_every), int(keep_every)),
             None if batch_size is None else int(batch_size),
-            None if key is None else jax.random.key(key),
+            None if seed is None else jax.random.key(seed),
         )
     kept = np.flatnonzero(np.diff(taken, prepend=-1))
     return Descent(
@@ -252,14 +252,14 @@ def _check_counts(steps: int, keep_every: int) -> None:
 
 
 def _check_batches(
-    flow: AbstractFlow, start: PyTree[Any], batch_size: int | None, key: int | None
+    flow: AbstractFlow, start: PyTree[Any], batch_size: int | None, seed: int | None
 ) -> None:
-    if (batch_size is None) != (key is None):
-        raise ValueError("Arguments `batch_size` and `key` must be given together or not at all.")
+    if (batch_size is None) != (seed is None):
+        raise ValueError("Arguments `batch_size` and `seed` must be given together or not at all.")
     if batch_size is None:
         return
     checks.integer("batch_size", batch_size)
-    checks.integer("key", key, 0)
+    checks.integer("seed", seed, 0)
     if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, start).chosen.shape:
         raise ValueError(
             "Argument `batch_size` must be None for a flow without several pairs, but is "

@@ -119,7 +119,7 @@ def sobol(
         same.
     """
     count, (low, high) = integer("count", count), _box(lower, upper)
-    generator = _generator(seed, "seed")
+    generator = _generator(seed)
     from scipy.stats import qmc
 
     first, last = _part(part, count)
@@ -170,7 +170,7 @@ def latin_hypercube(
     Accuracy: with one release of SciPy always the same points.
     """
     count, (low, high) = integer("count", count), _box(lower, upper)
-    generator = _generator(seed, "seed")
+    generator = _generator(seed)
     from scipy.stats import qmc
 
     first, last = _part(part, count)
@@ -183,7 +183,7 @@ def uniform(
     lower: ArrayLike,
     upper: ArrayLike,
     *,
-    key: int | np.random.SeedSequence,
+    seed: int | np.random.SeedSequence,
     part: tuple[int, int] | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Float[np.ndarray, "n d"]:
@@ -193,24 +193,24 @@ def uniform(
         count: Number of starts.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
-        key: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
+        seed: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
             refused, since what it gives depends on what it gave before.
         part: First index and end of the starts that are wanted; None for all.
         dtype: float64 or float32.
 
     Returns:
-        Array of shape (count, d). With the same key, a smaller set is the beginning of a larger.
+        Array of shape (count, d). With the same seed, a smaller set is the beginning of a larger.
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `part` is no part of the set; `key` or `dtype` is
+            shape (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is
             of another kind.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), as in
         `numpy.random.Philox`.
     """
     count, (low, high) = integer("count", count), _box(lower, upper)
-    generator = _generator(key, "key")
+    generator = _generator(seed)
     first, last = _part(part, count)
     drawn_before = first * low.size
     # The counter goes on by one for every four numbers.
@@ -378,12 +378,12 @@ def _part(part: tuple[int, int] | None, count: int) -> tuple[int, int]:
     return first, last
 
 
-def _generator(seed: int | np.random.SeedSequence, name: str) -> np.random.Generator:
+def _generator(seed: int | np.random.SeedSequence) -> np.random.Generator:
     if not isinstance(seed, np.random.SeedSequence):
         whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
         if not whole or seed < 0:
             raise ValueError(
-                f"Argument `{name}` must be a non-negative int or a numpy.random.SeedSequence, "
+                "Argument `seed` must be a non-negative int or a numpy.random.SeedSequence, "
                 f"but is {seed!r}."
             )
     return np.random.Generator(np.random.Philox(seed))

@@ -14,10 +14,10 @@ from flowlab import exact, measures, policies, starts, store, until
 
 BETA = 0.3
 FLOW = fl.preference_flow(fl.DPO(BETA), fl.RatioPlane())
-SQUARE = starts.uniform(300, (0.05, 0.05), (1.0, 1.0), key=8)
+SQUARE = starts.uniform(300, (0.05, 0.05), (1.0, 1.0), seed=8)
 TARGET = until.loss_below(0.1)
 LOG_FLOW = fl.preference_flow(fl.DPO(BETA), fl.LogRatioPlane())
-LOG_SQUARE = starts.uniform(200, (-2.0, -2.0), (2.0, 2.0), key=8)
+LOG_SQUARE = starts.uniform(200, (-2.0, -2.0), (2.0, 2.0), seed=8)
 
 
 @pytest.fixture(scope="module")

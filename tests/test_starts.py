@@ -30,13 +30,13 @@ DRAWN = {
     "latin_hypercube": lambda count, seed, **kw: starts.latin_hypercube(
         count, LOWER, UPPER, seed=seed, **kw
     ),
-    "uniform": lambda count, seed, **kw: starts.uniform(count, LOWER, UPPER, key=seed, **kw),
+    "uniform": lambda count, seed, **kw: starts.uniform(count, LOWER, UPPER, seed=seed, **kw),
 }
 ON_A_BOX = {
     "grid": lambda lower, upper: starts.grid(2, lower, upper),
     "sobol": lambda lower, upper: starts.sobol(2, lower, upper, seed=0),
     "latin_hypercube": lambda lower, upper: starts.latin_hypercube(2, lower, upper, seed=0),
-    "uniform": lambda lower, upper: starts.uniform(2, lower, upper, key=0),
+    "uniform": lambda lower, upper: starts.uniform(2, lower, upper, seed=0),
 }
 ANY_DTYPE = {
     "grid": lambda **kw: starts.grid(3, **kw),
@@ -156,16 +156,16 @@ def test_a_latin_hypercube_has_one_start_in_each_interval(count, seed):
 
 
 def test_uniform_starts_have_the_moments_of_the_uniform_distribution():
-    unit = starts.uniform(40_000, (0.0, 0.0), (1.0, 1.0), key=5)
+    unit = starts.uniform(40_000, (0.0, 0.0), (1.0, 1.0), seed=5)
     five_sigma = 5 / np.sqrt(12 * 40_000)
     assert np.all(np.abs(unit.mean(axis=0) - 0.5) < five_sigma)
     assert np.all(np.abs(unit.var(axis=0) - 1 / 12) < five_sigma)
     assert abs(np.corrcoef(unit.T)[0, 1]) < 5 / np.sqrt(40_000)
 
 
-def test_uniform_starts_are_those_of_philox_with_the_key():
+def test_uniform_starts_are_those_of_philox_with_the_seed():
     expected = np.random.Generator(np.random.Philox(11)).random((6, 3))
-    np.testing.assert_array_equal(starts.uniform(6, (0, 0, 0), (1, 1, 1), key=11), expected)
+    np.testing.assert_array_equal(starts.uniform(6, (0, 0, 0), (1, 1, 1), seed=11), expected)
 
 
 @pytest.mark.parametrize("draw", DRAWN.values(), ids=DRAWN)
@@ -182,8 +182,7 @@ def test_a_count_that_is_no_positive_int_is_refused(draw, count):
     ids=["None", "negative", "fraction", "bool", "text", "generator"],
 )
 def test_a_seed_that_does_not_fix_the_set_is_refused(name, seed):
-    argument = "key" if name == "uniform" else "seed"
-    with pytest.raises(ValueError, match=f"Argument `{argument}` must be a non-negative int or"):
+    with pytest.raises(ValueError, match="Argument `seed` must be a non-negative int or"):
         DRAWN[name](4, seed)
 
 

@@ -77,7 +77,7 @@ class DrawnStarts:
         """The starts from one index up to another."""
         options: dict[str, Any] = {"part": (first, last), "dtype": self.dtype}
         if self.kind != "grid":
-            options["key" if self.kind == "uniform" else "seed"] = self.seed
+            options["seed"] = self.seed
         return _DRAWN[self.kind](self.size, self.lower, self.upper, **options)
 
 

@@ -97,7 +97,7 @@ def noisy_runs(
     noise: AbstractNoise,
     until: AbstractTarget | AbstractExit,
     step: float,
-    key: int,
+    seed: int,
     block_size: int | None = None,
     max_steps: int = 100_000_000,
 ) -> NoisyRuns:
@@ -114,7 +114,7 @@ def noisy_runs(
         until: A time, a single level such as `until.loss_below(0.1)`, or a set to leave:
             `exit_from(inside)` or `exit_from_interval(low, high)`.
         step: Length of a step in flow time; shortened to a whole part of the time or time limit.
-        key: Seed of the noise, a non-negative int. Path i draws from a stream of its own, by the
+        seed: Seed of the noise, a non-negative int. Path i draws from a stream of its own, by the
             number of its step: what it does depends neither on its block nor on other paths.
         block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere,
             or as many as the matrices of the state have room for.
@@ -133,11 +133,11 @@ def noisy_runs(
         Michael, Schucany and Haas, The American Statistician 30, 88–90 (1976).
     """
     starts, dtype = check_states("starts", starts, flow, batched=True)
-    _check(flow, noise, step, key, block_size, max_steps)
+    _check(flow, noise, step, seed, block_size, max_steps)
     first = jax.tree.map(lambda leaf: leaf[0], starts)
     with jax.enable_x64(dtype == np.float64):
         noise.check(flow, jax.tree.map(jnp.asarray, first))
-        problem = _problem(flow, noise, until, first, step, key, max_steps)
+        problem = _problem(flow, noise, until, first, step, seed, max_steps)
         paths = _finished(problem, _vectors(starts), block_size)
         ends = jax.vmap(ravel_pytree(problem.example)[1])(jnp.asarray(paths.state))
     return _runs(problem, starts, paths, jax.tree.map(np.asarray, ends))
@@ -206,7 +206,7 @@ def _problem(
     until: Any,
     first: PyTree[np.ndarray],
     step: float,
-    key: int,
+    seed: int,
     max_steps: int,
 ) -> _Problem:
     left, limit, at_last = _checked_end(until, flow)
@@ -223,7 +223,7 @@ def _problem(
         exit=cast(left, dtype),
         step=jnp.asarray(step, dtype),
         last=jnp.asarray(steps, jnp.int32),
-        seed=jax.random.key(key),
+        seed=jax.random.key(seed),
         example=jax.tree.map(jnp.asarray, first),
         at_last=at_last,
     )
@@ -478,7 +478,7 @@ def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, f
 
 
 def _check(
-    flow: AbstractFlow, noise: Any, step: Any, key: Any, block_size: Any, max_steps: Any
+    flow: AbstractFlow, noise: Any, step: Any, seed: Any, block_size: Any, max_steps: Any
 ) -> None:
     if flow.domain.walls()[1].size:
         raise ValueError(
@@ -488,5 +488,5 @@ def _check(
     if not isinstance(noise, AbstractNoise):
         raise ValueError(f"Argument `noise` must be such as Thermal(0.1), but is {noise!r}.")
     positive("step", step)
-    integer("key", key, 0, most=2**32 - 1)
+    integer("seed", seed, 0, most=2**32 - 1)
     check_counts(block_size, max_steps)

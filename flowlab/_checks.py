@@ -19,6 +19,7 @@ __all__ = [
     "number",
     "numbers",
     "positive",
+    "real",
     "shown",
     "span",
 ]
@@ -118,6 +119,21 @@ def choice(name: str, value: Any, *known: str) -> Any:
     return known[known.index(value)]  # which is plain, where the value is an enumeration's
 
 
+def real(name: str, values: ArrayLike) -> np.ndarray:
+    """An array of real numbers, of the type and shape that they have.
+
+    Raises:
+        ValueError: If it holds something else, or has rows of unequal lengths.
+    """
+    try:
+        held = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.") from None
+    if held.size and not _are_real(held):
+        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.")
+    return held
+
+
 def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float[np.ndarray, "..."]:
     """A finite array of float64 of one of the given shapes, without an empty axis.
 
@@ -127,15 +143,9 @@ def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float
         shapes: The shapes; an axis of any length goes by a letter.
 
     Raises:
-        ValueError: If it has none of these shapes, or is not finite.
+        ValueError: If it does not hold real numbers, has none of these shapes, or is not finite.
     """
-    try:
-        held = np.asarray(values)
-    except ValueError:
-        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.") from None
-    if held.size and not _are_real(held):
-        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.")
-    held = held.astype(float)
+    held = real(name, values).astype(float)
     if not (held.size and any(_fits(held.shape, shape) for shape in shapes)):
         wanted = " or ".join(str(shape).replace("'", "") for shape in shapes)
         raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {held.shape}.")

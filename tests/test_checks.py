@@ -36,6 +36,7 @@ REFUSED = [
     (lambda: checks.array("x", [1j], ("n",)), "hold real numbers, but is [1j]."),
     (lambda: checks.array("x", ["1"], ("n",)), "hold real numbers, but is ['1']."),
     (lambda: checks.array("x", [True], ("n",)), "hold real numbers, but is [True]."),
+    (lambda: checks.real("x", [[1], []]), "hold real numbers, but is [[1], []]."),
     (lambda: checks.span("x", (1, 1)), "be (lower, upper), but is (1, 1)."),
     (lambda: checks.span("x", (0, np.inf)), "be (lower, upper), but is (0, inf)."),
 ]
@@ -61,6 +62,7 @@ def test_what_is_right_comes_back_in_the_types_of_python():
     assert [type(value) for value in found] == [float, float, float, int, str, tuple]
     array = checks.array("x", [[1, 2]], ("n", 2), (3,))
     assert (array.dtype, array.tolist()) == (np.float64, [[1.0, 2.0]])
+    assert checks.real("x", np.full((1, 1), np.nan, np.float32)).dtype == np.float32
 
 
 def test_numbers_that_numpy_has_no_type_for_are_numbers():

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -351,37 +350,12 @@ def _step(problem: _Problem, key: PRNGKeyArray, path: _Paths) -> _Paths:
     return jax.tree.map(lambda new, old: jnp.where(runs, new, old), moved, path)
 
 
-class _Increment(diffrax.AbstractPath):
-    """The one increment of Brownian motion that a key stands for.
-
-    As diffrax's `UnsafeBrownianPath`, which hashes the times of the step too, at five times the
-    cost: here the number of the step is in the key.
-    """
-
-    key: PRNGKeyArray
-    size: int = eqx.field(static=True)
-    t0: Any = eqx.field(static=True, default=-np.inf)
-    t1: Any = eqx.field(static=True, default=np.inf)
-
-    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Float[Array, " k"]:
-        del left
-        span = t1 - t0
-        return jnp.sqrt(span) * jax.random.normal(self.key, (self.size,), span.dtype)
-
-
 def _moved(
     problem: _Problem, key: PRNGKeyArray, before: Float[Array, " d"], factor: Float[Array, "d k"]
 ) -> Float[Array, " d"]:
-    """The state after one step of diffrax's Euler–Maruyama, which looks at its start alone."""
-    drift = problem.drift(before)
-    path = _Increment(key, factor.shape[1])
-    terms = diffrax.MultiTerm(
-        diffrax.ODETerm(lambda t, y, args: drift),
-        diffrax.ControlTerm(lambda t, y, args: factor, path),
-    )
-    start = jnp.zeros_like(problem.step)
-    after, *_ = diffrax.Euler().step(terms, start, problem.step, before, None, None, False)
-    return after
+    """The state after one step of Euler–Maruyama, y + h b + B √h ξ."""
+    noise = jnp.sqrt(problem.step) * jax.random.normal(key, factor.shape[1:], factor.dtype)
+    return before + (problem.step * problem.drift(before) + factor @ noise)
 
 
 def _spread(

@@ -1,4 +1,4 @@
-"""What is measured along a flow line.
+"""Measures of flow lines.
 
 A measure gives any of: a smooth rate, integrated with the flow line as a further component of its
 state; a fold over the accepted steps, read from their interpolants; values at the end. Each is made

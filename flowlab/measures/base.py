@@ -1,4 +1,4 @@
-"""What a measure is, what it sees of a flow line, and the spaces it can measure in.
+"""Measures, what they see of a flow line, and the spaces in which they can measure.
 
 d: components of a state; k: nodes of a step.
 """
@@ -171,8 +171,8 @@ def position(flow: Any, state: PyTree[Array], of: Space) -> PyTree[Array]:
         if of == "probability"
         else (pairs.u_chosen, pairs.u_rejected)
     )
-    place = jnp.stack(logs)
-    return place if of == "u" else jnp.exp(place)
+    logs = jnp.stack(logs)
+    return logs if of == "u" else jnp.exp(logs)
 
 
 def motion(

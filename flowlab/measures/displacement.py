@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures.base import Ends, Measure, Nodes, needs_space
-from flowlab.measures.steps import at, first_rise, lowest_place
+from flowlab.measures.steps import argmin, at, first_rise
 from flowlab.policies import AbstractResponses
 
 __all__ = ["dip", "mass"]
@@ -22,7 +22,7 @@ _ROUNDING = 64.0  # units in the last place: what logits and softmax make of a l
 
 
 def dip() -> Measure:
-    """How far and how long the chosen log-probability falls, as `dip_depth`, `dip_time`, ...
+    """Depth and times of a fall of the chosen log-probability: `dip_depth`, `dip_time`, ...
 
     - `dip_depth`: its value at the start less its lowest value on the way, nats, at least 0;
     - `dip_time`: the flow time of its lowest point; NaN where it never falls below the start;
@@ -51,7 +51,7 @@ def dip() -> Measure:
 
 
 def mass() -> Measure:
-    """What each response gains of the probability, who peaks on the way, and where the rest goes.
+    """Gains and peaks of the probability of each response, and who gains most outside the pairs.
 
     - `mass_gained`: probability at the end less that at the start, shape (r,);
     - `mass_peak`: the highest probability on the way, shape (r,), the ends included;
@@ -80,7 +80,7 @@ def mass() -> Measure:
 
 
 class _Fall(eqx.Module):
-    """What a dip carries; every leaf has shape (*p,).
+    """The fall of each chosen log-probability so far; every leaf has shape (*p,).
 
     Attributes:
         start: The chosen log-probability at the start.
@@ -120,7 +120,7 @@ def _depth_and_times(_flow: Any, _ends: Ends, carry: _Fall) -> tuple[Array, Arra
 
 
 class _Peak(eqx.Module):
-    """What mass carries: the highest log-probabilities so far and when; shape (r,)."""
+    """The highest log-probability of each response so far, and its time; shape (r,)."""
 
     highest: Float[Array, " r"]
     time: Float[Array, " r"]
@@ -158,7 +158,7 @@ def _gains(flow: Any, ends: Ends, carry: _Peak) -> tuple[Array, ...]:
 
 
 def _rounding(values: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """What rounding can make of log-probabilities that do not change."""
+    """The change that rounding can make to log-probabilities."""
     return _ROUNDING * jnp.finfo(values.dtype).eps * jnp.maximum(1, jnp.abs(values))
 
 
@@ -167,25 +167,25 @@ def _fallen(
 ) -> _Fall:
     """The fall of one pair after one more step."""
     moved = values - fall.start
-    place = lowest_place(moved)
-    low = at(moved, place)
+    position = argmin(moved)
+    low = at(moved, position)
     lower = (low < fall.lowest) & jnp.any(rates < 0)
-    back, where = first_rise(moved, jnp.where(lower, place, 0))
+    back, rise = first_rise(moved, jnp.where(lower, position, 0))
     recovery = jnp.where(lower, jnp.nan, fall.recovery)
     back = back & jnp.isnan(recovery) & (lower | (fall.lowest < 0))
     return _Fall(
         fall.start,
         jnp.where(lower, low, fall.lowest),
-        jnp.where(lower, at(time, place), fall.time),
-        jnp.where(back, at(time, where), recovery),
+        jnp.where(lower, at(time, position), fall.time),
+        jnp.where(back, at(time, rise), recovery),
     )
 
 
 def _risen(peak: _Peak, logs: Float[Array, " k"], time: Float[Array, " k"]) -> _Peak:
     """The peak of one response after one more step."""
-    place = lowest_place(-logs)
-    high = at(logs, place)
+    position = argmin(-logs)
+    high = at(logs, position)
     higher = high > peak.highest + _rounding(peak.highest)
     return _Peak(
-        jnp.where(higher, high, peak.highest), jnp.where(higher, at(time, place), peak.time)
+        jnp.where(higher, high, peak.highest), jnp.where(higher, at(time, position), peak.time)
     )

@@ -1,6 +1,6 @@
 """The neighbourhood of a point: when a flow line enters it, how long it stays, how close it comes.
 
-k: nodes of a step; m: places in a step.
+k: nodes of a step; m: positions in a step.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -
     Distances are Euclidean, in the state's own coordinates.
 
     Args:
-        point: A state, such as the place of a critical point.
+        point: A state, such as a critical point's.
         radius: Of the neighbourhood, positive.
         label: What to call the point in the names of the results.
 
@@ -74,12 +74,12 @@ def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -
 
 
 def _is_list(part: object) -> bool:
-    """Whether a part of a point is a list of numbers, which stands for an array."""
+    """Tell a list of numbers, which stands for an array, from other parts of a point."""
     return isinstance(part, list | tuple) and all(isinstance(x, int | float) for x in part)
 
 
 class _Visit(eqx.Module):
-    """What is known of a neighbourhood so far.
+    """The visit of a neighbourhood so far.
 
     Attributes:
         spent: Flow time within the radius.
@@ -128,8 +128,8 @@ def _after_step(
     spent, entry = _passage(step, squares, elapsed, (low, lowest), _limit(radius, elapsed))
     new, closer = ~jnp.isnan(entry) & jnp.isnan(visit.entry_time), lowest < visit.square
 
-    def state(place: Float[Array, ""]) -> PyTree[Array]:
-        return jax.tree.map(lambda y, p: jnp.asarray(p, y.dtype) + at(y, place), offsets, point)
+    def state(position: Float[Array, ""]) -> PyTree[Array]:
+        return jax.tree.map(lambda y, p: jnp.asarray(p, y.dtype) + at(y, position), offsets, point)
 
     first = state(jnp.where(new, entry, 0))
     return _Visit(
@@ -197,13 +197,13 @@ class _Step(eqx.Module):
         parts = [part for leaf in jax.tree.leaves(offsets) for part in _split(leaf)]
         return cls(tuple(_powers(part) for part in parts), _powers(times))
 
-    def time(self, place: Float[Array, ""]) -> Float[Array, ""]:
+    def time(self, position: Float[Array, ""]) -> Float[Array, ""]:
         """The time since the step began."""
-        return _taylor(self.times, place)[0]
+        return _taylor(self.times, position)[0]
 
-    def square(self, place: Float[Array, ""]) -> tuple[Array, Array, Array]:
-        """|y − p|² at a place, and its first two derivatives."""
-        parts = [_taylor(part, place) for part in self.offsets]
+    def square(self, position: Float[Array, ""]) -> tuple[Array, Array, Array]:
+        """|y − p|² at a position, and its first two derivatives."""
+        parts = [_taylor(part, position) for part in self.offsets]
         here, rate, half = ([part[i] for part in parts] for i in range(3))
         bend = 2 * inner(rate, rate) + 4 * inner(here, half)
         return inner(here, here), 2 * inner(here, rate), bend
@@ -221,38 +221,38 @@ def _powers(values: Float[Array, "k ..."]) -> tuple[Array, ...]:
     return tuple(found[index] for index in range(NODES))
 
 
-def _taylor(powers: tuple[Array, ...], place: Float[Array, ""]) -> tuple[Array, Array, Array]:
-    """A polynomial at a place: value, derivative, half the second derivative (Horner's scheme)."""
+def _taylor(powers: tuple[Array, ...], position: Float[Array, ""]) -> tuple[Array, Array, Array]:
+    """Value, derivative and half the second derivative of a polynomial, by Horner's scheme."""
     value, slope, half = powers[0], jnp.zeros_like(powers[0]), jnp.zeros_like(powers[0])
     for power in powers[1:]:
-        half = half * place + slope
-        slope = slope * place + value
-        value = value * place + power
+        half = half * position + slope
+        slope = slope * position + value
+        value = value * position + power
     return value, slope, half
 
 
 def _iterated(
     improve: Callable[[Float[Array, ""]], Float[Array, ""]], guess: Float[Array, ""]
 ) -> Float[Array, ""]:
-    return lax.fori_loop(0, _NEWTON_STEPS, lambda _, place: improve(place), guess)
+    return lax.fori_loop(0, _NEWTON_STEPS, lambda _, position: improve(position), guess)
 
 
 def _lowest(step: _Step, squares: Float[Array, " k"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Where on [0, 1] the distance is least, and its square there."""
+    """The position on [0, 1] at which the distance is least, and its square there."""
     least, node = squares[0], jnp.zeros_like(squares[0])
     for index in range(1, NODES):
         node = jnp.where(squares[index] < least, _GRID[index], node)
         least = jnp.minimum(squares[index], least)
     left, right = jnp.maximum(node - _GRID[1], 0), jnp.minimum(node + _GRID[1], 1)
 
-    def lower(place: Float[Array, ""]) -> Float[Array, ""]:
-        _, slope, bend = step.square(place)
-        newton = place - slope / jnp.where(bend > 0, bend, 1)
-        return jnp.where(bend > 0, jnp.clip(newton, left, right), place)
+    def lower(position: Float[Array, ""]) -> Float[Array, ""]:
+        _, slope, bend = step.square(position)
+        newton = position - slope / jnp.where(bend > 0, bend, 1)
+        return jnp.where(bend > 0, jnp.clip(newton, left, right), position)
 
-    place = _iterated(lower, node)
-    found = step.square(place)[0]
-    return jnp.where(found < least, place, node), jnp.minimum(found, least)
+    position = _iterated(lower, node)
+    found = step.square(position)[0]
+    return jnp.where(found < least, position, node), jnp.minimum(found, least)
 
 
 def _passage(
@@ -262,23 +262,23 @@ def _passage(
     least: tuple[Float[Array, ""], Float[Array, ""]],
     limit: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The time that a step spends within the limit, and the place of its first entry, or NaN.
+    """The time that a step spends within the limit, and the position of its first entry, or NaN.
 
-    Between its nodes and its lowest place a step crosses the limit at most twice, in and out, or
+    Between its nodes and its closest point a step crosses the limit at most twice, in and out, or
     out and in: where the points of the step's line bend back within a step, it would be shorter.
     """
     low, lowest = least
     grid = jnp.asarray(_GRID, squares.dtype)
-    places = _with_one_more(grid, grid, low, low)
+    positions = _with_one_more(grid, grid, low, low)
     heights = _with_one_more(grid, squares, low, lowest) - limit
     times = _with_one_more(grid, elapsed, low, step.time(low))
     within = heights <= 0
     enters, leaves = within[1:] & ~within[:-1], within[:-1] & ~within[1:]
     entry = _crossing(
-        step, limit, low, enters, (places[1:], places[:-1]), (heights[1:], heights[:-1])
+        step, limit, low, enters, (positions[1:], positions[:-1]), (heights[1:], heights[:-1])
     )
     leave = _crossing(
-        step, limit, low, leaves, (places[:-1], places[1:]), (heights[:-1], heights[1:])
+        step, limit, low, leaves, (positions[:-1], positions[1:]), (heights[:-1], heights[1:])
     )
     whole = jnp.sum(jnp.where(within[:-1] & within[1:], times[1:] - times[:-1], 0))
     inward = _first(enters, times[1:]) - step.time(entry)
@@ -289,11 +289,11 @@ def _passage(
 
 
 def _with_one_more(
-    grid: Float[Array, " k"], values: Float[Array, " k"], place: Float[Array, ""], value: Array
+    grid: Float[Array, " k"], values: Float[Array, " k"], position: Float[Array, ""], value: Array
 ) -> Float[Array, " k+1"]:
-    """Values at the nodes with the one at a further place put in between."""
-    before = jnp.concatenate([grid <= place, jnp.zeros(1, bool)])
-    behind = jnp.concatenate([jnp.zeros(1, bool), grid > place])
+    """Values at the nodes with the one at a further position put in between."""
+    before = jnp.concatenate([grid <= position, jnp.zeros(1, bool)])
+    behind = jnp.concatenate([jnp.zeros(1, bool), grid > position])
     kept = jnp.where(before, jnp.concatenate([values, values[-1:]]), value)
     return jnp.where(behind, jnp.concatenate([values[:1], values]), kept)
 
@@ -311,24 +311,23 @@ def _crossing(
     limit: Float[Array, ""],
     low: Float[Array, ""],
     which: Bool[Array, " m"],
-    places: tuple[Float[Array, " m"], Float[Array, " m"]],
+    positions: tuple[Float[Array, " m"], Float[Array, " m"]],
     heights: tuple[Float[Array, " m"], Float[Array, " m"]],
 ) -> Float[Array, ""]:
-    """The place in the first marked interval, given as (inner, outer) ends, that is on the limit.
+    """The position on the limit in the first marked interval; positions are (inner, outer) ends.
 
-    The distance grows with the place's from the inner end: linearly, or quadratically from where
-    it is least.
+    From the inner end the distance grows linearly, or quadratically where it is least there.
     """
-    inside, outside = (_first(which, ends) for ends in places)
+    inside, outside = (_first(which, ends) for ends in positions)
     depth, height = (_first(which, ends) for ends in heights)
-    share = -depth / jnp.where(height > depth, height - depth, 1)
-    share = jnp.clip(jnp.where(inside == low, jnp.sqrt(jnp.abs(share)), share), 0, 1)
-    place = inside + share * (outside - inside)
+    fraction = -depth / jnp.where(height > depth, height - depth, 1)
+    fraction = jnp.clip(jnp.where(inside == low, jnp.sqrt(jnp.abs(fraction)), fraction), 0, 1)
+    position = inside + fraction * (outside - inside)
     left, right = jnp.minimum(inside, outside), jnp.maximum(inside, outside)
 
-    def nearer(place: Float[Array, ""]) -> Float[Array, ""]:
-        square, slope, _ = step.square(place)
-        newton = place - (square - limit) / jnp.where(slope == 0, 1, slope)
+    def nearer(position: Float[Array, ""]) -> Float[Array, ""]:
+        square, slope, _ = step.square(position)
+        newton = position - (square - limit) / jnp.where(slope == 0, 1, slope)
         return jnp.clip(newton, left, right)
 
-    return _iterated(nearer, place)
+    return _iterated(nearer, position)

@@ -23,7 +23,7 @@ from flowlab.measures.base import (
     needs_space,
     position,
 )
-from flowlab.measures.steps import at, first_root, lowest_place, time_below
+from flowlab.measures.steps import argmin, at, first_root, time_below
 
 __all__ = [
     "change",
@@ -89,7 +89,7 @@ def slowest(of: Space = "state") -> Measure:
 
 
 def margin_zero() -> Measure:
-    """Where the mean margin first crosses 0: `margin_zero_time`, `margin_zero_state`; NaN if never.
+    """First crossing of a mean margin of 0: `margin_zero_time`, `margin_zero_state`; NaN if none.
 
     A line that starts on the line margin = 0 does not cross it.
     """
@@ -97,7 +97,7 @@ def margin_zero() -> Measure:
 
 
 def margin_at(level: float) -> Measure:
-    """Where the mean margin first crosses a level: `margin_5_time`, `margin_5_state` for level 5.
+    """First crossing of a mean margin: `margin_5_time`, `margin_5_state` for level 5.
 
     NaN where it never does; a line that starts on the level does not cross it. Several of these
     compare flow lines at equal margins in one pass.
@@ -190,7 +190,7 @@ def _slower(
     flow: AbstractFlow, slowest: tuple[Any, ...], nodes: Nodes, *, of: Space
 ) -> tuple[Any, ...]:
     log_speeds = _log_speeds(flow, nodes, of)
-    lowest = lowest_place(log_speeds)
+    lowest = argmin(log_speeds)
     speed = jnp.exp(at(log_speeds, lowest))
     here = speed, at(nodes.time, lowest), at(nodes.state, lowest)
     return jax.tree.map(lambda new, old: jnp.where(speed < slowest[0], new, old), here, slowest)

@@ -10,6 +10,7 @@ k: steps that were kept, the start included.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -51,7 +52,7 @@ class Descent:
     outcome: Outcome
 
     def __repr__(self) -> str:
-        """How the run ended, on one line."""
+        """The end of the run, on one line."""
         return f"Descent({self.outcome.name}: {self.steps[-1]} steps, loss {self.losses[-1]:.6g})"
 
 
@@ -121,7 +122,7 @@ def descend(
 def distance(
     path: Descent, line: Line, *, learning_rate: float | None = None
 ) -> Float[np.ndarray, " k"]:
-    """How far a training run is from a flow line after each step that was kept.
+    """Distance of a training run from a flow line after each step that was kept.
 
     Euclidean, in the coordinates of the state.
 
@@ -170,39 +171,43 @@ def _run(
     key: Array | None,
 ) -> tuple[PyTree[Array], Array, Array, Array]:
     """States, losses, steps taken and outcomes at the start and after every so many steps."""
-    zero = jnp.zeros((), jnp.int32)
-
-    def step(number: Array, carry: Any) -> Any:
-        state, memory, taken, outcome, key = carry
-        seen, key = _seen(flow, state, batch_size, key)
-        value, gradient = jax.value_and_grad(seen.potential)(state)
-        direction = seen.metric(state, gradient)
-        with _lenient():
-            updates, after_memory = optimiser.update(
-                direction, memory, state, value=value, grad=gradient, value_fn=seen.potential
-            )
-        after = jax.tree.map(lambda x, u: x + jnp.asarray(u, x.dtype), state, updates)
-        found = _outcome(flow, after)
-        going = (outcome == 0) & (found == 0)
-        state, memory = jax.tree.map(
-            lambda new, old: jnp.where(going, jnp.asarray(new, old.dtype), old),
-            (after, after_memory),
-            (state, memory),
-        )
-        outcome = jnp.where(outcome == 0, found, outcome)
-        return state, memory, taken + going.astype(jnp.int32), outcome, key
 
     def kept(carry: Any, _: None) -> tuple[Any, Any]:
+        step = partial(_step, flow, optimiser, batch_size)
         carry = lax.fori_loop(0, counts[1], step, carry)
         return carry, _row(flow, carry)
 
     with _lenient():
         memory = jax.tree.map(jnp.asarray, optimiser.init(start))
-    first = (start, memory, zero, _outcome(flow, start), key)
+    first = (start, memory, jnp.zeros((), jnp.int32), _outcome(flow, start), key)
     _, rows = lax.scan(kept, first, length=counts[0])
     return jax.tree.map(
         lambda one, rest: jnp.concatenate([one[None], rest]), _row(flow, first), rows
     )
+
+
+def _step(
+    flow: AbstractFlow, optimiser: Any, batch_size: int | None, _number: Array, carry: Any
+) -> Any:
+    """State, memory of the optimiser, steps taken, outcome and key after one step, if it is one."""
+    state, memory, taken, outcome, key = carry
+    seen, key = _seen(flow, state, batch_size, key)
+    value, gradient = jax.value_and_grad(seen.potential)(state)
+    direction = seen.metric(state, gradient)
+    with _lenient():
+        updates, after_memory = optimiser.update(
+            direction, memory, state, value=value, grad=gradient, value_fn=seen.potential
+        )
+    after = jax.tree.map(lambda x, u: x + jnp.asarray(u, x.dtype), state, updates)
+    found = _outcome(flow, after)
+    going = (outcome == 0) & (found == 0)
+    state, memory = jax.tree.map(
+        lambda new, old: jnp.where(going, jnp.asarray(new, old.dtype), old),
+        (after, after_memory),
+        (state, memory),
+    )
+    outcome = jnp.where(outcome == 0, found, outcome)
+    return state, memory, taken + going.astype(jnp.int32), outcome, key
 
 
 @contextmanager
@@ -236,15 +241,15 @@ def _seen(
         return flow, key
     key, drawn = jax.random.split(key)
     count = jax.eval_shape(flow.pairs, state).chosen.shape[0]
-    share = None if flow.weights is None else jnp.asarray(flow.weights) / jnp.sum(flow.weights)
-    places = jax.random.choice(drawn, count, (batch_size,), p=share)
-    counts = jnp.zeros(count).at[places].add(1)
+    fractions = None if flow.weights is None else jnp.asarray(flow.weights) / jnp.sum(flow.weights)
+    indices = jax.random.choice(drawn, count, (batch_size,), p=fractions)
+    counts = jnp.zeros(count).at[indices].add(1)
     return PreferenceFlow(flow.loss, flow.policy, counts), key
 
 
 def _check_counts(steps: int, keep_every: int) -> None:
-    for name, number in (("steps", steps), ("keep_every", keep_every)):
-        checks.integer(name, number)
+    checks.integer("steps", steps)
+    checks.integer("keep_every", keep_every)
     if steps % keep_every:
         raise ValueError(
             f"Argument `keep_every` must divide `steps`, {steps}, but is {keep_every}."
@@ -280,8 +285,8 @@ def _flat(states: PyTree[np.ndarray]) -> Float[np.ndarray, "k d"]:
 def _moments(line: Line) -> Float[np.ndarray, " m"]:
     """Times along a line, several in each of its steps."""
     times = np.asarray(line.times)
-    shares = np.arange(_BETWEEN) / _BETWEEN
-    fine = times[:-1, None] + np.diff(times)[:, None] * shares
+    fractions = np.arange(_BETWEEN) / _BETWEEN
+    fine = times[:-1, None] + np.diff(times)[:, None] * fractions
     return np.append(fine.ravel(), times[-1])
 
 
@@ -289,6 +294,6 @@ def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"
     """Distance of a point from the nearest piece of a polygon."""
     first, way = corners[:-1], np.diff(corners, axis=0)
     square = np.sum(way**2, axis=1)
-    share = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
-    nearest = first + np.clip(share, 0, 1)[:, None] * way
+    fraction = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
+    nearest = first + np.clip(fraction, 0, 1)[:, None] * way
     return float(np.min(np.linalg.norm(point - nearest, axis=1)))

@@ -23,6 +23,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from flowlab import _checks as checks
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.solve import Line, check_states, exact_products
+from flowlab.solve.noise import check_minibatches
+from flowlab.solve.paths import vectors
 from flowlab.until import Outcome
 
 if TYPE_CHECKING:
@@ -146,7 +148,7 @@ def distance(
     """
     if learning_rate is not None:
         checks.positive("learning_rate", learning_rate)
-    points, corners = _flat(path.states), _flat(line.at(_moments(line)))
+    points, corners = vectors(path.states), vectors(line.at(_moments(line)))
     if corners.shape[1] != points.shape[1]:
         raise ValueError(
             f"Argument `line` must have states like those of `path`, of {points.shape[1]} numbers, "
@@ -157,7 +159,7 @@ def distance(
     times = path.steps * learning_rate
     there = line.covers(times)
     beside = np.full_like(points, np.nan)
-    beside[there] = _flat(line.at(times[there]))
+    beside[there] = vectors(line.at(times[there]))
     return np.linalg.norm(points - beside, axis=1)
 
 
@@ -265,21 +267,7 @@ def _check_batches(
         return
     checks.integer("batch_size", batch_size)
     checks.integer("seed", seed, 0)
-    if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, start).chosen.shape:
-        raise ValueError(
-            "Argument `batch_size` must be None for a flow without several pairs, but is "
-            f"{batch_size!r}."
-        )
-    if flow.loss.of_batch:
-        raise ValueError(
-            f"Argument `batch_size` must be None for {type(flow.loss).__name__}, whose value for a "
-            f"pair depends on the pairs beside it, but is {batch_size!r}."
-        )
-
-
-def _flat(states: PyTree[np.ndarray]) -> Float[np.ndarray, "k d"]:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+    check_minibatches("`batch_size` must be None", flow, start)
 
 
 def _moments(line: Line) -> Float[np.ndarray, " m"]:

@@ -29,7 +29,7 @@ from flowlab.solve.noise import AbstractNoise
 from flowlab.solve.problem import cast, check_counts, check_states, filled
 from flowlab.until import AbstractTarget, Outcome, counted
 
-__all__ = ["NoisyRuns", "noisy_runs"]
+__all__ = ["NoisyRuns", "noisy_runs", "vectors"]
 
 _CHUNK = 256  # steps between two looks at which paths have ended
 _BLOCK = {"cpu": 512}  # paths that are computed together; as many as a sweep's starts elsewhere
@@ -137,7 +137,7 @@ def noisy_runs(
     with jax.enable_x64(dtype == np.float64):
         noise.check(flow, jax.tree.map(jnp.asarray, first))
         problem = _problem(flow, noise, until, first, step, seed, max_steps)
-        paths = _finished(problem, _vectors(starts), block_size)
+        paths = _finished(problem, vectors(starts), block_size)
         ends = jax.vmap(ravel_pytree(problem.example)[1])(jnp.asarray(paths.state))
     return _runs(problem, starts, paths, jax.tree.map(np.asarray, ends))
 
@@ -428,8 +428,9 @@ def _runs(
     )
 
 
-def _vectors(starts: PyTree[np.ndarray]) -> Float[np.ndarray, "n d"]:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(starts)]
+def vectors(states: PyTree[np.ndarray]) -> Float[np.ndarray, "n d"]:
+    """States, leaves of shape (n, ...), as one vector each."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 

@@ -27,7 +27,7 @@ class AbstractExit(eqx.Module):
 
     @abstractmethod
     def gaps(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " m"]:
-        """What is positive inside and zero on each boundary of the set."""
+        """Numbers that are positive inside and zero on each boundary of the set."""
 
 
 class _Inside(AbstractExit):

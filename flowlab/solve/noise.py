@@ -32,7 +32,7 @@ class AbstractNoise(eqx.Module):
 
     @abstractmethod
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:
-        """What is added to the velocity of the flow, the leaves of the state in one vector."""
+        """The addition to the velocity of the flow, the leaves of the state in one vector."""
 
     @abstractmethod
     def factor(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d k"]:

@@ -22,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from flowlab._checks import integer, positive
 from flowlab.flow import AbstractFlow
-from flowlab.solve.brownian_bridge import crossing_part, survival_probability
+from flowlab.solve.brownian_bridge import crossing_fraction, survival_probability
 from flowlab.solve.compilation import compiled
 from flowlab.solve.exits import AbstractExit, exit_at_level
 from flowlab.solve.noise import AbstractNoise
@@ -374,7 +374,7 @@ def _located(problem: _Problem, paths: _Paths) -> _Paths:
         part_key, place_key = jax.random.split(_keys(problem, path.index)[2])
         factor = problem.factor(path.state)
         gaps, ahead = problem.gaps(path.state), problem.gaps(path.after)
-        parts = crossing_part(part_key, gaps, ahead, _spread(problem, path.state, factor))
+        parts = crossing_fraction(part_key, gaps, ahead, _spread(problem, path.state, factor))
         first = jnp.argmin(jnp.where(path.survival <= path.threshold, parts, jnp.inf))
         end = _crossing_place(problem, place_key, path, factor, (first, parts[first]))
         sets = len(gaps) - (end.size if problem.absorbing else 0)

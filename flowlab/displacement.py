@@ -387,9 +387,9 @@ def _record(one: Displacement) -> dict[str, Any]:
 
 def _jsonable(values: ArrayLike) -> Any:
     array = np.asarray(values, dtype=float)
-    if array.ndim:
-        return [_jsonable(part) for part in array]
-    return float(array) if np.isfinite(array) else None
+    record = array.astype(object)
+    record[~np.isfinite(array)] = None
+    return record.tolist()
 
 
 def _summary(one: Displacement) -> str:

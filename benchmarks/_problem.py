@@ -33,7 +33,7 @@ CELL = "import json, _problem; print(json.dumps(_problem.measured(**json.loads({
 
 def points(count: int, dtype: str = "float64") -> np.ndarray:
     """The starts of the standard problem, shape (count, 2)."""
-    return starts.uniform(count, LOWER, UPPER, key=0, dtype=dtype)
+    return starts.uniform(count, LOWER, UPPER, seed=0, dtype=dtype)
 
 
 def solved(some: np.ndarray, **options: Any) -> Any:

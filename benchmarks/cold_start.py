@@ -19,7 +19,7 @@ FIRST_RESULT = """
 import flowlab
 from flowlab import starts, until
 flow = flowlab.preference_flow(flowlab.DPO(0.3), flowlab.RatioPlane())
-points = starts.uniform(1024, (0.01, 0.01), (1, 1), key=0)
+points = starts.uniform(1024, (0.01, 0.01), (1, 1), seed=0)
 assert (flowlab.sweep(flow, points, until=until.loss_below(0.1)).time > 0).any()
 """
 CASES = {

@@ -10,6 +10,7 @@ k: steps that were kept, the start included.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -22,6 +23,8 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from flowlab import _checks as checks
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.solve import Line, check_states, exact_products
+from flowlab.solve.noise import check_minibatches
+from flowlab.solve.paths import vectors
 from flowlab.until import Outcome
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ class Descent:
     outcome: Outcome
 
     def __repr__(self) -> str:
-        """How the run ended, on one line."""
+        """The end of the run, on one line."""
         return f"Descent({self.outcome.name}: {self.steps[-1]} steps, loss {self.losses[-1]:.6g})"
 
 
@@ -63,7 +66,7 @@ def descend(
     steps: int,
     keep_every: int = 1,
     batch_size: int | None = None,
-    key: int | None = None,
+    seed: int | None = None,
 ) -> Descent:
     """A training run of an optimiser on the loss of a flow, from one start.
 
@@ -80,11 +83,11 @@ def descend(
         keep_every: Keep every so many steps.
         batch_size: Pairs of each step, drawn at random with replacement, in proportion to the
             weights of the flow where it has such; None for all pairs at every step.
-        key: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
+        seed: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
 
     Raises:
         ValueError: If `steps` or `keep_every` is not positive, or the second does not divide the
-            first; `optimiser` is none; `batch_size` and `key` are not given together, or are given
+            first; `optimiser` is none; `batch_size` and `seed` are not given together, or are given
             for a flow without several pairs, or for a loss of a batch; or the start does not fit
             the flow.
 
@@ -100,14 +103,14 @@ def descend(
         )
     start, dtype = check_states("start", start, flow, batched=False)
     with jax.enable_x64(dtype == np.float64), exact_products():
-        _check_batches(flow, start, batch_size, key)
+        _check_batches(flow, start, batch_size, seed)
         states, losses, taken, outcomes = _run(
             flow,
             jax.tree.map(jnp.asarray, start),
             optax.with_extra_args_support(optimiser),
             (int(steps // keep_every), int(keep_every)),
             None if batch_size is None else int(batch_size),
-            None if key is None else jax.random.key(key),
+            None if seed is None else jax.random.key(seed),
         )
     kept = np.flatnonzero(np.diff(taken, prepend=-1))
     return Descent(
@@ -121,7 +124,7 @@ def descend(
 def distance(
     path: Descent, line: Line, *, learning_rate: float | None = None
 ) -> Float[np.ndarray, " k"]:
-    """How far a training run is from a flow line after each step that was kept.
+    """Distance of a training run from a flow line after each step that was kept.
 
     Euclidean, in the coordinates of the state.
 
@@ -145,7 +148,7 @@ def distance(
     """
     if learning_rate is not None:
         checks.positive("learning_rate", learning_rate)
-    points, corners = _flat(path.states), _flat(line.at(_moments(line)))
+    points, corners = vectors(path.states), vectors(line.at(_moments(line)))
     if corners.shape[1] != points.shape[1]:
         raise ValueError(
             f"Argument `line` must have states like those of `path`, of {points.shape[1]} numbers, "
@@ -156,7 +159,7 @@ def distance(
     times = path.steps * learning_rate
     there = line.covers(times)
     beside = np.full_like(points, np.nan)
-    beside[there] = _flat(line.at(times[there]))
+    beside[there] = vectors(line.at(times[there]))
     return np.linalg.norm(points - beside, axis=1)
 
 
@@ -170,39 +173,43 @@ def _run(
     key: Array | None,
 ) -> tuple[PyTree[Array], Array, Array, Array]:
     """States, losses, steps taken and outcomes at the start and after every so many steps."""
-    zero = jnp.zeros((), jnp.int32)
-
-    def step(number: Array, carry: Any) -> Any:
-        state, memory, taken, outcome, key = carry
-        seen, key = _seen(flow, state, batch_size, key)
-        value, gradient = jax.value_and_grad(seen.potential)(state)
-        direction = seen.metric(state, gradient)
-        with _lenient():
-            updates, after_memory = optimiser.update(
-                direction, memory, state, value=value, grad=gradient, value_fn=seen.potential
-            )
-        after = jax.tree.map(lambda x, u: x + jnp.asarray(u, x.dtype), state, updates)
-        found = _outcome(flow, after)
-        going = (outcome == 0) & (found == 0)
-        state, memory = jax.tree.map(
-            lambda new, old: jnp.where(going, jnp.asarray(new, old.dtype), old),
-            (after, after_memory),
-            (state, memory),
-        )
-        outcome = jnp.where(outcome == 0, found, outcome)
-        return state, memory, taken + going.astype(jnp.int32), outcome, key
 
     def kept(carry: Any, _: None) -> tuple[Any, Any]:
+        step = partial(_step, flow, optimiser, batch_size)
         carry = lax.fori_loop(0, counts[1], step, carry)
         return carry, _row(flow, carry)
 
     with _lenient():
         memory = jax.tree.map(jnp.asarray, optimiser.init(start))
-    first = (start, memory, zero, _outcome(flow, start), key)
+    first = (start, memory, jnp.zeros((), jnp.int32), _outcome(flow, start), key)
     _, rows = lax.scan(kept, first, length=counts[0])
     return jax.tree.map(
         lambda one, rest: jnp.concatenate([one[None], rest]), _row(flow, first), rows
     )
+
+
+def _step(
+    flow: AbstractFlow, optimiser: Any, batch_size: int | None, _number: Array, carry: Any
+) -> Any:
+    """State, memory of the optimiser, steps taken, outcome and key after one step, if it is one."""
+    state, memory, taken, outcome, key = carry
+    seen, key = _seen(flow, state, batch_size, key)
+    value, gradient = jax.value_and_grad(seen.potential)(state)
+    direction = seen.metric(state, gradient)
+    with _lenient():
+        updates, after_memory = optimiser.update(
+            direction, memory, state, value=value, grad=gradient, value_fn=seen.potential
+        )
+    after = jax.tree.map(lambda x, u: x + jnp.asarray(u, x.dtype), state, updates)
+    found = _outcome(flow, after)
+    going = (outcome == 0) & (found == 0)
+    state, memory = jax.tree.map(
+        lambda new, old: jnp.where(going, jnp.asarray(new, old.dtype), old),
+        (after, after_memory),
+        (state, memory),
+    )
+    outcome = jnp.where(outcome == 0, found, outcome)
+    return state, memory, taken + going.astype(jnp.int32), outcome, key
 
 
 @contextmanager
@@ -236,15 +243,15 @@ def _seen(
         return flow, key
     key, drawn = jax.random.split(key)
     count = jax.eval_shape(flow.pairs, state).chosen.shape[0]
-    share = None if flow.weights is None else jnp.asarray(flow.weights) / jnp.sum(flow.weights)
-    places = jax.random.choice(drawn, count, (batch_size,), p=share)
-    counts = jnp.zeros(count).at[places].add(1)
+    fractions = None if flow.weights is None else jnp.asarray(flow.weights) / jnp.sum(flow.weights)
+    indices = jax.random.choice(drawn, count, (batch_size,), p=fractions)
+    counts = jnp.zeros(count).at[indices].add(1)
     return PreferenceFlow(flow.loss, flow.policy, counts), key
 
 
 def _check_counts(steps: int, keep_every: int) -> None:
-    for name, number in (("steps", steps), ("keep_every", keep_every)):
-        checks.integer(name, number)
+    checks.integer("steps", steps)
+    checks.integer("keep_every", keep_every)
     if steps % keep_every:
         raise ValueError(
             f"Argument `keep_every` must divide `steps`, {steps}, but is {keep_every}."
@@ -252,36 +259,22 @@ def _check_counts(steps: int, keep_every: int) -> None:
 
 
 def _check_batches(
-    flow: AbstractFlow, start: PyTree[Any], batch_size: int | None, key: int | None
+    flow: AbstractFlow, start: PyTree[Any], batch_size: int | None, seed: int | None
 ) -> None:
-    if (batch_size is None) != (key is None):
-        raise ValueError("Arguments `batch_size` and `key` must be given together or not at all.")
+    if (batch_size is None) != (seed is None):
+        raise ValueError("Arguments `batch_size` and `seed` must be given together or not at all.")
     if batch_size is None:
         return
     checks.integer("batch_size", batch_size)
-    checks.integer("key", key, 0)
-    if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, start).chosen.shape:
-        raise ValueError(
-            "Argument `batch_size` must be None for a flow without several pairs, but is "
-            f"{batch_size!r}."
-        )
-    if flow.loss.of_batch:
-        raise ValueError(
-            f"Argument `batch_size` must be None for {type(flow.loss).__name__}, whose value for a "
-            f"pair depends on the pairs beside it, but is {batch_size!r}."
-        )
-
-
-def _flat(states: PyTree[np.ndarray]) -> Float[np.ndarray, "k d"]:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
-    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+    checks.integer("seed", seed, 0)
+    check_minibatches("`batch_size` must be None", flow, start)
 
 
 def _moments(line: Line) -> Float[np.ndarray, " m"]:
     """Times along a line, several in each of its steps."""
     times = np.asarray(line.times)
-    shares = np.arange(_BETWEEN) / _BETWEEN
-    fine = times[:-1, None] + np.diff(times)[:, None] * shares
+    fractions = np.arange(_BETWEEN) / _BETWEEN
+    fine = times[:-1, None] + np.diff(times)[:, None] * fractions
     return np.append(fine.ravel(), times[-1])
 
 
@@ -289,6 +282,6 @@ def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"
     """Distance of a point from the nearest piece of a polygon."""
     first, way = corners[:-1], np.diff(corners, axis=0)
     square = np.sum(way**2, axis=1)
-    share = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
-    nearest = first + np.clip(share, 0, 1)[:, None] * way
+    fraction = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
+    nearest = first + np.clip(fraction, 0, 1)[:, None] * way
     return float(np.min(np.linalg.norm(point - nearest, axis=1)))

@@ -70,10 +70,10 @@ MARGINS = (-20.0, 20.0)  # nats, of the starts unless given
 _RATIOS = (-0.4, 1.2)
 _CELLS = (61, 32)  # margins, ratios: every 2/3 of a nat, every 0.05
 _ROUNDING = 64.0  # units in the last place that the parts of a rate lose
-_CHANGE = 6  # place of the change at the end among the cells of a row
+_CHANGE = 6  # index of the change at the end among the cells of a row
 _OFFSET = 1.0  # nats, of the pair, for losses that use one; as on a card
-_STEPS = 5000
-_BLOCK = 8  # starts that share a step: few, since lines that run into a kink or a pole hold up all
+# Few starts share a step, since lines that run into a kink or a pole hold up all.
+_SWEPT: dict[str, Any] = {"max_steps": 5000, "block_size": 8, "optimise": False}
 _WHOLE = (Outcome.reached, Outcome.at_critical_point)  # lines of which everything is known
 _VALUES = (
     *("rate", "dip_depth", "dip_time", "recovery_time"),
@@ -83,7 +83,7 @@ _VALUES = (
 
 @dataclass(frozen=True)
 class Rates:
-    """Why the chosen log-probability of each pair rises or falls at a state. All of shape (*p,).
+    """Causes of the motion of each chosen log-probability at a state. All of shape (*p,).
 
     chosen = from_chosen + from_rejected + from_others, for the free flow, before any wall.
 
@@ -111,7 +111,7 @@ class Rates:
 
     @property
     def falls(self) -> Bool[np.ndarray, "*p"]:
-        """Whether the chosen log-probability falls."""
+        """Mask of the pairs whose chosen log-probability falls."""
         return self.chosen < 0
 
     @property
@@ -121,7 +121,7 @@ class Rates:
 
 
 def rates(flow: AbstractFlow, state: PyTree[ArrayLike]) -> Rates:
-    """How fast the chosen log-probability of each pair moves at a state, and why.
+    """The rate of the chosen log-probability of each pair at a state, and its causes.
 
     Args:
         flow: The flow of a preference loss under any policy.
@@ -168,13 +168,12 @@ def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.nd
         ValueError: If `loss` is none of one pair, or the starts have another shape.
     """
     points = checks.array("starts", starts, ("n", 2))
-    flow = _flow(loss, CoupledKernel())
-    return _boundary(*_slopes(flow, points).T)
+    return _boundary(*_slopes(loss, points).T)
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """What becomes of the chosen log-probability of one pair, over starts and couplings.
+    """Falls of the chosen log-probability of one pair, over starts and couplings.
 
     What has no value is NaN: the times of what does not happen, and everything where a start has
     no flow line. Where a line ends early (`ends_early`; `outcome` says why: the loss may not be
@@ -219,17 +218,17 @@ class Displacement:
 
     @property
     def known(self) -> Bool[np.ndarray, "v n"]:
-        """Which starts have a flow line."""
+        """Mask of the starts that have a flow line."""
         return np.isfinite(self.dip_depth)
 
     @property
     def ends_early(self) -> Bool[np.ndarray, "v n"]:
-        """Which lines end neither at `time` nor, being at rest, at their start."""
+        """Mask of the lines that end neither at `time` nor, being at rest, at their start."""
         return self.known & ~np.isin(self.outcome, _WHOLE)
 
     @property
     def shares(self) -> dict[str, Float[np.ndarray, " v"]]:
-        """For each ratio, of which part of the starts with a line the chosen response falls.
+        """Fractions of the starts with a flow line, for each ratio.
 
         `falls_at_start`: the rate at the start is negative. `falls`: the depth is positive; a fall
         within rounding is none. `recovers`: it is back at its start by the end.
@@ -243,7 +242,7 @@ class Displacement:
         return {name: (mask & self.known).sum(axis=1) / count for name, mask in held.items()}
 
     def counts(self) -> dict[str, int]:
-        """How many lines had each outcome, by name; outcomes that did not occur are left out."""
+        """Number of lines with each outcome, by name; outcomes that did not occur are left out."""
         return counted(self.outcome)
 
     def to_xarray(self) -> "xarray.Dataset":
@@ -260,8 +259,8 @@ class Displacement:
             "u_rejected": ("start", self.starts[:, 1]),
             "margin": ("start", self.margins),
         }
-        told = {"loss": repr(self.loss), "rejected": self.rejected, "time": self.time}
-        return xarray.Dataset(variables, coordinates, told)
+        attributes = {"loss": repr(self.loss), "rejected": self.rejected, "time": self.time}
+        return xarray.Dataset(variables, coordinates, attributes)
 
 
 def displacement(
@@ -301,38 +300,34 @@ def displacement(
 
     Accuracy: `rtol` per step.
     """
-    points = _starts(margins, starts)
-    share = checks.positive("rejected", rejected)
-    couplings = _checked_ratios(default_ratios(share) if ratios is None else ratios, share)
-    flow = _flow(loss, CoupledKernel(couplings[0], share))
-    slopes = _slopes(flow, points)
-    duration = _horizon(slopes, points) if time is None else checks.positive("time", time)
+    points, rejected = _starts(margins, starts), checks.positive("rejected", rejected)
+    couplings = _checked_ratios(default_ratios(rejected) if ratios is None else ratios, rejected)
+    slopes = _slopes(loss, points)
+    time = _horizon(slopes, points) if time is None else checks.positive("time", time)
     runs = sweep(
-        flow,
+        _flow(loss, CoupledKernel(couplings[0], rejected)),
         points,
-        until=until.time(duration),
+        until=until.time(time),
         over={"ratio": couplings.tolist()},
         measures=[measures.dip(), measures.change("u")],
         rtol=rtol,
-        max_steps=_STEPS,
-        block_size=_BLOCK,
-        optimise=False,
         progress=progress,
+        **_SWEPT,
     )
-    held = dict(runs.measures)
-    held["change_chosen"] = held.pop("change_chosen_u")
-    held["change_margin"] = held["change_chosen"] - held.pop("change_rejected_u")
+    chosen, other = (runs.measures.pop(f"change_{name}_u") for name in ("chosen", "rejected"))
     return Displacement(
         loss=loss,
         starts=points,
         ratios=couplings,
-        rejected=share,
-        time=duration,
+        rejected=rejected,
+        time=time,
         boundary=_boundary(*slopes.T),
         rate=_total(-slopes[:, 0], -couplings[:, None] * slopes[:, 1]),
+        change_chosen=chosen,
+        change_margin=chosen - other,
         end_time=runs.end_time,
         outcome=runs.outcome,
-        **held,
+        **runs.measures,
     )
 
 
@@ -359,7 +354,7 @@ def table(found: Mapping[str, Displacement]) -> str:
 
     Neighbouring ratios share a row where they differ in nothing but the change at the end.
     """
-    told = [f"{name}: {_told(one)}" for name, one in found.items()]
+    told = [f"{name}: {_summary(one)}" for name, one in found.items()]
     header = ("loss", "k_wl/k_ww", "falls at once", "falls", "recovers", "deepest", "median dip")
     header += ("latest dip", "chosen at the end", "ends early", "no line")
     rows = [header, *(row for name, one in found.items() for row in _rows(name, one))]
@@ -392,12 +387,12 @@ def _record(one: Displacement) -> dict[str, Any]:
 
 def _jsonable(values: ArrayLike) -> Any:
     array = np.asarray(values, dtype=float)
-    if array.ndim:
-        return [_jsonable(part) for part in array]
-    return float(array) if np.isfinite(array) else None
+    record = array.astype(object)
+    record[~np.isfinite(array)] = None
+    return record.tolist()
 
 
-def _told(one: Displacement) -> str:
+def _summary(one: Displacement) -> str:
     ends = ", ".join(f"{number} {name}" for name, number in one.counts().items())
     known = one.boundary[~np.isnan(one.boundary)]
     where = "has none" if not known.size else f"{known.min():.4g} to {known.max():.4g}"
@@ -410,10 +405,10 @@ def _told(one: Displacement) -> str:
 
 def _rows(name: str, one: Displacement) -> list[tuple[str, ...]]:
     """A row for each run of neighbouring ratios that differ in the change at the end alone."""
-    told = [(f"{r:.4g}", *cells) for r, cells in zip(one.ratios, _cells(one), strict=True)]
+    single = [(f"{r:.4g}", *cells) for r, cells in zip(one.ratios, _cells(one), strict=True)]
     change = 1 + _CHANGE
     found = []
-    for _, run in groupby(told, key=lambda row: row[1:change] + row[change + 1 :]):
+    for _, run in groupby(single, key=lambda row: row[1:change] + row[change + 1 :]):
         rows = list(run)
         merged = [_from_to(rows[0][i], rows[-1][i]) for i in range(len(rows[0]))]
         found.append((name, *merged))
@@ -426,14 +421,14 @@ def _from_to(first: str, last: str) -> str:
 
 def _cells(one: Displacement) -> list[tuple[str, ...]]:
     found = []
-    for place in range(len(one.ratios)):
-        depth, known = one.dip_depth[place], one.known[place]
+    for index in range(len(one.ratios)):
+        depth, known = one.dip_depth[index], one.known[index]
         falls = depth > 0
-        shares = [f"{values[place]:.1%}" if known.any() else "—" for values in one.shares.values()]
+        shares = [f"{values[index]:.1%}" if known.any() else "—" for values in one.shares.values()]
         dips = [_cell(depth[falls], np.max), _cell(depth[falls], np.median)]
-        latest = _cell(one.dip_time[place][falls], np.max)
-        change = _cell(one.change_chosen[place][known], np.median)
-        missing = (str(int(np.sum(mask[place]))) for mask in (one.ends_early, ~one.known))
+        latest = _cell(one.dip_time[index][falls], np.max)
+        change = _cell(one.change_chosen[index][known], np.median)
+        missing = (str(int(np.sum(mask[index]))) for mask in (one.ends_early, ~one.known))
         found.append((*shares, *dips, latest, change, *missing))
     return found
 
@@ -471,12 +466,13 @@ def _gradients(flow: PreferenceFlow, points: Float[Array, "n 2"]) -> Float[Array
     return jax.vmap(flow.gradient)(points)
 
 
-def _slopes(flow: PreferenceFlow, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+def _slopes(loss: AbstractLoss, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+    """∂L/∂u of chosen and rejected, which no kernel changes."""
     with jax.enable_x64(True):
-        return np.asarray(_gradients(flow, jnp.asarray(points)))
+        return np.asarray(_gradients(_flow(loss, CoupledKernel()), jnp.asarray(points)))
 
 
-def _flow(loss: Any, kernel: CoupledKernel) -> PreferenceFlow:
+def _flow(loss: AbstractLoss, kernel: CoupledKernel) -> PreferenceFlow:
     return preference_flow(loss, LogRatioPlane(kernel, offset=_OFFSET))
 
 

@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flowlab._checks import positive
+
 __all__ = ["TrainingLog", "read"]
 
 _CHOSEN, _REJECTED = "rewards/chosen", "rewards/rejected"
@@ -110,8 +112,7 @@ def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
     Accuracy: rewards are float32 means. `time` takes the learning rate as constant over the steps
         that a row stands for, so it is exact for `logging_steps = 1` or a constant rate.
     """
-    beta = _positive_beta(beta)
-    path = Path(path)
+    beta, path = positive("beta", beta), Path(path)
     training, evaluations, summary = _sorted_rows(_history(path), path)
     step = _steps(training, path)
     learning_rate = _column(training, "learning_rate", path)
@@ -134,15 +135,6 @@ def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
         evaluations=evaluations,
         summary=summary,
     )
-
-
-def _positive_beta(beta: float) -> float:
-    number = np.asarray(beta)
-    if number.shape != () or number.dtype.kind not in "fiu":
-        raise ValueError(f"Argument `beta` must be a number, but is {beta!r}.")
-    if not (np.isfinite(number) and number > 0):
-        raise ValueError(f"Argument `beta` must be positive and finite, but is {float(number)}.")
-    return float(number)
 
 
 def _history(path: Path) -> list[Row]:

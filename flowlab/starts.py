@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from flowlab._checks import integer, positive
+from flowlab import _checks as checks
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
@@ -70,7 +70,7 @@ def grid(
     """
     low, high = _box(lower, upper)
     cells = (shape,) * low.size if not isinstance(shape, tuple | list) else tuple(shape)
-    cells = tuple(integer("shape", number) for number in cells)
+    cells = tuple(checks.integer("shape", number) for number in cells)
     if len(cells) != low.size:
         raise ValueError(
             f"Argument `shape` must have one entry per component of `lower` ({low.size}), "
@@ -118,8 +118,8 @@ def sobol(
     Accuracy: points are multiples of 2⁻³⁰ of the box, and with one release of SciPy always the
         same.
     """
-    count, (low, high) = integer("count", count), _box(lower, upper)
-    generator = _generator(seed, "seed")
+    count, (low, high) = checks.integer("count", count), _box(lower, upper)
+    generator = _generator(seed)
     from scipy.stats import qmc
 
     first, last = _part(part, count)
@@ -169,8 +169,8 @@ def latin_hypercube(
 
     Accuracy: with one release of SciPy always the same points.
     """
-    count, (low, high) = integer("count", count), _box(lower, upper)
-    generator = _generator(seed, "seed")
+    count, (low, high) = checks.integer("count", count), _box(lower, upper)
+    generator = _generator(seed)
     from scipy.stats import qmc
 
     first, last = _part(part, count)
@@ -183,7 +183,7 @@ def uniform(
     lower: ArrayLike,
     upper: ArrayLike,
     *,
-    key: int | np.random.SeedSequence,
+    seed: int | np.random.SeedSequence,
     part: tuple[int, int] | None = None,
     dtype: DTypeLike = np.float64,
 ) -> Float[np.ndarray, "n d"]:
@@ -193,24 +193,24 @@ def uniform(
         count: Number of starts.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
-        key: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
+        seed: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
             refused, since what it gives depends on what it gave before.
         part: First index and end of the starts that are wanted; None for all.
         dtype: float64 or float32.
 
     Returns:
-        Array of shape (count, d). With the same key, a smaller set is the beginning of a larger.
+        Array of shape (count, d). With the same seed, a smaller set is the beginning of a larger.
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `part` is no part of the set; `key` or `dtype` is
+            shape (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is
             of another kind.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), as in
         `numpy.random.Philox`.
     """
-    count, (low, high) = integer("count", count), _box(lower, upper)
-    generator = _generator(key, "key")
+    count, (low, high) = checks.integer("count", count), _box(lower, upper)
+    generator = _generator(seed)
     first, last = _part(part, count)
     drawn_before = first * low.size
     # The counter goes on by one for every four numbers.
@@ -239,13 +239,8 @@ def ring(
         ValueError: `centre` is not finite or not of shape (2,); `radius` is not a positive finite
             number; `count` is not a positive int; `dtype` is another one.
     """
-    middle = _finite(centre, "centre")
-    if middle.shape != (2,):
-        raise ValueError(
-            f"Argument `centre` must have shape (2,), but has shape {middle.shape}; "
-            "a ring lies in a plane."
-        )
-    size, number = positive("radius", radius), integer("count", count)
+    middle = checks.array("centre", centre, (2,))
+    size, number = checks.positive("radius", radius), checks.integer("count", count)
     angle = 2 * np.pi * np.arange(number) / number
     points = middle + size * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     return points.astype(_floating(dtype))
@@ -279,10 +274,7 @@ def from_log(
             f"Argument `log` must be a training log, but is of type {type(log).__name__}; "
             "read one with `flowlab.logs.read`."
         )
-    if coordinates not in ("log_ratio", "ratio"):
-        raise ValueError(
-            f"Argument `coordinates` must be 'log_ratio' or 'ratio', but is {coordinates!r}."
-        )
+    checks.choice("coordinates", coordinates, "log_ratio", "ratio")
     points = np.asarray(log.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(
@@ -309,7 +301,7 @@ def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.
         ValueError: `array` does not have shape (n, d) with d ≥ 1, or does not hold real numbers;
             `dtype` is another one.
     """
-    numbers = _numbers(array, "array")
+    numbers = checks.real("array", array)
     if numbers.ndim != 2 or numbers.shape[1] == 0:
         raise ValueError(
             f"Argument `array` must have shape (n, d), but has shape {numbers.shape}; "
@@ -323,44 +315,14 @@ def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.
 def _box(
     lower: ArrayLike, upper: ArrayLike
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
-    low, high = _finite(lower, "lower"), _finite(upper, "upper")
-    if low.ndim != 1 or low.size == 0:
-        raise ValueError(
-            f"Argument `lower` must have shape (d,), but has shape {low.shape}; "
-            "give one number per component of the state."
-        )
-    if low.shape != high.shape:
-        raise ValueError(
-            f"Argument `upper` must have the shape of `lower`, {low.shape}, "
-            f"but has shape {high.shape}."
-        )
+    low = checks.array("lower", lower, ("d",))
+    high = checks.array("upper", upper, low.shape)
     if not np.all(low < high):
         raise ValueError(
             "Argument `upper` must be above `lower` in every component, "
             f"but is {high.tolist()} where `lower` is {low.tolist()}."
         )
     return low, high
-
-
-def _finite(value: ArrayLike, name: str) -> Float[np.ndarray, "*shape"]:
-    numbers = _numbers(value, name).astype(np.float64)
-    if not np.all(np.isfinite(numbers)):
-        raise ValueError(f"Argument `{name}` must be finite, but is {numbers.tolist()}.")
-    return numbers
-
-
-def _numbers(value: ArrayLike, name: str) -> np.ndarray:
-    try:
-        numbers = np.asarray(value)
-    except ValueError as error:
-        raise ValueError(
-            f"Argument `{name}` must be an array of numbers, but NumPy cannot make one: {error}"
-        ) from error
-    if numbers.dtype.kind not in "fiu":
-        raise ValueError(
-            f"Argument `{name}` must hold real numbers, but has dtype {numbers.dtype}."
-        )
-    return numbers
 
 
 def _part(part: tuple[int, int] | None, count: int) -> tuple[int, int]:
@@ -378,12 +340,12 @@ def _part(part: tuple[int, int] | None, count: int) -> tuple[int, int]:
     return first, last
 
 
-def _generator(seed: int | np.random.SeedSequence, name: str) -> np.random.Generator:
+def _generator(seed: int | np.random.SeedSequence) -> np.random.Generator:
     if not isinstance(seed, np.random.SeedSequence):
         whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
         if not whole or seed < 0:
             raise ValueError(
-                f"Argument `{name}` must be a non-negative int or a numpy.random.SeedSequence, "
+                "Argument `seed` must be a non-negative int or a numpy.random.SeedSequence, "
                 f"but is {seed!r}."
             )
     return np.random.Generator(np.random.Philox(seed))
@@ -398,15 +360,12 @@ def _scaled(
     return (lower + (upper - lower) * unit).astype(_floating(dtype))
 
 
-def _floating(dtype: DTypeLike) -> np.dtype[Any]:
-    for floating in (np.dtype(np.float64), np.dtype(np.float32)):
-        if dtype is not None and _is_dtype(dtype, floating):
-            return floating
-    raise ValueError(f"Argument `dtype` must be float64 or float32, but is {dtype!r}.")
-
-
-def _is_dtype(dtype: DTypeLike, floating: np.dtype[Any]) -> bool:
+def _floating(dtype: DTypeLike | None) -> np.dtype[Any]:
     try:
-        return np.dtype(dtype) == floating
+        held = None if dtype is None else np.dtype(dtype)
     except TypeError:
-        return False
+        held = None
+    # None would be equal to float64.
+    if held is None or held not in (np.dtype(np.float64), np.dtype(np.float32)):
+        raise ValueError(f"Argument `dtype` must be float64 or float32, but is {dtype!r}.")
+    return held

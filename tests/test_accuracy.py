@@ -14,7 +14,7 @@ from flowlab.solve import advance, begin, finish, make_problem
 
 BETAS = (0.05, 0.1, 0.3, 0.5, 1.0, 1.9)
 COUNT = 10_000
-SQUARE = starts.uniform(COUNT, (0.01, 0.01), (1.0, 1.0), key=0)
+SQUARE = starts.uniform(COUNT, (0.01, 0.01), (1.0, 1.0), seed=0)
 KERNELS = {
     "identity": np.eye(2),
     "coupled": np.array([[1.0, 0.5], [0.5, 2.0]]),
@@ -77,7 +77,7 @@ def test_times_along_walls_agree_with_the_closed_forms(domain, level, rtol):
 
 @pytest.mark.parametrize("rtol", thinned([1e-6, 1e-9], [1e-6]))
 def test_times_in_a_simplex_of_unequal_references_agree_with_the_closed_form(rtol):
-    points = starts.uniform(4000, (0.05, 0.05), (1.4, 2.5), key=1)
+    points = starts.uniform(4000, (0.05, 0.05), (1.4, 2.5), seed=1)
     points = points[points @ [0.7, 0.4] <= 1]
     flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(Simplex(0.7, 0.4), wall="slide"))
     runs = fl.sweep(flow, points, until=until.loss_below(0.1), rtol=rtol)
@@ -89,7 +89,7 @@ def test_times_in_a_simplex_of_unequal_references_agree_with_the_closed_form(rto
 @pytest.mark.parametrize("rtol", [1e-6, 1e-9])
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS.keys())
 def test_times_under_a_constant_kernel_agree_with_the_wright_omega_law(kernel, rtol):
-    points = starts.uniform(COUNT, (-5.0, -5.0), (5.0, 5.0), key=2)
+    points = starts.uniform(COUNT, (-5.0, -5.0), (5.0, 5.0), seed=2)
     flow = fl.preference_flow(fl.DPO(0.1), fl.LogRatioPlane(kernel))
     runs = fl.sweep(flow, points, until=until.loss_below(0.1), rtol=rtol, over={"beta": BETAS})
     margins = points[:, 0] - points[:, 1]

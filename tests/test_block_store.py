@@ -19,7 +19,7 @@ from flowlab.store.blocks import Block
 
 COUNT, LENGTH = 10, 4
 BETAS = [0.1, 0.3]
-POINTS = starts.uniform(COUNT, (0, 0), (1, 1), key=0)
+POINTS = starts.uniform(COUNT, (0, 0), (1, 1), seed=0)
 
 
 def runs(first: int, last: int, time: float) -> xarray.Dataset:

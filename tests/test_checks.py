@@ -45,6 +45,7 @@ REFUSED = [
     (lambda: checks.within("x", 0, "(0, 1]"), "lie in (0, 1], but is 0."),
     (lambda: checks.within("x", [0.5, np.nan], "(0, 1]"), "lie in (0, 1], but has nan."),
     (lambda: checks.within("x", [], "(-inf, inf)"), "be finite, but is []."),
+    (lambda: checks.real("x", [[1], []]), "hold real numbers, but is [[1], []]."),
     (lambda: checks.span("x", (1, 1)), "be (lower, upper), but is (1, 1)."),
     (lambda: checks.span("x", (0, np.inf)), "be (lower, upper), but is (0, inf)."),
 ]
@@ -71,6 +72,7 @@ def test_what_is_right_comes_back_in_the_types_of_python():
     assert checks.within("x", [0, np.inf], "[0, inf]").tolist() == [0, np.inf]
     assert checks.within("x", np.zeros((0, 2)), "(0, inf)").shape == (0, 2)
     assert np.isnan(checks.real("x", [[np.nan]])).tolist() == [[True]]
+    assert checks.real("x", np.full((1, 1), np.nan, np.float32)).dtype == np.float32
 
 
 def test_numbers_that_numpy_has_no_type_for_are_numbers():

@@ -107,8 +107,8 @@ def test_every_minibatch_of_one_pair_steps_along_that_pair_as_often_as_it_weighs
     optimiser = optax.sgd(1.0)
     alone = np.array([START - gradient_by_hand(START, weights=one) for one in np.eye(3)])
     counts = np.zeros(3)
-    for key in range(300):
-        run = descend(flow, START, optimiser, steps=1, batch_size=1, key=key)
+    for seed in range(300):
+        run = descend(flow, START, optimiser, steps=1, batch_size=1, seed=seed)
         (pair,) = np.flatnonzero(np.all(np.abs(run.states[1] - alone) < 1e-12, axis=1))
         counts[pair] += 1
         moves = run.states[1] - START
@@ -118,9 +118,10 @@ def test_every_minibatch_of_one_pair_steps_along_that_pair_as_often_as_it_weighs
     assert np.all(np.abs(counts - 300 * weights) < 4 * spread), counts
 
 
-def test_the_same_key_gives_the_same_minibatches_and_another_key_others():
+def test_the_same_seed_gives_the_same_minibatches_and_another_seed_others():
     run, same, other = (
-        descend(FLOW, START, optax.sgd(0.1), steps=10, batch_size=2, key=key) for key in (1, 1, 2)
+        descend(FLOW, START, optax.sgd(0.1), steps=10, batch_size=2, seed=seed)
+        for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(run.states, same.states)
     assert np.any(run.states != other.states)
@@ -142,7 +143,7 @@ def test_minibatches_are_for_policies_of_ones_own_too():
             return fl.Pair(state[:2], state[2:], zeros, zeros, lengths, lengths)
 
     flow = fl.preference_flow(fl.DPO(1.0), Own())
-    run = descend(flow, np.zeros(4), optax.sgd(1.0), steps=1, batch_size=1, key=3)
+    run = descend(flow, np.zeros(4), optax.sgd(1.0), steps=1, batch_size=1, seed=3)
     np.testing.assert_allclose(np.sort(np.abs(run.states[1])), [0, 0, 0.5, 0.5])
 
 
@@ -199,18 +200,18 @@ BAD = [
     (dict(steps=1, keep_every=0), "Argument `keep_every` must be a positive int, but is 0."),
     (
         dict(steps=1, batch_size=2),
-        "Arguments `batch_size` and `key` must be given together or not at all.",
+        "Arguments `batch_size` and `seed` must be given together or not at all.",
     ),
     (
-        dict(steps=1, key=2),
-        "Arguments `batch_size` and `key` must be given together or not at all.",
+        dict(steps=1, seed=2),
+        "Arguments `batch_size` and `seed` must be given together or not at all.",
     ),
     (
-        dict(steps=1, batch_size=1, key=-1),
-        "Argument `key` must be a non-negative int, but is -1.",
+        dict(steps=1, batch_size=1, seed=-1),
+        "Argument `seed` must be a non-negative int, but is -1.",
     ),
     (
-        dict(steps=1, batch_size=0, key=1),
+        dict(steps=1, batch_size=0, seed=1),
         "Argument `batch_size` must be a positive int, but is 0.",
     ),
 ]
@@ -226,12 +227,12 @@ def test_bad_counts_are_refused(options, sentence):
 def test_minibatches_need_several_pairs_and_an_optimiser_is_one_of_optax():
     single = fl.preference_flow(fl.DPO(), TabularSoftmax(PROBABILITIES))
     with pytest.raises(ValueError, match="must be None for a flow without several pairs"):
-        descend(single, START, optax.sgd(0.1), steps=1, batch_size=1, key=0)
+        descend(single, START, optax.sgd(0.1), steps=1, batch_size=1, seed=0)
     with pytest.raises(ValueError, match="must be an optimiser of optax such as"):
         descend(single, START, 0.1, steps=1)  # type: ignore[arg-type]
     sorted_ = fl.preference_flow(losses.AOT(), POLICY)
     with pytest.raises(ValueError, match="must be None for AOT, whose value for a pair depends on"):
-        descend(sorted_, START, optax.sgd(0.1), steps=1, batch_size=1, key=0)
+        descend(sorted_, START, optax.sgd(0.1), steps=1, batch_size=1, seed=0)
     with pytest.raises(ValueError, match=r"must have shape \(4,\), but has shape \(3,\)"):
         descend(single, START[:3], optax.sgd(0.1), steps=1)
 

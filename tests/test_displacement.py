@@ -18,7 +18,7 @@ from flowlab import displacement, domains, exact, losses, measures, plots, polic
 BETA = 0.5
 DPO = fl.DPO(BETA)
 RATIOS = np.array([0.0, 0.5, 0.9, 0.999, 1.0, 1.001, 1.1])
-SQUARE = starts.uniform(1000, (-8.0, -8.0), (8.0, 8.0), key=3)
+SQUARE = starts.uniform(1000, (-8.0, -8.0), (8.0, 8.0), seed=3)
 PROBABILITIES = np.array([0.1, 0.05, 0.8, 0.05])
 COUPLES = [(0, 1), (2, 3), (2, 1)]
 
@@ -40,12 +40,12 @@ PLANES = {
     "ratio plane": (fl.RatioPlane(), np.exp(SQUARE / 4)),
     "ratio plane, box": (
         fl.RatioPlane(domains.Box(), wall="slide"),
-        starts.uniform(1000, (0.01, 0.01), (1.0, 1.0), key=4),
+        starts.uniform(1000, (0.01, 0.01), (1.0, 1.0), seed=4),
     ),
     "log-ratio plane": (fl.LogRatioPlane(), SQUARE),
     "probability plane": (
         policies.ProbabilityPlane(np.log(0.3), np.log(0.2)),
-        starts.uniform(1000, (0.01, 0.01), (0.5, 0.5), key=5),
+        starts.uniform(1000, (0.01, 0.01), (0.5, 0.5), seed=5),
     ),
 }
 
@@ -62,7 +62,7 @@ def test_for_one_pair_on_a_plane_dpo_never_lowers_the_chosen(name):
 
 def test_on_the_wall_of_the_simplex_dpo_raises_the_chosen_until_the_flow_is_released():
     policy = fl.RatioPlane(domains.Simplex(0.5, 0.5), wall="slide")
-    inside = starts.uniform(1300, (0.01, 0.01), (1.9, 1.9), key=6)
+    inside = starts.uniform(1300, (0.01, 0.01), (1.9, 1.9), seed=6)
     inside = inside[inside.sum(axis=1) < 1.99][:500]
     on_wall = np.linspace(0.05, 1.0, 500)
     points = np.concatenate([inside, np.stack([on_wall, 2.0 - on_wall], axis=1)])
@@ -145,7 +145,7 @@ OTHERS = [
     losses.DPOShift(),
     losses.DPOP(),
 ]
-SCATTERED = starts.uniform(24, (-9.0, -9.0), (9.0, 9.0), key=9)
+SCATTERED = starts.uniform(24, (-9.0, -9.0), (9.0, 9.0), seed=9)
 
 
 def by_autodiff(loss, points):

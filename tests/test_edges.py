@@ -15,7 +15,7 @@ from flowlab.solve import compiled
 from flowlab.until import Outcome
 
 FLOW = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
-SQUARE = starts.uniform(640, (0.1, 0.1), (1.0, 1.0), key=4)
+SQUARE = starts.uniform(640, (0.1, 0.1), (1.0, 1.0), seed=4)
 
 
 quickly = partial(compiled, optimise=False)  # as `jax.jit`, in half of its time
@@ -39,7 +39,7 @@ def test_lanes_evicted_from_a_later_pass_are_finished_too():
 
 def test_lanes_that_never_arrive_do_not_use_up_the_steps_of_those_that_do():
     flow = fl.Flow(lambda y: (y[0] ** 2 - 1) ** 2 + 0.2 * y[0] + 2 + 0.5 * y[1] ** 2)
-    points = starts.uniform(256, (-2.0, -2.0), (2.0, 2.0), key=0)
+    points = starts.uniform(256, (-2.0, -2.0), (2.0, 2.0), seed=0)
     runs = fl.sweep(flow, points, until=until.loss_below(1.9))
     safe = fl.sweep(flow, points, until=until.loss_below(1.9), clock="arc_length")
     assert np.array_equal(runs.outcome, safe.outcome)

@@ -9,7 +9,7 @@ from flowlab import exact, measures, starts, until
 from flowlab.domains import Box, Simplex
 from flowlab.until import Outcome
 
-SQUARE = starts.uniform(1000, (0.01, 0.01), (1.0, 1.0), key=3)
+SQUARE = starts.uniform(1000, (0.01, 0.01), (1.0, 1.0), seed=3)
 FLOW = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
 TARGET = until.loss_below(0.1)
 
@@ -109,7 +109,7 @@ def test_lanes_evicted_from_a_block_do_not_disturb_those_that_arrive():
 
 
 def test_the_bowl_takes_the_time_of_its_closed_form():
-    points = starts.uniform(200, (-3.0, -3.0), (3.0, 3.0), key=1)
+    points = starts.uniform(200, (-3.0, -3.0), (3.0, 3.0), seed=1)
     runs = fl.sweep(quadratic(1.7), points, until=until.speed_below(1e-3), rtol=1e-8)
     wanted = exact.bowl_time(points, 1.7, gradient_norm=1e-3)
     np.testing.assert_allclose(runs.time, wanted, rtol=1e-6)
@@ -185,7 +185,7 @@ def test_several_levels_are_timed_in_one_pass():
 @pytest.mark.parametrize("clock", ["loss", "arc_length", "time"])
 def test_the_clock_does_not_change_the_result(clock):
     flow = fl.preference_flow(fl.DPO(0.4), fl.LogRatioPlane([[1.0, 0.5], [0.5, 2.0]]))
-    points = starts.uniform(100, (-2.0, -2.0), (2.0, 2.0), key=5)
+    points = starts.uniform(100, (-2.0, -2.0), (2.0, 2.0), seed=5)
     runs = fl.sweep(flow, points, until=until.loss_below(0.4), clock=clock, rtol=1e-8)
     kernel = np.array([[1.0, 0.5], [0.5, 2.0]])
     margins = points[:, 0] - points[:, 1]
@@ -196,7 +196,7 @@ def test_the_clock_does_not_change_the_result(clock):
 def test_states_are_saved_at_given_times():
     kernel = np.array([[1.0, 0.2], [0.2, 1.0]])
     flow = fl.preference_flow(fl.DPO(0.5), fl.LogRatioPlane(kernel))
-    points = starts.uniform(50, (-1.0, -1.0), (1.0, 1.0), key=6)
+    points = starts.uniform(50, (-1.0, -1.0), (1.0, 1.0), seed=6)
     times = [0.5, 2.0, 7.0]
     runs = fl.sweep(flow, points, until=until.time(10.0), save_at=times, rtol=1e-9)
     assert runs.saved is not None
@@ -212,7 +212,7 @@ def test_states_are_saved_at_given_times():
 
 def test_margins_are_a_target():
     flow = fl.preference_flow(fl.DPO(0.5), fl.LogRatioPlane())
-    points = starts.uniform(50, (-1.0, -1.0), (1.0, 1.0), key=6)
+    points = starts.uniform(50, (-1.0, -1.0), (1.0, 1.0), seed=6)
     runs = fl.sweep(flow, points, until=until.margin_above(3.0), rtol=1e-8)
     wanted = exact.kernel_time(points[:, 0] - points[:, 1], 3.0, 0.5, np.eye(2))
     np.testing.assert_allclose(runs.time, wanted, rtol=1e-6)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import quad, solve_ivp
@@ -12,10 +14,10 @@ from flowlab import exact, measures, policies, starts, store, until
 
 BETA = 0.3
 FLOW = fl.preference_flow(fl.DPO(BETA), fl.RatioPlane())
-SQUARE = starts.uniform(300, (0.05, 0.05), (1.0, 1.0), key=8)
+SQUARE = starts.uniform(300, (0.05, 0.05), (1.0, 1.0), seed=8)
 TARGET = until.loss_below(0.1)
 LOG_FLOW = fl.preference_flow(fl.DPO(BETA), fl.LogRatioPlane())
-LOG_SQUARE = starts.uniform(200, (-2.0, -2.0), (2.0, 2.0), key=8)
+LOG_SQUARE = starts.uniform(200, (-2.0, -2.0), (2.0, 2.0), seed=8)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +199,75 @@ def test_unknown_spaces_and_speeds_are_refused():
             measures.dwell(below)
 
 
+def test_a_measure_of_ones_own_is_a_rate_a_fold_or_what_its_ends_are():
+    def second(flow, state, velocity):
+        return velocity[1]
+
+    def lowest(flow, carry, nodes):
+        return jnp.minimum(carry, jnp.min(nodes.state[:, 1]))
+
+    def start(flow, state):
+        return state[1]
+
+    def all_three(flow, ends, integral, carry):
+        return integral, carry, ends.end[1] - ends.start[1]
+
+    own = [
+        measures.Measure(("integral",), rate=second),
+        measures.Measure(("lowest",), begin=start, fold=lowest),
+        measures.Measure(("a", "b", "c"), rate=second, begin=start, fold=lowest, at_end=all_three),
+    ]
+    runs = fl.sweep(FLOW, SQUARE[:9], until=until.time(0.05), measures=own, rtol=1e-9)
+    fall = runs.end[:, 1] - SQUARE[:9, 1]
+    found = runs.measures
+    for name, wanted in (("integral", fall), ("lowest", runs.end[:, 1]), ("c", fall)):
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-8)
+    np.testing.assert_array_equal(found["a"], found["integral"])
+    np.testing.assert_array_equal(found["b"], found["lowest"])
+
+
+def test_measures_that_differ_in_numbers_alone_share_a_program():
+    traced = []
+
+    def scaled(flow, state, velocity, *, factor):
+        traced.append(factor)
+        return factor * velocity[1]
+
+    counts = []
+    for number in (1.0, 2.0):
+        own = measures.Measure(("own",), rate=eqx.Partial(scaled, factor=np.asarray(number)))
+        near = measures.near([number, 0.5], number, label="point")
+        every = [own, measures.dwell(number), near, measures.change("u")]
+        runs = fl.sweep(FLOW, SQUARE[:9], until=until.time(0.05), measures=every)
+        wanted = number * (runs.end[:, 1] - SQUARE[:9, 1])
+        np.testing.assert_allclose(runs.measures["own"], wanted, rtol=1e-5)
+        counts.append(len(traced))
+    assert counts[0] == counts[1] > 0
+
+
+def nothing(*_):
+    return ()
+
+
+@pytest.mark.parametrize(
+    ("message", "names", "functions"),
+    [
+        ("Argument `names` must be a tuple of texts", "length", dict(rate=nothing)),
+        ("Argument `rate`, `fold` or `at_end` must be given", ("length",), {}),
+        ("Arguments `begin` and `fold` must be given together", ("length",), dict(fold=nothing)),
+    ],
+)
+def test_a_measure_that_measures_nothing_is_refused(message, names, functions):
+    with pytest.raises(ValueError, match=message):
+        measures.Measure(names, **functions)
+
+
+def test_a_measure_gives_one_result_for_each_of_its_names():
+    none = measures.Measure(("length",), at_end=nothing)
+    with pytest.raises(ValueError, match="`at_end` must give one result for each of"):
+        fl.sweep(FLOW, SQUARE[:9], until=until.time(0.05), measures=[none])
+
+
 READOUT, FEATURES = np.array([[1.0, 0.5], [1.0, -0.5], [0.0, 3.0]]), np.array([0.3, 0.0])
 
 
@@ -307,7 +378,7 @@ def dipped(*steps, start=0.0, rates=None):
         times = np.linspace(first, last, measures.NODES)
         speeds = chosen.deriv()(times) if rates is None else np.full(measures.NODES, rates)
         carry = dip.fold(flow, carry, measures.Nodes(times, states(chosen(times)), states(speeds)))
-    return [float(value) for value in dip.results(flow, None, carry, None).values()]  # type: ignore[arg-type]
+    return [float(value) for value in dip.at_end(flow, None, carry)]
 
 
 def test_a_dip_and_its_recovery_within_one_step_are_found():

@@ -49,7 +49,13 @@ PATHS = 8000
 def down():
     """Brownian motion with a drift, in steps as long as a good part of the way."""
     return noisy_runs(
-        FREE, np.zeros((PATHS, 2)), noise=Thermal(0.5), until=DOWN, step=0.3, key=0, block_size=1000
+        FREE,
+        np.zeros((PATHS, 2)),
+        noise=Thermal(0.5),
+        until=DOWN,
+        step=0.3,
+        seed=0,
+        block_size=1000,
     )
 
 
@@ -72,12 +78,12 @@ def test_the_mean_exit_time_comes_with_its_standard_error(down):
     np.testing.assert_allclose(error, stats.sem(down.exit_time), rtol=1e-12)
 
 
-def test_a_key_gives_the_same_bits_whatever_the_block_and_the_paths_beside(down):
+def test_a_seed_gives_the_same_bits_whatever_the_block_and_the_paths_beside(down):
     options: dict[str, Any] = dict(noise=Thermal(0.5), until=DOWN, step=0.3, block_size=333)
-    again = noisy_runs(FREE, np.zeros((700, 2)), key=0, **options)
+    again = noisy_runs(FREE, np.zeros((700, 2)), seed=0, **options)
     np.testing.assert_array_equal(again.exit_time, down.exit_time[:700])
     np.testing.assert_array_equal(again.end, down.end[:700])
-    other = noisy_runs(FREE, np.zeros((700, 2)), key=1, **options)
+    other = noisy_runs(FREE, np.zeros((700, 2)), seed=1, **options)
     assert not np.any(other.end[:, 1] == down.end[:700, 1])
     assert len(np.unique(down.end[:, 1])) == PATHS  # each path has noise of its own
 
@@ -88,7 +94,7 @@ def escapes():
     flow, starts = fl.Flow(DoubleWell(barrier=1.0, distance=2.0)), np.full((PATHS, 1), -1.0)
     until = exit_from_interval(high=0.5)
     return {
-        step: noisy_runs(flow, starts, noise=Thermal(0.4), until=until, step=step, key=1)
+        step: noisy_runs(flow, starts, noise=Thermal(0.4), until=until, step=step, seed=1)
         for step in (0.08, 0.02, 0.01)
     }
 
@@ -114,7 +120,9 @@ def settled():
     """Paths in a bowl, long after their start."""
     starts = np.tile([1.0, -0.5], (PATHS, 1))
     until = fl.until.time(4.0)
-    return noisy_runs(fl.Flow(Bowl(2.0)), starts, noise=Thermal(0.5), until=until, step=0.01, key=2)
+    return noisy_runs(
+        fl.Flow(Bowl(2.0)), starts, noise=Thermal(0.5), until=until, step=0.01, seed=2
+    )
 
 
 def test_paths_in_a_bowl_settle_to_the_variance_temperature_over_curvature(settled):
@@ -145,7 +153,7 @@ def test_the_gibbs_density_of_a_bent_metric_needs_the_divergence_of_the_metric(n
         noise=noise(temperature),
         until=fl.until.time(4.0),
         step=0.01,
-        key=3,
+        seed=3,
     )
 
     def moment(n, power):
@@ -231,7 +239,7 @@ def test_a_step_with_minibatch_noise_has_that_covariance_and_the_drift_of_the_fl
     count, step = 20_000, 1e-3
     starts = np.tile(LOGITS, (count, 1))
     runs = noisy_runs(
-        flow, starts, noise=Minibatch(0.2, 4), until=fl.until.time(step), step=step, key=4
+        flow, starts, noise=Minibatch(0.2, 4), until=fl.until.time(step), step=step, seed=4
     )
     wanted = step * by_hand(np.ones(3) / 3, False, policy)
     np.testing.assert_allclose(np.cov(runs.end.T), wanted, atol=5 * np.max(wanted) / count**0.5)
@@ -244,7 +252,7 @@ def test_an_axis_absorbs_as_many_paths_as_it_must_and_none_leaves_the_orthant():
     # Without a drift a path at distance a is absorbed by time t with probability erfc(a/√(4Tt)).
     flow = fl.Flow(lambda y: 0.0 * y[0], domain=Quadrant())
     starts = np.tile([0.5, 30.0], (PATHS, 1))
-    runs = noisy_runs(flow, starts, noise=Thermal(0.5), until=fl.until.time(1.0), step=0.25, key=5)
+    runs = noisy_runs(flow, starts, noise=Thermal(0.5), until=fl.until.time(1.0), step=0.25, seed=5)
     absorbed = runs.outcome == Outcome.at_wall
     exact = 2 * stats.norm.cdf(-0.5)
     error = np.sqrt(exact * (1 - exact) / PATHS)
@@ -256,7 +264,7 @@ def test_an_axis_absorbs_as_many_paths_as_it_must_and_none_leaves_the_orthant():
 
 def test_a_level_is_an_exit_too():
     flow, starts = fl.Flow(Bowl(1.0)), np.full((4, 2), 2.0)
-    options: dict[str, Any] = dict(noise=Thermal(0.1), step=0.01, key=6)
+    options: dict[str, Any] = dict(noise=Thermal(0.1), step=0.01, seed=6)
     level = noisy_runs(flow, starts, until=fl.until.loss_below(0.5), **options)
     edge = noisy_runs(flow, starts, until=exit_from(lambda y: 0.5 * (y @ y) - 0.5), **options)
     assert np.all(level.exited)
@@ -268,7 +276,7 @@ def test_every_start_has_an_outcome_of_its_own():
     flow = fl.Flow(lambda y: -0.25 * jnp.sum(y**4))  # runs away in finite time
     starts = np.array([[0.1, 0.0], [2.0, 0.0], [np.nan, 0.0], [1e150, 0.0], [1e80, 0.0]])
     until = exit_from(lambda y: 1 - y[1] ** 2 - jnp.where(y[0] == 2, 2, 0), time_limit=0.02)
-    runs = noisy_runs(flow, starts, noise=Thermal(1e-6), until=until, step=0.01, key=7)
+    runs = noisy_runs(flow, starts, noise=Thermal(1e-6), until=until, step=0.01, seed=7)
     named = [Outcome(code).name for code in runs.outcome]
     assert named[:4] == ["time_limit", "started_past_target", "non_finite", "non_finite"]
     assert named[4] == "non_finite" and runs.end_time[4] == 0.01  # in its second step
@@ -290,7 +298,7 @@ def test_paths_end_after_the_most_steps_allowed():
         noise=Thermal(1e-3),
         until=exit_from(ball),
         step=0.1,
-        key=8,
+        seed=8,
         max_steps=7,
     )
     assert np.all(runs.outcome == Outcome.step_limit)
@@ -304,7 +312,7 @@ def test_a_step_is_shortened_to_a_whole_part_of_the_time():
         noise=Thermal(0.1),
         until=fl.until.time(1.0),
         step=0.3,
-        key=9,
+        seed=9,
     )
     assert runs.step == 0.25
     np.testing.assert_array_equal(runs.end_time, 1.0)
@@ -313,7 +321,7 @@ def test_a_step_is_shortened_to_a_whole_part_of_the_time():
 def test_the_precision_and_the_structure_of_the_starts_are_those_of_the_ends():
     starts = {"a": np.ones((3, 2), np.float32), "b": np.zeros((3,), np.float32)}
     flow = fl.Flow(lambda y: 0.5 * jnp.sum(y["a"] ** 2) + y["b"] ** 2)
-    runs = noisy_runs(flow, starts, noise=Thermal(0.1), until=fl.until.time(0.1), step=0.1, key=10)
+    runs = noisy_runs(flow, starts, noise=Thermal(0.1), until=fl.until.time(0.1), step=0.1, seed=10)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), runs.end) == {
         "a": ((3, 2), np.float32),
         "b": ((3,), np.float32),
@@ -335,7 +343,7 @@ def run_with(**changes):
         noise=Thermal(0.1),
         until=fl.until.time(1.0),
         step=0.1,
-        key=0,
+        seed=0,
     )
     return noisy_runs(**{**options, **changes})
 
@@ -360,8 +368,8 @@ def run_with(**changes):
         ),
         ({"step": 0.0}, "`step` must be positive and finite"),
         ({"step": NONSENSE}, "`step` must be positive and finite"),
-        ({"key": -1}, "`key` must be an int from 0 to"),
-        ({"key": 0.5}, "`key` must be an int from 0 to"),
+        ({"seed": -1}, "`seed` must be an int from 0 to"),
+        ({"seed": 0.5}, "`seed` must be an int from 0 to"),
         ({"block_size": 0}, "`block_size` must be a positive int"),
         ({"max_steps": 0}, "`max_steps` must be an int from 1 to"),
         ({"until": 1.0}, "`until` must be a target"),

@@ -16,10 +16,10 @@ from flowlab.potentials import Himmelblau
 from flowlab.until import Outcome
 
 BETA, LEVEL, DURATION = 0.3, 0.4, 2.0
-SQUARE = starts.uniform(60, (0.1, 0.3), (0.6, 0.9), key=3)
+SQUARE = starts.uniform(60, (0.1, 0.3), (0.6, 0.9), seed=3)
 PLANE = fl.preference_flow(fl.DPO(BETA), fl.RatioPlane())
-POINTS = starts.uniform(40, (-3.0,) * 3, (3.0,) * 3, key=4)
-LOG_RATIOS = starts.uniform(40, (-3.0, -3.0), (3.0, 3.0), key=4)
+POINTS = starts.uniform(40, (-3.0,) * 3, (3.0,) * 3, seed=4)
+LOG_RATIOS = starts.uniform(40, (-3.0, -3.0), (3.0, 3.0), seed=4)
 LOG_PLANE = fl.preference_flow(fl.DPO(BETA), fl.LogRatioPlane())
 IDENTITY = np.eye(2)
 # The function has the name of its module, which it hides.
@@ -74,7 +74,7 @@ def test_an_exponent_is_undefined_where_neighbours_are_nearer_than_numbers_can_s
 
 
 def test_the_exponent_near_a_minimum_falls_to_the_least_eigenvalue_of_its_hessian():
-    points = starts.uniform(12, (2.9, 1.9), (3.1, 2.1), key=5)
+    points = starts.uniform(12, (2.9, 1.9), (3.1, 2.1), seed=5)
     flow = fl.Flow(Himmelblau())
     once, twice = (np.asarray(lyapunov(flow, points, time=time)) for time in (1.0, 2.0))
     least = 54 - 20 * np.sqrt(2)  # of the Hessian at (3, 2), [[74, 20], [20, 34]]

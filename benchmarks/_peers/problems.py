@@ -141,7 +141,7 @@ def loss_of_logits(state: jax.Array) -> jax.Array:
 
 def _square(count: int, generator: np.random.Generator) -> np.ndarray:
     del generator  # the starts that earlier results were measured on
-    return starts.uniform(count, LOWER, UPPER, key=0)
+    return starts.uniform(count, LOWER, UPPER, seed=0)
 
 
 def _triangle(count: int, generator: np.random.Generator) -> np.ndarray:

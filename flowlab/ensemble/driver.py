@@ -19,7 +19,7 @@ from flowlab._checks import between
 from flowlab.ensemble.blocks import Device, block_size_on, solved, worth_optimising
 from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
-from flowlab.measures import AbstractMeasure
+from flowlab.measures import Measure
 from flowlab.solve import check_counts, check_states, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
@@ -64,7 +64,7 @@ def sweep(
     *,
     until: AbstractTarget,
     over: Mapping[str, Sequence[float]] | None = None,
-    measures: Sequence[AbstractMeasure] = (),
+    measures: Sequence[Measure] = (),
     save_at: npt.ArrayLike | None = None,
     clock: Clock | None = None,
     rtol: float | None = None,
@@ -149,7 +149,7 @@ def sweep(
         rtol=rtol,
         audit=joined(audits) if audits else None,
         components=flow.components,
-        measure_axes={name: axis for m in measures for name, axis in m.axes.items()},
+        measure_axes={name: m.axis for m in measures if m.axis for name in m.names},
     )
 
 

@@ -1,14 +1,14 @@
-"""What is measured along a flow line.
+"""Measures of flow lines.
 
 A measure gives any of: a smooth rate, integrated with the flow line as a further component of its
-state; a fold over the accepted steps, read from their interpolants; values at the end.
+state; a fold over the accepted steps, read from their interpolants; values at the end. Each is made
+by a function from `Measure`, as one of your own would be.
 """
 
-from flowlab.measures.base import AbstractMeasure, Ends, Nodes
-from flowlab.measures.displaced import dip, mass
-from flowlab.measures.near import near
-from flowlab.measures.steps import NODES
-from flowlab.measures.way import (
+from flowlab.measures.base import Ends, Measure, Nodes
+from flowlab.measures.displacement import dip, mass
+from flowlab.measures.neighbourhood import near
+from flowlab.measures.path import (
     change,
     dwell,
     margin_at,
@@ -17,11 +17,12 @@ from flowlab.measures.way import (
     rate_ratio,
     slowest,
 )
+from flowlab.measures.steps import NODES
 
 __all__ = [
     "NODES",
-    "AbstractMeasure",
     "Ends",
+    "Measure",
     "Nodes",
     "change",
     "dip",

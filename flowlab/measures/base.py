@@ -1,10 +1,10 @@
-"""What a measure is, what it sees of a flow line, and the spaces it can measure in.
+"""Measures, what they see of a flow line, and the spaces in which they can measure.
 
 d: components of a state; k: nodes of a step.
 """
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import KW_ONLY
 from typing import Any, Literal
 
 import equinox as eqx
@@ -15,17 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from flowlab._checks import choice
 from flowlab.flow import AbstractFlow, PreferenceFlow
 
-__all__ = [
-    "AbstractMeasure",
-    "Ends",
-    "Nodes",
-    "Space",
-    "check_pair_space",
-    "check_space",
-    "check_space_of",
-    "motion",
-    "position",
-]
+__all__ = ["Ends", "Measure", "Nodes", "Space", "check_space", "motion", "needs_space", "position"]
 
 Space = Literal["state", "x", "u", "probability"]
 
@@ -42,47 +32,6 @@ class Nodes(eqx.Module):
     time: Float[Array, " k"]
     state: PyTree[Float[Array, "k ..."]]
     velocity: PyTree[Float[Array, "k ..."]]
-
-
-class AbstractMeasure(eqx.Module):
-    """Something measured along a flow line; the names of its results are its keys."""
-
-    @property
-    @abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """The keys of the results."""
-
-    @property
-    def axes(self) -> Mapping[str, str]:
-        """What the extra axis of a result is, `pair` or `response`; a state's if not named here."""
-        return {}
-
-    def check(self, flow: AbstractFlow) -> None:
-        """Raise a ValueError where the measure has no meaning for a flow."""
-        del flow
-
-    def rate(
-        self, flow: AbstractFlow, state: PyTree[Array], velocity: PyTree[Array]
-    ) -> Float[Array, ""] | None:
-        """The rate of change of what is integrated, per unit of flow time, or None."""
-        del flow, state, velocity
-        return None
-
-    def begin(self, flow: AbstractFlow, state: PyTree[Array]) -> PyTree[Array]:
-        """What the fold carries before the first step."""
-        del flow, state
-        return ()
-
-    def fold(self, flow: AbstractFlow, carry: PyTree[Array], nodes: Nodes) -> PyTree[Array]:
-        """What the fold carries after one more step."""
-        del flow, nodes
-        return carry
-
-    @abstractmethod
-    def results(
-        self, flow: AbstractFlow, integral: Float[Array, ""] | None, carry: PyTree[Array], ends: Any
-    ) -> dict[str, Array]:
-        """The results, from the integral of the rate, the carry, and the two `Ends`."""
 
 
 class Ends(eqx.Module):
@@ -107,6 +56,89 @@ class Ends(eqx.Module):
     tail: Float[Array, ""]
 
 
+def _nothing(*_: Any) -> None:
+    """None, in place of a function of a measure that has no such."""
+
+
+def _unchanged(_flow: AbstractFlow, carry: PyTree[Array], _nodes: Nodes) -> PyTree[Array]:
+    return carry
+
+
+def _as_found(_flow: AbstractFlow, _ends: Ends, *found: Any) -> tuple[Array, ...]:
+    """The integral and what the fold carries, as they are."""
+    return tuple(value for one in found for value in (one if isinstance(one, tuple) else (one,)))
+
+
+class Measure(eqx.Module):
+    """Something measured along a flow line: a rate, a fold over its steps, or values at its end.
+
+    Its functions are traced, and see one flow line at a time. What they need beside their arguments
+    is bound to them by `equinox.Partial`, numbers as arrays: measures of the same functions then
+    share a compiled program, whatever the numbers. The height that a line climbs, for instance:
+
+        def climb(flow, state, velocity):
+            return jnp.maximum(velocity[1], 0)
+
+        measures.Measure(("climb",), rate=climb)
+
+    Args:
+        names: Names of the results.
+        rate: `rate(flow, state, velocity)`, the rate of change per unit of flow time, a number. It
+            is integrated with the flow line.
+        begin: `begin(flow, state)`, what the fold carries before the first step: a PyTree of
+            arrays, a tuple where it holds several results.
+        fold: `fold(flow, carry, nodes)`, what it carries after one more step, seen at `Nodes`.
+        at_end: `at_end(flow, ends, ...)`, the results in the order of `names`, from the two `Ends`;
+            the integral of the rate and what the fold carries come behind these two, where there
+            are such. Unless given, integral and carry are the results.
+        check: `check(flow)` raises a ValueError where the measure has no meaning for a flow.
+        axis: Of results for each pair or response, `pair` or `response`; any other result with an
+            axis has that of the state.
+
+    Raises:
+        ValueError: If `names` is not made of texts, there is nothing to measure, or only one of
+            `begin` and `fold` is given.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    _: KW_ONLY
+    rate: Callable[..., Float[Array, ""] | None] = _nothing
+    begin: Callable[..., PyTree[Array]] = _nothing
+    fold: Callable[..., PyTree[Array]] = _unchanged
+    at_end: Callable[..., tuple[Array, ...]] = _as_found
+    check: Callable[[AbstractFlow], None] = _nothing
+    axis: str | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self) -> None:
+        if not (isinstance(self.names, tuple) and all(isinstance(n, str) for n in self.names)):
+            raise ValueError(f"Argument `names` must be a tuple of texts, but is {self.names!r}.")
+        if (self.begin is _nothing) != (self.fold is _unchanged):
+            raise ValueError("Arguments `begin` and `fold` must be given together or not at all.")
+        if self.rate is _nothing and self.fold is _unchanged and self.at_end is _as_found:
+            raise ValueError("Argument `rate`, `fold` or `at_end` must be given, but none is.")
+
+    def results(
+        self,
+        flow: AbstractFlow,
+        integral: Float[Array, ""] | None,
+        carry: PyTree[Array] | None,
+        ends: Ends,
+    ) -> dict[str, Array]:
+        """The results by name, from the integral of the rate, the carry, and the two ends.
+
+        Raises:
+            ValueError: If there is not one result for each name.
+        """
+        found = [one for one in (integral, carry) if one is not None]
+        values = tuple(self.at_end(flow, ends, *found))
+        if len(values) != len(self.names):
+            raise ValueError(
+                f"Argument `at_end` must give one result for each of {self.names}, but gives "
+                f"{len(values)}."
+            )
+        return dict(zip(self.names, values, strict=True))
+
+
 def check_space(of: str) -> Any:
     """The name of a space, checked.
 
@@ -116,19 +148,12 @@ def check_space(of: str) -> Any:
     return choice("of", of, "state", "x", "u", "probability")
 
 
-def check_pair_space(of: str) -> Any:
-    """The name of a space of chosen and rejected, checked.
-
-    Raises:
-        ValueError: If it is none.
-    """
-    if check_space(of) == "state":
-        raise ValueError('Argument `of` must be "x", "u" or "probability", but is "state".')
-    return of
+def needs_space(of: Space) -> Callable[[AbstractFlow], None]:
+    """The check that a flow has a space, for `Measure`: all but that of the state need pairs."""
+    return eqx.Partial(_check_space_of, of=of)
 
 
-def check_space_of(flow: AbstractFlow, of: str) -> None:
-    """Raise a ValueError where a flow has no such space, since it has no pairs."""
+def _check_space_of(flow: AbstractFlow, *, of: Space) -> None:
     if of != "state" and not isinstance(flow, PreferenceFlow):
         raise ValueError(
             "Argument `measures` must hold measures of the state alone for a flow without pairs, "
@@ -146,8 +171,8 @@ def position(flow: Any, state: PyTree[Array], of: Space) -> PyTree[Array]:
         if of == "probability"
         else (pairs.u_chosen, pairs.u_rejected)
     )
-    place = jnp.stack(logs)
-    return place if of == "u" else jnp.exp(place)
+    logs = jnp.stack(logs)
+    return logs if of == "u" else jnp.exp(logs)
 
 
 def motion(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-__all__ = ["NODES", "at", "first_rise", "first_root", "lowest_place", "roots", "time_below"]
+__all__ = ["NODES", "argmin", "at", "coefficients", "first_rise", "first_root", "time_below"]
 
 NODES = 7  # points of a step at which folds see the flow line, through which a sextic is laid
 _GRID = np.linspace(0.0, 1.0, NODES)
@@ -20,16 +20,17 @@ _NEWTON_STEPS = 6  # from a linear guess between nodes, more than enough for the
 
 
 def coefficients(values: Float[Array, "k ..."]) -> Float[Array, "k ..."]:
+    """The coefficients of the polynomial through values at the nodes, highest first."""
     return jnp.tensordot(jnp.asarray(_TO_COEFFICIENTS, values.dtype), values, axes=1)
 
 
-def at(values: PyTree[Float[Array, "k ..."]], place: Float[Array, ""]) -> PyTree[Array]:
-    """The polynomial through values at the nodes, at a place in [0, 1]."""
-    powers = jnp.stack([place**power for power in range(NODES - 1, -1, -1)])
+def at(values: PyTree[Float[Array, "k ..."]], position: Float[Array, ""]) -> PyTree[Array]:
+    """The polynomial through values at the nodes, at a position in [0, 1]."""
+    powers = jnp.stack([position**power for power in range(NODES - 1, -1, -1)])
     return jax.tree.map(lambda leaf: jnp.tensordot(powers, coefficients(leaf), axes=1), values)
 
 
-def roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
+def _roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
     """The root of the polynomial in each interval between nodes; of use where the sign changes."""
     left, right = (jnp.asarray(edge, values.dtype) for edge in (_GRID[:-1], _GRID[1:]))
     rise = values[1:] - values[:-1]
@@ -39,22 +40,22 @@ def roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
 
 def _refined(
     powers: Float[Array, " k"],
-    place: Float[Array, "*i"],
+    position: Float[Array, "*i"],
     left: Float[Array, "*i"],
     right: Float[Array, "*i"],
 ) -> Float[Array, "*i"]:
     """Roots of a polynomial from guesses, by Newton's method within brackets."""
     derivative = jnp.polyder(powers)
     for _ in range(_NEWTON_STEPS):
-        slope = jnp.polyval(derivative, place)
-        step = jnp.polyval(powers, place) / jnp.where(slope == 0, 1, slope)
-        place = jnp.clip(place - step, left, right)
-    return place
+        slope = jnp.polyval(derivative, position)
+        step = jnp.polyval(powers, position) / jnp.where(slope == 0, 1, slope)
+        position = jnp.clip(position - step, left, right)
+    return position
 
 
 def time_below(values: Float[Array, " k"], time: Float[Array, " k"]) -> Float[Array, ""]:
     """The time during which the polynomial through the values is negative."""
-    at_roots = jax.vmap(lambda place: at(time, place))(roots(values))
+    at_roots = jax.vmap(lambda position: at(time, position))(_roots(values))
     low = values < 0
     falls, rises = low[1:] & ~low[:-1], low[:-1] & ~low[1:]
     spent = jnp.where(low[:-1] & low[1:], time[1:] - time[:-1], 0)
@@ -62,33 +63,33 @@ def time_below(values: Float[Array, " k"], time: Float[Array, " k"]) -> Float[Ar
     return jnp.sum(jnp.where(rises, at_roots - time[:-1], spent))
 
 
-def lowest_place(values: Float[Array, " k"]) -> Float[Array, ""]:
-    """Where the polynomial through the values is lowest on [0, 1]."""
+def argmin(values: Float[Array, " k"]) -> Float[Array, ""]:
+    """The position on [0, 1] at which the polynomial through the values is lowest."""
     powers = coefficients(values)
     fine = jnp.asarray(_FINE, values.dtype)
-    place = fine[jnp.argmin(jnp.polyval(powers, fine))]
+    position = fine[jnp.argmin(jnp.polyval(powers, fine))]
     slope, bend = jnp.polyder(powers), jnp.polyder(powers, 2)
     spacing = _FINE[1]
     for _ in range(_NEWTON_STEPS):
-        curvature = jnp.polyval(bend, place)
-        step = jnp.polyval(slope, place) / jnp.where(curvature > 0, curvature, 1)
+        curvature = jnp.polyval(bend, position)
+        step = jnp.polyval(slope, position) / jnp.where(curvature > 0, curvature, 1)
         step = jnp.where(curvature > 0, jnp.clip(step, -spacing, spacing), 0)
-        place = jnp.clip(place - step, 0, 1)
-    return place
+        position = jnp.clip(position - step, 0, 1)
+    return position
 
 
 def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """Whether the polynomial through the values changes sign, and where it first does."""
+    """The first change of sign of the polynomial: if there is one, and its position."""
     changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
-    return jnp.any(changes), roots(values)[jnp.argmax(changes)]
+    return jnp.any(changes), _roots(values)[jnp.argmax(changes)]
 
 
 def first_rise(
     values: Float[Array, " k"], after: Float[Array, ""]
 ) -> tuple[Array, Float[Array, ""]]:
-    """Whether the polynomial through the values is back at 0 after a place, and where it first is.
+    """The first return to 0 of the polynomial after a position: if there is one, and its position.
 
-    `after` is a place in [0, 1] at which it is negative.
+    `after` is a position in [0, 1] at which the polynomial is negative.
     """
     powers, fine = coefficients(values), jnp.asarray(_FINE, values.dtype)
     heights = jnp.polyval(powers, fine)

@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
 
@@ -22,8 +23,8 @@ def described(thing: Any) -> Any:
 
     Numbers, texts and containers are themselves. Dataclasses, among them losses, policies, flows
     and targets, are their type and their fields; arrays their numbers, or their checksum where
-    there are many; functions their name, and a checksum of their code, of what it encloses and of
-    their defaults. What is none of these is its `repr`.
+    there are many; functions their name, and unless they are flowlab's a checksum of their code, of
+    what it encloses and of their defaults. What is none of these is its `repr`.
     """
     if isinstance(thing, bool | int | str | None):
         return thing
@@ -35,19 +36,21 @@ def described(thing: Any) -> Any:
         return {str(name): described(value) for name, value in thing.items()}
     if isinstance(thing, tuple | list):
         return [described(value) for value in thing]
-    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
-        fields = {f.name: described(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
-        return {"type": _name(type(thing)), **fields}
-    if isinstance(thing, functools.partial):
+    if isinstance(thing, functools.partial | eqx.Partial):
         return {
             "partial": described(thing.func),
             "arguments": described(thing.args),
             "keywords": described(thing.keywords),
         }
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {f.name: described(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+        return {"type": _name(type(thing)), **fields}
     if isinstance(thing, types.MethodType):
         return {"method": _name(thing), "of": described(thing.__self__)}
     if isinstance(thing, types.FunctionType):
-        return {"function": _name(thing), "code": _of_function(thing)}
+        # As classes, which their names tell: the code of one function differs between Pythons.
+        ours = thing.__module__.startswith("flowlab.") and not thing.__closure__
+        return {"function": _name(thing), **({} if ours else {"code": _of_function(thing)})}
     if callable(thing) and hasattr(thing, "__wrapped__"):
         return described(inspect.unwrap(thing))
     return _name(thing) if isinstance(thing, type) else repr(thing)

@@ -17,7 +17,7 @@ from flowlab import ensemble, starts
 from flowlab._checks import between, integer
 from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
-from flowlab.measures import AbstractMeasure
+from flowlab.measures import Measure
 from flowlab.plans.described import described
 from flowlab.policies import AbstractPolicy
 from flowlab.until import AbstractTarget, Clock
@@ -77,7 +77,7 @@ class DrawnStarts:
         """The starts from one index up to another."""
         options: dict[str, Any] = {"part": (first, last), "dtype": self.dtype}
         if self.kind != "grid":
-            options["key" if self.kind == "uniform" else "seed"] = self.seed
+            options["seed"] = self.seed
         return _DRAWN[self.kind](self.size, self.lower, self.upper, **options)
 
 
@@ -141,7 +141,7 @@ class Plan:
         policy: AbstractPolicy | Mapping[str, AbstractPolicy] | None = None,
         flow: AbstractFlow | Mapping[str, AbstractFlow] | None = None,
         over: Mapping[str, Sequence[float]] | None = None,
-        measures: Sequence[AbstractMeasure] = (),
+        measures: Sequence[Measure] = (),
         clock: Clock | None = None,
         rtol: float | None = None,
         atol: float | None = None,

@@ -13,7 +13,7 @@ import numpy as np
 
 from flowlab import domains, measures, policies, until
 from flowlab.losses import ODPO, AbstractLoss, named
-from flowlab.measures import AbstractMeasure
+from flowlab.measures import Measure
 from flowlab.plans.plan import DrawnStarts
 from flowlab.policies import AbstractPolicy
 from flowlab.until import AbstractTarget
@@ -173,7 +173,7 @@ def target(text: str, time_limit: float | None) -> AbstractTarget:
     return getattr(until, name)(*levels, time_limit=time_limit)
 
 
-def measure(text: str) -> AbstractMeasure:
+def measure(text: str) -> Measure:
     """The measure with a name, speed and space such as `dwell=0.1:u`."""
     parts = re.fullmatch(r"(\w+)(?:=([^:]*))?(?::(\w+))?", text)
     name, value, space = parts.groups() if parts else (None, None, None)

@@ -27,7 +27,7 @@ class AbstractExit(eqx.Module):
 
     @abstractmethod
     def gaps(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " m"]:
-        """What is positive inside and zero on each boundary of the set."""
+        """Numbers that are positive inside and zero on each boundary of the set."""
 
 
 class _Inside(AbstractExit):
@@ -46,9 +46,8 @@ class _Inside(AbstractExit):
 
 
 class _Interval(AbstractExit):
-    low: Float[ArrayLike, ""]
-    high: Float[ArrayLike, ""]
-    bounded: tuple[bool, bool] = eqx.field(static=True)
+    low: Float[ArrayLike, ""] | None
+    high: Float[ArrayLike, ""] | None
     component: int = eqx.field(static=True)
     time_limit: float = eqx.field(static=True)
 
@@ -60,9 +59,10 @@ class _Interval(AbstractExit):
                 f"Argument `component` must be less than {vector.size}, the numbers in a state, "
                 f"but is {self.component}."
             )
-        place = vector[self.component]
-        both = (place - like(self.low, place), like(self.high, place) - place)
-        return jnp.stack([gap for gap, is_one in zip(both, self.bounded, strict=True) if is_one])
+        position = vector[self.component]
+        above = [] if self.low is None else [position - like(self.low, position)]
+        below = [] if self.high is None else [like(self.high, position) - position]
+        return jnp.stack([*above, *below])
 
 
 class _Before(AbstractExit):
@@ -104,7 +104,7 @@ def exit_from_interval(
     Args:
         low: Lower end; None for none.
         high: Upper end; None for none.
-        component: Which number of the state, counted from 0.
+        component: Index of the number of the state, counted from 0.
         time_limit: Flow time at which to give up; None for never.
 
     Raises:
@@ -118,13 +118,10 @@ def exit_from_interval(
             "Arguments `low` and `high` must be finite numbers in this order, or one of them None, "
             f"but are {low!r} and {high!r}."
         )
-    component = integer("component", component, 0)
-    held = np.where(given, ends, 0.0)
     return _Interval(
-        low=held[0],
-        high=held[1],
-        bounded=given,
-        component=component,
+        low=None if low is None else ends[0],
+        high=None if high is None else ends[1],
+        component=integer("component", component, 0),
         time_limit=float(checked_limit(time_limit)),
     )
 

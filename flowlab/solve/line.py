@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from flowlab.flow import AbstractFlow
-from flowlab.measures import AbstractMeasure
+from flowlab.measures import Measure
 from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance, safe_problem
@@ -107,7 +107,7 @@ def flow_line(
     rtol: float | None = None,
     atol: float | None = None,
     solver: diffrax.AbstractSolver | None = None,
-    measures: Sequence[AbstractMeasure] = (),
+    measures: Sequence[Measure] = (),
     reverse: bool = False,
     max_steps: int | None = None,
 ) -> Line:

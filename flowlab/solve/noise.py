@@ -19,7 +19,7 @@ from flowlab._arrays import like
 from flowlab._parameters import positive
 from flowlab.flow import AbstractFlow, PreferenceFlow, lifted, metric_matrix
 
-__all__ = ["AbstractNoise", "Minibatch", "Thermal"]
+__all__ = ["AbstractNoise", "Minibatch", "Thermal", "check_minibatches"]
 
 _ALIKE = 1e-3  # of a loss: one that is computed in two ways, in float32 too
 
@@ -33,7 +33,7 @@ class AbstractNoise(eqx.Module):
 
     @abstractmethod
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:
-        """What is added to the velocity of the flow, the leaves of the state in one vector."""
+        """The addition to the velocity of the flow, the leaves of the state in one vector."""
 
     @abstractmethod
     def factor(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d k"]:
@@ -106,19 +106,7 @@ class Minibatch(AbstractNoise):
     batch_size: Float[ArrayLike, ""] = positive(1.0, "batch_size", single=True)
 
     def check(self, flow: AbstractFlow, state: PyTree[Any]) -> None:
-        if (
-            not isinstance(flow, PreferenceFlow)
-            or not jax.eval_shape(flow.pairs, state).chosen.shape
-        ):
-            raise ValueError(
-                "Argument `noise` must not be Minibatch(...) for a flow without several pairs, "
-                "from which to draw."
-            )
-        if flow.loss.of_batch:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"Argument `noise` must not be Minibatch(...) for {type(flow.loss).__name__}, "
-                "whose value for a pair depends on the pairs beside it."
-            )
+        flow = check_minibatches("`noise` must not be Minibatch(...)", flow, state)
         alone, among = jax.jit(partial(_first_pair, flow))(state)
         if abs(alone - among) > _ALIKE * abs(among):
             raise ValueError(
@@ -144,6 +132,27 @@ class Minibatch(AbstractNoise):
         spread = jnp.sqrt(shares)[:, None] * of_each.T
         scale = like(self.learning_rate, vector) / like(self.batch_size, vector)
         return jnp.sqrt(scale) * lifted(flow, state, spread)
+
+
+def check_minibatches(what: str, flow: AbstractFlow, state: PyTree[Any]) -> PreferenceFlow:
+    """A flow of pairs of which minibatches can be drawn.
+
+    Args:
+        what: The argument that asks for them, and what it must be if they cannot.
+        flow: The flow.
+        state: One of its states.
+
+    Raises:
+        ValueError: If it has not several pairs, or its loss is one of a whole batch.
+    """
+    if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, state).chosen.shape:
+        raise ValueError(f"Argument {what} for a flow without several pairs, from which to draw.")
+    if flow.loss.of_batch:
+        raise ValueError(
+            f"Argument {what} for {type(flow.loss).__name__}, whose value for a pair depends on "
+            "the pairs beside it."
+        )
+    return flow
 
 
 def _first_pair(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,14 +22,14 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from flowlab._checks import integer, positive
 from flowlab.flow import AbstractFlow
-from flowlab.solve.bridges import crossing_part, staying
+from flowlab.solve.brownian_bridge import crossing_fraction, survival_probability
 from flowlab.solve.compilation import compiled
 from flowlab.solve.exits import AbstractExit, exit_at_level
 from flowlab.solve.noise import AbstractNoise
 from flowlab.solve.problem import cast, check_counts, check_states, filled
 from flowlab.until import AbstractTarget, Outcome, counted
 
-__all__ = ["NoisyRuns", "noisy_runs"]
+__all__ = ["NoisyRuns", "noisy_runs", "vectors"]
 
 _CHUNK = 256  # steps between two looks at which paths have ended
 _BLOCK = {"cpu": 512}  # paths that are computed together; as many as a sweep's starts elsewhere
@@ -97,7 +96,7 @@ def noisy_runs(
     noise: AbstractNoise,
     until: AbstractTarget | AbstractExit,
     step: float,
-    key: int,
+    seed: int,
     block_size: int | None = None,
     max_steps: int = 100_000_000,
 ) -> NoisyRuns:
@@ -114,7 +113,7 @@ def noisy_runs(
         until: A time, a single level such as `until.loss_below(0.1)`, or a set to leave:
             `exit_from(inside)` or `exit_from_interval(low, high)`.
         step: Length of a step in flow time; shortened to a whole part of the time or time limit.
-        key: Seed of the noise, a non-negative int. Path i draws from a stream of its own, by the
+        seed: Seed of the noise, a non-negative int. Path i draws from a stream of its own, by the
             number of its step: what it does depends neither on its block nor on other paths.
         block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere,
             or as many as the matrices of the state have room for.
@@ -133,12 +132,12 @@ def noisy_runs(
         Michael, Schucany and Haas, The American Statistician 30, 88–90 (1976).
     """
     starts, dtype = check_states("starts", starts, flow, batched=True)
-    _check(flow, noise, step, key, block_size, max_steps)
+    _check(flow, noise, step, seed, block_size, max_steps)
     first = jax.tree.map(lambda leaf: leaf[0], starts)
     with jax.enable_x64(dtype == np.float64):
         noise.check(flow, jax.tree.map(jnp.asarray, first))
-        problem = _problem(flow, noise, until, first, step, key, max_steps)
-        paths = _finished(problem, _vectors(starts), block_size)
+        problem = _problem(flow, noise, until, first, step, seed, max_steps)
+        paths = _finished(problem, vectors(starts), block_size)
         ends = jax.vmap(ravel_pytree(problem.example)[1])(jnp.asarray(paths.state))
     return _runs(problem, starts, paths, jax.tree.map(np.asarray, ends))
 
@@ -206,7 +205,7 @@ def _problem(
     until: Any,
     first: PyTree[np.ndarray],
     step: float,
-    key: int,
+    seed: int,
     max_steps: int,
 ) -> _Problem:
     left, limit, at_last = _checked_end(until, flow)
@@ -223,7 +222,7 @@ def _problem(
         exit=cast(left, dtype),
         step=jnp.asarray(step, dtype),
         last=jnp.asarray(steps, jnp.int32),
-        seed=jax.random.key(key),
+        seed=jax.random.key(seed),
         example=jax.tree.map(jnp.asarray, first),
         at_last=at_last,
     )
@@ -326,7 +325,7 @@ def _step(problem: _Problem, key: PRNGKeyArray, path: _Paths) -> _Paths:
     factor = problem.factor(before)
     after = _moved(problem, jax.random.fold_in(key, path.count), before, factor)
     gaps, ahead = problem.gaps(before), problem.gaps(after)
-    survival = path.survival * staying(gaps, ahead, _spread(problem, before, factor))
+    survival = path.survival * survival_probability(gaps, ahead, _spread(problem, before, factor))
     finite = jnp.all(jnp.isfinite(after))
     crossed = finite & jnp.any(survival <= path.threshold)
     lost = ~finite | (~crossed & jnp.any(jnp.isnan(ahead)))
@@ -351,37 +350,12 @@ def _step(problem: _Problem, key: PRNGKeyArray, path: _Paths) -> _Paths:
     return jax.tree.map(lambda new, old: jnp.where(runs, new, old), moved, path)
 
 
-class _Increment(diffrax.AbstractPath):
-    """The one increment of Brownian motion that a key stands for.
-
-    As diffrax's `UnsafeBrownianPath`, which hashes the times of the step too, at five times the
-    cost: here the number of the step is in the key.
-    """
-
-    key: PRNGKeyArray
-    size: int = eqx.field(static=True)
-    t0: Any = eqx.field(static=True, default=-np.inf)
-    t1: Any = eqx.field(static=True, default=np.inf)
-
-    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> Float[Array, " k"]:
-        del left
-        span = t1 - t0
-        return jnp.sqrt(span) * jax.random.normal(self.key, (self.size,), span.dtype)
-
-
 def _moved(
     problem: _Problem, key: PRNGKeyArray, before: Float[Array, " d"], factor: Float[Array, "d k"]
 ) -> Float[Array, " d"]:
-    """The state after one step of diffrax's Euler–Maruyama, which looks at its start alone."""
-    drift = problem.drift(before)
-    path = _Increment(key, factor.shape[1])
-    terms = diffrax.MultiTerm(
-        diffrax.ODETerm(lambda t, y, args: drift),
-        diffrax.ControlTerm(lambda t, y, args: factor, path),
-    )
-    start = jnp.zeros_like(problem.step)
-    after, *_ = diffrax.Euler().step(terms, start, problem.step, before, None, None, False)
-    return after
+    """The state after one step of Euler–Maruyama, y + h b + B √h ξ."""
+    noise = jnp.sqrt(problem.step) * jax.random.normal(key, factor.shape[1:], factor.dtype)
+    return before + (problem.step * problem.drift(before) + factor @ noise)
 
 
 def _spread(
@@ -400,7 +374,7 @@ def _located(problem: _Problem, paths: _Paths) -> _Paths:
         part_key, place_key = jax.random.split(_keys(problem, path.index)[2])
         factor = problem.factor(path.state)
         gaps, ahead = problem.gaps(path.state), problem.gaps(path.after)
-        parts = crossing_part(part_key, gaps, ahead, _spread(problem, path.state, factor))
+        parts = crossing_fraction(part_key, gaps, ahead, _spread(problem, path.state, factor))
         first = jnp.argmin(jnp.where(path.survival <= path.threshold, parts, jnp.inf))
         end = _crossing_place(problem, place_key, path, factor, (first, parts[first]))
         sets = len(gaps) - (end.size if problem.absorbing else 0)
@@ -454,8 +428,9 @@ def _runs(
     )
 
 
-def _vectors(starts: PyTree[np.ndarray]) -> Float[np.ndarray, "n d"]:
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(starts)]
+def vectors(states: PyTree[np.ndarray]) -> Float[np.ndarray, "n d"]:
+    """States, leaves of shape (n, ...), as one vector each."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
 
@@ -478,7 +453,7 @@ def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, f
 
 
 def _check(
-    flow: AbstractFlow, noise: Any, step: Any, key: Any, block_size: Any, max_steps: Any
+    flow: AbstractFlow, noise: Any, step: Any, seed: Any, block_size: Any, max_steps: Any
 ) -> None:
     if flow.domain.walls()[1].size:
         raise ValueError(
@@ -488,5 +463,5 @@ def _check(
     if not isinstance(noise, AbstractNoise):
         raise ValueError(f"Argument `noise` must be such as Thermal(0.1), but is {noise!r}.")
     positive("step", step)
-    integer("key", key, 0, most=2**32 - 1)
+    integer("seed", seed, 0, most=2**32 - 1)
     check_counts(block_size, max_steps)

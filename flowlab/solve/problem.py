@@ -20,7 +20,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowlab._checks import integer
 from flowlab.flow import AbstractFlow
-from flowlab.measures import AbstractMeasure
+from flowlab.measures import Measure
 from flowlab.solve.rows import lanewise
 from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.until import AbstractTarget, Clock
@@ -164,7 +164,7 @@ class Problem(eqx.Module):
 
     flow: AbstractFlow
     target: AbstractTarget
-    measures: tuple[AbstractMeasure, ...]
+    measures: tuple[Measure, ...]
     save_at: Float[Array, " s"]
     rtol: Float[Array, ""]
     atol: Float[Array, ""] | None
@@ -210,7 +210,7 @@ def make_problem(
     atol: float | None = None,
     solver: diffrax.AbstractSolver | None = None,
     constant_step: float | None = None,
-    measures: Sequence[AbstractMeasure] = (),
+    measures: Sequence[Measure] = (),
     save_at: npt.ArrayLike | None = None,
     reverse: bool = False,
     alone: bool = False,
@@ -228,7 +228,7 @@ def make_problem(
     rtol = default_rtol(dtype) if rtol is None else rtol
     _check_tolerances(rtol, atol, dtype)
     for measure in _listed(measures):
-        if not isinstance(measure, AbstractMeasure):
+        if not isinstance(measure, Measure):
             raise ValueError(
                 "Argument `measures` must hold measures such as measures.path_length(), "
                 f"but holds {measure!r}."
@@ -352,7 +352,7 @@ def _listed(measures: Any) -> Any:
     return measures
 
 
-def _check_names_differ(measures: Sequence[AbstractMeasure]) -> None:
+def _check_names_differ(measures: Sequence[Measure]) -> None:
     names = [name for measure in measures for name in measure.names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

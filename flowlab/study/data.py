@@ -313,7 +313,7 @@ def speeds(
         return np.asarray(_speeds(flow, _wide(states)))
 
 
-def line_measures(geometry: Geometry, slow: float) -> tuple[measures.AbstractMeasure, ...]:
+def line_measures(geometry: Geometry, slow: float) -> tuple[measures.Measure, ...]:
     """What is measured along every line of a geometry, slow being a speed.
 
     What only figures show is measured on the ratio planes alone.

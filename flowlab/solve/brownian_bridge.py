@@ -1,4 +1,4 @@
-"""Brownian bridges: whether they cross zero between two values, and when for the first time.
+"""Brownian bridges: the probability that they stay positive, and the time of first crossing.
 
 m: boundaries.
 """
@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-__all__ = ["crossing_part", "staying"]
+__all__ = ["crossing_fraction", "survival_probability"]
 
 
-def staying(
+def survival_probability(
     gaps: Float[Array, " m"], ahead: Float[Array, " m"], spread: Float[Array, " m"]
 ) -> Float[Array, " m"]:
     """The probability that a bridge from a gap a > 0 to a gap b stays positive.
@@ -27,13 +27,13 @@ def staying(
     return jnp.where(ahead <= 0, 0, within)
 
 
-def crossing_part(
+def crossing_fraction(
     key: PRNGKeyArray,
     gaps: Float[Array, " m"],
     ahead: Float[Array, " m"],
     spread: Float[Array, " m"],
 ) -> Float[Array, " m"]:
-    """The part of a step at which a bridge crosses zero for the first time, given that it does.
+    """The fraction of a step at which a bridge first crosses zero, given that it does.
 
     The time to it over the time from it is an inverse Gaussian variable of mean a/|b| and shape
     a²/s, whether the bridge ends outside, at b, or inside, by reflection. What is drawn is the

@@ -1,0 +1,191 @@
+"""Measures of displacement: how far the chosen response falls on the way, and who gains instead.
+
+k: nodes of a step; p: pairs, none for a single one; r: responses.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from flowlab.flow import AbstractFlow, PreferenceFlow
+from flowlab.measures.base import Ends, Measure, Nodes, needs_space
+from flowlab.measures.steps import argmin, at, first_rise
+from flowlab.policies import AbstractResponses
+
+__all__ = ["dip", "mass"]
+
+_ROUNDING = 64.0  # units in the last place: what logits and softmax make of a log-probability
+
+
+def dip() -> Measure:
+    """Depth and times of a fall of the chosen log-probability: `dip_depth`, `dip_time`, ...
+
+    - `dip_depth`: its value at the start less its lowest value on the way, nats, at least 0;
+    - `dip_time`: the flow time of its lowest point; NaN where it never falls below the start;
+    - `recovery_time`: the first flow time after its lowest point at which it is back at the value
+      of the start; NaN if it is not until the end, or never falls.
+
+    One value for each pair: shape (p,) for p pairs, () for a single one. Where the start has no
+    finite log-probability the depth is NaN.
+
+    A step counts only where the rate of the chosen log-probability, that of the flow itself, is
+    negative at one of its seven nodes, so that errors of the solver make no dip where the flow has
+    none. A depth of up to 64 units in the last place of the log-probability (or of 1 nat, if that
+    is larger) is rounding, and counts as none: 3e-13 nats at −20 nats in float64, 2e-4 in float32.
+
+    Accuracy: the lowest point and the way back are read from a polynomial through seven points of
+        each step, as good as the tolerance of the flow line.
+    """
+    return Measure(
+        ("dip_depth", "dip_time", "recovery_time"),
+        check=needs_space("u"),
+        begin=_not_fallen,
+        fold=_further_fallen,
+        at_end=_depth_and_times,
+        axis="pair",
+    )
+
+
+def mass() -> Measure:
+    """Gains and peaks of the probability of each response, and who gains most outside the pairs.
+
+    - `mass_gained`: probability at the end less that at the start, shape (r,);
+    - `mass_peak`: the highest probability on the way, shape (r,), the ends included;
+    - `mass_peak_time`: the flow time of that; 0 for a response that never rises above its start;
+    - `mass_gained_others`: what all responses outside the pairs gained together, those that the
+      policy does not list included: less the sum of `mass_gained` over the responses in pairs,
+      since the probabilities of a prompt sum to 1;
+    - `mass_gainer`: which listed response outside the pairs gained most, counted from 0, as a
+      float; −1 where there is none, or none of them gained. Gains within the tolerance of the flow
+      line mean nothing here.
+
+    For policies over a list of different responses. A response counts as in a pair if any pair
+    names it. With several prompts responses are counted on from one to the next, and
+    `mass_gained_others` is the sum over prompts.
+
+    Accuracy: as for `dip`; the gains are differences of the two ends.
+    """
+    return Measure(
+        ("mass_gained", "mass_peak", "mass_peak_time", "mass_gained_others", "mass_gainer"),
+        check=_check_responses,
+        begin=_first_peak,
+        fold=_higher_peak,
+        at_end=_gains,
+        axis="response",
+    )
+
+
+class _Fall(eqx.Module):
+    """The fall of each chosen log-probability so far; every leaf has shape (*p,).
+
+    Attributes:
+        start: The chosen log-probability at the start.
+        lowest: Its lowest value so far, less `start`; at most 0.
+        time: When it was lowest.
+        recovery: When it was first back at the start since, or NaN.
+    """
+
+    start: Float[Array, "*p"]
+    lowest: Float[Array, "*p"]
+    time: Float[Array, "*p"]
+    recovery: Float[Array, "*p"]
+
+
+def _not_fallen(flow: Any, state: PyTree[Array]) -> _Fall:
+    start = flow.pairs(state).chosen
+    never = jnp.full_like(start, jnp.nan)
+    return _Fall(start, jnp.zeros_like(start), never, never)
+
+
+def _further_fallen(flow: Any, carry: _Fall, nodes: Nodes) -> _Fall:
+    def seen(state: PyTree[Array], velocity: PyTree[Array]) -> tuple[Array, Array]:
+        return jax.jvp(lambda y: flow.pairs(y).chosen, (state,), (velocity,))
+
+    values, rates = jax.vmap(seen)(nodes.state, nodes.velocity)
+    if carry.start.ndim == 0:
+        return _fallen(carry, values, rates, nodes.time)
+    return jax.vmap(_fallen, (0, 1, 1, None))(carry, values, rates, nodes.time)
+
+
+def _depth_and_times(_flow: Any, _ends: Ends, carry: _Fall) -> tuple[Array, Array, Array]:
+    falls = -carry.lowest > _rounding(carry.start)
+    depth = jnp.where(falls, -carry.lowest, 0)
+    depth = jnp.where(jnp.isfinite(carry.start), depth, jnp.nan)
+    time, recovery = (jnp.where(falls, time, jnp.nan) for time in (carry.time, carry.recovery))
+    return depth, time, recovery
+
+
+class _Peak(eqx.Module):
+    """The highest log-probability of each response so far, and its time; shape (r,)."""
+
+    highest: Float[Array, " r"]
+    time: Float[Array, " r"]
+
+
+def _check_responses(flow: AbstractFlow) -> None:
+    policy = flow.policy if isinstance(flow, PreferenceFlow) else None
+    if not isinstance(policy, AbstractResponses):
+        raise ValueError(
+            "Argument `measures` must hold mass() only for a policy over a list of responses, "
+            f"such as TabularSoftmax, but here the policy is {type(policy).__name__}."
+        )
+
+
+def _first_peak(flow: Any, state: PyTree[Array]) -> _Peak:
+    logs = flow.policy.log_probs(state)
+    return _Peak(logs, jnp.zeros_like(logs))
+
+
+def _higher_peak(flow: Any, carry: _Peak, nodes: Nodes) -> _Peak:
+    logs = jax.vmap(flow.policy.log_probs)(nodes.state)
+    return jax.vmap(_risen, (0, 1, None))(carry, logs, nodes.time)
+
+
+def _gains(flow: Any, ends: Ends, carry: _Peak) -> tuple[Array, ...]:
+    before, after = (jnp.exp(flow.policy.log_probs(state)) for state in (ends.start, ends.end))
+    gained = after - before
+    paired = np.isin(np.arange(len(gained)), flow.policy.indices)
+    # What no listed response holds counts with the others: a prompt's probabilities sum to 1.
+    others = -jnp.sum(jnp.where(paired, gained, 0))
+    outside = jnp.where(paired, -jnp.inf, gained)
+    grown = jnp.max(outside) > _rounding(jnp.ones_like(outside[0]))
+    gainer = jnp.where(grown, jnp.argmax(outside), -1).astype(gained.dtype)
+    return gained, jnp.exp(carry.highest), carry.time, others, gainer
+
+
+def _rounding(values: Float[Array, "*p"]) -> Float[Array, "*p"]:
+    """The change that rounding can make to log-probabilities."""
+    return _ROUNDING * jnp.finfo(values.dtype).eps * jnp.maximum(1, jnp.abs(values))
+
+
+def _fallen(
+    fall: _Fall, values: Float[Array, " k"], rates: Float[Array, " k"], time: Float[Array, " k"]
+) -> _Fall:
+    """The fall of one pair after one more step."""
+    moved = values - fall.start
+    position = argmin(moved)
+    low = at(moved, position)
+    lower = (low < fall.lowest) & jnp.any(rates < 0)
+    back, rise = first_rise(moved, jnp.where(lower, position, 0))
+    recovery = jnp.where(lower, jnp.nan, fall.recovery)
+    back = back & jnp.isnan(recovery) & (lower | (fall.lowest < 0))
+    return _Fall(
+        fall.start,
+        jnp.where(lower, low, fall.lowest),
+        jnp.where(lower, at(time, position), fall.time),
+        jnp.where(back, at(time, rise), recovery),
+    )
+
+
+def _risen(peak: _Peak, logs: Float[Array, " k"], time: Float[Array, " k"]) -> _Peak:
+    """The peak of one response after one more step."""
+    position = argmin(-logs)
+    high = at(logs, position)
+    higher = high > peak.highest + _rounding(peak.highest)
+    return _Peak(
+        jnp.where(higher, high, peak.highest), jnp.where(higher, at(time, position), peak.time)
+    )

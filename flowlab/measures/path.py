@@ -1,0 +1,243 @@
+"""Measures of the way itself: its length, its slow parts, the margins it crosses, its ends.
+
+k: nodes of a step.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from equinox import Partial
+from jaxtyping import Array, Float, PyTree
+
+from flowlab._checks import choice, number, positive
+from flowlab.flow import AbstractFlow, norm
+from flowlab.measures.base import (
+    Ends,
+    Measure,
+    Nodes,
+    Space,
+    check_space,
+    motion,
+    needs_space,
+    position,
+)
+from flowlab.measures.steps import argmin, at, first_root, time_below
+
+__all__ = [
+    "change",
+    "dwell",
+    "margin_at",
+    "margin_zero",
+    "path_length",
+    "rate_ratio",
+    "slowest",
+]
+
+_PAIR_SPACES = ("x", "u", "probability")
+
+
+def path_length(of: Space = "state") -> Measure:
+    """Length of the flow line, as `path_length`, or `path_length_x`, `_u`, `_probability`.
+
+    Args:
+        of: Euclidean in the state's own coordinates, in the ratios x, in the log-ratios u (the one
+            that can be compared between policies), or in the probabilities of the two responses.
+
+    Accuracy: integrated with the flow line, to the same tolerance. A line that ends in the boundary
+        is integrated to 1e-12 of its start, which is where its length in u, infinite, is cut off.
+    """
+    of = check_space(of)
+    name = f"path_length{_suffix(of)}"
+    return Measure((name,), check=needs_space(of), rate=Partial(_speed, of=of))
+
+
+def dwell(below: float, *, of: Space = "state") -> Measure:
+    """Flow time spent below a speed, and its share of the whole, as `dwell` and `dwell_share`.
+
+    Args:
+        below: The speed, positive, in units of `of` per unit of flow time.
+        of: As for `path_length`.
+
+    Raises:
+        ValueError: If `below` is not positive and finite.
+
+    Accuracy: the crossings of the speed are located in a polynomial through seven points of each
+        step; 1e-5 of the total time or better at rtol 1e-6.
+    """
+    of = check_space(of)
+    slow = {"below": np.asarray(positive("below", below)), "of": of}
+    return Measure(
+        (f"dwell{_suffix(of)}", f"dwell_share{_suffix(of)}"),
+        check=needs_space(of),
+        begin=_no_time,
+        fold=Partial(_add_time_below, **slow),
+        at_end=Partial(_time_and_share, **slow),
+    )
+
+
+def slowest(of: Space = "state") -> Measure:
+    """The slowest point: `slowest_speed`, `slowest_time`, `slowest_state`."""
+    of = check_space(of)
+    return Measure(
+        tuple(f"slowest_{what}{_suffix(of)}" for what in ("speed", "time", "state")),
+        check=needs_space(of),
+        begin=_infinitely_fast,
+        fold=Partial(_slower, of=of),
+    )
+
+
+def margin_zero() -> Measure:
+    """First crossing of a mean margin of 0: `margin_zero_time`, `margin_zero_state`; NaN if none.
+
+    A line that starts on the line margin = 0 does not cross it.
+    """
+    return _margin(np.zeros(()), "zero")
+
+
+def margin_at(level: float) -> Measure:
+    """First crossing of a mean margin: `margin_5_time`, `margin_5_state` for level 5.
+
+    NaN where it never does; a line that starts on the level does not cross it. Several of these
+    compare flow lines at equal margins in one pass.
+
+    Args:
+        level: The margin u_chosen − u_rejected, in nats, without β.
+
+    Raises:
+        ValueError: If `level` is not a finite number.
+    """
+    margin = number("level", level)
+    return _margin(np.asarray(margin), f"{margin:g}")
+
+
+def change(of: Space = "x") -> Measure:
+    """Change of chosen and rejected, end less start: `change_chosen_x`, `change_rejected_x`, ...
+
+    Args:
+        of: Ratios x, log-ratios u, or probabilities.
+    """
+    of = choice("of", of, *_PAIR_SPACES)
+    return Measure(
+        (f"change_chosen_{of}", f"change_rejected_{of}"),
+        check=needs_space(of),
+        at_end=Partial(_change, of=of),
+        axis="pair",
+    )
+
+
+def rate_ratio(of: Space = "x") -> Measure:
+    """|rate of chosen| / |rate of rejected|: `rate_ratio_x_start`, `_end`, and `_total`.
+
+    `_total` is the ratio of the total changes. On the paper's plane the ratio of the rates is x2/x1
+    (Corollary 1).
+
+    Args:
+        of: Rates of the ratios x, the log-ratios u, or the probabilities.
+    """
+    of = choice("of", of, *_PAIR_SPACES)
+    return Measure(
+        tuple(f"rate_ratio_{of}_{when}" for when in ("start", "end", "total")),
+        check=needs_space(of),
+        at_end=Partial(_rate_ratios, of=of),
+        axis="pair",
+    )
+
+
+def _suffix(of: Space) -> str:
+    """The end of the name of a result, which tells the space."""
+    return "" if of == "state" else f"_{of}"
+
+
+def _speed(
+    flow: AbstractFlow, state: PyTree[Array], velocity: PyTree[Array], *, of: Space
+) -> Float[Array, ""]:
+    return norm(motion(flow, state, velocity, of))
+
+
+def _no_time(_flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, ""]:
+    return jnp.zeros((), jax.tree.leaves(state)[0].dtype)
+
+
+def _add_time_below(
+    flow: AbstractFlow,
+    spent: Float[Array, ""],
+    nodes: Nodes,
+    *,
+    below: Float[Array, ""],
+    of: Space,
+) -> Float[Array, ""]:
+    threshold = jnp.log(jnp.asarray(below, nodes.time.dtype))
+    return spent + time_below(_log_speeds(flow, nodes, of) - threshold, nodes.time)
+
+
+def _time_and_share(
+    flow: AbstractFlow, ends: Ends, spent: Float[Array, ""], *, below: Float[Array, ""], of: Space
+) -> tuple[Array, Array]:
+    slow = _speed(flow, ends.last, ends.last_velocity, of=of) < jnp.asarray(below, spent.dtype)
+    spent = spent + jnp.where(slow, ends.tail, 0)
+    share = jnp.where(ends.time > 0, spent / jnp.where(ends.time > 0, ends.time, 1), 0)
+    return spent, share
+
+
+def _infinitely_fast(flow: AbstractFlow, state: PyTree[Array]) -> tuple[Any, ...]:
+    zero = _no_time(flow, state)
+    return zero + jnp.inf, zero, state
+
+
+def _slower(
+    flow: AbstractFlow, slowest: tuple[Any, ...], nodes: Nodes, *, of: Space
+) -> tuple[Any, ...]:
+    log_speeds = _log_speeds(flow, nodes, of)
+    lowest = argmin(log_speeds)
+    speed = jnp.exp(at(log_speeds, lowest))
+    here = speed, at(nodes.time, lowest), at(nodes.state, lowest)
+    return jax.tree.map(lambda new, old: jnp.where(speed < slowest[0], new, old), here, slowest)
+
+
+def _margin(level: np.ndarray, label: str) -> Measure:
+    return Measure(
+        (f"margin_{label}_time", f"margin_{label}_state"),
+        check=needs_space("u"),
+        begin=_no_crossing,
+        fold=Partial(_first_crossing, level=level),
+    )
+
+
+def _no_crossing(_flow: AbstractFlow, state: PyTree[Array]) -> tuple[Any, ...]:
+    nothing = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state)
+    return jnp.asarray(jnp.nan, jax.tree.leaves(state)[0].dtype), nothing
+
+
+def _first_crossing(
+    flow: Any, first: tuple[Any, ...], nodes: Nodes, *, level: Float[Array, ""]
+) -> tuple[Any, ...]:
+    margins = jax.vmap(lambda state: jnp.mean(flow.pairs(state).margin))(nodes.state)
+    crossed, crossing = first_root(margins - jnp.asarray(level, margins.dtype))
+    here = at(nodes.time, crossing), at(nodes.state, crossing)
+    new = crossed & jnp.isnan(first[0])
+    return jax.tree.map(lambda a, b: jnp.where(new, a, b), here, first)
+
+
+def _change(flow: AbstractFlow, ends: Ends, *, of: Space) -> tuple[Array, Array]:
+    before, after = (position(flow, state, of) for state in (ends.start, ends.end))
+    return after[0] - before[0], after[1] - before[1]
+
+
+def _rate_ratios(flow: AbstractFlow, ends: Ends, *, of: Space) -> tuple[Array, ...]:
+    total = position(flow, ends.end, of) - position(flow, ends.start, of)
+    moves = (
+        motion(flow, ends.start, ends.start_velocity, of),
+        motion(flow, ends.last, ends.last_velocity, of),
+        total,
+    )
+    return tuple(jnp.abs(move[0] / move[1]) for move in moves)
+
+
+def _log_speeds(flow: AbstractFlow, nodes: Nodes, of: Space) -> Float[Array, " k"]:
+    def log_speed(state: PyTree[Array], velocity: PyTree[Array]) -> Float[Array, ""]:
+        speed = norm(motion(flow, state, velocity, of))
+        return jnp.log(jnp.maximum(speed, jnp.finfo(speed.dtype).tiny))
+
+    return jax.vmap(log_speed)(nodes.state, nodes.velocity)

@@ -3,7 +3,6 @@
 n: states; d: components.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
-from flowlab.solve import compiled
+from flowlab.solve import Program
 
 __all__ = [
     "Enclosed",
@@ -44,7 +43,7 @@ _ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does mak
 _NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
 _WEAK = 1e-6  # of the same: below it an eigenvalue has to stay what it is nearby
 _BESIDE = 1e-2  # of the region: how far off a root the curvature around it is looked at
-_FILLED = 1024  # states: up to so many are filled up to a power of 4, more to one of 2
+_AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough for any memory
 
 
 class Local(NamedTuple):
@@ -69,24 +68,49 @@ class Local(NamedTuple):
         """|∇L|, infinite where it is not a number."""
         return _length(self.gradient)
 
+    @property
+    def velocity(self) -> Float[np.ndarray, "n d"]:
+        """−M∇L, walls apart."""
+        with np.errstate(all="ignore"):
+            return -np.einsum("nij,nj->ni", self.metric, self.gradient)
+
+    @property
+    def speed(self) -> Float[np.ndarray, " n"]:
+        """Euclidean length of the velocity."""
+        with np.errstate(all="ignore"):
+            return np.linalg.norm(self.velocity, axis=1)
+
+    def at(self, mask: Bool[np.ndarray, " n"]) -> "Local":
+        """The same at some of the states."""
+        return Local(*(leaf[mask] for leaf in self))
+
 
 def local(flow: AbstractFlow, states: npt.ArrayLike) -> Local:
     """What a flow is near each of many states."""
     points = np.asarray(states, dtype=float)
-    count = len(points)
-    more = _filled(count) - count  # few shapes are compiled
-    filled = np.concatenate([points, np.broadcast_to(points[:1], (more, *points.shape[1:]))])
+    count, size = points.shape
+    lanes = _lanes(count, size)
+    filled = np.zeros((-(-max(count, 1) // lanes) * lanes, size))
+    filled[:count] = points
+    filled[count:] = points[0] if count else 0
     with jax.enable_x64(True):
-        return Local(*(np.asarray(leaf)[:count] for leaf in _local(flow, filled)))
+        program = Program(_local, flow, optimise=False)
+        parts = [program(chunk) for chunk in filled.reshape(-1, lanes, size)]
+    leaves = zip(*parts, strict=True)
+    return Local(*(np.concatenate(list(map(np.asarray, leaf)))[:count] for leaf in leaves))
 
 
-def _filled(count: int) -> int:
-    """The number of states that is compiled for as many or fewer."""
-    bits = max(count - 1, 0).bit_length()
-    return 1 << (bits + bits % 2 if count <= _FILLED else bits) if count else 0
+def _lanes(count: int, size: int) -> int:
+    """The number of states that are evaluated at once, so chosen that few programs are compiled.
+
+    One for a plane: what is evaluated in vain costs less than a call. With more components Hessians
+    cost more, and fewer states are filled up to 2, 8, 32, 128 or 512.
+    """
+    cheap = 4 * _AT_ONCE // size**2
+    wanted = min(max(count, cheap, 1), _AT_ONCE)
+    return 1 << ((wanted - 1).bit_length() | 1)
 
 
-@partial(compiled, optimise=False)
 def _local(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]:
     def at(state: Float[Array, " d"]) -> tuple[Array, ...]:
         potential, gradient = flow.potential, jax.grad(flow.potential)

@@ -167,7 +167,7 @@ def _fit_guesses(
             "Argument `region` must hold states at which the flow is defined, but none of "
             f"{len(guesses)} starts in {ends.tolist()} is one."
         )
-    return guesses[fit], Local(*(leaf[fit] for leaf in here))
+    return guesses[fit], here.at(fit)
 
 
 def _guesses(flow: AbstractFlow, ends: np.ndarray, count: int) -> Float[np.ndarray, "n d"]:

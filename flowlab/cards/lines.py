@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 
 from flowlab import measures, until
 from flowlab.cards.approach import UNCLEAR, Approach, Kind, classify
-from flowlab.cards.equilibria import newton_step, settled
 from flowlab.cards.plane import Plane, circle
+from flowlab.critical.flat import is_flat
+from flowlab.critical.local import root_step
 from flowlab.ensemble import Runs, sweep
 from flowlab.until import Outcome
 
@@ -44,6 +45,7 @@ _FAR = 1e100  # nats: what is not finite from there on has outgrown the numbers,
 _AHEAD = 1e-3  # relative to 1 + |u|: how far ahead of its end a line may meet an edge
 _ACROSS = 1e-4  # relative to 1 + |u|: how far apart the two sides of a kink are looked at
 _ENOUGH = 1e-3  # of its time, which a line has to be followed for its long run to be told
+_ROOT_STEP = 1e-8  # relative to 1 + |u|: Newton's last step at a root
 _AT_REST = 1e-3  # Newton's step, as a part of the reach, from which on a line has arrived
 
 
@@ -162,7 +164,10 @@ def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
     """Whether a margin was crossed at a place of rest: by rounding, since none is ever reached."""
     if not np.all(np.isfinite(crossed)):
         return False
-    return bool(settled(plane, crossed[None], plane.field(crossed[None]))[0])
+    there = plane.field(crossed[None])
+    size = 1 + float(np.linalg.norm(crossed))
+    left = root_step(there.gradient, there.hessian, size)[1][0]
+    return bool(left < _ROOT_STEP * size and np.any(there.hessian))
 
 
 def traps(plane: Plane, lines: Lines) -> Traps:
@@ -172,9 +177,8 @@ def traps(plane: Plane, lines: Lines) -> Traps:
     margin = ends[:, 0] - ends[:, 1]
     growth = field.velocity[:, 0] - field.velocity[:, 1]
     with np.errstate(all="ignore"):
-        step = np.linalg.norm(newton_step(field), axis=1)
-        flat = np.all(field.gradient == 0, axis=1) & np.all(field.hessian == 0, axis=(1, 2))
-        resting = flat | ((step > 0) & (step < _AT_REST * plane.reach))
+        step = np.linalg.norm(root_step(field.gradient, field.hessian, plane.reach)[0], axis=1)
+        resting = is_flat(field) | ((step > 0) & (step < _AT_REST * plane.reach))
         wrong = margin < -_AT_REST * plane.reach
         trapped = wrong & (resting | ~(growth > 0))
         stuck = wrong & ~trapped

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.cards.equilibria import Equilibrium, distance, flat_around
+from flowlab.cards.equilibria import BALL, Equilibrium
 from flowlab.cards.plane import Plane
+from flowlab.critical.families import gaps
+from flowlab.critical.flat import flat_around
 
 __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
 
@@ -164,10 +166,10 @@ def _away(
     away = np.ones(len(points), bool)
     for rest in equilibria:
         if rest.kind == "region":
-            away &= ~flat_around(plane, points)
+            away &= ~flat_around(plane.flow, points, BALL * plane.reach)
             continue
         path = np.asarray([rest.place]) if rest.path is None else rest.path
-        away &= distance(points, path) > _CLEAR * plane.reach
+        away &= gaps(points, path) > _CLEAR * plane.reach
     return away
 
 

@@ -5,6 +5,7 @@ k: points of a path; d: components.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -25,11 +26,13 @@ _LONGEST = 800  # such steps each way
 _CORRECTIONS = 4  # of Newton's method, at each
 _STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
 _SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
+_EXACT = 1e-14  # of the region: a step that changes nothing
 _ROUNDED = 1e-13  # of the typical gradient: what is below it is rounding
 _SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
 _TOLD = 10  # slopes along a path, from which on they tell of a tail
 _OUTSIDE = 1e-7  # of the region: so far beyond a side is still on it
 _BESIDE = 1e-2  # of the region: roots so near to a traced line belong to it
+_SAME = 1e-5  # of the region: roots so near to it belong to it however they curve
 _LEVEL = 1e-6  # of the largest curvature: a direction with less may be one of a manifold
 _WALK, _WALKS = 0.05, 100  # of the region, and so often: how a manifold is walked on
 _ACROSS = 1e-8  # of the largest curvature around: what is less across a line does not tell its kind
@@ -57,10 +60,16 @@ class Family:
     tail: bool = False
 
     def holds(self, flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """Which roots belong to it: by their distance from a line, else by a walk on it."""
-        if self.path is not None:
-            return gaps(points, self.path) < _BESIDE * self.width
-        return _walked(flow, points, self.place, self.dimension, self.width)
+        """The roots that belong to it: by a walk on a manifold, or by their distance from a line.
+
+        What lies beside a line, and curves the other way, is another line close by.
+        """
+        if self.path is None:
+            return _walked(flow, points, self.place, self.dimension, self.width)
+        apart = gaps(points, self.path)
+        nearest = np.argmin(np.linalg.norm(points[:, None] - self.path, axis=2), axis=1)
+        alike = _signs(flow, points) * _signs(flow, self.path)[nearest] >= 0
+        return (apart < _SAME * self.width) | (alike & (apart < _BESIDE * self.width))
 
 
 @dataclass(frozen=True)
@@ -93,24 +102,31 @@ class _Tracer:
         known = np.concatenate([self.ends[:, 1], -self.ends[:, 0], offsets / lengths])
         return np.concatenate([one, -one, walls]), known
 
-    def corrected(self, place: Float[np.ndarray, " d"]) -> tuple[Float[np.ndarray, " d"], float]:
-        """The root beside a place, and the length of the step that is left there."""
+    def seen(self, place: Float[np.ndarray, " d"]) -> tuple[Any, Any, Any]:
+        """Slope and curvature along the face at a place, and the least that counts as curvature."""
+        return restricted(local(self.flow, place[None]), self.along, self.width)
+
+    def corrected(
+        self, place: Float[np.ndarray, " d"]
+    ) -> tuple[Float[np.ndarray, " d"], float, Float[np.ndarray, "1 k k"]]:
+        """The root beside a place, the length of the step that is left there, and its curvature."""
         left = np.inf
         for _ in range(_CORRECTIONS):
-            here = local(self.flow, place[None])
-            slope, bend, floor = restricted(here, self.along, self.width)
+            slope, bend, floor = self.seen(place)
             if np.linalg.norm(slope) <= _ROUNDED * self.scale:
-                return place, 0.0
+                return place, 0.0, bend
             steps, lengths = root_step(slope, bend, self.width, floor)
             left = float(lengths[0])
             if not np.all(np.isfinite(steps)) or left > self.width:
-                return place, np.inf
+                return place, np.inf, bend
             place = place + self.along @ steps[0]
-        return place, left
+            if left <= _EXACT * self.width:
+                return place, left, bend
+        return place, left, self.seen(place)[1]
 
     def goes_on(self, root: Float[np.ndarray, " d"], step: Float[np.ndarray, " d"]) -> bool:
         """Whether there is another root a step away, neither nearer nor farther."""
-        there, left = self.corrected(root + step)
+        there, left, _ = self.corrected(root + step)
         length = float(np.linalg.norm(step))
         moved = float(np.linalg.norm(there - root))
         settled = left < _SETTLED * length and 0.8 * length < moved < 1.25 * length
@@ -135,7 +151,7 @@ class _Tracer:
         path = [root]
         for _ in range(_LONGEST):
             ahead = path[-1] + step * way
-            place, left = self.corrected(ahead)
+            place, left, bend = self.corrected(ahead)
             if np.any(normals @ place > offsets + _OUTSIDE * self.width):
                 path.append(_cut(path[-1], place, normals, offsets))
                 return np.array(path), True
@@ -145,7 +161,6 @@ class _Tracer:
             path.append(place)
             if len(path) > 3 and np.linalg.norm(place - root) < step:
                 return np.array([*path, root]), True
-            bend = restricted(local(self.flow, place[None]), self.along, self.width)[1]
             values, vectors = spectrum(bend)
             tangent = self.along @ vectors[0][:, np.argmin(np.abs(values[0]))]
             way = tangent * np.sign(tangent @ way)
@@ -188,6 +203,12 @@ def family(
     path = np.clip(path, ends[:, 0], ends[:, 1])
     place = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
     return Family(place, 1, path, _pieces(tracer, path, place), width, _falls(flow, path))
+
+
+def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """The sign of the largest curvature at points."""
+    values = spectrum(local(flow, points).hessian)[0]
+    return np.sign(values[np.arange(len(values)), np.argmax(np.abs(values), axis=1)])
 
 
 def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:

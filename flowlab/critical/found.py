@@ -31,9 +31,10 @@ class CriticalPoint:
         gradient_norm: |∇L| there, without its part across the walls it is held by.
         spectrum: Eigenvalues of the Hessian, ascending, 0 where rounding hides them; on walls, of
             the Hessian along them.
-        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time: small deviations from the
-            point die out as e^{−rate·t}, and grow where a rate is negative. On walls, those of a
-            flow that slides along them, with the metric that has the normals taken out.
+        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time, as many of them 0 as of
+            the spectrum: small deviations from the point die out as e^{−rate·t}, and grow where a
+            rate is negative. On walls, those of a flow that slides along them, with the metric that
+            has the normals taken out.
         dimension: 0 for an isolated point, 1 for a line of equilibria, 2 and more for a manifold.
         path: Points along a line, to the sides of the region or all round, shape (k, d).
         on: The walls or edges that hold it, such as "x_rejected = 0".

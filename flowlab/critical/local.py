@@ -23,12 +23,10 @@ __all__ = [
     "capped",
     "checked_region",
     "curvatures",
-    "curved",
     "diagonal",
     "enclosed",
     "first_of_each",
     "local",
-    "newton_step",
     "onto_walls",
     "rates_of",
     "real_starts",
@@ -37,7 +35,6 @@ __all__ = [
     "spectrum",
 ]
 
-_SINGULAR = 1e-9  # eigenvalues below this part of the largest count as zero in a Newton step
 _HIDDEN = 1e-13  # of the largest: an eigenvalue, or slope over a length, that rounding may make
 _ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does make
 _NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
@@ -119,25 +116,6 @@ def _local(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]
         return potential(state), gradient(state), hessian, metric, flow.domain.contains(state)
 
     return jax.vmap(at)(jnp.asarray(states))
-
-
-def newton_step(
-    gradient: Float[np.ndarray, "n d"], hessian: Float[np.ndarray, "n d d"]
-) -> Float[np.ndarray, "n d"]:
-    """Newton's step to a zero of the gradient, of least length where the Hessian is singular."""
-    values, vectors = spectrum(hessian)
-    bent = curved(values)
-    with np.errstate(all="ignore"):
-        along = np.einsum("nij,ni->nj", vectors, gradient)
-        steps = np.where(bent, -along / np.where(bent, values, 1), 0)
-        return np.einsum("nij,nj->ni", vectors, steps)
-
-
-def curved(values: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "n d"]:
-    """Which eigenvalues of Hessians count as not zero, beside the largest of each."""
-    sizes = np.abs(values)
-    largest = np.max(sizes, axis=1, keepdims=True, initial=0)
-    return sizes > np.maximum(_SINGULAR * largest, 1e-300)
 
 
 def root_step(
@@ -251,10 +229,10 @@ def onto_walls(
 
 def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:
     """Points of which those that are closer to an earlier one are left out."""
-    kept: list[np.ndarray] = []
-    for point in points:
-        if all(np.linalg.norm(point - other) > apart for other in kept):
-            kept.append(point)
+    kept, left = [], points
+    while len(left):
+        kept.append(left[0])
+        left = left[np.linalg.norm(left - left[0], axis=1) > apart]
     return np.reshape(kept, (-1, points.shape[1]))
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 from flowlab import starts as starts_module
 from flowlab.critical.edges import FAINT, Held, Search, edges, faces, settled
 from flowlab.critical.families import Family, family, gaps
+from flowlab.critical.flat import is_flat, rims
 from flowlab.critical.found import CriticalPoint, CriticalPoints, Kind
 from flowlab.critical.local import (
     Local,
@@ -33,7 +34,7 @@ from flowlab.critical.local import (
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 
-__all__ = ["critical_points", "refined"]
+__all__ = ["critical_points", "described", "distinct", "kind_of", "refined"]
 
 _SEED = 2404_04626
 _SEARCH_STEPS = 64  # of Levenberg and Marquardt's method, from each start
@@ -44,8 +45,6 @@ _DESCENT_STEP = 0.02  # of the region: the longest of them
 _LONGER = 4.0  # times Newton's step: where the potential curves down along the gradient
 _NEWTON_STEPS = 60  # beyond; at a degenerate point each halves the distance
 _ROOT_STEP = 1e-7  # of the region: Newton's last step at a root
-_PLAIN = 1e-100  # of the largest gradient: it jumps to so much at the rim of a plain
-_HALVINGS = 60  # of the way to the rim of a plain
 _SAME = 1e-5  # of the region: roots that are so close are one
 _ON_PATH = 1e-4  # of the region: as far from a line, which is known by pieces, as on it
 _ALIKE = 1e-12  # of the typical change of the potential: values so close are one
@@ -100,7 +99,7 @@ def critical_points(
     places, there, roots = refined(flow, ended, scale, width)
     roots |= _plains(flow, places, there, guesses[here.steepness > 0])
     within = search.holds(places) & there.inside
-    found = _distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
+    found = distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
     held = [one for one in [*faces(search), *edges(search)] if not _among(one, found, width)]
     points = [*found, *map(_held, held)]
     smallest, where = _smallest(guesses, here, places[within & ~roots], found, flow, width)
@@ -252,7 +251,7 @@ def _descended(
     return places
 
 
-def _distinct(
+def distinct(
     flow: AbstractFlow,
     roots: Float[np.ndarray, "n d"],
     ends: np.ndarray,
@@ -320,6 +319,8 @@ def described(
     """What a root is."""
     here = local(flow, place[None])
     values = curvatures(flow, place, width)[0]
+    rates = rates_of(here.metric[0], here.hessian[0])[0]
+    rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # the metric only turns directions
     return CriticalPoint(
         place=place,
         kind=kind_of(values, dimension),
@@ -327,7 +328,7 @@ def described(
         value=float(here.value[0]),
         gradient_norm=float(here.steepness[0]),
         spectrum=values,
-        rates=rates_of(here.metric[0], here.hessian[0])[0],
+        rates=rates,
         dimension=dimension,
         path=path,
     )
@@ -379,24 +380,14 @@ def _plains(
     there: Local,
     steep: Float[np.ndarray, "m d"],
 ) -> Bool[np.ndarray, " n"]:
-    """Which places lie in a region without any gradient that ends at a rim.
-
-    A gradient that has underflowed is zero too, but falls to it through ever smaller values.
-    """
-    plain = np.all(there.gradient == 0, axis=1) & np.all(there.hessian == 0, axis=(1, 2))
-    plain &= there.inside & np.isfinite(there.value)
-    if not (plain.any() and len(steep)):
+    """Places in a flat region that ends at a rim, on the way to the nearest that is steep."""
+    flat = is_flat(there)
+    if not (flat.any() and len(steep)):
         return np.zeros(len(places), bool)
-    inside = places[plain]
-    nearest = np.argmin(np.linalg.norm(inside[:, None] - steep, axis=2), axis=1)
-    outside = steep[nearest]
-    for _ in range(_HALVINGS):
-        middle = (inside + outside) / 2
-        flat = (local(flow, middle).steepness == 0)[:, None]
-        inside, outside = np.where(flat, middle, inside), np.where(flat, outside, middle)
-    steepest = np.max(local(flow, steep).steepness)
-    plain[plain] = local(flow, outside).steepness > _PLAIN * steepest
-    return plain
+    apart = np.linalg.norm(places[flat][:, None] - steep, axis=2)
+    steepest = float(np.max(local(flow, steep).steepness))
+    flat[flat] = rims(flow, places[flat], steep[np.argmin(apart, axis=1)], steepest)[2]
+    return flat
 
 
 def _smallest(

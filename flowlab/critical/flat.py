@@ -1,0 +1,60 @@
+"""Flat regions: places with neither gradient nor curvature, and the rims at which they end.
+
+n: places; d: components.
+"""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from flowlab.critical.local import Local, local
+from flowlab.flow import AbstractFlow
+
+__all__ = ["flat_around", "is_flat", "rims"]
+
+_HALVINGS = 60  # of the way to a rim: to rounding
+_JUMP = 1e-100  # of the typical gradient: at a rim it is more, while one that underflows is less
+
+
+def is_flat(there: Local) -> Bool[np.ndarray, " n"]:
+    """States of the domain with neither gradient nor curvature, and with a finite value."""
+    still = np.all(there.gradient == 0, axis=1) & np.all(there.hessian == 0, axis=(1, 2))
+    return still & there.inside & np.isfinite(there.value)
+
+
+def flat_around(
+    flow: AbstractFlow, places: Float[np.ndarray, "n d"], radius: float
+) -> Bool[np.ndarray, " n"]:
+    """Places that are flat, and whose neighbours along every axis are."""
+    flat = is_flat(local(flow, places))
+    size = places.shape[1]
+    axes = radius * np.concatenate([np.eye(size), -np.eye(size)])
+    around = (places[flat][:, None] + axes).reshape(-1, size)
+    flat[flat] = np.all(is_flat(local(flow, around)).reshape(-1, 2 * size), axis=1)
+    return flat
+
+
+def rims(
+    flow: AbstractFlow,
+    inside: Float[np.ndarray, "n d"],
+    outside: Float[np.ndarray, "n d"],
+    scale: float,
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
+    """The ends of flat regions, on straight ways from flat places to others.
+
+    A gradient that has underflowed is zero too, but falls to it through ever smaller values, while
+    that of a flat region jumps to zero at its rim.
+
+    Args:
+        flow: The flow.
+        inside: Flat places.
+        outside: For each a place that is not flat.
+        scale: A typical |∇L|.
+
+    Returns:
+        On each way the last flat place, the first other, and whether the gradient jumps there.
+    """
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        flat = is_flat(local(flow, middle))[:, None]
+        inside, outside = np.where(flat, middle, inside), np.where(flat, outside, middle)
+    return inside, outside, local(flow, outside).steepness > _JUMP * scale

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from flowlab import Flow, LogRatioPlane, preference_flow
 from flowlab.critical import Continuation, continuation, critical_points
-from flowlab.critical.following import Follower
+from flowlab.critical.branch_tracking import Follower
 from flowlab.domains import Box
 from flowlab.losses import IPO
 

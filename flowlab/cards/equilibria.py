@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab.cards.plane import Plane
-from flowlab.critical.flat import flat_around, rims
-from flowlab.critical.found import CriticalPoint, Kind
-from flowlab.critical.local import diagonal, root_step, spectrum
+from flowlab.critical.derivatives import diagonal, root_step, spectrum
+from flowlab.critical.flat_regions import flat_around, rims
 from flowlab.critical.points import described, distinct, refined
+from flowlab.critical.types import CriticalPoint, Kind
 
 __all__ = ["BALL", "Equilibrium", "find"]
 

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from flowlab import measures, until
 from flowlab.cards.approach import UNCLEAR, Approach, Kind, classify
 from flowlab.cards.plane import Plane, circle
-from flowlab.critical.flat import is_flat
-from flowlab.critical.local import root_step
+from flowlab.critical.derivatives import root_step
+from flowlab.critical.flat_regions import is_flat
 from flowlab.ensemble import Runs, sweep
 from flowlab.until import Outcome
 

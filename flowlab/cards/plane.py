@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
-from flowlab.critical.local import Local, local
+from flowlab.critical.derivatives import Local, local
 from flowlab.flow import PreferenceFlow
 
 __all__ = ["Plane", "circle"]

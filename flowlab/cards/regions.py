@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 
 from flowlab.cards.equilibria import BALL, Equilibrium
 from flowlab.cards.plane import Plane
-from flowlab.critical.families import gaps
-from flowlab.critical.flat import flat_around
+from flowlab.critical.critical_sets import gaps
+from flowlab.critical.flat_regions import flat_around
 
 __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
 

@@ -14,12 +14,12 @@ from flowlab.critical.basins import (
     basins,
 )
 from flowlab.critical.continuation import Branch, Continuation, Event, continuation
-from flowlab.critical.found import CriticalPoint, CriticalPoints
 from flowlab.critical.plateaus import Plateau, Plateaus, plateaus
 from flowlab.critical.points import critical_points
 from flowlab.critical.sensitivity import Exponents, Sensitivity, lyapunov, sensitivity
 from flowlab.critical.separatrices import Separatrix, separatrices
 from flowlab.critical.slowdown import Slowdown, slowdown
+from flowlab.critical.types import CriticalPoint, CriticalPoints
 
 __all__ = [
     "BOUNDARY",

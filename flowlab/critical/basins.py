@@ -11,10 +11,10 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float, Int
 
 from flowlab import until
-from flowlab.critical.families import gaps
-from flowlab.critical.found import CriticalPoint, CriticalPoints, check_points
-from flowlab.critical.local import checked_region, diagonal, local, real_starts
+from flowlab.critical.critical_sets import gaps
+from flowlab.critical.derivatives import checked_region, diagonal, local, real_starts
 from flowlab.critical.points import critical_points, refined
+from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
 from flowlab.until import Clock, Outcome

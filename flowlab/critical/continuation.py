@@ -11,10 +11,10 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from flowlab.critical.following import Follower, Trail
-from flowlab.critical.found import CriticalPoint
-from flowlab.critical.local import checked_region
+from flowlab.critical.branch_tracking import Follower, Trail
+from flowlab.critical.derivatives import checked_region
 from flowlab.critical.points import critical_points
+from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowlab import measures
-from flowlab.critical.local import checked_region, diagonal, local
+from flowlab.critical.derivatives import checked_region, diagonal, local
 from flowlab.critical.points import refined
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow

@@ -14,11 +14,9 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.edges import FAINT, Held, Search, edges, faces, settled
-from flowlab.critical.families import Family, family, gaps
-from flowlab.critical.flat import is_flat, rims
-from flowlab.critical.found import CriticalPoint, CriticalPoints, Kind
-from flowlab.critical.local import (
+from flowlab.critical.boundary import FAINT, Held, Search, edges, faces, settled
+from flowlab.critical.critical_sets import Family, family, gaps
+from flowlab.critical.derivatives import (
     Local,
     capped,
     checked_region,
@@ -31,6 +29,8 @@ from flowlab.critical.local import (
     root_step,
     spectrum,
 )
+from flowlab.critical.flat_regions import is_flat, rims
+from flowlab.critical.types import CriticalPoint, CriticalPoints, Kind
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 

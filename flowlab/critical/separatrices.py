@@ -10,8 +10,8 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from flowlab import until
-from flowlab.critical.found import CriticalPoint, CriticalPoints, check_points
-from flowlab.critical.local import checked_region, diagonal, enclosed, local, rates_of
+from flowlab.critical.derivatives import checked_region, diagonal, enclosed, local, rates_of
+from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.flow import AbstractFlow
 from flowlab.solve import flow_line
 

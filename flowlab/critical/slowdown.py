@@ -12,8 +12,8 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from flowlab import measures
-from flowlab.critical.found import CriticalPoint, CriticalPoints
-from flowlab.critical.local import local, rates_of, real_starts
+from flowlab.critical.derivatives import local, rates_of, real_starts
+from flowlab.critical.types import CriticalPoint, CriticalPoints
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
 from flowlab.until import AbstractTarget

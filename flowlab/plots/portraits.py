@@ -17,7 +17,7 @@ from flowlab import _checks as checks
 from flowlab import until
 from flowlab.cards import Card, Comparison, Equilibrium
 from flowlab.cards.plane import Plane
-from flowlab.critical.local import root_step
+from flowlab.critical.derivatives import root_step
 from flowlab.flow import preference_flow
 from flowlab.plots.canvas import (
     LOG_RATIOS,

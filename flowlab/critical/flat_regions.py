@@ -6,7 +6,7 @@ n: places; d: components.
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.critical.local import Local, local
+from flowlab.critical.derivatives import Local, local
 from flowlab.flow import AbstractFlow
 
 __all__ = ["flat_around", "is_flat", "rims"]

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from flowlab.critical.edges import Face
-from flowlab.critical.found import CriticalPoint
-from flowlab.critical.local import diagonal, local, rates_of, root_step
+from flowlab.critical.boundary import Face
+from flowlab.critical.derivatives import diagonal, local, rates_of, root_step
 from flowlab.critical.points import described, kind_of
+from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Follower", "Trail", "Turn"]

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import null_space
 
-from flowlab.critical.families import Family, family, gaps
-from flowlab.critical.local import (
+from flowlab.critical.critical_sets import Family, family, gaps
+from flowlab.critical.derivatives import (
     Local,
     capped,
     curvatures,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.critical.local import (
+from flowlab.critical.derivatives import (
     diagonal,
     local,
     restricted,

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
-from flowlab.critical.derivatives import Local, local
+from flowlab.critical.derivatives import Derivatives, derivatives_at
 from flowlab.flow import PreferenceFlow
 
 __all__ = ["Plane", "circle"]
@@ -26,12 +26,12 @@ class Plane:
         self.flow = flow
         self.reach = reach
 
-    def field(self, points: Float[np.ndarray, "n 2"]) -> Local:
+    def field(self, points: Float[np.ndarray, "n 2"]) -> Derivatives:
         """The loss and its flow at points, in double precision."""
-        return local(self.flow, points)
+        return derivatives_at(self.flow, points)
 
     @cached_property
-    def reference(self) -> Local:
+    def reference(self) -> Derivatives:
         """The loss and its flow at the reference point alone."""
         return self.field(np.zeros((1, 2)))
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from flowlab import until
 from flowlab.critical.critical_sets import gaps
-from flowlab.critical.derivatives import checked_region, diagonal, local, real_starts
+from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
 from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.ensemble import sweep
@@ -199,7 +199,7 @@ def basins(
         raise ValueError("Argument `region` must be None where `points` are given, but is not.")
     check_points(points)
     checked_region(points.region, flow)
-    here = local(flow, flat)
+    here = derivatives_at(flow, flat)
     scale = _median(here.steepness)
     typical = _median(np.linalg.norm(np.einsum("nij,nj->ni", here.metric, here.gradient), axis=1))
     labels, end = np.full(len(flat), UNRESOLVED), flat.copy()
@@ -296,7 +296,7 @@ def _distance(
     if point.path is not None:
         return gaps(places, point.path)
     if point.dimension > 1:
-        value = local(flow, places).value
+        value = derivatives_at(flow, places).value
         return np.where(np.abs(value - point.value) <= _LEVEL * scale * width, 0.0, np.inf)
     return np.linalg.norm(places - point.place, axis=1)
 

@@ -13,11 +13,11 @@ from scipy.linalg import null_space
 
 from flowlab.critical.critical_sets import Family, family, gaps
 from flowlab.critical.derivatives import (
-    Local,
+    Derivatives,
     capped,
     curvatures,
+    derivatives_at,
     first_of_each,
-    local,
     rates_of,
     restricted,
     root_step,
@@ -140,7 +140,7 @@ class Face(NamedTuple):
         """Places moved onto the face, at right angles."""
         return places @ self.along @ self.along.T + self.onto @ self.offsets
 
-    def pressing(self, there: Local, width: float) -> Bool[np.ndarray, " n"]:
+    def pressing(self, there: Derivatives, width: float) -> Bool[np.ndarray, " n"]:
         """Where the flow presses against all of the walls, by more than rounding."""
         size = np.max(np.abs(there.hessian), axis=(1, 2)) * width
         with np.errstate(invalid="ignore"):
@@ -210,7 +210,7 @@ def _family(
     search: Search, face: Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
 ) -> Family | None:
     def admits(state: Float[np.ndarray, " d"]) -> bool:
-        return bool(face.pressing(local(search.flow, state[None]), search.width)[0])
+        return bool(face.pressing(derivatives_at(search.flow, state[None]), search.width)[0])
 
     flow, ends, scale = search.flow, search.ends, search.scale
     return family(flow, place, flat, ends, scale, along=face.along, admits=admits)
@@ -221,7 +221,7 @@ def _held(search: Search, face: Face, place: np.ndarray, whole: Family | None) -
     dimension, path = 0, None
     if whole is not None:
         place, dimension, path = whole.place, whole.dimension, whole.path
-    there = local(search.flow, place[None])
+    there = derivatives_at(search.flow, place[None])
     slope, bend, _ = restricted(there, face.along, search.width)
     return Held(
         place=place,
@@ -240,9 +240,9 @@ def _newton(
     places: Float[np.ndarray, "n d"],
     along: Float[np.ndarray, "d k"],
     width: float,
-) -> tuple[Local, Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
+) -> tuple[Derivatives, Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
     """What is there, Newton's step on a face, and its length but for rounding."""
-    there = local(flow, places)
+    there = derivatives_at(flow, places)
     slope, bend, floor = restricted(there, along, width)
     if not along.shape[1]:
         return there, slope, np.zeros(len(places))
@@ -255,7 +255,7 @@ def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndar
     slack = 1e-9 * (1 + np.abs(offsets))
     within = np.all(places @ normals.reshape(-1, places.shape[1]).T <= offsets + slack, axis=1)
     nudged = places - 1e-9 * np.sum(held, axis=0) * np.max(np.abs(places), axis=1, keepdims=True)
-    return within & local(flow, nudged).inside
+    return within & derivatives_at(flow, nudged).inside
 
 
 def edges(search: Search) -> list[Held]:
@@ -320,7 +320,7 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
     return None
 
 
-def _beside(search: Search, component: int, part: float) -> Local:
+def _beside(search: Search, component: int, part: float) -> Derivatives:
     """What is close to an edge, closer than to any other."""
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
@@ -328,7 +328,7 @@ def _beside(search: Search, component: int, part: float) -> Local:
     shares = shares if part > _CORNER else 1.0
     places = search.guesses.copy()
     places[:, component] = part * high[component] * shares
-    return local(search.flow, places)
+    return derivatives_at(search.flow, places)
 
 
 def _on_edge(search: Search, component: int) -> list[Held]:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab.critical.boundary import Face
-from flowlab.critical.derivatives import diagonal, local, rates_of, root_step
+from flowlab.critical.derivatives import derivatives_at, diagonal, rates_of, root_step
 from flowlab.critical.points import described, kind_of
 from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
@@ -142,7 +142,9 @@ class Follower:
         self.ends, self.width = ends, diagonal(ends)
         self.walls = flow.domain.walls()
         self._flow_at = lru_cache(maxsize=8)(lambda value: flow.with_parameter(parameter, value))
-        self._local = lru_cache(maxsize=64)(lambda value, *at: local(self._flow_at(value), at))
+        self._derivatives = lru_cache(maxsize=64)(
+            lambda value, *at: derivatives_at(self._flow_at(value), at)
+        )
 
     def inside(self, place: Float[np.ndarray, " d"]) -> bool:
         """Whether a place lies in the region, or on its side."""
@@ -198,7 +200,7 @@ class Follower:
         flow = self._flow_at(value)
         if not point.on:
             return described(flow, place, self.width)
-        here, seen = local(flow, place[None]), self._seen(value, place, face)
+        here, seen = derivatives_at(flow, place[None]), self._seen(value, place, face)
         curvatures = np.linalg.eigvalsh(seen.bend)
         return replace(
             point,
@@ -306,7 +308,7 @@ class Follower:
 
     def _seen(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> _Seen:
         inner = place - _SHAKY * self.width * np.sum(face.onto, axis=1)
-        here = self._local(value, *map(tuple, (place, inner)))
+        here = self._derivatives(value, *map(tuple, (place, inner)))
         slope = face.along.T @ here.gradient[0]
         bend = face.along.T @ here.hessian[0] @ face.along
         presses = bool(np.all(-here.gradient[0] @ face.onto > 0))

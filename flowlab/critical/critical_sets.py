@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from flowlab.critical.derivatives import (
+    derivatives_at,
     diagonal,
-    local,
     restricted,
     root_step,
     spectrum,
@@ -104,7 +104,7 @@ class _Tracer:
 
     def seen(self, place: Float[np.ndarray, " d"]) -> tuple[Any, Any, Any]:
         """Slope and curvature along the face at a place, and the least that counts as curvature."""
-        return restricted(local(self.flow, place[None]), self.along, self.width)
+        return restricted(derivatives_at(self.flow, place[None]), self.along, self.width)
 
     def corrected(
         self, place: Float[np.ndarray, " d"]
@@ -207,14 +207,14 @@ def family(
 
 def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
     """The sign of the largest curvature at points."""
-    values = spectrum(local(flow, points).hessian)[0]
+    values = spectrum(derivatives_at(flow, points).hessian)[0]
     return np.sign(values[np.arange(len(values)), np.argmax(np.abs(values), axis=1)])
 
 
 def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
     """Whether the slope along a path has one sign and only falls, as rounding would not."""
     inner = path[1:-1]
-    slope = np.sum(local(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
+    slope = np.sum(derivatives_at(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
     told = slope[slope != 0]
     if len(told) < _TOLD or np.any(np.sign(told) != np.sign(told[0])):
         return False
@@ -226,10 +226,10 @@ def _pieces(
     tracer: _Tracer, path: Float[np.ndarray, "k d"], place: Float[np.ndarray, " d"]
 ) -> tuple[Float[np.ndarray, "k d"], ...]:
     """A path, cut where the signs of the curvatures across it change."""
-    bend = restricted(local(tracer.flow, path), tracer.along, tracer.width)[1]
+    bend = restricted(derivatives_at(tracer.flow, path), tracer.along, tracer.width)[1]
     values = spectrum(bend)[0]
     steps = _BESIDE * tracer.width * tracer.along.T
-    around = local(tracer.flow, np.concatenate([place + steps, place - steps])).hessian
+    around = derivatives_at(tracer.flow, np.concatenate([place + steps, place - steps])).hessian
     least = _ACROSS * np.max(np.abs(spectrum(around)[0]))
     flattest = np.argmin(np.abs(values), axis=1)
     values[np.arange(len(values)), flattest] = 0
@@ -273,7 +273,7 @@ def _walked(
     Each step goes towards the goal as far as the flattest directions allow, and back to a root.
     """
     here, step = np.array(points, float), _WALK * width
-    sizes = np.sort(np.abs(spectrum(local(flow, here).hessian)[0]), axis=1)
+    sizes = np.sort(np.abs(spectrum(derivatives_at(flow, here).hessian)[0]), axis=1)
     member = sizes[:, dimension - 1] <= _LEVEL * sizes[:, -1]
     arrived = np.zeros(len(here), bool)
     for _ in range(_WALKS):
@@ -282,7 +282,7 @@ def _walked(
         arrived |= apart < step
         if arrived.all():
             break
-        values, vectors = spectrum(local(flow, here).hessian)
+        values, vectors = spectrum(derivatives_at(flow, here).hessian)
         order = np.argsort(np.abs(values), axis=1)[:, None, :dimension]
         flat = np.take_along_axis(vectors, order, axis=2)
         move = np.einsum("nij,nkj,nk->ni", flat, flat, gap)
@@ -290,7 +290,7 @@ def _walked(
         move = np.where(length > step, move * (step / np.maximum(length, 1e-300)), move)
         after = here + np.where(arrived[:, None], 0, move)
         for _ in range(2):
-            there = local(flow, after)
+            there = derivatives_at(flow, after)
             back, _ = root_step(there.gradient, there.hessian, width)
             fits = np.isfinite(back).all(axis=1) & (np.linalg.norm(back, axis=1) < step)
             after = after + np.where(fits[:, None], back, 0)

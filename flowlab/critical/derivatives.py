@@ -19,14 +19,14 @@ from flowlab.solve import Program
 
 __all__ = [
     "Enclosed",
-    "Local",
+    "Derivatives",
     "capped",
     "checked_region",
     "curvatures",
     "diagonal",
     "enclosed",
     "first_of_each",
-    "local",
+    "derivatives_at",
     "onto_walls",
     "rates_of",
     "real_starts",
@@ -43,7 +43,7 @@ _BESIDE = 1e-2  # of the region: how far off a root the curvature around it is l
 _AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough for any memory
 
 
-class Local(NamedTuple):
+class Derivatives(NamedTuple):
     """What a flow is near each of many states.
 
     Attributes:
@@ -77,12 +77,12 @@ class Local(NamedTuple):
         with np.errstate(all="ignore"):
             return np.linalg.norm(self.velocity, axis=1)
 
-    def at(self, mask: Bool[np.ndarray, " n"]) -> "Local":
+    def at(self, mask: Bool[np.ndarray, " n"]) -> "Derivatives":
         """The same at some of the states."""
-        return Local(*(leaf[mask] for leaf in self))
+        return Derivatives(*(leaf[mask] for leaf in self))
 
 
-def local(flow: AbstractFlow, states: npt.ArrayLike) -> Local:
+def derivatives_at(flow: AbstractFlow, states: npt.ArrayLike) -> Derivatives:
     """What a flow is near each of many states."""
     points = np.asarray(states, dtype=float)
     count, size = points.shape
@@ -91,10 +91,10 @@ def local(flow: AbstractFlow, states: npt.ArrayLike) -> Local:
     filled[:count] = points
     filled[count:] = points[0] if count else 0
     with jax.enable_x64(True):
-        program = Program(_local, flow, optimise=False)
+        program = Program(_derivatives, flow, optimise=False)
         parts = [program(chunk) for chunk in filled.reshape(-1, lanes, size)]
     leaves = zip(*parts, strict=True)
-    return Local(*(np.concatenate(list(map(np.asarray, leaf)))[:count] for leaf in leaves))
+    return Derivatives(*(np.concatenate(list(map(np.asarray, leaf)))[:count] for leaf in leaves))
 
 
 def _lanes(count: int, size: int) -> int:
@@ -108,7 +108,7 @@ def _lanes(count: int, size: int) -> int:
     return 1 << ((wanted - 1).bit_length() | 1)
 
 
-def _local(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]:
+def _derivatives(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]:
     def at(state: Float[Array, " d"]) -> tuple[Array, ...]:
         potential, gradient = flow.potential, jax.grad(flow.potential)
         metric = metric_matrix(flow, state)
@@ -175,11 +175,11 @@ def curvatures(
         return np.zeros(0), np.zeros((0, 0))
 
     def at(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values, vectors = spectrum(restricted(local(flow, state[None]), face, width)[1])
+        values, vectors = spectrum(restricted(derivatives_at(flow, state[None]), face, width)[1])
         return values[0], vectors[0]
 
     steps = _BESIDE * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
-    there = local(flow, np.concatenate([place[None], place + steps]))
+    there = derivatives_at(flow, np.concatenate([place[None], place + steps]))
     largest = float(np.max(np.abs(spectrum(there.hessian)[0])))
     if along is not None:
         largest = max(largest, float(np.linalg.norm(there.gradient[0])) / width)
@@ -197,7 +197,7 @@ def curvatures(
 
 
 def restricted(
-    there: Local, along: Float[np.ndarray, "d k"], width: float
+    there: Derivatives, along: Float[np.ndarray, "d k"], width: float
 ) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k k"], Float[np.ndarray, " n"] | None]:
     """Slopes and curvatures along a face, and the least that counts as the largest curvature.
 

@@ -6,7 +6,7 @@ n: places; d: components.
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.critical.derivatives import Local, local
+from flowlab.critical.derivatives import Derivatives, derivatives_at
 from flowlab.flow import AbstractFlow
 
 __all__ = ["flat_around", "is_flat", "rims"]
@@ -15,7 +15,7 @@ _HALVINGS = 60  # of the way to a rim: to rounding
 _JUMP = 1e-100  # of the typical gradient: at a rim it is more, while one that underflows is less
 
 
-def is_flat(there: Local) -> Bool[np.ndarray, " n"]:
+def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:
     """States of the domain with neither gradient nor curvature, and with a finite value."""
     still = np.all(there.gradient == 0, axis=1) & np.all(there.hessian == 0, axis=(1, 2))
     return still & there.inside & np.isfinite(there.value)
@@ -25,11 +25,11 @@ def flat_around(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], radius: float
 ) -> Bool[np.ndarray, " n"]:
     """Places that are flat, and whose neighbours along every axis are."""
-    flat = is_flat(local(flow, places))
+    flat = is_flat(derivatives_at(flow, places))
     size = places.shape[1]
     axes = radius * np.concatenate([np.eye(size), -np.eye(size)])
     around = (places[flat][:, None] + axes).reshape(-1, size)
-    flat[flat] = np.all(is_flat(local(flow, around)).reshape(-1, 2 * size), axis=1)
+    flat[flat] = np.all(is_flat(derivatives_at(flow, around)).reshape(-1, 2 * size), axis=1)
     return flat
 
 
@@ -55,6 +55,6 @@ def rims(
     """
     for _ in range(_HALVINGS):
         middle = (inside + outside) / 2
-        flat = is_flat(local(flow, middle))[:, None]
+        flat = is_flat(derivatives_at(flow, middle))[:, None]
         inside, outside = np.where(flat, middle, inside), np.where(flat, outside, middle)
-    return inside, outside, local(flow, outside).steepness > _JUMP * scale
+    return inside, outside, derivatives_at(flow, outside).steepness > _JUMP * scale

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowlab import measures
-from flowlab.critical.derivatives import checked_region, diagonal, local
+from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal
 from flowlab.critical.points import refined
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
@@ -247,10 +247,10 @@ def _words(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> 
     if len(resting):
         width = diagonal(region)
         places = runs.end[resting]
-        scale = float(np.median(local(flow, runs.starts).steepness))
+        scale = float(np.median(derivatives_at(flow, runs.starts).steepness))
         roots, there, proper = refined(flow, places, scale, width)
         near = np.linalg.norm(roots - places, axis=1) < _SAME * width
-        flat = local(flow, places).steepness == 0
+        flat = derivatives_at(flow, places).steepness == 0
         words[resting[~(flat | (proper & near))]] = "unresolved"
     return words
 

@@ -17,13 +17,13 @@ from flowlab import starts as starts_module
 from flowlab.critical.boundary import FAINT, Held, Search, edges, faces, settled
 from flowlab.critical.critical_sets import Family, family, gaps
 from flowlab.critical.derivatives import (
-    Local,
+    Derivatives,
     capped,
     checked_region,
     curvatures,
+    derivatives_at,
     diagonal,
     first_of_each,
-    local,
     onto_walls,
     rates_of,
     root_step,
@@ -121,7 +121,7 @@ def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, 
 
 def refined(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], scale: float, width: float
-) -> tuple[Float[np.ndarray, "n d"], Local, Bool[np.ndarray, " n"]]:
+) -> tuple[Float[np.ndarray, "n d"], Derivatives, Bool[np.ndarray, " n"]]:
     """Places brought to the roots beside them by Newton's method, and which are roots.
 
     Args:
@@ -137,7 +137,7 @@ def refined(
         places = places + capped(step, 0.1 * width)
         there, step, length, sure = _newton(flow, places, width)
     places = onto_walls(flow, places, _ROOT_STEP * width)
-    there = local(flow, places)
+    there = derivatives_at(flow, places)
     bent = np.max(np.abs(there.hessian), axis=(1, 2))
     roots = (sure < _ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, 1e-290))
     return places, there, roots & there.inside & settled(flow, places, step)
@@ -145,9 +145,9 @@ def refined(
 
 def _newton(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], width: float
-) -> tuple[Local, Any, Any, Any]:
+) -> tuple[Derivatives, Any, Any, Any]:
     """What is there, Newton's step, its length, and that of it which is not rounding."""
-    there = local(flow, places)
+    there = derivatives_at(flow, places)
     step, sure = root_step(there.gradient, there.hessian, width)
     with np.errstate(over="ignore"):
         length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
@@ -156,10 +156,10 @@ def _newton(
 
 def _fit_guesses(
     flow: AbstractFlow, ends: np.ndarray, count: int
-) -> tuple[Float[np.ndarray, "n d"], Local]:
+) -> tuple[Float[np.ndarray, "n d"], Derivatives]:
     """The starts of the search at which the flow is defined, and what it is there."""
     guesses = _guesses(flow, ends, count)
-    here = local(flow, guesses)
+    here = derivatives_at(flow, guesses)
     fit = here.inside & np.isfinite(here.steepness)
     if not fit.any():
         raise ValueError(
@@ -238,7 +238,7 @@ def _descended(
     """
     places = guesses
     for _ in range(_DESCENT_STEPS):
-        there = local(flow, places)
+        there = derivatives_at(flow, places)
         values, vectors = spectrum(there.hessian)
         with np.errstate(all="ignore"):
             along = np.einsum("nij,ni->nj", vectors, there.gradient)
@@ -304,7 +304,7 @@ def _blurred(
 ) -> Bool[np.ndarray, " n"]:
     """Which other roots are a degenerate root again: close, with none but roots in between."""
     close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
-    middle = local(flow, (others + root) / 2)
+    middle = derivatives_at(flow, (others + root) / 2)
     sure = root_step(middle.gradient, middle.hessian, width)[1]
     return close & (sure < _ROOT_STEP * width)
 
@@ -317,7 +317,7 @@ def described(
     path: Float[np.ndarray, "k d"] | None = None,
 ) -> CriticalPoint:
     """What a root is."""
-    here = local(flow, place[None])
+    here = derivatives_at(flow, place[None])
     values = curvatures(flow, place, width)[0]
     rates = rates_of(here.metric[0], here.hessian[0])[0]
     rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # the metric only turns directions
@@ -377,7 +377,7 @@ def _held(held: Held) -> CriticalPoint:
 def _plains(
     flow: AbstractFlow,
     places: Float[np.ndarray, "n d"],
-    there: Local,
+    there: Derivatives,
     steep: Float[np.ndarray, "m d"],
 ) -> Bool[np.ndarray, " n"]:
     """Places in a flat region that ends at a rim, on the way to the nearest that is steep."""
@@ -385,14 +385,14 @@ def _plains(
     if not (flat.any() and len(steep)):
         return np.zeros(len(places), bool)
     apart = np.linalg.norm(places[flat][:, None] - steep, axis=2)
-    steepest = float(np.max(local(flow, steep).steepness))
+    steepest = float(np.max(derivatives_at(flow, steep).steepness))
     flat[flat] = rims(flow, places[flat], steep[np.argmin(apart, axis=1)], steepest)[2]
     return flat
 
 
 def _smallest(
     guesses: Float[np.ndarray, "n d"],
-    here: Local,
+    here: Derivatives,
     ended: Float[np.ndarray, "m d"],
     found: list[CriticalPoint],
     flow: AbstractFlow,
@@ -402,7 +402,7 @@ def _smallest(
     states, steepness = guesses, here.steepness
     if len(ended):
         states = np.concatenate([states, ended])
-        steepness = np.concatenate([steepness, local(flow, ended).steepness])
+        steepness = np.concatenate([steepness, derivatives_at(flow, ended).steepness])
     near = np.zeros(len(states), bool)
     for point in found:
         places = point.place[None] if point.path is None else point.path

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from flowlab import measures
-from flowlab.critical.derivatives import local, rates_of, real_starts
+from flowlab.critical.derivatives import derivatives_at, rates_of, real_starts
 from flowlab.critical.types import CriticalPoint, CriticalPoints
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
@@ -254,7 +254,7 @@ def _predictions(
     """What the linearisation says; arrays of shape (n, p)."""
     names = ("entry_offset", "offset", "rate", "predicted")
     told = {name: np.full(seen["spent"].shape, np.nan) for name in names}
-    around = local(flow, places) if len(places) else None
+    around = derivatives_at(flow, places) if len(places) else None
     for index in np.flatnonzero(free):
         assert around is not None
         rates, directions = rates_of(around.metric[index], around.hessian[index])

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from flowlab.cards.equilibria import BALL, Equilibrium
 from flowlab.cards.plane import Plane
-from flowlab.critical.critical_sets import gaps
+from flowlab.critical.critical_sets import distance_to_path
 from flowlab.critical.flat_regions import flat_around
 
 __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
@@ -169,7 +169,7 @@ def _away(
             away &= ~flat_around(plane.flow, points, BALL * plane.reach)
             continue
         path = np.asarray([rest.place]) if rest.path is None else rest.path
-        away &= gaps(points, path) > _CLEAR * plane.reach
+        away &= distance_to_path(points, path) > _CLEAR * plane.reach
     return away
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float, Int
 
 from flowlab import until
-from flowlab.critical.critical_sets import gaps
+from flowlab.critical.critical_sets import distance_to_path
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
 from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
@@ -294,7 +294,7 @@ def _distance(
     if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
         return np.max(np.abs(places[:, point.place == 0]), axis=1)
     if point.path is not None:
-        return gaps(places, point.path)
+        return distance_to_path(places, point.path)
     if point.dimension > 1:
         value = derivatives_at(flow, places).value
         return np.where(np.abs(value - point.value) <= _LEVEL * scale * width, 0.0, np.inf)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import null_space
 
-from flowlab.critical.critical_sets import Family, family, gaps
+from flowlab.critical.critical_sets import Family, distance_to_path, family
 from flowlab.critical.derivatives import (
     Derivatives,
     capped,
@@ -95,7 +95,7 @@ class Held:
     def covers(self, place: Float[np.ndarray, " d"], apart: float) -> bool:
         """Whether a place is this point, or one of this line."""
         path = self.place[None] if self.path is None else self.path
-        return bool(gaps(place[None], path)[0] < apart)
+        return bool(distance_to_path(place[None], path)[0] < apart)
 
 
 class Face(NamedTuple):

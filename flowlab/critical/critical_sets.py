@@ -19,7 +19,7 @@ from flowlab.critical.derivatives import (
 )
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Family", "family", "gaps"]
+__all__ = ["Family", "family", "distance_to_path"]
 
 _STEP = 5e-3  # of the region, with which a line is traced
 _LONGEST = 800  # such steps each way
@@ -66,7 +66,7 @@ class Family:
         """
         if self.path is None:
             return _walked(flow, points, self.place, self.dimension, self.width)
-        apart = gaps(points, self.path)
+        apart = distance_to_path(points, self.path)
         nearest = np.argmin(np.linalg.norm(points[:, None] - self.path, axis=2), axis=1)
         alike = _signs(flow, points) * _signs(flow, self.path)[nearest] >= 0
         return (apart < _SAME * self.width) | (alike & (apart < _BESIDE * self.width))
@@ -248,7 +248,7 @@ def _pieces(
     return tuple(pieces)
 
 
-def gaps(
+def distance_to_path(
     points: Float[np.ndarray, "n d"], path: Float[np.ndarray, "k d"]
 ) -> Float[np.ndarray, " n"]:
     """Distance of points from a path, as that from the nearest of its pieces."""

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
 from flowlab.critical.boundary import FAINT, Held, Search, edges, faces, settled
-from flowlab.critical.critical_sets import Family, family, gaps
+from flowlab.critical.critical_sets import Family, distance_to_path, family
 from flowlab.critical.derivatives import (
     Derivatives,
     capped,
@@ -296,7 +296,7 @@ def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> boo
     """Whether an isolated point without curvature is one of a line."""
     if point.dimension or point.kind != "degenerate":
         return False
-    return any(gaps(point.place[None], path)[0] < _ON_PATH * width for path in paths)
+    return any(distance_to_path(point.place[None], path)[0] < _ON_PATH * width for path in paths)
 
 
 def _blurred(
@@ -349,7 +349,7 @@ def _among(held: Held, found: list[CriticalPoint], width: float) -> bool:
     for point in found:
         path = point.place[None] if point.path is None else point.path
         apart = _SAME if point.path is None else _ON_PATH
-        if held.dimension == 0 and gaps(held.place[None], path)[0] < apart * width:
+        if held.dimension == 0 and distance_to_path(held.place[None], path)[0] < apart * width:
             return True
     return False
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import null_space
 
-from flowlab.critical.critical_sets import Family, distance_to_path, family
+from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
     capped,
@@ -189,7 +189,7 @@ def _on_face(search: Search, face: Face) -> list[Held]:
         place, left = left[0], left[1:]
         values, vectors = curvatures(flow, place, width, face.along)
         flat = face.along @ vectors[:, values == 0]
-        whole = _family(search, face, place, flat) if flat.shape[1] else None
+        whole = _set_on_face(search, face, place, flat) if flat.shape[1] else None
         if whole is None or not whole.tail:
             found.append(_held(search, face, place, whole))
         if whole is not None and len(left):
@@ -206,17 +206,17 @@ def settled(
     return np.all(np.abs(step) <= _ROOT_PART * np.abs(places), axis=1)
 
 
-def _family(
+def _set_on_face(
     search: Search, face: Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
-) -> Family | None:
+) -> CriticalSet | None:
     def admits(state: Float[np.ndarray, " d"]) -> bool:
         return bool(face.pressing(derivatives_at(search.flow, state[None]), search.width)[0])
 
     flow, ends, scale = search.flow, search.ends, search.scale
-    return family(flow, place, flat, ends, scale, along=face.along, admits=admits)
+    return critical_set(flow, place, flat, ends, scale, along=face.along, admits=admits)
 
 
-def _held(search: Search, face: Face, place: np.ndarray, whole: Family | None) -> Held:
+def _held(search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None) -> Held:
     """What a root on a face is."""
     dimension, path = 0, None
     if whole is not None:

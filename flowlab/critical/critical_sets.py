@@ -19,7 +19,7 @@ from flowlab.critical.derivatives import (
 )
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Family", "family", "distance_to_path"]
+__all__ = ["CriticalSet", "critical_set", "distance_to_path"]
 
 _STEP = 5e-3  # of the region, with which a line is traced
 _LONGEST = 800  # such steps each way
@@ -39,7 +39,7 @@ _ACROSS = 1e-8  # of the largest curvature around: what is less across a line do
 
 
 @dataclass(frozen=True)
-class Family:
+class CriticalSet:
     """Equilibria without a gap between them.
 
     Attributes:
@@ -167,7 +167,7 @@ class _Tracer:
         return np.array(path), False
 
 
-def family(
+def critical_set(
     flow: AbstractFlow,
     root: Float[np.ndarray, " d"],
     flat: Float[np.ndarray, "d k"],
@@ -176,7 +176,7 @@ def family(
     *,
     along: Float[np.ndarray, "d k"] | None = None,
     admits: Callable[[Float[np.ndarray, " d"]], bool] = lambda place: True,
-) -> Family | None:
+) -> CriticalSet | None:
     """The family that a root belongs to; None if it goes on in none of its flat directions.
 
     Args:
@@ -196,13 +196,13 @@ def family(
     if not ways:
         return None
     if len(ways) > 1:
-        return Family(root, len(ways), None, (), width)
+        return CriticalSet(root, len(ways), None, (), width)
     path, whole = tracer.traced(root, ways[0])
     if not whole and np.sum(np.linalg.norm(np.diff(path, axis=0), axis=1)) < _SHORT * width:
         return None
     path = np.clip(path, ends[:, 0], ends[:, 1])
     place = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
-    return Family(place, 1, path, _pieces(tracer, path, place), width, _falls(flow, path))
+    return CriticalSet(place, 1, path, _pieces(tracer, path, place), width, _falls(flow, path))
 
 
 def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
 from flowlab.critical.boundary import FAINT, Held, Search, edges, faces, settled
-from flowlab.critical.critical_sets import Family, distance_to_path, family
+from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
     capped,
@@ -266,7 +266,7 @@ def distinct(
         root, left = left[0], left[1:]
         values, vectors = curvatures(flow, root, width)
         flat = vectors[:, values == 0]
-        whole = family(flow, root, flat, ends, scale) if flat.shape[1] else None
+        whole = critical_set(flow, root, flat, ends, scale) if flat.shape[1] else None
         if whole is None:
             found.append(described(flow, root, width))
         elif not whole.tail:
@@ -279,7 +279,7 @@ def distinct(
 
 
 def _members(
-    flow: AbstractFlow, whole: Family, ends: np.ndarray, width: float
+    flow: AbstractFlow, whole: CriticalSet, ends: np.ndarray, width: float
 ) -> list[CriticalPoint]:
     """A family as critical points: a line as one for each kind that it has along it."""
     if len(whole.pieces) < 2:

@@ -24,7 +24,7 @@ from flowlab.critical.derivatives import (
 )
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Face", "Held", "Search", "edges", "faces"]
+__all__ = ["Face", "ConstrainedPoint", "Search", "edges", "faces"]
 
 _NEWTON_STEPS = 60
 _ROOT_STEP = 1e-7  # of the region
@@ -69,7 +69,7 @@ class Search(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Held:
+class ConstrainedPoint:
     """A point, line or edge at which walls or the boundary hold the flow.
 
     Attributes:
@@ -105,7 +105,7 @@ class Face(NamedTuple):
         normals: Outward, shape (m, d).
         offsets: shape (m,).
         along: Orthonormal directions along all of them, as columns, shape (d, k).
-        onto: The pseudo-inverse of the normals, shape (d, m).
+        pseudo_inverse: Of the normals, shape (d, m).
         words: The walls as equations.
         least: Slopes above this part of the largest in the region press; 0 beside an edge.
     """
@@ -113,15 +113,15 @@ class Face(NamedTuple):
     normals: Float[np.ndarray, "m d"]
     offsets: Float[np.ndarray, " m"]
     along: Float[np.ndarray, "d k"]
-    onto: Float[np.ndarray, "d m"]
+    pseudo_inverse: Float[np.ndarray, "d m"]
     words: tuple[str, ...]
     least: float
 
     @classmethod
     def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "Face":
         """What some walls leave, of which none can be made of the others."""
-        onto = np.linalg.pinv(normals)
-        return cls(normals, offsets, null_space(normals), onto, words, _PRESSING)
+        pseudo_inverse = np.linalg.pinv(normals)
+        return cls(normals, offsets, null_space(normals), pseudo_inverse, words, _PRESSING)
 
     @classmethod
     def everywhere(cls, count: int) -> "Face":
@@ -138,13 +138,13 @@ class Face(NamedTuple):
 
     def projected(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Places moved onto the face, at right angles."""
-        return places @ self.along @ self.along.T + self.onto @ self.offsets
+        return places @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
 
     def pressing(self, there: Derivatives, width: float) -> Bool[np.ndarray, " n"]:
         """Where the flow presses against all of the walls, by more than rounding."""
         size = np.max(np.abs(there.hessian), axis=(1, 2)) * width
         with np.errstate(invalid="ignore"):
-            force = -there.gradient @ self.onto * np.linalg.norm(self.normals, axis=1)
+            force = -there.gradient @ self.pseudo_inverse * np.linalg.norm(self.normals, axis=1)
             least = self.least * np.maximum(size, there.steepness)
             return np.all(force > least[:, None], axis=1)
 
@@ -155,10 +155,10 @@ class Face(NamedTuple):
         return self.along.T @ (metric - lifted @ across @ lifted.T) @ self.along
 
 
-def faces(search: Search) -> list[Held]:
+def faces(search: Search) -> list[ConstrainedPoint]:
     """The points on walls, and where several of them meet, at which the projected flow rests."""
     normals, offsets = search.flow.domain.walls()
-    found: list[Held] = []
+    found: list[ConstrainedPoint] = []
     for count in range(1, min(len(normals), len(search.ends)) + 1):
         for chosen in itertools.combinations(range(len(normals)), count):
             walls = normals[list(chosen)], offsets[list(chosen)]
@@ -170,7 +170,7 @@ def faces(search: Search) -> list[Held]:
     return found
 
 
-def _on_face(search: Search, face: Face) -> list[Held]:
+def _on_face(search: Search, face: Face) -> list[ConstrainedPoint]:
     """The points and lines on a face at which the flow along it rests, and that it presses."""
     flow, width = search.flow, search.width
     places = face.projected(search.guesses)
@@ -184,7 +184,7 @@ def _on_face(search: Search, face: Face) -> list[Held]:
     inside = search.holds(places) & _inside(flow, places, face.normals)
     left = places[rooted & face.pressing(there, width) & inside]
     left = first_of_each(search.clipped(left), _SAME * width)
-    found: list[Held] = []
+    found: list[ConstrainedPoint] = []
     while len(left):
         place, left = left[0], left[1:]
         values, vectors = curvatures(flow, place, width, face.along)
@@ -216,14 +216,16 @@ def _set_on_face(
     return critical_set(flow, place, flat, ends, scale, along=face.along, admits=admits)
 
 
-def _held(search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None) -> Held:
+def _held(
+    search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None
+) -> ConstrainedPoint:
     """What a root on a face is."""
     dimension, path = 0, None
     if whole is not None:
         place, dimension, path = whole.place, whole.dimension, whole.path
     there = derivatives_at(search.flow, place[None])
     slope, bend, _ = restricted(there, face.along, search.width)
-    return Held(
+    return ConstrainedPoint(
         place=place,
         on=face.words,
         value=float(there.value[0]),
@@ -258,7 +260,7 @@ def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndar
     return within & derivatives_at(flow, nudged).inside
 
 
-def edges(search: Search) -> list[Held]:
+def edges(search: Search) -> list[ConstrainedPoint]:
     """The edges where one component is 0 that absorb the flow and along which nothing moves.
 
     Along an edge the gradient is to vanish as a power of the distance from it (read off at two
@@ -268,14 +270,14 @@ def edges(search: Search) -> list[Held]:
     """
     if not search.flow.domain.absorbing:
         return []
-    found: list[Held] = []
+    found: list[ConstrainedPoint] = []
     for component in map(int, np.flatnonzero(search.ends[:, 0] <= 0)):
         whole = _edge(search, component)
         found += _on_edge(search, component) if whole is None else [whole]
     return found
 
 
-def _edge(search: Search, component: int) -> Held | None:
+def _edge(search: Search, component: int) -> ConstrainedPoint | None:
     """An edge of equilibria; None if it is none, or float64 cannot tell."""
     flow, ends = search.flow, search.ends
     depth = _depth(search, component)
@@ -298,7 +300,7 @@ def _edge(search: Search, component: int) -> Held | None:
         low, high = ends[others][0]
         path = np.outer(np.linspace(low, high, _ALONG), others.astype(float))
     nothing = np.zeros(len(ends) - 1)
-    return Held(
+    return ConstrainedPoint(
         place=np.where(others, ends.mean(axis=1), 0.0),
         on=(_name(flow, component),),
         value=float(np.median(deep.value[fit])),
@@ -331,7 +333,7 @@ def _beside(search: Search, component: int, part: float) -> Derivatives:
     return derivatives_at(search.flow, places)
 
 
-def _on_edge(search: Search, component: int) -> list[Held]:
+def _on_edge(search: Search, component: int) -> list[ConstrainedPoint]:
     """The points of an edge at which the gradient along it is zero and that the flow leads to.
 
     The edge is read off beside it, as a wall against which the flow presses, at two distances: what
@@ -345,7 +347,7 @@ def _on_edge(search: Search, component: int) -> list[Held]:
     first, last = (
         _on_face(search, Face.edge(component, count, part * high, word)) for part in depth
     )
-    found: list[Held] = []
+    found: list[ConstrainedPoint] = []
     for one in last:
         gap = [np.abs(one.place - other.place)[others] for other in first]
         if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.place[others]) for g in gap):

@@ -307,11 +307,11 @@ class Follower:
         return place if length <= _SHAKY * self.width else None
 
     def _seen(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> _Seen:
-        inner = place - _SHAKY * self.width * np.sum(face.onto, axis=1)
+        inner = place - _SHAKY * self.width * np.sum(face.pseudo_inverse, axis=1)
         here = self._derivatives(value, *map(tuple, (place, inner)))
         slope = face.along.T @ here.gradient[0]
         bend = face.along.T @ here.hessian[0] @ face.along
-        presses = bool(np.all(-here.gradient[0] @ face.onto > 0))
+        presses = bool(np.all(-here.gradient[0] @ face.pseudo_inverse > 0))
         return _Seen(slope, bend, presses and bool(here.inside[1]))
 
 

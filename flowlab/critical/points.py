@@ -14,7 +14,7 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.boundary import FAINT, Held, Search, edges, faces, settled
+from flowlab.critical.boundary import FAINT, ConstrainedPoint, Search, edges, faces, settled
 from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
@@ -344,7 +344,7 @@ def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
     return "minimum" if up else "maximum"
 
 
-def _among(held: Held, found: list[CriticalPoint], width: float) -> bool:
+def _among(held: ConstrainedPoint, found: list[CriticalPoint], width: float) -> bool:
     """Whether a point on a wall is one that is critical without it, found once more."""
     for point in found:
         path = point.place[None] if point.path is None else point.path
@@ -354,7 +354,7 @@ def _among(held: Held, found: list[CriticalPoint], width: float) -> bool:
     return False
 
 
-def _held(held: Held) -> CriticalPoint:
+def _held(held: ConstrainedPoint) -> CriticalPoint:
     """A point that walls or an edge hold, as a critical point."""
     values = held.spectrum
     kind = kind_of(values, held.dimension)

@@ -24,7 +24,7 @@ from flowlab.critical.derivatives import (
 )
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Face", "ConstrainedPoint", "Search", "edges", "faces"]
+__all__ = ["FAINT", "ConstrainedPoint", "Face", "Search", "edges", "faces", "settled"]
 
 _NEWTON_STEPS = 60
 _ROOT_STEP = 1e-7  # of the region

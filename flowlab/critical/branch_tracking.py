@@ -1,6 +1,7 @@
 """A critical point followed over a parameter, in steps that can be gone back.
 
-d: components; k: directions in which a point can move; m: walls that hold it; v: values of a trail.
+d: components; k: directions in which a point can move; m: walls that hold it; v: values of the
+parameter along a segment.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from flowlab.critical.points import described, kind_of
 from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Follower", "Trail", "Turn"]
+__all__ = ["BranchSegment", "Follower", "IndexChange"]
 
 _SAME = 1e-4  # of the region: a point that is so close to one that was found is that one
 _SHAKY = 1e-8  # of the region: how far a point may be off
@@ -38,7 +39,7 @@ class _Seen(NamedTuple):
     held: bool
 
 
-class Turn(NamedTuple):
+class IndexChange(NamedTuple):
     """Where a point changes its index.
 
     Attributes:
@@ -55,7 +56,7 @@ class Turn(NamedTuple):
 
 
 @dataclass
-class Trail:
+class BranchSegment:
     """Where a point is between two values of the parameter.
 
     Attributes:
@@ -84,7 +85,7 @@ class Trail:
 
     @property
     def name(self) -> str:
-        """What the point is where the trail ends, as far as that is clear."""
+        """What the point is where the segment ends, as far as that is clear."""
         index = [self._index(at) for at in range(len(self.values))]
         same = [at for at, value in enumerate(index) if value == index[-1]]
         return self.point.name if index[0] == index[-1] else self.described(same[0]).name
@@ -113,20 +114,22 @@ class Trail:
         gone = abs(self.values[-1] - self.values[-2])
         return max(self.short, gone * last / (before - last) if before > last else 0.0)
 
-    def turns(self) -> list[Turn]:
+    def index_changes(self) -> list[IndexChange]:
         """Where the index changes."""
         index = [self._index(at) for at in range(len(self.values))]
-        return [self._turn(at) for at in range(len(index) - 1) if index[at] != index[at + 1]]
+        return [
+            self._index_change(at) for at in range(len(index) - 1) if index[at] != index[at + 1]
+        ]
 
-    def _turn(self, at: int) -> Turn:
+    def _index_change(self, at: int) -> IndexChange:
         low, high = sorted((at, at + 1), key=lambda i: self.values[i])
         names = self.described(low).name, self.described(high).name
-        value, place, within = self.follow.turning(
+        value, place, within = self.follow.index_change_between(
             self.face,
             (self.values[low], self.places[low]),
             (self.values[high], self.places[high]),
         )
-        return Turn(value, place, names, within)
+        return IndexChange(value, place, names, within)
 
     def _curvatures(self, at: int) -> Float[np.ndarray, " k"]:
         return self.follow.curvatures(self.values[at], self.places[at], self.face)
@@ -167,31 +170,31 @@ class Follower:
         ]
         return min(alike, key=gaps.__getitem__, default=None)
 
-    def trail(self, value: float, point: CriticalPoint, goal: float) -> Trail | None:
+    def segment(self, value: float, point: CriticalPoint, goal: float) -> BranchSegment | None:
         """Where a point is from one value towards another; None for what cannot be followed."""
         face = self._face(point)
         if face is None:
             return None
         place = self._root(value, point.place, face, _SAME * self.width)
         place = point.place if place is None else place
-        trail = Trail(self, point, face, [float(value)], [place], float(goal - value))
+        segment = BranchSegment(self, point, face, [float(value)], [place], float(goal - value))
         step, sure = goal - value, 0
-        while trail.values[-1] != goal:
-            last = trail.values[-1]
+        while segment.values[-1] != goal:
+            last = segment.values[-1]
             ahead = goal if abs(step) >= abs(goal - last) else last + step
-            there = self._stepped(last, trail.places[-1], ahead, face)
+            there = self._stepped(last, segment.places[-1], ahead, face)
             if there is not None:
-                trail.values.append(float(ahead))
-                trail.places.append(there)
+                segment.values.append(float(ahead))
+                segment.places.append(there)
                 sure += 1
                 step *= 2 if sure > 1 else 1
-            elif abs(ahead - last) <= _SHORTEST * abs(trail.toward) or ahead == last:
-                trail.short = abs(ahead - last)
-                return trail
+            elif abs(ahead - last) <= _SHORTEST * abs(segment.toward) or ahead == last:
+                segment.short = abs(ahead - last)
+                return segment
             else:
                 step, sure = 0.5 * (ahead - last), 0
-        trail.reached = True
-        return trail
+        segment.reached = True
+        return segment
 
     def described(
         self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
@@ -219,13 +222,13 @@ class Follower:
         """Eigenvalues of the Hessian along a face, ascending."""
         return np.linalg.eigvalsh(self._seen(value, place, face).bend)
 
-    def held_beyond(self, trail: Trail) -> bool:
-        """Whether there is no wall, nor release from one, just beyond the end of a trail."""
-        onward = trail.values[-1] + _ONWARD * trail.toward
-        ahead = self._predicted(trail.values[-1], trail.places[-1], onward, trail.face)
-        return ahead is not None and self._seen(onward, ahead, trail.face).held
+    def held_beyond(self, segment: BranchSegment) -> bool:
+        """Whether there is no wall, nor release from one, just beyond the end of a segment."""
+        onward = segment.values[-1] + _ONWARD * segment.toward
+        ahead = self._predicted(segment.values[-1], segment.places[-1], onward, segment.face)
+        return ahead is not None and self._seen(onward, ahead, segment.face).held
 
-    def turning(
+    def index_change_between(
         self,
         face: Face,
         low: tuple[float, Float[np.ndarray, " d"]],

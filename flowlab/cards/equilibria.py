@@ -62,7 +62,7 @@ class Equilibrium:
 
 
 def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[Equilibrium, ...]:
-    """The equilibria within reach that Newton's method finds from many guesses.
+    """The critical points within reach that Newton's method finds, and the nearest flat region.
 
     A tail along which the gradient falls to zero has none: there Newton's step does not shrink.
     Kinks are not found: what a line does that comes to rest at one, its approach tells.

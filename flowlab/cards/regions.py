@@ -18,7 +18,7 @@ __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
 
 SLOW = 0.01  # of the speed at the reference point: slower is a plateau
 _SIDE = 81  # points of the grid per side
-_CLEAR = 0.05  # of the reach: what is closer to an equilibrium is slow because of it
+_CLEAR = 0.05  # of the reach: what is closer to a critical point is slow because of it
 _EXPONENTIAL = 1e-6  # residual of a fit that counts as exact
 _RADII = 10  # decades of radii, from the reach on, at which a ray is looked at
 _ENDLESS = 0.99  # of the fall in a decade that the next has to have for a ray without end
@@ -40,7 +40,7 @@ class Plateau:
 
     Attributes:
         share: Part of the wrong side of the square on which the speed is below a hundredth of that
-            at the reference point, away from equilibria.
+            at the reference point, away from critical points.
         distance: Distance of the nearest such point from the reference point, nats; NaN if none.
     """
 
@@ -79,7 +79,7 @@ class Bound:
 
 
 def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
-    """Slow parts of the wrong side, away from equilibria."""
+    """Slow parts of the wrong side, away from critical points."""
     points = plane.square(_SIDE)
     points = points[points[:, 0] < points[:, 1]]
     field = plane.field(points)
@@ -162,7 +162,7 @@ def _rays() -> Float[np.ndarray, "n 2"]:
 def _away(
     plane: Plane, points: Float[np.ndarray, "n 2"], equilibria: Sequence[Equilibrium]
 ) -> Bool[np.ndarray, " n"]:
-    """Which points are far from all equilibria."""
+    """Points that are far from all critical points."""
     away = np.ones(len(points), bool)
     for rest in equilibria:
         if rest.kind == "region":

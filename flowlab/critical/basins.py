@@ -38,7 +38,7 @@ _NAMES = {
 }
 _FAR = 5.0  # widths of the region around it, beyond which a line has run away
 _CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
-_SAME = 1e-4  # of the region: as far from a line of equilibria, or from a root, as the same
+_SAME = 1e-4  # of the region: as far from a line of points, or from a root, as on it
 _SLOW, _STILL = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
 _LEVEL = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
 _RESTED = (  # what an end on a wall or edge comes of; not of a limit
@@ -81,9 +81,9 @@ class Basins:
     Attributes:
         starts: shape (n, d).
         labels: Index into `minima`, or `RUNAWAY` (-1: left the surroundings of the region),
-            `BOUNDARY` (-2: absorbed by an edge that is no line of equilibria, or stopped at a wall
-            where no minimum is), `SADDLE` (-3: at rest in a point that is no minimum, as on a
-            separatrix), `UNRESOLVED` (-4: no end within the limits; slow is not arrived), shape
+            `BOUNDARY` (-2: absorbed by an edge that is no line of critical points, or stopped at
+            a wall where no minimum is), `SADDLE` (-3: at rest in a point that is no minimum, as on
+            a separatrix), `UNRESOLVED` (-4: no end within the limits; slow is not arrived), shape
             (n,).
         minima: The minima, and lines of such, that starts can end in.
         end: The states where the flow lines ended, shape (n, d).

@@ -1,4 +1,4 @@
-"""What walls and absorbing edges hold: points of Karush, Kuhn and Tucker, and edges of equilibria.
+"""Points of Karush, Kuhn and Tucker on walls, and absorbing edges of critical points.
 
 n: points; m: walls; d: components; k: components along what holds a point.
 """
@@ -278,7 +278,7 @@ def edges(search: Search) -> list[ConstrainedPoint]:
 
 
 def _edge(search: Search, component: int) -> ConstrainedPoint | None:
-    """An edge of equilibria; None if it is none, or float64 cannot tell."""
+    """An edge of critical points; None if it is none, or float64 cannot tell."""
     flow, ends = search.flow, search.ends
     depth = _depth(search, component)
     if depth is None:

@@ -1,4 +1,4 @@
-"""Lines and manifolds of equilibria: roots that go on along the directions without curvature.
+"""Lines and manifolds of critical points: roots that go on along the directions without curvature.
 
 k: points of a path; d: components.
 """
@@ -40,7 +40,7 @@ _ACROSS = 1e-8  # of the largest curvature around: what is less across a line do
 
 @dataclass(frozen=True)
 class CriticalSet:
-    """Equilibria without a gap between them.
+    """Critical points without a gap between them.
 
     Attributes:
         place: The one nearest to the middle of the region.
@@ -181,7 +181,7 @@ def critical_set(
 
     Args:
         flow: The flow.
-        root: One of its equilibria.
+        root: One of its critical points.
         flat: The directions there without curvature, as columns.
         ends: The region.
         scale: A typical |∇L|.

@@ -35,7 +35,7 @@ class CriticalPoint:
             the spectrum: small deviations from the point die out as e^{−rate·t}, and grow where a
             rate is negative. On walls, those of a flow that slides along them, with the metric that
             has the normals taken out.
-        dimension: 0 for an isolated point, 1 for a line of equilibria, 2 and more for a manifold.
+        dimension: 0 for an isolated point, 1 for a line of such, 2 and more for a manifold.
         path: Points along a line, to the sides of the region or all round, shape (k, d).
         on: The walls or edges that hold it, such as "x_rejected = 0".
     """

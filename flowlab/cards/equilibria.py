@@ -13,6 +13,7 @@ from flowlab.cards.plane import Plane
 from flowlab.critical.derivatives import diagonal, root_step, spectrum
 from flowlab.critical.flat_regions import flat_around, rims
 from flowlab.critical.points import described, distinct, refined
+from flowlab.critical.tolerances import EXACT_STEP, NEWTON_STEPS
 from flowlab.critical.types import CriticalPoint, Kind
 
 __all__ = ["BALL", "Equilibrium", "find"]
@@ -27,8 +28,6 @@ _STABILITY: dict[Kind, Stability] = {
 }
 BALL = 1e-4  # of the reach: a flat region is flat so far around each of its points
 _STRAIGHT = 1e-6  # of the reach, by which a straight line may bend
-_ITERATIONS = 60  # each takes half of the way, or all of a straight one
-_ARRIVED = 1e-14  # of the reach: what is left of the way is rounding
 
 
 @dataclass(frozen=True)
@@ -103,11 +102,11 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"], part: float) -> Float
     onto the line, again and again.
     """
     place = path[np.argmin(np.linalg.norm(path, axis=1))]
-    for _ in range(_ITERATIONS):
+    for _ in range(NEWTON_STEPS):
         values, vectors = spectrum(plane.field(place[None]).hessian)
         tangent = vectors[0][:, np.argmin(np.abs(values[0]))]
         left = float(place @ tangent)
-        if abs(left) <= _ARRIVED * plane.reach:
+        if abs(left) <= EXACT_STEP * plane.reach:
             break
         place = place - part * left * tangent
         there = plane.field(place[None])

@@ -13,19 +13,19 @@ from flowlab.cards.equilibria import BALL, Equilibrium
 from flowlab.cards.plane import Plane
 from flowlab.critical.critical_sets import distance_to_path
 from flowlab.critical.flat_regions import flat_around
+from flowlab.critical.tolerances import NUMBERS, UNDERFLOWN
 
 __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
 
 SLOW = 0.01  # of the speed at the reference point: slower is a plateau
-_SIDE = 81  # points of the grid per side
+_POINTS_A_SIDE = 81  # points of the grid per side
 _CLEAR = 0.05  # of the reach: what is closer to a critical point is slow because of it
 _EXPONENTIAL = 1e-6  # residual of a fit that counts as exact
 _RADII = 10  # decades of radii, from the reach on, at which a ray is looked at
 _ENDLESS = 0.99  # of the fall in a decade that the next has to have for a ray without end
 _SETTLING = 0.5  # and below which the ray is known to end
 _FINER = 20  # places to each of the grid, along a variable that tells where the chosen falls
-_ACROSS = 9  # places across a variable at which a bound on it is looked for
-_UNDERFLOWN = 1e-100  # of the typical gradient: what ends below this has underflowed, not ended
+_OFFSETS = 9  # places across a variable at which a bound on it is looked for
 _OPEN = ""  # an end at infinity
 _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
     "h": np.array([1.0, -1.0]),
@@ -80,7 +80,7 @@ class Bound:
 
 def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
     """Slow parts of the wrong side, away from critical points."""
-    points = plane.square(_SIDE)
+    points = plane.square(_POINTS_A_SIDE)
     points = points[points[:, 0] < points[:, 1]]
     field = plane.field(points)
     reference = float(plane.reference.speed[0])
@@ -95,7 +95,7 @@ def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
 
 def fall(plane: Plane) -> Fall:
     """Where ∂L/∂u_chosen > 0: under a kernel without coupling the chosen log-ratio falls there."""
-    points = plane.square(_SIDE)
+    points = plane.square(_POINTS_A_SIDE)
     slope = plane.field(points).gradient[:, 0]
     falling = np.isfinite(slope) & (slope > 0)
     at_reference = bool(plane.reference.gradient[0, 0] > 0)
@@ -110,10 +110,10 @@ def conserved(plane: Plane) -> str:
     Tried are a·u_w + b·u_l and a·e^{c·u_w} + b·e^{c·u_l}: the second is a sum of powers of the
     probability ratios.
     """
-    field = plane.field(plane.square(_SIDE))
+    field = plane.field(plane.square(_POINTS_A_SIDE))
     velocity = field.velocity[np.all(np.isfinite(field.velocity), axis=1)]
     # What has nearly underflowed has lost its direction.
-    velocity = velocity[np.linalg.norm(velocity, axis=1) > 1e-290]
+    velocity = velocity[np.linalg.norm(velocity, axis=1) > NUMBERS]
     if not len(velocity):
         return ""
     linear = _linear(velocity / np.linalg.norm(velocity, axis=1, keepdims=True))
@@ -136,7 +136,7 @@ def bound(plane: Plane, equilibria: Sequence[Equilibrium], end: Float[np.ndarray
     # Far out, rounding moves the last ray across, and not the others.
     least = np.r_[np.full(len(rays) - 1, 1e-9), 1e-9 * radii[-1] * plane.scale]
     places = np.array([rest.place for rest in equilibria]).reshape(-1, 2)
-    inner = plane.field(np.concatenate([plane.square(_SIDE), places])).value
+    inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), places])).value
     if np.any(np.isneginf(values)) or np.any(np.isneginf(inner)):
         return Bound(False, float("-inf"))
     floor = float(np.nanmin(inner))
@@ -222,14 +222,14 @@ def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> 
     along = direction / (direction @ direction)
     across = np.array([[1.0, 1.0]]) if name == "h" else 1 - np.abs(direction[None])
     room = plane.reach - max(abs(low), abs(high)) * np.abs(along).max() * (name == "h")
-    offsets = max(room, 0.0) * np.linspace(-1, 1, _ACROSS)[:, None] * across
-    below, above = np.full((_ACROSS, 1), low), np.full((_ACROSS, 1), high)
+    offsets = max(room, 0.0) * np.linspace(-1, 1, _OFFSETS)[:, None] * across
+    below, above = np.full((_OFFSETS, 1), low), np.full((_OFFSETS, 1), high)
     for _ in range(60):
         middle = (below + above) / 2
         same = (_slope(plane, middle * along + offsets) > 0)[:, None] == falling
         below, above = np.where(same, middle, below), np.where(same, above, middle)
     slope = _slope(plane, (below if falling else above) * along + offsets)
-    if np.all(slope < _UNDERFLOWN * plane.scale):
+    if np.all(slope < UNDERFLOWN * plane.scale):
         return _OPEN
     first, last = _rounded(below.min()), _rounded(below.max())
     return first if first == last else f"{first}…{last}"
@@ -262,11 +262,11 @@ def _powers(plane: Plane) -> str:
     a·e^{c·u_w} + b·e^{c·u_l} is conserved where v_w/v_l = −(b/a)·e^{c(u_l − u_w)}: then the
     logarithm of −v_w/v_l is a straight line in u_w − u_l.
     """
-    points = plane.square(_SIDE) * min(1.0, 30 / plane.reach)
+    points = plane.square(_POINTS_A_SIDE) * min(1.0, 30 / plane.reach)
     velocity = plane.field(points).velocity
     with np.errstate(all="ignore"):
         ratio = np.log(-velocity[:, 0] / velocity[:, 1])
-    tiny = np.min(np.abs(velocity), axis=1) < 1e-290
+    tiny = np.min(np.abs(velocity), axis=1) < NUMBERS
     known = np.isfinite(ratio) & ~tiny
     one_alone = np.any(velocity == 0, axis=1) & (np.max(np.abs(velocity), axis=1) > 1e-200)
     if np.sum(known) < 10 or one_alone.any():

@@ -14,6 +14,7 @@ from flowlab import until
 from flowlab.critical.critical_sets import distance_to_path
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
+from flowlab.critical.tolerances import ON_POINT
 from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
@@ -36,11 +37,10 @@ _NAMES = {
     SADDLE: "saddle",
     UNRESOLVED: "unresolved",
 }
-_FAR = 5.0  # widths of the region around it, beyond which a line has run away
+_RUN_AWAY = 5.0  # widths of the region around it, beyond which a line has run away
 _CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
-_SAME = 1e-4  # of the region: as far from a line of points, or from a root, as on it
-_SLOW, _STILL = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
-_LEVEL = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
+_SLOW, _SLOWEST = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
+_ON_MANIFOLD = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
 _RESTED = (  # what an end on a wall or edge comes of; not of a limit
     Outcome.reached,
     Outcome.started_past_target,
@@ -205,7 +205,7 @@ def basins(
     labels, end = np.full(len(flat), UNRESOLVED), flat.copy()
     going = np.arange(len(flat))
     clock: Clock = "arc_length" if flow.domain.absorbing else "time"
-    for part in (_SLOW, _STILL):
+    for part in (_SLOW, _SLOWEST):
         target = until.speed_below(max(part * typical, 1e-300), time_limit=time_limit)
         begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole way
         runs = sweep(flow, begin[going], until=target, rtol=rtol, clock=clock)
@@ -248,7 +248,7 @@ def _labelled(
 
 
 def _far(states: Float[np.ndarray, "n d"], region: Float[np.ndarray, "d 2"]) -> np.ndarray:
-    room = _FAR * (region[:, 1] - region[:, 0])
+    room = _RUN_AWAY * (region[:, 1] - region[:, 0])
     return np.any((states < region[:, 0] - room) | (states > region[:, 1] + room), axis=1)
 
 
@@ -272,7 +272,7 @@ def _matched(
     for point in sorted(points.points, key=lambda point: point.dimension):
         slides = flow.wall == "slide" or _is_edge(flow, point)
         there = rested if point.on else near
-        apart = _CAPTURE if point.on and slides else _SAME
+        apart = _CAPTURE if point.on and slides else ON_POINT
         on_it = there & (_distance(flow, point, places, width, scale) < apart * width)
         label = attracting.index(point) if point in attracting else SADDLE
         labels[on_it & (labels == UNRESOLVED)] = label
@@ -297,7 +297,7 @@ def _distance(
         return distance_to_path(places, point.path)
     if point.dimension > 1:
         value = derivatives_at(flow, places).value
-        return np.where(np.abs(value - point.value) <= _LEVEL * scale * width, 0.0, np.inf)
+        return np.where(np.abs(value - point.value) <= _ON_MANIFOLD * scale * width, 0.0, np.inf)
     return np.linalg.norm(places - point.place, axis=1)
 
 

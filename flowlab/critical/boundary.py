@@ -22,19 +22,15 @@ from flowlab.critical.derivatives import (
     restricted,
     root_step,
 )
+from flowlab.critical.tolerances import FAINT, NEWTON_STEPS, NUMBERS, ROOT_STEP, ROOTS_APART
 from flowlab.flow import AbstractFlow
 
-__all__ = ["FAINT", "ConstrainedPoint", "Face", "Search", "edges", "faces", "settled"]
+__all__ = ["ConstrainedPoint", "Face", "Search", "edges", "faces", "settled"]
 
-_NEWTON_STEPS = 60
-_ROOT_STEP = 1e-7  # of the region
 _ROOT_PART = 1e-3  # of each component of a state that must be positive
-FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of numbers
 _PRESSING = 1e-13  # of the largest slope over the region: less is none
-_SAME = 1e-5  # of the region
 _DEEP = (1e-120, 1e-60, 1e-30, 1e-15, 1e-8, 1e-4, 1e-2)  # of the upper end: distances to an edge
 _CORNER = 1e-20  # of the upper end: what is nearer to an edge is so of any corner that is searched
-_NUMBERS = 1e-290  # slopes below it have lost digits, or are lost
 _VANISHES_AS = 1e-3  # the least power of the distance that counts as vanishing
 _ALONG = 33  # points along an edge
 
@@ -58,7 +54,7 @@ class Search(NamedTuple):
 
     def holds(self, places: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
         """Which places lie in the region, or on its sides but for rounding."""
-        slack = _ROOT_STEP * self.width
+        slack = ROOT_STEP * self.width
         low, high = self.ends.T
         return np.all((places >= low - slack) & (places <= high + slack), axis=1)
 
@@ -165,7 +161,7 @@ def faces(search: Search) -> list[ConstrainedPoint]:
             if np.linalg.matrix_rank(walls[0]) == count:
                 words = tuple(_words(search.flow, n, b) for n, b in zip(*walls, strict=True))
                 here = _on_face(search, Face.wall(*walls, words))
-                apart = _SAME * search.width
+                apart = ROOTS_APART * search.width
                 found += [one for one in here if not any(f.covers(one.place, apart) for f in found)]
     return found
 
@@ -175,15 +171,15 @@ def _on_face(search: Search, face: Face) -> list[ConstrainedPoint]:
     flow, width = search.flow, search.width
     places = face.projected(search.guesses)
     there, step, sure = _newton(flow, places, face.along, width)
-    for _ in range(_NEWTON_STEPS if face.along.shape[1] else 0):
+    for _ in range(NEWTON_STEPS if face.along.shape[1] else 0):
         places = places + capped(step, 0.1 * width) @ face.along.T
         there, step, sure = _newton(flow, places, face.along, width)
     steepest = np.max(np.abs(there.hessian), axis=(1, 2)) * width
     some = np.maximum(steepest, there.steepness) > FAINT * search.scale
-    rooted = (sure < _ROOT_STEP * width) & some & settled(flow, places, step @ face.along.T)
+    rooted = (sure < ROOT_STEP * width) & some & settled(flow, places, step @ face.along.T)
     inside = search.holds(places) & _inside(flow, places, face.normals)
     left = places[rooted & face.pressing(there, width) & inside]
-    left = first_of_each(search.clipped(left), _SAME * width)
+    left = first_of_each(search.clipped(left), ROOTS_APART * width)
     found: list[ConstrainedPoint] = []
     while len(left):
         place, left = left[0], left[1:]
@@ -317,7 +313,7 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
     for deep, near in itertools.pairwise(_DEEP):
         there = _beside(search, component, deep)
         across = np.abs(there.gradient[there.inside, component])
-        if len(across) and np.all(np.isfinite(across) & (across > _NUMBERS)):
+        if len(across) and np.all(np.isfinite(across) & (across > NUMBERS)):
             return near, deep
     return None
 

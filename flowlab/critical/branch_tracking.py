@@ -15,18 +15,17 @@ from jaxtyping import Float
 from flowlab.critical.boundary import Face
 from flowlab.critical.derivatives import derivatives_at, diagonal, rates_of, root_step
 from flowlab.critical.points import described, kind_of
+from flowlab.critical.tolerances import EXACT_STEP, ON_POINT
 from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
 
 __all__ = ["BranchSegment", "Follower", "IndexChange"]
 
-_SAME = 1e-4  # of the region: a point that is so close to one that was found is that one
 _SHAKY = 1e-8  # of the region: how far a point may be off
-_EXACT = 1e-14  # of the region: a step of Newton's that ends it
 _BENT = 0.25  # of a step: what Newton's method may add to the prediction
 _SHORTEST = 2.0**-34  # of the way to the next value
-_NEWTON_STEPS = 20
-_BISECTIONS = 50
+_CORRECTOR_STEPS = 20  # of Newton's method: from a prediction it needs a few, or fails
+_BISECTIONS = 50  # of a step, for where an index changes: to rounding
 _SINGULAR = 1e-2  # of the least curvature at the beginning: less at the end tells of a meeting
 _ONWARD = 1e-6  # of the way: how far on a wall is looked for
 
@@ -166,7 +165,7 @@ class Follower:
             number
             for number, other in enumerate(others)
             if (other.on, other.dimension) == (point.on, point.dimension)
-            and gaps[number] <= _SAME * self.width
+            and gaps[number] <= ON_POINT * self.width
         ]
         return min(alike, key=gaps.__getitem__, default=None)
 
@@ -175,7 +174,7 @@ class Follower:
         face = self._face(point)
         if face is None:
             return None
-        place = self._root(value, point.place, face, _SAME * self.width)
+        place = self._root(value, point.place, face, ON_POINT * self.width)
         place = point.place if place is None else place
         segment = BranchSegment(self, point, face, [float(value)], [place], float(goal - value))
         step, sure = goal - value, 0
@@ -297,7 +296,7 @@ class Follower:
     ) -> Float[np.ndarray, " d"] | None:
         """The root that Newton's method leads to without leaving the room around a guess."""
         place, length = guess, np.inf
-        for _ in range(_NEWTON_STEPS):
+        for _ in range(_CORRECTOR_STEPS):
             seen = self._seen(value, place, face)
             step = _newton(seen.slope, seen.bend, self.width)
             if step is None:
@@ -305,7 +304,7 @@ class Follower:
             place, length = place + face.along @ step, float(np.linalg.norm(step))
             if np.linalg.norm(place - guess) > room:
                 return None
-            if length <= _EXACT * self.width:
+            if length <= EXACT_STEP * self.width:
                 break
         return place if length <= _SHAKY * self.width else None
 

@@ -17,6 +17,7 @@ from flowlab.critical.derivatives import (
     root_step,
     spectrum,
 )
+from flowlab.critical.tolerances import AROUND, EXACT_STEP, ROOT_STEP, ROOTS_APART
 from flowlab.flow import AbstractFlow
 
 __all__ = ["CriticalSet", "critical_set", "distance_to_path"]
@@ -26,16 +27,13 @@ _LONGEST = 800  # such steps each way
 _CORRECTIONS = 4  # of Newton's method, at each
 _STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
 _SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
-_EXACT = 1e-14  # of the region: a step that changes nothing
-_ROUNDED = 1e-13  # of the typical gradient: what is below it is rounding
+_NO_SLOPE = 1e-13  # of the typical gradient: what is below it is rounding
 _SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
 _TOLD = 10  # slopes along a path, from which on they tell of a tail
-_OUTSIDE = 1e-7  # of the region: so far beyond a side is still on it
-_BESIDE = 1e-2  # of the region: roots so near to a traced line belong to it
-_SAME = 1e-5  # of the region: roots so near to it belong to it however they curve
+_BESIDE_LINE = 1e-2  # of the region: roots so near to a traced line belong to it
 _LEVEL = 1e-6  # of the largest curvature: a direction with less may be one of a manifold
 _WALK, _WALKS = 0.05, 100  # of the region, and so often: how a manifold is walked on
-_ACROSS = 1e-8  # of the largest curvature around: what is less across a line does not tell its kind
+_TELLING = 1e-8  # of the largest curvature around: less across a line does not tell its kind
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class CriticalSet:
         apart = distance_to_path(points, self.path)
         nearest = np.argmin(np.linalg.norm(points[:, None] - self.path, axis=2), axis=1)
         alike = _signs(flow, points) * _signs(flow, self.path)[nearest] >= 0
-        return (apart < _SAME * self.width) | (alike & (apart < _BESIDE * self.width))
+        return (apart < ROOTS_APART * self.width) | (alike & (apart < _BESIDE_LINE * self.width))
 
 
 @dataclass(frozen=True)
@@ -113,14 +111,14 @@ class _Tracer:
         left = np.inf
         for _ in range(_CORRECTIONS):
             slope, bend, floor = self.seen(place)
-            if np.linalg.norm(slope) <= _ROUNDED * self.scale:
+            if np.linalg.norm(slope) <= _NO_SLOPE * self.scale:
                 return place, 0.0, bend
             steps, lengths = root_step(slope, bend, self.width, floor)
             left = float(lengths[0])
             if not np.all(np.isfinite(steps)) or left > self.width:
                 return place, np.inf, bend
             place = place + self.along @ steps[0]
-            if left <= _EXACT * self.width:
+            if left <= EXACT_STEP * self.width:
                 return place, left, bend
         return place, left, self.seen(place)[1]
 
@@ -152,7 +150,7 @@ class _Tracer:
         for _ in range(_LONGEST):
             ahead = path[-1] + step * way
             place, left, bend = self.corrected(ahead)
-            if np.any(normals @ place > offsets + _OUTSIDE * self.width):
+            if np.any(normals @ place > offsets + ROOT_STEP * self.width):
                 path.append(_cut(path[-1], place, normals, offsets))
                 return np.array(path), True
             strayed = np.linalg.norm(place - ahead) > _STRAYED * step
@@ -228,9 +226,9 @@ def _pieces(
     """A path, cut where the signs of the curvatures across it change."""
     bend = restricted(derivatives_at(tracer.flow, path), tracer.along, tracer.width)[1]
     values = spectrum(bend)[0]
-    steps = _BESIDE * tracer.width * tracer.along.T
+    steps = AROUND * tracer.width * tracer.along.T
     around = derivatives_at(tracer.flow, np.concatenate([place + steps, place - steps])).hessian
-    least = _ACROSS * np.max(np.abs(spectrum(around)[0]))
+    least = _TELLING * np.max(np.abs(spectrum(around)[0]))
     flattest = np.argmin(np.abs(values), axis=1)
     values[np.arange(len(values)), flattest] = 0
     signs = np.stack([np.sum(values > least, axis=1), np.sum(values < -least, axis=1)], axis=1)

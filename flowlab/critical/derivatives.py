@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float
 
+from flowlab.critical.tolerances import AROUND
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
@@ -39,7 +40,6 @@ _HIDDEN = 1e-13  # of the largest: an eigenvalue, or slope over a length, that r
 _ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does make
 _NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
 _WEAK = 1e-6  # of the same: below it an eigenvalue has to stay what it is nearby
-_BESIDE = 1e-2  # of the region: how far off a root the curvature around it is looked at
 _AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough for any memory
 
 
@@ -178,7 +178,7 @@ def curvatures(
         values, vectors = spectrum(restricted(derivatives_at(flow, state[None]), face, width)[1])
         return values[0], vectors[0]
 
-    steps = _BESIDE * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
+    steps = AROUND * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
     there = derivatives_at(flow, np.concatenate([place[None], place + steps]))
     largest = float(np.max(np.abs(spectrum(there.hessian)[0])))
     if along is not None:
@@ -188,7 +188,7 @@ def curvatures(
         slope = abs(there.gradient[0] @ face @ vectors[:, i])
         rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(place))
         off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
-        way = min(off, _BESIDE * width) * (face @ vectors[:, i])
+        way = min(off, AROUND * width) * (face @ vectors[:, i])
         beside = [at(place + s * way)[0][i] for s in (-1, 1)]
         same = np.max(np.abs(beside - values[i])) <= 0.5 * abs(values[i])
         if abs(values[i]) <= _NO_CURVATURE * largest or not same:

@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from flowlab.critical.derivatives import Derivatives, derivatives_at
+from flowlab.critical.tolerances import UNDERFLOWN
 from flowlab.flow import AbstractFlow
 
 __all__ = ["flat_around", "is_flat", "rims"]
 
 _HALVINGS = 60  # of the way to a rim: to rounding
-_JUMP = 1e-100  # of the typical gradient: at a rim it is more, while one that underflows is less
 
 
 def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:
@@ -57,4 +57,4 @@ def rims(
         middle = (inside + outside) / 2
         flat = is_flat(derivatives_at(flow, middle))[:, None]
         inside, outside = np.where(flat, middle, inside), np.where(flat, outside, middle)
-    return inside, outside, derivatives_at(flow, outside).steepness > _JUMP * scale
+    return inside, outside, derivatives_at(flow, outside).steepness > UNDERFLOWN * scale

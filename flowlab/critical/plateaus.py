@@ -19,14 +19,13 @@ from scipy import ndimage
 from flowlab import measures
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal
 from flowlab.critical.points import refined
+from flowlab.critical.tolerances import ON_POINT
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 from flowlab.until import AbstractTarget, Outcome
 
 __all__ = ["Plateau", "Plateaus", "plateaus"]
-
-_SAME = 1e-4  # of the region: as far from a root of the gradient, as at it
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +248,7 @@ def _words(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> 
         places = runs.end[resting]
         scale = float(np.median(derivatives_at(flow, runs.starts).steepness))
         roots, there, proper = refined(flow, places, scale, width)
-        near = np.linalg.norm(roots - places, axis=1) < _SAME * width
+        near = np.linalg.norm(roots - places, axis=1) < ON_POINT * width
         flat = derivatives_at(flow, places).steepness == 0
         words[resting[~(flat | (proper & near))]] = "unresolved"
     return words

@@ -14,7 +14,7 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.boundary import FAINT, ConstrainedPoint, Search, edges, faces, settled
+from flowlab.critical.boundary import ConstrainedPoint, Search, edges, faces, settled
 from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
@@ -30,6 +30,14 @@ from flowlab.critical.derivatives import (
     spectrum,
 )
 from flowlab.critical.flat_regions import is_flat, rims
+from flowlab.critical.tolerances import (
+    FAINT,
+    NEWTON_STEPS,
+    NUMBERS,
+    ON_POINT,
+    ROOT_STEP,
+    ROOTS_APART,
+)
 from flowlab.critical.types import CriticalPoint, CriticalPoints, Kind
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
@@ -43,10 +51,6 @@ _STEEPEST = 1e-8  # of the largest gradient: the least that counts as the typica
 _DESCENT_STEPS = 64  # downhill, from each start
 _DESCENT_STEP = 0.02  # of the region: the longest of them
 _LONGER = 4.0  # times Newton's step: where the potential curves down along the gradient
-_NEWTON_STEPS = 60  # beyond; at a degenerate point each halves the distance
-_ROOT_STEP = 1e-7  # of the region: Newton's last step at a root
-_SAME = 1e-5  # of the region: roots that are so close are one
-_ON_PATH = 1e-4  # of the region: as far from a line, which is known by pieces, as on it
 _ALIKE = 1e-12  # of the typical change of the potential: values so close are one
 _NEAR = 5e-2  # of the region: what is so close to a point is not away from it
 _BLURRED = 5e-2  # of the region: the farthest that rounding may take one degenerate root apart
@@ -131,15 +135,15 @@ def refined(
         width: A typical distance.
     """
     there, step, length, sure = _newton(flow, places, width)
-    for _ in range(_NEWTON_STEPS):
+    for _ in range(NEWTON_STEPS):
         if np.all((length < 1e-15 * width) | (length > 1e3 * width)):
             break
         places = places + capped(step, 0.1 * width)
         there, step, length, sure = _newton(flow, places, width)
-    places = onto_walls(flow, places, _ROOT_STEP * width)
+    places = onto_walls(flow, places, ROOT_STEP * width)
     there = derivatives_at(flow, places)
     bent = np.max(np.abs(there.hessian), axis=(1, 2))
-    roots = (sure < _ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, 1e-290))
+    roots = (sure < ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, NUMBERS))
     return places, there, roots & there.inside & settled(flow, places, step)
 
 
@@ -261,7 +265,7 @@ def distinct(
     """Isolated points and families among roots, each once."""
     found: list[CriticalPoint] = []
     paths: list[np.ndarray] = []
-    left = first_of_each(roots, _SAME * width)
+    left = first_of_each(roots, ROOTS_APART * width)
     while len(left):
         root, left = left[0], left[1:]
         values, vectors = curvatures(flow, root, width)
@@ -296,7 +300,7 @@ def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> boo
     """Whether an isolated point without curvature is one of a line."""
     if point.dimension or point.kind != "degenerate":
         return False
-    return any(distance_to_path(point.place[None], path)[0] < _ON_PATH * width for path in paths)
+    return any(distance_to_path(point.place[None], path)[0] < ON_POINT * width for path in paths)
 
 
 def _blurred(
@@ -306,7 +310,7 @@ def _blurred(
     close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
     middle = derivatives_at(flow, (others + root) / 2)
     sure = root_step(middle.gradient, middle.hessian, width)[1]
-    return close & (sure < _ROOT_STEP * width)
+    return close & (sure < ROOT_STEP * width)
 
 
 def described(
@@ -348,7 +352,7 @@ def _among(held: ConstrainedPoint, found: list[CriticalPoint], width: float) -> 
     """Whether a point on a wall is one that is critical without it, found once more."""
     for point in found:
         path = point.place[None] if point.path is None else point.path
-        apart = _SAME if point.path is None else _ON_PATH
+        apart = ROOTS_APART if point.path is None else ON_POINT
         if held.dimension == 0 and distance_to_path(held.place[None], path)[0] < apart * width:
             return True
     return False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Slowdown", "slowdown"]
 
-_RTOL = 1e-10  # errors grow e-fold with each unit of time beside a saddle
+_SADDLE_RTOL = 1e-10  # errors grow e-fold with each unit of time beside a saddle
 _NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says nothing
 
 
@@ -125,7 +125,7 @@ def slowdown(
     radius: float | Sequence[float],
     until: AbstractTarget,
     below: float | None = None,
-    rtol: float = _RTOL,
+    rtol: float = _SADDLE_RTOL,
     **options: Any,
 ) -> Slowdown:
     """How long flow lines from many starts stay beside each critical point, and should.

@@ -14,7 +14,7 @@ __all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points"]
 
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
-_ROUNDING = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
+_SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def check_points(points: Any) -> None:
 def _line(point: CriticalPoint) -> str:
     where = np.array2string(point.place, precision=6, separator=", ", suppress_small=True)
     largest = np.max(np.abs(point.rates), initial=0.0)
-    known = np.where(np.abs(point.rates) > _ROUNDING * largest, point.rates, 0.0)
+    known = np.where(np.abs(point.rates) > _SHOWN_AS_ZERO * largest, point.rates, 0.0)
     rates = np.array2string(known, precision=4, separator=", ")
     slope = "|∇L| along it" if point.on else "|∇L|"
     words = f"{point.name} at {where}: L = {point.value:.6g}, {slope} = {point.gradient_norm:.1e}"

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from flowlab.cards.plane import Plane
 from flowlab.critical.derivatives import diagonal, root_step, spectrum
-from flowlab.critical.flat_regions import flat_around, rims
+from flowlab.critical.flat_regions import beside_flat, flat_around, rims
 from flowlab.critical.points import described, distinct, refined
 from flowlab.critical.tolerances import EXACT_STEP, NEWTON_STEPS
 from flowlab.critical.types import CriticalPoint, Kind
@@ -27,6 +27,7 @@ _STABILITY: dict[Kind, Stability] = {
     "degenerate": "neutral",
 }
 BALL = 1e-4  # of the reach: a flat region is flat so far around each of its points
+_PARTS = (0.1, 10.0)  # of what is left along the tangent: the shortest step and the longest
 _STRAIGHT = 1e-6  # of the reach, by which a straight line may bend
 
 
@@ -66,14 +67,21 @@ def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[Equilibrium, 
     A tail along which the gradient falls to zero has none: there Newton's step does not shrink.
     Kinks are not found: what a line does that comes to rest at one, its approach tells.
     """
-    ends, scale = plane.region, plane.scale
-    width = diagonal(ends)
-    roots, _, proper = refined(plane.flow, guesses, scale, width)
+    width, ball = diagonal(plane.region), BALL * plane.reach
+    roots, _, proper = refined(plane.flow, guesses, plane.scale, width)
     within = proper & np.all(np.abs(roots) <= plane.reach, axis=1)
-    points = distinct(plane.flow, roots[within], ends, width, scale)
+    flat = flat_around(plane.flow, guesses, ball)
+    if flat.any():
+        within[within] = ~beside_flat(plane.flow, roots[within], ball)
+    points = distinct(plane.flow, roots[within], plane.region, width, plane.scale)
     found = [_in_words(plane, point) for point in points if point.dimension < 2]
-    found += _regions(plane, guesses)
-    return tuple(sorted(found, key=lambda e: float(np.hypot(*e.place))))
+    found += _regions(plane, guesses[flat], guesses[~flat])
+    return tuple(sorted(found, key=_from_reference))
+
+
+def _from_reference(found: Equilibrium) -> tuple[float, float, float]:
+    """What to sort by: the distance from the reference point, and the place where that is equal."""
+    return round(float(np.hypot(*found.place)), 9), *found.place
 
 
 def _in_words(plane: Plane, point: CriticalPoint) -> Equilibrium:
@@ -85,7 +93,7 @@ def _in_words(plane: Plane, point: CriticalPoint) -> Equilibrium:
         along = chord / max(float(np.hypot(*chord)), 1e-300)
         bend = np.abs((path - path[0]) @ np.array([-along[1], along[0]]))
         straight = bool(np.any(chord)) and float(bend.max()) < _STRAIGHT * plane.reach
-        place = _nearest(plane, path, 1.0 if straight else 0.5)
+        place = _nearest(plane, path)
         point = described(plane.flow, place, diagonal(plane.region), 1, path)
         level = straight and abs(along[0] - along[1]) < 1e-6
         margin = float(place[0] - place[1]) if level else None
@@ -95,19 +103,25 @@ def _in_words(plane: Plane, point: CriticalPoint) -> Equilibrium:
     return Equilibrium(kind, (chosen, rejected), stability, (least, most), margin, straight, path)
 
 
-def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"], part: float) -> Float[np.ndarray, " 2"]:
+def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " 2"]:
     """The point of a line that is nearest to the reference point.
 
-    From the nearest point of the path, part of the way that is left along the tangent, and back
-    onto the line, again and again.
+    There the way to the reference point is at right angles to the tangent: what is left of it along
+    the tangent is brought to 0 by the secant method, with a step back onto the line after each.
     """
-    place = path[np.argmin(np.linalg.norm(path, axis=1))]
+    first = int(np.argmin(np.linalg.norm(path, axis=1)))
+    place, way = path[first], path[min(first + 1, len(path) - 1)] - path[max(first - 1, 0)]
+    part, before = 1.0, np.nan
     for _ in range(NEWTON_STEPS):
         values, vectors = spectrum(plane.field(place[None]).hessian)
         tangent = vectors[0][:, np.argmin(np.abs(values[0]))]
+        tangent = tangent * np.sign(tangent @ way)
         left = float(place @ tangent)
         if abs(left) <= EXACT_STEP * plane.reach:
             break
+        if np.isfinite(before) and before != left:
+            part = float(np.clip(part * before / (before - left), *_PARTS))
+        before = left
         place = place - part * left * tangent
         there = plane.field(place[None])
         step = root_step(there.gradient, there.hessian, diagonal(plane.region))[0][0]
@@ -115,16 +129,16 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"], part: float) -> Float
     return place
 
 
-def _regions(plane: Plane, points: Float[np.ndarray, "n 2"]) -> list[Equilibrium]:
-    """The nearest flat region, if there is one."""
-    flat = flat_around(plane.flow, points, BALL * plane.reach)
-    if not flat.any():
+def _regions(
+    plane: Plane, flat: Float[np.ndarray, "n 2"], outer: Float[np.ndarray, "m 2"]
+) -> list[Equilibrium]:
+    """The flat region that is nearest to the reference point, from places in such and outside."""
+    if not len(flat):
         return []
-    if flat.all():
+    if not len(outer):
         return [Equilibrium("region", (0.0, 0.0), "neutral", (0.0, 0.0), None)]
-    outer = points[~flat]
-    anchor = np.broadcast_to(outer[np.argmin(np.linalg.norm(outer, axis=1))], points[flat].shape)
-    inside, outside, jumps = rims(plane.flow, points[flat], anchor, plane.scale)
+    anchor = np.broadcast_to(outer[np.argmin(np.linalg.norm(outer, axis=1))], flat.shape)
+    inside, outside, jumps = rims(plane.flow, flat, anchor, plane.scale)
     if not jumps.any():
         return []
     nearest = np.flatnonzero(jumps)[np.argmin(np.linalg.norm(inside[jumps], axis=1))]

@@ -26,6 +26,7 @@ _STEP = 5e-3  # of the region, with which a line is traced
 _LONGEST = 800  # such steps each way
 _CORRECTIONS = 4  # of Newton's method, at each
 _STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
+_ALIGNED = 0.9  # the least cosine between a tangent and the step that led to it
 _SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
 _NO_SLOPE = 1e-13  # of the typical gradient: what is below it is rounding
 _SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
@@ -161,7 +162,10 @@ class _Tracer:
                 return np.array([*path, root]), True
             values, vectors = spectrum(bend)
             tangent = self.along @ vectors[0][:, np.argmin(np.abs(values[0]))]
-            way = tangent * np.sign(tangent @ way)
+            moved = place - path[-2]
+            # Where no curvature is left across, nothing tells the tangent from other directions.
+            known = abs(tangent @ moved) > _ALIGNED * np.linalg.norm(moved)
+            way = tangent * np.sign(tangent @ way) if known else moved / np.linalg.norm(moved)
         return np.array(path), False
 
 
@@ -196,11 +200,13 @@ def critical_set(
     if len(ways) > 1:
         return CriticalSet(root, len(ways), None, (), width)
     path, whole = tracer.traced(root, ways[0])
-    if not whole and np.sum(np.linalg.norm(np.diff(path, axis=0), axis=1)) < _SHORT * width:
+    tail = _falls(flow, path)
+    short = np.sum(np.linalg.norm(np.diff(path, axis=0), axis=1)) < _SHORT * width
+    if short and not (whole or tail):
         return None
     path = np.clip(path, ends[:, 0], ends[:, 1])
     place = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
-    return CriticalSet(place, 1, path, _pieces(tracer, path, place), width, _falls(flow, path))
+    return CriticalSet(place, 1, path, _pieces(tracer, path, place), width, tail)
 
 
 def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

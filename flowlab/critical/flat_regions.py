@@ -10,7 +10,7 @@ from flowlab.critical.derivatives import Derivatives, derivatives_at
 from flowlab.critical.tolerances import UNDERFLOWN
 from flowlab.flow import AbstractFlow
 
-__all__ = ["flat_around", "is_flat", "rims"]
+__all__ = ["beside_flat", "flat_around", "is_flat", "rims"]
 
 _HALVINGS = 60  # of the way to a rim: to rounding
 
@@ -26,11 +26,25 @@ def flat_around(
 ) -> Bool[np.ndarray, " n"]:
     """Places that are flat, and whose neighbours along every axis are."""
     flat = is_flat(derivatives_at(flow, places))
-    size = places.shape[1]
-    axes = radius * np.concatenate([np.eye(size), -np.eye(size)])
-    around = (places[flat][:, None] + axes).reshape(-1, size)
-    flat[flat] = np.all(is_flat(derivatives_at(flow, around)).reshape(-1, 2 * size), axis=1)
+    around = _neighbours(places[flat], radius)
+    beside = is_flat(derivatives_at(flow, around.reshape(-1, places.shape[1])))
+    flat[flat] = np.all(beside.reshape(around.shape[:2]), axis=1)
     return flat
+
+
+def beside_flat(
+    flow: AbstractFlow, places: Float[np.ndarray, "n d"], radius: float
+) -> Bool[np.ndarray, " n"]:
+    """Places beside which, along some axis, the flow is flat: inside of a region or on its rim."""
+    around = _neighbours(places, radius)
+    flat = flat_around(flow, around.reshape(-1, places.shape[1]), radius / 2)
+    return np.any(flat.reshape(around.shape[:2]), axis=1)
+
+
+def _neighbours(places: Float[np.ndarray, "n d"], radius: float) -> Float[np.ndarray, "n m d"]:
+    """Places at a distance from each, both ways along every axis."""
+    axes = np.eye(places.shape[1])
+    return places[:, None] + radius * np.concatenate([axes, -axes])
 
 
 def rims(
@@ -51,10 +65,10 @@ def rims(
         scale: A typical |∇L|.
 
     Returns:
-        On each way the last flat place, the first other, and whether the gradient jumps there.
+        On each way the last place without gradient, the first with one, and whether it jumps there.
     """
     for _ in range(_HALVINGS):
         middle = (inside + outside) / 2
-        flat = is_flat(derivatives_at(flow, middle))[:, None]
+        flat = (derivatives_at(flow, middle).steepness == 0)[:, None]
         inside, outside = np.where(flat, middle, inside), np.where(flat, outside, middle)
     return inside, outside, derivatives_at(flow, outside).steepness > UNDERFLOWN * scale

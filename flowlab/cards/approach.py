@@ -1,4 +1,4 @@
-"""How a quantity moves along a flow line in the long run, read from its times and velocities.
+"""The long run of a quantity along a flow line, read from its times and velocities.
 
 k: moments along a line.
 """
@@ -26,7 +26,7 @@ Kind = Literal[
     "edge",
     "unclear",
 ]
-"""What the long run of a quantity looks like.
+"""Kinds of the long run of a quantity.
 
 `constant`: it does not move. It arrives in `finite time`, or tends to a limit, `exponential`ly,
 `algebraic`ally (as t^−p) or slower than that, as a power of 1/log t. Or it runs away: `linear`ly in

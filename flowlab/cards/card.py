@@ -28,7 +28,7 @@ REACH = 100.0  # nats; real runs stay within (the farthest of the two logs at ha
 
 @dataclass(frozen=True)
 class Card:
-    """How the flow of a loss behaves on the log-ratio plane; u' = −K ∇L from u = (0, 0).
+    """The flow of a loss on the log-ratio plane, u' = −K ∇L, in a few facts.
 
     Attributes:
         loss: The loss.

@@ -1,4 +1,4 @@
-"""Where the flow of a loss rests: what `critical` finds on the plane, in the words of a card.
+"""Critical points of the flow of a loss, which `critical` finds, in the words of a card.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -80,7 +80,7 @@ def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[Equilibrium, 
 
 
 def _from_reference(found: Equilibrium) -> tuple[float, float, float]:
-    """What to sort by: the distance from the reference point, and the place where that is equal."""
+    """The key to sort by: distance from the reference point; the place where that is equal."""
     return round(float(np.hypot(*found.place)), 9), *found.place
 
 

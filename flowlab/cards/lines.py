@@ -69,7 +69,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where the flow line from the reference point first has a margin.
+    """The first crossing of a margin by the flow line from the reference point.
 
     Attributes:
         margin: The margin u_chosen − u_rejected, nats.
@@ -126,7 +126,7 @@ def follow(plane: Plane) -> Lines:
 
 
 def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
-    """How chosen and rejected log-ratio and margin move along the line from the reference point."""
+    """The long run of chosen, rejected and margin along the line from the reference point."""
     line = lines.reference
     ending = _ending(plane, line)
     if ending is not None:
@@ -150,7 +150,7 @@ def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
 
 
 def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
-    """Where the line from the reference point has the margins of `MARGINS`."""
+    """The crossings of `MARGINS` by the line from the reference point."""
     found = []
     for margin in MARGINS:
         time = lines.reference.measures[f"margin_{margin:g}_time"][0]
@@ -162,7 +162,7 @@ def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
 
 
 def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
-    """Whether a margin was crossed at a place of rest: by rounding, since none is ever reached."""
+    """True if a margin was crossed at a critical point: by rounding, as none is ever reached."""
     if not np.all(np.isfinite(crossed)):
         return False
     there = plane.field(crossed[None])
@@ -172,7 +172,7 @@ def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
 
 
 def traps(plane: Plane, lines: Lines) -> Traps:
-    """Which starts flow to a wrong margin, and which are still on their way from one."""
+    """Shares of starts that flow to a wrong margin, or are still on their way from one."""
     ends = np.concatenate([lines.reference.end, lines.ends])
     field = plane.field(ends)
     margin = ends[:, 0] - ends[:, 1]
@@ -244,7 +244,7 @@ def _ending(plane: Plane, line: Runs) -> Kind | None:
 def _sticks(
     plane: Plane, end: Float[np.ndarray, "1 2"], ahead: Float[np.ndarray, "1 2"], apart: float
 ) -> bool:
-    """Whether velocities on both sides of a place are opposite, however near they are looked at."""
+    """True if velocities on both sides of a place are opposite, however near."""
     wide, near = (
         plane.field(end + np.array([[-1.0], [1.0]]) * far * ahead).velocity
         for far in (apart, apart / 10)

@@ -1,4 +1,4 @@
-"""What holds over parts of the plane: plateaus, a falling chosen log-ratio, what is conserved.
+"""Parts of the plane: plateaus, those where the chosen falls; conserved quantities, bounds.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -36,7 +36,7 @@ _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
 
 @dataclass(frozen=True)
 class Plateau:
-    """Where the margin is wrong and the flow slow, though nothing rests there.
+    """The part of the plane with a wrong margin and a slow flow, though without critical points.
 
     Attributes:
         share: Part of the wrong side of the square on which the speed is below a hundredth of that
@@ -50,7 +50,7 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Fall:
-    """Where the chosen log-ratio falls although the kernel couples nothing.
+    """The part of the plane on which the chosen log-ratio falls without coupling.
 
     Attributes:
         share: Part of the square on which it falls.
@@ -67,7 +67,7 @@ class Fall:
 
 @dataclass(frozen=True)
 class Bound:
-    """Whether a loss is bounded below, as far as rays from the reference point can tell.
+    """The lower bound of a loss, as far as rays from the reference point can tell.
 
     Attributes:
         below: Whether it is; None if it falls so slowly that it cannot be told.
@@ -94,7 +94,7 @@ def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
 
 
 def fall(plane: Plane) -> Fall:
-    """Where ∂L/∂u_chosen > 0: under a kernel without coupling the chosen log-ratio falls there."""
+    """The part with ∂L/∂u_chosen > 0: without coupling the chosen log-ratio falls there."""
     points = plane.square(_POINTS_A_SIDE)
     slope = plane.field(points).gradient[:, 0]
     falling = np.isfinite(slope) & (slope > 0)
@@ -121,7 +121,7 @@ def conserved(plane: Plane) -> str:
 
 
 def bound(plane: Plane, equilibria: Sequence[Equilibrium], end: Float[np.ndarray, " 2"]) -> Bound:
-    """Whether the loss is bounded below, from its values along rays out to 1e9 times the reach.
+    """The lower bound of the loss, from its values along rays out to 1e9 times the reach.
 
     The rays are 64 all round, and the one on which the line from the reference point ended. A ray
     on which the loss falls by as much in every decade as in the one before, or by more, has no end;
@@ -217,7 +217,7 @@ def _interval(name: str, low: str, high: str) -> str:
 
 
 def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> str:
-    """Where ∂L/∂u_chosen turns its sign between two levels: a number, or the range of it."""
+    """The place between two levels at which ∂L/∂u_chosen turns its sign, or its range."""
     direction = _VARIABLES[name]
     along = direction / (direction @ direction)
     across = np.array([[1.0, 1.0]]) if name == "h" else 1 - np.abs(direction[None])

@@ -1,4 +1,4 @@
-"""Instruments: where a flow rests, what slows it, where it leads, and how much the start matters.
+"""Instruments: critical points of a flow, what slows it, its basins, and sensitivity to the start.
 
 Critical points and lines of them, basins and separatrices, time beside saddles, slow regions,
 sensitivity to the start, and how critical points move with a parameter.

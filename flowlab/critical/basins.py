@@ -1,4 +1,4 @@
-"""Which minimum or runaway every start ends in.
+"""Basins of attraction: the minimum, or the runaway, that every start ends in.
 
 n: starts; d: components.
 """
@@ -51,7 +51,7 @@ _FRACTAL = float(np.log(2))  # a boundary entropy above it cannot come from smoo
 
 
 class BasinEntropy(NamedTuple):
-    """How uncertain the end of a start is within a box of starts.
+    """The uncertainty of the end of a start within a box of starts.
 
     Attributes:
         basin: Mean Gibbs entropy of the boxes, in nats.
@@ -70,13 +70,13 @@ class BasinEntropy(NamedTuple):
 
     @property
     def fractal(self) -> bool:
-        """Whether the boundary entropy shows a fractal boundary."""
+        """A boundary entropy that only a fractal boundary has."""
         return self.boundary > _FRACTAL
 
 
 @dataclass(frozen=True)
 class Basins:
-    """Where many starts end.
+    """The ends of many starts.
 
     Attributes:
         starts: shape (n, d).
@@ -161,7 +161,7 @@ def basins(
     time_limit: float = np.inf,
     rtol: float = 1e-6,
 ) -> Basins:
-    """Which minimum, or runaway, every start ends in.
+    """The minimum, or the runaway, that every start ends in.
 
     A flow line is followed until it rests. Its end counts as a minimum only where Newton's method
     takes it, within a thousandth of the region, to a minimum (or a line of such) that was found; a
@@ -280,7 +280,7 @@ def _matched(
 
 
 def _is_edge(flow: AbstractFlow, point: CriticalPoint) -> bool:
-    """Whether a point lies where the domain absorbs, and is not on a wall."""
+    """True for a point where the domain absorbs, and not for one on a wall."""
     return bool(flow.domain.absorbing and point.on and np.any(point.place == 0))
 
 

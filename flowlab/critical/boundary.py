@@ -36,7 +36,7 @@ _ALONG = 33  # points along an edge
 
 
 class Search(NamedTuple):
-    """What is searched, and where.
+    """A search: the flow, the region and the starts.
 
     Attributes:
         flow: The flow.
@@ -53,7 +53,7 @@ class Search(NamedTuple):
     width: float
 
     def holds(self, places: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """Which places lie in the region, or on its sides but for rounding."""
+        """Mask of the places that lie in the region, or on its sides but for rounding."""
         slack = ROOT_STEP * self.width
         low, high = self.ends.T
         return np.all((places >= low - slack) & (places <= high + slack), axis=1)
@@ -89,7 +89,7 @@ class ConstrainedPoint:
     path: Float[np.ndarray, "p d"] | None = None
 
     def covers(self, place: Float[np.ndarray, " d"], apart: float) -> bool:
-        """Whether a place is this point, or one of this line."""
+        """True for a place that is this point, or one of this line."""
         path = self.place[None] if self.path is None else self.path
         return bool(distance_to_path(place[None], path)[0] < apart)
 
@@ -115,7 +115,7 @@ class Face(NamedTuple):
 
     @classmethod
     def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "Face":
-        """What some walls leave, of which none can be made of the others."""
+        """The face of some walls, of which none can be made of the others."""
         pseudo_inverse = np.linalg.pinv(normals)
         return cls(normals, offsets, null_space(normals), pseudo_inverse, words, _PRESSING)
 
@@ -126,7 +126,7 @@ class Face(NamedTuple):
 
     @classmethod
     def edge(cls, component: int, count: int, depth: float, word: str) -> "Face":
-        """What is so deep beside the edge of a component."""
+        """The face that is so deep beside the edge of a component."""
         axes = np.eye(count)
         normal = -axes[[component]]
         along = np.delete(axes, component, axis=1)
@@ -137,7 +137,7 @@ class Face(NamedTuple):
         return places @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
 
     def pressing(self, there: Derivatives, width: float) -> Bool[np.ndarray, " n"]:
-        """Where the flow presses against all of the walls, by more than rounding."""
+        """Mask of the states that press against all of the walls, by more than rounding."""
         size = np.max(np.abs(there.hessian), axis=(1, 2)) * width
         with np.errstate(invalid="ignore"):
             force = -there.gradient @ self.pseudo_inverse * np.linalg.norm(self.normals, axis=1)
@@ -196,7 +196,7 @@ def _on_face(search: Search, face: Face) -> list[ConstrainedPoint]:
 def settled(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
 ) -> Bool[np.ndarray, " n"]:
-    """Where Newton's step is small beside each component of a state that must be positive."""
+    """Mask of steps that are small beside each component of a state that must be positive."""
     if not flow.domain.absorbing:
         return np.ones(len(places), bool)
     return np.all(np.abs(step) <= _ROOT_PART * np.abs(places), axis=1)
@@ -215,7 +215,7 @@ def _set_on_face(
 def _held(
     search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None
 ) -> ConstrainedPoint:
-    """What a root on a face is."""
+    """A root on a face, described."""
     dimension, path = 0, None
     if whole is not None:
         place, dimension, path = whole.place, whole.dimension, whole.path
@@ -239,7 +239,7 @@ def _newton(
     along: Float[np.ndarray, "d k"],
     width: float,
 ) -> tuple[Derivatives, Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
-    """What is there, Newton's step on a face, and its length but for rounding."""
+    """Derivatives, Newton's step on a face, and its length but for rounding."""
     there = derivatives_at(flow, places)
     slope, bend, floor = restricted(there, along, width)
     if not along.shape[1]:
@@ -248,7 +248,7 @@ def _newton(
 
 
 def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Which places lie within the other walls and off the edges."""
+    """Mask of the places within the other walls and off the edges."""
     normals, offsets = flow.domain.walls()
     slack = 1e-9 * (1 + np.abs(offsets))
     within = np.all(places @ normals.reshape(-1, places.shape[1]).T <= offsets + slack, axis=1)
@@ -319,7 +319,7 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
 
 
 def _beside(search: Search, component: int, part: float) -> Derivatives:
-    """What is close to an edge, closer than to any other."""
+    """Derivatives close to an edge, closer than to any other."""
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)

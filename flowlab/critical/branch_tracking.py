@@ -39,7 +39,7 @@ class _Seen(NamedTuple):
 
 
 class IndexChange(NamedTuple):
-    """Where a point changes its index.
+    """The value at which a point changes its index.
 
     Attributes:
         value: The parameter.
@@ -56,7 +56,7 @@ class IndexChange(NamedTuple):
 
 @dataclass
 class BranchSegment:
-    """Where a point is between two values of the parameter.
+    """The places of a point between two values of the parameter.
 
     Attributes:
         follow: What follows it.
@@ -79,19 +79,19 @@ class BranchSegment:
     short: float = 0.0
 
     def described(self, at: int) -> CriticalPoint:
-        """What the point is at one of the values, by its number."""
+        """The point at one of the values, by its number."""
         return self.follow.described(self.values[at], self.places[at], self.point, self.face)
 
     @property
     def name(self) -> str:
-        """What the point is where the segment ends, as far as that is clear."""
+        """The name of the point at the end of the segment, as far as that is clear."""
         index = [self._index(at) for at in range(len(self.values))]
         same = [at for at, value in enumerate(index) if value == index[-1]]
         return self.point.name if index[0] == index[-1] else self.described(same[0]).name
 
     @property
     def ends(self) -> bool:
-        """Whether there is a reason for the end: a singular Hessian, or a wall."""
+        """True where the end has a reason: a singular Hessian, or a wall."""
         first, last = self._curvatures(0), self._curvatures(-1)
         if not len(last):
             return True  # in a corner nothing but the walls can be the reason
@@ -102,7 +102,7 @@ class BranchSegment:
 
     @property
     def within(self) -> float:
-        """How far beyond the end the cause of it may lie.
+        """The distance beyond the end within which its cause lies.
 
         Towards a meeting the least curvature falls in proportion to what is left of the way, or
         faster: what rounding has hidden of the way is at most what proportion leaves.
@@ -114,7 +114,7 @@ class BranchSegment:
         return max(self.short, gone * last / (before - last) if before > last else 0.0)
 
     def index_changes(self) -> list[IndexChange]:
-        """Where the index changes."""
+        """The changes of the index on the way."""
         index = [self._index(at) for at in range(len(self.values))]
         return [
             self._index_change(at) for at in range(len(index) - 1) if index[at] != index[at + 1]
@@ -149,7 +149,7 @@ class Follower:
         )
 
     def inside(self, place: Float[np.ndarray, " d"]) -> bool:
-        """Whether a place lies in the region, or on its side."""
+        """True for a place in the region, or on its side."""
         over = np.maximum(self.ends[:, 0] - place, place - self.ends[:, 1])
         return bool(np.all(over <= _SHAKY * self.width))
 
@@ -170,7 +170,7 @@ class Follower:
         return min(alike, key=gaps.__getitem__, default=None)
 
     def segment(self, value: float, point: CriticalPoint, goal: float) -> BranchSegment | None:
-        """Where a point is from one value towards another; None for what cannot be followed."""
+        """A point followed from one value towards another; None for what cannot be."""
         face = self._face(point)
         if face is None:
             return None
@@ -198,7 +198,7 @@ class Follower:
     def described(
         self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
-        """What a point has become at another value and place."""
+        """A point as it has become at another value and place."""
         flow = self._flow_at(value)
         if not point.on:
             return described(flow, place, self.width)
@@ -222,7 +222,7 @@ class Follower:
         return np.linalg.eigvalsh(self._seen(value, place, face).bend)
 
     def held_beyond(self, segment: BranchSegment) -> bool:
-        """Whether there is no wall, nor release from one, just beyond the end of a segment."""
+        """True where no wall, nor release from one, lies just beyond the end of a segment."""
         onward = segment.values[-1] + _ONWARD * segment.toward
         ahead = self._predicted(segment.values[-1], segment.places[-1], onward, segment.face)
         return ahead is not None and self._seen(onward, ahead, segment.face).held
@@ -248,7 +248,7 @@ class Follower:
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
     def _face(self, point: CriticalPoint) -> Face | None:
-        """How a point can move; None for lines and manifolds, and degenerate points."""
+        """The face on which a point can move; None for lines, manifolds, degenerate points."""
         size = len(point.place)
         if point.dimension or point.kind == "degenerate":
             return None
@@ -266,7 +266,7 @@ class Follower:
     def _stepped(
         self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """Where a point is one step on; None where that is in doubt."""
+        """The place of a point one step on; None where that is in doubt."""
         shaky = _SHAKY * self.width
         ahead = self._predicted(value, place, goal, face)
         if ahead is None:
@@ -284,7 +284,7 @@ class Follower:
     def _predicted(
         self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """Where the tangent leads: the slope that a point has at the goal, over its curvature."""
+        """The place that the tangent leads to: the slope at the goal over the curvature."""
         here, there = self._seen(value, place, face), self._seen(goal, place, face)
         step = _newton(there.slope, here.bend, self.width)
         if step is None or np.linalg.norm(step) > self.width:

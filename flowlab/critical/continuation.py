@@ -1,4 +1,4 @@
-"""How critical points move, appear, vanish and change over a parameter.
+"""Continuation: critical points move, appear, vanish and change over a parameter.
 
 m: values of the parameter; k: values along a branch; d: components.
 """
@@ -39,7 +39,7 @@ class Branch:
 
     @property
     def places(self) -> Float[np.ndarray, "k d"]:
-        """Where it is at each value."""
+        """The place at each value, shape (k, d)."""
         return np.array([point.place for point in self.points])
 
     @property
@@ -387,7 +387,7 @@ class _Walk:
         )
 
     def _passes(self, segment: BranchSegment) -> bool:
-        """Whether a segment ends on a branch."""
+        """True for a segment that ends on a branch."""
         there = [
             p
             for b in self.branches
@@ -410,13 +410,13 @@ class _Walk:
 
 
 def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:
-    """How badly a segment that leads to a point fits it, to be compared."""
+    """The misfit of a segment and the point that it leads to, to be compared."""
     gap = float(np.linalg.norm(segment.places[-1] - point.place))
     return segment.point.index != point.index, gap
 
 
 def _sort(point: CriticalPoint) -> tuple[int, tuple[str, ...]] | None:
-    """What points that are not followed have in common; None for one that is."""
+    """The sort of a point that is not followed but linked; None for one that is."""
     if not point.dimension and point.kind != "degenerate":
         return None
     return point.dimension, point.on

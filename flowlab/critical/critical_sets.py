@@ -73,7 +73,7 @@ class CriticalSet:
 
 @dataclass(frozen=True)
 class _Tracer:
-    """What stays the same while a line is followed.
+    """A tracer of lines of critical points, with what stays the same on the way.
 
     Attributes:
         flow: The flow.
@@ -124,7 +124,7 @@ class _Tracer:
         return place, left, self.seen(place)[1]
 
     def goes_on(self, root: Float[np.ndarray, " d"], step: Float[np.ndarray, " d"]) -> bool:
-        """Whether there is another root a step away, neither nearer nor farther."""
+        """True if there is another root a step away, neither nearer nor farther."""
         there, left, _ = self.corrected(root + step)
         length = float(np.linalg.norm(step))
         moved = float(np.linalg.norm(there - root))
@@ -216,7 +216,7 @@ def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.nda
 
 
 def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
-    """Whether the slope along a path has one sign and only falls, as rounding would not."""
+    """True for a path along which the slope has one sign and only falls, unlike rounding."""
     inner = path[1:-1]
     slope = np.sum(derivatives_at(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
     told = slope[slope != 0]
@@ -272,7 +272,7 @@ def _walked(
     dimension: int,
     width: float,
 ) -> Bool[np.ndarray, " n"]:
-    """Which roots a walk on a manifold leads to another of its points.
+    """Mask of the roots that a walk on a manifold leads to another of its points.
 
     Each step goes towards the goal as far as the flattest directions allow, and back to a root.
     """
@@ -308,7 +308,7 @@ def _walked(
 def _cut(
     inside: np.ndarray, outside: np.ndarray, normals: np.ndarray, offsets: np.ndarray
 ) -> Float[np.ndarray, " d"]:
-    """Where the way from a point inside to one outside leaves the region."""
+    """The place at which the way from a point inside to one outside leaves the region."""
     way = outside - inside
     rises, room = normals @ way, offsets - normals @ inside
     leaves = rises > 1e-9 * np.linalg.norm(way)

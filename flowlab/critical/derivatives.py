@@ -44,7 +44,7 @@ _AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough
 
 
 class Derivatives(NamedTuple):
-    """What a flow is near each of many states.
+    """Potential, gradient, Hessian and metric at each of many states.
 
     Attributes:
         value: The potential, shape (n,).
@@ -83,7 +83,7 @@ class Derivatives(NamedTuple):
 
 
 def derivatives_at(flow: AbstractFlow, states: npt.ArrayLike) -> Derivatives:
-    """What a flow is near each of many states."""
+    """Potential, gradient, Hessian and metric of a flow at states, shape (n, d), in float64."""
     points = np.asarray(states, dtype=float)
     count, size = points.shape
     lanes = _lanes(count, size)

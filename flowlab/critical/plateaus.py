@@ -67,7 +67,7 @@ class Plateau:
 
     @property
     def later(self) -> float:
-        """How much later its starts arrive than those around it; NaN where neither do."""
+        """Arrival of its starts less that of those around it; NaN where neither arrive."""
         with np.errstate(invalid="ignore"):
             return float(np.subtract(self.arrival, self.arrival_around))
 
@@ -83,7 +83,7 @@ class Plateau:
         return self.outcomes.get("reached", 0) / self.cells
 
     def __str__(self) -> str:
-        """What it is, on one line."""
+        """The slow region, on one line."""
         what = "slow region around a critical point" if self.holds_rest else "plateau"
         beyond = ", to the side of the region" if self.at_side else ""
         around = f"{self.arrival:.4g} against {self.arrival_around:.4g} around it"
@@ -198,7 +198,7 @@ def plateaus(
 
 @dataclass(frozen=True)
 class _Told:
-    """What the lines from the cells told, put back on the grid; shapes (a, b).
+    """Results of the lines from the cells, put back on the grid; shapes (a, b).
 
     Attributes:
         dwell: Time below the speed.

@@ -1,4 +1,4 @@
-"""Where a flow rests: critical points, lines of them, and what a wall or an edge holds.
+"""Critical points of a flow, lines of such, and those that a wall or an edge holds.
 
 n: points; d: components.
 """
@@ -150,7 +150,7 @@ def refined(
 def _newton(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], width: float
 ) -> tuple[Derivatives, Any, Any, Any]:
-    """What is there, Newton's step, its length, and that of it which is not rounding."""
+    """Derivatives, Newton's step, its length, and that of it which is not rounding."""
     there = derivatives_at(flow, places)
     step, sure = root_step(there.gradient, there.hessian, width)
     with np.errstate(over="ignore"):
@@ -195,7 +195,7 @@ def _searched(
     steepness: Float[np.ndarray, " n"],
     width: float,
 ) -> Float[np.ndarray, "n d"]:
-    """Where Levenberg and Marquardt's method on the gradient ends from each guess.
+    """The ends of Levenberg and Marquardt's method on the gradient, from each guess.
 
     The units are those of the region and of its gradients, since the method's damping has none.
     """
@@ -234,7 +234,7 @@ def _least_squares(
 def _descended(
     flow: AbstractFlow, guesses: Float[np.ndarray, "n d"], width: float
 ) -> Float[np.ndarray, "n d"]:
-    """Where the way down from each guess leads in some steps.
+    """The ends of some steps downhill from each guess.
 
     So minima are found whose surroundings a search for small gradients leaves: beyond the turn of
     a well the gradient falls outwards. Where the potential curves up along the gradient, a step is
@@ -297,7 +297,7 @@ def _members(
 
 
 def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> bool:
-    """Whether an isolated point without curvature is one of a line."""
+    """True for an isolated point without curvature that is one of a line."""
     if point.dimension or point.kind != "degenerate":
         return False
     return any(distance_to_path(point.place[None], path)[0] < ON_POINT * width for path in paths)
@@ -306,7 +306,7 @@ def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> boo
 def _blurred(
     flow: AbstractFlow, root: Float[np.ndarray, " d"], others: np.ndarray, width: float
 ) -> Bool[np.ndarray, " n"]:
-    """Which other roots are a degenerate root again: close, with none but roots in between."""
+    """Mask of other roots that are a degenerate root again: only roots lie in between."""
     close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
     middle = derivatives_at(flow, (others + root) / 2)
     sure = root_step(middle.gradient, middle.hessian, width)[1]
@@ -320,7 +320,7 @@ def described(
     dimension: int = 0,
     path: Float[np.ndarray, "k d"] | None = None,
 ) -> CriticalPoint:
-    """What a root is."""
+    """A root as a critical point, with its kind, spectrum and rates."""
     here = derivatives_at(flow, place[None])
     values = curvatures(flow, place, width)[0]
     rates = rates_of(here.metric[0], here.hessian[0])[0]
@@ -349,7 +349,7 @@ def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
 
 
 def _among(held: ConstrainedPoint, found: list[CriticalPoint], width: float) -> bool:
-    """Whether a point on a wall is one that is critical without it, found once more."""
+    """True for a point on a wall that is critical without it, and found once more."""
     for point in found:
         path = point.place[None] if point.path is None else point.path
         apart = ROOTS_APART if point.path is None else ON_POINT

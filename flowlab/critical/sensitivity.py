@@ -1,4 +1,4 @@
-"""How much the start matters: derivatives of end and arrival time by it, and Lyapunov exponents.
+"""Derivatives of end and arrival time by the start, and Lyapunov exponents.
 
 The flow map takes a start y0 to the end Φ(y0), at a target or at a fixed flow time T, and the start
 to its arrival time. Derivatives are computed in forward mode through the integration, for blocks of
@@ -34,7 +34,7 @@ _WIDTH = 8  # numbers that a processor takes at once, at most
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """How the ends of flow lines and their times of arrival move with the starts.
+    """Derivatives of the ends of flow lines and of their times of arrival by the starts.
 
     Attributes:
         starts: Shape (n, d).
@@ -57,14 +57,14 @@ class Sensitivity:
 
     @property
     def defined(self) -> Bool[np.ndarray, " n"]:
-        """Which starts have derivatives."""
+        """Mask of the starts that have derivatives."""
         return np.all(np.isfinite(self.jacobian), axis=(1, 2)) & np.all(
             np.isfinite(self.time_gradient), axis=1
         )
 
     @property
     def undefined(self) -> int:
-        """How many starts have none."""
+        """Number of starts that have none."""
         return int(np.sum(~self.defined))
 
     @property
@@ -76,7 +76,7 @@ class Sensitivity:
         return growth
 
     def __repr__(self) -> str:
-        """How many starts there are, and of how many the derivatives are undefined."""
+        """The number of starts, and of those whose derivatives are undefined."""
         size = len(self.starts)
         return f"Sensitivity({size} starts in {self.of!r}, undefined at {self.undefined})"
 
@@ -101,7 +101,7 @@ class Exponents:
 
     @property
     def undefined(self) -> int:
-        """How many have none: absorbed or stopped before the time, failed, or fallen too low."""
+        """Number without one: absorbed or stopped before the time, failed, or fallen too low."""
         return int(np.sum(np.isnan(self.values)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -109,7 +109,7 @@ class Exponents:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        """How many starts there are, and of how many the exponent is undefined."""
+        """The number of starts, and of those whose exponent is undefined."""
         size = len(self.values)
         return f"Exponents({size} starts at time {self.time:g}, undefined at {self.undefined})"
 

@@ -1,4 +1,4 @@
-"""How long flow lines stay beside critical points, and what the linearisation says they should.
+"""Times that flow lines spend beside critical points, and those that linearisation predicts.
 
 n: starts; p: points; d: components.
 """
@@ -29,7 +29,7 @@ _NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says
 
 @dataclass(frozen=True, eq=False)
 class Slowdown:
-    """How flow lines were slowed, beside the prediction of the linearisation.
+    """Times beside critical points as measured, and as the linearisation predicts them.
 
     Attributes:
         runs: What became of the starts; its measures hold where lines were slowest.
@@ -128,7 +128,7 @@ def slowdown(
     rtol: float = _SADDLE_RTOL,
     **options: Any,
 ) -> Slowdown:
-    """How long flow lines from many starts stay beside each critical point, and should.
+    """Times that flow lines from many starts spend beside each critical point, and should.
 
     A line that enters the neighbourhood of a saddle at a distance δ from its stable manifold leaves
     it, in the linearisation, when the coordinate along the unstable direction has grown from δ to
@@ -224,7 +224,7 @@ def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p
 
 
 def _gathered(runs: Runs, count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What `near` has measured, with the points on the second axis."""
+    """Results of the measure `near`, with the points on the second axis."""
     words = {
         "spent": "time",
         "entry_time": "entry_time",
@@ -251,7 +251,7 @@ def _predictions(
     radius: Float[np.ndarray, " p"],
     seen: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """What the linearisation says; arrays of shape (n, p)."""
+    """Predictions of the linearisation; arrays of shape (n, p)."""
     names = ("entry_offset", "offset", "rate", "predicted")
     told = {name: np.full(seen["spent"].shape, np.nan) for name in names}
     around = derivatives_at(flow, places) if len(places) else None

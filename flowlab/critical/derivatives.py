@@ -187,7 +187,8 @@ def curvatures(
     for i in np.flatnonzero(np.abs(values) <= _WEAK * largest):
         slope = abs(there.gradient[0] @ face @ vectors[:, i])
         rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(place))
-        off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
+        with np.errstate(over="ignore"):
+            off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
         way = min(off, AROUND * width) * (face @ vectors[:, i])
         beside = [at(place + s * way)[0][i] for s in (-1, 1)]
         same = np.max(np.abs(beside - values[i])) <= 0.5 * abs(values[i])

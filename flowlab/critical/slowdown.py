@@ -161,17 +161,12 @@ def slowdown(
     """
     places, names, free = _places(points)
     sizes = _radii(radius, len(places))
-    wanted = [
-        measures.near(place, float(size), label=str(index))
-        for index, (place, size) in enumerate(zip(places, sizes, strict=True))
-    ]
-    slow = [] if below is None else [measures.dwell(below)]
     begin = real_starts(starts)
     runs = sweep(
         flow,
         begin,
         until=until,
-        measures=[*slow, measures.slowest(), *wanted],
+        measures=_measures(places, sizes, below),
         rtol=rtol,
         **{"clock": "arc_length", **options},
     )
@@ -221,6 +216,16 @@ def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p
             f"{count}, but is {radius!r}."
         )
     return np.broadcast_to(sizes, count).copy()
+
+
+def _measures(
+    places: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
+) -> list[measures.AbstractMeasure]:
+    """Measures of the time beside each place, of the slowest state, and of slow time."""
+    slow = [] if below is None else [measures.dwell(below)]
+    beside = zip(places, radius, strict=True)
+    wanted = [measures.near(at, float(size), label=str(i)) for i, (at, size) in enumerate(beside)]
+    return [*slow, measures.slowest(), *wanted]
 
 
 def _gathered(runs: Runs, count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:

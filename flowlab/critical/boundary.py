@@ -14,15 +14,14 @@ from scipy.linalg import null_space
 from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
-    capped,
     curvatures,
     derivatives_at,
     first_of_each,
+    newton,
     rates_of,
     restricted,
-    root_step,
 )
-from flowlab.critical.tolerances import FAINT, NEWTON_STEPS, NUMBERS, ROOT_STEP, ROOTS_APART
+from flowlab.critical.tolerances import FAINT, NUMBERS, ROOT_STEP, ROOTS_APART
 from flowlab.flow import AbstractFlow
 
 __all__ = ["ConstrainedPoint", "Face", "Search", "edges", "faces", "settled"]
@@ -159,7 +158,7 @@ def faces(search: Search) -> list[ConstrainedPoint]:
         for chosen in itertools.combinations(range(len(normals)), count):
             walls = normals[list(chosen)], offsets[list(chosen)]
             if np.linalg.matrix_rank(walls[0]) == count:
-                words = tuple(_words(search.flow, n, b) for n, b in zip(*walls, strict=True))
+                words = tuple(_equation(search.flow, n, b) for n, b in zip(*walls, strict=True))
                 here = _on_face(search, Face.wall(*walls, words))
                 apart = ROOTS_APART * search.width
                 found += [one for one in here if not any(f.covers(one.place, apart) for f in found)]
@@ -169,14 +168,11 @@ def faces(search: Search) -> list[ConstrainedPoint]:
 def _on_face(search: Search, face: Face) -> list[ConstrainedPoint]:
     """The points and lines on a face at which the flow along it rests, and that it presses."""
     flow, width = search.flow, search.width
-    places = face.projected(search.guesses)
-    there, step, sure = _newton(flow, places, face.along, width)
-    for _ in range(NEWTON_STEPS if face.along.shape[1] else 0):
-        places = places + capped(step, 0.1 * width) @ face.along.T
-        there, step, sure = _newton(flow, places, face.along, width)
+    start = face.projected(search.guesses)
+    places, there, step, sure = newton(flow, start, width, face.along)
     steepest = np.max(np.abs(there.hessian), axis=(1, 2)) * width
     some = np.maximum(steepest, there.steepness) > FAINT * search.scale
-    rooted = (sure < ROOT_STEP * width) & some & settled(flow, places, step @ face.along.T)
+    rooted = (sure < ROOT_STEP * width) & some & settled(flow, places, step)
     inside = search.holds(places) & _inside(flow, places, face.normals)
     left = places[rooted & face.pressing(there, width) & inside]
     left = first_of_each(search.clipped(left), ROOTS_APART * width)
@@ -231,20 +227,6 @@ def _held(
         dimension=dimension,
         path=path,
     )
-
-
-def _newton(
-    flow: AbstractFlow,
-    places: Float[np.ndarray, "n d"],
-    along: Float[np.ndarray, "d k"],
-    width: float,
-) -> tuple[Derivatives, Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
-    """Derivatives, Newton's step on a face, and its length but for rounding."""
-    there = derivatives_at(flow, places)
-    slope, bend, floor = restricted(there, along, width)
-    if not along.shape[1]:
-        return there, slope, np.zeros(len(places))
-    return there, *root_step(slope, bend, width, floor)
 
 
 def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndarray:
@@ -358,7 +340,7 @@ def _name(flow: AbstractFlow, component: int) -> str:
     return f"{name} = 0"
 
 
-def _words(flow: AbstractFlow, normal: Float[np.ndarray, " d"], offset: float) -> str:
+def _equation(flow: AbstractFlow, normal: Float[np.ndarray, " d"], offset: float) -> str:
     """A wall as an equation, "x_chosen + x_rejected = 1"."""
     names = flow.components or tuple(f"y{i}" for i in range(len(normal)))
     parts = [

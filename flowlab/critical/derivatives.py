@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float
 
-from flowlab.critical.tolerances import AROUND
+from flowlab.critical.tolerances import AROUND, NEWTON_STEPS
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
@@ -27,6 +27,7 @@ __all__ = [
     "diagonal",
     "enclosed",
     "first_of_each",
+    "newton",
     "derivatives_at",
     "onto_walls",
     "rates_of",
@@ -40,6 +41,8 @@ _HIDDEN = 1e-13  # of the largest: an eigenvalue, or slope over a length, that r
 _ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does make
 _NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
 _WEAK = 1e-6  # of the same: below it an eigenvalue has to stay what it is nearby
+_ENDED = (1e-15, 1e3)  # of the region: steps that are rounding alone, and those that lead nowhere
+_LONGEST_STEP = 0.1  # of the region: what is longer may jump over a root
 _AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough for any memory
 
 
@@ -214,6 +217,53 @@ def restricted(
     with np.errstate(all="ignore"):
         floor = np.maximum(bent, there.steepness / width)
     return slope, bend, np.where(np.isfinite(floor), floor, 0)
+
+
+def newton(
+    flow: AbstractFlow,
+    places: Float[np.ndarray, "n d"],
+    width: float,
+    along: Float[np.ndarray, "d k"] | None = None,
+) -> tuple[
+    Float[np.ndarray, "n d"], Derivatives, Float[np.ndarray, "n d"], Float[np.ndarray, " n"]
+]:
+    """Newton's method for zeros of the gradient, from many places at once.
+
+    Args:
+        flow: The flow.
+        places: Where to begin.
+        width: A typical distance.
+        along: Directions, as columns, to which gradient and steps are restricted; None for all.
+
+    Returns:
+        The places where it ended, the derivatives there, the step that would follow, and how far
+        that leads beyond what rounding makes.
+    """
+    there = derivatives_at(flow, places)
+    step, sure = _newton_step(there, width, along)
+    for _ in range(NEWTON_STEPS):
+        with np.errstate(all="ignore"):
+            length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1) / width
+        if np.all((length < _ENDED[0]) | (length > _ENDED[1])):
+            break
+        places = places + capped(step, _LONGEST_STEP * width)
+        there = derivatives_at(flow, places)
+        step, sure = _newton_step(there, width, along)
+    return places, there, step, sure
+
+
+def _newton_step(
+    there: Derivatives, width: float, along: Float[np.ndarray, "d k"] | None
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
+    """The step of `root_step` at each state, and how far it leads beyond what rounding makes."""
+    if along is None:
+        return root_step(there.gradient, there.hessian, width)
+    if not along.shape[1]:
+        return np.zeros_like(there.gradient), np.zeros(len(there.value))
+    slope, bend, floor = restricted(there, along, width)
+    step, sure = root_step(slope, bend, width, floor)
+    with np.errstate(all="ignore"):
+        return step @ along.T, sure
 
 
 def onto_walls(

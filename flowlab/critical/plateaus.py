@@ -189,15 +189,15 @@ def plateaus(
     if count:
         options = {"clock": "arc_length", **options}
         runs = sweep(flow, centres[followed], until=until, measures=[slow], **options)
-        told = _Told.of(flow, runs, followed, ends)
+        lines = _OnGrid.of(flow, runs, followed, ends)
         for label, (mask, ring) in enumerate(zip(masks, rings, strict=True), 1):
-            found.append(_plateau(label, mask, ring, centres, speed, told, ends))
+            found.append(_plateau(label, mask, ring, centres, speed, lines, ends))
     found.sort(key=lambda plateau: -plateau.cells)
     return Plateaus(tuple(found), ends, float(below), axes, speed, past, labels, flow.components)
 
 
 @dataclass(frozen=True)
-class _Told:
+class _OnGrid:
     """Results of the lines from the cells, put back on the grid; shapes (a, b).
 
     Attributes:
@@ -219,7 +219,7 @@ class _Told:
         runs: Runs,
         followed: Bool[np.ndarray, "a b"],
         region: Float[np.ndarray, "2 2"],
-    ) -> "_Told":
+    ) -> "_OnGrid":
         def spread(values: np.ndarray, filler: Any) -> np.ndarray:
             grid = np.full(followed.shape, filler, dtype=values.dtype)
             grid[followed] = values
@@ -230,7 +230,7 @@ class _Told:
         shares = np.clip((finite - low) / (high - low), -1, 2)
         cells = np.floor(shares * followed.shape).astype(int)
         arrival = np.where(runs.outcome == Outcome.reached, runs.time, np.inf)
-        words = _words(flow, runs, region)
+        words = _outcome_names(flow, runs, region)
         return cls(
             spread(runs.measures["dwell"], np.nan),
             spread(arrival, np.nan),
@@ -239,7 +239,7 @@ class _Told:
         )
 
 
-def _words(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
+def _outcome_names(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
     """The names of the outcomes; a line at rest must be where the gradient vanishes."""
     words = np.array([Outcome(code).name for code in runs.outcome], dtype=object)
     resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
@@ -260,15 +260,15 @@ def _plateau(
     ring: Bool[np.ndarray, "a b"],
     centres: Float[np.ndarray, "a b 2"],
     speed: Float[np.ndarray, "a b"],
-    told: _Told,
+    lines: _OnGrid,
     region: Float[np.ndarray, "2 2"],
 ) -> Plateau:
     cells = int(mask.sum())
     inside, slowest = centres[mask], np.argmin(speed[mask])
     edge = np.ones_like(mask)
     edge[1:-1, 1:-1] = False
-    resting = mask & (told.word == "at_critical_point")
-    ends = told.ends[:, resting]
+    resting = mask & (lines.word == "at_critical_point")
+    ends = lines.ends[:, resting]
     on_grid = np.all((ends >= 0) & (ends < np.array(mask.shape)[:, None]), axis=0)
     return Plateau(
         label=label,
@@ -278,10 +278,10 @@ def _plateau(
         at_side=bool(np.any(mask & edge)),
         smallest_speed=float(speed[mask][slowest]),
         smallest_at=inside[slowest],
-        residence=_median(told.dwell[mask]),
-        arrival=_median(told.arrival[mask]),
-        arrival_around=_median(told.arrival[ring]),
-        outcomes=dict(Counter(map(str, told.word[mask]))),
+        residence=_median(lines.dwell[mask]),
+        arrival=_median(lines.arrival[mask]),
+        arrival_around=_median(lines.arrival[ring]),
+        outcomes=dict(Counter(map(str, lines.word[mask]))),
         holds_rest=bool(np.any(mask[tuple(ends[:, on_grid])])),
     )
 

@@ -4,7 +4,6 @@ n: points; d: components.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from flowlab.critical.derivatives import (
     derivatives_at,
     diagonal,
     first_of_each,
+    newton,
     onto_walls,
     rates_of,
     root_step,
@@ -32,7 +32,6 @@ from flowlab.critical.derivatives import (
 from flowlab.critical.flat_regions import is_flat, rims
 from flowlab.critical.tolerances import (
     FAINT,
-    NEWTON_STEPS,
     NUMBERS,
     ON_POINT,
     ROOT_STEP,
@@ -134,28 +133,12 @@ def refined(
         scale: A typical |∇L|.
         width: A typical distance.
     """
-    there, step, length, sure = _newton(flow, places, width)
-    for _ in range(NEWTON_STEPS):
-        if np.all((length < 1e-15 * width) | (length > 1e3 * width)):
-            break
-        places = places + capped(step, 0.1 * width)
-        there, step, length, sure = _newton(flow, places, width)
+    places, _, step, sure = newton(flow, places, width)
     places = onto_walls(flow, places, ROOT_STEP * width)
     there = derivatives_at(flow, places)
     bent = np.max(np.abs(there.hessian), axis=(1, 2))
     roots = (sure < ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, NUMBERS))
     return places, there, roots & there.inside & settled(flow, places, step)
-
-
-def _newton(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], width: float
-) -> tuple[Derivatives, Any, Any, Any]:
-    """Derivatives, Newton's step, its length, and that of it which is not rounding."""
-    there = derivatives_at(flow, places)
-    step, sure = root_step(there.gradient, there.hessian, width)
-    with np.errstate(over="ignore"):
-        length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
-    return there, step, length, sure
 
 
 def _fit_guesses(

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float, Int
 
 from flowlab import until
-from flowlab.critical.critical_sets import distance_to_path
+from flowlab.critical.critical_sets import distance_to
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
 from flowlab.critical.tolerances import ON_POINT
@@ -293,12 +293,10 @@ def _distance(
 ) -> Float[np.ndarray, " n"]:
     if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
         return np.max(np.abs(places[:, point.place == 0]), axis=1)
-    if point.path is not None:
-        return distance_to_path(places, point.path)
     if point.dimension > 1:
         value = derivatives_at(flow, places).value
         return np.where(np.abs(value - point.value) <= _ON_MANIFOLD * scale * width, 0.0, np.inf)
-    return np.linalg.norm(places - point.place, axis=1)
+    return distance_to(point, places)
 
 
 def _entropy(labels: Int[np.ndarray, " k"]) -> float:

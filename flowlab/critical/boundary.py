@@ -4,14 +4,14 @@ n: points; m: walls; d: components; k: components along what holds a point.
 """
 
 import itertools
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import null_space
 
-from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
+from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to
 from flowlab.critical.derivatives import (
     Derivatives,
     curvatures,
@@ -22,9 +22,10 @@ from flowlab.critical.derivatives import (
     restricted,
 )
 from flowlab.critical.tolerances import FAINT, NUMBERS, ROOT_STEP, ROOTS_APART
+from flowlab.critical.types import CriticalPoint, kind_of
 from flowlab.flow import AbstractFlow
 
-__all__ = ["ConstrainedPoint", "Face", "Search", "edges", "faces", "settled"]
+__all__ = ["Face", "Search", "edges", "faces", "is_at", "settled"]
 
 _ROOT_PART = 1e-3  # of each component of a state that must be positive
 _PRESSING = 1e-13  # of the largest slope over the region: less is none
@@ -61,36 +62,6 @@ class Search(NamedTuple):
         """Places, with those put onto the sides of the region that are on them but for rounding."""
         inner = np.clip(places, self.ends[:, 0], self.ends[:, 1])
         return np.where(self.holds(places)[:, None], inner, places)
-
-
-@dataclass(frozen=True)
-class ConstrainedPoint:
-    """A point, line or edge at which walls or the boundary hold the flow.
-
-    Attributes:
-        place: Shape (d,).
-        on: The walls or the edge, in words.
-        value: The potential there.
-        gradient_norm: |∇L| along what holds it.
-        spectrum: Eigenvalues of the Hessian along what holds it, ascending, 0 without curvature.
-        rates: Eigenvalues of the projected metric times the Hessian along what holds it, ascending.
-        dimension: 0 for a point.
-        path: Points along a line.
-    """
-
-    place: Float[np.ndarray, " d"]
-    on: tuple[str, ...]
-    value: float
-    gradient_norm: float
-    spectrum: Float[np.ndarray, " k"]
-    rates: Float[np.ndarray, " k"]
-    dimension: int = 0
-    path: Float[np.ndarray, "p d"] | None = None
-
-    def covers(self, place: Float[np.ndarray, " d"], apart: float) -> bool:
-        """True for a place that is this point, or one of this line."""
-        path = self.place[None] if self.path is None else self.path
-        return bool(distance_to_path(place[None], path)[0] < apart)
 
 
 class Face(NamedTuple):
@@ -150,10 +121,10 @@ class Face(NamedTuple):
         return self.along.T @ (metric - lifted @ across @ lifted.T) @ self.along
 
 
-def faces(search: Search) -> list[ConstrainedPoint]:
+def faces(search: Search) -> list[CriticalPoint]:
     """The points on walls, and where several of them meet, at which the projected flow rests."""
     normals, offsets = search.flow.domain.walls()
-    found: list[ConstrainedPoint] = []
+    found: list[CriticalPoint] = []
     for count in range(1, min(len(normals), len(search.ends)) + 1):
         for chosen in itertools.combinations(range(len(normals)), count):
             walls = normals[list(chosen)], offsets[list(chosen)]
@@ -161,11 +132,13 @@ def faces(search: Search) -> list[ConstrainedPoint]:
                 words = tuple(_equation(search.flow, n, b) for n, b in zip(*walls, strict=True))
                 here = _on_face(search, Face.wall(*walls, words))
                 apart = ROOTS_APART * search.width
-                found += [one for one in here if not any(f.covers(one.place, apart) for f in found)]
+                found += [
+                    one for one in here if not any(is_at(one, other, apart) for other in found)
+                ]
     return found
 
 
-def _on_face(search: Search, face: Face) -> list[ConstrainedPoint]:
+def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
     """The points and lines on a face at which the flow along it rests, and that it presses."""
     flow, width = search.flow, search.width
     start = face.projected(search.guesses)
@@ -176,7 +149,7 @@ def _on_face(search: Search, face: Face) -> list[ConstrainedPoint]:
     inside = search.holds(places) & _inside(flow, places, face.normals)
     left = places[rooted & face.pressing(there, width) & inside]
     left = first_of_each(search.clipped(left), ROOTS_APART * width)
-    found: list[ConstrainedPoint] = []
+    found: list[CriticalPoint] = []
     while len(left):
         place, left = left[0], left[1:]
         values, vectors = curvatures(flow, place, width, face.along)
@@ -210,14 +183,14 @@ def _set_on_face(
 
 def _held(
     search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None
-) -> ConstrainedPoint:
+) -> CriticalPoint:
     """A root on a face, described."""
     dimension, path = 0, None
     if whole is not None:
         place, dimension, path = whole.place, whole.dimension, whole.path
     there = derivatives_at(search.flow, place[None])
     slope, bend, _ = restricted(there, face.along, search.width)
-    return ConstrainedPoint(
+    return _constrained(
         place=place,
         on=face.words,
         value=float(there.value[0]),
@@ -238,7 +211,21 @@ def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndar
     return within & derivatives_at(flow, nudged).inside
 
 
-def edges(search: Search) -> list[ConstrainedPoint]:
+def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any) -> CriticalPoint:
+    """A point, line or edge that walls or the boundary hold, by the curvatures along those."""
+    kind = kind_of(spectrum, dimension)
+    if dimension == len(spectrum):
+        kind = "minimum"  # there is no other direction than onto the wall or edge
+    index = int(np.sum(spectrum < 0))
+    return CriticalPoint(kind=kind, index=index, spectrum=spectrum, dimension=dimension, **facts)
+
+
+def is_at(one: CriticalPoint, other: CriticalPoint, apart: float) -> bool:
+    """True for a point that lies at another, or on a line of such, but for some distance."""
+    return bool(distance_to(other, one.place[None])[0] < apart)
+
+
+def edges(search: Search) -> list[CriticalPoint]:
     """The edges where one component is 0 that absorb the flow and along which nothing moves.
 
     Along an edge the gradient is to vanish as a power of the distance from it (read off at two
@@ -248,14 +235,14 @@ def edges(search: Search) -> list[ConstrainedPoint]:
     """
     if not search.flow.domain.absorbing:
         return []
-    found: list[ConstrainedPoint] = []
+    found: list[CriticalPoint] = []
     for component in map(int, np.flatnonzero(search.ends[:, 0] <= 0)):
         whole = _edge(search, component)
         found += _on_edge(search, component) if whole is None else [whole]
     return found
 
 
-def _edge(search: Search, component: int) -> ConstrainedPoint | None:
+def _edge(search: Search, component: int) -> CriticalPoint | None:
     """An edge of critical points; None if it is none, or float64 cannot tell."""
     flow, ends = search.flow, search.ends
     depth = _depth(search, component)
@@ -278,7 +265,7 @@ def _edge(search: Search, component: int) -> ConstrainedPoint | None:
         low, high = ends[others][0]
         path = np.outer(np.linspace(low, high, _ALONG), others.astype(float))
     nothing = np.zeros(len(ends) - 1)
-    return ConstrainedPoint(
+    return _constrained(
         place=np.where(others, ends.mean(axis=1), 0.0),
         on=(_name(flow, component),),
         value=float(np.median(deep.value[fit])),
@@ -311,7 +298,7 @@ def _beside(search: Search, component: int, part: float) -> Derivatives:
     return derivatives_at(search.flow, places)
 
 
-def _on_edge(search: Search, component: int) -> list[ConstrainedPoint]:
+def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
     """The points of an edge at which the gradient along it is zero and that the flow leads to.
 
     The edge is read off beside it, as a wall against which the flow presses, at two distances: what
@@ -325,7 +312,7 @@ def _on_edge(search: Search, component: int) -> list[ConstrainedPoint]:
     first, last = (
         _on_face(search, Face.edge(component, count, part * high, word)) for part in depth
     )
-    found: list[ConstrainedPoint] = []
+    found: list[CriticalPoint] = []
     for one in last:
         gap = [np.abs(one.place - other.place)[others] for other in first]
         if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.place[others]) for g in gap):

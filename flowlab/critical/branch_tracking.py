@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from flowlab.critical.boundary import Face
 from flowlab.critical.derivatives import derivatives_at, diagonal, rates_of, root_step
-from flowlab.critical.points import described, kind_of
+from flowlab.critical.points import described
 from flowlab.critical.tolerances import EXACT_STEP, ON_POINT
-from flowlab.critical.types import CriticalPoint
+from flowlab.critical.types import CriticalPoint, kind_of
 from flowlab.flow import AbstractFlow
 
 __all__ = ["BranchSegment", "Follower", "IndexChange"]

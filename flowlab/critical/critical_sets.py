@@ -18,9 +18,10 @@ from flowlab.critical.derivatives import (
     spectrum,
 )
 from flowlab.critical.tolerances import AROUND, EXACT_STEP, ROOT_STEP, ROOTS_APART
+from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
 
-__all__ = ["CriticalSet", "critical_set", "distance_to_path"]
+__all__ = ["CriticalSet", "critical_set", "distance_to", "distance_to_path"]
 
 _STEP = 5e-3  # of the region, with which a line is traced
 _LONGEST = 800  # such steps each way
@@ -263,6 +264,11 @@ def distance_to_path(
     lengths = np.maximum(np.sum(pieces**2, axis=1), 1e-300)
     share = np.clip(np.sum(apart * pieces, axis=2) / lengths, 0, 1)
     return np.min(np.linalg.norm(apart - share[..., None] * pieces, axis=2), axis=1)
+
+
+def distance_to(point: CriticalPoint, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Distance of places from a critical point, or from the line of such."""
+    return distance_to_path(places, point.place[None] if point.path is None else point.path)
 
 
 def _walked(

@@ -13,7 +13,7 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.boundary import ConstrainedPoint, Search, edges, faces, settled
+from flowlab.critical.boundary import Search, edges, faces, is_at, settled
 from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
@@ -37,11 +37,11 @@ from flowlab.critical.tolerances import (
     ROOT_STEP,
     ROOTS_APART,
 )
-from flowlab.critical.types import CriticalPoint, CriticalPoints, Kind
+from flowlab.critical.types import CriticalPoint, CriticalPoints, kind_of
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 
-__all__ = ["critical_points", "described", "distinct", "kind_of", "refined"]
+__all__ = ["critical_points", "described", "distinct", "refined"]
 
 _SEED = 2404_04626
 _SEARCH_STEPS = 64  # of Levenberg and Marquardt's method, from each start
@@ -104,7 +104,7 @@ def critical_points(
     within = search.holds(places) & there.inside
     found = distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
     held = [one for one in [*faces(search), *edges(search)] if not _among(one, found, width)]
-    points = [*found, *map(_held, held)]
+    points = [*found, *held]
     smallest, where = _smallest(guesses, here, places[within & ~roots], found, flow, width)
     return CriticalPoints(
         _ordered(points, scale * width),
@@ -321,43 +321,11 @@ def described(
     )
 
 
-def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
-    """The kind of a point by the eigenvalues of its Hessian, of which a family has zeros."""
-    up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
-    if none > dimension or up + down == 0:
-        return "degenerate"
-    if up and down:
-        return "saddle"
-    return "minimum" if up else "maximum"
-
-
-def _among(held: ConstrainedPoint, found: list[CriticalPoint], width: float) -> bool:
+def _among(held: CriticalPoint, found: list[CriticalPoint], width: float) -> bool:
     """True for a point on a wall that is critical without it, and found once more."""
-    for point in found:
-        path = point.place[None] if point.path is None else point.path
-        apart = ROOTS_APART if point.path is None else ON_POINT
-        if held.dimension == 0 and distance_to_path(held.place[None], path)[0] < apart * width:
-            return True
-    return False
-
-
-def _held(held: ConstrainedPoint) -> CriticalPoint:
-    """A point that walls or an edge hold, as a critical point."""
-    values = held.spectrum
-    kind = kind_of(values, held.dimension)
-    if held.dimension == len(values):
-        kind = "minimum"  # there is no other direction than onto the wall or edge
-    return CriticalPoint(
-        place=held.place,
-        kind=kind,
-        index=int(np.sum(values < 0)),
-        value=held.value,
-        gradient_norm=held.gradient_norm,
-        spectrum=values,
-        rates=held.rates,
-        dimension=held.dimension,
-        path=held.path,
-        on=held.on,
+    return held.dimension == 0 and any(
+        is_at(held, point, (ROOTS_APART if point.path is None else ON_POINT) * width)
+        for point in found
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points"]
+__all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
@@ -114,6 +114,16 @@ class CriticalPoints:
             f"({self.searched} starts)"
         )
         return "\n".join(lines)
+
+
+def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
+    """The kind of a point by the eigenvalues of its Hessian, of which a family has zeros."""
+    up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
+    if none > dimension or up + down == 0:
+        return "degenerate"
+    if up and down:
+        return "saddle"
+    return "minimum" if up else "maximum"
 
 
 def check_points(points: Any) -> None:

@@ -128,6 +128,16 @@ def test_jaxtyping_gives_shapes_to_what_it_knows_alone() -> None:
     assert not strangers, strangers
 
 
+def test_no_threshold_of_critical_points_and_cards_is_defined_twice() -> None:
+    homes: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        if name not in ENTRANCES and layer(name) in {"critical", "cards"}:
+            for constant in filter(str.isupper, assigned_names(path)):
+                homes.setdefault(constant, []).append(name)
+    twice = {constant: names for constant, names in homes.items() if len(names) > 1}
+    assert not twice, twice
+
+
 def test_no_function_is_too_long() -> None:
     long = [
         f"{place(path, node)} {node.name}: {length_without_docstring(node)} lines"

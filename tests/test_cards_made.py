@@ -355,6 +355,7 @@ def test_a_ring_of_equilibria_is_one_line_around_its_centre():
 def test_a_tail_is_no_line_of_equilibria():
     # ∂L/∂u_l = ½βσ(βu_l) > 0: the smaller u_l, the nearer to 0, but nowhere 0.
     assert rests(NCA(5.0)) == ()
+    assert rests(NCA(), reach=400.0) == ()
 
 
 def test_equilibria_beside_the_reference_point_are_found():
@@ -364,9 +365,23 @@ def test_equilibria_beside_the_reference_point_are_found():
 
 
 def test_a_flat_point_is_no_flat_region():
-    (rest,) = rests(Made(lambda w, v: (w - v) ** 4))
-    assert (rest.kind, rest.stability) == ("line", "neutral")
-    assert rests(Made(lambda w, v: w**3 - 3 * w * v**2)) == ()
+    for reach in (100.0, 20.0):
+        (rest,) = rests(Made(lambda w, v: (w - v) ** 4), reach)
+        assert (rest.kind, rest.stability) == ("line", "neutral")
+    (rest,) = rests(Made(lambda w, v: w**3 - 3 * w * v**2))
+    assert (rest.kind, rest.stability, rest.rates) == ("point", "neutral", (0, 0))
+
+
+def test_a_minimum_that_is_flat_along_one_direction_is_found():
+    (rest,) = rests(Made(lambda w, v: w**4 + 100 * v**2))
+    assert (rest.kind, rest.stability, rest.rates) == ("point", "neutral", pytest.approx((0, 200)))
+    np.testing.assert_allclose(rest.place, (0, 0), atol=1e-3)
+
+
+def test_the_smooth_rim_of_a_flat_disc_is_no_line_of_critical_points():
+    (rest,) = rests(Made(lambda w, v: jnp.maximum(w**2 + v**2 - 900, 0) ** 2))
+    assert (rest.kind, rest.stability) == ("region", "stable")
+    np.testing.assert_allclose(np.hypot(*rest.place), 30, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

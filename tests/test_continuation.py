@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from flowlab import Flow, LogRatioPlane, preference_flow
 from flowlab.critical import Continuation, continuation, critical_points
-from flowlab.critical.following import Follower
+from flowlab.critical.branch_tracking import Follower
 from flowlab.domains import Box
 from flowlab.losses import IPO
 
@@ -260,10 +260,10 @@ def test_a_point_on_a_wall_has_the_rates_of_the_search_wherever_it_was_followed_
         v: critical_points(flow.with_parameter("strength", v), region).points for v in (-0.3, -0.2)
     }
     (first,), (second,) = at.values()
-    trail = Follower(flow, "strength", region).trail(-0.3, first, -0.2)
-    assert trail is not None
+    segment = Follower(flow, "strength", region).segment(-0.3, first, -0.2)
+    assert segment is not None
     assert first.on
-    assert trail.described(-1).rates == pytest.approx(second.rates)
+    assert segment.described(-1).rates == pytest.approx(second.rates)
 
 
 def test_the_line_of_minima_of_ipo_moves_with_its_target() -> None:

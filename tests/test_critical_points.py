@@ -208,6 +208,14 @@ def test_a_line_whose_kind_changes_is_one_line_of_each_kind() -> None:
     assert minima.spectrum == pytest.approx([0, 2 * minima.place[0]])
 
 
+def test_two_lines_that_lie_close_are_both_found() -> None:
+    # u³/3 − c²u with u = y0 − y1: a maximum across u = −c, a minimum across u = c.
+    found = critical_points(
+        Flow(lambda y: (y[0] - y[1]) ** 3 / 3 - 1e-4 * (y[0] - y[1])), [(-2, 2), (-2, 2)], starts=64
+    )
+    assert sorted(point.name for point in found) == ["line of maxima", "line of minima"]
+
+
 def test_the_unit_of_the_potential_changes_nothing() -> None:
     factor = 1e-8
     ring = {(4, 0): factor, (2, 2): 2 * factor, (0, 4): factor}

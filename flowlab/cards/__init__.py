@@ -4,9 +4,9 @@ from flowlab.cards.approach import Approach
 from flowlab.cards.card import REACH, Card, card
 from flowlab.cards.comparison import Comparison, compare
 from flowlab.cards.equilibria import Equilibrium
+from flowlab.cards.formats import COLUMNS, description, row, table, to_json
 from flowlab.cards.lines import Crossing, Traps
 from flowlab.cards.regions import Bound, Fall, Plateau
-from flowlab.cards.words import COLUMNS, description, row, table, to_json
 
 __all__ = [
     "COLUMNS",

@@ -1,4 +1,4 @@
-"""How a quantity moves along a flow line in the long run, read from its times and velocities.
+"""The long run of a quantity along a flow line, read from its times and velocities.
 
 k: moments along a line.
 """
@@ -26,7 +26,7 @@ Kind = Literal[
     "edge",
     "unclear",
 ]
-"""What the long run of a quantity looks like.
+"""Kinds of the long run of a quantity.
 
 `constant`: it does not move. It arrives in `finite time`, or tends to a limit, `exponential`ly,
 `algebraic`ally (as t^−p) or slower than that, as a power of 1/log t. Or it runs away: `linear`ly in
@@ -38,7 +38,7 @@ What is slower than algebraic, and slower than logarithmic, differ in how far th
 moves: nine decades of time do not tell whether such a quantity has a limit.
 """
 
-_STILL = 1e-12  # of the size of the other component, below which a component does not move
+_CONSTANT = 1e-12  # of the size of the other component, below which a component does not move
 _LIMIT = 1e-3  # of the whole way, which what has a limit does not move in the last decade
 _WINDOW = (1e-5, 1e-2)  # distances to the limit, as parts of the way, where a rate is read
 _ABRUPT = 1e-3  # of the largest velocity: what stops from above this has arrived in finite time
@@ -84,7 +84,9 @@ def classify(
         size: How far the line moves altogether; what moves less than 1e-12 of this is constant.
     """
     way = np.ptp(values)
-    if way <= _STILL * size and np.all(np.abs(rates) <= _STILL * np.max(np.abs(rates), initial=1)):
+    if way <= _CONSTANT * size and np.all(
+        np.abs(rates) <= _CONSTANT * np.max(np.abs(rates), initial=1)
+    ):
         return Approach("constant", 0.0, float(values[-1]))
     late = times >= times[-1] / 10
     if np.ptp(values[late]) < _LIMIT * way or rates[-1] == 0:

@@ -28,7 +28,7 @@ REACH = 100.0  # nats; real runs stay within (the farthest of the two logs at ha
 
 @dataclass(frozen=True)
 class Card:
-    """How the flow of a loss behaves on the log-ratio plane; u' = −K ∇L from u = (0, 0).
+    """The flow of a loss on the log-ratio plane, u' = −K ∇L, in a few facts.
 
     Attributes:
         loss: The loss.
@@ -66,9 +66,9 @@ class Card:
 def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float = REACH) -> Card:
     """The dynamics card of a loss, computed.
 
-    Equilibria come from Newton's method, started all over a square and at the ends of flow lines;
-    how they are approached, traps and crossings from flow lines over nine decades of time; the rest
-    from the field on a grid.
+    Critical points come from Newton's method, started all over a square and at the ends of flow
+    lines; how they are approached, traps and crossings from flow lines over nine decades of time;
+    the rest from the field on a grid.
 
     Args:
         loss: A loss of one pair.
@@ -82,11 +82,10 @@ def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float
             is another policy, or its kernel singular or a function; or `reach` is not positive and
             finite.
 
-    Accuracy: places of equilibria to 1e-8 relative (1e-6 where a minimum is degenerate, 1e-5 of the
-        reach for the nearest place of a curved line), times and crossings to about 1e-7; rates of
-        components that have a limit are fitted, to about 1e-3. Lines are followed to a million
-        times the time scale at the reference point, or 5,000 steps: `stuck` and the kinds of
-        approach are as seen then.
+    Accuracy: places of critical points to 1e-8 relative (1e-6 where a minimum is degenerate), times
+        and crossings to about 1e-7; rates of components that have a limit are fitted, to about
+        1e-3. Lines are followed to a million times the time scale at the reference point, or 5,000
+        steps: `stuck` and the kinds of approach are as seen then.
     """
     space = Plane(_flow(loss, plane), positive("reach", reach))
     reference = space.reference

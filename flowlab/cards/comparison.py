@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from flowlab import measures, until
 from flowlab.cards.card import REACH
-from flowlab.cards.lines import only_approached
+from flowlab.cards.lines import RTOL, only_approached
 from flowlab.cards.plane import Plane
 from flowlab.ensemble import sweep
 from flowlab.flow import preference_flow
@@ -17,9 +17,8 @@ from flowlab.policies import LogRatioPlane
 
 __all__ = ["Comparison", "compare"]
 
-_RTOL = 1e-8
-_STEPS = 20_000
-_ROUNDING = 1e-5
+_LINE_STEPS = 20_000  # of one line, to the last of the times, whatever the units of the loss
+_AT_END = 1e-5  # relative to 1 + |margin|: a margin so near to the last one may never be reached
 
 
 @dataclass(frozen=True)
@@ -113,8 +112,8 @@ def _line(
         until=until.time(float(times[-1])),
         save_at=times,
         measures=[measures.margin_at(float(margin)) for margin in margins],
-        rtol=_RTOL,
-        max_steps=_STEPS,
+        rtol=RTOL,
+        max_steps=_LINE_STEPS,
         optimise=False,
         progress=False,
     )
@@ -124,7 +123,7 @@ def _line(
     places = np.array([runs.measures[f"{name}_state"][0] for name in names]).reshape(-1, 2)
     # Only a line that ends at a margin can have crossed it by rounding.
     final = runs.end[0, 0] - runs.end[0, 1]
-    for k in np.flatnonzero(np.abs(margins - final) < _ROUNDING * (1 + np.abs(margins))):
+    for k in np.flatnonzero(np.abs(margins - final) < _AT_END * (1 + np.abs(margins))):
         if only_approached(Plane(flow, REACH), places[k]):
             reached[k], places[k] = np.nan, np.nan
     return runs.saved[0], reached, places

@@ -12,13 +12,16 @@ from jaxtyping import Bool, Float
 
 from flowlab import measures, until
 from flowlab.cards.approach import UNCLEAR, Approach, Kind, classify
-from flowlab.cards.equilibria import newton_step, settled
 from flowlab.cards.plane import Plane, circle
+from flowlab.critical.derivatives import root_step
+from flowlab.critical.flat_regions import is_flat
+from flowlab.critical.tolerances import ROOT_STEP
 from flowlab.ensemble import Runs, sweep
 from flowlab.until import Outcome
 
 __all__ = [
     "MARGINS",
+    "RTOL",
     "Crossing",
     "Lines",
     "Traps",
@@ -30,19 +33,19 @@ __all__ = [
 ]
 
 MARGINS = (1.0, 5.0, 20.0)  # at which lines are compared, in nats
-_SIDE = 13  # starts of the grid on the square, per side
+_STARTS_A_SIDE = 13  # starts of the grid on the square, per side
 _RINGS = (0.01, 0.03, 0.1, 0.3)  # radii of the rings of starts, as parts of the reach
-_DIRECTIONS = 8
+_DIRECTIONS = 8  # starts of a ring
 _DECADES = (-3, 6)  # of the time of the reference point, in which lines are looked at
-_PER_DECADE = 10
-_RTOL = 1e-8
+_PER_DECADE = 10  # moments
+RTOL = 1e-8  # of the lines that are told of
 _ROUGH_RTOL = 1e-6  # where only the ends count: the solver for it compiles in half the time
-_STEPS = 5000  # of a block, enough for the slowest decay at the fastest rate a thousandfold
+_BLOCK_STEPS = 5000  # of a block, enough for the slowest decay at the fastest rate a thousandfold
 _BLOCK = 32  # lines that share a step: those that start high and fast do not hold up the others
 _SUDDEN = 1e-8  # of its time, in which a line that doubles its way once more blows up
-_FAR = 1e100  # nats: what is not finite from there on has outgrown the numbers, and met no edge
+_OUTGROWN = 1e100  # nats: what is not finite from there on has met no edge, but no numbers
 _AHEAD = 1e-3  # relative to 1 + |u|: how far ahead of its end a line may meet an edge
-_ACROSS = 1e-4  # relative to 1 + |u|: how far apart the two sides of a kink are looked at
+_KINK = 1e-4  # relative to 1 + |u|: how far apart the two sides of a kink are looked at
 _ENOUGH = 1e-3  # of its time, which a line has to be followed for its long run to be told
 _AT_REST = 1e-3  # Newton's step, as a part of the reach, from which on a line has arrived
 
@@ -66,7 +69,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where the flow line from the reference point first has a margin.
+    """The first crossing of a margin by the flow line from the reference point.
 
     Attributes:
         margin: The margin u_chosen − u_rejected, nats.
@@ -108,7 +111,7 @@ def follow(plane: Plane) -> Lines:
         plane,
         np.zeros((1, 2)),
         end,
-        _RTOL,
+        RTOL,
         save_at=np.geomspace(unit * 10.0 ** _DECADES[0], end, count),
         measures=[measures.margin_at(margin) for margin in MARGINS],
     )
@@ -118,12 +121,12 @@ def follow(plane: Plane) -> Lines:
     held_up = (runs.outcome == Outcome.step_limit) & (ends[:, 0] < ends[:, 1])
     if held_up.any():
         ends[held_up] = _swept(plane, starts[held_up], end, _ROUGH_RTOL, block_size=1).end
-    gridded = np.arange(len(starts)) >= len(starts) - _SIDE**2
+    gridded = np.arange(len(starts)) >= len(starts) - _STARTS_A_SIDE**2
     return Lines(reference, starts, ends, gridded)
 
 
 def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
-    """How chosen and rejected log-ratio and margin move along the line from the reference point."""
+    """The long run of chosen, rejected and margin along the line from the reference point."""
     line = lines.reference
     ending = _ending(plane, line)
     if ending is not None:
@@ -131,7 +134,7 @@ def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
     assert line.saved is not None
     seen = np.all(np.isfinite(line.saved[0]), axis=1)
     times, states = line.save_at[seen], line.saved[0][seen]
-    short = line.end_time[0] < _ENOUGH * line.save_at[-1] and np.max(np.abs(line.end)) < _FAR
+    short = line.end_time[0] < _ENOUGH * line.save_at[-1] and np.max(np.abs(line.end)) < _OUTGROWN
     if line.outcome[0] == Outcome.step_limit and short:
         return dict.fromkeys(("chosen", "rejected", "margin"), UNCLEAR)
     rates = plane.field(states).velocity
@@ -147,7 +150,7 @@ def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
 
 
 def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
-    """Where the line from the reference point has the margins of `MARGINS`."""
+    """The crossings of `MARGINS` by the line from the reference point."""
     found = []
     for margin in MARGINS:
         time = lines.reference.measures[f"margin_{margin:g}_time"][0]
@@ -159,22 +162,24 @@ def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
 
 
 def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
-    """Whether a margin was crossed at a place of rest: by rounding, since none is ever reached."""
+    """True if a margin was crossed at a critical point: by rounding, as none is ever reached."""
     if not np.all(np.isfinite(crossed)):
         return False
-    return bool(settled(plane, crossed[None], plane.field(crossed[None]))[0])
+    there = plane.field(crossed[None])
+    size = 1 + float(np.linalg.norm(crossed))
+    left = root_step(there.gradient, there.hessian, size)[1][0]
+    return bool(left < ROOT_STEP * size and np.any(there.hessian))
 
 
 def traps(plane: Plane, lines: Lines) -> Traps:
-    """Which starts flow to a wrong margin, and which are still on their way from one."""
+    """Shares of starts that flow to a wrong margin, or are still on their way from one."""
     ends = np.concatenate([lines.reference.end, lines.ends])
     field = plane.field(ends)
     margin = ends[:, 0] - ends[:, 1]
     growth = field.velocity[:, 0] - field.velocity[:, 1]
     with np.errstate(all="ignore"):
-        step = np.linalg.norm(newton_step(field), axis=1)
-        flat = np.all(field.gradient == 0, axis=1) & np.all(field.hessian == 0, axis=(1, 2))
-        resting = flat | ((step > 0) & (step < _AT_REST * plane.reach))
+        step = np.linalg.norm(root_step(field.gradient, field.hessian, plane.reach)[0], axis=1)
+        resting = is_flat(field) | ((step > 0) & (step < _AT_REST * plane.reach))
         wrong = margin < -_AT_REST * plane.reach
         trapped = wrong & (resting | ~(growth > 0))
         stuck = wrong & ~trapped
@@ -196,7 +201,7 @@ def _swept(
         until=until.time(end),
         clock="time",
         rtol=rtol,
-        max_steps=_STEPS,
+        max_steps=_BLOCK_STEPS,
         optimise=False,
         progress=False,
         devices=jax.local_devices()[:1],  # each device compiles for itself, which takes the longest
@@ -214,7 +219,7 @@ def _unit(plane: Plane) -> float:
 
 def _starts(plane: Plane) -> Float[np.ndarray, "n 2"]:
     rings = [part * plane.reach * circle(_DIRECTIONS) for part in _RINGS]
-    return np.concatenate([*rings, plane.square(_SIDE)])
+    return np.concatenate([*rings, plane.square(_STARTS_A_SIDE)])
 
 
 def _ending(plane: Plane, line: Runs) -> Kind | None:
@@ -227,19 +232,19 @@ def _ending(plane: Plane, line: Runs) -> Kind | None:
     left = np.hypot(*end[0]) / speed if speed > 0 else np.inf
     if not left > _SUDDEN * line.end_time[0]:
         return "blow-up"
-    if np.max(np.abs(end)) > _FAR:
+    if np.max(np.abs(end)) > _OUTGROWN:
         return None
     ahead = velocity / speed if speed > 0 else np.zeros((1, 2))
     size = 1 + np.hypot(*end[0])
     if not np.isfinite(plane.field(end + _AHEAD * size * ahead).value[0]):
         return "edge"
-    return "finite time" if _sticks(plane, end, ahead, _ACROSS * size) else None
+    return "finite time" if _sticks(plane, end, ahead, _KINK * size) else None
 
 
 def _sticks(
     plane: Plane, end: Float[np.ndarray, "1 2"], ahead: Float[np.ndarray, "1 2"], apart: float
 ) -> bool:
-    """Whether velocities on both sides of a place are opposite, however near they are looked at."""
+    """True if velocities on both sides of a place are opposite, however near."""
     wide, near = (
         plane.field(end + np.array([[-1.0], [1.0]]) * far * ahead).velocity
         for far in (apart, apart / 10)

@@ -3,43 +3,15 @@
 n: points; a point is (u_chosen, u_rejected).
 """
 
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Float
 
+from flowlab.critical.derivatives import Derivatives, derivatives_at
 from flowlab.flow import PreferenceFlow
-from flowlab.solve import compiled
 
-__all__ = ["Field", "Plane", "circle"]
-
-_CHUNK = 512  # points evaluated at once, padded, so that there is one shape to compile for
-
-
-@dataclass(frozen=True)
-class Field:
-    """Value, gradient and Hessian of a loss, and the velocity of its flow, at n points.
-
-    Attributes:
-        value: Shape (n,).
-        gradient: Shape (n, 2).
-        hessian: Shape (n, 2, 2).
-        velocity: Shape (n, 2).
-    """
-
-    value: Float[np.ndarray, " n"]
-    gradient: Float[np.ndarray, "n 2"]
-    hessian: Float[np.ndarray, "n 2 2"]
-    velocity: Float[np.ndarray, "n 2"]
-
-    @property
-    def speed(self) -> Float[np.ndarray, " n"]:
-        """Euclidean length of the velocity."""
-        return np.hypot(*self.velocity.T)
+__all__ = ["Plane", "circle"]
 
 
 class Plane:
@@ -54,17 +26,12 @@ class Plane:
         self.flow = flow
         self.reach = reach
 
-    def field(self, points: Float[np.ndarray, "n 2"]) -> Field:
+    def field(self, points: Float[np.ndarray, "n 2"]) -> Derivatives:
         """The loss and its flow at points, in double precision."""
-        count = len(points)
-        padded = np.zeros((-(-max(count, 1) // _CHUNK) * _CHUNK, 2))
-        padded[:count] = points
-        with jax.enable_x64(True):
-            parts = [_evaluate(self.flow, chunk) for chunk in padded.reshape(-1, _CHUNK, 2)]
-        return Field(*(np.concatenate(part)[:count] for part in zip(*parts, strict=True)))
+        return derivatives_at(self.flow, points)
 
     @cached_property
-    def reference(self) -> Field:
+    def reference(self) -> Derivatives:
         """The loss and its flow at the reference point alone."""
         return self.field(np.zeros((1, 2)))
 
@@ -77,9 +44,14 @@ class Plane:
     def scale(self) -> float:
         """A typical length of the gradient: the median near the reference point, not counting 0."""
         near = np.concatenate([r * self.reach * circle(16) for r in (1e-3, 1e-2, 0.1, 0.3)])
-        sizes = np.linalg.norm(self.field(near).gradient, axis=1)
+        sizes = self.field(near).steepness
         known = sizes[np.isfinite(sizes) & (sizes > 0)]
         return float(np.median(known)) if known.size else 1.0
+
+    @cached_property
+    def region(self) -> Float[np.ndarray, "2 2"]:
+        """Lower and upper ends of the square."""
+        return self.reach * np.array([[-1.0, 1.0], [-1.0, 1.0]])
 
     def rings(self) -> Float[np.ndarray, "n 2"]:
         """Points around the reference point, from a hundred-thousandth of the reach on."""
@@ -95,13 +67,3 @@ def circle(count: int) -> Float[np.ndarray, "n 2"]:
     """Points at equal angles around the unit circle, from (1, 0) on."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
-
-
-@partial(compiled, optimise=False)
-def _evaluate(flow: PreferenceFlow, points: Float[ArrayLike, "n 2"]) -> Any:
-    def at(point: Float[Array, " 2"]) -> tuple[Array, Array, Array, Array]:
-        value, gradient = jax.value_and_grad(flow.potential)(point)
-        hessian = jax.jacfwd(jax.grad(flow.potential))(point)
-        return value, gradient, hessian, -flow.metric(point, gradient)
-
-    return jax.vmap(at)(jnp.asarray(points))

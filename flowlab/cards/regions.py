@@ -1,4 +1,4 @@
-"""What holds over parts of the plane: plateaus, a falling chosen log-ratio, what is conserved.
+"""Parts of the plane: plateaus, those where the chosen falls; conserved quantities, bounds.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -9,21 +9,23 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.cards.equilibria import Equilibrium, distance, flat_around
+from flowlab.cards.equilibria import BALL, Equilibrium
 from flowlab.cards.plane import Plane
+from flowlab.critical.critical_sets import distance_to_path
+from flowlab.critical.flat_regions import flat_around
+from flowlab.critical.tolerances import NUMBERS, UNDERFLOWN
 
 __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
 
 SLOW = 0.01  # of the speed at the reference point: slower is a plateau
-_SIDE = 81  # points of the grid per side
-_CLEAR = 0.05  # of the reach: what is closer to an equilibrium is slow because of it
+_POINTS_A_SIDE = 81  # points of the grid per side
+_CLEAR = 0.05  # of the reach: what is closer to a critical point is slow because of it
 _EXPONENTIAL = 1e-6  # residual of a fit that counts as exact
 _RADII = 10  # decades of radii, from the reach on, at which a ray is looked at
 _ENDLESS = 0.99  # of the fall in a decade that the next has to have for a ray without end
 _SETTLING = 0.5  # and below which the ray is known to end
 _FINER = 20  # places to each of the grid, along a variable that tells where the chosen falls
-_ACROSS = 9  # places across a variable at which a bound on it is looked for
-_UNDERFLOWN = 1e-100  # of the typical gradient: what ends below this has underflowed, not ended
+_OFFSETS = 9  # places across a variable at which a bound on it is looked for
 _OPEN = ""  # an end at infinity
 _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
     "h": np.array([1.0, -1.0]),
@@ -34,11 +36,11 @@ _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
 
 @dataclass(frozen=True)
 class Plateau:
-    """Where the margin is wrong and the flow slow, though nothing rests there.
+    """The part of the plane with a wrong margin and a slow flow, though without critical points.
 
     Attributes:
         share: Part of the wrong side of the square on which the speed is below a hundredth of that
-            at the reference point, away from equilibria.
+            at the reference point, away from critical points.
         distance: Distance of the nearest such point from the reference point, nats; NaN if none.
     """
 
@@ -48,7 +50,7 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Fall:
-    """Where the chosen log-ratio falls although the kernel couples nothing.
+    """The part of the plane on which the chosen log-ratio falls without coupling.
 
     Attributes:
         share: Part of the square on which it falls.
@@ -65,7 +67,7 @@ class Fall:
 
 @dataclass(frozen=True)
 class Bound:
-    """Whether a loss is bounded below, as far as rays from the reference point can tell.
+    """The lower bound of a loss, as far as rays from the reference point can tell.
 
     Attributes:
         below: Whether it is; None if it falls so slowly that it cannot be told.
@@ -77,8 +79,8 @@ class Bound:
 
 
 def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
-    """Slow parts of the wrong side, away from equilibria."""
-    points = plane.square(_SIDE)
+    """Slow parts of the wrong side, away from critical points."""
+    points = plane.square(_POINTS_A_SIDE)
     points = points[points[:, 0] < points[:, 1]]
     field = plane.field(points)
     reference = float(plane.reference.speed[0])
@@ -92,8 +94,8 @@ def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
 
 
 def fall(plane: Plane) -> Fall:
-    """Where ∂L/∂u_chosen > 0: under a kernel without coupling the chosen log-ratio falls there."""
-    points = plane.square(_SIDE)
+    """The part with ∂L/∂u_chosen > 0: without coupling the chosen log-ratio falls there."""
+    points = plane.square(_POINTS_A_SIDE)
     slope = plane.field(points).gradient[:, 0]
     falling = np.isfinite(slope) & (slope > 0)
     at_reference = bool(plane.reference.gradient[0, 0] > 0)
@@ -108,10 +110,10 @@ def conserved(plane: Plane) -> str:
     Tried are a·u_w + b·u_l and a·e^{c·u_w} + b·e^{c·u_l}: the second is a sum of powers of the
     probability ratios.
     """
-    field = plane.field(plane.square(_SIDE))
+    field = plane.field(plane.square(_POINTS_A_SIDE))
     velocity = field.velocity[np.all(np.isfinite(field.velocity), axis=1)]
     # What has nearly underflowed has lost its direction.
-    velocity = velocity[np.linalg.norm(velocity, axis=1) > 1e-290]
+    velocity = velocity[np.linalg.norm(velocity, axis=1) > NUMBERS]
     if not len(velocity):
         return ""
     linear = _linear(velocity / np.linalg.norm(velocity, axis=1, keepdims=True))
@@ -119,7 +121,7 @@ def conserved(plane: Plane) -> str:
 
 
 def bound(plane: Plane, equilibria: Sequence[Equilibrium], end: Float[np.ndarray, " 2"]) -> Bound:
-    """Whether the loss is bounded below, from its values along rays out to 1e9 times the reach.
+    """The lower bound of the loss, from its values along rays out to 1e9 times the reach.
 
     The rays are 64 all round, and the one on which the line from the reference point ended. A ray
     on which the loss falls by as much in every decade as in the one before, or by more, has no end;
@@ -134,7 +136,7 @@ def bound(plane: Plane, equilibria: Sequence[Equilibrium], end: Float[np.ndarray
     # Far out, rounding moves the last ray across, and not the others.
     least = np.r_[np.full(len(rays) - 1, 1e-9), 1e-9 * radii[-1] * plane.scale]
     places = np.array([rest.place for rest in equilibria]).reshape(-1, 2)
-    inner = plane.field(np.concatenate([plane.square(_SIDE), places])).value
+    inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), places])).value
     if np.any(np.isneginf(values)) or np.any(np.isneginf(inner)):
         return Bound(False, float("-inf"))
     floor = float(np.nanmin(inner))
@@ -160,14 +162,14 @@ def _rays() -> Float[np.ndarray, "n 2"]:
 def _away(
     plane: Plane, points: Float[np.ndarray, "n 2"], equilibria: Sequence[Equilibrium]
 ) -> Bool[np.ndarray, " n"]:
-    """Which points are far from all equilibria."""
+    """Points that are far from all critical points."""
     away = np.ones(len(points), bool)
     for rest in equilibria:
         if rest.kind == "region":
-            away &= ~flat_around(plane, points)
+            away &= ~flat_around(plane.flow, points, BALL * plane.reach)
             continue
         path = np.asarray([rest.place]) if rest.path is None else rest.path
-        away &= distance(points, path) > _CLEAR * plane.reach
+        away &= distance_to_path(points, path) > _CLEAR * plane.reach
     return away
 
 
@@ -215,19 +217,19 @@ def _interval(name: str, low: str, high: str) -> str:
 
 
 def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> str:
-    """Where ∂L/∂u_chosen turns its sign between two levels: a number, or the range of it."""
+    """The place between two levels at which ∂L/∂u_chosen turns its sign, or its range."""
     direction = _VARIABLES[name]
     along = direction / (direction @ direction)
     across = np.array([[1.0, 1.0]]) if name == "h" else 1 - np.abs(direction[None])
     room = plane.reach - max(abs(low), abs(high)) * np.abs(along).max() * (name == "h")
-    offsets = max(room, 0.0) * np.linspace(-1, 1, _ACROSS)[:, None] * across
-    below, above = np.full((_ACROSS, 1), low), np.full((_ACROSS, 1), high)
+    offsets = max(room, 0.0) * np.linspace(-1, 1, _OFFSETS)[:, None] * across
+    below, above = np.full((_OFFSETS, 1), low), np.full((_OFFSETS, 1), high)
     for _ in range(60):
         middle = (below + above) / 2
         same = (_slope(plane, middle * along + offsets) > 0)[:, None] == falling
         below, above = np.where(same, middle, below), np.where(same, above, middle)
     slope = _slope(plane, (below if falling else above) * along + offsets)
-    if np.all(slope < _UNDERFLOWN * plane.scale):
+    if np.all(slope < UNDERFLOWN * plane.scale):
         return _OPEN
     first, last = _rounded(below.min()), _rounded(below.max())
     return first if first == last else f"{first}…{last}"
@@ -260,11 +262,11 @@ def _powers(plane: Plane) -> str:
     a·e^{c·u_w} + b·e^{c·u_l} is conserved where v_w/v_l = −(b/a)·e^{c(u_l − u_w)}: then the
     logarithm of −v_w/v_l is a straight line in u_w − u_l.
     """
-    points = plane.square(_SIDE) * min(1.0, 30 / plane.reach)
+    points = plane.square(_POINTS_A_SIDE) * min(1.0, 30 / plane.reach)
     velocity = plane.field(points).velocity
     with np.errstate(all="ignore"):
         ratio = np.log(-velocity[:, 0] / velocity[:, 1])
-    tiny = np.min(np.abs(velocity), axis=1) < 1e-290
+    tiny = np.min(np.abs(velocity), axis=1) < NUMBERS
     known = np.isfinite(ratio) & ~tiny
     one_alone = np.any(velocity == 0, axis=1) & (np.max(np.abs(velocity), axis=1) > 1e-200)
     if np.sum(known) < 10 or one_alone.any():

@@ -1,4 +1,4 @@
-"""Instruments: where a flow rests, what slows it, where it leads, and how much the start matters.
+"""Instruments: critical points of a flow, what slows it, its basins, and sensitivity to the start.
 
 Critical points and lines of them, basins and separatrices, time beside saddles, slow regions,
 sensitivity to the start, and how critical points move with a parameter.
@@ -14,12 +14,12 @@ from flowlab.critical.basins import (
     basins,
 )
 from flowlab.critical.continuation import Branch, Continuation, Event, continuation
-from flowlab.critical.found import CriticalPoint, CriticalPoints
 from flowlab.critical.plateaus import Plateau, Plateaus, plateaus
 from flowlab.critical.points import critical_points
 from flowlab.critical.sensitivity import Exponents, Sensitivity, lyapunov, sensitivity
 from flowlab.critical.separatrices import Separatrix, separatrices
 from flowlab.critical.slowdown import Slowdown, slowdown
+from flowlab.critical.types import CriticalPoint, CriticalPoints
 
 __all__ = [
     "BOUNDARY",

@@ -1,4 +1,4 @@
-"""Which minimum or runaway every start ends in.
+"""Basins of attraction: the minimum, or the runaway, that every start ends in.
 
 n: starts; d: components.
 """
@@ -11,10 +11,11 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float, Int
 
 from flowlab import until
-from flowlab.critical.families import gaps
-from flowlab.critical.found import CriticalPoint, CriticalPoints, check_points
-from flowlab.critical.local import checked_region, diagonal, local, real_starts
+from flowlab.critical.critical_sets import distance_to
+from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
+from flowlab.critical.tolerances import ON_POINT
+from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
 from flowlab.until import Clock, Outcome
@@ -36,11 +37,10 @@ _NAMES = {
     SADDLE: "saddle",
     UNRESOLVED: "unresolved",
 }
-_FAR = 5.0  # widths of the region around it, beyond which a line has run away
+_RUN_AWAY = 5.0  # widths of the region around it, beyond which a line has run away
 _CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
-_SAME = 1e-4  # of the region: as far from a line of equilibria, or from a root, as the same
-_SLOW, _STILL = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
-_LEVEL = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
+_SLOW, _SLOWEST = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
+_ON_MANIFOLD = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
 _RESTED = (  # what an end on a wall or edge comes of; not of a limit
     Outcome.reached,
     Outcome.started_past_target,
@@ -51,7 +51,7 @@ _FRACTAL = float(np.log(2))  # a boundary entropy above it cannot come from smoo
 
 
 class BasinEntropy(NamedTuple):
-    """How uncertain the end of a start is within a box of starts.
+    """The uncertainty of the end of a start within a box of starts.
 
     Attributes:
         basin: Mean Gibbs entropy of the boxes, in nats.
@@ -70,20 +70,20 @@ class BasinEntropy(NamedTuple):
 
     @property
     def fractal(self) -> bool:
-        """Whether the boundary entropy shows a fractal boundary."""
+        """A boundary entropy that only a fractal boundary has."""
         return self.boundary > _FRACTAL
 
 
 @dataclass(frozen=True)
 class Basins:
-    """Where many starts end.
+    """The ends of many starts.
 
     Attributes:
         starts: shape (n, d).
         labels: Index into `minima`, or `RUNAWAY` (-1: left the surroundings of the region),
-            `BOUNDARY` (-2: absorbed by an edge that is no line of equilibria, or stopped at a wall
-            where no minimum is), `SADDLE` (-3: at rest in a point that is no minimum, as on a
-            separatrix), `UNRESOLVED` (-4: no end within the limits; slow is not arrived), shape
+            `BOUNDARY` (-2: absorbed by an edge that is no line of critical points, or stopped at
+            a wall where no minimum is), `SADDLE` (-3: at rest in a point that is no minimum, as on
+            a separatrix), `UNRESOLVED` (-4: no end within the limits; slow is not arrived), shape
             (n,).
         minima: The minima, and lines of such, that starts can end in.
         end: The states where the flow lines ended, shape (n, d).
@@ -161,7 +161,7 @@ def basins(
     time_limit: float = np.inf,
     rtol: float = 1e-6,
 ) -> Basins:
-    """Which minimum, or runaway, every start ends in.
+    """The minimum, or the runaway, that every start ends in.
 
     A flow line is followed until it rests. Its end counts as a minimum only where Newton's method
     takes it, within a thousandth of the region, to a minimum (or a line of such) that was found; a
@@ -199,13 +199,13 @@ def basins(
         raise ValueError("Argument `region` must be None where `points` are given, but is not.")
     check_points(points)
     checked_region(points.region, flow)
-    here = local(flow, flat)
+    here = derivatives_at(flow, flat)
     scale = _median(here.steepness)
     typical = _median(np.linalg.norm(np.einsum("nij,nj->ni", here.metric, here.gradient), axis=1))
     labels, end = np.full(len(flat), UNRESOLVED), flat.copy()
     going = np.arange(len(flat))
     clock: Clock = "arc_length" if flow.domain.absorbing else "time"
-    for part in (_SLOW, _STILL):
+    for part in (_SLOW, _SLOWEST):
         target = until.speed_below(max(part * typical, 1e-300), time_limit=time_limit)
         begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole way
         runs = sweep(flow, begin[going], until=target, rtol=rtol, clock=clock)
@@ -248,7 +248,7 @@ def _labelled(
 
 
 def _far(states: Float[np.ndarray, "n d"], region: Float[np.ndarray, "d 2"]) -> np.ndarray:
-    room = _FAR * (region[:, 1] - region[:, 0])
+    room = _RUN_AWAY * (region[:, 1] - region[:, 0])
     return np.any((states < region[:, 0] - room) | (states > region[:, 1] + room), axis=1)
 
 
@@ -272,7 +272,7 @@ def _matched(
     for point in sorted(points.points, key=lambda point: point.dimension):
         slides = flow.wall == "slide" or _is_edge(flow, point)
         there = rested if point.on else near
-        apart = _CAPTURE if point.on and slides else _SAME
+        apart = _CAPTURE if point.on and slides else ON_POINT
         on_it = there & (_distance(flow, point, places, width, scale) < apart * width)
         label = attracting.index(point) if point in attracting else SADDLE
         labels[on_it & (labels == UNRESOLVED)] = label
@@ -280,7 +280,7 @@ def _matched(
 
 
 def _is_edge(flow: AbstractFlow, point: CriticalPoint) -> bool:
-    """Whether a point lies where the domain absorbs, and is not on a wall."""
+    """True for a point where the domain absorbs, and not for one on a wall."""
     return bool(flow.domain.absorbing and point.on and np.any(point.place == 0))
 
 
@@ -293,12 +293,10 @@ def _distance(
 ) -> Float[np.ndarray, " n"]:
     if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
         return np.max(np.abs(places[:, point.place == 0]), axis=1)
-    if point.path is not None:
-        return gaps(places, point.path)
     if point.dimension > 1:
-        value = local(flow, places).value
-        return np.where(np.abs(value - point.value) <= _LEVEL * scale * width, 0.0, np.inf)
-    return np.linalg.norm(places - point.place, axis=1)
+        value = derivatives_at(flow, places).value
+        return np.where(np.abs(value - point.value) <= _ON_MANIFOLD * scale * width, 0.0, np.inf)
+    return distance_to(point, places)
 
 
 def _entropy(labels: Int[np.ndarray, " k"]) -> float:

@@ -1,4 +1,4 @@
-"""How critical points move, appear, vanish and change over a parameter.
+"""Continuation: critical points move, appear, vanish and change over a parameter.
 
 m: values of the parameter; k: values along a branch; d: components.
 """
@@ -11,10 +11,10 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from flowlab.critical.following import Follower, Trail
-from flowlab.critical.found import CriticalPoint
-from flowlab.critical.local import checked_region
+from flowlab.critical.branch_tracking import BranchSegment, Follower
+from flowlab.critical.derivatives import checked_region
 from flowlab.critical.points import critical_points
+from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
@@ -39,7 +39,7 @@ class Branch:
 
     @property
     def places(self) -> Float[np.ndarray, "k d"]:
-        """Where it is at each value."""
+        """The place at each value, shape (k, d)."""
         return np.array([point.place for point in self.points])
 
     @property
@@ -236,57 +236,63 @@ class _Walk:
         numbered = enumerate(self.branches)
         return [(n, b) for n, b in numbered if not b.closed and b.values[-1] < value]
 
-    def _forward(self, before: float, value: float, found: list[CriticalPoint]) -> dict[int, Trail]:
-        """Link what leads from the last points to points that were found; the trails of others.
+    def _forward(
+        self, before: float, value: float, found: list[CriticalPoint]
+    ) -> dict[int, BranchSegment]:
+        """Link what leads from the last points to points that were found; the segments of others.
 
-        A point to which a trail leads and that the search has missed is put among those found.
+        A point to which a segment leads and that the search has missed is put among those found.
         """
-        trails: dict[int, Trail] = {}
+        segments: dict[int, BranchSegment] = {}
         led: dict[int, list[int]] = {}
         for number, branch in self._ongoing(value):
-            trail = self.follow.trail(before, branch.points[-1], value)
-            if trail is None:
+            segment = self.follow.segment(before, branch.points[-1], value)
+            if segment is None:
                 continue
-            trails[number] = trail
-            if not trail.reached:
+            segments[number] = segment
+            if not segment.reached:
                 continue
-            at = self.follow.nearest(trail.places[-1], branch.points[-1], found)
-            if at is None and not self.follow.inside(trail.places[-1]):
+            at = self.follow.nearest(segment.places[-1], branch.points[-1], found)
+            if at is None and not self.follow.inside(segment.places[-1]):
                 branch.closed = True
-                self._turn(number, trail)
+                self._note_index_changes(number, segment)
                 continue
             if at is None:
                 at = len(found)
-                found.append(trail.described(-1))
+                found.append(segment.described(-1))
             led.setdefault(at, []).append(number)
         for at, numbers in led.items():
-            misfits = [_misfit(trails[number], found[at]) for number in numbers]
+            misfits = [_misfit(segments[number], found[at]) for number in numbers]
             first = numbers[misfits.index(min(misfits))]
-            self._link(first, value, found[at], trails.pop(first))
-        return trails
+            self._link(first, value, found[at], segments.pop(first))
+        return segments
 
     def _backward(
-        self, before: float, value: float, found: list[CriticalPoint], ahead: dict[int, Trail]
-    ) -> dict[int, Trail]:
-        """Link what leads back from points that nothing led to; the trails of others."""
-        trails: dict[int, Trail] = {}
+        self,
+        before: float,
+        value: float,
+        found: list[CriticalPoint],
+        ahead: dict[int, BranchSegment],
+    ) -> dict[int, BranchSegment]:
+        """Link what leads back from points that nothing led to; the segments of others."""
+        segments: dict[int, BranchSegment] = {}
         taken = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
         for place, point in enumerate(found):
             if any(point is other for other in taken):
                 continue
-            trail = self.follow.trail(value, point, before)
-            if trail is None:
+            segment = self.follow.segment(value, point, before)
+            if segment is None:
                 continue
-            trails[place] = trail
+            segments[place] = segment
             left = self._ongoing(value)
-            if trail.reached and left:
+            if segment.reached and left:
                 last = [branch.points[-1] for _, branch in left]
-                at = self.follow.nearest(trail.places[-1], point, last)
+                at = self.follow.nearest(segment.places[-1], point, last)
                 if at is not None:
                     number = left[at][0]
                     ahead.pop(number, None)
-                    self._link(number, value, point, trails.pop(place))
-        return trails
+                    self._link(number, value, point, segments.pop(place))
+        return segments
 
     def _nearest(self, before: float, value: float, found: list[CriticalPoint]) -> None:
         """Link what is not followed to the nearest of its kind."""
@@ -315,72 +321,80 @@ class _Walk:
                         0.5 * (value - before),
                     )
 
-    def _link(self, number: int, value: float, point: CriticalPoint, trail: Trail) -> None:
-        """A branch goes on to a point, along a trail in either direction."""
+    def _link(
+        self, number: int, value: float, point: CriticalPoint, segment: BranchSegment
+    ) -> None:
+        """A branch goes on to a point, along a segment in either direction."""
         self.branches[number].values.append(value)
         self.branches[number].points.append(point)
-        self._turn(number, trail)
+        self._note_index_changes(number, segment)
 
-    def _turn(self, number: int, trail: Trail) -> None:
-        """Note where along a trail the index changes."""
-        for turn in trail.turns():
-            self._note(number, "changes index", turn.value, turn.place, turn.names, turn.within)
+    def _note_index_changes(self, number: int, segment: BranchSegment) -> None:
+        """Note where along a segment the index changes."""
+        for change in segment.index_changes():
+            self._note(
+                number, "changes index", change.value, change.place, change.names, change.within
+            )
 
-    def _end(self, number: int, trail: Trail | None, before: float, value: float) -> None:
+    def _end(self, number: int, segment: BranchSegment | None, before: float, value: float) -> None:
         """Note where a branch ends that nothing goes on."""
         last = self.branches[number].points[-1]
-        if trail is None:
+        if segment is None:
             vague = last.dimension > 0
             at = 0.5 * (before + value) if vague else before
             within = 0.5 * (value - before) if vague else value - before
             self._note(number, "vanishes", at, last.place, (last.name, ""), within)
             return
-        self._turn(number, trail)
-        what = "vanishes" if trail.reached or trail.ends else "is lost"
-        self._note(number, what, trail.values[-1], trail.places[-1], (trail.name, ""), trail.within)
+        self._note_index_changes(number, segment)
+        what = "vanishes" if segment.reached or segment.ends else "is lost"
+        self._note(
+            number, what, segment.values[-1], segment.places[-1], (segment.name, ""), segment.within
+        )
 
-    def _begin(self, point: CriticalPoint, trail: Trail | None, step: int) -> None:
+    def _begin(self, point: CriticalPoint, segment: BranchSegment | None, step: int) -> None:
         """A new branch, taken back to where it comes from, and a note of that."""
         value, before = float(self.values[step]), float(self.values[step - 1])
         number = len(self.branches)
         branch = _Open([value], [point])
         self.branches.append(branch)
-        if trail is None:
+        if segment is None:
             vague = point.dimension > 0
             at = 0.5 * (before + value) if vague else value
             within = 0.5 * (value - before) if vague else value - before
             self._note(number, "appears", at, point.place, ("", point.name), within)
             return
         while True:
-            self._turn(number, trail)
-            if not trail.reached:
-                what = "appears" if trail.ends else "is lost"
+            self._note_index_changes(number, segment)
+            if not segment.reached:
+                what = "appears" if segment.ends else "is lost"
                 break
-            if not self.follow.inside(trail.places[-1]):
+            if not self.follow.inside(segment.places[-1]):
                 return
-            if self._passes(trail):
+            if self._passes(segment):
                 what = "appears"
                 break
-            branch.values.insert(0, trail.values[-1])
-            branch.points.insert(0, trail.described(-1))
+            branch.values.insert(0, segment.values[-1])
+            branch.points.insert(0, segment.described(-1))
             step -= 1
             if not step:
                 return
-            back = self.follow.trail(trail.values[-1], branch.points[0], self.values[step - 1])
+            back = self.follow.segment(segment.values[-1], branch.points[0], self.values[step - 1])
             if back is None:
                 return
-            trail = back
-        self._note(number, what, trail.values[-1], trail.places[-1], ("", trail.name), trail.within)
+            segment = back
+        self._note(
+            number, what, segment.values[-1], segment.places[-1], ("", segment.name), segment.within
+        )
 
-    def _passes(self, trail: Trail) -> bool:
-        """Whether a trail ends on a branch."""
+    def _passes(self, segment: BranchSegment) -> bool:
+        """True for a segment that ends on a branch."""
         there = [
             p
             for b in self.branches
             for v, p in zip(b.values, b.points, strict=True)
-            if v == trail.values[-1]
+            if v == segment.values[-1]
         ]
-        return self.follow.nearest(trail.places[-1], trail.point, there) is not None
+        return self.follow.nearest(segment.places[-1], segment.point, there) is not None
 
     def _note(
         self,
@@ -395,14 +409,14 @@ class _Walk:
             self.events.append(Event(float(value), what, place, number, *names, float(within)))
 
 
-def _misfit(trail: Trail, point: CriticalPoint) -> tuple[bool, float]:
-    """How badly a trail that leads to a point fits it, to be compared."""
-    gap = float(np.linalg.norm(trail.places[-1] - point.place))
-    return trail.point.index != point.index, gap
+def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:
+    """The misfit of a segment and the point that it leads to, to be compared."""
+    gap = float(np.linalg.norm(segment.places[-1] - point.place))
+    return segment.point.index != point.index, gap
 
 
 def _sort(point: CriticalPoint) -> tuple[int, tuple[str, ...]] | None:
-    """What points that are not followed have in common; None for one that is."""
+    """The sort of a point that is not followed but linked; None for one that is."""
     if not point.dimension and point.kind != "degenerate":
         return None
     return point.dimension, point.on

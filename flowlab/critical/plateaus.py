@@ -17,16 +17,15 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowlab import measures
-from flowlab.critical.local import checked_region, diagonal, local
+from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal
 from flowlab.critical.points import refined
+from flowlab.critical.tolerances import ON_POINT
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 from flowlab.until import AbstractTarget, Outcome
 
 __all__ = ["Plateau", "Plateaus", "plateaus"]
-
-_SAME = 1e-4  # of the region: as far from a root of the gradient, as at it
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,7 @@ class Plateau:
 
     @property
     def later(self) -> float:
-        """How much later its starts arrive than those around it; NaN where neither do."""
+        """Arrival of its starts less that of those around it; NaN where neither arrive."""
         with np.errstate(invalid="ignore"):
             return float(np.subtract(self.arrival, self.arrival_around))
 
@@ -84,7 +83,7 @@ class Plateau:
         return self.outcomes.get("reached", 0) / self.cells
 
     def __str__(self) -> str:
-        """What it is, on one line."""
+        """The slow region, on one line."""
         what = "slow region around a critical point" if self.holds_rest else "plateau"
         beyond = ", to the side of the region" if self.at_side else ""
         around = f"{self.arrival:.4g} against {self.arrival_around:.4g} around it"
@@ -190,16 +189,16 @@ def plateaus(
     if count:
         options = {"clock": "arc_length", **options}
         runs = sweep(flow, centres[followed], until=until, measures=[slow], **options)
-        told = _Told.of(flow, runs, followed, ends)
+        lines = _OnGrid.of(flow, runs, followed, ends)
         for label, (mask, ring) in enumerate(zip(masks, rings, strict=True), 1):
-            found.append(_plateau(label, mask, ring, centres, speed, told, ends))
+            found.append(_plateau(label, mask, ring, centres, speed, lines, ends))
     found.sort(key=lambda plateau: -plateau.cells)
     return Plateaus(tuple(found), ends, float(below), axes, speed, past, labels, flow.components)
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What the lines from the cells told, put back on the grid; shapes (a, b).
+class _OnGrid:
+    """Results of the lines from the cells, put back on the grid; shapes (a, b).
 
     Attributes:
         dwell: Time below the speed.
@@ -220,7 +219,7 @@ class _Told:
         runs: Runs,
         followed: Bool[np.ndarray, "a b"],
         region: Float[np.ndarray, "2 2"],
-    ) -> "_Told":
+    ) -> "_OnGrid":
         def spread(values: np.ndarray, filler: Any) -> np.ndarray:
             grid = np.full(followed.shape, filler, dtype=values.dtype)
             grid[followed] = values
@@ -231,7 +230,7 @@ class _Told:
         shares = np.clip((finite - low) / (high - low), -1, 2)
         cells = np.floor(shares * followed.shape).astype(int)
         arrival = np.where(runs.outcome == Outcome.reached, runs.time, np.inf)
-        words = _words(flow, runs, region)
+        words = _outcome_names(flow, runs, region)
         return cls(
             spread(runs.measures["dwell"], np.nan),
             spread(arrival, np.nan),
@@ -240,17 +239,17 @@ class _Told:
         )
 
 
-def _words(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
+def _outcome_names(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
     """The names of the outcomes; a line at rest must be where the gradient vanishes."""
     words = np.array([Outcome(code).name for code in runs.outcome], dtype=object)
     resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
     if len(resting):
         width = diagonal(region)
         places = runs.end[resting]
-        scale = float(np.median(local(flow, runs.starts).steepness))
+        scale = float(np.median(derivatives_at(flow, runs.starts).steepness))
         roots, there, proper = refined(flow, places, scale, width)
-        near = np.linalg.norm(roots - places, axis=1) < _SAME * width
-        flat = local(flow, places).steepness == 0
+        near = np.linalg.norm(roots - places, axis=1) < ON_POINT * width
+        flat = derivatives_at(flow, places).steepness == 0
         words[resting[~(flat | (proper & near))]] = "unresolved"
     return words
 
@@ -261,15 +260,15 @@ def _plateau(
     ring: Bool[np.ndarray, "a b"],
     centres: Float[np.ndarray, "a b 2"],
     speed: Float[np.ndarray, "a b"],
-    told: _Told,
+    lines: _OnGrid,
     region: Float[np.ndarray, "2 2"],
 ) -> Plateau:
     cells = int(mask.sum())
     inside, slowest = centres[mask], np.argmin(speed[mask])
     edge = np.ones_like(mask)
     edge[1:-1, 1:-1] = False
-    resting = mask & (told.word == "at_critical_point")
-    ends = told.ends[:, resting]
+    resting = mask & (lines.word == "at_critical_point")
+    ends = lines.ends[:, resting]
     on_grid = np.all((ends >= 0) & (ends < np.array(mask.shape)[:, None]), axis=0)
     return Plateau(
         label=label,
@@ -279,10 +278,10 @@ def _plateau(
         at_side=bool(np.any(mask & edge)),
         smallest_speed=float(speed[mask][slowest]),
         smallest_at=inside[slowest],
-        residence=_median(told.dwell[mask]),
-        arrival=_median(told.arrival[mask]),
-        arrival_around=_median(told.arrival[ring]),
-        outcomes=dict(Counter(map(str, told.word[mask]))),
+        residence=_median(lines.dwell[mask]),
+        arrival=_median(lines.arrival[mask]),
+        arrival_around=_median(lines.arrival[ring]),
+        outcomes=dict(Counter(map(str, lines.word[mask]))),
         holds_rest=bool(np.any(mask[tuple(ends[:, on_grid])])),
     )
 

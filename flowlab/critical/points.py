@@ -1,10 +1,9 @@
-"""Where a flow rests: critical points, lines of them, and what a wall or an edge holds.
+"""Critical points of a flow, lines of such, and those that a wall or an edge holds.
 
 n: points; d: components.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,26 +13,35 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.edges import FAINT, Held, Search, edges, faces, settled
-from flowlab.critical.families import Family, family, gaps
-from flowlab.critical.found import CriticalPoint, CriticalPoints, Kind
-from flowlab.critical.local import (
-    Local,
+from flowlab.critical.boundary import Search, edges, faces, is_at, settled
+from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
+from flowlab.critical.derivatives import (
+    Derivatives,
     capped,
     checked_region,
     curvatures,
+    derivatives_at,
     diagonal,
     first_of_each,
-    local,
+    newton,
     onto_walls,
     rates_of,
     root_step,
     spectrum,
 )
+from flowlab.critical.flat_regions import is_flat, rims
+from flowlab.critical.tolerances import (
+    FAINT,
+    NUMBERS,
+    ON_POINT,
+    ROOT_STEP,
+    ROOTS_APART,
+)
+from flowlab.critical.types import CriticalPoint, CriticalPoints, kind_of
 from flowlab.flow import AbstractFlow
 from flowlab.solve import compiled
 
-__all__ = ["critical_points", "refined"]
+__all__ = ["critical_points", "described", "distinct", "refined"]
 
 _SEED = 2404_04626
 _SEARCH_STEPS = 64  # of Levenberg and Marquardt's method, from each start
@@ -42,12 +50,6 @@ _STEEPEST = 1e-8  # of the largest gradient: the least that counts as the typica
 _DESCENT_STEPS = 64  # downhill, from each start
 _DESCENT_STEP = 0.02  # of the region: the longest of them
 _LONGER = 4.0  # times Newton's step: where the potential curves down along the gradient
-_NEWTON_STEPS = 60  # beyond; at a degenerate point each halves the distance
-_ROOT_STEP = 1e-7  # of the region: Newton's last step at a root
-_PLAIN = 1e-100  # of the largest gradient: it jumps to so much at the rim of a plain
-_HALVINGS = 60  # of the way to the rim of a plain
-_SAME = 1e-5  # of the region: roots that are so close are one
-_ON_PATH = 1e-4  # of the region: as far from a line, which is known by pieces, as on it
 _ALIKE = 1e-12  # of the typical change of the potential: values so close are one
 _NEAR = 5e-2  # of the region: what is so close to a point is not away from it
 _BLURRED = 5e-2  # of the region: the farthest that rounding may take one degenerate root apart
@@ -100,9 +102,9 @@ def critical_points(
     places, there, roots = refined(flow, ended, scale, width)
     roots |= _plains(flow, places, there, guesses[here.steepness > 0])
     within = search.holds(places) & there.inside
-    found = _distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
+    found = distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
     held = [one for one in [*faces(search), *edges(search)] if not _among(one, found, width)]
-    points = [*found, *map(_held, held)]
+    points = [*found, *held]
     smallest, where = _smallest(guesses, here, places[within & ~roots], found, flow, width)
     return CriticalPoints(
         _ordered(points, scale * width),
@@ -122,7 +124,7 @@ def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, 
 
 def refined(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], scale: float, width: float
-) -> tuple[Float[np.ndarray, "n d"], Local, Bool[np.ndarray, " n"]]:
+) -> tuple[Float[np.ndarray, "n d"], Derivatives, Bool[np.ndarray, " n"]]:
     """Places brought to the roots beside them by Newton's method, and which are roots.
 
     Args:
@@ -131,43 +133,27 @@ def refined(
         scale: A typical |∇L|.
         width: A typical distance.
     """
-    there, step, length, sure = _newton(flow, places, width)
-    for _ in range(_NEWTON_STEPS):
-        if np.all((length < 1e-15 * width) | (length > 1e3 * width)):
-            break
-        places = places + capped(step, 0.1 * width)
-        there, step, length, sure = _newton(flow, places, width)
-    places = onto_walls(flow, places, _ROOT_STEP * width)
-    there = local(flow, places)
+    places, _, step, sure = newton(flow, places, width)
+    places = onto_walls(flow, places, ROOT_STEP * width)
+    there = derivatives_at(flow, places)
     bent = np.max(np.abs(there.hessian), axis=(1, 2))
-    roots = (sure < _ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, 1e-290))
+    roots = (sure < ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, NUMBERS))
     return places, there, roots & there.inside & settled(flow, places, step)
-
-
-def _newton(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], width: float
-) -> tuple[Local, Any, Any, Any]:
-    """What is there, Newton's step, its length, and that of it which is not rounding."""
-    there = local(flow, places)
-    step, sure = root_step(there.gradient, there.hessian, width)
-    with np.errstate(over="ignore"):
-        length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1)
-    return there, step, length, sure
 
 
 def _fit_guesses(
     flow: AbstractFlow, ends: np.ndarray, count: int
-) -> tuple[Float[np.ndarray, "n d"], Local]:
+) -> tuple[Float[np.ndarray, "n d"], Derivatives]:
     """The starts of the search at which the flow is defined, and what it is there."""
     guesses = _guesses(flow, ends, count)
-    here = local(flow, guesses)
+    here = derivatives_at(flow, guesses)
     fit = here.inside & np.isfinite(here.steepness)
     if not fit.any():
         raise ValueError(
             "Argument `region` must hold states at which the flow is defined, but none of "
             f"{len(guesses)} starts in {ends.tolist()} is one."
         )
-    return guesses[fit], Local(*(leaf[fit] for leaf in here))
+    return guesses[fit], here.at(fit)
 
 
 def _guesses(flow: AbstractFlow, ends: np.ndarray, count: int) -> Float[np.ndarray, "n d"]:
@@ -192,7 +178,7 @@ def _searched(
     steepness: Float[np.ndarray, " n"],
     width: float,
 ) -> Float[np.ndarray, "n d"]:
-    """Where Levenberg and Marquardt's method on the gradient ends from each guess.
+    """The ends of Levenberg and Marquardt's method on the gradient, from each guess.
 
     The units are those of the region and of its gradients, since the method's damping has none.
     """
@@ -231,7 +217,7 @@ def _least_squares(
 def _descended(
     flow: AbstractFlow, guesses: Float[np.ndarray, "n d"], width: float
 ) -> Float[np.ndarray, "n d"]:
-    """Where the way down from each guess leads in some steps.
+    """The ends of some steps downhill from each guess.
 
     So minima are found whose surroundings a search for small gradients leaves: beyond the turn of
     a well the gradient falls outwards. Where the potential curves up along the gradient, a step is
@@ -239,7 +225,7 @@ def _descended(
     """
     places = guesses
     for _ in range(_DESCENT_STEPS):
-        there = local(flow, places)
+        there = derivatives_at(flow, places)
         values, vectors = spectrum(there.hessian)
         with np.errstate(all="ignore"):
             along = np.einsum("nij,ni->nj", vectors, there.gradient)
@@ -252,7 +238,7 @@ def _descended(
     return places
 
 
-def _distinct(
+def distinct(
     flow: AbstractFlow,
     roots: Float[np.ndarray, "n d"],
     ends: np.ndarray,
@@ -262,12 +248,12 @@ def _distinct(
     """Isolated points and families among roots, each once."""
     found: list[CriticalPoint] = []
     paths: list[np.ndarray] = []
-    left = first_of_each(roots, _SAME * width)
+    left = first_of_each(roots, ROOTS_APART * width)
     while len(left):
         root, left = left[0], left[1:]
         values, vectors = curvatures(flow, root, width)
         flat = vectors[:, values == 0]
-        whole = family(flow, root, flat, ends, scale) if flat.shape[1] else None
+        whole = critical_set(flow, root, flat, ends, scale) if flat.shape[1] else None
         if whole is None:
             found.append(described(flow, root, width))
         elif not whole.tail:
@@ -280,7 +266,7 @@ def _distinct(
 
 
 def _members(
-    flow: AbstractFlow, whole: Family, ends: np.ndarray, width: float
+    flow: AbstractFlow, whole: CriticalSet, ends: np.ndarray, width: float
 ) -> list[CriticalPoint]:
     """A family as critical points: a line as one for each kind that it has along it."""
     if len(whole.pieces) < 2:
@@ -294,20 +280,20 @@ def _members(
 
 
 def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> bool:
-    """Whether an isolated point without curvature is one of a line."""
+    """True for an isolated point without curvature that is one of a line."""
     if point.dimension or point.kind != "degenerate":
         return False
-    return any(gaps(point.place[None], path)[0] < _ON_PATH * width for path in paths)
+    return any(distance_to_path(point.place[None], path)[0] < ON_POINT * width for path in paths)
 
 
 def _blurred(
     flow: AbstractFlow, root: Float[np.ndarray, " d"], others: np.ndarray, width: float
 ) -> Bool[np.ndarray, " n"]:
-    """Which other roots are a degenerate root again: close, with none but roots in between."""
+    """Mask of other roots that are a degenerate root again: only roots lie in between."""
     close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
-    middle = local(flow, (others + root) / 2)
+    middle = derivatives_at(flow, (others + root) / 2)
     sure = root_step(middle.gradient, middle.hessian, width)[1]
-    return close & (sure < _ROOT_STEP * width)
+    return close & (sure < ROOT_STEP * width)
 
 
 def described(
@@ -317,9 +303,11 @@ def described(
     dimension: int = 0,
     path: Float[np.ndarray, "k d"] | None = None,
 ) -> CriticalPoint:
-    """What a root is."""
-    here = local(flow, place[None])
+    """A root as a critical point, with its kind, spectrum and rates."""
+    here = derivatives_at(flow, place[None])
     values = curvatures(flow, place, width)[0]
+    rates = rates_of(here.metric[0], here.hessian[0])[0]
+    rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # the metric only turns directions
     return CriticalPoint(
         place=place,
         kind=kind_of(values, dimension),
@@ -327,81 +315,39 @@ def described(
         value=float(here.value[0]),
         gradient_norm=float(here.steepness[0]),
         spectrum=values,
-        rates=rates_of(here.metric[0], here.hessian[0])[0],
+        rates=rates,
         dimension=dimension,
         path=path,
     )
 
 
-def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
-    """The kind of a point by the eigenvalues of its Hessian, of which a family has zeros."""
-    up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
-    if none > dimension or up + down == 0:
-        return "degenerate"
-    if up and down:
-        return "saddle"
-    return "minimum" if up else "maximum"
-
-
-def _among(held: Held, found: list[CriticalPoint], width: float) -> bool:
-    """Whether a point on a wall is one that is critical without it, found once more."""
-    for point in found:
-        path = point.place[None] if point.path is None else point.path
-        apart = _SAME if point.path is None else _ON_PATH
-        if held.dimension == 0 and gaps(held.place[None], path)[0] < apart * width:
-            return True
-    return False
-
-
-def _held(held: Held) -> CriticalPoint:
-    """A point that walls or an edge hold, as a critical point."""
-    values = held.spectrum
-    kind = kind_of(values, held.dimension)
-    if held.dimension == len(values):
-        kind = "minimum"  # there is no other direction than onto the wall or edge
-    return CriticalPoint(
-        place=held.place,
-        kind=kind,
-        index=int(np.sum(values < 0)),
-        value=held.value,
-        gradient_norm=held.gradient_norm,
-        spectrum=values,
-        rates=held.rates,
-        dimension=held.dimension,
-        path=held.path,
-        on=held.on,
+def _among(held: CriticalPoint, found: list[CriticalPoint], width: float) -> bool:
+    """True for a point on a wall that is critical without it, and found once more."""
+    return held.dimension == 0 and any(
+        is_at(held, point, (ROOTS_APART if point.path is None else ON_POINT) * width)
+        for point in found
     )
 
 
 def _plains(
     flow: AbstractFlow,
     places: Float[np.ndarray, "n d"],
-    there: Local,
+    there: Derivatives,
     steep: Float[np.ndarray, "m d"],
 ) -> Bool[np.ndarray, " n"]:
-    """Which places lie in a region without any gradient that ends at a rim.
-
-    A gradient that has underflowed is zero too, but falls to it through ever smaller values.
-    """
-    plain = np.all(there.gradient == 0, axis=1) & np.all(there.hessian == 0, axis=(1, 2))
-    plain &= there.inside & np.isfinite(there.value)
-    if not (plain.any() and len(steep)):
+    """Places in a flat region that ends at a rim, on the way to the nearest that is steep."""
+    flat = is_flat(there)
+    if not (flat.any() and len(steep)):
         return np.zeros(len(places), bool)
-    inside = places[plain]
-    nearest = np.argmin(np.linalg.norm(inside[:, None] - steep, axis=2), axis=1)
-    outside = steep[nearest]
-    for _ in range(_HALVINGS):
-        middle = (inside + outside) / 2
-        flat = (local(flow, middle).steepness == 0)[:, None]
-        inside, outside = np.where(flat, middle, inside), np.where(flat, outside, middle)
-    steepest = np.max(local(flow, steep).steepness)
-    plain[plain] = local(flow, outside).steepness > _PLAIN * steepest
-    return plain
+    apart = np.linalg.norm(places[flat][:, None] - steep, axis=2)
+    steepest = float(np.max(derivatives_at(flow, steep).steepness))
+    flat[flat] = rims(flow, places[flat], steep[np.argmin(apart, axis=1)], steepest)[2]
+    return flat
 
 
 def _smallest(
     guesses: Float[np.ndarray, "n d"],
-    here: Local,
+    here: Derivatives,
     ended: Float[np.ndarray, "m d"],
     found: list[CriticalPoint],
     flow: AbstractFlow,
@@ -411,7 +357,7 @@ def _smallest(
     states, steepness = guesses, here.steepness
     if len(ended):
         states = np.concatenate([states, ended])
-        steepness = np.concatenate([steepness, local(flow, ended).steepness])
+        steepness = np.concatenate([steepness, derivatives_at(flow, ended).steepness])
     near = np.zeros(len(states), bool)
     for point in found:
         places = point.place[None] if point.path is None else point.path

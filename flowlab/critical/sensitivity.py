@@ -1,4 +1,4 @@
-"""How much the start matters: derivatives of end and arrival time by it, and Lyapunov exponents.
+"""Derivatives of end and arrival time by the start, and Lyapunov exponents.
 
 The flow map takes a start y0 to the end Φ(y0), at a target or at a fixed flow time T, and the start
 to its arrival time. Derivatives are computed in forward mode through the integration, for blocks of
@@ -22,19 +22,27 @@ from flowlab._checks import positive
 from flowlab.ensemble.blocks import Device, Passes, block_size_on, solved, worth_optimising
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures.base import Space, check_space, position
-from flowlab.solve import check_counts, check_states, compiled, default_rtol, make_problem
+from flowlab.solve import (
+    Problem,
+    check_counts,
+    check_states,
+    compiled,
+    default_rtol,
+    make_problem,
+)
 from flowlab.solve.tangents import first_with_tangents, later_with_tangents
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Exponents", "Sensitivity", "lyapunov", "sensitivity"]
 
 _PASSES = Passes(first_with_tangents, later_with_tangents, enough_blocks=512)
+_SOLVED = ("outcome", "time", "end", "by_start", "time_by_start")  # as in `Sensitivity`
 _WIDTH = 8  # numbers that a processor takes at once, at most
 
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """How the ends of flow lines and their times of arrival move with the starts.
+    """Derivatives of the ends of flow lines and of their times of arrival by the starts.
 
     Attributes:
         starts: Shape (n, d).
@@ -57,14 +65,14 @@ class Sensitivity:
 
     @property
     def defined(self) -> Bool[np.ndarray, " n"]:
-        """Which starts have derivatives."""
+        """Mask of the starts that have derivatives."""
         return np.all(np.isfinite(self.jacobian), axis=(1, 2)) & np.all(
             np.isfinite(self.time_gradient), axis=1
         )
 
     @property
     def undefined(self) -> int:
-        """How many starts have none."""
+        """Number of starts that have none."""
         return int(np.sum(~self.defined))
 
     @property
@@ -76,7 +84,7 @@ class Sensitivity:
         return growth
 
     def __repr__(self) -> str:
-        """How many starts there are, and of how many the derivatives are undefined."""
+        """The number of starts, and of those whose derivatives are undefined."""
         size = len(self.starts)
         return f"Sensitivity({size} starts in {self.of!r}, undefined at {self.undefined})"
 
@@ -101,7 +109,7 @@ class Exponents:
 
     @property
     def undefined(self) -> int:
-        """How many have none: absorbed or stopped before the time, failed, or fallen too low."""
+        """Number without one: absorbed or stopped before the time, failed, or fallen too low."""
         return int(np.sum(np.isnan(self.values)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -109,7 +117,7 @@ class Exponents:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        """How many starts there are, and of how many the exponent is undefined."""
+        """The number of starts, and of those whose exponent is undefined."""
         size = len(self.values)
         return f"Exponents({size} starts at time {self.time:g}, undefined at {self.undefined})"
 
@@ -181,44 +189,24 @@ def sensitivity(
     check_space(of)
     array, dtype = check_states("starts", starts, flow, batched=True)
     array = _matrix(array)
-    rtol = default_rtol(dtype) if rtol is None else rtol
-    devices = jax.local_devices() if devices is None else list(devices)
-    size = block_size or _block_size(devices[0], array.shape[1])
     with jax.enable_x64(dtype == np.float64):
         problem = make_problem(
             flow,
             until=until,
             dtype=dtype,
             clock=clock,
-            rtol=rtol,
+            rtol=default_rtol(dtype) if rtol is None else rtol,
             atol=atol,
             solver=solver,
             tangents=True,
         )
         _check_square(problem.flow, array, of)
-        found = solved(
-            problem,
-            array,
-            devices=devices,
-            size=min(size, len(array)),
-            max_steps=max_steps,
-            optimise=worth_optimising(len(array)) if optimise is None else optimise,
-            passes=_PASSES,
-        )
-        _blanked(found)
+        found = _solved(problem, array, block_size, devices, max_steps, optimise)
         if until.kind == "time":
             _at_rest(problem.flow, array, float(np.asarray(until.levels)[-1]), found)
         if of != "state":
             _in_space(problem.flow, array, of, found)
-    return Sensitivity(
-        starts=array,
-        of=of,
-        outcome=found["outcome"],
-        time=found["time"],
-        end=found["end"],
-        jacobian=found["by_start"],
-        time_gradient=found["time_by_start"],
-    )
+    return Sensitivity(array, of, *(found[name] for name in _SOLVED))
 
 
 def lyapunov(
@@ -265,6 +253,31 @@ def lyapunov(
     return Exponents(values, moved.starts, duration, of, moved.outcome)
 
 
+def _solved(
+    problem: Problem,
+    starts: Float[np.ndarray, "n d"],
+    block_size: int | None,
+    devices: Sequence[Device] | None,
+    max_steps: int,
+    optimise: bool | None,
+) -> dict[str, Any]:
+    """Ends and their derivatives by the state, NaN where those are undefined."""
+    used = jax.local_devices() if devices is None else list(devices)
+    size = block_size or _block_size(used[0], starts.shape[1])
+    found = solved(
+        problem,
+        starts,
+        devices=used,
+        size=min(size, len(starts)),
+        max_steps=max_steps,
+        optimise=worth_optimising(len(starts)) if optimise is None else optimise,
+        passes=_PASSES,
+    )
+    found["by_start"][~found["defined"]] = np.nan
+    found["time_by_start"][~found["defined"]] = np.nan
+    return found
+
+
 def _block_size(device: Device, components: int) -> int:
     """Starts that share a step: each stands in its block once for every component of it."""
     return max(block_size_on(device) // components // _WIDTH, 1) * _WIDTH
@@ -293,12 +306,6 @@ def _check_square(flow: AbstractFlow, starts: Float[np.ndarray, "n d"], of: Spac
             f'Argument `of` must be "state" here, but is {of!r}, and the {coordinates} coordinates '
             f"of the pairs do not say which of the states of {starts.shape[1]} components is meant."
         )
-
-
-def _blanked(found: dict[str, Any]) -> None:
-    """Derivatives that are undefined made NaN."""
-    found["by_start"][~found["defined"]] = np.nan
-    found["time_by_start"][~found["defined"]] = np.nan
 
 
 def _at_rest(

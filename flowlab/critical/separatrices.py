@@ -10,8 +10,14 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from flowlab import until
-from flowlab.critical.found import CriticalPoint, CriticalPoints, check_points
-from flowlab.critical.local import checked_region, diagonal, enclosed, local, rates_of
+from flowlab.critical.derivatives import (
+    checked_region,
+    derivatives_at,
+    diagonal,
+    enclosed,
+    rates_of,
+)
+from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.flow import AbstractFlow
 from flowlab.solve import flow_line
 
@@ -92,6 +98,6 @@ def separatrices(
 
 def _stable_direction(flow: AbstractFlow, point: CriticalPoint) -> Float[np.ndarray, " 2"]:
     """The unit vector along which deviations from a saddle die out."""
-    here = local(flow, point.place[None])
+    here = derivatives_at(flow, point.place[None])
     way = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
     return way / np.linalg.norm(way)

@@ -1,4 +1,4 @@
-"""How long flow lines stay beside critical points, and what the linearisation says they should.
+"""Times that flow lines spend beside critical points, and those that linearisation predicts.
 
 n: starts; p: points; d: components.
 """
@@ -12,8 +12,8 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from flowlab import measures
-from flowlab.critical.found import CriticalPoint, CriticalPoints
-from flowlab.critical.local import local, rates_of, real_starts
+from flowlab.critical.derivatives import derivatives_at, rates_of, real_starts
+from flowlab.critical.types import CriticalPoint, CriticalPoints
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
 from flowlab.until import AbstractTarget
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Slowdown", "slowdown"]
 
-_RTOL = 1e-10  # errors grow e-fold with each unit of time beside a saddle
+_SADDLE_RTOL = 1e-10  # errors grow e-fold with each unit of time beside a saddle
 _NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says nothing
 
 
 @dataclass(frozen=True, eq=False)
 class Slowdown:
-    """How flow lines were slowed, beside the prediction of the linearisation.
+    """Times beside critical points as measured, and as the linearisation predicts them.
 
     Attributes:
         runs: What became of the starts; its measures hold where lines were slowest.
@@ -125,10 +125,10 @@ def slowdown(
     radius: float | Sequence[float],
     until: AbstractTarget,
     below: float | None = None,
-    rtol: float = _RTOL,
+    rtol: float = _SADDLE_RTOL,
     **options: Any,
 ) -> Slowdown:
-    """How long flow lines from many starts stay beside each critical point, and should.
+    """Times that flow lines from many starts spend beside each critical point, and should.
 
     A line that enters the neighbourhood of a saddle at a distance δ from its stable manifold leaves
     it, in the linearisation, when the coordinate along the unstable direction has grown from δ to
@@ -161,17 +161,12 @@ def slowdown(
     """
     places, names, free = _places(points)
     sizes = _radii(radius, len(places))
-    wanted = [
-        measures.near(place, float(size), label=str(index))
-        for index, (place, size) in enumerate(zip(places, sizes, strict=True))
-    ]
-    slow = [] if below is None else [measures.dwell(below)]
     begin = real_starts(starts)
     runs = sweep(
         flow,
         begin,
         until=until,
-        measures=[*slow, measures.slowest(), *wanted],
+        measures=_measures(places, sizes, below),
         rtol=rtol,
         **{"clock": "arc_length", **options},
     )
@@ -223,8 +218,18 @@ def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p
     return np.broadcast_to(sizes, count).copy()
 
 
+def _measures(
+    places: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
+) -> list[measures.AbstractMeasure]:
+    """Measures of the time beside each place, of the slowest state, and of slow time."""
+    slow = [] if below is None else [measures.dwell(below)]
+    beside = zip(places, radius, strict=True)
+    wanted = [measures.near(at, float(size), label=str(i)) for i, (at, size) in enumerate(beside)]
+    return [*slow, measures.slowest(), *wanted]
+
+
 def _gathered(runs: Runs, count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """What `near` has measured, with the points on the second axis."""
+    """Results of the measure `near`, with the points on the second axis."""
     words = {
         "spent": "time",
         "entry_time": "entry_time",
@@ -251,10 +256,10 @@ def _predictions(
     radius: Float[np.ndarray, " p"],
     seen: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """What the linearisation says; arrays of shape (n, p)."""
+    """Predictions of the linearisation; arrays of shape (n, p)."""
     names = ("entry_offset", "offset", "rate", "predicted")
     told = {name: np.full(seen["spent"].shape, np.nan) for name in names}
-    around = local(flow, places) if len(places) else None
+    around = derivatives_at(flow, places) if len(places) else None
     for index in np.flatnonzero(free):
         assert around is not None
         rates, directions = rates_of(around.metric[index], around.hessian[index])

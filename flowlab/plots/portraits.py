@@ -16,8 +16,8 @@ from matplotlib.ticker import FixedLocator
 from flowlab import _checks as checks
 from flowlab import until
 from flowlab.cards import Card, Comparison, Equilibrium
-from flowlab.cards.equilibria import newton_step
 from flowlab.cards.plane import Plane
+from flowlab.critical.derivatives import root_step
 from flowlab.flow import preference_flow
 from flowlab.plots.canvas import (
     LOG_RATIOS,
@@ -374,7 +374,8 @@ def _traced(space: Plane, place: Float[np.ndarray, " 2"], spans: Spans) -> Float
         half = [place]
         for count in range(_TRACE_STEPS):
             ahead = point + step * way
-            found = ahead + newton_step(space.field(ahead[None]))[0]
+            there = space.field(ahead[None])
+            found = ahead + root_step(there.gradient, there.hessian, _width(spans))[0][0]
             moved = found - point
             if not 0.2 * step < np.linalg.norm(moved) < 2 * step or not _inside(found, spans):
                 break

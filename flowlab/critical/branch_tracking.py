@@ -1,6 +1,7 @@
 """A critical point followed over a parameter, in steps that can be gone back.
 
-d: components; k: directions in which a point can move; m: walls that hold it; v: values of a trail.
+d: components; k: directions in which a point can move; m: walls that hold it; v: values of the
+parameter along a segment.
 """
 
 from collections.abc import Sequence
@@ -11,21 +12,20 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from flowlab.critical.edges import Face
-from flowlab.critical.found import CriticalPoint
-from flowlab.critical.local import diagonal, local, rates_of, root_step
-from flowlab.critical.points import described, kind_of
+from flowlab.critical.boundary import Face
+from flowlab.critical.derivatives import derivatives_at, diagonal, rates_of, root_step
+from flowlab.critical.points import described
+from flowlab.critical.tolerances import EXACT_STEP, ON_POINT
+from flowlab.critical.types import CriticalPoint, kind_of
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Follower", "Trail", "Turn"]
+__all__ = ["BranchSegment", "Follower", "IndexChange"]
 
-_SAME = 1e-4  # of the region: a point that is so close to one that was found is that one
 _SHAKY = 1e-8  # of the region: how far a point may be off
-_EXACT = 1e-14  # of the region: a step of Newton's that ends it
 _BENT = 0.25  # of a step: what Newton's method may add to the prediction
 _SHORTEST = 2.0**-34  # of the way to the next value
-_NEWTON_STEPS = 20
-_BISECTIONS = 50
+_CORRECTOR_STEPS = 20  # of Newton's method: from a prediction it needs a few, or fails
+_BISECTIONS = 50  # of a step, for where an index changes: to rounding
 _SINGULAR = 1e-2  # of the least curvature at the beginning: less at the end tells of a meeting
 _ONWARD = 1e-6  # of the way: how far on a wall is looked for
 
@@ -38,8 +38,8 @@ class _Seen(NamedTuple):
     held: bool
 
 
-class Turn(NamedTuple):
-    """Where a point changes its index.
+class IndexChange(NamedTuple):
+    """The value at which a point changes its index.
 
     Attributes:
         value: The parameter.
@@ -55,8 +55,8 @@ class Turn(NamedTuple):
 
 
 @dataclass
-class Trail:
-    """Where a point is between two values of the parameter.
+class BranchSegment:
+    """The places of a point between two values of the parameter.
 
     Attributes:
         follow: What follows it.
@@ -79,19 +79,19 @@ class Trail:
     short: float = 0.0
 
     def described(self, at: int) -> CriticalPoint:
-        """What the point is at one of the values, by its number."""
+        """The point at one of the values, by its number."""
         return self.follow.described(self.values[at], self.places[at], self.point, self.face)
 
     @property
     def name(self) -> str:
-        """What the point is where the trail ends, as far as that is clear."""
+        """The name of the point at the end of the segment, as far as that is clear."""
         index = [self._index(at) for at in range(len(self.values))]
         same = [at for at, value in enumerate(index) if value == index[-1]]
         return self.point.name if index[0] == index[-1] else self.described(same[0]).name
 
     @property
     def ends(self) -> bool:
-        """Whether there is a reason for the end: a singular Hessian, or a wall."""
+        """True where the end has a reason: a singular Hessian, or a wall."""
         first, last = self._curvatures(0), self._curvatures(-1)
         if not len(last):
             return True  # in a corner nothing but the walls can be the reason
@@ -102,7 +102,7 @@ class Trail:
 
     @property
     def within(self) -> float:
-        """How far beyond the end the cause of it may lie.
+        """The distance beyond the end within which its cause lies.
 
         Towards a meeting the least curvature falls in proportion to what is left of the way, or
         faster: what rounding has hidden of the way is at most what proportion leaves.
@@ -113,20 +113,22 @@ class Trail:
         gone = abs(self.values[-1] - self.values[-2])
         return max(self.short, gone * last / (before - last) if before > last else 0.0)
 
-    def turns(self) -> list[Turn]:
-        """Where the index changes."""
+    def index_changes(self) -> list[IndexChange]:
+        """The changes of the index on the way."""
         index = [self._index(at) for at in range(len(self.values))]
-        return [self._turn(at) for at in range(len(index) - 1) if index[at] != index[at + 1]]
+        return [
+            self._index_change(at) for at in range(len(index) - 1) if index[at] != index[at + 1]
+        ]
 
-    def _turn(self, at: int) -> Turn:
+    def _index_change(self, at: int) -> IndexChange:
         low, high = sorted((at, at + 1), key=lambda i: self.values[i])
         names = self.described(low).name, self.described(high).name
-        value, place, within = self.follow.turning(
+        value, place, within = self.follow.index_change_between(
             self.face,
             (self.values[low], self.places[low]),
             (self.values[high], self.places[high]),
         )
-        return Turn(value, place, names, within)
+        return IndexChange(value, place, names, within)
 
     def _curvatures(self, at: int) -> Float[np.ndarray, " k"]:
         return self.follow.curvatures(self.values[at], self.places[at], self.face)
@@ -142,10 +144,12 @@ class Follower:
         self.ends, self.width = ends, diagonal(ends)
         self.walls = flow.domain.walls()
         self._flow_at = lru_cache(maxsize=8)(lambda value: flow.with_parameter(parameter, value))
-        self._local = lru_cache(maxsize=64)(lambda value, *at: local(self._flow_at(value), at))
+        self._derivatives = lru_cache(maxsize=64)(
+            lambda value, *at: derivatives_at(self._flow_at(value), at)
+        )
 
     def inside(self, place: Float[np.ndarray, " d"]) -> bool:
-        """Whether a place lies in the region, or on its side."""
+        """True for a place in the region, or on its side."""
         over = np.maximum(self.ends[:, 0] - place, place - self.ends[:, 1])
         return bool(np.all(over <= _SHAKY * self.width))
 
@@ -161,44 +165,44 @@ class Follower:
             number
             for number, other in enumerate(others)
             if (other.on, other.dimension) == (point.on, point.dimension)
-            and gaps[number] <= _SAME * self.width
+            and gaps[number] <= ON_POINT * self.width
         ]
         return min(alike, key=gaps.__getitem__, default=None)
 
-    def trail(self, value: float, point: CriticalPoint, goal: float) -> Trail | None:
-        """Where a point is from one value towards another; None for what cannot be followed."""
+    def segment(self, value: float, point: CriticalPoint, goal: float) -> BranchSegment | None:
+        """A point followed from one value towards another; None for what cannot be."""
         face = self._face(point)
         if face is None:
             return None
-        place = self._root(value, point.place, face, _SAME * self.width)
+        place = self._root(value, point.place, face, ON_POINT * self.width)
         place = point.place if place is None else place
-        trail = Trail(self, point, face, [float(value)], [place], float(goal - value))
+        segment = BranchSegment(self, point, face, [float(value)], [place], float(goal - value))
         step, sure = goal - value, 0
-        while trail.values[-1] != goal:
-            last = trail.values[-1]
+        while segment.values[-1] != goal:
+            last = segment.values[-1]
             ahead = goal if abs(step) >= abs(goal - last) else last + step
-            there = self._stepped(last, trail.places[-1], ahead, face)
+            there = self._stepped(last, segment.places[-1], ahead, face)
             if there is not None:
-                trail.values.append(float(ahead))
-                trail.places.append(there)
+                segment.values.append(float(ahead))
+                segment.places.append(there)
                 sure += 1
                 step *= 2 if sure > 1 else 1
-            elif abs(ahead - last) <= _SHORTEST * abs(trail.toward) or ahead == last:
-                trail.short = abs(ahead - last)
-                return trail
+            elif abs(ahead - last) <= _SHORTEST * abs(segment.toward) or ahead == last:
+                segment.short = abs(ahead - last)
+                return segment
             else:
                 step, sure = 0.5 * (ahead - last), 0
-        trail.reached = True
-        return trail
+        segment.reached = True
+        return segment
 
     def described(
         self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
-        """What a point has become at another value and place."""
+        """A point as it has become at another value and place."""
         flow = self._flow_at(value)
         if not point.on:
             return described(flow, place, self.width)
-        here, seen = local(flow, place[None]), self._seen(value, place, face)
+        here, seen = derivatives_at(flow, place[None]), self._seen(value, place, face)
         curvatures = np.linalg.eigvalsh(seen.bend)
         return replace(
             point,
@@ -217,13 +221,13 @@ class Follower:
         """Eigenvalues of the Hessian along a face, ascending."""
         return np.linalg.eigvalsh(self._seen(value, place, face).bend)
 
-    def held_beyond(self, trail: Trail) -> bool:
-        """Whether there is no wall, nor release from one, just beyond the end of a trail."""
-        onward = trail.values[-1] + _ONWARD * trail.toward
-        ahead = self._predicted(trail.values[-1], trail.places[-1], onward, trail.face)
-        return ahead is not None and self._seen(onward, ahead, trail.face).held
+    def held_beyond(self, segment: BranchSegment) -> bool:
+        """True where no wall, nor release from one, lies just beyond the end of a segment."""
+        onward = segment.values[-1] + _ONWARD * segment.toward
+        ahead = self._predicted(segment.values[-1], segment.places[-1], onward, segment.face)
+        return ahead is not None and self._seen(onward, ahead, segment.face).held
 
-    def turning(
+    def index_change_between(
         self,
         face: Face,
         low: tuple[float, Float[np.ndarray, " d"]],
@@ -244,7 +248,7 @@ class Follower:
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
     def _face(self, point: CriticalPoint) -> Face | None:
-        """How a point can move; None for lines and manifolds, and degenerate points."""
+        """The face on which a point can move; None for lines, manifolds, degenerate points."""
         size = len(point.place)
         if point.dimension or point.kind == "degenerate":
             return None
@@ -262,7 +266,7 @@ class Follower:
     def _stepped(
         self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """Where a point is one step on; None where that is in doubt."""
+        """The place of a point one step on; None where that is in doubt."""
         shaky = _SHAKY * self.width
         ahead = self._predicted(value, place, goal, face)
         if ahead is None:
@@ -280,7 +284,7 @@ class Follower:
     def _predicted(
         self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """Where the tangent leads: the slope that a point has at the goal, over its curvature."""
+        """The place that the tangent leads to: the slope at the goal over the curvature."""
         here, there = self._seen(value, place, face), self._seen(goal, place, face)
         step = _newton(there.slope, here.bend, self.width)
         if step is None or np.linalg.norm(step) > self.width:
@@ -292,7 +296,7 @@ class Follower:
     ) -> Float[np.ndarray, " d"] | None:
         """The root that Newton's method leads to without leaving the room around a guess."""
         place, length = guess, np.inf
-        for _ in range(_NEWTON_STEPS):
+        for _ in range(_CORRECTOR_STEPS):
             seen = self._seen(value, place, face)
             step = _newton(seen.slope, seen.bend, self.width)
             if step is None:
@@ -300,16 +304,16 @@ class Follower:
             place, length = place + face.along @ step, float(np.linalg.norm(step))
             if np.linalg.norm(place - guess) > room:
                 return None
-            if length <= _EXACT * self.width:
+            if length <= EXACT_STEP * self.width:
                 break
         return place if length <= _SHAKY * self.width else None
 
     def _seen(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> _Seen:
-        inner = place - _SHAKY * self.width * np.sum(face.onto, axis=1)
-        here = self._local(value, *map(tuple, (place, inner)))
+        inner = place - _SHAKY * self.width * np.sum(face.pseudo_inverse, axis=1)
+        here = self._derivatives(value, *map(tuple, (place, inner)))
         slope = face.along.T @ here.gradient[0]
         bend = face.along.T @ here.hessian[0] @ face.along
-        presses = bool(np.all(-here.gradient[0] @ face.onto > 0))
+        presses = bool(np.all(-here.gradient[0] @ face.pseudo_inverse > 0))
         return _Seen(slope, bend, presses and bool(here.inside[1]))
 
 

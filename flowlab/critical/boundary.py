@@ -1,46 +1,42 @@
-"""What walls and absorbing edges hold: points of Karush, Kuhn and Tucker, and edges of equilibria.
+"""Points of Karush, Kuhn and Tucker on walls, and absorbing edges of critical points.
 
 n: points; m: walls; d: components; k: components along what holds a point.
 """
 
 import itertools
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 from scipy.linalg import null_space
 
-from flowlab.critical.families import Family, family, gaps
-from flowlab.critical.local import (
-    Local,
-    capped,
+from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to
+from flowlab.critical.derivatives import (
+    Derivatives,
     curvatures,
+    derivatives_at,
     first_of_each,
-    local,
+    newton,
     rates_of,
     restricted,
-    root_step,
 )
+from flowlab.critical.tolerances import FAINT, NUMBERS, ROOT_STEP, ROOTS_APART
+from flowlab.critical.types import CriticalPoint, kind_of
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Face", "Held", "Search", "edges", "faces"]
+__all__ = ["Face", "Search", "edges", "faces", "is_at", "settled"]
 
-_NEWTON_STEPS = 60
-_ROOT_STEP = 1e-7  # of the region
 _ROOT_PART = 1e-3  # of each component of a state that must be positive
-FAINT = 1e-60  # of the typical curvature: less is a tail that has run out of numbers
 _PRESSING = 1e-13  # of the largest slope over the region: less is none
-_SAME = 1e-5  # of the region
 _DEEP = (1e-120, 1e-60, 1e-30, 1e-15, 1e-8, 1e-4, 1e-2)  # of the upper end: distances to an edge
 _CORNER = 1e-20  # of the upper end: what is nearer to an edge is so of any corner that is searched
-_NUMBERS = 1e-290  # slopes below it have lost digits, or are lost
 _VANISHES_AS = 1e-3  # the least power of the distance that counts as vanishing
 _ALONG = 33  # points along an edge
 
 
 class Search(NamedTuple):
-    """What is searched, and where.
+    """A search: the flow, the region and the starts.
 
     Attributes:
         flow: The flow.
@@ -57,8 +53,8 @@ class Search(NamedTuple):
     width: float
 
     def holds(self, places: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """Which places lie in the region, or on its sides but for rounding."""
-        slack = _ROOT_STEP * self.width
+        """Mask of the places that lie in the region, or on its sides but for rounding."""
+        slack = ROOT_STEP * self.width
         low, high = self.ends.T
         return np.all((places >= low - slack) & (places <= high + slack), axis=1)
 
@@ -68,36 +64,6 @@ class Search(NamedTuple):
         return np.where(self.holds(places)[:, None], inner, places)
 
 
-@dataclass(frozen=True)
-class Held:
-    """A point, line or edge at which walls or the boundary hold the flow.
-
-    Attributes:
-        place: Shape (d,).
-        on: The walls or the edge, in words.
-        value: The potential there.
-        gradient_norm: |∇L| along what holds it.
-        spectrum: Eigenvalues of the Hessian along what holds it, ascending, 0 without curvature.
-        rates: Eigenvalues of the projected metric times the Hessian along what holds it, ascending.
-        dimension: 0 for a point.
-        path: Points along a line.
-    """
-
-    place: Float[np.ndarray, " d"]
-    on: tuple[str, ...]
-    value: float
-    gradient_norm: float
-    spectrum: Float[np.ndarray, " k"]
-    rates: Float[np.ndarray, " k"]
-    dimension: int = 0
-    path: Float[np.ndarray, "p d"] | None = None
-
-    def covers(self, place: Float[np.ndarray, " d"], apart: float) -> bool:
-        """Whether a place is this point, or one of this line."""
-        path = self.place[None] if self.path is None else self.path
-        return bool(gaps(place[None], path)[0] < apart)
-
-
 class Face(NamedTuple):
     """Walls that meet, and the directions along them.
 
@@ -105,7 +71,7 @@ class Face(NamedTuple):
         normals: Outward, shape (m, d).
         offsets: shape (m,).
         along: Orthonormal directions along all of them, as columns, shape (d, k).
-        onto: The pseudo-inverse of the normals, shape (d, m).
+        pseudo_inverse: Of the normals, shape (d, m).
         words: The walls as equations.
         least: Slopes above this part of the largest in the region press; 0 beside an edge.
     """
@@ -113,15 +79,15 @@ class Face(NamedTuple):
     normals: Float[np.ndarray, "m d"]
     offsets: Float[np.ndarray, " m"]
     along: Float[np.ndarray, "d k"]
-    onto: Float[np.ndarray, "d m"]
+    pseudo_inverse: Float[np.ndarray, "d m"]
     words: tuple[str, ...]
     least: float
 
     @classmethod
     def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "Face":
-        """What some walls leave, of which none can be made of the others."""
-        onto = np.linalg.pinv(normals)
-        return cls(normals, offsets, null_space(normals), onto, words, _PRESSING)
+        """The face of some walls, of which none can be made of the others."""
+        pseudo_inverse = np.linalg.pinv(normals)
+        return cls(normals, offsets, null_space(normals), pseudo_inverse, words, _PRESSING)
 
     @classmethod
     def everywhere(cls, count: int) -> "Face":
@@ -130,7 +96,7 @@ class Face(NamedTuple):
 
     @classmethod
     def edge(cls, component: int, count: int, depth: float, word: str) -> "Face":
-        """What is so deep beside the edge of a component."""
+        """The face that is so deep beside the edge of a component."""
         axes = np.eye(count)
         normal = -axes[[component]]
         along = np.delete(axes, component, axis=1)
@@ -138,13 +104,13 @@ class Face(NamedTuple):
 
     def projected(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Places moved onto the face, at right angles."""
-        return places @ self.along @ self.along.T + self.onto @ self.offsets
+        return places @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
 
-    def pressing(self, there: Local, width: float) -> Bool[np.ndarray, " n"]:
-        """Where the flow presses against all of the walls, by more than rounding."""
+    def pressing(self, there: Derivatives, width: float) -> Bool[np.ndarray, " n"]:
+        """Mask of the states that press against all of the walls, by more than rounding."""
         size = np.max(np.abs(there.hessian), axis=(1, 2)) * width
         with np.errstate(invalid="ignore"):
-            force = -there.gradient @ self.onto * np.linalg.norm(self.normals, axis=1)
+            force = -there.gradient @ self.pseudo_inverse * np.linalg.norm(self.normals, axis=1)
             least = self.least * np.maximum(size, there.steepness)
             return np.all(force > least[:, None], axis=1)
 
@@ -155,41 +121,40 @@ class Face(NamedTuple):
         return self.along.T @ (metric - lifted @ across @ lifted.T) @ self.along
 
 
-def faces(search: Search) -> list[Held]:
+def faces(search: Search) -> list[CriticalPoint]:
     """The points on walls, and where several of them meet, at which the projected flow rests."""
     normals, offsets = search.flow.domain.walls()
-    found: list[Held] = []
+    found: list[CriticalPoint] = []
     for count in range(1, min(len(normals), len(search.ends)) + 1):
         for chosen in itertools.combinations(range(len(normals)), count):
             walls = normals[list(chosen)], offsets[list(chosen)]
             if np.linalg.matrix_rank(walls[0]) == count:
-                words = tuple(_words(search.flow, n, b) for n, b in zip(*walls, strict=True))
+                words = tuple(_equation(search.flow, n, b) for n, b in zip(*walls, strict=True))
                 here = _on_face(search, Face.wall(*walls, words))
-                apart = _SAME * search.width
-                found += [one for one in here if not any(f.covers(one.place, apart) for f in found)]
+                apart = ROOTS_APART * search.width
+                found += [
+                    one for one in here if not any(is_at(one, other, apart) for other in found)
+                ]
     return found
 
 
-def _on_face(search: Search, face: Face) -> list[Held]:
+def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
     """The points and lines on a face at which the flow along it rests, and that it presses."""
     flow, width = search.flow, search.width
-    places = face.projected(search.guesses)
-    there, step, sure = _newton(flow, places, face.along, width)
-    for _ in range(_NEWTON_STEPS if face.along.shape[1] else 0):
-        places = places + capped(step, 0.1 * width) @ face.along.T
-        there, step, sure = _newton(flow, places, face.along, width)
+    start = face.projected(search.guesses)
+    places, there, step, sure = newton(flow, start, width, face.along)
     steepest = np.max(np.abs(there.hessian), axis=(1, 2)) * width
     some = np.maximum(steepest, there.steepness) > FAINT * search.scale
-    rooted = (sure < _ROOT_STEP * width) & some & settled(flow, places, step @ face.along.T)
+    rooted = (sure < ROOT_STEP * width) & some & settled(flow, places, step)
     inside = search.holds(places) & _inside(flow, places, face.normals)
     left = places[rooted & face.pressing(there, width) & inside]
-    left = first_of_each(search.clipped(left), _SAME * width)
-    found: list[Held] = []
+    left = first_of_each(search.clipped(left), ROOTS_APART * width)
+    found: list[CriticalPoint] = []
     while len(left):
         place, left = left[0], left[1:]
         values, vectors = curvatures(flow, place, width, face.along)
         flat = face.along @ vectors[:, values == 0]
-        whole = _family(search, face, place, flat) if flat.shape[1] else None
+        whole = _set_on_face(search, face, place, flat) if flat.shape[1] else None
         if whole is None or not whole.tail:
             found.append(_held(search, face, place, whole))
         if whole is not None and len(left):
@@ -200,30 +165,32 @@ def _on_face(search: Search, face: Face) -> list[Held]:
 def settled(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
 ) -> Bool[np.ndarray, " n"]:
-    """Where Newton's step is small beside each component of a state that must be positive."""
+    """Mask of steps that are small beside each component of a state that must be positive."""
     if not flow.domain.absorbing:
         return np.ones(len(places), bool)
     return np.all(np.abs(step) <= _ROOT_PART * np.abs(places), axis=1)
 
 
-def _family(
+def _set_on_face(
     search: Search, face: Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
-) -> Family | None:
+) -> CriticalSet | None:
     def admits(state: Float[np.ndarray, " d"]) -> bool:
-        return bool(face.pressing(local(search.flow, state[None]), search.width)[0])
+        return bool(face.pressing(derivatives_at(search.flow, state[None]), search.width)[0])
 
     flow, ends, scale = search.flow, search.ends, search.scale
-    return family(flow, place, flat, ends, scale, along=face.along, admits=admits)
+    return critical_set(flow, place, flat, ends, scale, along=face.along, admits=admits)
 
 
-def _held(search: Search, face: Face, place: np.ndarray, whole: Family | None) -> Held:
-    """What a root on a face is."""
+def _held(
+    search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None
+) -> CriticalPoint:
+    """A root on a face, described."""
     dimension, path = 0, None
     if whole is not None:
         place, dimension, path = whole.place, whole.dimension, whole.path
-    there = local(search.flow, place[None])
+    there = derivatives_at(search.flow, place[None])
     slope, bend, _ = restricted(there, face.along, search.width)
-    return Held(
+    return _constrained(
         place=place,
         on=face.words,
         value=float(there.value[0]),
@@ -235,30 +202,30 @@ def _held(search: Search, face: Face, place: np.ndarray, whole: Family | None) -
     )
 
 
-def _newton(
-    flow: AbstractFlow,
-    places: Float[np.ndarray, "n d"],
-    along: Float[np.ndarray, "d k"],
-    width: float,
-) -> tuple[Local, Float[np.ndarray, "n k"], Float[np.ndarray, " n"]]:
-    """What is there, Newton's step on a face, and its length but for rounding."""
-    there = local(flow, places)
-    slope, bend, floor = restricted(there, along, width)
-    if not along.shape[1]:
-        return there, slope, np.zeros(len(places))
-    return there, *root_step(slope, bend, width, floor)
-
-
 def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Which places lie within the other walls and off the edges."""
+    """Mask of the places within the other walls and off the edges."""
     normals, offsets = flow.domain.walls()
     slack = 1e-9 * (1 + np.abs(offsets))
     within = np.all(places @ normals.reshape(-1, places.shape[1]).T <= offsets + slack, axis=1)
     nudged = places - 1e-9 * np.sum(held, axis=0) * np.max(np.abs(places), axis=1, keepdims=True)
-    return within & local(flow, nudged).inside
+    return within & derivatives_at(flow, nudged).inside
 
 
-def edges(search: Search) -> list[Held]:
+def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any) -> CriticalPoint:
+    """A point, line or edge that walls or the boundary hold, by the curvatures along those."""
+    kind = kind_of(spectrum, dimension)
+    if dimension == len(spectrum):
+        kind = "minimum"  # there is no other direction than onto the wall or edge
+    index = int(np.sum(spectrum < 0))
+    return CriticalPoint(kind=kind, index=index, spectrum=spectrum, dimension=dimension, **facts)
+
+
+def is_at(one: CriticalPoint, other: CriticalPoint, apart: float) -> bool:
+    """True for a point that lies at another, or on a line of such, but for some distance."""
+    return bool(distance_to(other, one.place[None])[0] < apart)
+
+
+def edges(search: Search) -> list[CriticalPoint]:
     """The edges where one component is 0 that absorb the flow and along which nothing moves.
 
     Along an edge the gradient is to vanish as a power of the distance from it (read off at two
@@ -268,15 +235,15 @@ def edges(search: Search) -> list[Held]:
     """
     if not search.flow.domain.absorbing:
         return []
-    found: list[Held] = []
+    found: list[CriticalPoint] = []
     for component in map(int, np.flatnonzero(search.ends[:, 0] <= 0)):
         whole = _edge(search, component)
         found += _on_edge(search, component) if whole is None else [whole]
     return found
 
 
-def _edge(search: Search, component: int) -> Held | None:
-    """An edge of equilibria; None if it is none, or float64 cannot tell."""
+def _edge(search: Search, component: int) -> CriticalPoint | None:
+    """An edge of critical points; None if it is none, or float64 cannot tell."""
     flow, ends = search.flow, search.ends
     depth = _depth(search, component)
     if depth is None:
@@ -298,7 +265,7 @@ def _edge(search: Search, component: int) -> Held | None:
         low, high = ends[others][0]
         path = np.outer(np.linspace(low, high, _ALONG), others.astype(float))
     nothing = np.zeros(len(ends) - 1)
-    return Held(
+    return _constrained(
         place=np.where(others, ends.mean(axis=1), 0.0),
         on=(_name(flow, component),),
         value=float(np.median(deep.value[fit])),
@@ -315,23 +282,23 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
     for deep, near in itertools.pairwise(_DEEP):
         there = _beside(search, component, deep)
         across = np.abs(there.gradient[there.inside, component])
-        if len(across) and np.all(np.isfinite(across) & (across > _NUMBERS)):
+        if len(across) and np.all(np.isfinite(across) & (across > NUMBERS)):
             return near, deep
     return None
 
 
-def _beside(search: Search, component: int, part: float) -> Local:
-    """What is close to an edge, closer than to any other."""
+def _beside(search: Search, component: int, part: float) -> Derivatives:
+    """Derivatives close to an edge, closer than to any other."""
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
     shares = shares if part > _CORNER else 1.0
     places = search.guesses.copy()
     places[:, component] = part * high[component] * shares
-    return local(search.flow, places)
+    return derivatives_at(search.flow, places)
 
 
-def _on_edge(search: Search, component: int) -> list[Held]:
+def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
     """The points of an edge at which the gradient along it is zero and that the flow leads to.
 
     The edge is read off beside it, as a wall against which the flow presses, at two distances: what
@@ -345,7 +312,7 @@ def _on_edge(search: Search, component: int) -> list[Held]:
     first, last = (
         _on_face(search, Face.edge(component, count, part * high, word)) for part in depth
     )
-    found: list[Held] = []
+    found: list[CriticalPoint] = []
     for one in last:
         gap = [np.abs(one.place - other.place)[others] for other in first]
         if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.place[others]) for g in gap):
@@ -360,7 +327,7 @@ def _name(flow: AbstractFlow, component: int) -> str:
     return f"{name} = 0"
 
 
-def _words(flow: AbstractFlow, normal: Float[np.ndarray, " d"], offset: float) -> str:
+def _equation(flow: AbstractFlow, normal: Float[np.ndarray, " d"], offset: float) -> str:
     """A wall as an equation, "x_chosen + x_rejected = 1"."""
     names = flow.components or tuple(f"y{i}" for i in range(len(normal)))
     parts = [

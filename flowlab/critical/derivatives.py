@@ -3,7 +3,6 @@
 n: states; d: components.
 """
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -13,23 +12,23 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float
 
+from flowlab.critical.tolerances import AROUND, NEWTON_STEPS
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
-from flowlab.solve import compiled
+from flowlab.solve import Program
 
 __all__ = [
     "Enclosed",
-    "Local",
+    "Derivatives",
     "capped",
     "checked_region",
     "curvatures",
-    "curved",
     "diagonal",
     "enclosed",
     "first_of_each",
-    "local",
-    "newton_step",
+    "newton",
+    "derivatives_at",
     "onto_walls",
     "rates_of",
     "real_starts",
@@ -38,17 +37,17 @@ __all__ = [
     "spectrum",
 ]
 
-_SINGULAR = 1e-9  # eigenvalues below this part of the largest count as zero in a Newton step
 _HIDDEN = 1e-13  # of the largest: an eigenvalue, or slope over a length, that rounding may make
 _ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does make
 _NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
 _WEAK = 1e-6  # of the same: below it an eigenvalue has to stay what it is nearby
-_BESIDE = 1e-2  # of the region: how far off a root the curvature around it is looked at
-_FILLED = 1024  # states: up to so many are filled up to a power of 4, more to one of 2
+_ENDED = (1e-15, 1e3)  # of the region: steps that are rounding alone, and those that lead nowhere
+_LONGEST_STEP = 0.1  # of the region: what is longer may jump over a root
+_AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough for any memory
 
 
-class Local(NamedTuple):
-    """What a flow is near each of many states.
+class Derivatives(NamedTuple):
+    """Potential, gradient, Hessian and metric at each of many states.
 
     Attributes:
         value: The potential, shape (n,).
@@ -69,25 +68,50 @@ class Local(NamedTuple):
         """|∇L|, infinite where it is not a number."""
         return _length(self.gradient)
 
+    @property
+    def velocity(self) -> Float[np.ndarray, "n d"]:
+        """−M∇L, walls apart."""
+        with np.errstate(all="ignore"):
+            return -np.einsum("nij,nj->ni", self.metric, self.gradient)
 
-def local(flow: AbstractFlow, states: npt.ArrayLike) -> Local:
-    """What a flow is near each of many states."""
+    @property
+    def speed(self) -> Float[np.ndarray, " n"]:
+        """Euclidean length of the velocity."""
+        with np.errstate(all="ignore"):
+            return np.linalg.norm(self.velocity, axis=1)
+
+    def at(self, mask: Bool[np.ndarray, " n"]) -> "Derivatives":
+        """The same at some of the states."""
+        return Derivatives(*(leaf[mask] for leaf in self))
+
+
+def derivatives_at(flow: AbstractFlow, states: npt.ArrayLike) -> Derivatives:
+    """Potential, gradient, Hessian and metric of a flow at states, shape (n, d), in float64."""
     points = np.asarray(states, dtype=float)
-    count = len(points)
-    more = _filled(count) - count  # few shapes are compiled
-    filled = np.concatenate([points, np.broadcast_to(points[:1], (more, *points.shape[1:]))])
+    count, size = points.shape
+    lanes = _lanes(count, size)
+    filled = np.zeros((-(-max(count, 1) // lanes) * lanes, size))
+    filled[:count] = points
+    filled[count:] = points[0] if count else 0
     with jax.enable_x64(True):
-        return Local(*(np.asarray(leaf)[:count] for leaf in _local(flow, filled)))
+        program = Program(_derivatives, flow, optimise=False)
+        parts = [program(chunk) for chunk in filled.reshape(-1, lanes, size)]
+    leaves = zip(*parts, strict=True)
+    return Derivatives(*(np.concatenate(list(map(np.asarray, leaf)))[:count] for leaf in leaves))
 
 
-def _filled(count: int) -> int:
-    """The number of states that is compiled for as many or fewer."""
-    bits = max(count - 1, 0).bit_length()
-    return 1 << (bits + bits % 2 if count <= _FILLED else bits) if count else 0
+def _lanes(count: int, size: int) -> int:
+    """The number of states that are evaluated at once, so chosen that few programs are compiled.
+
+    One for a plane: what is evaluated in vain costs less than a call. With more components Hessians
+    cost more, and fewer states are filled up to 2, 8, 32, 128 or 512.
+    """
+    cheap = 4 * _AT_ONCE // size**2
+    wanted = min(max(count, cheap, 1), _AT_ONCE)
+    return 1 << ((wanted - 1).bit_length() | 1)
 
 
-@partial(compiled, optimise=False)
-def _local(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]:
+def _derivatives(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]:
     def at(state: Float[Array, " d"]) -> tuple[Array, ...]:
         potential, gradient = flow.potential, jax.grad(flow.potential)
         metric = metric_matrix(flow, state)
@@ -95,25 +119,6 @@ def _local(flow: AbstractFlow, states: Float[Array, "n d"]) -> tuple[Array, ...]
         return potential(state), gradient(state), hessian, metric, flow.domain.contains(state)
 
     return jax.vmap(at)(jnp.asarray(states))
-
-
-def newton_step(
-    gradient: Float[np.ndarray, "n d"], hessian: Float[np.ndarray, "n d d"]
-) -> Float[np.ndarray, "n d"]:
-    """Newton's step to a zero of the gradient, of least length where the Hessian is singular."""
-    values, vectors = spectrum(hessian)
-    bent = curved(values)
-    with np.errstate(all="ignore"):
-        along = np.einsum("nij,ni->nj", vectors, gradient)
-        steps = np.where(bent, -along / np.where(bent, values, 1), 0)
-        return np.einsum("nij,nj->ni", vectors, steps)
-
-
-def curved(values: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, "n d"]:
-    """Which eigenvalues of Hessians count as not zero, beside the largest of each."""
-    sizes = np.abs(values)
-    largest = np.max(sizes, axis=1, keepdims=True, initial=0)
-    return sizes > np.maximum(_SINGULAR * largest, 1e-300)
 
 
 def root_step(
@@ -173,11 +178,11 @@ def curvatures(
         return np.zeros(0), np.zeros((0, 0))
 
     def at(state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        values, vectors = spectrum(restricted(local(flow, state[None]), face, width)[1])
+        values, vectors = spectrum(restricted(derivatives_at(flow, state[None]), face, width)[1])
         return values[0], vectors[0]
 
-    steps = _BESIDE * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
-    there = local(flow, np.concatenate([place[None], place + steps]))
+    steps = AROUND * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
+    there = derivatives_at(flow, np.concatenate([place[None], place + steps]))
     largest = float(np.max(np.abs(spectrum(there.hessian)[0])))
     if along is not None:
         largest = max(largest, float(np.linalg.norm(there.gradient[0])) / width)
@@ -185,8 +190,9 @@ def curvatures(
     for i in np.flatnonzero(np.abs(values) <= _WEAK * largest):
         slope = abs(there.gradient[0] @ face @ vectors[:, i])
         rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(place))
-        off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
-        way = min(off, _BESIDE * width) * (face @ vectors[:, i])
+        with np.errstate(over="ignore"):
+            off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
+        way = min(off, AROUND * width) * (face @ vectors[:, i])
         beside = [at(place + s * way)[0][i] for s in (-1, 1)]
         same = np.max(np.abs(beside - values[i])) <= 0.5 * abs(values[i])
         if abs(values[i]) <= _NO_CURVATURE * largest or not same:
@@ -195,7 +201,7 @@ def curvatures(
 
 
 def restricted(
-    there: Local, along: Float[np.ndarray, "d k"], width: float
+    there: Derivatives, along: Float[np.ndarray, "d k"], width: float
 ) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k k"], Float[np.ndarray, " n"] | None]:
     """Slopes and curvatures along a face, and the least that counts as the largest curvature.
 
@@ -213,6 +219,53 @@ def restricted(
     return slope, bend, np.where(np.isfinite(floor), floor, 0)
 
 
+def newton(
+    flow: AbstractFlow,
+    places: Float[np.ndarray, "n d"],
+    width: float,
+    along: Float[np.ndarray, "d k"] | None = None,
+) -> tuple[
+    Float[np.ndarray, "n d"], Derivatives, Float[np.ndarray, "n d"], Float[np.ndarray, " n"]
+]:
+    """Newton's method for zeros of the gradient, from many places at once.
+
+    Args:
+        flow: The flow.
+        places: Where to begin.
+        width: A typical distance.
+        along: Directions, as columns, to which gradient and steps are restricted; None for all.
+
+    Returns:
+        The places where it ended, the derivatives there, the step that would follow, and how far
+        that leads beyond what rounding makes.
+    """
+    there = derivatives_at(flow, places)
+    step, sure = _newton_step(there, width, along)
+    for _ in range(NEWTON_STEPS):
+        with np.errstate(all="ignore"):
+            length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1) / width
+        if np.all((length < _ENDED[0]) | (length > _ENDED[1])):
+            break
+        places = places + capped(step, _LONGEST_STEP * width)
+        there = derivatives_at(flow, places)
+        step, sure = _newton_step(there, width, along)
+    return places, there, step, sure
+
+
+def _newton_step(
+    there: Derivatives, width: float, along: Float[np.ndarray, "d k"] | None
+) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
+    """The step of `root_step` at each state, and how far it leads beyond what rounding makes."""
+    if along is None:
+        return root_step(there.gradient, there.hessian, width)
+    if not along.shape[1]:
+        return np.zeros_like(there.gradient), np.zeros(len(there.value))
+    slope, bend, floor = restricted(there, along, width)
+    step, sure = root_step(slope, bend, width, floor)
+    with np.errstate(all="ignore"):
+        return step @ along.T, sure
+
+
 def onto_walls(
     flow: AbstractFlow, places: Float[np.ndarray, "n d"], slack: float
 ) -> Float[np.ndarray, "n d"]:
@@ -227,10 +280,10 @@ def onto_walls(
 
 def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:
     """Points of which those that are closer to an earlier one are left out."""
-    kept: list[np.ndarray] = []
-    for point in points:
-        if all(np.linalg.norm(point - other) > apart for other in kept):
-            kept.append(point)
+    kept, left = [], points
+    while len(left):
+        kept.append(left[0])
+        left = left[np.linalg.norm(left - left[0], axis=1) > apart]
     return np.reshape(kept, (-1, points.shape[1]))
 
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-__all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points"]
+__all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
-_ROUNDING = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
+_SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +31,11 @@ class CriticalPoint:
         gradient_norm: |∇L| there, without its part across the walls it is held by.
         spectrum: Eigenvalues of the Hessian, ascending, 0 where rounding hides them; on walls, of
             the Hessian along them.
-        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time: small deviations from the
-            point die out as e^{−rate·t}, and grow where a rate is negative. On walls, those of a
-            flow that slides along them, with the metric that has the normals taken out.
-        dimension: 0 for an isolated point, 1 for a line of equilibria, 2 and more for a manifold.
+        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time, as many of them 0 as of
+            the spectrum: small deviations from the point die out as e^{−rate·t}, and grow where a
+            rate is negative. On walls, those of a flow that slides along them, with the metric that
+            has the normals taken out.
+        dimension: 0 for an isolated point, 1 for a line of such, 2 and more for a manifold.
         path: Points along a line, to the sides of the region or all round, shape (k, d).
         on: The walls or edges that hold it, such as "x_rejected = 0".
     """
@@ -115,6 +116,16 @@ class CriticalPoints:
         return "\n".join(lines)
 
 
+def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
+    """The kind of a point by the eigenvalues of its Hessian, of which a family has zeros."""
+    up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
+    if none > dimension or up + down == 0:
+        return "degenerate"
+    if up and down:
+        return "saddle"
+    return "minimum" if up else "maximum"
+
+
 def check_points(points: Any) -> None:
     """Refuse what was not found by `critical_points`.
 
@@ -131,7 +142,7 @@ def check_points(points: Any) -> None:
 def _line(point: CriticalPoint) -> str:
     where = np.array2string(point.place, precision=6, separator=", ", suppress_small=True)
     largest = np.max(np.abs(point.rates), initial=0.0)
-    known = np.where(np.abs(point.rates) > _ROUNDING * largest, point.rates, 0.0)
+    known = np.where(np.abs(point.rates) > _SHOWN_AS_ZERO * largest, point.rates, 0.0)
     rates = np.array2string(known, precision=4, separator=", ")
     slope = "|∇L| along it" if point.on else "|∇L|"
     words = f"{point.name} at {where}: L = {point.value:.6g}, {slope} = {point.gradient_norm:.1e}"

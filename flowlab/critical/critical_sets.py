@@ -1,43 +1,46 @@
-"""Lines and manifolds of equilibria: roots that go on along the directions without curvature.
+"""Lines and manifolds of critical points: roots that go on along the directions without curvature.
 
 k: points of a path; d: components.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.critical.local import (
+from flowlab.critical.derivatives import (
+    derivatives_at,
     diagonal,
-    local,
     restricted,
     root_step,
     spectrum,
 )
+from flowlab.critical.tolerances import AROUND, EXACT_STEP, ROOT_STEP, ROOTS_APART
+from flowlab.critical.types import CriticalPoint
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Family", "family", "gaps"]
+__all__ = ["CriticalSet", "critical_set", "distance_to", "distance_to_path"]
 
 _STEP = 5e-3  # of the region, with which a line is traced
 _LONGEST = 800  # such steps each way
 _CORRECTIONS = 4  # of Newton's method, at each
 _STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
+_ALIGNED = 0.9  # the least cosine between a tangent and the step that led to it
 _SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
-_ROUNDED = 1e-13  # of the typical gradient: what is below it is rounding
+_NO_SLOPE = 1e-13  # of the typical gradient: what is below it is rounding
 _SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
 _TOLD = 10  # slopes along a path, from which on they tell of a tail
-_OUTSIDE = 1e-7  # of the region: so far beyond a side is still on it
-_BESIDE = 1e-2  # of the region: roots so near to a traced line belong to it
+_BESIDE_LINE = 1e-2  # of the region: roots so near to a traced line belong to it
 _LEVEL = 1e-6  # of the largest curvature: a direction with less may be one of a manifold
 _WALK, _WALKS = 0.05, 100  # of the region, and so often: how a manifold is walked on
-_ACROSS = 1e-8  # of the largest curvature around: what is less across a line does not tell its kind
+_TELLING = 1e-8  # of the largest curvature around: less across a line does not tell its kind
 
 
 @dataclass(frozen=True)
-class Family:
-    """Equilibria without a gap between them.
+class CriticalSet:
+    """Critical points without a gap between them.
 
     Attributes:
         place: The one nearest to the middle of the region.
@@ -57,15 +60,21 @@ class Family:
     tail: bool = False
 
     def holds(self, flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """Which roots belong to it: by their distance from a line, else by a walk on it."""
-        if self.path is not None:
-            return gaps(points, self.path) < _BESIDE * self.width
-        return _walked(flow, points, self.place, self.dimension, self.width)
+        """The roots that belong to it: by a walk on a manifold, or by their distance from a line.
+
+        What lies beside a line, and curves the other way, is another line close by.
+        """
+        if self.path is None:
+            return _walked(flow, points, self.place, self.dimension, self.width)
+        apart = distance_to_path(points, self.path)
+        nearest = np.argmin(np.linalg.norm(points[:, None] - self.path, axis=2), axis=1)
+        alike = _signs(flow, points) * _signs(flow, self.path)[nearest] >= 0
+        return (apart < ROOTS_APART * self.width) | (alike & (apart < _BESIDE_LINE * self.width))
 
 
 @dataclass(frozen=True)
 class _Tracer:
-    """What stays the same while a line is followed.
+    """A tracer of lines of critical points, with what stays the same on the way.
 
     Attributes:
         flow: The flow.
@@ -93,24 +102,31 @@ class _Tracer:
         known = np.concatenate([self.ends[:, 1], -self.ends[:, 0], offsets / lengths])
         return np.concatenate([one, -one, walls]), known
 
-    def corrected(self, place: Float[np.ndarray, " d"]) -> tuple[Float[np.ndarray, " d"], float]:
-        """The root beside a place, and the length of the step that is left there."""
+    def seen(self, place: Float[np.ndarray, " d"]) -> tuple[Any, Any, Any]:
+        """Slope and curvature along the face at a place, and the least that counts as curvature."""
+        return restricted(derivatives_at(self.flow, place[None]), self.along, self.width)
+
+    def corrected(
+        self, place: Float[np.ndarray, " d"]
+    ) -> tuple[Float[np.ndarray, " d"], float, Float[np.ndarray, "1 k k"]]:
+        """The root beside a place, the length of the step that is left there, and its curvature."""
         left = np.inf
         for _ in range(_CORRECTIONS):
-            here = local(self.flow, place[None])
-            slope, bend, floor = restricted(here, self.along, self.width)
-            if np.linalg.norm(slope) <= _ROUNDED * self.scale:
-                return place, 0.0
+            slope, bend, floor = self.seen(place)
+            if np.linalg.norm(slope) <= _NO_SLOPE * self.scale:
+                return place, 0.0, bend
             steps, lengths = root_step(slope, bend, self.width, floor)
             left = float(lengths[0])
             if not np.all(np.isfinite(steps)) or left > self.width:
-                return place, np.inf
+                return place, np.inf, bend
             place = place + self.along @ steps[0]
-        return place, left
+            if left <= EXACT_STEP * self.width:
+                return place, left, bend
+        return place, left, self.seen(place)[1]
 
     def goes_on(self, root: Float[np.ndarray, " d"], step: Float[np.ndarray, " d"]) -> bool:
-        """Whether there is another root a step away, neither nearer nor farther."""
-        there, left = self.corrected(root + step)
+        """True if there is another root a step away, neither nearer nor farther."""
+        there, left, _ = self.corrected(root + step)
         length = float(np.linalg.norm(step))
         moved = float(np.linalg.norm(there - root))
         settled = left < _SETTLED * length and 0.8 * length < moved < 1.25 * length
@@ -135,8 +151,8 @@ class _Tracer:
         path = [root]
         for _ in range(_LONGEST):
             ahead = path[-1] + step * way
-            place, left = self.corrected(ahead)
-            if np.any(normals @ place > offsets + _OUTSIDE * self.width):
+            place, left, bend = self.corrected(ahead)
+            if np.any(normals @ place > offsets + ROOT_STEP * self.width):
                 path.append(_cut(path[-1], place, normals, offsets))
                 return np.array(path), True
             strayed = np.linalg.norm(place - ahead) > _STRAYED * step
@@ -145,14 +161,16 @@ class _Tracer:
             path.append(place)
             if len(path) > 3 and np.linalg.norm(place - root) < step:
                 return np.array([*path, root]), True
-            bend = restricted(local(self.flow, place[None]), self.along, self.width)[1]
             values, vectors = spectrum(bend)
             tangent = self.along @ vectors[0][:, np.argmin(np.abs(values[0]))]
-            way = tangent * np.sign(tangent @ way)
+            moved = place - path[-2]
+            # Where no curvature is left across, nothing tells the tangent from other directions.
+            known = abs(tangent @ moved) > _ALIGNED * np.linalg.norm(moved)
+            way = tangent * np.sign(tangent @ way) if known else moved / np.linalg.norm(moved)
         return np.array(path), False
 
 
-def family(
+def critical_set(
     flow: AbstractFlow,
     root: Float[np.ndarray, " d"],
     flat: Float[np.ndarray, "d k"],
@@ -161,12 +179,12 @@ def family(
     *,
     along: Float[np.ndarray, "d k"] | None = None,
     admits: Callable[[Float[np.ndarray, " d"]], bool] = lambda place: True,
-) -> Family | None:
+) -> CriticalSet | None:
     """The family that a root belongs to; None if it goes on in none of its flat directions.
 
     Args:
         flow: The flow.
-        root: One of its equilibria.
+        root: One of its critical points.
         flat: The directions there without curvature, as columns.
         ends: The region.
         scale: A typical |∇L|.
@@ -181,19 +199,27 @@ def family(
     if not ways:
         return None
     if len(ways) > 1:
-        return Family(root, len(ways), None, (), width)
+        return CriticalSet(root, len(ways), None, (), width)
     path, whole = tracer.traced(root, ways[0])
-    if not whole and np.sum(np.linalg.norm(np.diff(path, axis=0), axis=1)) < _SHORT * width:
+    tail = _falls(flow, path)
+    short = np.sum(np.linalg.norm(np.diff(path, axis=0), axis=1)) < _SHORT * width
+    if short and not (whole or tail):
         return None
     path = np.clip(path, ends[:, 0], ends[:, 1])
     place = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
-    return Family(place, 1, path, _pieces(tracer, path, place), width, _falls(flow, path))
+    return CriticalSet(place, 1, path, _pieces(tracer, path, place), width, tail)
+
+
+def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """The sign of the largest curvature at points."""
+    values = spectrum(derivatives_at(flow, points).hessian)[0]
+    return np.sign(values[np.arange(len(values)), np.argmax(np.abs(values), axis=1)])
 
 
 def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
-    """Whether the slope along a path has one sign and only falls, as rounding would not."""
+    """True for a path along which the slope has one sign and only falls, unlike rounding."""
     inner = path[1:-1]
-    slope = np.sum(local(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
+    slope = np.sum(derivatives_at(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
     told = slope[slope != 0]
     if len(told) < _TOLD or np.any(np.sign(told) != np.sign(told[0])):
         return False
@@ -205,11 +231,11 @@ def _pieces(
     tracer: _Tracer, path: Float[np.ndarray, "k d"], place: Float[np.ndarray, " d"]
 ) -> tuple[Float[np.ndarray, "k d"], ...]:
     """A path, cut where the signs of the curvatures across it change."""
-    bend = restricted(local(tracer.flow, path), tracer.along, tracer.width)[1]
+    bend = restricted(derivatives_at(tracer.flow, path), tracer.along, tracer.width)[1]
     values = spectrum(bend)[0]
-    steps = _BESIDE * tracer.width * tracer.along.T
-    around = local(tracer.flow, np.concatenate([place + steps, place - steps])).hessian
-    least = _ACROSS * np.max(np.abs(spectrum(around)[0]))
+    steps = AROUND * tracer.width * tracer.along.T
+    around = derivatives_at(tracer.flow, np.concatenate([place + steps, place - steps])).hessian
+    least = _TELLING * np.max(np.abs(spectrum(around)[0]))
     flattest = np.argmin(np.abs(values), axis=1)
     values[np.arange(len(values)), flattest] = 0
     signs = np.stack([np.sum(values > least, axis=1), np.sum(values < -least, axis=1)], axis=1)
@@ -227,7 +253,7 @@ def _pieces(
     return tuple(pieces)
 
 
-def gaps(
+def distance_to_path(
     points: Float[np.ndarray, "n d"], path: Float[np.ndarray, "k d"]
 ) -> Float[np.ndarray, " n"]:
     """Distance of points from a path, as that from the nearest of its pieces."""
@@ -240,6 +266,11 @@ def gaps(
     return np.min(np.linalg.norm(apart - share[..., None] * pieces, axis=2), axis=1)
 
 
+def distance_to(point: CriticalPoint, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Distance of places from a critical point, or from the line of such."""
+    return distance_to_path(places, point.place[None] if point.path is None else point.path)
+
+
 def _walked(
     flow: AbstractFlow,
     points: Float[np.ndarray, "n d"],
@@ -247,12 +278,12 @@ def _walked(
     dimension: int,
     width: float,
 ) -> Bool[np.ndarray, " n"]:
-    """Which roots a walk on a manifold leads to another of its points.
+    """Mask of the roots that a walk on a manifold leads to another of its points.
 
     Each step goes towards the goal as far as the flattest directions allow, and back to a root.
     """
     here, step = np.array(points, float), _WALK * width
-    sizes = np.sort(np.abs(spectrum(local(flow, here).hessian)[0]), axis=1)
+    sizes = np.sort(np.abs(spectrum(derivatives_at(flow, here).hessian)[0]), axis=1)
     member = sizes[:, dimension - 1] <= _LEVEL * sizes[:, -1]
     arrived = np.zeros(len(here), bool)
     for _ in range(_WALKS):
@@ -261,7 +292,7 @@ def _walked(
         arrived |= apart < step
         if arrived.all():
             break
-        values, vectors = spectrum(local(flow, here).hessian)
+        values, vectors = spectrum(derivatives_at(flow, here).hessian)
         order = np.argsort(np.abs(values), axis=1)[:, None, :dimension]
         flat = np.take_along_axis(vectors, order, axis=2)
         move = np.einsum("nij,nkj,nk->ni", flat, flat, gap)
@@ -269,7 +300,7 @@ def _walked(
         move = np.where(length > step, move * (step / np.maximum(length, 1e-300)), move)
         after = here + np.where(arrived[:, None], 0, move)
         for _ in range(2):
-            there = local(flow, after)
+            there = derivatives_at(flow, after)
             back, _ = root_step(there.gradient, there.hessian, width)
             fits = np.isfinite(back).all(axis=1) & (np.linalg.norm(back, axis=1) < step)
             after = after + np.where(fits[:, None], back, 0)
@@ -283,7 +314,7 @@ def _walked(
 def _cut(
     inside: np.ndarray, outside: np.ndarray, normals: np.ndarray, offsets: np.ndarray
 ) -> Float[np.ndarray, " d"]:
-    """Where the way from a point inside to one outside leaves the region."""
+    """The place at which the way from a point inside to one outside leaves the region."""
     way = outside - inside
     rises, room = normals @ way, offsets - normals @ inside
     leaves = rises > 1e-9 * np.linalg.norm(way)

@@ -72,7 +72,7 @@ def test_axes_are_named_for_the_policy():
     ax = plots.field(ON_LOG_RATIOS, x=(-1, 1), y=(-1, 1))
     assert (ax.get_xlabel(), ax.get_ylabel()) == plots.LOG_RATIOS
     plain = plots.field(fl.Flow(lambda y: y @ y), x=(-1, 1), y=(-1, 1))
-    assert plain.get_xlabel() == "$y_1$"
+    assert plain.get_xlabel() == "$y_{1}$"
 
 
 def test_a_surface_stands_at_the_values_of_the_loss():

@@ -26,15 +26,14 @@ from flowlab.critical import (
     Separatrix,
 )
 from flowlab.plots.canvas import (
-    LOG_RATIOS,
-    RATIOS,
+    WITH_LEGEND,
+    axis_name,
     cell_edges,
+    finish,
     legend_beside,
-    name_axes,
-    panels,
+    names_for,
     patch_entry,
     shade_cells,
-    show_legend,
     target_axes,
 )
 
@@ -56,12 +55,6 @@ _NEUTRAL: dict[int, tuple[str, str, str | None]] = {
     UNRESOLVED: ("unresolved", "0.45", "xxx"),
 }
 _HATCH_EDGE = "0.6"
-_NAMES = {
-    **dict(zip(("x_chosen", "x_rejected"), RATIOS, strict=True)),
-    **dict(zip(("u_chosen", "u_rejected"), LOG_RATIOS, strict=True)),
-    "probability_chosen": r"$\pi(y_w)$, chosen probability",
-    "probability_rejected": r"$\pi(y_l)$, rejected probability",
-}
 _BRANCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimum": ("minimum (stable)", dict(color="#0072b2", linestyle="-")),
     "saddle": ("saddle (unstable)", dict(color="#d55e00", linestyle=(0, (5, 2)))),
@@ -98,9 +91,7 @@ def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
         draw(ax, point)
     if not len(points):
         ax.plot([], [], linestyle="none", label="no critical point in the region")
-    name_axes(ax, _names_of(points.components))
-    show_legend(ax)
-    return ax
+    return finish(ax, names_for(points))
 
 
 def separatrices(
@@ -124,10 +115,8 @@ def separatrices(
     ax = target_axes(ax)
     for one in separatrices:
         style: dict[str, Any] = dict(color="black", linewidth=1.7, path_effects=[_HALO], zorder=3.2)
-        ax.plot(*one.path.T, label=_once(ax, "separatrix (ends at a saddle)"), **style)
-    name_axes(ax, names or _names_of(None))
-    show_legend(ax)
-    return ax
+        ax.plot(*one.path.T, label="separatrix (ends at a saddle)", **style)
+    return finish(ax, names or names_for(None))
 
 
 def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
@@ -147,7 +136,7 @@ def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | N
     """
     _check_plane("basins", basins.starts)
     alone = ax is None
-    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    ax = target_axes(ax, size=WITH_LEGEND)
     present = sorted(set(basins.labels.tolist()), key=lambda label: (label < 0, abs(label)))
     looks = [_look(basins, label) for label in present]
     if basins.shape is None:
@@ -162,11 +151,9 @@ def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | N
             ax.plot(*basins.starts[basins.labels == label].T, label=name, **style)
     else:
         _fill(ax, basins, present, looks)
-    name_axes(ax, names or _names_of(None))
+    finish(ax, names or names_for(None))
     if alone:
         legend_beside(ax)
-    else:
-        show_legend(ax)
     return ax
 
 
@@ -195,20 +182,16 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
         events = [event for event in continuation.events if event.branch == number]
         for kind, x, y in _stretches(branch, events, component):
             name, look = _BRANCHES[kind]
-            ax.plot(x, y, linewidth=1.8, label=_once(ax, name), **look)
+            ax.plot(x, y, linewidth=1.8, label=name, **look)
     for event in continuation.events:
         style: dict[str, Any] = {"linestyle": "none", "zorder": 5, **_EVENTS[event.what]}
         style |= dict(markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.2)
-        label = _once(ax, event.what)
-        ax.plot(event.value, event.place[component], label=label, **style)
+        ax.plot(event.value, event.place[component], label=event.what, **style)
     if not continuation.branches:
         ax.plot([], [], linestyle="none", label="no critical point at any value")
     ax.set_xlim(np.min(continuation.values), np.max(continuation.values))
-    names = continuation.components
-    height = f"$y_{{{component + 1}}}$" if names is None else names[component]
-    name_axes(ax, (f"parameter {continuation.parameter}", _NAMES.get(height, height)))
-    show_legend(ax)
-    return ax
+    height = axis_name(continuation, component)
+    return finish(ax, (f"parameter {continuation.parameter}", height))
 
 
 def _mark(ax: Axes, point: CriticalPoint) -> None:
@@ -216,15 +199,14 @@ def _mark(ax: Axes, point: CriticalPoint) -> None:
     face = "white" if point.kind in _HOLLOW else _REST
     style: dict[str, Any] = dict(marker=_MARKERS[point.kind], markersize=9, linestyle="none")
     style |= dict(markerfacecolor=face, markeredgecolor=rim, markeredgewidth=1.6, zorder=6)
-    label = _once(ax, point.name)
-    ax.plot(*point.place, label=label, path_effects=[_HALO], **style)
+    ax.plot(*point.place, label=point.name, path_effects=[_HALO], **style)
 
 
 def _rest_line(ax: Axes, point: CriticalPoint) -> None:
     """A line of equilibria, broad, so that nullclines which coincide with it are seen on it."""
     style: dict[str, Any] = dict(linestyle=_LINE_STYLES[point.kind], linewidth=5, zorder=2.4)
     style |= dict(color=_REST, alpha=0.75, solid_capstyle="butt")
-    ax.plot(*np.asarray(point.path).T, label=_once(ax, point.name), **style)
+    ax.plot(*np.asarray(point.path).T, label=point.name, **style)
 
 
 def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
@@ -285,16 +267,6 @@ def _stretches(
             ahead = [samples[first - 1]]
         x, y = zip(*ahead, *samples[first:last], *behind, strict=True)
         yield branch.kind[first], list(x), list(y)
-
-
-def _once(ax: Axes, label: str) -> str:
-    """The label, or one that stays out of the legend if the Axes has it already."""
-    return "_" + label if label in ax.get_legend_handles_labels()[1] else label
-
-
-def _names_of(components: tuple[str, ...] | None) -> tuple[str, str]:
-    first, second = ("$y_1$", "$y_2$") if components is None else components[:2]
-    return _NAMES.get(first, first), _NAMES.get(second, second)
 
 
 def _check_plane(name: str, states: Float[np.ndarray, "*k d"]) -> None:

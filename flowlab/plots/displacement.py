@@ -15,7 +15,16 @@ from matplotlib.figure import Figure
 
 from flowlab import _checks as checks
 from flowlab.displacement import Displacement
-from flowlab.plots.canvas import cell_edges, name_axes, panels, shade_cells, shared_legend
+from flowlab.plots.canvas import (
+    WITH_LEGEND,
+    cell_edges,
+    name_axes,
+    name_outer_axes,
+    shade_cells,
+    shared_legend,
+    sheet,
+    target_axes,
+)
 from flowlab.until import Outcome
 
 __all__ = ["displacement", "displacements"]
@@ -30,7 +39,6 @@ _NAMES = (
     "margin of the start, $h = u_w - u_l$ (nats)",
     r"coupling of rejected to chosen, $k_{wl}/k_{ww}$",
 )
-_ALONE = (7.8, 4.8)  # inches, of a map with its legend beside it
 _EARLY = {
     Outcome.non_finite: "line ends where the loss\nis no longer defined",
     Outcome.step_limit: "line ends at a kink, along\nwhich the flow would slide",
@@ -64,7 +72,7 @@ def displacement(
             or ratios.
     """
     _check_grid(found)
-    ax = panels(size=_ALONE)[1][0] if ax is None else ax
+    ax = target_axes(ax, size=WITH_LEGEND)
     edges = cell_edges(found.margins), cell_edges(found.ratios)
     falls = found.dip_depth > 0
     # The lightest colours of the map would pass for those of starts from which nothing falls.
@@ -122,25 +130,20 @@ def displacements(
     checks.integer("columns", columns)
     if len(found) == 1:
         ((name, one),) = found.items()
-        figure, (ax,) = panels(size=_ALONE)
-        displacement(one, ax=ax).set_title(f"{name}\n{_title(one)}", fontsize="medium")
-        return figure, [ax]
+        figure, axes = sheet(1, 1, size=WITH_LEGEND)
+        displacement(one, ax=axes[0]).set_title(f"{name}\n{_title(one)}", fontsize="medium")
+        return figure, axes
     columns = min(columns, len(found))
-    rows = -(-len(found) // columns)
-    figure, axes = panels(rows, columns, size=(4.3, 4.2))
+    figure, axes = sheet(len(found), columns, size=(4.3, 4.2))
     limit = max(_deepest(one) for one in found.values())
-    drawn = axes[: len(found)]
-    for place, ((name, one), ax) in enumerate(zip(found.items(), drawn, strict=True)):
+    for (name, one), ax in zip(found.items(), axes, strict=True):
         displacement(one, limit=limit, color_bar=False, legend=False, ax=ax)
         ax.set_title(f"{name}\n{_title(one)}", fontsize="small")
-        ax.set_xlabel(_NAMES[0] if place + columns >= len(drawn) else "")
-        ax.set_ylabel(_NAMES[1] if place % columns == 0 else "")
-    for spare in axes[len(found) :]:
-        spare.remove()
+    name_outer_axes(axes, columns, _NAMES)
     label = "depth of the dip of the chosen\nlog-probability (nats)"
-    figure.colorbar(drawn[0].collections[0], ax=drawn, label=label, extend="both", shrink=0.7)
-    shared_legend(drawn, columns=max(2, columns))
-    return figure, drawn
+    figure.colorbar(axes[0].collections[0], ax=axes, label=label, extend="both", shrink=0.7)
+    shared_legend(axes, columns=max(2, columns))
+    return figure, axes
 
 
 def _boundaries(ax: Axes, found: Displacement) -> None:

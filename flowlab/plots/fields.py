@@ -18,9 +18,9 @@ from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.plots.canvas import (
     Span,
     check_plane,
+    finish,
     name_axes,
     names_for,
-    show_legend,
     target_axes,
 )
 
@@ -118,9 +118,7 @@ def field(
     ax.set_xlim(*x)
     ax.set_ylim(*y)
     ax.set_aspect("equal" if np.isclose(x[1] - x[0], y[1] - y[0]) else "auto")
-    name_axes(ax, names_for(flow))
-    show_legend(ax)
-    return ax
+    return finish(ax, names_for(flow))
 
 
 def _level_lines(ax: Axes, states: np.ndarray, loss: np.ndarray, levels: int, label: str) -> None:

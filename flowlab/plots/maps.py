@@ -10,13 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
 from flowlab import _checks as checks
-from flowlab.plots.canvas import (
-    RATIOS,
-    Span,
-    name_axes,
-    show_legend,
-    target_axes,
-)
+from flowlab.plots.canvas import RATIOS, Span, finish, target_axes
 
 __all__ = ["changes", "map_of"]
 
@@ -86,9 +80,7 @@ def map_of(
         ax.plot([], [], label=missing, **style)
     if color_bar:
         ax.figure.colorbar(image, ax=ax, label=label, extend=_extend(array, norm), shrink=0.85)
-    name_axes(ax, names)
-    show_legend(ax)
-    return ax
+    return finish(ax, names)
 
 
 def changes(
@@ -140,9 +132,7 @@ def changes(
     ax.set(xlim=(0, reach), ylim=(0, reach), aspect="equal")
     if color_bar:
         ax.figure.colorbar(drawn, ax=ax, label=r"angle $\theta_0$ of the start (degrees)")
-    name_axes(ax, (r"fall of rejected, $|\Delta x_2|$", r"rise of chosen, $\Delta x_1$"))
-    show_legend(ax)
-    return ax
+    return finish(ax, (r"fall of rejected, $|\Delta x_2|$", r"rise of chosen, $\Delta x_1$"))
 
 
 def _norm(array: np.ndarray, scale: str, limits: Span | None, center: float | None) -> Normalize:

@@ -16,9 +16,8 @@ from flowlab.plots.canvas import (
     LOG_RATIOS,
     Span,
     checked_states,
-    name_axes,
+    finish,
     names_for,
-    show_legend,
     target_axes,
 )
 from flowlab.solve import Line, flow_line
@@ -67,7 +66,6 @@ def lines(
         starts = checked_states("of", of)  # type: ignore[arg-type]
         of = [flow_line(flow, start, until=until, rtol=_FINE_RTOL) for start in starts]
         domain = flow.domain if domain is None and flow.wall == "slide" else domain
-        names = names or names_for(flow)
     ax = target_axes(ax)
     listed: Any = of
     paths = [checked_states("of", one.states if isinstance(one, Line) else one) for one in listed]
@@ -79,9 +77,7 @@ def lines(
         ax.plot(*part.T, color=_SLIDE_COLOR, linewidth=3.5, zorder=4, solid_capstyle="butt")
     if slides:
         ax.plot([], [], color=_SLIDE_COLOR, linewidth=3.5, label="slides along the wall")
-    name_axes(ax, names or ("$y_1$", "$y_2$"))
-    show_legend(ax)
-    return ax
+    return finish(ax, names or names_for(flow))
 
 
 def walls(
@@ -118,9 +114,7 @@ def walls(
             ticks = effects.withTickedStroke(angle=60, length=0.6, spacing=6)
             ax.plot(*ends.T, color=color, linewidth=1.4, path_effects=[ticks], zorder=3)
     ax.plot([], [], color=color, linewidth=1.4, label="wall (ticks: closed side)")
-    name_axes(ax, ("$y_1$", "$y_2$"))
-    show_legend(ax)
-    return ax
+    return finish(ax, names_for(None))
 
 
 def log_path(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
@@ -139,9 +133,7 @@ def log_path(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
     )
     ax.plot(*log.points[0], linestyle="none", zorder=6, label="its first point", **first)
     ax.figure.colorbar(drawn, ax=ax, label="optimiser step")
-    name_axes(ax, LOG_RATIOS)
-    show_legend(ax)
-    return ax
+    return finish(ax, LOG_RATIOS)
 
 
 def _line(ax: Axes, path: Float[np.ndarray, "k 2"], color: str) -> None:

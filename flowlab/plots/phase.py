@@ -18,14 +18,14 @@ from flowlab.critical import CriticalPoints
 from flowlab.flow import AbstractFlow, Flow, PreferenceFlow
 from flowlab.plots import critical as drawn
 from flowlab.plots.canvas import (
+    WITH_LEGEND,
     Span,
     check_plane,
+    finish,
     legend_beside,
     name_axes,
     names_for,
-    panels,
     patch_entry,
-    show_legend,
     target_axes,
 )
 from flowlab.plots.fields import field, seen
@@ -169,7 +169,7 @@ def phase_portrait(
     spans = checks.span("x", x), checks.span("y", y)
     _check_layers(layers, below=below, cells=cells, points=points)
     _, velocity = _sampled(flow, x, y)
-    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    ax = target_axes(ax, size=WITH_LEGEND)
     name_axes(ax, names_for(flow))
     if points is None and _FOUND & {*layers}:
         points = critical.critical_points(flow, spans)
@@ -246,9 +246,7 @@ def _shade(
 def _finished(ax: Axes, flow: AbstractFlow, x: Span, y: Span) -> Axes:
     ax.set_xlim(*x)
     ax.set_ylim(*y)
-    name_axes(ax, names_for(flow))
-    show_legend(ax)
-    return ax
+    return finish(ax, names_for(flow))
 
 
 def _check_layers(layers: Sequence[str], **options: Any) -> None:

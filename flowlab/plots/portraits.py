@@ -21,12 +21,16 @@ from flowlab.cards.plane import Plane
 from flowlab.flow import preference_flow
 from flowlab.plots.canvas import (
     LOG_RATIOS,
+    WITH_LEGEND,
     Span,
     legend_beside,
     name_axes,
+    name_outer_axes,
     panels,
     patch_entry,
     shared_legend,
+    sheet,
+    target_axes,
 )
 from flowlab.plots.fields import field
 from flowlab.solve import flow_line
@@ -98,7 +102,7 @@ def portrait(
     checks.integer("lines", lines, 0)
     flow = preference_flow(card.loss, card.plane)
     space = Plane(flow, card.reach)
-    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    ax = target_axes(ax, size=WITH_LEGEND)
     rests = [(rest, _rest_line(space, rest, spans)) for rest in card.equilibria]
     _shades(ax, space, spans, rests)
     field(flow, x=x, y=y, arrows=13, levels=0, color="0.72", legend=False, ax=ax)
@@ -141,21 +145,15 @@ def portraits(
     if not cards:
         raise ValueError("Argument `cards` must hold at least one card, but is empty.")
     columns = min(checks.integer("columns", columns), len(cards))
-    rows = -(-len(cards) // columns)
-    figure, axes = panels(rows, columns, size=(3.4, 3.6), share=True)
-    for (name, one), ax in zip(cards.items(), axes, strict=False):
+    figure, axes = sheet(len(cards), columns, size=(3.4, 3.6), share=True)
+    for (name, one), ax in zip(cards.items(), axes, strict=True):
         portrait(one, x=x, y=y, legend=False, ax=ax)
         ax.set_title(f"{name}\n{_title(one)}", fontsize="small")
-    for spare in axes[len(cards) :]:
-        spare.remove()
-    drawn = axes[: len(cards)]
-    for place, ax in enumerate(drawn):
-        lowest = place + columns >= len(drawn)
-        ax.tick_params(labelbottom=lowest)
-        ax.set_xlabel(LOG_RATIOS[0] if lowest else "")
-        ax.set_ylabel(LOG_RATIOS[1] if place % columns == 0 else "")
-    shared_legend(drawn, columns=max(1, min(4, columns)))
-    return figure, drawn
+    name_outer_axes(axes, columns, LOG_RATIOS)
+    for ax in axes:
+        ax.tick_params(labelbottom=bool(ax.get_xlabel()))
+    shared_legend(axes, columns=min(4, columns))
+    return figure, axes
 
 
 def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) -> list[Axes]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float
+from jaxtyping import ArrayLike, Bool, Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,6 +29,7 @@ __all__ = [
     "panels",
     "patch_entry",
     "save",
+    "shade",
     "shade_cells",
     "shared_legend",
     "sheet",
@@ -188,27 +189,51 @@ def cell_edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
     return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
 
 
+def shade(
+    ax: Axes,
+    axes: Sequence[Float[np.ndarray, " m"]],
+    part: Shaped[np.ndarray, "m k"],
+    label: str,
+    *,
+    face: str | tuple[float, ...] = "none",
+    hatch: str | None = None,
+    edge: str = "none",
+    order: float = 0.6,
+) -> bool:
+    """Shade a part of a plane and say in the legend what it is; whether there is any of it.
+
+    Args:
+        ax: Where to draw.
+        axes: Coordinates along x, shape (m,), and along y, shape (k,).
+        part: Whether each point belongs to it; or a number of at most 1, above 0 where it does,
+            between whose points the outline is drawn where it is 0.
+        label: Entry in the legend.
+        face: Colour.
+        hatch: Pattern.
+        edge: Colour of the pattern.
+        order: Place among what is drawn, as matplotlib's `zorder`.
+    """
+    height = np.where(part, 0.5, -0.5) if part.dtype == bool else part
+    if not np.any(height > 0):
+        return False
+    style: dict[str, Any] = dict(levels=[0.0, 1.0], colors=[face], hatches=[hatch], zorder=order)
+    drawn = ax.contourf(*axes, height.T, **style)
+    drawn.set(edgecolor=edge, linewidth=0)
+    patch_entry(ax, label, facecolor=face, hatch=hatch, edgecolor=edge)
+    return True
+
+
 def shade_cells(
     ax: Axes,
     edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
     mask: Bool[np.ndarray, "v n"],
     label: str,
-    *,
-    face: str = "none",
-    hatch: str | None = None,
-    edge: str = "none",
-    order: float = 0.6,
+    **look: Any,
 ) -> None:
-    """The cells of a mask, in one colour or pattern, and what that means."""
-    if not mask.any():
-        return
+    """Shade the cells of a mask, as `shade` does, to their edges."""
     # Twice as many points as cells, so that an area ends where its cells do.
     axes = [np.sort(np.concatenate([e[:-1] + 1e-9, e[1:] - 1e-9])) for e in edges]
-    cells = np.repeat(np.repeat(mask, 2, axis=0), 2, axis=1).astype(float)
-    style: dict[str, Any] = dict(levels=[0.5, 1.5], colors=[face], hatches=[hatch])
-    drawn = ax.contourf(*axes, cells, zorder=order, **style)
-    drawn.set(edgecolor=edge, linewidth=0)
-    patch_entry(ax, label, facecolor=face, hatch=hatch, edgecolor=edge)
+    shade(ax, axes, np.repeat(np.repeat(mask.T, 2, axis=0), 2, axis=1), label, **look)
 
 
 def patch_entry(ax: Axes, label: str, **look: Any) -> None:

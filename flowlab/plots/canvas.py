@@ -55,7 +55,7 @@ Span = tuple[float, float]
 
 
 class Named(Protocol):
-    """Whatever knows what the components of its states are called: a flow, or runs of it."""
+    """Anything that names the components of its states, such as a flow or runs of it."""
 
     @property
     def components(self) -> tuple[str, ...] | None:
@@ -150,14 +150,22 @@ def target_axes(
     return panels(size=size, projection=projection)[1][0] if ax is None else ax
 
 
-def finish(ax: Axes, names: tuple[str, str]) -> Axes:
-    """The Axes with names, and with a legend above it of everything on it that has a label."""
+def finish(ax: Axes, names: tuple[str, str], spans: tuple[Span, Span] | None = None) -> Axes:
+    """Name the axes, set their ranges, and put the legend of everything labelled above; the Axes.
+
+    Args:
+        ax: The Axes.
+        names: Names of the axes; what is named already keeps its name.
+        spans: Ranges of the axes; None to leave them.
+    """
     name_axes(ax, names)
+    if spans is not None:
+        ax.set(xlim=spans[0], ylim=spans[1])
     handles, labels = _gathered([ax])
     if labels:
-        place: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        position: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         style: dict[str, Any] = dict(frameon=False, fontsize="small", columnspacing=1.0)
-        ax.legend(handles, labels, ncols=2, **style, **place)
+        ax.legend(handles, labels, ncols=2, **style, **position)
     return ax
 
 
@@ -165,8 +173,8 @@ def legend_beside(ax: Axes, wanted: bool = True) -> None:
     """Put the legend to the right of the Axes, or take it away."""
     handles, labels = _gathered([ax])
     if wanted:
-        place: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
-        ax.legend(handles, labels, frameon=False, fontsize="small", **place)
+        position: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+        ax.legend(handles, labels, frameon=False, fontsize="small", **position)
 
 
 def _gathered(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:

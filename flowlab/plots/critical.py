@@ -1,4 +1,4 @@
-"""What `flowlab.critical` finds, drawn: critical points, separatrices, basins, branches.
+"""Figures of what `flowlab.critical` finds: critical points, separatrices, basins, branches.
 
 n: starts; k: points of a path, or values of a parameter; m: cells of a side.
 """
@@ -20,7 +20,6 @@ from flowlab.critical import (
     Basins,
     Branch,
     Continuation,
-    CriticalPoint,
     CriticalPoints,
     Event,
     Separatrix,
@@ -37,9 +36,17 @@ from flowlab.plots.canvas import (
     target_axes,
 )
 
-__all__ = ["basins", "branches", "critical_points", "separatrices"]
+__all__ = [
+    "REST",
+    "basins",
+    "branches",
+    "critical_points",
+    "draw_line_of_points",
+    "draw_point",
+    "separatrices",
+]
 
-_REST = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
+REST = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
 _ON_WALL = "#0072b2"
 _HALO = effects.withStroke(linewidth=3.5, foreground="white")
 _HOLLOW = ("maximum", "degenerate")
@@ -87,8 +94,11 @@ def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
         _check_plane("points", point.place)
     ax = target_axes(ax)
     for point in points:
-        draw = _mark if point.path is None else _rest_line
-        draw(ax, point)
+        if point.path is None:
+            rim = _ON_WALL if point.on else REST
+            draw_point(ax, point.place, point.kind, point.name, rim=rim)
+        else:
+            draw_line_of_points(ax, point.path, point.kind, point.name)
     if not len(points):
         ax.plot([], [], linestyle="none", label="no critical point in the region")
     return finish(ax, names_for(points))
@@ -120,7 +130,7 @@ def separatrices(
 
 
 def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
-    """Where each start ends: a filled map for starts on a grid, else a dot for each.
+    """The end of each start: a filled map for starts on a grid, else a dot for each.
 
     Basins of minima have colours; starts that run away, end on the boundary or at a saddle, or
     whose end is not known, are grey. The legend gives the share of each among the starts, and for
@@ -194,36 +204,38 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
     return finish(ax, (f"parameter {continuation.parameter}", height))
 
 
-def _mark(ax: Axes, point: CriticalPoint) -> None:
-    rim = _ON_WALL if point.on else _REST
-    face = "white" if point.kind in _HOLLOW else _REST
-    style: dict[str, Any] = dict(marker=_MARKERS[point.kind], markersize=9, linestyle="none")
+def draw_point(
+    ax: Axes, position: Float[np.ndarray, "*k 2"], kind: str, label: str, *, rim: str = REST
+) -> None:
+    """Mark a critical point by its kind."""
+    face = "white" if kind in _HOLLOW else REST
+    style: dict[str, Any] = dict(marker=_MARKERS[kind], markersize=9, linestyle="none")
     style |= dict(markerfacecolor=face, markeredgecolor=rim, markeredgewidth=1.6, zorder=6)
-    ax.plot(*point.place, label=point.name, path_effects=[_HALO], **style)
+    ax.plot(*position.T, label=label, path_effects=[_HALO], **style)
 
 
-def _rest_line(ax: Axes, point: CriticalPoint) -> None:
-    """A line of equilibria, broad, so that nullclines which coincide with it are seen on it."""
-    style: dict[str, Any] = dict(linestyle=_LINE_STYLES[point.kind], linewidth=5, zorder=2.4)
-    style |= dict(color=_REST, alpha=0.75, solid_capstyle="butt")
-    ax.plot(*np.asarray(point.path).T, label=point.name, **style)
+def draw_line_of_points(ax: Axes, path: Float[np.ndarray, "k 2"], kind: str, label: str) -> None:
+    """Draw a line of critical points, broad, so that nullclines on it are seen."""
+    style: dict[str, Any] = dict(linestyle=_LINE_STYLES[kind], linewidth=5, zorder=2.4)
+    style |= dict(color=REST, alpha=0.75, solid_capstyle="butt")
+    ax.plot(*path.T, label=label, **style)
 
 
 def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
     """Entry in the legend, colour and pattern of what becomes of a start."""
-    share, error = basins.fractions[basins.name(label)]
+    fraction, error = basins.fractions[basins.name(label)]
     # On a grid the error of starts drawn at random says nothing.
     within = "" if basins.shape else f" ± {100 * error:.1f}"
-    told = f"{100 * share:.1f}{within} %"
+    percent = f"{100 * fraction:.1f}{within} %"
     if label < 0:
         name, face, hatch = _NEUTRAL[label]
-        return f"{name}: {told}", face, hatch
+        return f"{name}: {percent}", face, hatch
     minimum = basins.minima[label]
     rounding = 1e-9 * float(np.ptp(basins.starts))
-    place = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.place)
-    name = f"the {minimum.name}" if minimum.dimension else f"({place})"
+    position = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.place)
+    name = f"the {minimum.name}" if minimum.dimension else f"({position})"
     hatch = None if label < len(_FILLS) else "\\\\"
-    return f"basin of {name}: {told}", _FILLS[label % len(_FILLS)], hatch
+    return f"basin of {name}: {percent}", _FILLS[label % len(_FILLS)], hatch
 
 
 def _fill(

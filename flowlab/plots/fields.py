@@ -97,14 +97,8 @@ def sample(flow: AbstractFlow, x: Span, y: Span) -> SampledFlow:
         loss, gradient, velocity, inside = jax.tree.map(np.array, _values(flow, states))
     for values in (loss, gradient, velocity):
         values[~inside] = np.nan
-    shape = (side, side, 2)
-    return SampledFlow(
-        flow,
-        (across, up),
-        loss.reshape(side, side),
-        gradient.reshape(shape),
-        velocity.reshape(shape),
-    )
+    arrays = (v.reshape(side, side, *v.shape[1:]) for v in (loss, gradient, velocity))
+    return SampledFlow(flow, (across, up), *arrays)
 
 
 @eqx.filter_jit
@@ -189,10 +183,8 @@ def field(
     speeds = draw_field(ax, grid, arrows=arrows, levels=levels, color=color)
     if legend:
         _explain(ax, speeds, color)
-    ax.set_xlim(*x)
-    ax.set_ylim(*y)
     ax.set_aspect("equal" if np.isclose(x[1] - x[0], y[1] - y[0]) else "auto")
-    return finish(ax, names_for(flow))
+    return finish(ax, names_for(flow), (x, y))
 
 
 def draw_field(
@@ -267,5 +259,5 @@ def _explain(ax: Axes, speeds: Span | None, color: str | None) -> None:
 def _length(speed: Any, lowest: float, highest: float) -> Any:
     if highest <= 1.05 * lowest:
         return np.ones_like(speed)
-    place = np.log(speed / lowest) / np.log(highest / lowest)
-    return _SHORTEST + (1 - _SHORTEST) * place
+    fraction = np.log(speed / lowest) / np.log(highest / lowest)
+    return _SHORTEST + (1 - _SHORTEST) * fraction

@@ -41,7 +41,6 @@ __all__ = [
     "phase_portrait",
     "slow_regions",
     "slowness",
-    "throughout",
     "title_of",
     "typical_speed",
 ]
@@ -61,7 +60,7 @@ DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # what is slow
 def nullclines(
     flow: AbstractFlow, *, x: Span = (0.0, 1.0), y: Span = (0.0, 1.0), ax: Axes | None = None
 ) -> Axes:
-    """Where each component of the velocity is zero: across it, that component turns.
+    """The lines on which a component of the velocity is zero: across one, that component turns.
 
     A component that changes its sign nowhere within the axes is named in the legend as such, and
     one that is zero throughout a region is shaded there. What lies outside of the domain is left
@@ -83,7 +82,7 @@ def nullclines(
     grid = sample(flow, x, y)
     ax = target_axes(ax)
     _draw_nullclines(ax, grid)
-    return _finished(ax, flow, x, y)
+    return finish(ax, names_for(flow), (x, y))
 
 
 def slow_regions(
@@ -95,7 +94,7 @@ def slow_regions(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Where the speed is below a level, dotted; around a critical point it always is.
+    """The part where the speed is below a level, dotted; around a critical point it always is.
 
     Args:
         flow: A flow on a plane.
@@ -115,7 +114,7 @@ def slow_regions(
     grid = sample(flow, x, y)
     ax = target_axes(ax)
     _draw_slow_regions(ax, grid, below, f"speed below {below:.3g}" if label is None else label)
-    return _finished(ax, flow, x, y)
+    return finish(ax, names_for(flow), (x, y))
 
 
 def phase_portrait(
@@ -211,7 +210,7 @@ def _draw_nullclines(ax: Axes, grid: SampledFlow) -> None:
     for component, name in enumerate(_rates(grid.flow)):
         rate = grid.velocity[..., component]
         color, dashes = _NULLCLINES[component]
-        still = throughout(rate == 0)
+        still = _throughout(rate == 0)
         shade(ax, grid.axes, still, f"${name} = 0$ throughout", face=to_rgba(color, 0.2))
         rate = np.where(still, np.nan, rate)
         style: dict[str, Any] = dict(color=color, linestyle=dashes, linewidth=1.5)
@@ -232,7 +231,7 @@ def _rates(flow: AbstractFlow) -> tuple[str, str]:
     return rf"\dot{{{letter}}}_1", rf"\dot{{{letter}}}_2"
 
 
-def throughout(mask: Bool[np.ndarray, "m m"]) -> Bool[np.ndarray, "m m"]:
+def _throughout(mask: Bool[np.ndarray, "m m"]) -> Bool[np.ndarray, "m m"]:
     """The corners of the cells all of whose corners are in a mask: regions, but no lines."""
     cells = mask[1:, 1:] & mask[1:, :-1] & mask[:-1, 1:] & mask[:-1, :-1]
     corners = np.zeros_like(mask)
@@ -240,12 +239,6 @@ def throughout(mask: Bool[np.ndarray, "m m"]) -> Bool[np.ndarray, "m m"]:
         for j in (slice(1, None), slice(None, -1)):
             corners[i, j] |= cells
     return corners
-
-
-def _finished(ax: Axes, flow: AbstractFlow, x: Span, y: Span) -> Axes:
-    ax.set_xlim(*x)
-    ax.set_ylim(*y)
-    return finish(ax, names_for(flow))
 
 
 def _check_layers(layers: Sequence[str], **options: Any) -> None:
@@ -275,15 +268,15 @@ def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = No
     for axis, limit in enumerate((ax.set_xlim, ax.set_ylim)):
         room = _ROOM * widths[axis]
         along = [
-            any(_rests_along(p, axis, end, room / 4) for p in points or ()) for end in spans[axis]
+            any(_lies_along(p, axis, end, room / 4) for p in points or ()) for end in spans[axis]
         ]
         limit(spans[axis][0] - room * along[0], spans[axis][1] + room * along[1])
     shape = widths[1] / widths[0]
     ax.set_aspect("equal" if _SHAPES[0] <= shape <= _SHAPES[1] else "auto")
 
 
-def _rests_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
-    """Whether a point, or most of a line, lies on a side of the axes."""
+def _lies_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
+    """True if a point, or most of a line, lies on a side of the axes."""
     places = np.atleast_2d(point.place if point.path is None else point.path)
     return bool(np.mean(np.abs(places[:, axis] - end) < near) > 0.5)
 

@@ -1,4 +1,4 @@
-"""Losses side by side along their flow lines: what a comparison says, drawn."""
+"""Flow lines of losses side by side."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,16 +45,16 @@ def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) ->
     drawn = panels(1, 3, size=(4.3, tall))[1] if axes is None else list(axes)
     chosen = comparison.states[:, :, 0]
     margin = chosen - comparison.states[:, :, 1]
-    for place, name in enumerate(comparison.names):
+    for index, name in enumerate(comparison.names):
         style: dict[str, Any] = dict(
-            color=_COLORS[place % len(_COLORS)], linestyle=_DASHES[place % len(_DASHES)], label=name
+            color=_COLORS[index % len(_COLORS)], linestyle=_DASHES[index % len(_DASHES)], label=name
         )
         # Where lines coincide, the wider ones show from under the others.
-        style["linewidth"] = 1.3 + 2.0 * (1 - (place + 1) / count)
-        _compared(drawn[0], comparison.times, margin[place], style)
-        _compared(drawn[1], comparison.times, chosen[place], style)
-        _compared(drawn[2], margin[place], chosen[place], style)
-        dots = comparison.margins, comparison.margin_states[place, :, 0]
+        style["linewidth"] = 1.3 + 2.0 * (1 - (index + 1) / count)
+        _compared(drawn[0], comparison.times, margin[index], style)
+        _compared(drawn[1], comparison.times, chosen[index], style)
+        _compared(drawn[2], margin[index], chosen[index], style)
+        dots = comparison.margins, comparison.margin_states[index, :, 0]
         drawn[2].plot(*dots, linestyle="none", marker="o", markersize=4, color=style["color"])
     if np.isnan(chosen[:, -1]).any():
         style = dict(linestyle="none", marker="x", color="0.2")

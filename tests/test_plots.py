@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -41,7 +40,7 @@ def drawn_lines(ax: Axes, points: int) -> list[np.ndarray]:
 
 def test_every_figure_composes_on_one_axes_and_touches_no_global_state():
     before = dict(matplotlib.rcParams)
-    ax = plots.map_of(VALUES, label="time")
+    ax = plots.map_of(VALUES, label="time", of=FLOW)
     for again in (
         plots.field(FLOW, color="0.5", ax=ax),
         plots.walls(Box(), ax=ax),
@@ -72,7 +71,7 @@ def test_axes_are_named_for_the_policy():
     ax = plots.field(ON_LOG_RATIOS, x=(-1, 1), y=(-1, 1))
     assert (ax.get_xlabel(), ax.get_ylabel()) == plots.LOG_RATIOS
     plain = plots.field(fl.Flow(lambda y: y @ y), x=(-1, 1), y=(-1, 1))
-    assert plain.get_xlabel() == "$y_1$"
+    assert plain.get_xlabel() == "$y_{1}$"
 
 
 def test_a_surface_stands_at_the_values_of_the_loss():
@@ -192,6 +191,19 @@ def test_a_map_shows_the_values_where_their_starts_are():
     assert labels(ax) == []
 
 
+def test_a_map_names_its_axes_as_the_runs_or_the_flow_it_is_of():
+    start = np.array([[0.3, -0.2]])
+    runs = fl.sweep(ON_LOG_RATIOS, start, until=until.margin_above(1.0), optimise=False)
+    for of, names in (
+        (FLOW, plots.RATIOS),
+        (runs, plots.LOG_RATIOS),
+        (None, ("$y_{1}$", "$y_{2}$")),
+    ):
+        ax = plots.map_of(VALUES, label="time", of=of)
+        assert (ax.get_xlabel(), ax.get_ylabel()) == names
+    assert plots.map_of(VALUES, label="time", of=FLOW, names=("a", "b")).get_xlabel() == "a"
+
+
 def test_nan_has_a_colour_of_its_own_and_an_entry_in_the_legend():
     values = VALUES.copy()
     values[0, 1] = np.nan
@@ -201,8 +213,8 @@ def test_nan_has_a_colour_of_its_own_and_an_entry_in_the_legend():
     bad = tuple(image.get_cmap().get_bad())
     assert tuple(np.ravel(image.to_rgba(np.ma.masked_invalid([[np.nan]])))) == bad
     assert bad not in {tuple(image.get_cmap()(i / 255)) for i in range(256)}
-    (entry,) = [line for line in ax.lines if line.get_label() == "not reached"]
-    assert matplotlib.colors.to_rgba(entry.get_color()) == bad
+    (entry,) = [patch for patch in ax.patches if patch.get_label() == "not reached"]
+    assert entry.get_facecolor() == bad
 
 
 def test_a_centred_map_reaches_as_far_on_both_sides():

@@ -43,13 +43,23 @@ def well() -> Card:
 def ring(well: Card) -> Card:
     nearest = CENTRE - RADIUS * CENTRE / np.linalg.norm(CENTRE)
     middle = rest("point", (CENTRE[0], CENTRE[1]), "unstable")
-    around = rest("line", (nearest[0], nearest[1]), "stable", straight=False)
+    turn = np.linspace(0, 2 * np.pi, 41)
+    path = CENTRE + RADIUS * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    path[-1] = path[0]
+    around = rest("line", (nearest[0], nearest[1]), "stable", straight=False, path=path)
     return card_of(Ring(), replace(well, reach=20.0), middle, around)
 
 
 def card_of(loss: losses.AbstractLoss, ring: Card, *equilibria: Equilibrium) -> Card:
     """What a portrait reads of the card of a loss, with equilibria made up."""
-    return replace(ring, loss=loss, plane=fl.LogRatioPlane(), equilibria=equilibria)
+    plane = fl.LogRatioPlane()
+    speed = float(fl.preference_flow(loss, plane).speed(np.zeros(2)))
+    return replace(ring, loss=loss, plane=plane, speed=speed, equilibria=equilibria)
+
+
+def level(margin: float) -> np.ndarray:
+    """A line of one margin, from side to side of what a card looks at."""
+    return np.array([[-100.0, -100.0 - margin], [100.0, 100.0 - margin]])
 
 
 def rest(kind: Any, place: tuple[float, float], stability: Any, **more: Any) -> Equilibrium:
@@ -95,10 +105,10 @@ def test_the_portrait_of_a_loss_of_ones_own_shows_where_its_card_says_it_rests(w
     assert (ax.get_xlim(), ax.get_ylim()) == ((-20, 20), (-20, 20))
 
 
-def test_a_curved_line_of_equilibria_is_followed_all_around(ring):
+def test_a_curved_line_of_equilibria_is_drawn_all_around(ring):
     ax = plots.portrait(ring, x=SQUARE[0], y=SQUARE[1], lines=6)
     (circle,) = labelled(ax, "stable line of equilibria")
-    assert np.linalg.norm(points(circle) - CENTRE, axis=1) == pytest.approx(RADIUS, rel=1e-6)
+    assert np.linalg.norm(points(circle) - CENTRE, axis=1) == pytest.approx(RADIUS, rel=1e-5)
     around = np.unwrap(np.arctan2(*(points(circle) - CENTRE).T[::-1]))
     assert abs(around[-1] - around[0]) == pytest.approx(2 * np.pi, rel=1e-2)
     assert (ax.get_xlim(), ax.get_ylim()) == SQUARE
@@ -144,14 +154,16 @@ def test_a_point_is_marked_by_its_stability_where_the_card_says(label, ring):
     assert (mark.get_marker(), mark.get_markerfacecolor()) == (marker, face)
 
 
-def test_straight_lines_cross_the_axes_by_margin_or_square_to_their_curvature(ring):
-    level = rest("line", (2.0, -2.0), "unstable", margin=4.0)
-    upright = rest("line", (5.0, 0.0), "stable")
-    ax = plots.portrait(card_of(Upright(), ring, level, upright), lines=0)
+def test_straight_lines_are_drawn_along_the_path_that_the_card_gives(ring):
+    sloping = rest("line", (2.0, -2.0), "unstable", margin=4.0, path=level(4.0))
+    upright = rest("line", (5.0, 0.0), "stable", path=np.array([[5.0, -100.0], [5.0, 100.0]]))
+    ax = plots.portrait(card_of(Upright(), ring, sloping, upright), lines=0)
     (unstable,) = labelled(ax, "unstable line of equilibria")
-    assert points(unstable) == pytest.approx(np.array([[-16.0, -20.0], [20.0, 16.0]]))
+    assert points(unstable) @ [1, -1] == pytest.approx(4)
     (stable,) = labelled(ax, "stable line of equilibria")
-    assert np.sort(points(stable), axis=0) == pytest.approx(np.array([[5.0, -20.0], [5.0, 20.0]]))
+    assert points(stable)[:, 0] == pytest.approx(5)
+    for line, path in ((unstable, sloping.path), (stable, upright.path)):
+        assert points(line)[[0, -1]] == pytest.approx(path)
     assert (unstable.is_dashed(), stable.is_dashed()) == (True, False)
 
 
@@ -163,7 +175,7 @@ class Upright(fl.losses.AbstractLoss):
 
 
 def test_what_rests_outside_of_the_axes_is_told_in_words(ring):
-    far = rest("line", (50.0, -50.0), "stable", margin=100.0)
+    far = rest("line", (50.0, -50.0), "stable", margin=100.0, path=level(100.0))
     point = rest("point", (0.0, 30.0), "saddle")
     more = rest("point", (0.0, 40.0), "stable")
     ax = plots.portrait(card_of(Ring(), ring, far, point, more), lines=0)
@@ -202,7 +214,7 @@ class Shelf(fl.losses.AbstractLoss):
 
 def test_what_is_slow_because_it_rests_is_no_plateau(ring):
     label = "wrong side, and speed below\n1 % of that at (0, 0)"
-    rests = rest("line", (-2.0, 2.0), "stable", margin=-4.0)
+    rests = rest("line", (-2.0, 2.0), "stable", margin=-4.0, path=level(-4.0))
     below = Wrong()
     assert label in told(plots.portrait(card_of(below, ring), lines=0))
     assert label not in told(plots.portrait(card_of(below, ring, rests), lines=0))

@@ -12,13 +12,14 @@ from flowlab.plots.canvas import (
     save,
     shared_legend,
 )
+from flowlab.plots.comparison import comparison
 from flowlab.plots.critical import basins, branches, critical_points, separatrices
 from flowlab.plots.displacement import displacement, displacements
 from flowlab.plots.fields import field, loss_surface
 from flowlab.plots.maps import changes, map_of
 from flowlab.plots.paths import lines, log_path, walls
 from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
-from flowlab.plots.portraits import comparison, portrait, portraits
+from flowlab.plots.portraits import portrait, portraits
 
 __all__ = [
     "LAYERS",

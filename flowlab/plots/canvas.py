@@ -1,33 +1,38 @@
-"""What all figures share: figures without pyplot, names of axes, legends, colour bars."""
+"""Helpers of all figures: figures without pyplot, names of axes, legends, shades."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import ArrayLike, Bool, Float
+from jaxtyping import ArrayLike, Bool, Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flowlab.flow import AbstractFlow, PreferenceFlow
-from flowlab.policies import LogRatioPlane, RatioPlane
+from flowlab.flow import AbstractFlow
 
 __all__ = [
     "LOG_RATIOS",
     "RATIOS",
+    "WITH_LEGEND",
+    "Named",
     "Span",
+    "axis_name",
     "cell_edges",
     "check_plane",
     "checked_states",
+    "finish",
     "legend_beside",
     "name_axes",
+    "name_outer_axes",
     "names_for",
     "panels",
     "patch_entry",
     "save",
+    "shade",
     "shade_cells",
     "shared_legend",
-    "show_legend",
+    "sheet",
     "target_axes",
 ]
 
@@ -36,9 +41,26 @@ RATIOS = (
     r"$x_2 = \pi(y_l)\,/\,\pi_\mathrm{ref}(y_l)$, rejected ratio",
 )
 LOG_RATIOS = (r"$u_\mathrm{chosen} = \log x_1$ (nats)", r"$u_\mathrm{rejected} = \log x_2$ (nats)")
-_PANEL = (3.5, 3.5)  # inches
+WITH_LEGEND = (7.8, 4.8)  # inches, of one Axes with a legend to its right
+_ALONE = (5.0, 4.5)
+_PANEL = (3.5, 3.5)
+_NAMES = {
+    **dict(zip(("x_chosen", "x_rejected"), RATIOS, strict=True)),
+    **dict(zip(("u_chosen", "u_rejected"), LOG_RATIOS, strict=True)),
+    "probability_chosen": r"$\pi(y_w)$, chosen probability",
+    "probability_rejected": r"$\pi(y_l)$, rejected probability",
+}
 
 Span = tuple[float, float]
+
+
+class Named(Protocol):
+    """Anything that names the components of its states, such as a flow or runs of it."""
+
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        """Names of the components, where they have such."""
+        ...
 
 
 def panels(
@@ -70,28 +92,40 @@ def panels(
     return figure, list(axes.flat)
 
 
+def sheet(
+    count: int, columns: int, *, size: tuple[float, float], share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A new Figure with a number of Axes, row by row and without spare ones.
+
+    Args:
+        count: Number of Axes.
+        columns: Axes in a row.
+        size: Width and height of one Axes with what is written around it, inches.
+        share: Whether all Axes show the same ranges.
+    """
+    figure, axes = panels(-(-count // columns), columns, size=size, share=share)
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
+def name_outer_axes(axes: Sequence[Axes], columns: int, names: tuple[str, str]) -> None:
+    """Name the axes of a sheet at its left, and below the last Axes of each column."""
+    for index, ax in enumerate(axes):
+        ax.set_xlabel(names[0] if index + columns >= len(axes) else "")
+        ax.set_ylabel(names[1] if index % columns == 0 else "")
+
+
 def shared_legend(axes: Sequence[Axes], *, columns: int = 4) -> None:
     """One legend below the figure in place of the legends of its Axes.
 
     Entries with the same words are shown once, the first of them.
     """
-    entries: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-        legend = ax.get_legend()
-        if legend is not None:
-            legend.remove()
-    if entries:
+    handles, labels = _gathered(axes)
+    if labels:
         figure = axes[0].get_figure(root=True)
         assert figure is not None
-        figure.legend(
-            list(entries.values()),
-            list(entries),
-            loc="outside lower center",
-            ncols=columns,
-            frameon=False,
-        )
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
@@ -109,30 +143,50 @@ def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
     return files
 
 
-def target_axes(ax: Axes | None, *, projection: str | None = None) -> Axes:
+def target_axes(
+    ax: Axes | None, *, size: tuple[float, float] = _ALONE, projection: str | None = None
+) -> Axes:
     """The Axes given, or that of a new Figure."""
-    return panels(size=(5.0, 4.5), projection=projection)[1][0] if ax is None else ax
+    return panels(size=size, projection=projection)[1][0] if ax is None else ax
 
 
-def show_legend(ax: Axes) -> None:
-    """The legend of everything on an Axes that has a label, above it."""
-    if ax.get_legend_handles_labels()[0]:
-        place: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
-        ax.legend(ncols=2, frameon=False, fontsize="small", columnspacing=1.0, **place)
+def finish(ax: Axes, names: tuple[str, str], spans: tuple[Span, Span] | None = None) -> Axes:
+    """Name the axes, set their ranges, and put the legend of everything labelled above; the Axes.
+
+    Args:
+        ax: The Axes.
+        names: Names of the axes; what is named already keeps its name.
+        spans: Ranges of the axes; None to leave them.
+    """
+    name_axes(ax, names)
+    if spans is not None:
+        ax.set(xlim=spans[0], ylim=spans[1])
+    handles, labels = _gathered([ax])
+    if labels:
+        position: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+        style: dict[str, Any] = dict(frameon=False, fontsize="small", columnspacing=1.0)
+        ax.legend(handles, labels, ncols=2, **style, **position)
+    return ax
 
 
 def legend_beside(ax: Axes, wanted: bool = True) -> None:
-    """Every entry once, to the right of the Axes, in place of its legend; or no legend."""
-    drawn = ax.get_legend()
-    if drawn is not None:
-        drawn.remove()
-    if not wanted:
-        return
+    """Put the legend to the right of the Axes, or take it away."""
+    handles, labels = _gathered([ax])
+    if wanted:
+        position: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
+        ax.legend(handles, labels, frameon=False, fontsize="small", **position)
+
+
+def _gathered(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
+    """Every entry once, the first with its words, from Axes whose legends are taken away."""
     entries: dict[str, Any] = {}
-    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-        entries.setdefault(label, handle)
-    place: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
-    ax.legend(list(entries.values()), list(entries), frameon=False, fontsize="small", **place)
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+        legend = ax.get_legend()
+        if legend is not None:
+            legend.remove()
+    return list(entries.values()), list(entries)
 
 
 def cell_edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
@@ -143,27 +197,51 @@ def cell_edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
     return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
 
 
+def shade(
+    ax: Axes,
+    axes: Sequence[Float[np.ndarray, " m"]],
+    part: Shaped[np.ndarray, "m k"],
+    label: str,
+    *,
+    face: str | tuple[float, ...] = "none",
+    hatch: str | None = None,
+    edge: str = "none",
+    order: float = 0.6,
+) -> bool:
+    """Shade a part of a plane and say in the legend what it is; whether there is any of it.
+
+    Args:
+        ax: Where to draw.
+        axes: Coordinates along x, shape (m,), and along y, shape (k,).
+        part: Whether each point belongs to it; or a number of at most 1, above 0 where it does,
+            between whose points the outline is drawn where it is 0.
+        label: Entry in the legend.
+        face: Colour.
+        hatch: Pattern.
+        edge: Colour of the pattern.
+        order: Place among what is drawn, as matplotlib's `zorder`.
+    """
+    height = np.where(part, 0.5, -0.5) if part.dtype == bool else part
+    if not np.any(height > 0):
+        return False
+    style: dict[str, Any] = dict(levels=[0.0, 1.0], colors=[face], hatches=[hatch], zorder=order)
+    drawn = ax.contourf(*axes, height.T, **style)
+    drawn.set(edgecolor=edge, linewidth=0)
+    patch_entry(ax, label, facecolor=face, hatch=hatch, edgecolor=edge)
+    return True
+
+
 def shade_cells(
     ax: Axes,
     edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
     mask: Bool[np.ndarray, "v n"],
     label: str,
-    *,
-    face: str = "none",
-    hatch: str | None = None,
-    edge: str = "none",
-    order: float = 0.6,
+    **look: Any,
 ) -> None:
-    """The cells of a mask, in one colour or pattern, and what that means."""
-    if not mask.any():
-        return
+    """Shade the cells of a mask, as `shade` does, to their edges."""
     # Twice as many points as cells, so that an area ends where its cells do.
     axes = [np.sort(np.concatenate([e[:-1] + 1e-9, e[1:] - 1e-9])) for e in edges]
-    cells = np.repeat(np.repeat(mask, 2, axis=0), 2, axis=1).astype(float)
-    style: dict[str, Any] = dict(levels=[0.5, 1.5], colors=[face], hatches=[hatch])
-    drawn = ax.contourf(*axes, cells, zorder=order, **style)
-    drawn.set(edgecolor=edge, linewidth=0)
-    patch_entry(ax, label, facecolor=face, hatch=hatch, edgecolor=edge)
+    shade(ax, axes, np.repeat(np.repeat(mask.T, 2, axis=0), 2, axis=1), label, **look)
 
 
 def patch_entry(ax: Axes, label: str, **look: Any) -> None:
@@ -186,14 +264,16 @@ def name_axes(ax: Axes, names: tuple[str, str]) -> None:
     ax.set_ylabel(ax.get_ylabel() or names[1])
 
 
-def names_for(flow: AbstractFlow) -> tuple[str, str]:
-    """Names of the two components of a state of a flow."""
-    if isinstance(flow, PreferenceFlow):
-        if isinstance(flow.policy, RatioPlane):
-            return RATIOS
-        if isinstance(flow.policy, LogRatioPlane):
-            return LOG_RATIOS
-    return "$y_1$", "$y_2$"
+def names_for(named: Named | None) -> tuple[str, str]:
+    """Names of the two axes of a plane of states."""
+    return axis_name(named, 0), axis_name(named, 1)
+
+
+def axis_name(named: Named | None, component: int) -> str:
+    """The name of the axis of one component; its number, where nothing names it."""
+    components = None if named is None else named.components
+    name = f"$y_{{{component + 1}}}$" if components is None else components[component]
+    return _NAMES.get(name, name)
 
 
 def checked_states(name: str, states: ArrayLike) -> Float[np.ndarray, "n 2"]:

@@ -1,4 +1,4 @@
-"""What `flowlab.critical` finds, drawn: critical points, separatrices, basins, branches.
+"""Figures of what `flowlab.critical` finds: critical points, separatrices, basins, branches.
 
 n: starts; k: points of a path, or values of a parameter; m: cells of a side.
 """
@@ -20,27 +20,33 @@ from flowlab.critical import (
     Basins,
     Branch,
     Continuation,
-    CriticalPoint,
     CriticalPoints,
     Event,
     Separatrix,
 )
 from flowlab.plots.canvas import (
-    LOG_RATIOS,
-    RATIOS,
+    WITH_LEGEND,
+    axis_name,
     cell_edges,
+    finish,
     legend_beside,
-    name_axes,
-    panels,
+    names_for,
     patch_entry,
     shade_cells,
-    show_legend,
     target_axes,
 )
 
-__all__ = ["basins", "branches", "critical_points", "separatrices"]
+__all__ = [
+    "REST",
+    "basins",
+    "branches",
+    "critical_points",
+    "draw_line_of_points",
+    "draw_point",
+    "separatrices",
+]
 
-_REST = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
+REST = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
 _ON_WALL = "#0072b2"
 _HALO = effects.withStroke(linewidth=3.5, foreground="white")
 _HOLLOW = ("maximum", "degenerate")
@@ -56,12 +62,6 @@ _NEUTRAL: dict[int, tuple[str, str, str | None]] = {
     UNRESOLVED: ("unresolved", "0.45", "xxx"),
 }
 _HATCH_EDGE = "0.6"
-_NAMES = {
-    **dict(zip(("x_chosen", "x_rejected"), RATIOS, strict=True)),
-    **dict(zip(("u_chosen", "u_rejected"), LOG_RATIOS, strict=True)),
-    "probability_chosen": r"$\pi(y_w)$, chosen probability",
-    "probability_rejected": r"$\pi(y_l)$, rejected probability",
-}
 _BRANCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimum": ("minimum (stable)", dict(color="#0072b2", linestyle="-")),
     "saddle": ("saddle (unstable)", dict(color="#d55e00", linestyle=(0, (5, 2)))),
@@ -94,13 +94,14 @@ def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
         _check_plane("points", point.place)
     ax = target_axes(ax)
     for point in points:
-        draw = _mark if point.path is None else _rest_line
-        draw(ax, point)
+        if point.path is None:
+            rim = _ON_WALL if point.on else REST
+            draw_point(ax, point.place, point.kind, point.name, rim=rim)
+        else:
+            draw_line_of_points(ax, point.path, point.kind, point.name)
     if not len(points):
         ax.plot([], [], linestyle="none", label="no critical point in the region")
-    name_axes(ax, _names_of(points.components))
-    show_legend(ax)
-    return ax
+    return finish(ax, names_for(points))
 
 
 def separatrices(
@@ -124,14 +125,12 @@ def separatrices(
     ax = target_axes(ax)
     for one in separatrices:
         style: dict[str, Any] = dict(color="black", linewidth=1.7, path_effects=[_HALO], zorder=3.2)
-        ax.plot(*one.path.T, label=_once(ax, "separatrix (ends at a saddle)"), **style)
-    name_axes(ax, names or _names_of(None))
-    show_legend(ax)
-    return ax
+        ax.plot(*one.path.T, label="separatrix (ends at a saddle)", **style)
+    return finish(ax, names or names_for(None))
 
 
 def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
-    """Where each start ends: a filled map for starts on a grid, else a dot for each.
+    """The end of each start: a filled map for starts on a grid, else a dot for each.
 
     Basins of minima have colours; starts that run away, end on the boundary or at a saddle, or
     whose end is not known, are grey. The legend gives the share of each among the starts, and for
@@ -147,7 +146,7 @@ def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | N
     """
     _check_plane("basins", basins.starts)
     alone = ax is None
-    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    ax = target_axes(ax, size=WITH_LEGEND)
     present = sorted(set(basins.labels.tolist()), key=lambda label: (label < 0, abs(label)))
     looks = [_look(basins, label) for label in present]
     if basins.shape is None:
@@ -162,11 +161,9 @@ def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | N
             ax.plot(*basins.starts[basins.labels == label].T, label=name, **style)
     else:
         _fill(ax, basins, present, looks)
-    name_axes(ax, names or _names_of(None))
+    finish(ax, names or names_for(None))
     if alone:
         legend_beside(ax)
-    else:
-        show_legend(ax)
     return ax
 
 
@@ -195,53 +192,50 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
         events = [event for event in continuation.events if event.branch == number]
         for kind, x, y in _stretches(branch, events, component):
             name, look = _BRANCHES[kind]
-            ax.plot(x, y, linewidth=1.8, label=_once(ax, name), **look)
+            ax.plot(x, y, linewidth=1.8, label=name, **look)
     for event in continuation.events:
         style: dict[str, Any] = {"linestyle": "none", "zorder": 5, **_EVENTS[event.what]}
         style |= dict(markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.2)
-        label = _once(ax, event.what)
-        ax.plot(event.value, event.place[component], label=label, **style)
+        ax.plot(event.value, event.place[component], label=event.what, **style)
     if not continuation.branches:
         ax.plot([], [], linestyle="none", label="no critical point at any value")
     ax.set_xlim(np.min(continuation.values), np.max(continuation.values))
-    names = continuation.components
-    height = f"$y_{{{component + 1}}}$" if names is None else names[component]
-    name_axes(ax, (f"parameter {continuation.parameter}", _NAMES.get(height, height)))
-    show_legend(ax)
-    return ax
+    height = axis_name(continuation, component)
+    return finish(ax, (f"parameter {continuation.parameter}", height))
 
 
-def _mark(ax: Axes, point: CriticalPoint) -> None:
-    rim = _ON_WALL if point.on else _REST
-    face = "white" if point.kind in _HOLLOW else _REST
-    style: dict[str, Any] = dict(marker=_MARKERS[point.kind], markersize=9, linestyle="none")
+def draw_point(
+    ax: Axes, position: Float[np.ndarray, "*k 2"], kind: str, label: str, *, rim: str = REST
+) -> None:
+    """Mark a critical point by its kind."""
+    face = "white" if kind in _HOLLOW else REST
+    style: dict[str, Any] = dict(marker=_MARKERS[kind], markersize=9, linestyle="none")
     style |= dict(markerfacecolor=face, markeredgecolor=rim, markeredgewidth=1.6, zorder=6)
-    label = _once(ax, point.name)
-    ax.plot(*point.place, label=label, path_effects=[_HALO], **style)
+    ax.plot(*position.T, label=label, path_effects=[_HALO], **style)
 
 
-def _rest_line(ax: Axes, point: CriticalPoint) -> None:
-    """A line of equilibria, broad, so that nullclines which coincide with it are seen on it."""
-    style: dict[str, Any] = dict(linestyle=_LINE_STYLES[point.kind], linewidth=5, zorder=2.4)
-    style |= dict(color=_REST, alpha=0.75, solid_capstyle="butt")
-    ax.plot(*np.asarray(point.path).T, label=_once(ax, point.name), **style)
+def draw_line_of_points(ax: Axes, path: Float[np.ndarray, "k 2"], kind: str, label: str) -> None:
+    """Draw a line of critical points, broad, so that nullclines on it are seen."""
+    style: dict[str, Any] = dict(linestyle=_LINE_STYLES[kind], linewidth=5, zorder=2.4)
+    style |= dict(color=REST, alpha=0.75, solid_capstyle="butt")
+    ax.plot(*path.T, label=label, **style)
 
 
 def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
     """Entry in the legend, colour and pattern of what becomes of a start."""
-    share, error = basins.fractions[basins.name(label)]
+    fraction, error = basins.fractions[basins.name(label)]
     # On a grid the error of starts drawn at random says nothing.
     within = "" if basins.shape else f" ± {100 * error:.1f}"
-    told = f"{100 * share:.1f}{within} %"
+    percent = f"{100 * fraction:.1f}{within} %"
     if label < 0:
         name, face, hatch = _NEUTRAL[label]
-        return f"{name}: {told}", face, hatch
+        return f"{name}: {percent}", face, hatch
     minimum = basins.minima[label]
     rounding = 1e-9 * float(np.ptp(basins.starts))
-    place = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.place)
-    name = f"the {minimum.name}" if minimum.dimension else f"({place})"
+    position = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.place)
+    name = f"the {minimum.name}" if minimum.dimension else f"({position})"
     hatch = None if label < len(_FILLS) else "\\\\"
-    return f"basin of {name}: {told}", _FILLS[label % len(_FILLS)], hatch
+    return f"basin of {name}: {percent}", _FILLS[label % len(_FILLS)], hatch
 
 
 def _fill(
@@ -285,16 +279,6 @@ def _stretches(
             ahead = [samples[first - 1]]
         x, y = zip(*ahead, *samples[first:last], *behind, strict=True)
         yield branch.kind[first], list(x), list(y)
-
-
-def _once(ax: Axes, label: str) -> str:
-    """The label, or one that stays out of the legend if the Axes has it already."""
-    return "_" + label if label in ax.get_legend_handles_labels()[1] else label
-
-
-def _names_of(components: tuple[str, ...] | None) -> tuple[str, str]:
-    first, second = ("$y_1$", "$y_2$") if components is None else components[:2]
-    return _NAMES.get(first, first), _NAMES.get(second, second)
 
 
 def _check_plane(name: str, states: Float[np.ndarray, "*k d"]) -> None:

@@ -1,4 +1,4 @@
-"""Maps of displacement: where, and how far, the chosen log-probability falls.
+"""Maps of likelihood displacement: where, and how far, the chosen log-probability falls.
 
 n: starts; v: ratios k_wl/k_ww.
 """
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
@@ -15,7 +16,16 @@ from matplotlib.figure import Figure
 
 from flowlab import _checks as checks
 from flowlab.displacement import Displacement
-from flowlab.plots.canvas import cell_edges, name_axes, panels, shade_cells, shared_legend
+from flowlab.plots.canvas import (
+    WITH_LEGEND,
+    cell_edges,
+    name_axes,
+    name_outer_axes,
+    shade_cells,
+    shared_legend,
+    sheet,
+    target_axes,
+)
 from flowlab.until import Outcome
 
 __all__ = ["displacement", "displacements"]
@@ -30,7 +40,6 @@ _NAMES = (
     "margin of the start, $h = u_w - u_l$ (nats)",
     r"coupling of rejected to chosen, $k_{wl}/k_{ww}$",
 )
-_ALONE = (7.8, 4.8)  # inches, of a map with its legend beside it
 _EARLY = {
     Outcome.non_finite: "line ends where the loss\nis no longer defined",
     Outcome.step_limit: "line ends at a kink, along\nwhich the flow would slide",
@@ -45,7 +54,7 @@ def displacement(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """How far the chosen log-probability falls, over the margin of the start and the coupling.
+    """The fall of the chosen log-probability, over the margin of the start and the coupling.
 
     The colour is the depth of the dip on a logarithmic scale; where it is light, nothing falls.
     Hatched are starts from which it has recovered by the end, and those whose line ends early.
@@ -64,32 +73,21 @@ def displacement(
             or ratios.
     """
     _check_grid(found)
-    ax = panels(size=_ALONE)[1][0] if ax is None else ax
+    ax = target_axes(ax, size=WITH_LEGEND)
     edges = cell_edges(found.margins), cell_edges(found.ratios)
-    falls = found.dip_depth > 0
     # The lightest colours of the map would pass for those of starts from which nothing falls.
     colors = ListedColormap(colormaps["inferno_r"](np.linspace(0.12, 1, 256)))
     deepest = _deepest(found) if limit is None else limit
     image = ax.pcolormesh(
         *edges,
-        np.where(falls, found.dip_depth, np.nan),
+        np.where(found.dip_depth > 0, found.dip_depth, np.nan),
         cmap=colors,
         norm=LogNorm(_SHALLOWEST, deepest),
         zorder=0.5,
         rasterized=True,
     )
-    still = found.known & ~falls
-    shade_cells(ax, edges, still, "never below its start", face=_STILL)
-    shade_cells(ax, edges, ~found.known, "no flow line: the loss\nis not defined", face=_NO_LINE)
-    recovers = np.isfinite(found.recovery_time)
-    shade_cells(ax, edges, recovers, "falls, and recovers", hatch="////", edge="0.25")
-    for code in np.unique(found.outcome[found.ends_early]):
-        label = _EARLY.get(code, f"line ends early:\n{Outcome(code).name}")
-        hatch = "...." if code == Outcome.step_limit else "xx"
-        shade_cells(
-            ax, edges, found.ends_early & (found.outcome == code), label, hatch=hatch, edge="0.5"
-        )
-    _boundaries(ax, found)
+    _shade_starts(ax, found, edges)
+    _draw_boundaries(ax, found)
     ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
     name_axes(ax, _NAMES)
     ax.set_title(_title(found), fontsize="medium")
@@ -97,8 +95,8 @@ def displacement(
         label = "depth of the dip of the chosen log-probability (nats)"
         ax.figure.colorbar(image, ax=ax, label=label, extend="both")
     if legend:
-        place: dict[str, Any] = dict(loc="outside right upper", frameon=False, fontsize="small")
-        ax.figure.legend(*ax.get_legend_handles_labels(), **place)
+        style: dict[str, Any] = dict(loc="outside right upper", frameon=False, fontsize="small")
+        ax.figure.legend(*ax.get_legend_handles_labels(), **style)
     return ax
 
 
@@ -122,28 +120,39 @@ def displacements(
     checks.integer("columns", columns)
     if len(found) == 1:
         ((name, one),) = found.items()
-        figure, (ax,) = panels(size=_ALONE)
-        displacement(one, ax=ax).set_title(f"{name}\n{_title(one)}", fontsize="medium")
-        return figure, [ax]
+        figure, axes = sheet(1, 1, size=WITH_LEGEND)
+        displacement(one, ax=axes[0]).set_title(f"{name}\n{_title(one)}", fontsize="medium")
+        return figure, axes
     columns = min(columns, len(found))
-    rows = -(-len(found) // columns)
-    figure, axes = panels(rows, columns, size=(4.3, 4.2))
+    figure, axes = sheet(len(found), columns, size=(4.3, 4.2))
     limit = max(_deepest(one) for one in found.values())
-    drawn = axes[: len(found)]
-    for place, ((name, one), ax) in enumerate(zip(found.items(), drawn, strict=True)):
+    for (name, one), ax in zip(found.items(), axes, strict=True):
         displacement(one, limit=limit, color_bar=False, legend=False, ax=ax)
         ax.set_title(f"{name}\n{_title(one)}", fontsize="small")
-        ax.set_xlabel(_NAMES[0] if place + columns >= len(drawn) else "")
-        ax.set_ylabel(_NAMES[1] if place % columns == 0 else "")
-    for spare in axes[len(found) :]:
-        spare.remove()
+    name_outer_axes(axes, columns, _NAMES)
     label = "depth of the dip of the chosen\nlog-probability (nats)"
-    figure.colorbar(drawn[0].collections[0], ax=drawn, label=label, extend="both", shrink=0.7)
-    shared_legend(drawn, columns=max(2, columns))
-    return figure, drawn
+    figure.colorbar(axes[0].collections[0], ax=axes, label=label, extend="both", shrink=0.7)
+    shared_legend(axes, columns=max(2, columns))
+    return figure, axes
 
 
-def _boundaries(ax: Axes, found: Displacement) -> None:
+def _shade_starts(
+    ax: Axes, found: Displacement, edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]]
+) -> None:
+    """Shade the starts from which nothing falls, or falls and recovers, or whose line is short."""
+    still = found.known & ~(found.dip_depth > 0)
+    shade_cells(ax, edges, still, "never below its start", face=_STILL)
+    shade_cells(ax, edges, ~found.known, "no flow line: the loss\nis not defined", face=_NO_LINE)
+    recovers = np.isfinite(found.recovery_time)
+    shade_cells(ax, edges, recovers, "falls, and recovers", hatch="////", edge="0.25")
+    for code in np.unique(found.outcome[found.ends_early]):
+        ends = found.ends_early & (found.outcome == code)
+        label = _EARLY.get(code, f"line ends early:\n{Outcome(code).name}")
+        hatch = "...." if code == Outcome.step_limit else "xx"
+        shade_cells(ax, edges, ends, label, hatch=hatch, edge="0.5")
+
+
+def _draw_boundaries(ax: Axes, found: Displacement) -> None:
     """The line k_wl = k_ww, and where the chosen response does not move at the start."""
     style: dict[str, Any] = dict(color="black", linestyle=(0, (5, 3)), linewidth=1.1, zorder=3)
     ax.axhline(1.0, label="$k_{wl} = k_{ww}$", **style)
@@ -159,9 +168,9 @@ def _boundaries(ax: Axes, found: Displacement) -> None:
         return
     known = found.boundary[~np.isnan(found.boundary)]
     ends = f": {known.min():.3g} to {known.max():.3g}" if known.size else ""
-    place: dict[str, Any] = dict(transform=ax.transAxes, ha="left", va="bottom", fontsize="small")
-    place["bbox"] = dict(facecolor="white", edgecolor="none", alpha=0.9, pad=2)
-    ax.text(0.02, 0.02, f"$r^*$ outside of the axes{ends}", color=_BOUNDARY, zorder=4, **place)
+    look: dict[str, Any] = dict(transform=ax.transAxes, ha="left", va="bottom", fontsize="small")
+    look["bbox"] = dict(facecolor="white", edgecolor="none", alpha=0.9, pad=2)
+    ax.text(0.02, 0.02, f"$r^*$ outside of the axes{ends}", color=_BOUNDARY, zorder=4, **look)
 
 
 def _deepest(found: Displacement) -> float:
@@ -169,8 +178,8 @@ def _deepest(found: Displacement) -> float:
 
 
 def _title(found: Displacement) -> str:
-    told = textwrap.fill(repr(found.loss), _TITLE)
-    return f"{told}\nflow time {found.time:.4g}, $k_{{ll}}/k_{{ww}}$ = {found.rejected:g}"
+    loss = textwrap.fill(repr(found.loss), _TITLE)
+    return f"{loss}\nflow time {found.time:.4g}, $k_{{ll}}/k_{{ww}}$ = {found.rejected:g}"
 
 
 def _check_grid(found: Displacement) -> None:

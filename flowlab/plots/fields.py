@@ -1,5 +1,9 @@
-"""The loss and its negative gradient over a plane."""
+"""A loss and its negative gradient over a plane, on a grid and drawn.
 
+m: points of a side of the grid.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -18,15 +22,17 @@ from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.plots.canvas import (
     Span,
     check_plane,
+    finish,
     name_axes,
     names_for,
-    show_legend,
     target_axes,
 )
 
-__all__ = ["field", "loss_surface", "seen"]
+__all__ = ["SampledFlow", "draw_field", "field", "loss_surface", "sample"]
 
-_FINE = 119  # cells per side on which loss and velocity are evaluated
+_CELLS = 119  # per side: an odd number of them has a centre for each of 7 or 17 arrows
+_MOST_ARROWS = 39
+_INSET = 1e-9  # of the width: an edge of the axes may be no state, and what is beside it is
 _CELL_FILLED = 0.95  # the longest arrow, in cells
 _SHORTEST = 0.4  # the shortest arrow, in lengths of the longest
 _ZOOM = 0.82  # matplotlib lays a 3-D box out without its labels: leave room for them
@@ -35,6 +41,75 @@ _PAD = 8  # points
 _SPEED_COLORS = ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.85, 256)))
 _LEGEND_POINTS = 22.0  # the longest arrow of the legend, in points
 _ARROW = Path([(-1, 0), (1, 0), (0.45, 0.4), (1, 0), (0.45, -0.4)], [1, 2, 1, 2, 2])
+
+
+@dataclass(frozen=True)
+class SampledFlow:
+    """A flow on a grid from edge to edge of the axes, evaluated once for all that is drawn of it.
+
+    What lies outside of the domain is NaN. The first axis of arrays is that of x.
+
+    Attributes:
+        flow: The flow.
+        axes: The coordinates of the points, shape (m,) each.
+        loss: The potential, shape (m, m).
+        gradient: Its gradient, shape (m, m, 2).
+        velocity: Shape (m, m, 2).
+    """
+
+    flow: AbstractFlow
+    axes: tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]
+    loss: Float[np.ndarray, "m m"]
+    gradient: Float[np.ndarray, "m m 2"]
+    velocity: Float[np.ndarray, "m m 2"]
+
+    @property
+    def centres(self) -> "SampledFlow":
+        """Every other point: the centres of as many cells, which touch no edge."""
+        x, y = (axis[1::2] for axis in self.axes)
+        arrays = (self.loss, self.gradient, self.velocity)
+        return SampledFlow(self.flow, (x, y), *(array[1::2, 1::2] for array in arrays))
+
+    @property
+    def states(self) -> Float[np.ndarray, "m m 2"]:
+        """The points of the grid."""
+        return np.stack(np.meshgrid(*self.axes, indexing="ij"), axis=-1)
+
+    @property
+    def speed(self) -> Float[np.ndarray, "m m"]:
+        """The length of the velocity."""
+        return np.hypot(self.velocity[..., 0], self.velocity[..., 1])
+
+
+def sample(flow: AbstractFlow, x: Span, y: Span) -> SampledFlow:
+    """A flow on a grid of 239 × 239 points.
+
+    Raises:
+        ValueError: If the flow is not one on a plane, or a range is not (lower, upper).
+    """
+    check_plane(flow)
+    spans = checks.span("x", x), checks.span("y", y)
+    side = 2 * _CELLS + 1
+    across, up = (np.linspace(*span, side) for span in spans)
+    inner = [np.mean(axis) + (axis - np.mean(axis)) * (1 - _INSET) for axis in (across, up)]
+    states = np.stack(np.meshgrid(*inner, indexing="ij"), axis=-1).reshape(-1, 2)
+    with jax.enable_x64(True):
+        loss, gradient, velocity, inside = jax.tree.map(np.array, _values(flow, states))
+    for values in (loss, gradient, velocity):
+        values[~inside] = np.nan
+    arrays = (v.reshape(side, side, *v.shape[1:]) for v in (loss, gradient, velocity))
+    return SampledFlow(flow, (across, up), *arrays)
+
+
+@eqx.filter_jit
+def _values(
+    flow: AbstractFlow, states: Float[ArrayLike, "n 2"]
+) -> tuple[Array, Array, Array, Array]:
+    def at(state: Array) -> tuple[Array, Array, Array, Array]:
+        inside = flow.domain.contains(state)
+        return flow.potential(state), flow.gradient(state), flow.velocity(state), inside
+
+    return jax.vmap(at)(jnp.asarray(states))
 
 
 def loss_surface(
@@ -54,13 +129,12 @@ def loss_surface(
 
     Source: arXiv 2404.04626, figure 1(a), is this at the ranges given here.
     """
-    states, loss, _ = _on_grid(flow, x, y)
+    grid = sample(flow, x, y).centres
     canvas: Any = target_axes(ax, projection="3d")
     if canvas.name != "3d":
         raise ValueError('Argument `ax` must be made with projection="3d", but is flat.')
-    surface = canvas.plot_surface(
-        states[..., 0], states[..., 1], loss, cmap="viridis", rcount=60, ccount=60, linewidth=0
-    )
+    style: dict[str, Any] = dict(cmap="viridis", rcount=60, ccount=60, linewidth=0)
+    surface = canvas.plot_surface(*np.moveaxis(grid.states, -1, 0), grid.loss, **style)
     surface.set_rasterized(True)
     canvas.view_init(elev=28, azim=-125)
     canvas.set_box_aspect((4, 4, 3), zoom=_ZOOM)
@@ -103,35 +177,37 @@ def field(
 
     Source: arXiv 2404.04626, figure 1(b).
     """
-    checks.integer("arrows", arrows, 2, most=_FINE // 3)
-    states, loss, velocity = _on_grid(flow, x, y)
+    checks.integer("arrows", arrows, 2, most=_MOST_ARROWS)
+    grid = sample(flow, x, y)
     ax = target_axes(ax)
-    if levels:
-        of = "loss (nats)" if isinstance(flow, PreferenceFlow) else "potential"
-        _level_lines(ax, states, loss, levels, f"levels of the {of}")
-    every = np.rint((np.arange(arrows) + 0.5) * _FINE / arrows - 0.5).astype(int)
-    chosen = np.ix_(every, every)
-    drawn = states[chosen].reshape(-1, 2), velocity[chosen].reshape(-1, 2)
-    shown = _arrows(ax, *drawn, color, arrows)
+    speeds = draw_field(ax, grid, arrows=arrows, levels=levels, color=color)
     if legend:
-        _explain(ax, shown, color)
-    ax.set_xlim(*x)
-    ax.set_ylim(*y)
+        _explain(ax, speeds, color)
     ax.set_aspect("equal" if np.isclose(x[1] - x[0], y[1] - y[0]) else "auto")
-    name_axes(ax, names_for(flow))
-    show_legend(ax)
-    return ax
+    return finish(ax, names_for(flow), (x, y))
 
 
-def _level_lines(ax: Axes, states: np.ndarray, loss: np.ndarray, levels: int, label: str) -> None:
-    known = loss[np.isfinite(loss)]
+def draw_field(
+    ax: Axes, grid: SampledFlow, *, arrows: int = 17, levels: int = 6, color: str | None = None
+) -> Span | None:
+    """Draw arrows over level lines; the lowest and highest speed drawn, None if nothing moves."""
+    cells = grid.centres
+    if levels:
+        of = "loss (nats)" if isinstance(grid.flow, PreferenceFlow) else "potential"
+        _level_lines(ax, cells, levels, f"levels of the {of}")
+    every = np.rint((np.arange(arrows) + 0.5) * _CELLS / arrows - 0.5).astype(int)
+    chosen = np.ix_(every, every)
+    ends = cells.states[chosen].reshape(-1, 2), cells.velocity[chosen].reshape(-1, 2)
+    return _arrows(ax, *ends, color, arrows)
+
+
+def _level_lines(ax: Axes, grid: SampledFlow, levels: int, label: str) -> None:
+    known = grid.loss[np.isfinite(grid.loss)]
     if known.size == 0 or known.min() == known.max():
         return
     # A loss may tend to infinity at an edge; its bulk is what the levels are for.
     values = MaxNLocator(levels).tick_values(*np.quantile(known, (0.01, 0.99)))
-    drawn = ax.contour(
-        states[..., 0], states[..., 1], loss, values, colors="0.6", linewidths=0.8, zorder=1
-    )
+    drawn = ax.contour(*grid.axes, grid.loss.T, values, colors="0.6", linewidths=0.8, zorder=1)
     ax.clabel(drawn, fontsize="x-small", colors="0.3")
     ax.plot([], [], color="0.6", linewidth=0.8, label=label)
 
@@ -183,35 +259,5 @@ def _explain(ax: Axes, speeds: Span | None, color: str | None) -> None:
 def _length(speed: Any, lowest: float, highest: float) -> Any:
     if highest <= 1.05 * lowest:
         return np.ones_like(speed)
-    place = np.log(speed / lowest) / np.log(highest / lowest)
-    return _SHORTEST + (1 - _SHORTEST) * place
-
-
-def _on_grid(
-    flow: AbstractFlow, x: Span, y: Span
-) -> tuple[Float[np.ndarray, "m m 2"], Float[np.ndarray, "m m"], Float[np.ndarray, "m m 2"]]:
-    """States at the centres of cells, loss and velocity there; NaN outside of the domain."""
-    check_plane(flow)
-    ends = checks.span("x", x), checks.span("y", y)
-    centres = [low + (high - low) * (np.arange(_FINE) + 0.5) / _FINE for low, high in ends]
-    states = np.stack(np.meshgrid(*centres, indexing="ij"), axis=-1)
-    loss, velocity = seen(flow, states.reshape(-1, 2))
-    return states, loss.reshape(_FINE, _FINE), velocity.reshape(states.shape)
-
-
-def seen(
-    flow: AbstractFlow, states: Float[np.ndarray, "n 2"]
-) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n 2"]]:
-    """Loss and velocity at states, in float64; NaN outside of the domain."""
-    with jax.enable_x64(True):
-        loss, velocity, inside = jax.tree.map(np.array, _values(flow, states))
-    loss[~inside], velocity[~inside] = np.nan, np.nan
-    return loss, velocity
-
-
-@eqx.filter_jit
-def _values(flow: AbstractFlow, states: Float[ArrayLike, "n 2"]) -> tuple[Array, Array, Array]:
-    def at(state: Array) -> tuple[Array, Array, Array]:
-        return flow.potential(state), flow.velocity(state), flow.domain.contains(state)
-
-    return jax.vmap(at)(jnp.asarray(states))
+    fraction = np.log(speed / lowest) / np.log(highest / lowest)
+    return _SHORTEST + (1 - _SHORTEST) * fraction

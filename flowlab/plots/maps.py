@@ -1,4 +1,4 @@
-"""What was measured, over the starts."""
+"""Maps of what was measured, over the starts."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -10,13 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
 from flowlab import _checks as checks
-from flowlab.plots.canvas import (
-    RATIOS,
-    Span,
-    name_axes,
-    show_legend,
-    target_axes,
-)
+from flowlab.plots.canvas import Named, Span, finish, names_for, patch_entry, target_axes
 
 __all__ = ["changes", "map_of"]
 
@@ -35,7 +29,8 @@ def map_of(
     center: float | None = None,
     levels: Sequence[float] = (),
     missing: str = "no value",
-    names: tuple[str, str] = RATIOS,
+    of: Named | None = None,
+    names: tuple[str, str] | None = None,
     color_bar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
@@ -53,7 +48,8 @@ def map_of(
             `"log"`) from it; None for a colour map from low to high.
         levels: Values at which to draw level lines, increasing.
         missing: Entry of NaN in the legend.
-        names: Names of the axes.
+        of: The runs or the flow that the values are of, which name the axes.
+        names: Names of the axes, in place of those.
         color_bar: Whether to add a colour bar.
         ax: Where to draw; None for a new Figure.
 
@@ -66,29 +62,25 @@ def map_of(
         raise ValueError(f"Argument `values` must have shape (m, k), but has shape {array.shape}.")
     extent = (*checks.span("x", x), *checks.span("y", y))
     norm = _norm(array, scale, limits, center)
+    colors, ink = ("viridis", "white") if center is None else ("PuOr", "black")
+    where: dict[str, Any] = dict(origin="lower", extent=extent)
     ax = target_axes(ax)
-    colors = matplotlib.colormaps["viridis" if center is None else "PuOr"]
     image = ax.imshow(
         np.ma.masked_invalid(array.T),
-        origin="lower",
-        extent=extent,
-        cmap=colors.with_extremes(bad=_MISSING_COLOR),
+        cmap=matplotlib.colormaps[colors].with_extremes(bad=_MISSING_COLOR),
         norm=norm,
         aspect="equal" if np.isclose(x[1] - x[0], y[1] - y[0]) else "auto",
         interpolation="nearest",
+        **where,
     )
     if len(levels):
-        style: dict[str, Any] = dict(colors="white" if center is None else "black", linewidths=0.7)
-        drawn = ax.contour(array.T, levels, origin="lower", extent=extent, **style)
+        drawn = ax.contour(array.T, levels, colors=ink, linewidths=0.7, **where)
         ax.clabel(drawn, fontsize="x-small", fmt="%g")
     if np.isnan(array).any():
-        style = dict(linestyle="none", marker="s", color=_MISSING_COLOR, markeredgecolor="0.4")
-        ax.plot([], [], label=missing, **style)
+        patch_entry(ax, missing, facecolor=_MISSING_COLOR)
     if color_bar:
         ax.figure.colorbar(image, ax=ax, label=label, extend=_extend(array, norm), shrink=0.85)
-    name_axes(ax, names)
-    show_legend(ax)
-    return ax
+    return finish(ax, names or names_for(of))
 
 
 def changes(
@@ -132,17 +124,15 @@ def changes(
     for theta in _ANGLES:
         slope = np.tan(np.radians(theta) / 2)
         ax.plot([0, reach], [0, slope * reach], "--", color="#d55e00", linewidth=1.0)
-        place: dict[str, Any] = dict(rotation=np.degrees(np.arctan(slope)), rotation_mode="anchor")
+        turn: dict[str, Any] = dict(rotation=np.degrees(np.arctan(slope)), rotation_mode="anchor")
         at = (0.97 * reach, slope * 0.97 * reach)
-        ax.text(*at, f"$\\theta_0={theta}°$", ha="right", va="bottom", fontsize="small", **place)
+        ax.text(*at, f"$\\theta_0={theta}°$", ha="right", va="bottom", fontsize="small", **turn)
     law = r"exact law, $\Delta x_1 = \tan(\theta_0/2)\,|\Delta x_2|$"
     ax.plot([], [], "--", color="#d55e00", linewidth=1.0, label=law)
     ax.set(xlim=(0, reach), ylim=(0, reach), aspect="equal")
     if color_bar:
         ax.figure.colorbar(drawn, ax=ax, label=r"angle $\theta_0$ of the start (degrees)")
-    name_axes(ax, (r"fall of rejected, $|\Delta x_2|$", r"rise of chosen, $\Delta x_1$"))
-    show_legend(ax)
-    return ax
+    return finish(ax, (r"fall of rejected, $|\Delta x_2|$", r"rise of chosen, $\Delta x_1$"))
 
 
 def _norm(array: np.ndarray, scale: str, limits: Span | None, center: float | None) -> Normalize:

@@ -16,17 +16,16 @@ from flowlab.plots.canvas import (
     LOG_RATIOS,
     Span,
     checked_states,
-    name_axes,
+    finish,
     names_for,
-    show_legend,
     target_axes,
 )
 from flowlab.solve import Line, flow_line
 from flowlab.until import AbstractTarget
 
-__all__ = ["lines", "log_path", "walls"]
+__all__ = ["FINE_RTOL", "draw_line", "lines", "log_path", "walls"]
 
-_FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
+FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
 _ON_WALL = 1e-5
 _SLIDE_COLOR = "#d55e00"  # vermilion and blue of Okabe and Ito's colours for the colour-blind
 
@@ -65,23 +64,20 @@ def lines(
         )
     if flow is not None and until is not None:
         starts = checked_states("of", of)  # type: ignore[arg-type]
-        of = [flow_line(flow, start, until=until, rtol=_FINE_RTOL) for start in starts]
+        of = [flow_line(flow, start, until=until, rtol=FINE_RTOL) for start in starts]
         domain = flow.domain if domain is None and flow.wall == "slide" else domain
-        names = names or names_for(flow)
     ax = target_axes(ax)
     listed: Any = of
     paths = [checked_states("of", one.states if isinstance(one, Line) else one) for one in listed]
     for path in paths:
-        _line(ax, path, color)
+        draw_line(ax, path, color)
     ax.plot([], [], color=color, marker="o", markersize=3.5, label=f"{label} (dot: start)")
     slides = [part for path in paths for part in _sliding_parts(path, domain)]
     for part in slides:
         ax.plot(*part.T, color=_SLIDE_COLOR, linewidth=3.5, zorder=4, solid_capstyle="butt")
     if slides:
         ax.plot([], [], color=_SLIDE_COLOR, linewidth=3.5, label="slides along the wall")
-    name_axes(ax, names or ("$y_1$", "$y_2$"))
-    show_legend(ax)
-    return ax
+    return finish(ax, names or names_for(flow))
 
 
 def walls(
@@ -118,9 +114,7 @@ def walls(
             ticks = effects.withTickedStroke(angle=60, length=0.6, spacing=6)
             ax.plot(*ends.T, color=color, linewidth=1.4, path_effects=[ticks], zorder=3)
     ax.plot([], [], color=color, linewidth=1.4, label="wall (ticks: closed side)")
-    name_axes(ax, ("$y_1$", "$y_2$"))
-    show_legend(ax)
-    return ax
+    return finish(ax, names_for(None))
 
 
 def log_path(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
@@ -139,20 +133,43 @@ def log_path(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
     )
     ax.plot(*log.points[0], linestyle="none", zorder=6, label="its first point", **first)
     ax.figure.colorbar(drawn, ax=ax, label="optimiser step")
-    name_axes(ax, LOG_RATIOS)
-    show_legend(ax)
-    return ax
+    return finish(ax, LOG_RATIOS)
 
 
-def _line(ax: Axes, path: Float[np.ndarray, "k 2"], color: str) -> None:
-    ax.plot(*path.T, color=color, linewidth=1.1, zorder=3)
-    ax.plot(*path[0], color=color, marker="o", markersize=3.5, zorder=4)
-    lengths = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(path, axis=0).T))])
-    if lengths[-1] == 0:
+def draw_line(
+    ax: Axes,
+    path: Float[np.ndarray, "k 2"],
+    color: str,
+    *,
+    width: float = 1.1,
+    order: float = 3,
+    dot: bool = True,
+    spans: tuple[Span, Span] = ((-np.inf, np.inf), (-np.inf, np.inf)),
+    shortest: float = 0.0,
+) -> None:
+    """Draw one flow line, with an arrowhead halfway along the part of it within the ranges.
+
+    Args:
+        ax: Where to draw.
+        path: Successive states.
+        color: Colour of the line.
+        width: Width of the line, points.
+        order: Place among what is drawn, as matplotlib's `zorder`.
+        dot: Whether its start has a dot.
+        spans: The ranges.
+        shortest: Length of that part up to which there is no arrowhead.
+    """
+    ax.plot(*path.T, color=color, linewidth=width, zorder=order)
+    if dot:
+        ax.plot(*path[0], color=color, marker="o", markersize=3.5, zorder=order + 0.2)
+    low, high = np.transpose(spans)
+    seen = np.all((low <= path) & (path <= high), axis=1)
+    lengths = np.hypot(*np.diff(path, axis=0).T) * (seen[1:] & seen[:-1])
+    if lengths.sum() <= shortest:
         return
-    middle = int(np.clip(np.searchsorted(lengths, lengths[-1] / 2), 1, len(path) - 1))
-    style = dict(arrowstyle="-|>", color=color, linewidth=1.0, shrinkA=0, shrinkB=0)
-    ax.annotate("", tuple(path[middle]), tuple(path[middle - 1]), arrowprops=style, zorder=3)
+    half = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))
+    style = dict(arrowstyle="-|>", color=color, linewidth=width, shrinkA=0, shrinkB=0)
+    ax.annotate("", tuple(path[half + 1]), tuple(path[half]), arrowprops=style, zorder=order)
 
 
 def _sliding_parts(

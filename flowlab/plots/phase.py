@@ -1,6 +1,6 @@
 """The phase portrait of any flow on a plane, in layers: nullclines, slow regions, and all in one.
 
-m: points of a side of the grid on which the velocity is evaluated.
+m: points of a side of the grid on which the flow is evaluated.
 """
 
 import textwrap
@@ -18,40 +18,49 @@ from flowlab.critical import CriticalPoints
 from flowlab.flow import AbstractFlow, Flow, PreferenceFlow
 from flowlab.plots import critical as drawn
 from flowlab.plots.canvas import (
+    WITH_LEGEND,
     Span,
-    check_plane,
+    finish,
     legend_beside,
     name_axes,
     names_for,
-    panels,
-    patch_entry,
-    show_legend,
+    shade,
     target_axes,
 )
-from flowlab.plots.fields import field, seen
+from flowlab.plots.fields import SampledFlow, draw_field, sample
 from flowlab.plots.paths import walls
 from flowlab.policies import LogRatioPlane, RatioPlane
 from flowlab.potentials import AbstractPotential
 
-__all__ = ["LAYERS", "nullclines", "phase_portrait", "slow_regions"]
+__all__ = [
+    "DOTTED",
+    "LAYERS",
+    "draw_arrows",
+    "frame",
+    "nullclines",
+    "phase_portrait",
+    "slow_regions",
+    "slowness",
+    "title_of",
+    "typical_speed",
+]
 
 LAYERS = ("slow_regions", "field", "nullclines", "separatrices", "critical_points")
 _ALL = ("basins", *LAYERS)
 _FOUND = {"basins", "separatrices", "critical_points"}  # what the critical points are needed for
-_SIDE = 241
-_INSET = 1e-9  # of the width: an edge of the axes may be no state, and what is beside it is
 _CELLS = 64
 _SLOW = 0.1  # of the median speed over the axes
 _NULLCLINES: tuple[tuple[str, Any], ...] = (("#0072b2", "-"), ("#882255", (0, (3, 1.5))))
 _SHAPES = (0.25, 4.0)  # height over width of axes whose two scales are equal
 _ROOM = 0.04  # of the width, beyond a side of the axes on which there are critical points
 _TITLE = 44  # letters on a line
+DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # what is slow
 
 
 def nullclines(
     flow: AbstractFlow, *, x: Span = (0.0, 1.0), y: Span = (0.0, 1.0), ax: Axes | None = None
 ) -> Axes:
-    """Where each component of the velocity is zero: across it, that component turns.
+    """The lines on which a component of the velocity is zero: across one, that component turns.
 
     A component that changes its sign nowhere within the axes is named in the legend as such, and
     one that is zero throughout a region is shaded there. What lies outside of the domain is left
@@ -66,27 +75,14 @@ def nullclines(
     Raises:
         ValueError: If the flow is not one on a plane, or a range is not (lower, upper).
 
-    Accuracy: read off a grid of 241 × 241 points, linearly between them. Where a component jumps
+    Accuracy: read off a grid of 239 × 239 points, linearly between them. Where a component jumps
         from one sign to the other, at a kink or pole, it is drawn too; where it touches zero
         without changing its sign, it is not.
     """
-    axes, velocity = _sampled(flow, x, y)
+    grid = sample(flow, x, y)
     ax = target_axes(ax)
-    for component, name in enumerate(_rates(flow)):
-        rate = velocity[..., component]
-        color, dashes = _NULLCLINES[component]
-        still = _throughout(rate == 0)
-        if still.any():
-            _shade(ax, axes, still, color, f"${name} = 0$ throughout")
-        rate = np.where(still, np.nan, rate)
-        style: dict[str, Any] = dict(color=color, linestyle=dashes, linewidth=1.5)
-        if np.any(rate > 0) and np.any(rate < 0):
-            lines: dict[str, Any] = dict(colors=color, linestyles=[dashes], linewidths=1.5)
-            ax.contour(*axes, rate.T, levels=[0.0], zorder=2.6, **lines)
-            ax.plot([], [], label=f"nullcline ${name} = 0$", **style)
-        elif not still.any():
-            ax.plot([], [], label=f"${name}$ changes its sign nowhere here", **style)
-    return _finished(ax, flow, x, y)
+    _draw_nullclines(ax, grid)
+    return finish(ax, names_for(flow), (x, y))
 
 
 def slow_regions(
@@ -98,7 +94,7 @@ def slow_regions(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Where the speed is below a level, dotted; around a critical point it always is.
+    """The part where the speed is below a level, dotted; around a critical point it always is.
 
     Args:
         flow: A flow on a plane.
@@ -115,20 +111,10 @@ def slow_regions(
     Accuracy: as that of `nullclines`.
     """
     checks.positive("below", below)
-    axes, velocity = _sampled(flow, x, y)
+    grid = sample(flow, x, y)
     ax = target_axes(ax)
-    speed = np.hypot(velocity[..., 0], velocity[..., 1])
-    label = f"speed below {below:.3g}" if label is None else label
-    if np.any(speed < below):
-        # Far above the level only that it is above matters, and there it may be infinite.
-        share = np.minimum(speed / below, 2.0)
-        style: dict[str, Any] = dict(levels=[-1, 1], colors=["none"], hatches=["...."], zorder=0.5)
-        drawn = ax.contourf(*axes, share.T, **style)
-        drawn.set(edgecolor="0.45", linewidth=0)
-        patch_entry(ax, label, facecolor="none", hatch="....", edgecolor="0.45")
-    else:
-        ax.plot([], [], linestyle="none", label=f"{label} nowhere here")
-    return _finished(ax, flow, x, y)
+    _draw_slow_regions(ax, grid, below, f"speed below {below:.3g}" if label is None else label)
+    return finish(ax, names_for(flow), (x, y))
 
 
 def phase_portrait(
@@ -168,48 +154,72 @@ def phase_portrait(
     """
     spans = checks.span("x", x), checks.span("y", y)
     _check_layers(layers, below=below, cells=cells, points=points)
-    _, velocity = _sampled(flow, x, y)
-    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
+    grid = sample(flow, x, y)
+    ax = target_axes(ax, size=WITH_LEGEND)
     name_axes(ax, names_for(flow))
     if points is None and _FOUND & {*layers}:
         points = critical.critical_points(flow, spans)
     if points is not None and "basins" in layers:
-        side = _CELLS if cells is None else cells
-        grid = starts.grid(side, *np.transpose(spans)).reshape(side, side, 2)
-        drawn.basins(critical.basins(flow, grid, points), ax=ax)
+        _draw_basins(ax, flow, points, spans, _CELLS if cells is None else cells)
     if "slow_regions" in layers:
-        level = _SLOW * _median_speed(velocity) if below is None else below
-        words = f"speed below {level:.3g}\n({_SLOW:g} of the median)" if below is None else None
-        slow_regions(flow, x=x, y=y, below=level, label=words, ax=ax)
+        level = _SLOW * typical_speed(grid) if below is None else below
+        words = f"\n({_SLOW:g} of the median)" if below is None else ""
+        _draw_slow_regions(ax, grid, level, f"speed below {level:.3g}{words}")
     if "field" in layers:
-        color = "0.4" if "basins" in layers else "0.6"
-        field(flow, x=x, y=y, color=color, legend=False, ax=ax)
-        arrow: dict[str, Any] = dict(color=color, marker=r"$\rightarrow$", linestyle="none")
-        ax.plot([], [], label="velocity (length: log)", **arrow)
+        draw_arrows(ax, grid, color="0.4" if "basins" in layers else "0.6")
     if "nullclines" in layers:
-        nullclines(flow, x=x, y=y, ax=ax)
+        _draw_nullclines(ax, grid)
     if len(flow.domain.walls()[1]):
         walls(flow.domain, x=x, y=y, color="0.25", ax=ax)
     if points is not None and "separatrices" in layers:
         drawn.separatrices(critical.separatrices(flow, points, spans), ax=ax)
     if points is not None and "critical_points" in layers:
         drawn.critical_points(points, ax=ax)
-    _frame(ax, spans, points if "critical_points" in layers else None)
-    ax.set_title(ax.get_title() or _title(flow), fontsize="medium")
+    frame(ax, spans, points if "critical_points" in layers else None)
+    ax.set_title(ax.get_title() or title_of(flow), fontsize="medium")
     legend_beside(ax, legend)
     return ax
 
 
-def _sampled(
-    flow: AbstractFlow, x: Span, y: Span
-) -> tuple[list[Float[np.ndarray, " m"]], Float[np.ndarray, "m m 2"]]:
-    """A grid from edge to edge, and the velocity on it; NaN outside of the domain."""
-    check_plane(flow)
-    spans = checks.span("x", x), checks.span("y", y)
-    axes = [np.linspace(*span, _SIDE) for span in spans]
-    inner = [np.mean(axis) + (axis - np.mean(axis)) * (1 - _INSET) for axis in axes]
-    states = np.stack(np.meshgrid(*inner, indexing="ij"), axis=-1).reshape(-1, 2)
-    return axes, seen(flow, states)[1].reshape(_SIDE, _SIDE, 2)
+def _draw_basins(
+    ax: Axes, flow: AbstractFlow, points: CriticalPoints, spans: tuple[Span, Span], side: int
+) -> None:
+    grid = starts.grid(side, *np.transpose(spans)).reshape(side, side, 2)
+    drawn.basins(critical.basins(flow, grid, points), ax=ax)
+
+
+def _draw_slow_regions(ax: Axes, grid: SampledFlow, below: float, label: str) -> None:
+    if not shade(ax, grid.axes, slowness(grid, below), label, **DOTTED):
+        ax.plot([], [], linestyle="none", label=f"{label} nowhere here")
+
+
+def slowness(grid: SampledFlow, below: float) -> Float[np.ndarray, "m m"]:
+    """The part by which the speed is below a level: 1 at rest, 0 at the level, at least −1."""
+    # Far above the level only that it is above matters, and there it may be infinite.
+    return 1 - np.minimum(grid.speed / below, 2.0)
+
+
+def draw_arrows(ax: Axes, grid: SampledFlow, *, color: str, **options: int) -> None:
+    """Arrows of the velocity in one colour, whose lengths the legend does not give."""
+    draw_field(ax, grid, color=color, **options)
+    style: dict[str, Any] = dict(color=color, marker=r"$\rightarrow$", linestyle="none")
+    ax.plot([], [], label="velocity (length: log)", **style)
+
+
+def _draw_nullclines(ax: Axes, grid: SampledFlow) -> None:
+    for component, name in enumerate(_rates(grid.flow)):
+        rate = grid.velocity[..., component]
+        color, dashes = _NULLCLINES[component]
+        still = _throughout(rate == 0)
+        shade(ax, grid.axes, still, f"${name} = 0$ throughout", face=to_rgba(color, 0.2))
+        rate = np.where(still, np.nan, rate)
+        style: dict[str, Any] = dict(color=color, linestyle=dashes, linewidth=1.5)
+        if np.any(rate > 0) and np.any(rate < 0):
+            lines: dict[str, Any] = dict(colors=color, linestyles=[dashes], linewidths=1.5)
+            ax.contour(*grid.axes, rate.T, levels=[0.0], zorder=2.6, **lines)
+            ax.plot([], [], label=f"nullcline ${name} = 0$", **style)
+        elif not still.any():
+            ax.plot([], [], label=f"${name}$ changes its sign nowhere here", **style)
 
 
 def _rates(flow: AbstractFlow) -> tuple[str, str]:
@@ -231,26 +241,6 @@ def _throughout(mask: Bool[np.ndarray, "m m"]) -> Bool[np.ndarray, "m m"]:
     return corners
 
 
-def _shade(
-    ax: Axes,
-    axes: Sequence[Float[np.ndarray, " m"]],
-    mask: Bool[np.ndarray, "m m"],
-    color: str,
-    label: str,
-) -> None:
-    face = to_rgba(color, 0.2)
-    ax.contourf(*axes, mask.T.astype(float), levels=[0.5, 1.5], colors=[face], zorder=0.5)
-    patch_entry(ax, label, facecolor=face)
-
-
-def _finished(ax: Axes, flow: AbstractFlow, x: Span, y: Span) -> Axes:
-    ax.set_xlim(*x)
-    ax.set_ylim(*y)
-    name_axes(ax, names_for(flow))
-    show_legend(ax)
-    return ax
-
-
 def _check_layers(layers: Sequence[str], **options: Any) -> None:
     unknown = [name for name in layers if name not in _ALL]
     if unknown or not layers or isinstance(layers, str):
@@ -266,33 +256,32 @@ def _check_layers(layers: Sequence[str], **options: Any) -> None:
             )
 
 
-def _median_speed(velocity: Float[np.ndarray, "m m 2"]) -> float:
-    """The median over the axes; 1 where nothing moves or is defined."""
-    speed = np.hypot(velocity[..., 0], velocity[..., 1])
-    moving = speed[np.isfinite(speed) & (speed > 0)]
+def typical_speed(grid: SampledFlow) -> float:
+    """The median speed over the grid; 1 where nothing moves or is defined."""
+    moving = grid.speed[np.isfinite(grid.speed) & (grid.speed > 0)]
     return float(np.median(moving)) if moving.size else 1.0
 
 
-def _frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None) -> None:
+def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = None) -> None:
     """The ranges, with room for what rests along a side; equal scales if that can be."""
     widths = [high - low for low, high in spans]
     for axis, limit in enumerate((ax.set_xlim, ax.set_ylim)):
         room = _ROOM * widths[axis]
         along = [
-            any(_rests_along(p, axis, end, room / 4) for p in points or ()) for end in spans[axis]
+            any(_lies_along(p, axis, end, room / 4) for p in points or ()) for end in spans[axis]
         ]
         limit(spans[axis][0] - room * along[0], spans[axis][1] + room * along[1])
     shape = widths[1] / widths[0]
     ax.set_aspect("equal" if _SHAPES[0] <= shape <= _SHAPES[1] else "auto")
 
 
-def _rests_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
-    """Whether a point, or most of a line, lies on a side of the axes."""
+def _lies_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
+    """True if a point, or most of a line, lies on a side of the axes."""
     places = np.atleast_2d(point.place if point.path is None else point.path)
     return bool(np.mean(np.abs(places[:, axis] - end) < near) > 0.5)
 
 
-def _title(flow: AbstractFlow) -> str:
+def title_of(flow: AbstractFlow) -> str:
     """The loss, or the classical potential; nothing for another function."""
     shown = flow.loss if isinstance(flow, PreferenceFlow) else None
     if isinstance(flow, Flow) and isinstance(flow.function, AbstractPotential):

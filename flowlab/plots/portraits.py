@@ -1,4 +1,4 @@
-"""Phase portraits of losses, and losses side by side: what cards and comparisons say, drawn.
+"""Phase portraits of losses, with what their cards say.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -11,56 +11,56 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from scipy.interpolate import CubicSpline
+from scipy.spatial import KDTree
 
 from flowlab import _checks as checks
 from flowlab import until
-from flowlab.cards import Card, Comparison, Equilibrium
-from flowlab.cards.plane import Plane
-from flowlab.critical.derivatives import root_step
-from flowlab.flow import preference_flow
+from flowlab.cards import Card, Equilibrium
+from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.plots.canvas import (
     LOG_RATIOS,
+    WITH_LEGEND,
     Span,
     legend_beside,
     name_axes,
-    panels,
-    patch_entry,
+    name_outer_axes,
+    shade,
     shared_legend,
+    sheet,
+    target_axes,
 )
-from flowlab.plots.fields import field
+from flowlab.plots.critical import REST, draw_line_of_points, draw_point
+from flowlab.plots.fields import SampledFlow, sample
+from flowlab.plots.paths import FINE_RTOL, draw_line
+from flowlab.plots.phase import (
+    DOTTED,
+    draw_arrows,
+    frame,
+    slowness,
+    title_of,
+    typical_speed,
+)
 from flowlab.solve import flow_line
 
-__all__ = ["comparison", "portrait", "portraits"]
+__all__ = ["portrait", "portraits"]
 
-_SIDE = 161  # points per side of the grid that is shaded
 _SLOW = 0.01  # of the speed at the reference point: slower is a plateau, as on a card
-_CLEAR = 0.03  # of the width: what is closer to an equilibrium is slow because of it
+_CLEAR = 0.03  # of the width: what is closer to a critical point is slow because of it
 _RING = 0.9  # of the axes, from their middle: where flow lines start
 _OFFSET = 0.31  # of a gap: lines that cross the whole plane then do not end on another's start
-_FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
 _LONG = 1e4  # times what the way across takes at the speed of the reference point
-_TRACE_STEP = 0.005  # of the width: steps along a curved line of equilibria
-_TRACE_STEPS = 2000
-_TITLE = 44  # letters on a line
-_REST = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
+_SHORTEST = 0.04  # of the width: a shorter line has no arrowhead
+_SPACING = 0.003  # of the width, between the points drawn along a line of critical points
+_OUTSIDE = 44  # letters on a line of what lies outside of the axes
 _REFERENCE = "#0072b2"
 _FALL = "#f3e3b3"
 _PLATEAU = "wrong side, and speed below\n1 % of that at (0, 0)"
-_REGION = "stable region of equilibria"
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")
-_DASHES: tuple[Any, ...] = (
-    "-",
-    (0, (5, 2)),
-    (0, (1.5, 1.5)),
-    (0, (6, 2, 1.5, 2)),
-    (0, (10, 3)),
-)
-_TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)  # nats
-_LINE_STYLES = {"stable": "-", "unstable": (0, (4, 2)), "saddle": "-.", "neutral": ":"}
-_MARKERS = {"stable": "o", "unstable": "o", "saddle": "X", "neutral": "s"}
+_KINDS = {"stable": "minimum", "unstable": "maximum", "saddle": "saddle", "neutral": "degenerate"}
 
 Spans = tuple[Span, Span]
+# Critical points of a card, each with the points that are drawn of it.
+Rests = Sequence[tuple[Equilibrium, Float[np.ndarray, "k 2"]]]
 
 
 def portrait(
@@ -91,28 +91,24 @@ def portrait(
     Raises:
         ValueError: If a range is not (lower, upper), or `lines` is negative.
 
-    Accuracy: shades are read off a grid of 161 × 161 points; equilibria are as good as the card's.
-        Of a curved line of equilibria the part that runs through the card's place is drawn.
+    Accuracy: shades are read off a grid of 239 × 239 points; equilibria are as good as the card's,
+        and lines of them are drawn as cubic splines through the points that the card gives.
     """
     spans = checks.span("x", x), checks.span("y", y)
     checks.integer("lines", lines, 0)
     flow = preference_flow(card.loss, card.plane)
-    space = Plane(flow, card.reach)
-    ax = panels(size=(7.8, 4.8))[1][0] if ax is None else ax
-    rests = [(rest, _rest_line(space, rest, spans)) for rest in card.equilibria]
-    _shades(ax, space, spans, rests)
-    field(flow, x=x, y=y, arrows=13, levels=0, color="0.72", legend=False, ax=ax)
-    arrow: dict[str, Any] = dict(color="0.6", marker=r"$\rightarrow$", linestyle="none")
-    ax.plot([], [], label="velocity (length: log)", **arrow)
-    diagonal = _across(np.zeros(2), np.ones(2), spans)
-    if diagonal is not None:
-        ax.plot(*diagonal.T, ":", color="0.35", linewidth=0.9, zorder=2, label="margin 0")
-    _flow_lines(ax, space, spans, lines)
-    outside = [rest for rest, path in rests if not _mark(ax, rest, path, spans)]
-    _tell(ax, outside)
-    ax.set_xlim(*spans[0])
-    ax.set_ylim(*spans[1])
-    ax.set_title(_title(card), fontsize="medium")
+    grid = sample(flow, x, y)
+    speed = card.speed or typical_speed(grid)
+    rests = [(rest, _points_of(rest, _SPACING * _width(spans))) for rest in card.equilibria]
+    ax = target_axes(ax, size=WITH_LEGEND)
+    name_axes(ax, LOG_RATIOS)
+    _shade_parts(ax, grid, _SLOW * speed, rests)
+    draw_arrows(ax, grid, arrows=13, levels=0, color="0.7")
+    _draw_equal_ratios(ax, spans)
+    _draw_flow_lines(ax, flow, spans, lines, _LONG * _width(spans) / speed)
+    _draw_equilibria(ax, rests, spans)
+    frame(ax, spans)
+    ax.set_title(title_of(flow), fontsize="medium")
     legend_beside(ax, legend)
     return ax
 
@@ -141,338 +137,139 @@ def portraits(
     if not cards:
         raise ValueError("Argument `cards` must hold at least one card, but is empty.")
     columns = min(checks.integer("columns", columns), len(cards))
-    rows = -(-len(cards) // columns)
-    figure, axes = panels(rows, columns, size=(3.4, 3.6), share=True)
-    for (name, one), ax in zip(cards.items(), axes, strict=False):
+    figure, axes = sheet(len(cards), columns, size=(3.4, 3.6), share=True)
+    for (name, one), ax in zip(cards.items(), axes, strict=True):
         portrait(one, x=x, y=y, legend=False, ax=ax)
-        ax.set_title(f"{name}\n{_title(one)}", fontsize="small")
-    for spare in axes[len(cards) :]:
-        spare.remove()
-    drawn = axes[: len(cards)]
-    for place, ax in enumerate(drawn):
-        lowest = place + columns >= len(drawn)
-        ax.tick_params(labelbottom=lowest)
-        ax.set_xlabel(LOG_RATIOS[0] if lowest else "")
-        ax.set_ylabel(LOG_RATIOS[1] if place % columns == 0 else "")
-    shared_legend(drawn, columns=max(1, min(4, columns)))
-    return figure, drawn
+        ax.set_title(f"{name}\n{ax.get_title()}", fontsize="small")
+    name_outer_axes(axes, columns, LOG_RATIOS)
+    for ax in axes:
+        ax.tick_params(labelbottom=bool(ax.get_xlabel()))
+    shared_legend(axes, columns=min(4, columns))
+    return figure, axes
 
 
-def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Flow lines of several losses from the reference point, in three panels.
-
-    The margin against the flow time, the chosen log-ratio against the flow time, and the chosen
-    log-ratio against the margin, with dots at the margins compared. A cross ends a line that ends
-    before the last time: at rest, or where its loss is no longer defined.
-
-    Args:
-        comparison: What `cards.compare` gives.
-        axes: Three Axes; None for a new Figure, with one legend below.
-
-    Raises:
-        ValueError: If `axes` are not three.
-    """
-    if axes is not None and len(axes) != 3:
-        raise ValueError(f"Argument `axes` must hold three Axes, but holds {len(axes)}.")
-    count = len(comparison.names)
-    tall = 3.5 + 0.22 * -(-(count + 1) // 5)
-    drawn = panels(1, 3, size=(4.3, tall))[1] if axes is None else list(axes)
-    chosen = comparison.states[:, :, 0]
-    margin = chosen - comparison.states[:, :, 1]
-    for place, name in enumerate(comparison.names):
-        style: dict[str, Any] = dict(
-            color=_COLORS[place % len(_COLORS)], linestyle=_DASHES[place % len(_DASHES)], label=name
-        )
-        # Where lines coincide, the wider ones show from under the others.
-        style["linewidth"] = 1.3 + 2.0 * (1 - (place + 1) / count)
-        _compared(drawn[0], comparison.times, margin[place], style)
-        _compared(drawn[1], comparison.times, chosen[place], style)
-        _compared(drawn[2], margin[place], chosen[place], style)
-        dots = comparison.margins, comparison.margin_states[place, :, 0]
-        drawn[2].plot(*dots, linestyle="none", marker="o", markersize=4, color=style["color"])
-    if np.isnan(chosen[:, -1]).any():
-        style = dict(linestyle="none", marker="x", color="0.2")
-        drawn[0].plot([], [], label="line ends (at rest, or not defined beyond)", **style)
-    _name_panels(drawn, comparison, margin, chosen)
-    if axes is None:
-        shared_legend(drawn, columns=min(5, count + 1))
-    else:
-        drawn[0].legend(fontsize="small", frameon=False)
-    return drawn
+def _points_of(rest: Equilibrium, spacing: float) -> Float[np.ndarray, "k 2"]:
+    """A point, or points along a line, by a spline through those of the card."""
+    path = np.array([rest.place]) if rest.path is None else rest.path
+    lengths = np.hypot(*np.diff(path, axis=0).T)
+    path = path[np.append(True, lengths > 0)]
+    if len(path) == 1:
+        return path
+    along = np.append(0.0, np.cumsum(lengths[lengths > 0]))
+    ends = "periodic" if np.all(path[0] == path[-1]) else "not-a-knot"
+    fine = np.append(np.arange(0, along[-1], spacing), along[-1])
+    return CubicSpline(along, path, bc_type=ends)(fine)
 
 
-def _shades(
-    ax: Axes,
-    space: Plane,
-    spans: Spans,
-    rests: Sequence[tuple[Equilibrium, Float[np.ndarray, "k 2"] | None]],
+def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, rests: Rests) -> None:
+    """Shade where the chosen log-ratio falls, plateaus, regions at rest, and what is undefined."""
+    defined = np.all(np.isfinite(grid.gradient), axis=-1)
+    region = next((rest for rest, _ in rests if rest.kind == "region"), None)
+    flat = np.all(grid.gradient == 0, axis=-1) & (region is not None)
+    wrong = grid.states[..., 0] < grid.states[..., 1]
+    apart = ~_beside(grid, rests) & ~flat
+    plateau = np.where(wrong & apart, slowness(grid, slow), -1.0)
+    falls = "chosen log-ratio falls\nwithout coupling"
+    shade(ax, grid.axes, grid.gradient[..., 0] > 0, falls, face=_FALL)
+    shade(ax, grid.axes, plateau, _PLATEAU, **DOTTED)
+    if region is not None:
+        shade(ax, grid.axes, flat, _name_of(region), hatch="///", edge=REST)
+    shade(ax, grid.axes, ~defined, "loss not defined", face="0.88", hatch="xx", edge="0.6")
+
+
+def _beside(grid: SampledFlow, rests: Rests) -> Bool[np.ndarray, "m m"]:
+    """The points of a grid that lie close to a critical point or a line of them."""
+    states = grid.states
+    places = [points for rest, points in rests if rest.kind != "region"]
+    if not places:
+        return np.zeros(states.shape[:2], bool)
+    near = _CLEAR * float(np.max(np.ptp(states, axis=(0, 1))))
+    return KDTree(np.concatenate(places)).query(states)[0] < near
+
+
+def _draw_equal_ratios(ax: Axes, spans: Spans) -> None:
+    """The line u_chosen = u_rejected, if it crosses the axes."""
+    (left, right), (low, high) = spans
+    if max(left, low) < min(right, high):
+        style: dict[str, Any] = dict(linestyle=":", color="0.35", linewidth=0.9, zorder=2)
+        ax.axline((0, 0), slope=1, label="margin 0", **style)
+
+
+def _draw_flow_lines(
+    ax: Axes, flow: AbstractFlow, spans: Spans, count: int, duration: float
 ) -> None:
-    """What holds on parts of the plane, each told by a colour or a pattern of its own."""
-    axes = [np.linspace(*span, _SIDE) for span in spans]
-    points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    # What is not defined from an edge of the axes on is not seen.
-    middle = np.mean(np.asarray(spans), axis=1)
-    found = space.field(middle + (points - middle) * (1 - 1e-9))
-    undefined = ~np.all(np.isfinite(found.gradient), axis=1)
-    speed = float(space.reference.speed[0])
-    typical = speed if np.isfinite(speed) and speed > 0 else space.scale
-    flat = np.all(found.gradient == 0, axis=1) & np.all(found.hessian == 0, axis=(1, 2))
-    flat &= any(rest.kind == "region" for rest, _ in rests)
-    with np.errstate(invalid="ignore"):
-        falls = found.gradient[:, 0] > 0
-        slow = (points[:, 0] < points[:, 1]) & (found.speed < _SLOW * typical)
-    slow &= ~flat & ~_beside(points, rests, _CLEAR * _width(spans))
-    shown = {
-        "chosen log-ratio falls\nwithout coupling": (falls, dict(face=_FALL)),
-        _PLATEAU: (slow, dict(hatch="....", edge="0.45")),
-        _REGION: (flat, dict(hatch="///", edge=_REST)),
-        "loss not defined": (undefined, dict(face="0.88", hatch="xx", edge="0.6")),
-    }
-    for label, (mask, style) in shown.items():
-        if mask.any():
-            _shade(ax, axes, mask.reshape(_SIDE, _SIDE), label, **style)
-
-
-def _shade(
-    ax: Axes,
-    axes: Sequence[Float[np.ndarray, " m"]],
-    mask: Bool[np.ndarray, "m m"],
-    label: str,
-    *,
-    face: str = "none",
-    hatch: str | None = None,
-    edge: str = "none",
-) -> None:
-    drawn = ax.contourf(
-        *axes, mask.T.astype(float), levels=[0.5, 1.5], colors=[face], hatches=[hatch], zorder=0.5
-    )
-    drawn.set(edgecolor=edge, linewidth=0)
-    patch_entry(ax, label, facecolor=face, hatch=hatch, edgecolor=edge)
-
-
-def _beside(
-    points: Float[np.ndarray, "n 2"],
-    rests: Sequence[tuple[Equilibrium, Float[np.ndarray, "k 2"] | None]],
-    distance: float,
-) -> Bool[np.ndarray, " n"]:
-    """Which points lie close to a point or a line of equilibria."""
-    near = np.zeros(len(points), bool)
-    for rest, path in rests:
-        if rest.kind == "point":
-            near |= np.linalg.norm(points - rest.place, axis=1) < distance
-        elif path is not None and rest.straight:
-            along = (path[1] - path[0]) / np.linalg.norm(path[1] - path[0])
-            near |= np.abs((points - path[0]) @ (along[1], -along[0])) < distance
-        elif path is not None:
-            gaps = np.linalg.norm(points[:, None] - path[None, ::4], axis=-1)
-            near |= gaps.min(axis=1) < distance
-    return near
-
-
-def _flow_lines(ax: Axes, space: Plane, spans: Spans, count: int) -> None:
     """Flow lines from the ring, thin, and over them the one from the reference point."""
-    starts = np.concatenate([_ring(spans, count), np.zeros((1, 2))])
-    velocity = space.field(starts).velocity
-    fit = np.all(np.isfinite(velocity), axis=1)
-    typical = float(space.reference.speed[0])
-    typical = typical if np.isfinite(typical) and typical > 0 else space.scale
-    end = until.time(_LONG * _width(spans) / typical)
-    for place, start in enumerate(starts):
-        if not (fit[place] and _inside(start, spans)):
-            continue
-        line = flow_line(space.flow, start, until=end, clock="arc_length", rtol=_FINE_RTOL)
-        path = _cut(line.states, spans)
-        main = place == count
-        _flow_line(ax, path, spans, *((_REFERENCE, 2.4, 3.5) if main else ("0.15", 0.9, 3)))
+    options: dict[str, Any] = dict(until=until.time(duration), clock="arc_length", rtol=FINE_RTOL)
+    look: dict[str, Any] = dict(spans=spans, shortest=_SHORTEST * _width(spans))
+    for start in _ring(spans, count):
+        path = flow_line(flow, start, **options).states
+        if np.any(path != start):
+            draw_line(ax, path, "0.15", width=0.9, **look)
     if count:
         style: dict[str, Any] = dict(color="0.15", linewidth=0.9, marker="o", markersize=3)
         ax.plot([], [], label="flow line (dot: start)", **style)
-    if _inside(np.zeros(2), spans):
-        style = dict(marker="s", markersize=5, markerfacecolor="white", markeredgecolor="black")
-        ax.plot([], [], color=_REFERENCE, linewidth=2.4, label="flow line from (0, 0)")
-        ax.plot(0, 0, linestyle="none", zorder=6, label="reference point (0, 0)", **style)
+    if not np.any(_inside(np.zeros((1, 2)), spans)):
+        return
+    path = flow_line(flow, np.zeros(2), **options).states
+    draw_line(ax, path, _REFERENCE, width=2.4, order=3.5, dot=False, **look)
+    style = dict(marker="s", markersize=5, markerfacecolor="white", markeredgecolor="black")
+    ax.plot([], [], color=_REFERENCE, linewidth=2.4, label="flow line from (0, 0)")
+    ax.plot(0, 0, linestyle="none", zorder=6, label="reference point (0, 0)", **style)
 
 
 def _ring(spans: Spans, count: int) -> Float[np.ndarray, "n 2"]:
     """Starts all along a rectangle within the axes."""
     side = 4 * (np.arange(count) + _OFFSET) / max(count, 1)
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * _RING
-    places = [np.interp(side, np.arange(5), corner) for corner in corners.T]
+    ring = [np.interp(side, np.arange(5), corner) for corner in corners.T]
     (left, right), (low, high) = spans
     middle = np.array([left + right, low + high]) / 2
-    return middle + np.stack(places, axis=1) * np.array([right - left, high - low]) / 2
+    return middle + np.stack(ring, axis=1) * np.array([right - left, high - low]) / 2
 
 
-def _flow_line(
-    ax: Axes, path: Float[np.ndarray, "k 2"], spans: Spans, color: str, width: float, order: float
-) -> None:
-    if np.all(path == path[0]):
-        return
-    ax.plot(*path.T, color=color, linewidth=width, zorder=order)
-    if order == 3:
-        ax.plot(*path[0], color=color, marker="o", markersize=3, zorder=order)
-    seen = np.array([_inside(point, spans) for point in path])
-    lengths = np.hypot(*np.diff(path, axis=0).T) * (seen[1:] & seen[:-1])
-    if lengths.sum() < 0.04 * _width(spans):
-        return
-    middle = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))
-    style = dict(arrowstyle="-|>", color=color, linewidth=width, shrinkA=0, shrinkB=0)
-    ax.annotate("", tuple(path[middle + 1]), tuple(path[middle]), arrowprops=style, zorder=order)
+def _draw_equilibria(ax: Axes, rests: Rests, spans: Spans) -> None:
+    """Mark what rests within the axes, and say in their lower left corner what does outside.
 
-
-def _cut(path: Float[np.ndarray, "k 2"], spans: Spans) -> Float[np.ndarray, "m 2"]:
-    """A path up to where it is far outside of the axes."""
-    middle = np.mean(np.asarray(spans), axis=1)
-    far = np.flatnonzero(np.max(np.abs(path - middle), axis=1) > 2 * _width(spans))
-    if not len(far):
-        return path
-    last = far[0]
-    way = path[last] - path[last - 1]
-    way *= min(1, 2 * _width(spans) / np.max(np.abs(way)))
-    return np.concatenate([path[:last], [path[last - 1] + way]])
-
-
-def _rest_line(space: Plane, rest: Equilibrium, spans: Spans) -> Float[np.ndarray, "k 2"] | None:
-    """A line of equilibria as a path within the axes; None for another kind, or if outside."""
-    place = np.asarray(rest.place)
-    if rest.kind != "line":
-        return None
-    if rest.straight:
-        along = np.ones(2) if rest.margin is not None else _along(space, place)
-        return _across(place, along, spans)
-    path = _traced(space, place, spans)
-    return path if any(_inside(point, spans) for point in path) else None
-
-
-def _across(
-    place: Float[np.ndarray, " 2"], along: Float[np.ndarray, " 2"], spans: Spans
-) -> Float[np.ndarray, "2 2"] | None:
-    """The two ends of a straight line within the axes; None if it does not cross them."""
-    first, last = -np.inf, np.inf
-    for at, rate, (low, high) in zip(place, along, spans, strict=True):
-        if abs(rate) < 1e-12:
-            if not low <= at <= high:
-                return None
-            continue
-        ends = sorted(((low - at) / rate, (high - at) / rate))
-        first, last = max(first, ends[0]), min(last, ends[1])
-    return place + np.array([[first], [last]]) * along if last > first else None
-
-
-def _along(space: Plane, place: Float[np.ndarray, " 2"]) -> Float[np.ndarray, " 2"]:
-    """The direction of a line of equilibria at a place of it: that without curvature."""
-    values, vectors = np.linalg.eigh(space.field(place[None]).hessian[0])
-    return vectors[:, np.argmin(np.abs(values))]
-
-
-def _traced(space: Plane, place: Float[np.ndarray, " 2"], spans: Spans) -> Float[np.ndarray, "k 2"]:
-    """A curved line of equilibria through a place, until it leaves the axes or comes back."""
-    step = _TRACE_STEP * _width(spans)
-    halves = []
-    for sign in (1, -1):
-        point, way = place, sign * _along(space, place)
-        half = [place]
-        for count in range(_TRACE_STEPS):
-            ahead = point + step * way
-            there = space.field(ahead[None])
-            found = ahead + root_step(there.gradient, there.hessian, _width(spans))[0][0]
-            moved = found - point
-            if not 0.2 * step < np.linalg.norm(moved) < 2 * step or not _inside(found, spans):
-                break
-            half.append(found)
-            point, way = found, moved / np.linalg.norm(moved)
-            if count > 2 and np.linalg.norm(found - place) < step:
-                return np.array([*half, place])
-        halves.append(half)
-    return np.array([*halves[1][:0:-1], *halves[0]])
-
-
-def _mark(ax: Axes, rest: Equilibrium, path: Float[np.ndarray, "k 2"] | None, spans: Spans) -> bool:
-    """Mark an equilibrium, unless it is shaded already; whether it lies within the axes."""
-    if rest.kind == "region":
-        return _REGION in ax.get_legend_handles_labels()[1]
-    if rest.kind == "line":
-        if path is None:
-            return False
-        style: dict[str, Any] = dict(linestyle=_LINE_STYLES[rest.stability], linewidth=2.4)
-        name = f"{rest.stability} line of equilibria"
-        ax.plot(*path.T, color=_REST, zorder=4, label=name, **style)
-        return True
-    if not _inside(np.asarray(rest.place), spans):
-        return False
-    hollow = rest.stability in ("unstable", "neutral")
-    style = dict(marker=_MARKERS[rest.stability], markersize=9, markeredgewidth=1.6)
-    style |= dict(markerfacecolor="white" if hollow else _REST, markeredgecolor=_REST)
-    name = "saddle" if rest.stability == "saddle" else f"{rest.stability} equilibrium"
-    ax.plot(*rest.place, linestyle="none", zorder=5, label=name, **style)
-    return True
-
-
-def _tell(ax: Axes, outside: Sequence[Equilibrium]) -> None:
-    """Say what rests outside of the axes, in their lower left corner."""
+    A region is one that is shaded already, or lies outside.
+    """
+    outside = []
+    for rest, points in rests:
+        if rest.kind == "region":
+            seen = _name_of(rest) in ax.get_legend_handles_labels()[1]
+        else:
+            seen = bool(np.any(_inside(points, spans)))
+            draw = draw_point if rest.kind == "point" else draw_line_of_points
+            if seen:
+                draw(ax, points, _KINDS[rest.stability], _name_of(rest))
+        outside += [] if seen else [rest]
     if not outside:
         return
     words = "outside: " + "; ".join(map(_words, outside[:2]))
     words += f"; {len(outside) - 2} more" if len(outside) > 2 else ""
     box: dict[str, Any] = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor="0.7")
     style: dict[str, Any] = dict(fontsize="x-small", va="bottom", bbox=box, zorder=7)
-    ax.text(0.02, 0.02, textwrap.fill(words, _TITLE), transform=ax.transAxes, **style)
+    ax.text(0.02, 0.02, textwrap.fill(words, _OUTSIDE), transform=ax.transAxes, **style)
+
+
+def _name_of(rest: Equilibrium) -> str:
+    """The entry in the legend."""
+    if rest.kind != "point":
+        return f"{rest.stability} {rest.kind} of equilibria"
+    return "saddle" if rest.stability == "saddle" else f"{rest.stability} equilibrium"
 
 
 def _words(rest: Equilibrium) -> str:
+    """The kind and the place, for what lies outside of the axes."""
     at = f"({rest.place[0]:.4g}, {rest.place[1]:.4g})"
     if rest.kind == "line" and rest.margin is not None:
         at = f"at margin {rest.margin:.4g}"
     return f"{rest.stability} {rest.kind} {at if rest.kind != 'region' else f'from {at}'}"
 
 
-def _title(card: Card) -> str:
-    return textwrap.fill(repr(card.loss), _TITLE)
-
-
-def _inside(point: Float[np.ndarray, " 2"], spans: Spans) -> bool:
-    return all(low <= at <= high for at, (low, high) in zip(point, spans, strict=True))
+def _inside(points: Float[np.ndarray, "k 2"], spans: Spans) -> Bool[np.ndarray, " k"]:
+    low, high = np.transpose(spans)
+    return np.all((low <= points) & (points <= high), axis=1)
 
 
 def _width(spans: Spans) -> float:
     return max(high - low for low, high in spans)
-
-
-def _compared(
-    ax: Axes, x: Float[np.ndarray, " k"], y: Float[np.ndarray, " k"], style: dict[str, Any]
-) -> None:
-    """One line, and a cross where it ends before the others do."""
-    ax.plot(x, y, **style)
-    known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
-    if len(known) and known[-1] < len(y) - 1:
-        end = x[known[-1]], y[known[-1]]
-        ax.plot(*end, linestyle="none", marker="x", markersize=6, color=style["color"])
-
-
-def _name_panels(
-    axes: Sequence[Axes],
-    comparison: Comparison,
-    margin: Float[np.ndarray, "l k"],
-    chosen: Float[np.ndarray, "l k"],
-) -> None:
-    names = ("flow time $t$", r"margin $h = u_\mathrm{chosen} - u_\mathrm{rejected}$ (nats)")
-    name_axes(axes[0], names)
-    name_axes(axes[1], (names[0], r"chosen log-ratio $u_\mathrm{chosen}$ (nats)"))
-    name_axes(axes[2], (names[1], r"chosen log-ratio $u_\mathrm{chosen}$ (nats)"))
-    for ax, title in zip(axes, ("at equal time", "at equal time", "at equal margin"), strict=True):
-        ax.set_title(ax.get_title() or title, fontsize="medium")
-        ax.grid(color="0.92", linewidth=0.6)
-        ax.set_axisbelow(True)
-    for ax in axes[:2]:
-        ax.set_xscale("log")
-        ax.set_yscale("asinh", linear_width=1.0)
-        ax.yaxis.set(major_locator=FixedLocator(_TICKS), major_formatter="{x:g}")
-        ax.yaxis.set_minor_locator(FixedLocator([]))
-    top = 1.2 * float(np.max(np.abs(comparison.margins), initial=1.0))
-    low = max(float(np.nanmin(margin, initial=0.0)), -top)
-    axes[2].set_xlim(low - 0.03 * (top - low), top)
-    seen = chosen[(margin >= low) & (margin <= top)]
-    ends = np.concatenate([seen, comparison.margin_states[..., 0].ravel(), [0.0]])
-    ends = ends[np.isfinite(ends)]
-    room = 0.05 * max(float(np.ptp(ends)), 1.0)
-    axes[2].set_ylim(ends.min() - room, ends.max() + room)

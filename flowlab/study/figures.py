@@ -206,7 +206,8 @@ def _rate_ratio(data: StudyData) -> Sheet:
     for ax, key, title in zip(axes, keys, ("at the start", "over the whole way"), strict=True):
         values = runs.measures[key].reshape(cells, cells)
         options: dict[str, Any] = dict(scale="log", center=1.0, limits=(0.01, 100.0))
-        plots.map_of(values, label="", color_bar=False, missing=_missing(data), ax=ax, **options)
+        options |= dict(of=runs, missing=_missing(data), color_bar=False)
+        plots.map_of(values, label="", ax=ax, **options)
         ax.plot([0, 1], [0, 1], color="black", linewidth=1.0, label="$x_1 = x_2$")
         ax.set_title(title)
         ax.label_outer()
@@ -366,8 +367,9 @@ def _maps(data: StudyData, values: Callable[[Runs], np.ndarray], label: str, **o
     betas, cells = data.settings.betas, data.settings.map_cells
     figure, axes = _one_panel_each(betas)
     for ax, beta in zip(axes, betas, strict=True):
-        array = values(data.maps[beta]).reshape(cells, cells)
-        plots.map_of(array, label=label, color_bar=False, missing=_missing(data), ax=ax, **options)
+        runs = data.maps[beta]
+        options |= dict(of=runs, missing=_missing(data), color_bar=False)
+        plots.map_of(values(runs).reshape(cells, cells), label=label, ax=ax, **options)
         ax.set_title(_beta(beta))
         ax.label_outer()
     extend = "min" if options.get("scale") == "log" else "neither"

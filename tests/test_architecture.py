@@ -21,6 +21,7 @@ PACKAGE = ROOT / "flowlab"
 LAYOUT = (
     "_checks",
     "_files",
+    "_options",
     "domains",
     "losses",
     "policies",

@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
 }
 WORDS = (
     "sweep --loss dpo --beta 0.1 --beta 0.3 --policy ratio --starts sobol --until loss_below=0.1 "
-    f"--count {COUNT} --lower 0.05 0.05 --upper 1 1 --block {BLOCK} --quiet --out"
+    f"--count {COUNT} --lower 0.05 0.05 --upper 1 1 --store-block {BLOCK} --quiet --out"
 ).split()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flowlab import _files
+from flowlab._options import OptionError, refuse_unless
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _STARTS = {"start", "x_chosen", "x_rejected"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
+PICTURES = ".png", ".svg", ".pdf"
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
@@ -94,8 +96,8 @@ def _client(scheduler: str | None) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError(
-            "Option --scheduler needs Dask distributed: pip install 'flowlab-jax[cluster]'."
+        raise OptionError(
+            "scheduler", "needs Dask distributed: pip install 'flowlab-jax[cluster]'"
         ) from None
     with Client(scheduler, timeout="20s") as client:
         yield client
@@ -124,11 +126,11 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
     from flowlab import plots
 
     if "starts" not in described:
-        raise ValueError("Option --out has no effect with starts that are on no plane.")
+        raise OptionError("figure", "has no effect with starts that are on no plane")
     maps = list(_maps(runs, described))
     known = [times[np.isfinite(times)] for _, times in maps if np.isfinite(times).any()]
     if not known:
-        raise ValueError("Option --out has no effect where no start reached the target.")
+        raise OptionError("figure", "has no effect where no start reached the target")
     limits = min(map(np.min, known)), max(map(np.max, known))
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
@@ -167,7 +169,7 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
 
     names = [str(n) for n, c in runs.coords.items() if c.dims == ("start",)]
     if len(names) != 2 and described["starts"] != "grid":
-        raise ValueError("Option --out has no effect with starts that are on no plane.")
+        raise OptionError("figure", "has no effect with starts that are on no plane")
     count = runs.sizes.get("start", 0)  # maps of the study have their starts along two dimensions
     cells = min(_MAP_CELLS, max(1, int((count / _STARTS_OF_A_CELL) ** 0.5)))
     for label, chosen in _places(runs["time"]):
@@ -187,18 +189,17 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
         )
 
 
-def check_file(flag: str, path: Path, suffixes: Sequence[str] = ()) -> None:
+def check_file(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
     """Refuse a file that cannot be written, before there is work to lose.
 
     Raises:
         ValueError: If it is a folder, lies in none, or does not end as it should.
     """
-    if path.is_dir():
-        raise ValueError(f"Option {flag} must be a file, but {path} is a folder.")
-    if not path.parent.is_dir():
-        raise ValueError(f"Option {flag} must be a file in a folder that exists, but is {path}.")
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise ValueError(f"Option {flag} must end in {', '.join(suffixes)}, but is {path}.")
+    refuse_unless(not path.is_dir(), option, "must be a file, but {} is a folder", path)
+    there = path.parent.is_dir()
+    refuse_unless(there, option, "must be a file in a folder that exists, but is {}", path)
+    right = not suffixes or path.suffix.lower() in suffixes
+    refuse_unless(right, option, "must end in {}, but is {}", ", ".join(suffixes), path)
 
 
 def print_losses(reach: float) -> "dict[str, Card]":

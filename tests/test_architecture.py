@@ -22,6 +22,7 @@ LAYOUT = (
     "_checks",
     "_files",
     "_options",
+    "_tables",
     "domains",
     "losses",
     "policies",

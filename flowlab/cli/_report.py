@@ -9,6 +9,7 @@ import typer
 
 from flowlab import _files
 from flowlab._options import OptionError, refuse_unless
+from flowlab._tables import table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +109,7 @@ def summary(runs: "xarray.Dataset") -> str:
     missing = sorted({"outcome", "time"} - set(runs))
     if missing:
         raise ValueError(f"Argument `runs` must hold what a sweep gives, but lacks `{missing[0]}`.")
-    blocks = [_table(_outcome_rows(runs)), _table(_quantile_rows(runs))]
+    blocks = [table(rows, "llr") for rows in (_outcome_rows(runs), _quantile_rows(runs))]
     return "\n\n".join([*blocks, *_audit(runs)])
 
 
@@ -269,15 +270,12 @@ def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
 
 
 def _losses(found: "dict[str, Card]", batches: Sequence[str]) -> str:
-    """The table of cards, with a row for each loss that has none."""
+    """The table of cards, and rows that go across its columns for the losses that have none."""
     from flowlab import cards
 
-    rows = [list(cards.COLUMNS), *(list(cards.row(name, card)) for name, card in found.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = max(widths[0], *map(len, batches), 0)
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    lines += [f"{name.ljust(widths[0])}  {_OF_A_BATCH}" for name in batches]
-    return "\n".join(lines)
+    width = max(map(len, (*found, *batches)))
+    without = [f"{name:{width}}  {_OF_A_BATCH}" for name in batches]
+    return "\n".join([cards.table({f"{n:{width}}": card for n, card in found.items()}), *without])
 
 
 def _outcome_rows(runs: "xarray.Dataset") -> Iterator[Sequence[str]]:
@@ -322,22 +320,6 @@ def _label(values: "xarray.DataArray", name: str, index: int) -> str:
         label = values.coords[name].values[index]
         return f"{name} {label}" if isinstance(label, str) else f"{name} {label:g}"
     return f"{name} {index + 1}"
-
-
-def _table(rows: Iterator[Sequence[str]]) -> str:
-    """Rows in columns: names to the left, numbers to the right."""
-    cells: list[list[str]] = [list(row) for row in rows]
-    columns = max(len(row) for row in cells)
-    filled = [row + [""] * (columns - len(row)) for row in cells]
-    widths = [max(len(row[i]) for row in filled) for i in range(columns)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in filled
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _audit(runs: "xarray.Dataset") -> list[str]:

@@ -386,7 +386,7 @@ def test_what_fails_while_it_runs_is_one_line_and_another_exit_code(
     result = swept(tmp_path / "sweep", RATIO, GRID)
     assert refusal(result, code=1) == (
         "OSError: [Errno 13] Permission denied; 0 of 1 blocks are done; "
-        f"go on with `flowlab resume {tmp_path / 'sweep'}`"
+        f"resume with `flowlab resume {tmp_path / 'sweep'}`"
     )
 
 

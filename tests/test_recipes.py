@@ -184,7 +184,7 @@ def test_options_beside_a_plan_or_without_one_are_refused(tmp_path):
     assert refusal(nothing) == "Option --loss must be given, or --plan instead."
 
 
-def test_a_sweep_that_is_asked_for_again_is_gone_on_with_and_another_is_refused(tmp_path):
+def test_a_sweep_that_is_asked_for_again_is_resumed_and_another_is_refused(tmp_path):
     assert swept(tmp_path / "s", RATIO, GRID).exit_code == 0
     first = store.read(tmp_path / "s")["time"].values
     assert swept(tmp_path / "s", RATIO, GRID).exit_code == 0

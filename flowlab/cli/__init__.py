@@ -140,7 +140,7 @@ def sweep(
     """Follow flow lines from many starts.
 
     Each goes on until the target; what became of it is written to a store, a Zarr group, block by
-    block. The same command goes on with a store that was interrupted. With --plan, a product of
+    block. The same command resumes a store that was interrupted. With --plan, a product of
     losses, policies, hyper-parameters and targets.
     """
     from flowlab import plans
@@ -166,17 +166,17 @@ def resume(
     quiet: bool = False,
     no_cache: bool = False,
 ) -> None:
-    """Go on with a sweep that was interrupted.
+    """Resume a sweep that was interrupted.
 
     Only blocks that are missing or damaged are solved; the plan is that of the store.
     """
     from flowlab import plans
 
-    recipe = plans.recipe_of(path)
+    recipe = plans.read_recipe(path)
     if recipe is None:
         raise OptionError(
             "path",
-            "must hold a plan, but that of {} was made in Python; go on with `flowlab.plans.run` "
+            "must hold a plan, but that of {} was made in Python; resume it by `flowlab.plans.run` "
             "there",
             path,
         )

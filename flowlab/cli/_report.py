@@ -66,7 +66,7 @@ def carry_out(
         except OSError as error:
             if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
                 raise
-            raise OSError(f"{error}; {plans.how_to_go_on(out)}") from error
+            raise OSError(f"{error}; {plans.resume_hint(out)}") from error
     if not quiet:
         typer.echo(summary(runs))
         typer.echo(f"\nstore: {out}")

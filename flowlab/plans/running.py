@@ -30,7 +30,15 @@ from flowlab.until import Outcome, counted
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["DoesNotFitError", "Interrupted", "Status", "how_to_go_on", "recipe_of", "run", "status"]
+__all__ = [
+    "DoesNotFitError",
+    "Interrupted",
+    "Status",
+    "resume_hint",
+    "read_recipe",
+    "run",
+    "status",
+]
 
 _RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
 _RECENT = 32  # blocks from whose times the speed is told
@@ -81,7 +89,7 @@ def run(
     progress: bool | None = None,
     tell: Callable[[str], Any] = lambda sentence: None,
 ) -> "xarray.Dataset":
-    """Carry out a plan into a store, or go on with one that was interrupted.
+    """Carry out a plan into a store, or resume one that was interrupted.
 
     Blocks that are done and whole are left as they are; damaged ones, whose checksum does not fit,
     are done again. What comes out is, bit for bit, what an undisturbed run gives with the same
@@ -93,7 +101,7 @@ def run(
         client: A client of Dask distributed whose workers reach `path`; None to work here. The
             plan travels with every task, so starts should be drawn rather than at hand.
         devices: JAX devices to use; None for all local ones.
-        force: Start although the estimate says that memory or disk do not suffice; go on although
+        force: Start although the estimate says that memory or disk do not suffice; resume although
             the store was begun with other versions.
         overwrite: Replace the store that stands at `path`, once this plan is known to fit.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
@@ -122,7 +130,7 @@ def run(
             if plan.audit:
                 _audit(plan, work)
         except KeyboardInterrupt as stop:
-            raise Interrupted(f"interrupted: {how_to_go_on(path)}") from stop
+            raise Interrupted(f"interrupted: {resume_hint(path)}") from stop
     return store.read(path)
 
 
@@ -155,7 +163,7 @@ def status(path: str | os.PathLike[str]) -> Status:
     )
 
 
-def recipe_of(path: str | os.PathLike[str]) -> str | None:
+def read_recipe(path: str | os.PathLike[str]) -> str | None:
     """The recipe, as JSON, of the plan that a store was made from; None where it had none.
 
     Raises:
@@ -235,7 +243,7 @@ def _check_same(found: BlockStore, plan: Plan, path: Any, force: bool) -> None:
         raise ValueError(
             f"Argument `path` must hold a store of these versions, but {path} was begun with "
             f"others, and results may differ in their last bits: {'; '.join(others)}. "
-            "Go on all the same with `force`."
+            "Resume all the same with `force`."
         )
 
 
@@ -349,14 +357,14 @@ def _rate(found: BlockStore, length: int) -> float:
     return length / between if between > 0 else float("nan")
 
 
-def how_to_go_on(path: str | os.PathLike[str]) -> str:
-    """How far a store is that was left, and how to go on with it, in a sentence."""
+def resume_hint(path: str | os.PathLike[str]) -> str:
+    """A sentence on how far an interrupted store is, and by which command it is resumed."""
     try:
         found = BlockStore.open(path, write=False)
     except (FileNotFoundError, ValueError):
         return "nothing was written; start again"
     done = found.done()
-    return f"{int(done.sum())} of {done.size} blocks are done; go on with `flowlab resume {path}`"
+    return f"{int(done.sum())} of {done.size} blocks are done; resume with `flowlab resume {path}`"
 
 
 def _lock_of(path: Any) -> Any:

@@ -203,7 +203,7 @@ class BlockStore:
             path: Where; nothing may be there.
             layout: What it shall have room for.
             attributes: Further attributes of the group, of what JSON holds; a `description` and
-                whatever else is needed to go on with it.
+                whatever else is needed to resume it.
 
         Raises:
             FileExistsError: If something is there.

@@ -62,7 +62,7 @@ def carry_out(
                 tell=tell,
             )
         except plans.DoesNotFitError as error:
-            raise ValueError(str(error).replace("`force`", "--force")) from None
+            raise ValueError(str(error)) from None
         except OSError as error:
             if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
                 raise

@@ -214,7 +214,7 @@ def _begun(
         tell(str(expected))
         lacking = expected.lacking()
         if lacking and not force:
-            raise DoesNotFitError(" ".join([*lacking, "Ask for less, or insist with `force`."]))
+            raise DoesNotFitError(" ".join([*lacking, "Ask for less, or force it."]))
     attributes = {
         DESCRIPTION: as_json(plan.described() if plan.recipe is None else plan.recipe),
         _PLAN: as_json(plan.described()),
@@ -243,7 +243,7 @@ def _check_same(found: BlockStore, plan: Plan, path: Any, force: bool) -> None:
         raise ValueError(
             f"Argument `path` must hold a store of these versions, but {path} was begun with "
             f"others, and results may differ in their last bits: {'; '.join(others)}. "
-            "Resume all the same with `force`."
+            "Force it to resume all the same."
         )
 
 

@@ -43,7 +43,7 @@ def with_options(*names: str) -> Callable[[_Function], _Function]:
 
 
 def option(name: str) -> Any:
-    """What the table says of an option, for typer."""
+    """An option of the table, as typer takes it."""
     entry, flag = OPTIONS[name], as_flag(name)
     if not flag.startswith("--"):
         return typer.Argument(metavar=entry.flag, help=entry.help)

@@ -1,4 +1,4 @@
-"""What the command prints and draws of runs."""
+"""The texts and figures of the command."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,7 +73,7 @@ def carry_out(
 
 
 def progress(found: "Status") -> str:
-    """How far a store is, in lines."""
+    """The progress of a store, in lines."""
     from flowlab import plans
 
     lines = [

@@ -42,7 +42,7 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
 
 
 def has_beta(found: AbstractLoss) -> bool:
-    """Whether a loss has a hyper-parameter beta."""
+    """True where a loss has a hyper-parameter beta."""
     return hasattr(found, "beta")
 
 

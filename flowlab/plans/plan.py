@@ -247,7 +247,7 @@ class Plan:
         )
 
     def described(self) -> dict[str, Any]:
-        """What the plan is, made of what JSON holds; two plans that share it compute the same."""
+        """The plan in terms of JSON; two plans that share this description compute the same."""
         given = {n: c if None not in c else c[None] for n, c in self._choices.items()}
         given["until"] = given.pop("target")
         return described(

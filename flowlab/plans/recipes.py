@@ -152,7 +152,7 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
 
 
 def _texts(until: Any) -> dict[str, str]:
-    """What describes the targets, by name; one that has none as `until`."""
+    """The texts of the targets by name; one that has none as `until`."""
     if isinstance(until, Mapping):
         named = {str(name): str(text) for name, text in until.items()}
     else:

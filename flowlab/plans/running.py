@@ -55,7 +55,7 @@ class DoesNotFitError(RuntimeError):
 
 @dataclass(frozen=True)
 class Status:
-    """How far a store is.
+    """The progress of a store.
 
     Attributes:
         blocks: All its blocks.
@@ -135,7 +135,7 @@ def run(
 
 
 def status(path: str | os.PathLike[str]) -> Status:
-    """How far a store is that is, or was, filled block by block.
+    """The progress of a store that is, or was, filled block by block.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -317,7 +317,7 @@ def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Generator[B
 
 
 def _task(plan: Plan, path: Any, block: Block) -> Block:
-    """What a worker does: solve a block and write it, however often it is asked to."""
+    """Solve a block and write it, on a worker, however often it is asked to."""
     work = BlockStore.open(path)
     return _written(work, block, *_solved(plan, block, work.layout.part(block.number)))
 

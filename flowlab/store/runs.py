@@ -149,7 +149,7 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is one of an object store, which fsspec knows, and no folder."""
+    """True for the address of an object store, which fsspec knows, and false for a folder."""
     return "://" in str(path)
 
 
@@ -200,7 +200,7 @@ def sibling(place: Path) -> Path:
 
 
 def is_store(place: Path) -> bool:
-    """Whether a folder is a store of flowlab."""
+    """True for a folder that is a store of flowlab."""
     try:
         group = json.loads((place / _METADATA).read_bytes())
     except (OSError, ValueError):

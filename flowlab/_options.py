@@ -20,6 +20,7 @@ __all__ = [
     "check",
     "filled",
     "refuse_idle",
+    "refuse_twice",
     "refuse_unless",
 ]
 
@@ -132,6 +133,12 @@ def refuse_unless(condition: bool, name: str, sentence: str, *values: Any) -> No
     """Raise an `OptionError` unless a condition holds."""
     if not condition:
         raise OptionError(name, sentence, *values)
+
+
+def refuse_twice(name: str, values: Sequence[Any]) -> None:
+    """Refuse a value that an option was given twice."""
+    once = len(set(values)) == len(values)
+    refuse_unless(once, name, "must name each once, but is {}", list(values))
 
 
 def check(name: str, value: Any) -> None:

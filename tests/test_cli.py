@@ -305,7 +305,7 @@ IDLE = {
     "--count must be given with --starts sobol": {"--starts": "sobol", "--shape": None},
     "--lower must be given with --policy log_ratio": {**LOG_RATIO, "--lower": None},
     "--upper must be given with --policy log_ratio": {**LOG_RATIO, "--upper": None},
-    "--beta must not be given one value twice, but is [0.3, 0.3]": {"--beta": ["0.3", "0.3"]},
+    "--beta must name each once, but is [0.3, 0.3]": {"--beta": ["0.3", "0.3"]},
     "--beta has no effect with --loss sft, which has none": {"--loss": "sft"},
     "--set must not name beta, which is --beta": {"--set": "beta=1"},
     "--offset has no effect with --loss dpo": {"--offset": "1"},

@@ -249,11 +249,9 @@ NOT_COMPARED = {
     "--log has no effect with --losses": ("dpo", "--log", LOG),
     "--log-beta has no effect with --losses": ("dpo", "--log-beta", "0.1"),
     "--losses must name losses of one pair, but aot is of a batch": ("dpo,aot",),
-    "--losses must name each once, but is 'dpo,dpo'": ("dpo,dpo",),
+    "--losses must name each once, but is ['dpo', 'dpo']": ("dpo,dpo",),
     "--beta has no effect with --losses sft, which have no beta": ("sft", "--beta", "0.1"),
-    "--beta must not be given one value twice, but is [0.1, 0.1]": (
-        *("dpo", "--beta", "0.1", "--beta", "0.1"),
-    ),
+    "--beta must name each once, but is [0.1, 0.1]": (*("dpo", "--beta", "0.1", "--beta", "0.1"),),
     "--losses must be one of dpo, ": ("dpo,mse",),
 }
 

@@ -224,10 +224,7 @@ def print_loss(card: "Card", picture: Path) -> None:
     from flowlab import cards, plots
 
     typer.echo(cards.description(card))
-    figure = plots.portrait(card).get_figure(root=True)
-    assert figure is not None
-    figure.savefig(picture, dpi=200)
-    typer.echo(f"\nfigure: {picture}")
+    _save(plots.portrait(card), picture)
 
 
 def print_portrait(
@@ -241,9 +238,11 @@ def print_portrait(
     layers = plots.LAYERS if cells is None else ("basins", *plots.LAYERS)
     x, y = ranges
     ax = plots.phase_portrait(flow, x=x, y=y, layers=layers, points=points, cells=cells)
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(picture, dpi=200)
+    _save(ax, picture)
+
+
+def _save(ax: Any, picture: Path) -> None:
+    ax.get_figure(root=True).savefig(picture, dpi=200)
     typer.echo(f"\nfigure: {picture}")
 
 

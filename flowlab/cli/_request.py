@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flowlab import displacement, plans, potentials
-from flowlab._options import OF_POLICY, OptionError, refuse_idle, refuse_unless
+from flowlab._options import OF_POLICY, OptionError, refuse_idle, refuse_twice, refuse_unless
 from flowlab.flow import AbstractFlow, Flow, preference_flow
 from flowlab.losses import CATALOGUE, AbstractLoss
 from flowlab.plans import builders
@@ -93,11 +93,10 @@ def checked_range(
 
 def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
     """The losses named in a text, each with every beta if it has one, by the names to show."""
-    twice = len(set(betas or ())) < len(betas or ())
-    refuse_unless(not twice, "beta", "must not be given one value twice, but is {}", betas)
+    refuse_twice("beta", betas or ())
     of_pairs = [n for n, known in CATALOGUE.items() if not known.of_batch]
     names = of_pairs if text == "all" else [name.strip() for name in text.split(",")]
-    refuse_unless(len(set(names)) == len(names), "losses", "must name each once, but is {!r}", text)
+    refuse_twice("losses", names)
     found: dict[str, AbstractLoss] = {}
     for name in names:
         plain = _of_one_pair(loss(name, {}, "losses"), name, "losses")
@@ -115,7 +114,7 @@ def displaced(
 ) -> dict[str, AbstractLoss]:
     """The losses named, with a beta and, if it is only one, hyper-parameters of its own."""
     names = [name.strip() for text in names for name in text.split(",")]
-    refuse_unless(len(set(names)) == len(names), "loss", "must name each once, but is {}", names)
+    refuse_twice("loss", names)
     alone = len(names) == 1
     refuse_unless(alone or not texts, "parameters", "must come with one {loss} alone")
     parameters = loss_parameters(texts)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowlab._files import nearest
 from flowlab.plans.plan import Plan
 from flowlab.store import Layout, layout_of
 from flowlab.store.runs import is_address
@@ -159,9 +160,7 @@ def _memory_free() -> int | None:
 def _disk_free(path: str | os.PathLike[str]) -> int | None:
     if is_address(path):
         return None
-    place = Path(path).absolute()
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest(Path(path))).free
 
 
 def _size(number: float) -> str:

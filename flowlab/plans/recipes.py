@@ -25,6 +25,7 @@ from flowlab._options import (
     check,
     filled,
     refuse_idle,
+    refuse_twice,
     refuse_unless,
 )
 from flowlab.flow import preference_flow
@@ -106,8 +107,7 @@ def _betas(value: Any) -> list[float] | None:
     numbers = list(value) if isinstance(value, list | tuple) else [value]
     refuse_unless(bool(numbers), "beta", "must hold numbers, but is {!r}", value)
     check("beta", numbers)
-    twice = len(set(numbers)) < len(numbers)
-    refuse_unless(not twice, "beta", "must not be given one value twice, but is {}", numbers)
+    refuse_twice("beta", numbers)
     return [float(number) for number in numbers]
 
 
@@ -138,7 +138,7 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
     """The losses by name, and the hyper-parameters to sweep."""
     names = asked["loss"] if isinstance(asked["loss"], list) else [asked["loss"]]
     refuse_unless(bool(names), "loss", "must name a loss, but is empty")
-    refuse_unless(len(set(names)) == len(names), "loss", "must name each once, but is {}", names)
+    refuse_twice("loss", names)
     parameters = asked["parameters"] or {}
     right = isinstance(parameters, Mapping) and [] not in parameters.values()
     wanted = "must be a table of numbers, or of lists of them, but is {!r}"

@@ -336,6 +336,8 @@ WRONG = {
     "Option --until must be loss_below=L, ": {"--until": "tomorrow"},
     "Option --until must be loss_below=L": {"--until": "loss_below"},
     "Option --until must be": {"--until": "boundary=1"},
+    "Option --until must be loss_below=L, margin_above=H, speed_below=V, time=T or boundary, but "
+    "is '{policy}'.": {"--until": "{policy}"},
     "Option --until must hold numbers with commas between, but holds 'low'.": {
         "--until": "loss_below=low"
     },

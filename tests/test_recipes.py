@@ -100,6 +100,26 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "a starts that is none": (PLAN.replace('"sobol"', '"halton"'), "`starts` must be one of"),
     "no count": (PLAN.replace("count = 20\n", ""), "entry `count` must be given"),
+    "a number that is a word": (
+        PLAN.replace("rtol = 1e-5", "rtol = 'a'"),
+        "`rtol` must be a number",
+    ),
+    "a list that is a word": (
+        PLAN.replace('["path_length:u"]', '"dip"'),
+        "`measure` must be a list of texts, but is 'dip'",
+    ),
+    "a corner of one number": (
+        PLAN.replace("lower = [0.1, 0.1]", "lower = [0.1]"),
+        "`lower` must be two numbers",
+    ),
+    "a count that is no whole number": (
+        PLAN.replace("count = 20", "count = 2.5"),
+        "`count` must be a whole number, but is 2.5",
+    ),
+    "parameters without values": (
+        f"{PLAN}[parameters]\nlabel_smoothing = []\n",
+        "`parameters` must be a table of numbers, or of lists of them",
+    ),
     "a beta out of range": (PLAN.replace("0.1, 0.3]\nuntil", "-1.0]\nuntil"), "`beta` must be pos"),
 }
 
@@ -111,6 +131,21 @@ def test_a_file_that_is_wrong_is_refused_in_its_own_words(name, tmp_path):
         plans.from_toml(written(tmp_path, text))
     assert "--" not in str(caught.value)
     assert str(caught.value).startswith("The plan ")
+
+
+def test_a_recipe_that_is_wrong_is_refused_in_the_words_of_recipes():
+    recipe = {"loss": "dpo", "policy": "ratio", "starts": "grid", "shape": [2, 2]}
+    with pytest.raises(ValueError, match="Entry `until` must be given."):
+        plans.from_recipe(recipe)
+    idle = {**recipe, "until": "time=1", "box_chosen": 2.0}
+    with pytest.raises(ValueError, match="Entry `box_chosen` has no effect without `domain` box."):
+        plans.from_recipe(idle)
+
+
+def test_what_numpy_counts_with_is_a_number_of_a_recipe():
+    recipe = {"loss": "dpo", "policy": "ratio", "until": "time=1", "starts": "sobol"}
+    plan = plans.from_recipe({**recipe, "count": np.int64(4), "rtol": np.float32(0.25)})
+    assert (plan.runs, plan.described()["rtol"]) == (4, 0.25)
 
 
 def test_there_must_be_a_file(tmp_path):

@@ -6,7 +6,6 @@ It imports nothing but the standard library, so that `flowlab --help` answers at
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -36,7 +35,6 @@ _TYPES = {
     "two numbers": tuple[float, float],
     "two whole numbers": tuple[int, int],
 }
-_NUMBERS = {float: Real, int: Integral}  # those of NumPy too
 
 
 @dataclass(frozen=True)
@@ -159,9 +157,8 @@ def check(name: str, value: Any) -> None:
 def _is_of(annotation: Any, value: Any) -> bool:
     parts = get_args(annotation)
     if not parts:
-        return isinstance(value, _NUMBERS.get(annotation, annotation)) and not isinstance(
-            value, bool
-        )
+        wanted = int | float if annotation is float else annotation
+        return isinstance(value, wanted) and not isinstance(value, bool)
     many = get_origin(annotation) is list
     return (
         isinstance(value, list | tuple)

@@ -142,12 +142,6 @@ def test_a_recipe_that_is_wrong_is_refused_in_the_words_of_recipes():
         plans.from_recipe(idle)
 
 
-def test_what_numpy_counts_with_is_a_number_of_a_recipe():
-    recipe = {"loss": "dpo", "policy": "ratio", "until": "time=1", "starts": "sobol"}
-    plan = plans.from_recipe({**recipe, "count": np.int64(4), "rtol": np.float32(0.25)})
-    assert (plan.runs, plan.described()["rtol"]) == (4, 0.25)
-
-
 def test_there_must_be_a_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no plan"):
         plans.from_toml(tmp_path / "plan.toml")

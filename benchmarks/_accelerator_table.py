@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from flowlab import _tables
+
 __all__ = ["table"]
 
 GIGA = 1e9
-SPACE = "  "
 NOTHING = "-"
 SMOKE = "A smoke run: what it says of speed means nothing."
 
@@ -133,15 +134,8 @@ def _grouped(rows: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:
 def _columns(sides: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Text in columns, each to its left or right side; under a head, and a rule."""
     cells = [tuple(head), *map(tuple, lines)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    cells.insert(1, tuple("-" * width for width in widths))
-    return "\n".join(
-        SPACE.join(
-            text.ljust(width) if side == "l" else text.rjust(width)
-            for side, text, width in zip(sides, line, widths, strict=True)
-        ).rstrip()
-        for line in cells
-    )
+    cells.insert(1, tuple("-" * max(map(len, column)) for column in zip(*cells, strict=True)))
+    return _tables.table(cells, sides)
 
 
 def _rounded(number: float) -> str:

@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-__all__ = ["check_folder", "write_json"]
+__all__ = ["check_folder", "nearest", "write_json"]
+
+
+def nearest(path: Path) -> Path:
+    """A path that exists: the one given, or else the nearest above it."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def check_folder(what: str, folder: Path, mark: str) -> None:
@@ -18,7 +23,7 @@ def check_folder(what: str, folder: Path, mark: str) -> None:
     Raises:
         ValueError: If it, or what it is to lie in, is a file, or it holds something else.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = nearest(folder)
     if not there.is_dir():
         raise ValueError(f"{what} must be a folder, but {there} is a file.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / mark).is_file():

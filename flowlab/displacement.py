@@ -40,7 +40,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowlab import _checks as checks
-from flowlab import measures, until
+from flowlab import _tables, measures, until
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow, PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss
@@ -358,11 +358,6 @@ def table(found: Mapping[str, Displacement]) -> str:
     header = ("loss", "k_wl/k_ww", "falls at once", "falls", "recovers", "deepest", "median dip")
     header += ("latest dip", "chosen at the end", "ends early", "no line")
     rows = [header, *(row for name, one in found.items() for row in _rows(name, one))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]).rstrip()
-        for r in rows
-    ]
     notes = (
         "Shares are of the starts with a flow line. Dips in nats; times in flow time where k_ww is "
         "1. Median dip: of the starts that fall. Chosen at the end: median change, nats.\n"
@@ -370,7 +365,7 @@ def table(found: Mapping[str, Displacement]) -> str:
         "non_finite) or has a kink that the flow would slide on (step_limit); their values are "
         "those up to there."
     )
-    return "\n".join([*told, "", *lines, "", notes])
+    return "\n".join([*told, "", _tables.table(rows, "lr"), "", notes])
 
 
 def to_json(found: Mapping[str, Displacement]) -> list[dict[str, Any]]:

@@ -22,6 +22,8 @@ LAYOUT = (
     "_checks",
     "_files",
     "_arrays",
+    "_options",
+    "_tables",
     "domains",
     "_parameters",
     "losses",

@@ -121,7 +121,7 @@ def test_starts_without_a_value_are_left_out_of_the_quantiles(tmp_path):
 @pytest.mark.parametrize("policy", [RATIO, LOG_RATIO], ids=["ratio", "log_ratio"])
 def test_show_draws_a_map_of_a_grid(policy, tmp_path, solved_with):
     assert swept(tmp_path / "sweep", policy, GRID).exit_code == 0
-    shown = flowlab_command("show", tmp_path / "sweep", "--out", tmp_path / "map.png")
+    shown = flowlab_command("show", tmp_path / "sweep", "--figure", tmp_path / "map.png")
     assert shown.exit_code == 0, shown.stderr
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     assert f"figure: {tmp_path / 'map.png'}" in shown.stdout
@@ -137,7 +137,7 @@ def test_a_map_has_the_starts_where_they_lie(policy, axes, tmp_path, monkeypatch
     runs["time"] = 10 * runs["starts"][:, 0] + runs["starts"][:, 1]
     shape = {"shape": [2, 3], "lower": [0, 1], "upper": [4, 7], "policy": policy}
     store.write(runs, tmp_path / "sweep", description={"starts": "grid", **shape})
-    shown = flowlab_command("show", tmp_path / "sweep", "--out", tmp_path / "map.png")
+    shown = flowlab_command("show", tmp_path / "sweep", "--figure", tmp_path / "map.png")
     assert shown.exit_code == 0, shown.stderr
     ((values, names),) = drawn
     np.testing.assert_array_equal(values, [[12, 14, 16], [32, 34, 36]])
@@ -146,12 +146,12 @@ def test_a_map_has_the_starts_where_they_lie(policy, axes, tmp_path, monkeypatch
 
 def test_a_map_of_what_is_no_grid_or_has_no_time_is_refused(tmp_path, solved_with):
     assert swept(tmp_path / "sweep", RATIO, UNIFORM).exit_code == 0
-    shown = flowlab_command("show", tmp_path / "sweep", "--out", tmp_path / "map.png")
+    shown = flowlab_command("show", tmp_path / "sweep", "--figure", tmp_path / "map.png")
     assert refusal(shown) == "Option --out has no effect with starts that are on no plane."
     runs = made_up(np.ones((4, 2)), time=np.nan)
     described = {"starts": "grid", "shape": [2, 2], "lower": [0, 0], "upper": [1, 1]}
     store.write(runs, tmp_path / "sweep", description=described, overwrite=True)
-    shown = flowlab_command("show", tmp_path / "sweep", "--out", tmp_path / "map.png")
+    shown = flowlab_command("show", tmp_path / "sweep", "--figure", tmp_path / "map.png")
     assert refusal(shown) == "Option --out has no effect where no start reached the target."
     assert not (tmp_path / "map.png").exists()
 
@@ -289,13 +289,11 @@ def test_a_store_is_replaced_only_where_that_is_asked_for(tmp_path, solved_with)
 IDLE = {
     "--kernel has no effect with --policy ratio": {"--kernel": "1,0,1"},
     "--domain has no effect with --policy log_ratio": {**LOG_RATIO, "--domain": "box"},
-    "--wall has no effect with a domain without walls": {"--wall": "stop"},
-    "--box-chosen has no effect with anything but --domain box": {"--box-chosen": "1"},
-    "--box-rejected has no effect with anything but --domain box": {"--box-rejected": "1"},
-    "--ref-prob-chosen has no effect with anything but --domain simplex": {
-        "--ref-prob-chosen": "1"
-    },
-    "--ref-prob-rejected has no effect with anything but --domain simplex": {
+    "--wall has no effect without --domain box or simplex": {"--wall": "stop"},
+    "--box-chosen has no effect without --domain box": {"--box-chosen": "1"},
+    "--box-rejected has no effect without --domain box": {"--box-rejected": "1"},
+    "--ref-prob-chosen has no effect without --domain simplex": {"--ref-prob-chosen": "1"},
+    "--ref-prob-rejected has no effect with --domain box": {
         "--domain": "box",
         "--ref-prob-rejected": "1",
     },
@@ -307,9 +305,9 @@ IDLE = {
     "--count must be given with --starts sobol": {"--starts": "sobol", "--shape": None},
     "--lower must be given with --policy log_ratio": {**LOG_RATIO, "--lower": None},
     "--upper must be given with --policy log_ratio": {**LOG_RATIO, "--upper": None},
-    "--beta must not be given one value twice, but is [0.3, 0.3]": {"--beta": ["0.3", "0.3"]},
+    "--beta must name each once, but is [0.3, 0.3]": {"--beta": ["0.3", "0.3"]},
     "--beta has no effect with --loss sft, which has none": {"--loss": "sft"},
-    "--set must not name beta, which is --beta, but is 'beta=1'": {"--set": "beta=1"},
+    "--set must not name beta, which is --beta": {"--set": "beta=1"},
     "--offset has no effect with --loss dpo": {"--offset": "1"},
     "--offset must be given with --loss odpo": {"--loss": "odpo"},
 }
@@ -338,6 +336,8 @@ WRONG = {
     "Option --until must be loss_below=L, ": {"--until": "tomorrow"},
     "Option --until must be loss_below=L": {"--until": "loss_below"},
     "Option --until must be": {"--until": "boundary=1"},
+    "Option --until must be loss_below=L, margin_above=H, speed_below=V, time=T or boundary, but "
+    "is '{policy}'.": {"--until": "{policy}"},
     "Option --until must hold numbers with commas between, but holds 'low'.": {
         "--until": "loss_below=low"
     },
@@ -388,7 +388,7 @@ def test_what_fails_while_it_runs_is_one_line_and_another_exit_code(
     result = swept(tmp_path / "sweep", RATIO, GRID)
     assert refusal(result, code=1) == (
         "OSError: [Errno 13] Permission denied; 0 of 1 blocks are done; "
-        f"go on with `flowlab resume {tmp_path / 'sweep'}`"
+        f"resume with `flowlab resume {tmp_path / 'sweep'}`"
     )
 
 

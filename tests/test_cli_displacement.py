@@ -75,7 +75,7 @@ def test_a_map_a_table_and_the_numbers_are_written(tmp_path):
 
 
 def test_losses_hyper_parameters_and_the_grid_are_those_asked_for(mapped_with, tmp_path):
-    words = ("--loss", "dpo,ipo", "--beta", "0.2", "--rejected", "0.5", "--cells", "4")
+    words = ("--loss", "dpo,ipo", "--beta", "0.2", "--rejected-kernel", "0.5", "--cells", "4")
     assert asked(*words, out=tmp_path).exit_code == 0
     assert [repr(loss) for loss, _ in mapped_with] == [repr(losses.DPO(0.2)), repr(losses.IPO(0.2))]
     for _, options in mapped_with:
@@ -108,7 +108,7 @@ def test_what_was_there_when_the_maps_are_interrupted_is_kept(monkeypatch, tmp_p
 
 NOT_MAPPED = {
     "Option --loss must be one of dpo, ": ("--loss", "mse"),
-    "Option --loss must name losses of one pair, but aot is not": ("--loss", "aot"),
+    "Option --loss must name losses of one pair, but aot is of a batch": ("--loss", "aot"),
     "Option --loss must name each once": ("--loss", "dpo", "--loss", "dpo"),
     "Option --set must come with one --loss alone": (
         *("--loss", "dpo", "--loss", "ipo", "--set", "label_smoothing=0.1"),
@@ -116,7 +116,7 @@ NOT_MAPPED = {
     "Option --set must not name beta": ("--loss", "dpo", "--set", "beta=1"),
     "Option --set must name hyper-parameters of DPO": ("--loss", "dpo", "--set", "tau=1"),
     "Option --beta has no effect with --loss sft": ("--loss", "sft", "--beta", "0.1"),
-    "Option --rejected must be positive": ("--loss", "dpo", "--rejected", "0"),
+    "Option --rejected-kernel must be positive": ("--loss", "dpo", "--rejected-kernel", "0"),
     "Option --margins must be LOW HIGH": ("--loss", "dpo", "--margins", "2", "1"),
     "Argument `time` must be positive": ("--loss", "dpo", "--time", "-1"),
     "Argument `beta` must be positive": ("--loss", "dpo", "--beta", "-1"),

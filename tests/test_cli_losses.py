@@ -162,7 +162,7 @@ def test_what_was_there_when_the_table_is_interrupted_is_printed(monkeypatch):
 @pytest.mark.parametrize("suffix", thinned(["png", "svg", "pdf"], {"svg"}))
 def test_one_loss_is_described_and_drawn(suffix, carded_with, tmp_path):
     picture = tmp_path / f"ipo.{suffix}"
-    asked = ("losses", "IPO", "--set", "beta=0.2", "--reach", "30", "--out", picture)
+    asked = ("losses", "IPO", "--set", "beta=0.2", "--reach", "30", "--figure", picture)
     result = flowlab_command(*asked)
     assert result.exit_code == 0, result.stderr
     ((loss, reach),) = carded_with
@@ -181,14 +181,14 @@ def test_a_portrait_has_the_name_of_its_loss_unless_told(carded_with, tmp_path, 
 
 NO_CARD = {
     "Option --set has no effect without the name of a loss.": ("--set", "beta=1"),
-    "Option --out has no effect without the name of a loss.": ("--out", "x.png"),
+    "Option --figure has no effect without the name of a loss.": ("--figure", "x.png"),
     "Argument `NAME` must be one of dpo, ": ("mse",),
     "Option --set must name hyper-parameters of IPO": ("ipo", "--set", "tau=1"),
     "Option --set must be NAME=NUMBER, but is 'beta=much'.": ("ipo", "--set", "beta=much"),
-    "Option --out must end in .png, .svg, .pdf, but is x.gif.": ("ipo", "--out", "x.gif"),
-    "Option --out must be a file in a folder that exists, but is a/x.png.": (
+    "Option --figure must end in .png, .svg, .pdf, but is x.gif.": ("ipo", "--figure", "x.gif"),
+    "Option --figure must be a file in a folder that exists, but is a/x.png.": (
         "ipo",
-        "--out",
+        "--figure",
         "a/x.png",
     ),
     "Option --json must be a file, but . is a folder.": ("--json", "."),
@@ -249,11 +249,9 @@ NOT_COMPARED = {
     "--log has no effect with --losses": ("dpo", "--log", LOG),
     "--log-beta has no effect with --losses": ("dpo", "--log-beta", "0.1"),
     "--losses must name losses of one pair, but aot is of a batch": ("dpo,aot",),
-    "--losses must name each once, but is 'dpo,dpo'": ("dpo,dpo",),
+    "--losses must name each once, but is ['dpo', 'dpo']": ("dpo,dpo",),
     "--beta has no effect with --losses sft, which have no beta": ("sft", "--beta", "0.1"),
-    "--beta must not be given one value twice, but is [0.1, 0.1]": (
-        *("dpo", "--beta", "0.1", "--beta", "0.1"),
-    ),
+    "--beta must name each once, but is [0.1, 0.1]": (*("dpo", "--beta", "0.1", "--beta", "0.1"),),
     "--losses must be one of dpo, ": ("dpo,mse",),
 }
 

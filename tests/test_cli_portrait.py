@@ -38,7 +38,7 @@ def drawn_with(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Region, dict]
 def test_a_portrait_is_drawn_and_the_points_are_printed(tmp_path):
     picture = tmp_path / "himmelblau.png"
     words = ("--potential", "himmelblau", "--x", "2", "4", "--y", "1", "3")
-    result = flowlab_command("portrait", *words, "--out", picture)
+    result = flowlab_command("portrait", *words, "--figure", picture)
     assert result.exit_code == 0, result.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = critical.critical_points(Flow(potentials.Himmelblau()), ((2, 4), (1, 3)))
@@ -49,7 +49,7 @@ def test_a_portrait_is_drawn_and_the_points_are_printed(tmp_path):
 
 def test_where_nothing_rests_the_smallest_gradient_is_printed(tmp_path):
     words = ("--loss", "dpo", "--policy", "log_ratio", "--x", "0", "1", "--y", "0", "1")
-    result = flowlab_command("portrait", *words, "--out", tmp_path / "dpo.png")
+    result = flowlab_command("portrait", *words, "--figure", tmp_path / "dpo.png")
     assert result.exit_code == 0, result.stderr
     first, second, *_ = result.stdout.splitlines()
     assert first == "no critical point in the region"
@@ -61,7 +61,7 @@ def test_where_nothing_rests_the_smallest_gradient_is_printed(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
 def test_the_figure_is_of_the_kind_its_name_says(suffix, tmp_path, drawn_with):
     picture = tmp_path / f"it.{suffix}"
-    assert flowlab_command("portrait", *DPO_ON_RATIOS, "--out", picture).exit_code == 0
+    assert flowlab_command("portrait", *DPO_ON_RATIOS, "--figure", picture).exit_code == 0
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert picture.read_bytes().startswith(begins[suffix])
 
@@ -92,7 +92,7 @@ ASKED: dict[str, tuple[tuple[str, ...], Any, Region]] = {
 @pytest.mark.parametrize("name", ASKED)
 def test_the_flow_and_the_ranges_are_those_asked_for(name, tmp_path, drawn_with):
     words, (loss, policy), region = ASKED[name]
-    result = flowlab_command("portrait", *words, "--out", tmp_path / "it.png")
+    result = flowlab_command("portrait", *words, "--figure", tmp_path / "it.png")
     assert result.exit_code == 0, result.stderr
     ((flow, drawn, options),) = drawn_with
     assert isinstance(flow, PreferenceFlow)
@@ -106,7 +106,7 @@ def test_the_flow_and_the_ranges_are_those_asked_for(name, tmp_path, drawn_with)
 def test_every_classical_potential_has_a_portrait_of_its_own_region(kind, tmp_path, drawn_with):
     # A word begins with a capital, but for a hyphen any other sign will do.
     name = "".join(f"-{sign.lower()}" if sign.isupper() else sign for sign in kind.__name__)
-    result = flowlab_command("portrait", "--potential", name[1:], "--out", tmp_path / "it.png")
+    result = flowlab_command("portrait", "--potential", name[1:], "--figure", tmp_path / "it.png")
     assert result.exit_code == 0, result.stderr
     ((flow, region, _),) = drawn_with
     assert type(flow.function) is kind
@@ -116,7 +116,7 @@ def test_every_classical_potential_has_a_portrait_of_its_own_region(kind, tmp_pa
 
 def test_basins_are_filled_in_on_demand(tmp_path, drawn_with):
     for words, cells in ((("--basins",), 64), (("--basins", "--cells", "9"), 9)):
-        asked = (*DPO_ON_RATIOS, *words, "--out", tmp_path / "it.png")
+        asked = (*DPO_ON_RATIOS, *words, "--figure", tmp_path / "it.png")
         assert flowlab_command("portrait", *asked).exit_code == 0
         options = drawn_with[-1][-1]
         assert options["cells"] == cells
@@ -144,7 +144,11 @@ NOT_DRAWN = {
     "Argument `loss` must be a loss of one pair": ("--loss", "aot", "--policy", "ratio"),
     "Invalid value for '--policy'": ("--loss", "dpo", "--policy", "plane"),
     "Option --kernel has no effect with --policy ratio.": (*DPO_ON_RATIOS, "--kernel", "1,0,1"),
-    "Option --wall has no effect with a domain without walls.": (*DPO_ON_RATIOS, "--wall", "slide"),
+    "Option --wall has no effect without --domain box or simplex.": (
+        *DPO_ON_RATIOS,
+        "--wall",
+        "slide",
+    ),
     "Option --set must not name beta": (*DPO_ON_RATIOS, "--set", "beta=1"),
     "Option --offset has no effect with --loss dpo": (*DPO_ON_RATIOS, "--offset", "1"),
     "Option --x must be LOW HIGH, the lower first, but is 1 0.": (*DPO_ON_RATIOS, "--x", "1", "0"),
@@ -153,8 +157,16 @@ NOT_DRAWN = {
     ),
     "Option --cells has no effect without --basins.": (*DPO_ON_RATIOS, "--cells", "9"),
     "Invalid value for '--cells'": (*DPO_ON_RATIOS, "--basins", "--cells", "1"),
-    "Option --out must end in .png, .svg, .pdf, but is x.gif.": (*DPO_ON_RATIOS, "--out", "x.gif"),
-    "Option --out must be a file in a folder that exists": (*DPO_ON_RATIOS, "--out", "a/x.png"),
+    "Option --figure must end in .png, .svg, .pdf, but is x.gif.": (
+        *DPO_ON_RATIOS,
+        "--figure",
+        "x.gif",
+    ),
+    "Option --figure must be a file in a folder that exists": (
+        *DPO_ON_RATIOS,
+        "--figure",
+        "a/x.png",
+    ),
     "Argument `region` must hold states at which the flow is defined": (
         *(*DPO_ON_RATIOS, "--domain", "simplex", "--x", "2", "3"),
     ),

@@ -34,7 +34,7 @@ RECIPE: dict[str, Any] = {
 }
 WORDS = (
     "sweep --loss dpo --beta 0.1 --beta 0.3 --policy ratio --starts sobol --until loss_below=0.1 "
-    f"--count {COUNT} --lower 0.05 0.05 --upper 1 1 --block {BLOCK} --quiet --out"
+    f"--count {COUNT} --lower 0.05 0.05 --upper 1 1 --store-block {BLOCK} --quiet --out"
 ).split()
 
 
@@ -127,7 +127,7 @@ def test_what_is_killed_at_many_moments_ends_with_the_same_bits(
     assert_same_bits(carried_out(tmp_path / "s"), undisturbed)
 
 
-def test_a_termination_says_how_to_go_on(undisturbed, environment, tmp_path):
+def test_a_termination_says_how_to_resume(undisturbed, environment, tmp_path):
     process = command(tmp_path / "s", environment)
     while marks(tmp_path / "s") < 3:
         time.sleep(0.01)
@@ -135,7 +135,9 @@ def test_a_termination_says_how_to_go_on(undisturbed, environment, tmp_path):
     lines = finished(process, 130).splitlines()
     assert len(lines) == 1, lines
     assert lines[0].startswith("flowlab: interrupted: ")
-    assert lines[0].endswith(f"of 64 blocks are done; go on with `flowlab resume {tmp_path / 's'}`")
+    assert lines[0].endswith(
+        f"of 64 blocks are done; resume with `flowlab resume {tmp_path / 's'}`"
+    )
     assert_same_bits(carried_out(tmp_path / "s"), undisturbed)
 
 

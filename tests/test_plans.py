@@ -1,4 +1,4 @@
-"""Plans: their cases, what they compute, how they are gone on with, and what they refuse."""
+"""Plans: their cases, what they compute, how they are resumed, and what they refuse."""
 
 import math
 import os
@@ -92,7 +92,7 @@ def test_what_was_interrupted_goes_on_to_the_same_bits(after, whole, tmp_path):
     plan = made()
     plan.__class__ = Stops
     vars(plan)["after"] = after
-    with pytest.raises(plans.Interrupted, match=rf"{after} of 8 blocks are done; go on with"):
+    with pytest.raises(plans.Interrupted, match=rf"{after} of 8 blocks are done; resume with"):
         plans.run(plan, tmp_path / "s", progress=False)
     solved: list[Any] = []
     again = made()
@@ -207,7 +207,7 @@ def test_any_flow_and_measure_can_be_planned(tmp_path):
     found = plans.run(plan, tmp_path / "s", progress=False)
     np.testing.assert_allclose(found["end"][0], 1 + (points - 1) * math.exp(-1), rtol=1e-4)
     assert (found["path_length"] > 0).all()
-    assert plans.recipe_of(tmp_path / "s") is None
+    assert plans.read_recipe(tmp_path / "s") is None
 
 
 WRONG: dict[str, dict[str, Any]] = {

@@ -80,20 +80,46 @@ def test_targets_can_have_names_and_parameters_be_listed(tmp_path):
 
 WRONG: dict[str, tuple[str, str]] = {
     "no TOML": ("loss = ", "is not TOML"),
-    "an unknown entry": ("loss = 'dpo'\nbetta = 1", "entry `betta` is none of a sweep's"),
+    "an unknown entry": (
+        "loss = 'dpo'\nbetta = 1",
+        "entry `betta` is unknown; there are loss, beta, ",
+    ),
     "no loss": ("beta = 0.1", "entry `loss` must be given"),
     "an unknown loss": (PLAN.replace('"ipo"', '"ippo"'), "entry `loss`.*ippo"),
     "a loss twice": (PLAN.replace('"ipo"', '"dpo"'), "entry `loss` must name each once"),
     "an entry that is idle": (
         PLAN.replace('domain = "simplex"\n', ""),
-        "entry `wall` has no effect with a domain without walls",
+        "entry `wall` has no effect without `domain` box or simplex",
     ),
     "an unknown domain": (PLAN.replace('"simplex"', '"sphere"'), "`domain` must be one of"),
     "a policy beside policies": (f'policy = "ratio"\n{PLAN}', "`policy` has no effect beside"),
     "an unknown target": (PLAN.replace("time=0.5", "soon"), "entry `until` must be loss_below"),
-    "a beta that is a word": (PLAN.replace("0.1, 0.3]\nuntil", '"a"]\nuntil'), "must hold numbers"),
+    "a beta that is a word": (
+        PLAN.replace("0.1, 0.3]\nuntil", '"a"]\nuntil'),
+        "entry `beta` must be numbers, but is",
+    ),
     "a starts that is none": (PLAN.replace('"sobol"', '"halton"'), "`starts` must be one of"),
     "no count": (PLAN.replace("count = 20\n", ""), "entry `count` must be given"),
+    "a number that is a word": (
+        PLAN.replace("rtol = 1e-5", "rtol = 'a'"),
+        "`rtol` must be a number",
+    ),
+    "a list that is a word": (
+        PLAN.replace('["path_length:u"]', '"dip"'),
+        "`measure` must be a list of texts, but is 'dip'",
+    ),
+    "a corner of one number": (
+        PLAN.replace("lower = [0.1, 0.1]", "lower = [0.1]"),
+        "`lower` must be two numbers",
+    ),
+    "a count that is no whole number": (
+        PLAN.replace("count = 20", "count = 2.5"),
+        "`count` must be a whole number, but is 2.5",
+    ),
+    "parameters without values": (
+        f"{PLAN}[parameters]\nlabel_smoothing = []\n",
+        "`parameters` must be a table of numbers, or of lists of them",
+    ),
     "a beta out of range": (PLAN.replace("0.1, 0.3]\nuntil", "-1.0]\nuntil"), "`beta` must be pos"),
 }
 
@@ -105,6 +131,15 @@ def test_a_file_that_is_wrong_is_refused_in_its_own_words(name, tmp_path):
         plans.from_toml(written(tmp_path, text))
     assert "--" not in str(caught.value)
     assert str(caught.value).startswith("The plan ")
+
+
+def test_a_recipe_that_is_wrong_is_refused_in_the_words_of_recipes():
+    recipe = {"loss": "dpo", "policy": "ratio", "starts": "grid", "shape": [2, 2]}
+    with pytest.raises(ValueError, match="Entry `until` must be given."):
+        plans.from_recipe(recipe)
+    idle = {**recipe, "until": "time=1", "box_chosen": 2.0}
+    with pytest.raises(ValueError, match="Entry `box_chosen` has no effect without `domain` box."):
+        plans.from_recipe(idle)
 
 
 def test_there_must_be_a_file(tmp_path):
@@ -127,7 +162,7 @@ def test_a_planned_sweep_is_solved_told_and_drawn(tmp_path):
     assert line.split() in [row.split()[:-2] for row in done.stdout.splitlines()]
     told = flowlab_command("status", tmp_path / "s")
     assert told.stdout.splitlines()[:2] == ["blocks: 4 of 4 done", "runs: 80 of 80"]
-    shown = flowlab_command("show", tmp_path / "s", "--out", tmp_path / "map.png")
+    shown = flowlab_command("show", tmp_path / "s", "--figure", tmp_path / "map.png")
     assert shown.exit_code == 0, shown.stderr
     assert (tmp_path / "map.png").stat().st_size > 10_000
     work = BlockStore.open(tmp_path / "s")
@@ -140,7 +175,7 @@ def test_a_planned_sweep_is_solved_told_and_drawn(tmp_path):
 
 
 def test_an_unfinished_store_is_shown_as_far_as_it_is(tmp_path):
-    assert swept(tmp_path / "s", RATIO, GRID, {"--block": "6"}).exit_code == 0
+    assert swept(tmp_path / "s", RATIO, GRID, {"--store-block": "6"}).exit_code == 0
     runs = store.read(tmp_path / "s")
     layout = store.layout_of(runs.drop_vars([n for n in runs if "block_" in str(n)]), {}, 12, 6)
     half = BlockStore.create(tmp_path / "half", layout, dict(runs.attrs))
@@ -178,7 +213,7 @@ def test_options_beside_a_plan_or_without_one_are_refused(tmp_path):
     assert refusal(nothing) == "Option --loss must be given, or --plan instead."
 
 
-def test_a_sweep_that_is_asked_for_again_is_gone_on_with_and_another_is_refused(tmp_path):
+def test_a_sweep_that_is_asked_for_again_is_resumed_and_another_is_refused(tmp_path):
     assert swept(tmp_path / "s", RATIO, GRID).exit_code == 0
     first = store.read(tmp_path / "s")["time"].values
     assert swept(tmp_path / "s", RATIO, GRID).exit_code == 0
@@ -216,6 +251,6 @@ def test_the_means_over_cells_are_drawn_for_starts_that_are_no_grid(tmp_path):
         out = tmp_path / f"{plane['--policy']}"
         assert swept(out, plane, starts).exit_code == 0
         picture = tmp_path / f"{out.name}.png"
-        shown = flowlab_command("show", out, "--out", picture)
+        shown = flowlab_command("show", out, "--figure", picture)
         assert shown.exit_code == 0, shown.output
         assert picture.stat().st_size > 10_000

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab import measures, until
+from flowlab._tables import table
 from flowlab.cards.card import REACH
 from flowlab.cards.lines import RTOL, only_approached
 from flowlab.cards.plane import Plane
@@ -52,16 +53,7 @@ class Comparison:
                 self.names, self.margin_times, self.margin_states, strict=True
             )
         ]
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                [
-                    r[0].ljust(widths[0]),
-                    *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True)),
-                ]
-            )
-            for r in (header, *rows)
-        )
+        return table([header, *rows], "lr")
 
 
 def compare(

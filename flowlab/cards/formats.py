@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from flowlab import _tables
 from flowlab.cards.approach import Approach
 from flowlab.cards.card import Card
 from flowlab.cards.equilibria import Equilibrium
@@ -62,10 +63,7 @@ def row(name: str, card: Card) -> tuple[str, ...]:
 
 def table(cards: Mapping[str, Card]) -> str:
     """The table of cards as plain text."""
-    rows = [COLUMNS, *(row(name, card) for name, card in cards.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    return "\n".join(lines)
+    return _tables.table([COLUMNS, *(row(name, card) for name, card in cards.items())])
 
 
 def description(card: Card) -> str:
@@ -83,8 +81,7 @@ def description(card: Card) -> str:
         ("bounded below", _bounded(card)),
         *((f"at margin {c.margin:g}", _crossed(c.time, c.u_chosen)) for c in card.crossings),
     ]
-    width = max(len(name) for name, _ in facts)
-    return "\n".join(f"{name.ljust(width)}  {text}" for name, text in facts)
+    return _tables.table(facts)
 
 
 def to_json(cards: Mapping[str, Card]) -> list[dict[str, Any]]:

@@ -12,21 +12,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowlab import __version__
 from flowlab._files import check_folder
+from flowlab._options import OF_POLICY, OF_SWEEP, OptionError, as_flag, refuse_unless
 from flowlab.cli import _cache as cache
-from flowlab.cli import _options as options
 from flowlab.cli import _report as report
+from flowlab.cli._options import option, with_options
+
+if TYPE_CHECKING:
+    from flowlab.study import Study
 
 __all__ = ["app", "main"]
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 _RARELY = 100_000, 20, 20  # new objects before Python looks for cycles among the young, and so on
+# Options that a portrait has like a sweep, and those of a sweep that are no entries of files alone.
+_DRAWN = ("loss", "parameters", "offset", *OF_POLICY)
+_SWEPT = tuple(name for name in OF_SWEEP if name not in ("policies", "dtype"))
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a failure while running, such as a folder that cannot be written; "
     "2 a wrong option or value; 130 interrupted. An error is one line on stderr."
@@ -111,61 +118,35 @@ def _options(
             help="Show the versions of flowlab, Python, jax and diffrax, and the devices.",
         ),
     ] = False,
-    no_cache: options.NoCacheOption = False,
+    no_cache: Annotated[bool, option("no_cache")] = False,
 ) -> None:
     del version, no_cache  # the one has done its work, the other is for the commands
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options(*_SWEPT)
 def sweep(
-    out: options.OutOption,
-    loss: options.LossOption = None,
-    policy: options.PolicyOption = None,
-    starts: options.StartsOption = None,
-    until: options.UntilOption = None,
-    beta: options.BetaOption = None,
-    set: options.SetOption = None,
-    offset: options.OffsetOption = None,
-    domain: options.DomainOption = None,
-    box_chosen: options.BoxOption = None,
-    box_rejected: options.BoxOption = None,
-    ref_prob_chosen: options.RefOption = None,
-    ref_prob_rejected: options.RefOption = None,
-    wall: options.WallOption = None,
-    kernel: options.KernelOption = None,
-    count: options.CountOption = None,
-    shape: options.ShapeOption = None,
-    lower: options.LowerOption = None,
-    upper: options.UpperOption = None,
-    seed: options.SeedOption = None,
-    time_limit: options.TimeLimitOption = None,
-    rtol: options.RtolOption = None,
-    atol: options.AtolOption = None,
-    clock: options.ClockOption = None,
-    measure: options.MeasureOption = None,
-    audit: options.AuditOption = None,
-    float32: options.Float32Option = False,
-    block_size: options.BlockSizeOption = None,
-    block: options.BlockOption = None,
-    plan: options.PlanOption = None,
-    dry_run: options.DryRunOption = False,
-    force: options.ForceOption = False,
-    scheduler: options.SchedulerOption = None,
-    overwrite: options.OverwriteOption = False,
-    quiet: options.QuietOption = False,
-    no_cache: options.NoCacheOption = False,
+    out: str,
+    plan: Path | None = None,
+    float32: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    scheduler: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+    no_cache: bool = False,
+    **asked: Any,
 ) -> None:
     """Follow flow lines from many starts.
 
     Each goes on until the target; what became of it is written to a store, a Zarr group, block by
-    block. The same command goes on with a store that was interrupted. With --plan, a product of
+    block. The same command resumes a store that was interrupted. With --plan, a product of
     losses, policies, hyper-parameters and targets.
     """
-    asked = dict(locals())
     from flowlab import plans
     from flowlab.cli import _request as request
 
-    given = request.plan(asked)
+    given = request.plan(asked, plan, float32=float32)
     if dry_run:
         typer.echo("estimating on some of the starts ...", err=True)
         expected = plans.estimate(given, out)
@@ -177,30 +158,34 @@ def sweep(
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options()
 def resume(
-    path: options.StoreArgument,
-    force: options.ForceOption = False,
-    scheduler: options.SchedulerOption = None,
-    quiet: options.QuietOption = False,
-    no_cache: options.NoCacheOption = False,
+    path: str,
+    force: bool = False,
+    scheduler: str | None = None,
+    quiet: bool = False,
+    no_cache: bool = False,
 ) -> None:
-    """Go on with a sweep that was interrupted.
+    """Resume a sweep that was interrupted.
 
     Only blocks that are missing or damaged are solved; the plan is that of the store.
     """
     from flowlab import plans
 
-    recipe = plans.recipe_of(path)
+    recipe = plans.read_recipe(path)
     if recipe is None:
-        raise ValueError(
-            f"Argument `STORE` must hold a plan, but that of {path} was made in Python; "
-            "go on with `flowlab.plans.run` there."
+        raise OptionError(
+            "path",
+            "must hold a plan, but that of {} was made in Python; resume it by `flowlab.plans.run` "
+            "there",
+            path,
         )
     report.carry_out(plans.from_json(recipe), path, scheduler, force=force, quiet=quiet)
 
 
 @app.command(epilog=EXIT_CODES)
-def status(path: options.StoreArgument) -> None:
+@with_options()
+def status(path: str) -> None:
     """Tell how far a sweep is: blocks done, outcomes, runs per second, time left."""
     from flowlab import plans
 
@@ -208,20 +193,16 @@ def status(path: options.StoreArgument) -> None:
 
 
 @app.command(epilog=EXIT_CODES)
-def show(
-    path: options.StoreArgument,
-    out: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="File to draw the maps of times to.")
-    ] = None,
-) -> None:
-    """Print what is in a store, finished or not, and draw its maps.
+@with_options()
+def show(path: str, figure: Path | None = None) -> None:
+    """Print what is in a store, finished or not, and draw the maps of its times to a file.
 
     That is its description, the outcomes, and quantiles of the times and of what was measured.
     """
     from flowlab import store
 
-    if out is not None:
-        report.check_file("--out", out, (".png", ".svg", ".pdf"))
+    if figure is not None:
+        report.check_file("figure", figure, report.PICTURES)
     runs = store.read(path)
     for name in ("flowlab", "jax", "diffrax"):
         typer.echo(f"{name} {runs.attrs[f'{name}_version']}")
@@ -229,41 +210,42 @@ def show(
     for name, value in described.items():
         typer.echo(f"{name}: {value if isinstance(value, str) else json.dumps(value)}")
     typer.echo(f"\n{report.summary(runs)}")
-    if out is not None:
-        report.draw(runs, described, out)
-        typer.echo(f"\nfigure: {out}")
+    if figure is not None:
+        report.draw(runs, described, figure)
+        typer.echo(f"\nfigure: {figure}")
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options()
 def losses(
-    name: options.LossArgument = None,
-    set: options.SetOption = None,
-    reach: options.ReachOption = None,
-    out: options.PortraitOption = None,
-    json: options.JsonOption = None,
-    no_cache: options.NoCacheOption = False,
+    name: str | None = None,
+    parameters: list[str] | None = None,
+    reach: float | None = None,
+    figure: Path | None = None,
+    json: Path | None = None,
+    no_cache: bool = False,
 ) -> None:
     """Tell how the flows of losses behave, on the plane of the two log-ratios of one pair.
 
     Without a name, the table of all losses, in a minute or two; with one, its card in words, and
-    its portrait in a file.
+    its portrait in a file, NAME.png if not given.
     """
     from flowlab.cli import _request as request
 
-    for flag, given in (("--set", set), ("--out", out)):
+    for each, given in (("parameters", parameters), ("figure", figure)):
         idle = name is None and given is not None
-        request.refuse_unless(not idle, f"{flag} has no effect without the name of a loss")
+        refuse_unless(not idle, each, "has no effect without the name of a loss")
     from flowlab import cards
 
     square = cards.REACH if reach is None else reach
     if json is not None:
-        report.check_file("--json", json)
+        report.check_file("json", json)
     if name is None:
         found = report.print_losses(square)
     else:
-        loss = request.loss(name, request.loss_parameters(set), "Argument `NAME`")
-        picture = Path(f"{name}.png") if out is None else out
-        report.check_file("--out", picture, (".png", ".svg", ".pdf"))
+        loss = request.loss(name, request.loss_parameters(parameters), "name")
+        picture = Path(f"{name}.png") if figure is None else figure
+        report.check_file("figure", picture, report.PICTURES)
         found = {name: cards.card(loss, reach=square)}
         report.print_loss(found[name], picture)
     if json is not None:
@@ -271,53 +253,45 @@ def losses(
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options(*_DRAWN)
 def portrait(
-    loss: options.LossOption = None,
-    policy: options.PolicyOption = None,
-    potential: options.PotentialOption = None,
-    beta: options.OneBetaOption = None,
-    set: options.SetOption = None,
-    offset: options.OffsetOption = None,
-    domain: options.DomainOption = None,
-    box_chosen: options.BoxOption = None,
-    box_rejected: options.BoxOption = None,
-    ref_prob_chosen: options.RefOption = None,
-    ref_prob_rejected: options.RefOption = None,
-    wall: options.WallOption = None,
-    kernel: options.KernelOption = None,
-    x: options.RangeOption = None,
-    y: options.RangeOption = None,
-    basins: options.BasinsOption = False,
-    cells: options.BasinCellsOption = None,
-    out: options.FigureOption = Path("portrait.png"),
-    no_cache: options.NoCacheOption = False,
+    beta: float | None = None,
+    potential: str | None = None,
+    x: tuple[float, float] | None = None,
+    y: tuple[float, float] | None = None,
+    basins: bool = False,
+    cells: int | None = None,
+    figure: Path = Path("portrait.png"),
+    no_cache: bool = False,
+    **asked: Any,
 ) -> None:
     """Draw the phase portrait of a flow on a plane, and print where it rests.
 
     Critical points by kind, or that there is none; nullclines, separatrices, slow regions, and with
     --basins where each start ends. For the flow of a loss, or of a classical potential.
     """
-    asked = dict(locals())
     from flowlab.cli import _request as request
 
-    request.refuse_unless(basins or cells is None, "--cells has no effect without --basins")
-    report.check_file("--out", out, (".png", ".svg", ".pdf"))
-    flow, ranges = request.drawn(asked)
+    refuse_unless(basins or cells is None, "cells", "has no effect without {basins}")
+    report.check_file("figure", figure, report.PICTURES)
+    flow, usual = request.drawn({**asked, "beta": beta}, potential)
+    ranges = request.checked_range("x", x, usual[0]), request.checked_range("y", y, usual[1])
     sides = (64 if cells is None else cells) if basins else None
-    report.print_portrait(flow, ranges, cells=sides, picture=out)
+    report.print_portrait(flow, ranges, cells=sides, picture=figure)
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options()
 def displacement(
-    loss: options.NamedLossesOption,
-    out: options.FolderOption,
-    beta: options.OneBetaOption = None,
-    set: options.SetOption = None,
-    rejected: options.RejectedOption = None,
-    time: options.HorizonOption = None,
-    margins: options.MarginsOption = None,
-    cells: options.CellsOption = None,
-    no_cache: options.NoCacheOption = False,
+    loss: list[str],
+    out: Path,
+    beta: float | None = None,
+    parameters: list[str] | None = None,
+    rejected_kernel: float | None = None,
+    time: float | None = None,
+    margins: tuple[float, float] | None = None,
+    cells: int | None = None,
+    no_cache: bool = False,
 ) -> None:
     """Map where the chosen log-probability of a pair falls, how far, and for how long.
 
@@ -326,8 +300,9 @@ def displacement(
     """
     from flowlab.cli import _request as request
 
-    check_folder("Option --out", out, report.DISPLACEMENT)
-    losses, given = request.displaced(loss, beta, set), request.grid(rejected, margins, cells)
+    check_folder(f"Option {as_flag('out')}", out, report.DISPLACEMENT)
+    losses = request.displaced(loss, beta, parameters)
+    given = request.grid(rejected_kernel, margins, cells)
     from flowlab import displacement as mapped
 
     found: dict[str, mapped.Displacement] = {}
@@ -340,25 +315,16 @@ def displacement(
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options()
 def study(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")] = Path("study"),
-    quick: Annotated[bool, typer.Option("--quick", help="Few starts, for a first look.")] = False,
-    beta: Annotated[
-        list[float] | None,
-        typer.Option(metavar="BETA", help="Beta, any number of times; the study's own if none."),
-    ] = None,
-    log: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="trainer_state.json to hold against the flow."),
-    ] = None,
-    log_beta: Annotated[
-        float | None, typer.Option(help="Beta of that training run, which its log lacks.")
-    ] = None,
-    float32: Annotated[
-        bool, typer.Option("--float32", help="Work in 32 bits instead of 64.")
-    ] = False,
-    losses: options.LossesOption = None,
-    no_cache: options.NoCacheOption = False,
+    out: Path = Path("study"),
+    quick: bool = False,
+    beta: list[float] | None = None,
+    log: Path | None = None,
+    log_beta: float | None = None,
+    float32: bool = False,
+    losses: str | None = None,
+    no_cache: bool = False,
 ) -> None:
     """Repeat the study of arXiv 2404.04626, or compare losses.
 
@@ -368,14 +334,30 @@ def study(
     from flowlab.cli import _request as request
 
     if losses is not None:
-        given = {"--quick": quick, "--log": log, "--log-beta": log_beta, "--float32": float32}
-        for flag, value in given.items():
+        given = {"quick": quick, "log": log, "log_beta": log_beta, "float32": float32}
+        for each, value in given.items():
             idle = value is not None and value is not False
-            request.refuse_unless(not idle, f"{flag} has no effect with --losses")
-        _compare(out, losses, beta)
-        return
-    request.refuse_unless(log is None or log_beta is not None, "--log must come with --log-beta")
-    request.refuse_unless(log is not None or log_beta is None, "--log-beta must come with --log")
+            refuse_unless(not idle, each, "has no effect with {losses}")
+        from flowlab import study as compared
+
+        result = compared.compare_losses(out, request.losses(losses, beta))
+    else:
+        refuse_unless(log is None or log_beta is not None, "log", "must come with {log_beta}")
+        refuse_unless(log is not None or log_beta is None, "log_beta", "must come with {log}")
+        result = _repeated(out, quick, beta, log, log_beta, float32)
+    typer.echo(result.summary())
+    typer.echo(f"study: {result.folder}")
+
+
+def _repeated(
+    out: Path,
+    quick: bool,
+    betas: list[float] | None,
+    log: Path | None,
+    log_beta: float | None,
+    float32: bool,
+) -> "Study":
+    """The study of the paper, with a training log if there is one."""
     import numpy as np
 
     from flowlab import logs
@@ -384,28 +366,14 @@ def study(
     training = None
     if log is not None and log_beta is not None:
         training = logs.read(log, beta=log_beta)
-    result = paper.run(
+    return paper.run(
         out=out,
-        betas=tuple(beta) if beta else None,
+        betas=tuple(betas) if betas else None,
         quick=quick,
         log=training,
         dtype=np.float32 if float32 else np.float64,
         progress=None,
     )
-    typer.echo(result.summary())
-    typer.echo(f"study: {result.folder}")
-
-
-def _compare(out: Path, names: str, betas: list[float] | None) -> None:
-    from flowlab import study as compared
-    from flowlab.cli import _request as request
-    from flowlab.plans import words
-
-    words.refuse_twice(betas)
-
-    result = compared.compare_losses(out, request.losses(names, betas))
-    typer.echo(result.summary())
-    typer.echo(f"study: {result.folder}")
 
 
 @contextmanager
@@ -427,6 +395,8 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
     # Usage errors belong to typer or to click, depending on the release of typer.
     if hasattr(error, "format_message"):
         return error.format_message(), MISUSED  # type: ignore[attr-defined]
+    if isinstance(error, OptionError):
+        return error.of_command(), MISUSED
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return str(error), MISUSED
     return f"{type(error).__name__}: {error}", FAILED

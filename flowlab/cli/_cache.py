@@ -67,7 +67,7 @@ def _silence_loading() -> None:
 
 
 def folder() -> Path | None:
-    """Where programs for this processor are kept; None where the user has no folder for it.
+    """The folder of programs for this processor; None where the user has none for caches.
 
     A program is machine code for the processor that compiled it, and may end the process on
     another one, whereas a home is often shared by several machines.

@@ -1,4 +1,4 @@
-"""What the command prints and draws of runs."""
+"""The texts and figures of the command."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flowlab import _files
+from flowlab._options import OptionError, refuse_unless
+from flowlab._tables import table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 _STARTS = {"start", "x_chosen", "x_rejected"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
+PICTURES = ".png", ".svg", ".pdf"
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
@@ -59,18 +62,18 @@ def carry_out(
                 tell=tell,
             )
         except plans.DoesNotFitError as error:
-            raise ValueError(str(error).replace("`force`", "--force")) from None
+            raise ValueError(str(error)) from None
         except OSError as error:
             if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
                 raise
-            raise OSError(f"{error}; {plans.how_to_go_on(out)}") from error
+            raise OSError(f"{error}; {plans.resume_hint(out)}") from error
     if not quiet:
         typer.echo(summary(runs))
         typer.echo(f"\nstore: {out}")
 
 
 def progress(found: "Status") -> str:
-    """How far a store is, in lines."""
+    """The progress of a store, in lines."""
     from flowlab import plans
 
     lines = [
@@ -94,8 +97,8 @@ def _client(scheduler: str | None) -> Iterator[Any]:
     try:
         from distributed import Client
     except ImportError:
-        raise ValueError(
-            "Option --scheduler needs Dask distributed: pip install 'flowlab-jax[cluster]'."
+        raise OptionError(
+            "scheduler", "needs Dask distributed: pip install 'flowlab-jax[cluster]'"
         ) from None
     with Client(scheduler, timeout="20s") as client:
         yield client
@@ -106,7 +109,7 @@ def summary(runs: "xarray.Dataset") -> str:
     missing = sorted({"outcome", "time"} - set(runs))
     if missing:
         raise ValueError(f"Argument `runs` must hold what a sweep gives, but lacks `{missing[0]}`.")
-    blocks = [_table(_outcome_rows(runs)), _table(_quantile_rows(runs))]
+    blocks = [table(rows, "llr") for rows in (_outcome_rows(runs), _quantile_rows(runs))]
     return "\n\n".join([*blocks, *_audit(runs)])
 
 
@@ -124,11 +127,11 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
     from flowlab import plots
 
     if "starts" not in described:
-        raise ValueError("Option --out has no effect with starts that are on no plane.")
+        raise OptionError("figure", "has no effect with starts that are on no plane")
     maps = list(_maps(runs, described))
     known = [times[np.isfinite(times)] for _, times in maps if np.isfinite(times).any()]
     if not known:
-        raise ValueError("Option --out has no effect where no start reached the target.")
+        raise OptionError("figure", "has no effect where no start reached the target")
     limits = min(map(np.min, known)), max(map(np.max, known))
     columns = min(3, len(maps))
     rows = -(-len(maps) // columns)
@@ -167,7 +170,7 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
 
     names = [str(n) for n, c in runs.coords.items() if c.dims == ("start",)]
     if len(names) != 2 and described["starts"] != "grid":
-        raise ValueError("Option --out has no effect with starts that are on no plane.")
+        raise OptionError("figure", "has no effect with starts that are on no plane")
     count = runs.sizes.get("start", 0)  # maps of the study have their starts along two dimensions
     cells = min(_MAP_CELLS, max(1, int((count / _STARTS_OF_A_CELL) ** 0.5)))
     for label, chosen in _places(runs["time"]):
@@ -187,18 +190,17 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
         )
 
 
-def check_file(flag: str, path: Path, suffixes: Sequence[str] = ()) -> None:
+def check_file(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
     """Refuse a file that cannot be written, before there is work to lose.
 
     Raises:
         ValueError: If it is a folder, lies in none, or does not end as it should.
     """
-    if path.is_dir():
-        raise ValueError(f"Option {flag} must be a file, but {path} is a folder.")
-    if not path.parent.is_dir():
-        raise ValueError(f"Option {flag} must be a file in a folder that exists, but is {path}.")
-    if suffixes and path.suffix.lower() not in suffixes:
-        raise ValueError(f"Option {flag} must end in {', '.join(suffixes)}, but is {path}.")
+    refuse_unless(not path.is_dir(), option, "must be a file, but {} is a folder", path)
+    there = path.parent.is_dir()
+    refuse_unless(there, option, "must be a file in a folder that exists, but is {}", path)
+    right = not suffixes or path.suffix.lower() in suffixes
+    refuse_unless(right, option, "must end in {}, but is {}", ", ".join(suffixes), path)
 
 
 def print_losses(reach: float) -> "dict[str, Card]":
@@ -222,10 +224,7 @@ def print_loss(card: "Card", picture: Path) -> None:
     from flowlab import cards, plots
 
     typer.echo(cards.description(card))
-    figure = plots.portrait(card).get_figure(root=True)
-    assert figure is not None
-    figure.savefig(picture, dpi=200)
-    typer.echo(f"\nfigure: {picture}")
+    _save(plots.portrait(card), picture)
 
 
 def print_portrait(
@@ -239,9 +238,11 @@ def print_portrait(
     layers = plots.LAYERS if cells is None else ("basins", *plots.LAYERS)
     x, y = ranges
     ax = plots.phase_portrait(flow, x=x, y=y, layers=layers, points=points, cells=cells)
-    figure = ax.get_figure(root=True)
-    assert figure is not None
-    figure.savefig(picture, dpi=200)
+    _save(ax, picture)
+
+
+def _save(ax: Any, picture: Path) -> None:
+    ax.get_figure(root=True).savefig(picture, dpi=200)
     typer.echo(f"\nfigure: {picture}")
 
 
@@ -268,15 +269,12 @@ def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
 
 
 def _losses(found: "dict[str, Card]", batches: Sequence[str]) -> str:
-    """The table of cards, with a row for each loss that has none."""
+    """The table of cards, and rows that go across its columns for the losses that have none."""
     from flowlab import cards
 
-    rows = [list(cards.COLUMNS), *(list(cards.row(name, card)) for name, card in found.items())]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = max(widths[0], *map(len, batches), 0)
-    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    lines += [f"{name.ljust(widths[0])}  {_OF_A_BATCH}" for name in batches]
-    return "\n".join(lines)
+    width = max(map(len, (*found, *batches)))
+    without = [f"{name:{width}}  {_OF_A_BATCH}" for name in batches]
+    return "\n".join([cards.table({f"{n:{width}}": card for n, card in found.items()}), *without])
 
 
 def _outcome_rows(runs: "xarray.Dataset") -> Iterator[Sequence[str]]:
@@ -321,22 +319,6 @@ def _label(values: "xarray.DataArray", name: str, index: int) -> str:
         label = values.coords[name].values[index]
         return f"{name} {label}" if isinstance(label, str) else f"{name} {label:g}"
     return f"{name} {index + 1}"
-
-
-def _table(rows: Iterator[Sequence[str]]) -> str:
-    """Rows in columns: names to the left, numbers to the right."""
-    cells: list[list[str]] = [list(row) for row in rows]
-    columns = max(len(row) for row in cells)
-    filled = [row + [""] * (columns - len(row)) for row in cells]
-    widths = [max(len(row[i]) for row in filled) for i in range(columns)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in filled
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def _audit(runs: "xarray.Dataset") -> list[str]:

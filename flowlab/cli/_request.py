@@ -2,103 +2,103 @@
 
 import re
 from collections.abc import Sequence
-from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from flowlab import displacement, plans, potentials
+from flowlab._options import OF_POLICY, OptionError, refuse_idle, refuse_twice, refuse_unless
 from flowlab.flow import AbstractFlow, Flow, preference_flow
 from flowlab.losses import CATALOGUE, AbstractLoss
-from flowlab.plans import words
-from flowlab.plans.words import has_beta, loss, loss_parameters, refuse_unless
+from flowlab.plans import builders
+from flowlab.plans.builders import has_beta, loss
 
-OF_RUN = ("out", "plan", "overwrite", "quiet", "dry_run", "force", "scheduler", "no_cache")
 Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 
-def plan(asked: dict[str, Any]) -> plans.Plan:
-    """The plan in the file that was asked for, or of the options."""
-    if asked["plan"] is None:
+def plan(asked: dict[str, Any], file: Path | None, *, float32: bool) -> plans.Plan:
+    """The plan in a file, or of the options."""
+    given = {name: value for name, value in asked.items() if value not in (None, [])}
+    if file is None:
         for name in ("loss", "policy", "starts", "until"):
-            given = asked[name] is not None
-            refuse_unless(given, f"{words.flag(name)} must be given, or --plan instead")
-        return plans.from_recipe(_recipe(asked))
-    for name, value in asked.items():
-        own = name in OF_RUN or value is None or value is False
-        refuse_unless(own, f"{words.flag(name)} has no effect with --plan; put it into that file")
-    return plans.from_toml(asked["plan"])
+            refuse_unless(name in given, name, "must be given, or {plan} instead")
+        parameters = {"parameters": loss_parameters(asked["parameters"])}
+        return plans.from_recipe(
+            {**given, **parameters, "dtype": "float32" if float32 else "float64"}
+        )
+    for name in [*given, *(["float32"] if float32 else [])]:
+        raise OptionError(name, "has no effect with {plan}; put it into that file")
+    return plans.from_toml(file)
 
 
-def _recipe(asked: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of the sweep that was asked for, without what was not."""
-    parameters = loss_parameters(asked["set"])
-    words.refuse_beta_set(asked["set"])
-    renamed = {**asked, "dtype": "float32" if asked["float32"] else None, "parameters": parameters}
-    others = {"set", "float32", *OF_RUN}
-    given = {n: v for n, v in renamed.items() if n not in others and v not in (None, {}, [])}
-    return {n: v.value if isinstance(v, StrEnum) else v for n, v in given.items()}
+def loss_parameters(texts: Sequence[str] | None) -> dict[str, float]:
+    """Hyper-parameters from texts such as `tau=0.1`."""
+    found: dict[str, float] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        refuse_unless(name not in found, "parameters", "must not name {} twice", name)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise OptionError("parameters", "must be NAME=NUMBER, but is {!r}", text) from None
+    return found
 
 
-def drawn(asked: dict[str, Any]) -> tuple[AbstractFlow, Ranges]:
-    """The flow on a plane that is to be drawn, and the ranges of its two components."""
-    of_loss = ("loss", "policy", "beta", "set", "offset", *words.of_plane(asked))
-    if asked["potential"] is None:
-        for name in ("loss", "policy"):
-            refuse_unless(
-                asked[name] is not None, f"{words.flag(name)} must be given, or --potential instead"
-            )
-        words.refuse_without_effect(asked, words.of_plane(asked))
-        words.refuse_beta_set(asked["set"])
-        once = {**asked, "beta": asked["beta"] and [asked["beta"]]}
-        chosen = words.loss_asked(once, loss_parameters(asked["set"]))
-        plane = words.policy(asked)
-        assert plane.region is not None
-        found: AbstractFlow = preference_flow(chosen, plane)
-        usual = plane.region
-    else:
-        words.refuse_without_effect(asked, dict.fromkeys(of_loss, (False, "--potential")))
-        found, usual = _potential(asked["potential"])
-    return found, (_range("--x", asked["x"], usual[0]), _range("--y", asked["y"], usual[1]))
+def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, Ranges]:
+    """The flow on a plane that is to be drawn, and where it is usually looked at."""
+    if potential is not None:
+        for name, value in asked.items():
+            refuse_unless(value in (None, []), name, "has no effect with {potential}")
+        return _potential(potential)
+    for name in ("loss", "policy"):
+        refuse_unless(asked[name] is not None, name, "must be given, or {potential} instead")
+    refuse_idle(asked, OF_POLICY)
+    chosen = builders.loss_asked(asked, loss_parameters(asked["parameters"]))
+    plane = builders.policy(asked)
+    assert plane.region is not None
+    return preference_flow(chosen, plane), plane.region
 
 
 def _potential(name: str) -> tuple[AbstractFlow, Ranges]:
     """The flow of a classical potential with a name, and where it is usually looked at."""
     kinds = potentials.AbstractPotential.__subclasses__()
     known = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): kind for kind in kinds}
-    key = name.lower().replace("-", "_")
-    refuse_unless(
-        key in known, f"--potential must be one of {', '.join(sorted(known))}, but is {name!r}"
-    )
+    key, listed = name.lower().replace("-", "_"), ", ".join(sorted(known))
+    refuse_unless(key in known, "potential", "must be one of {}, but is {!r}", listed, name)
     on_plane = {"dimension": 2} if known[key] is potentials.DoubleWell else {}
     potential = known[key](**on_plane)
     first, second = potential.region
     return Flow(potential), (first, second)
 
 
-def _range(
-    flag: str, given: tuple[float, float] | None, usual: tuple[float, float]
+def checked_range(
+    option: str, given: tuple[float, float] | None, usual: tuple[float, float]
 ) -> tuple[float, float]:
+    """The range that was given, or the usual one.
+
+    Raises:
+        ValueError: If it is not finite, or the lower end is not first.
+    """
     low, high = usual if given is None else given
-    between = float("-inf") < low < high < float("inf")
-    refuse_unless(between, f"{flag} must be LOW HIGH, the lower first, but is {low:g} {high:g}")
+    right = float("-inf") < low < high < float("inf")
+    refuse_unless(right, option, "must be LOW HIGH, the lower first, but is {:g} {:g}", low, high)
     return low, high
 
 
 def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
     """The losses named in a text, each with every beta if it has one, by the names to show."""
+    refuse_twice("beta", betas or ())
     of_pairs = [n for n, known in CATALOGUE.items() if not known.of_batch]
     names = of_pairs if text == "all" else [name.strip() for name in text.split(",")]
-    refuse_unless(len(set(names)) == len(names), f"--losses must name each once, but is {text!r}")
+    refuse_twice("losses", names)
     found: dict[str, AbstractLoss] = {}
     for name in names:
-        plain = loss(name, {}, "Option --losses")
-        words = f"--losses must name losses of one pair, but {name} is of a batch"
-        refuse_unless(not plain.of_batch, words)
+        plain = _of_one_pair(loss(name, {}, "losses"), name, "losses")
         if betas and has_beta(plain):
             found |= {f"{name}, β = {b:g}": loss(name, {"beta": b}) for b in betas}
         else:
             found[name] = plain
     idle = bool(betas) and found.keys() == set(names)
-    refuse_unless(not idle, f"--beta has no effect with --losses {text}, which have no beta")
+    refuse_unless(not idle, "beta", "has no effect with {losses} {}, which have no beta", text)
     return found
 
 
@@ -107,19 +107,20 @@ def displaced(
 ) -> dict[str, AbstractLoss]:
     """The losses named, with a beta and, if it is only one, hyper-parameters of its own."""
     names = [name.strip() for text in names for name in text.split(",")]
-    refuse_unless(len(set(names)) == len(names), f"--loss must name each once, but is {names}")
+    refuse_twice("loss", names)
     alone = len(names) == 1
-    refuse_unless(alone or not texts, "--set must come with one --loss alone")
-    found: dict[str, AbstractLoss] = {}
-    for name in names:
-        parameters = loss_parameters(texts)
-        refuse_unless("beta" not in parameters, "--set must not name beta, which is --beta")
-        one = loss(name, parameters)
-        refuse_unless(not one.of_batch, f"--loss must name losses of one pair, but {name} is not")
-        if beta is not None:
-            refuse_unless(has_beta(one), f"--beta has no effect with --loss {name}, which has none")
-            one = loss(name, {**parameters, "beta": beta})
-        found[name] = one
+    refuse_unless(alone or not texts, "parameters", "must come with one {loss} alone")
+    parameters = loss_parameters(texts)
+    asked = {"beta": beta, "offset": None}
+    return {
+        name: _of_one_pair(builders.loss_asked({**asked, "loss": name}, parameters), name, "loss")
+        for name in names
+    }
+
+
+def _of_one_pair(found: AbstractLoss, name: str, option: str) -> AbstractLoss:
+    words = "must name losses of one pair, but {} is of a batch"
+    refuse_unless(not found.of_batch, option, words, name)
     return found
 
 
@@ -127,13 +128,13 @@ def grid(
     rejected: float | None, span: tuple[float, float] | None, cells: int | None
 ) -> dict[str, Any]:
     """Margins, ratios k_wl/k_ww and k_ll/k_ww, of what was asked for."""
-    share = displacement.REJECTED if rejected is None else rejected
-    positive = 0 < share < float("inf")
-    refuse_unless(positive, f"--rejected must be positive and finite, but is {share:g}")
-    low, high = _range("--margins", span, displacement.MARGINS)
+    ratio = displacement.REJECTED if rejected is None else rejected
+    positive = 0 < ratio < float("inf")
+    refuse_unless(positive, "rejected_kernel", "must be positive and finite, but is {:g}", ratio)
+    low, high = checked_range("margins", span, displacement.MARGINS)
     many = {} if cells is None else {"count": cells}
     return {
         "margins": displacement.default_margins(low, high, **many),
-        "ratios": displacement.default_ratios(share, **many),
-        "rejected": share,
+        "ratios": displacement.default_ratios(ratio, **many),
+        "rejected": ratio,
     }

@@ -1,4 +1,4 @@
-"""Sweeps that outlive the machine: plans, carried out block by block, and gone on with."""
+"""Sweeps that outlive the machine: plans, carried out block by block, and resumed."""
 
 from flowlab.plans.estimate import Estimate, duration, estimate
 from flowlab.plans.plan import DrawnStarts, Plan
@@ -7,8 +7,8 @@ from flowlab.plans.running import (
     DoesNotFitError,
     Interrupted,
     Status,
-    how_to_go_on,
-    recipe_of,
+    read_recipe,
+    resume_hint,
     run,
     status,
 )
@@ -25,8 +25,8 @@ __all__ = [
     "from_json",
     "from_recipe",
     "from_toml",
-    "how_to_go_on",
-    "recipe_of",
+    "read_recipe",
+    "resume_hint",
     "run",
     "status",
 ]

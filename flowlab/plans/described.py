@@ -1,4 +1,4 @@
-"""What something is, as JSON: for the attributes of a store, and to tell two plans apart."""
+"""Descriptions of anything as JSON: for the attributes of a store, and to tell two plans apart."""
 
 import dataclasses
 import functools
@@ -57,7 +57,7 @@ def described(thing: Any) -> Any:
 
 
 def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:
-    """What is different in two descriptions, each in words."""
+    """The differences between two descriptions, each in words."""
     if isinstance(stored, Mapping) and isinstance(given, Mapping):
         for name in dict.fromkeys([*stored, *given]):
             place = f"{where}.{name}" if where else str(name)

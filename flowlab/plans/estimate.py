@@ -1,4 +1,4 @@
-"""What a plan will take: time, memory, and room on the disk."""
+"""Estimates of the time, memory and disk that a plan will take."""
 
 import os
 import shutil
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from flowlab._files import nearest
 from flowlab.plans.plan import Plan
 from flowlab.store import Layout, layout_of
 from flowlab.store.runs import is_address
@@ -28,7 +29,7 @@ _PROGRAMS = 1 << 30  # bytes: JAX, its compiler, and what it compiled
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan will take here.
+    """The time, memory and disk that a plan will take here.
 
     Attributes:
         runs: Starts times cases.
@@ -47,7 +48,7 @@ class Estimate:
     disk_free: int | None
 
     def lacking(self) -> list[str]:
-        """What does not fit, each in a sentence."""
+        """The things that do not fit, each in a sentence."""
         found = []
         for name, need, free in (
             ("disk", self.disk, self.disk_free),
@@ -66,7 +67,7 @@ class Estimate:
 
 
 def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
-    """What a plan will take, by trying some of its starts.
+    """The time, memory and disk that a plan will take, by trying some of its starts.
 
     One case is compiled and timed as it will be run, with at most 65,536 starts; the other losses,
     policies and targets, of which 16 at most, are compared with it on 256 starts in programs that
@@ -124,13 +125,13 @@ def duration(seconds: float) -> str:
 
 
 def _is_first_of_its_kind(plan: Plan, case: tuple[int, ...]) -> bool:
-    """Whether all hyper-parameters of a case have their first values."""
+    """True where all hyper-parameters of a case have their first values."""
     kinds = ("loss", "policy", "flow", "target")
     return all(i == 0 for name, i in zip(plan.axes, case, strict=True) if name not in kinds)
 
 
 def _relative_cost(plan: Plan, kinds: Sequence[tuple[int, ...]], case: tuple[int, ...]) -> float:
-    """What a run costs in the mean over all kinds of cases, relative to one of them."""
+    """The cost of a run in the mean over all kinds of cases, relative to one of them."""
     if len(kinds) == 1:
         return 1.0
     number = min(plan.starts.count, _SAMPLE)
@@ -159,9 +160,7 @@ def _memory_free() -> int | None:
 def _disk_free(path: str | os.PathLike[str]) -> int | None:
     if is_address(path):
         return None
-    place = Path(path).absolute()
-    there = next(folder for folder in (place, *place.parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(nearest(Path(path))).free
 
 
 def _size(number: float) -> str:

@@ -154,10 +154,9 @@ class Plan:
         recipe: Mapping[str, Any] | None = None,
     ) -> None:
         _check_what_flows(loss, policy, flow)
-        _check_range(audit, block)
         self.starts = starts if isinstance(starts, DrawnStarts) else _given(starts)
         self.recipe = None if recipe is None else dict(recipe)
-        self.measures, self.audit = tuple(measures), float(audit)
+        self.measures, self.audit = tuple(measures), between("audit", audit, 0, 1)
         named = {"loss": loss, "policy": policy, "flow": flow, "target": until}
         self._choices = {name: _choices(name, given) for name, given in named.items()}
         self._over = ensemble.checked_over(over, self._flow(self._first))
@@ -170,8 +169,7 @@ class Plan:
             block_size=block_size,
             max_steps=max_steps,
         )
-        whole = -(-self.starts.count // (block or BLOCK))
-        self.block = -(-self.starts.count // whole)
+        self.block = _even_block(self.starts.count, block)
         for case in self.cases():
             self.flow(case)
 
@@ -249,7 +247,7 @@ class Plan:
         )
 
     def described(self) -> dict[str, Any]:
-        """What the plan is, made of what JSON holds; two plans that share it compute the same."""
+        """The plan in terms of JSON; two plans that share this description compute the same."""
         given = {n: c if None not in c else c[None] for n, c in self._choices.items()}
         given["until"] = given.pop("target")
         return described(
@@ -309,7 +307,7 @@ def _check_what_flows(loss: Any, policy: Any, flow: Any) -> None:
         )
 
 
-def _check_range(audit: float, block: int | None) -> None:
-    between("audit", audit, 0, 1)
-    if block is not None:
-        integer("block", block)
+def _even_block(count: int, block: int | None) -> int:
+    """The starts of a block, at most as many as asked for, so that all are about as large."""
+    blocks = -(-count // (BLOCK if block is None else integer("block", block)))
+    return -(-count // blocks)

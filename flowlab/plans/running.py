@@ -30,7 +30,15 @@ from flowlab.until import Outcome, counted
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["DoesNotFitError", "Interrupted", "Status", "how_to_go_on", "recipe_of", "run", "status"]
+__all__ = [
+    "DoesNotFitError",
+    "Interrupted",
+    "Status",
+    "resume_hint",
+    "read_recipe",
+    "run",
+    "status",
+]
 
 _RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
 _RECENT = 32  # blocks from whose times the speed is told
@@ -47,7 +55,7 @@ class DoesNotFitError(RuntimeError):
 
 @dataclass(frozen=True)
 class Status:
-    """How far a store is.
+    """The progress of a store.
 
     Attributes:
         blocks: All its blocks.
@@ -81,7 +89,7 @@ def run(
     progress: bool | None = None,
     tell: Callable[[str], Any] = lambda sentence: None,
 ) -> "xarray.Dataset":
-    """Carry out a plan into a store, or go on with one that was interrupted.
+    """Carry out a plan into a store, or resume one that was interrupted.
 
     Blocks that are done and whole are left as they are; damaged ones, whose checksum does not fit,
     are done again. What comes out is, bit for bit, what an undisturbed run gives with the same
@@ -93,7 +101,7 @@ def run(
         client: A client of Dask distributed whose workers reach `path`; None to work here. The
             plan travels with every task, so starts should be drawn rather than at hand.
         devices: JAX devices to use; None for all local ones.
-        force: Start although the estimate says that memory or disk do not suffice; go on although
+        force: Start although the estimate says that memory or disk do not suffice; resume although
             the store was begun with other versions.
         overwrite: Replace the store that stands at `path`, once this plan is known to fit.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
@@ -122,12 +130,12 @@ def run(
             if plan.audit:
                 _audit(plan, work)
         except KeyboardInterrupt as stop:
-            raise Interrupted(f"interrupted: {how_to_go_on(path)}") from stop
+            raise Interrupted(f"interrupted: {resume_hint(path)}") from stop
     return store.read(path)
 
 
 def status(path: str | os.PathLike[str]) -> Status:
-    """How far a store is that is, or was, filled block by block.
+    """The progress of a store that is, or was, filled block by block.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -155,7 +163,7 @@ def status(path: str | os.PathLike[str]) -> Status:
     )
 
 
-def recipe_of(path: str | os.PathLike[str]) -> str | None:
+def read_recipe(path: str | os.PathLike[str]) -> str | None:
     """The recipe, as JSON, of the plan that a store was made from; None where it had none.
 
     Raises:
@@ -206,7 +214,7 @@ def _begun(
         tell(str(expected))
         lacking = expected.lacking()
         if lacking and not force:
-            raise DoesNotFitError(" ".join([*lacking, "Ask for less, or insist with `force`."]))
+            raise DoesNotFitError(" ".join([*lacking, "Ask for less, or force it."]))
     attributes = {
         DESCRIPTION: as_json(plan.described() if plan.recipe is None else plan.recipe),
         _PLAN: as_json(plan.described()),
@@ -235,7 +243,7 @@ def _check_same(found: BlockStore, plan: Plan, path: Any, force: bool) -> None:
         raise ValueError(
             f"Argument `path` must hold a store of these versions, but {path} was begun with "
             f"others, and results may differ in their last bits: {'; '.join(others)}. "
-            "Go on all the same with `force`."
+            "Force it to resume all the same."
         )
 
 
@@ -309,7 +317,7 @@ def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Generator[B
 
 
 def _task(plan: Plan, path: Any, block: Block) -> Block:
-    """What a worker does: solve a block and write it, however often it is asked to."""
+    """Solve a block and write it, on a worker, however often it is asked to."""
     work = BlockStore.open(path)
     return _written(work, block, *_solved(plan, block, work.layout.part(block.number)))
 
@@ -349,14 +357,14 @@ def _rate(found: BlockStore, length: int) -> float:
     return length / between if between > 0 else float("nan")
 
 
-def how_to_go_on(path: str | os.PathLike[str]) -> str:
-    """How far a store is that was left, and how to go on with it, in a sentence."""
+def resume_hint(path: str | os.PathLike[str]) -> str:
+    """A sentence on how far an interrupted store is, and by which command it is resumed."""
     try:
         found = BlockStore.open(path, write=False)
     except (FileNotFoundError, ValueError):
         return "nothing was written; start again"
     done = found.done()
-    return f"{int(done.sum())} of {done.size} blocks are done; go on with `flowlab resume {path}`"
+    return f"{int(done.sum())} of {done.size} blocks are done; resume with `flowlab resume {path}`"
 
 
 def _lock_of(path: Any) -> Any:

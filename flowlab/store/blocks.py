@@ -92,7 +92,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a store has room for.
+    """The arrays of a store, before anything is in them.
 
     Attributes:
         axes: The labels along each axis of cases, by its name.
@@ -117,7 +117,7 @@ class Layout:
 
     @property
     def blocks_of_a_case(self) -> int:
-        """How many blocks each case has."""
+        """The number of blocks of each case."""
         return -(-self.count // self.length)
 
     @property
@@ -134,7 +134,7 @@ class Layout:
         return number * self.length, min((number + 1) * self.length, self.count)
 
     def starts_of(self, number: int) -> int:
-        """How many starts a block has."""
+        """The number of starts of a block."""
         first, last = self.part(number)
         return last - first
 
@@ -203,7 +203,7 @@ class BlockStore:
             path: Where; nothing may be there.
             layout: What it shall have room for.
             attributes: Further attributes of the group, of what JSON holds; a `description` and
-                whatever else is needed to go on with it.
+                whatever else is needed to resume it.
 
         Raises:
             FileExistsError: If something is there.
@@ -264,11 +264,11 @@ class BlockStore:
             zarr.consolidate_metadata(self._group.store)
 
     def done(self) -> Bool[np.ndarray, "*c b"]:
-        """Which blocks are marked as done."""
+        """True for the blocks that are marked as done."""
         return np.isfinite(self.about(FINISHED))
 
     def about(self, name: str) -> Float[np.ndarray, "*c b"]:
-        """What is noted of every block: its checksum, seconds of work, or when it was finished.
+        """A fact about every block: its checksum, seconds of work, or when it was finished.
 
         What cannot be read counts as missing.
         """
@@ -305,7 +305,7 @@ class BlockStore:
         self._array(FINISHED)[place] = time.time()
 
     def values(self, name: str, block: Block) -> np.ndarray:
-        """What a variable holds of a block, starts first."""
+        """The values of a variable in a block, starts first."""
         return np.asarray(self._array(name)[self._region(name, block)])
 
     def damaged(self) -> Iterator[Damage | None]:

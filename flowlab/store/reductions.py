@@ -1,4 +1,4 @@
-"""What is read off stores of any size: counts, quantiles, histograms and maps, in bounded memory.
+"""Reductions of stores of any size: counts, quantiles, histograms and maps, in bounded memory.
 
 Each takes a variable or a Dataset as `read` gives it, whose values lie on disk, and reads it piece
 by piece along its longest dimension. What holds no value, NaN or infinite, is left out.
@@ -23,7 +23,7 @@ _DIGIT = 16  # bits of a number that are decided in each pass over the data
 
 
 def counts(values: xarray.DataArray) -> dict[int, int]:
-    """How often each integer occurs, smallest first."""
+    """The number of times that each integer occurs, smallest first."""
     found: dict[int, int] = {}
     for piece in _pieces(values):
         numbers, times = np.unique(piece, return_counts=True)
@@ -68,7 +68,7 @@ def quantiles(values: xarray.DataArray, q: Sequence[float]) -> tuple[Float[np.nd
 
 
 def histogram(values: xarray.DataArray, edges: ArrayLike) -> Int[np.ndarray, " e-1"]:
-    """How many values lie between edges, as `numpy.histogram` counts them.
+    """The number of values between edges, as `numpy.histogram` counts them.
 
     Args:
         values: Of any shape.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowlab import __version__
+from flowlab._files import nearest
 from flowlab.ensemble import Runs
 
 if TYPE_CHECKING:
@@ -111,13 +112,11 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         ValueError: If `path` is taken, or one of the folders on the way to it is a file.
     """
     place = Path(path)
-    for parent in place.absolute().parents:
-        if parent.exists():
-            if not parent.is_dir():
-                raise ValueError(
-                    f"Argument `path` must lie in a folder, but {parent} is a file; give another."
-                )
-            break
+    parent = nearest(place.absolute().parent)
+    if not parent.is_dir():
+        raise ValueError(
+            f"Argument `path` must lie in a folder, but {parent} is a file; give another."
+        )
     if not place.exists() and not place.is_symlink():
         return
     if not is_store(place):
@@ -149,7 +148,7 @@ def remove(path: str | os.PathLike[str]) -> None:
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is one of an object store, which fsspec knows, and no folder."""
+    """True for the address of an object store, which fsspec knows, and false for a folder."""
     return "://" in str(path)
 
 
@@ -200,7 +199,7 @@ def sibling(place: Path) -> Path:
 
 
 def is_store(place: Path) -> bool:
-    """Whether a folder is a store of flowlab."""
+    """True for a folder that is a store of flowlab."""
     try:
         group = json.loads((place / _METADATA).read_bytes())
     except (OSError, ValueError):

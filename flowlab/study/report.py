@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from flowlab import exact, store
+from flowlab import _tables, exact, store
 from flowlab._files import check_folder, write_json
 from flowlab.logs import TrainingLog
 from flowlab.study import figures, page, words
@@ -65,11 +65,7 @@ class Study:
     def summary(self) -> str:
         """The two tables of the study as plain text: the maps by β, and the claims."""
         header, rows = _map_rows(self)
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in (header, *rows)
-        ]
-        return "\n".join([*lines, "", table(self.claims)])
+        return f"{_tables.table((header, *rows), 'r')}\n\n{table(self.claims)}"
 
 
 def run(

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from flowlab import _tables
 from flowlab.study.claims import field, limits
 from flowlab.study.claims.sight import Sight, look
 from flowlab.study.claims.verdicts import Claim, Verdict
@@ -161,10 +162,8 @@ def table(claims: Sequence[Claim]) -> str:
     names = list(claims[0].verdicts) if claims else []
     rows = [["", *(claim.id for claim in claims)]]
     rows += [[n, *(_SIGNS[claim.verdicts[n].verdict] for claim in claims)] for n in names]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [" ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)) for r in rows]
     legend = ", ".join(f"{sign} {name.replace('_', ' ')}" for name, sign in _SIGNS.items())
-    return "\n".join([*(line.rstrip() for line in lines), legend])
+    return f"{_tables.table(rows, gap=1)}\n{legend}"
 
 
 def _sights(data: StudyData) -> dict[str, Sight]:

@@ -1,0 +1,204 @@
+"""The options of the command, which are the entries of recipes too, and errors that name them.
+
+It imports nothing but the standard library, so that `flowlab --help` answers at once.
+"""
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+__all__ = [
+    "OF_POLICY",
+    "OF_SWEEP",
+    "OPTIONS",
+    "Option",
+    "OptionError",
+    "as_flag",
+    "check",
+    "filled",
+    "refuse_idle",
+    "refuse_twice",
+    "refuse_unless",
+]
+
+_TYPES = {
+    "a flag": bool,
+    "a list of texts": list[str],
+    "a number": float,
+    "a path": Path,
+    "a text": str,
+    "a whole number": int,
+    "numbers": list[float],
+    "tables by name": dict,
+    "two numbers": tuple[float, float],
+    "two whole numbers": tuple[int, int],
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of the command, and the entry of a recipe that has the same name.
+
+    Attributes:
+        group: What it belongs to: `loss`, `policy`, `starts`, `run`, or the `command` alone.
+        name: Its name in Python and in a recipe.
+        type: What it is, in words; of a list, the command line takes one value at a time.
+        help: What the help of the command says of it.
+        metavar: What stands for its value there; None to tell its type.
+        flag: Its name on the command line, in capitals for an argument; made of `name` if empty.
+        choices: The words that it can be; any value of its type if empty.
+        default: What it is where it has an effect and is not given; None leaves that to others.
+        least: Its smallest value.
+        variable: An environment variable that gives it as well.
+        only: Another option, and the words of that with which this one has an effect.
+        required: Another option, and the words of that with which this one must be given.
+    """
+
+    group: str
+    name: str
+    type: str
+    help: str = ""
+    metavar: str | None = None
+    flag: str = ""
+    choices: Sequence[str] = ()
+    default: Any = None
+    least: int | None = None
+    variable: str | None = None
+    only: Sequence[str] = ()
+    required: Sequence[str] = ()
+
+    @property
+    def annotation(self) -> Any:
+        """Its type in Python."""
+        return _TYPES[self.type]
+
+
+_TABLE = tomllib.loads(Path(__file__).with_name("options.toml").read_text(encoding="utf-8"))
+OPTIONS = {
+    name: Option(group, name, **keys)
+    for group, options in _TABLE.items()
+    for name, keys in options.items()
+}
+OF_SWEEP = tuple(name for name, option in OPTIONS.items() if option.group != "command")
+OF_POLICY = tuple(name for name, option in OPTIONS.items() if option.group == "policy")
+
+
+class OptionError(ValueError):
+    """An option that is wrong, named in the sentence as its user wrote it.
+
+    Args:
+        name: The option.
+        sentence: What is said of it, without its name in front and the full stop behind. Other
+            options stand in braces, `{policy}`, and so do values, `{}`, `{!r}`.
+        values: Those values.
+    """
+
+    def __init__(self, name: str, sentence: str, *values: Any) -> None:
+        super().__init__(name, sentence, *values)
+
+    def __str__(self) -> str:
+        """The sentence to one who works in Python."""
+        return f"Entry {self._told(_as_entry)}"
+
+    def of_file(self) -> str:
+        """The sentence to one who wrote a file, to stand behind the name of that."""
+        return f"entry {self._told(_as_entry)}"
+
+    def of_command(self) -> str:
+        """The sentence to one who wrote a command."""
+        flag = as_flag(self.args[0])
+        return f"{'Option' if flag.startswith('--') else 'Argument'} {self._told(as_flag)}"
+
+    def _told(self, spelled: Callable[[str], str]) -> str:
+        name, sentence, *values = self.args
+        others = {each: spelled(each) for each in OPTIONS}
+        return f"{spelled(name)} {sentence.format(*values, **others)}."
+
+
+def as_flag(name: str) -> str:
+    """An option as it is written on the command line; an argument in backticks."""
+    flag = OPTIONS[name].flag if name in OPTIONS else ""
+    return f"`{flag}`" if flag.isupper() else flag or f"--{name.replace('_', '-')}"
+
+
+def _as_entry(name: str) -> str:
+    return f"`{name}`"
+
+
+def refuse_unless(condition: bool, name: str, sentence: str, *values: Any) -> None:
+    """Raise an `OptionError` unless a condition holds."""
+    if not condition:
+        raise OptionError(name, sentence, *values)
+
+
+def refuse_twice(name: str, values: Sequence[Any]) -> None:
+    """Refuse a value that an option was given twice."""
+    once = len(set(values)) == len(values)
+    refuse_unless(once, name, "must name each once, but is {}", list(values))
+
+
+def check(name: str, value: Any) -> None:
+    """Refuse an entry of a recipe that is none of its words, or not of its type.
+
+    Raises:
+        OptionError: If it is another.
+    """
+    option = OPTIONS[name]
+    if option.choices:
+        known = ", ".join(option.choices)
+        refuse_unless(value in option.choices, name, "must be one of {}, but is {!r}", known, value)
+    else:
+        right = _is_of(option.annotation, value)
+        refuse_unless(right, name, "must be {}, but is {!r}", option.type, value)
+
+
+def _is_of(annotation: Any, value: Any) -> bool:
+    parts = get_args(annotation)
+    if not parts:
+        wanted = int | float if annotation is float else annotation
+        return isinstance(value, wanted) and not isinstance(value, bool)
+    many = get_origin(annotation) is list
+    return (
+        isinstance(value, list | tuple)
+        and (many or len(value) == len(parts))
+        and all(_is_of(parts[0], each) for each in value)
+    )
+
+
+def refuse_idle(asked: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Refuse options that were given and have no effect, then those that are missing."""
+    known = [OPTIONS[name] for name in names]
+    for option in known:
+        if asked[option.name] is None or _applies(option, asked):
+            continue
+        other, *words = option.only
+        given = _word(asked[other])
+        beside = f"without {{{other}}} {{}}" if given is None else f"with {{{other}}} {{}}"
+        raise OptionError(option.name, f"has no effect {beside}", given or " or ".join(words))
+    for option in known:
+        if asked[option.name] is None and option.required:
+            other, *words = option.required
+            given = _word(asked[other])
+            missing = given in words
+            refuse_unless(not missing, option.name, f"must be given with {{{other}}} {{}}", given)
+
+
+def filled(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with their defaults, where they have an effect and were not given."""
+    defaults = {name: OPTIONS[name].default for name in asked if _applies(OPTIONS[name], asked)}
+    return {n: defaults.get(n) if value is None else value for n, value in asked.items()}
+
+
+def _applies(option: Option, asked: Mapping[str, Any]) -> bool:
+    """Whether an option has an effect beside the others."""
+    if not option.only:
+        return True
+    other, *words = option.only
+    return (_word(asked[other]) or OPTIONS[other].default) in words
+
+
+def _word(value: Any) -> str | None:
+    """The word that an option begins with, such as `time` of `time=3`."""
+    return None if value is None else str(value).partition("=")[0]

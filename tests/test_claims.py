@@ -24,7 +24,13 @@ from flowlab.study.claims import (
     table,
     to_json,
 )
-from flowlab.study.claims.sight import LOWER_LEFT, UPPER_LEFT, UPPER_RIGHT, Sight, look
+from flowlab.study.claims.observables import (
+    LOWER_LEFT,
+    UPPER_LEFT,
+    UPPER_RIGHT,
+    Observables,
+    observe,
+)
 from flowlab.study.data import (
     GEOMETRIES,
     LEVEL,
@@ -242,8 +248,8 @@ def test_a_verdict_turns_over_in_a_world_where_the_opposite_is_true(
     data: StudyData, case: str
 ) -> None:
     function, here, there, world = TURNED[case]
-    assert function(look(data, FREE)).verdict == here
-    assert function(look(*world(data))).verdict == there
+    assert function(observe(data, FREE)).verdict == here
+    assert function(observe(*world(data))).verdict == there
 
 
 def test_every_measured_claim_has_a_world_in_which_its_verdict_is_another(
@@ -268,11 +274,11 @@ def test_every_measured_claim_has_a_world_in_which_its_verdict_is_another(
     ],
 )
 def test_a_region_without_starts_makes_its_claim_not_applicable(
-    data: StudyData, function: Callable[[Sight], Verdict]
+    data: StudyData, function: Callable[[Observables], Verdict]
 ) -> None:
     nowhere = np.full_like(data.to_level["ratio_plane", BETA].outcome, Outcome.started_past_target)
-    assert function(look(data, FREE)).verdict != "not_applicable"
-    empty = look(altered(data, FREE, outcome=nowhere), FREE)
+    assert function(observe(data, FREE)).verdict != "not_applicable"
+    empty = observe(altered(data, FREE, outcome=nowhere), FREE)
     assert function(empty).verdict == "not_applicable"
     assert not function(empty).deciding
 
@@ -441,7 +447,7 @@ def test_the_lower_left_is_halved_by_the_diagonal(data: StudyData, evidence: dic
 def test_starts_that_had_met_the_target_are_left_out(data: StudyData) -> None:
     outcome = data.to_level["ratio_plane", BETA].outcome.copy()
     outcome[:7] = Outcome.started_past_target
-    seen = look(altered(data, FREE, outcome=outcome), FREE)
+    seen = observe(altered(data, FREE, outcome=outcome), FREE)
     assert seen.count == CELLS**2 - 7
     np.testing.assert_array_equal(seen.start, starts_of(data)[7:])
 

@@ -19,7 +19,7 @@ from flowlab import exact, logs, study
 from flowlab.cli import app
 from flowlab.study import Claim, Verdict, figures, report, words
 from flowlab.study.claims import HOLDS_FROM, likeness, to_json
-from flowlab.study.claims.verdicts import judged
+from flowlab.study.claims.verdicts import verdict_from
 from flowlab.study.data import Dip, ResponseLine
 
 LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
@@ -238,7 +238,7 @@ def test_the_page_in_words_turns_with_the_verdicts():
 
 def test_a_statement_whose_parts_change_places_turns_though_its_verdict_does_not():
     def of_two_parts(first, second):
-        return judged({"one": first, "other": second}, ["one", "other"])
+        return verdict_from({"one": first, "other": second}, ["one", "other"])
 
     alike = {"ratio_plane": of_two_parts(1.0, 0.0), "log_ratio_plane": of_two_parts(0.99, 0.01)}
     swapped = {"ratio_plane": of_two_parts(1.0, 0.0), "log_ratio_plane": of_two_parts(0.0, 1.0)}
@@ -276,7 +276,7 @@ def test_what_holds_because_the_chosen_falls_is_told_as_such():
 
 def test_a_share_beside_where_the_verdict_turns_is_marked():
     for value, close in ((0.952, True), (0.94, False), (0.046, True), (0.5, False), (1.0, False)):
-        verdict = judged({"one": 1.0, "other": value}, ["one", "other"])
+        verdict = verdict_from({"one": 1.0, "other": value}, ["one", "other"])
         assert verdict.close is close
         assert (
             to_json([Claim("C0", "", "", "", {"here": verdict})])[0]["verdicts"]["here"]["close"]
@@ -375,7 +375,7 @@ def test_only_the_claims_of_a_slow_rise_are_marked_where_the_chosen_falls():
 )
 def test_shares_become_a_verdict_by_one_rule(shares: tuple[float, ...], verdict: str) -> None:
     numbers = {f"part_{i}": value for i, value in enumerate(shares)}
-    found = judged({**numbers, "beside": 0.5}, list(numbers))
+    found = verdict_from({**numbers, "beside": 0.5}, list(numbers))
     assert found.verdict == verdict
     assert found.threshold["quantity"] == ", ".join(numbers)
     assert found.threshold["value"] == HOLDS_FROM

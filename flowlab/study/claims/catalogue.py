@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowlab.study.claims import field, limits
-from flowlab.study.claims.sight import Sight, look
+from flowlab.study.claims.observables import Observables, observe
 from flowlab.study.claims.verdicts import Claim, Verdict
 from flowlab.study.data import GEOMETRIES, Geometry, StudyData, alike
 
@@ -22,7 +22,7 @@ class _Statement:
     id: str
     statement: str
     where: str
-    verdict: Callable[[Sight], Verdict]
+    verdict: Callable[[Observables], Verdict]
 
 
 _STATEMENTS = (
@@ -138,8 +138,8 @@ _STATEMENTS = (
 
 def evaluate(data: StudyData) -> list[Claim]:
     """All seventeen claims in their order, judged in every geometry from the runs alone."""
-    sights = _sights(data)
-    return [_claim(entry, sights) for entry in _STATEMENTS]
+    observed = _observed(data)
+    return [_claim(entry, observed) for entry in _STATEMENTS]
 
 
 def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
@@ -167,20 +167,20 @@ def table(claims: Sequence[Claim]) -> str:
     return "\n".join([*(line.rstrip() for line in lines), legend])
 
 
-def _sights(data: StudyData) -> dict[str, Sight]:
+def _observed(data: StudyData) -> dict[str, Observables]:
     """What is seen in each geometry; two are worked on at a time, since most is compilation."""
 
-    def work(group: list[Geometry]) -> list[Sight]:
-        return [look(data, geometry) for geometry in group]
+    def work(group: list[Geometry]) -> list[Observables]:
+        return [observe(data, geometry) for geometry in group]
 
     with ThreadPoolExecutor(2) as pool:
-        found = [sight for group in pool.map(work, alike()) for sight in group]
+        found = [observables for group in pool.map(work, alike()) for observables in group]
     seen = dict(zip([g.name for group in alike() for g in group], found, strict=True))
     return {geometry.name: seen[geometry.name] for geometry in GEOMETRIES}
 
 
-def _claim(entry: _Statement, sights: dict[str, Sight]) -> Claim:
-    verdicts = {name: entry.verdict(sight) for name, sight in sights.items()}
+def _claim(entry: _Statement, observed: dict[str, Observables]) -> Claim:
+    verdicts = {name: entry.verdict(observables) for name, observables in observed.items()}
     measured = " ".join((inspect.getdoc(entry.verdict) or "").split())
     return Claim(entry.id, entry.statement, entry.where, measured, verdicts)
 

@@ -17,10 +17,10 @@ __all__ = [
     "ROUNDING",
     "Claim",
     "Verdict",
-    "judged",
-    "known",
+    "drop_nan",
     "not_applicable",
     "share",
+    "verdict_from",
 ]
 
 # A statement about a whole region that a start in twenty contradicts is still a fair one.
@@ -86,7 +86,7 @@ class Claim:
     verdicts: dict[str, Verdict]
 
 
-def judged(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict:
+def verdict_from(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict:
     """The verdict on a statement whose parts are true of measured shares.
 
     It holds where every share is at least `HOLDS_FROM`, fails where every share is at most
@@ -112,7 +112,7 @@ def _kind(shares: Sequence[float]) -> str:
     return "fails" if all(value <= 1 - HOLDS_FROM for value in shares) else "holds_in_part"
 
 
-def known(**measured: float) -> dict[str, float]:
+def drop_nan(**measured: float) -> dict[str, float]:
     """Measured numbers, by name, without those that were not measured in a geometry, NaN."""
     return {name: float(value) for name, value in measured.items() if not np.isnan(value)}
 

@@ -29,8 +29,8 @@ __all__ = [
     "UPPER_LEFT",
     "UPPER_RIGHT",
     "Region",
-    "Sight",
-    "look",
+    "Observables",
+    "observe",
 ]
 
 # The paper names corners without bounds. A fifth of the side is small enough to be a corner and
@@ -67,7 +67,7 @@ UPPER_RIGHT = Region((HIGH, np.inf), (HIGH, np.inf))
 
 
 @dataclass(frozen=True)
-class Sight:
+class Observables:
     """The runs of one geometry over all β, as arrays over the starts.
 
     "Relative" is to the median over the starts of the same β. Speeds and `moved` are Euclidean in
@@ -158,28 +158,28 @@ class Sight:
         """k_wl / k_ww at the start."""
         return self.kernel[:, 1] / self.kernel[:, 0]
 
-    def where(self, chosen: Bool[np.ndarray, " n"]) -> "Sight":
+    def where(self, chosen: Bool[np.ndarray, " n"]) -> "Observables":
         """Some of the starts."""
         parts = {f.name: getattr(self, f.name)[chosen] for f in dataclasses.fields(self)}
-        return Sight(**parts)
+        return Observables(**parts)
 
-    def within(self, region: Region) -> "Sight":
+    def within(self, region: Region) -> "Observables":
         """The starts in a region."""
         return self.where(region.contains(self.start))
 
-    def by_beta(self) -> "list[Sight]":
+    def by_beta(self) -> "list[Observables]":
         """The starts of each β apart."""
         return [self.where(self.beta == beta) for beta in np.unique(self.beta)]
 
 
-def look(data: StudyData, geometry: Geometry) -> Sight:
+def observe(data: StudyData, geometry: Geometry) -> Observables:
     """The runs of one geometry over all β, without starts that had met the target before."""
     parts = [_one(data, geometry, beta) for beta in data.settings.betas]
-    names = [f.name for f in dataclasses.fields(Sight)]
-    return Sight(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+    names = [f.name for f in dataclasses.fields(Observables)]
+    return Observables(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
-def _one(data: StudyData, geometry: Geometry, beta: float) -> Sight:
+def _one(data: StudyData, geometry: Geometry, beta: float) -> Observables:
     key = (geometry.name, beta)
     runs, later = data.to_level[key], data.at_time[key].end
     here, seen = _facts(geometry, beta, runs.starts), data.instruments[key]
@@ -189,7 +189,7 @@ def _one(data: StudyData, geometry: Geometry, beta: float) -> Sight:
     arrival = np.where(np.isnan(runs.time), np.inf, runs.time)
     measured = {name: _first_pair(values) for name, values in runs.measures.items()}
     own = (lambda ratios: ratios[:, 0]) if geometry.in_ratios else (lambda x: np.log(x[:, 0]))
-    everything = Sight(
+    everything = Observables(
         beta=np.full(len(start), beta),
         median_speed=np.full(len(start), np.median(speed)),
         start=start,

@@ -3,16 +3,17 @@
 n: starts, over all β; those that had met the target at the start are left out.
 """
 
-import dataclasses
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from flowlab.ensemble import Runs
 from flowlab.flow import AbstractFlow, norm
 from flowlab.policies import AbstractPolicy
 from flowlab.solve import compiled
@@ -20,6 +21,7 @@ from flowlab.study.data import LEVEL, Geometry, StudyData, ratios_at
 from flowlab.until import Outcome
 
 __all__ = [
+    "EVERYWHERE",
     "HIGH",
     "LEFT",
     "LOW",
@@ -58,6 +60,7 @@ class Region:
         return np.all((ratios > lower) & (ratios < upper), axis=1)
 
 
+EVERYWHERE = Region()
 LEFT = Region(chosen=(0.0, LOW))
 LOWER = Region(rejected=(0.0, LOW))
 LOWER_LEFT = Region((0.0, LOW), (0.0, LOW))
@@ -66,102 +69,148 @@ UPPER_LEFT = Region((0.0, LOW), (HIGH, np.inf))
 UPPER_RIGHT = Region((HIGH, np.inf), (HIGH, np.inf))
 
 
-@dataclass(frozen=True)
-class Observables:
-    """The runs of one geometry over all β, as arrays over the starts.
-
-    "Relative" is to the median over the starts of the same β. Speeds and `moved` are Euclidean in
-    the coordinates of the geometry; everything called chosen or rejected is about the ratios x1 and
-    x2, of the first pair where there are several.
+class FieldAtStarts(eqx.Module):
+    """The free field of a geometry at the starts, in float64.
 
     Attributes:
-        beta: β of the run.
-        median_speed: Median speed of the free field over the starts of that β.
-        start: Ratios (x1, x2) at the start, shape (n, 2).
-        end: Ratios at the loss level.
-        rate: Rates (x1', x2') of the free field at the start.
-        relative_rate: |x1'| and |x2'|, each relative to its median.
-        relative_speed: Speed of the free field at the start, relative.
-        speed_at_edge: The same with x1, or x2, taken to 1e-100, shape (n, 2).
-        relative_slowest: Slowest speed on the way, walls included, over the median at the starts.
-        dwell_share: Part of the way's time spent at less than half the median speed.
-        start_rate_ratio: |x1'| / |x2'| at the start, walls included.
-        end_rate_ratio: The same at the loss level.
-        reached: Whether the loss level was reached.
-        arrival: Flow time to the loss level; inf where it was not reached.
-        relative_arrival: Arrival over the median arrival.
-        own_start: The chosen response at the start: x1 where a state is (x1, x2), else u_w.
-        own_later: The same at the flow time that all starts of a β have in common.
-        later: Ratios at that time.
-        moved: Relative distance moved until that time.
-        log_change: Change of u_w from the start to the loss level.
+        ratios: (x1, x2), shape (n, 2).
+        rate: (x1', x2'), shape (n, 2).
+        speed: Euclidean in the coordinates of the geometry.
+        edge_speed: The same with x1, or x2, taken to 1e-100, shape (n, 2).
+        kernel: k_ww, k_wl and k_ll, shape (n, 3).
+        reference_rate: (u_w', u_l') at the reference state, shape (n, 2).
         theorem_error: Relative error of Theorem 1's derivatives, brought to the state.
         identity_error: Relative error of the gradient by the identity of C17.
-        kernel: k_ww, k_wl and k_ll at the start, shape (n, 3).
-        reference_rate: Rates (u_w', u_l') of the free field at the reference state, shape (n, 2).
-        saddles: Saddle points that a search of the box around the starts has found; NaN without.
-        traps: Minima above the loss level that it has found.
-        smallest_gradient: The smallest |∇L| that it met away from critical points.
-        lateness: How many times later the starts of the slow region around a start arrive than
-            their neighbours; 1 outside of all; NaN but on the free ratio plane.
-        elasticity: Median relative change of the arrival per relative change of the start; NaN but
-            on the free ratio plane.
     """
 
-    beta: Float[np.ndarray, " n"]
-    median_speed: Float[np.ndarray, " n"]
-    start: Float[np.ndarray, "n 2"]
-    end: Float[np.ndarray, "n 2"]
+    ratios: Float[np.ndarray, "n 2"]
     rate: Float[np.ndarray, "n 2"]
-    relative_rate: Float[np.ndarray, "n 2"]
-    relative_speed: Float[np.ndarray, " n"]
-    speed_at_edge: Float[np.ndarray, "n 2"]
-    relative_slowest: Float[np.ndarray, " n"]
+    speed: Float[np.ndarray, " n"]
+    edge_speed: Float[np.ndarray, "n 2"]
+    kernel: Float[np.ndarray, "n 3"]
+    reference_rate: Float[np.ndarray, "n 2"]
+    theorem_error: Float[np.ndarray, " n"]
+    identity_error: Float[np.ndarray, " n"]
+
+
+class FlowLines(eqx.Module):
+    """The flow lines from the starts, walls included.
+
+    Attributes:
+        reached: Whether the loss level was reached.
+        arrival: Flow time to the loss level; inf where it was not reached.
+        end: Ratios at the loss level, shape (n, 2).
+        later: Ratios at the flow time that all starts of a β have in common, shape (n, 2).
+        dwell_share: Part of the way's time spent at less than half the median speed.
+        start_rate_ratio: |x1'| / |x2'| at the start.
+        end_rate_ratio: The same at the loss level.
+    """
+
+    reached: Bool[np.ndarray, " n"]
+    arrival: Float[np.ndarray, " n"]
+    end: Float[np.ndarray, "n 2"]
+    later: Float[np.ndarray, "n 2"]
     dwell_share: Float[np.ndarray, " n"]
     start_rate_ratio: Float[np.ndarray, " n"]
     end_rate_ratio: Float[np.ndarray, " n"]
-    reached: Bool[np.ndarray, " n"]
+
+
+class Relative(eqx.Module):
+    """Quantities over their medians over the starts of the same β.
+
+    Attributes:
+        rate: |x1'| and |x2'| of the free field at the start, each over its median, shape (n, 2).
+        speed: Speed of the free field at the start.
+        edge_speed: The same with x1, or x2, taken to 1e-100, over the median speed, shape (n, 2).
+        slowest_speed: Slowest speed on the way to the loss level, over the median speed.
+        arrival: Flow time to the loss level, over the median of those that reach it.
+        moved: Distance from the start at the flow time that all starts of a β have in common, in
+            the coordinates of the geometry.
+    """
+
+    rate: Float[np.ndarray, "n 2"]
+    speed: Float[np.ndarray, " n"]
+    edge_speed: Float[np.ndarray, "n 2"]
+    slowest_speed: Float[np.ndarray, " n"]
     arrival: Float[np.ndarray, " n"]
-    relative_arrival: Float[np.ndarray, " n"]
-    own_start: Float[np.ndarray, " n"]
-    own_later: Float[np.ndarray, " n"]
-    later: Float[np.ndarray, "n 2"]
     moved: Float[np.ndarray, " n"]
-    log_change: Float[np.ndarray, " n"]
-    theorem_error: Float[np.ndarray, " n"]
-    identity_error: Float[np.ndarray, " n"]
-    kernel: Float[np.ndarray, "n 3"]
-    reference_rate: Float[np.ndarray, "n 2"]
+
+
+class Searches(eqx.Module):
+    """What the instruments found for the β of a start; NaN where a geometry was not searched.
+
+    Attributes:
+        saddles: Saddle points in the box around the starts.
+        traps: Minima above the loss level there.
+        smallest_gradient: The smallest |∇L| met there away from critical points.
+        elasticity: Median relative change of the arrival per relative change of the start.
+    """
+
     saddles: Float[np.ndarray, " n"]
     traps: Float[np.ndarray, " n"]
     smallest_gradient: Float[np.ndarray, " n"]
-    lateness: Float[np.ndarray, " n"]
     elasticity: Float[np.ndarray, " n"]
+
+
+class Observables(eqx.Module):
+    """The starts of one geometry over all β, and what was observed from each.
+
+    Everything called chosen or rejected is about the ratios x1 and x2, of the first pair where
+    there are several.
+
+    Attributes:
+        beta: β.
+        field: The free field at the start.
+        lines: The flow line from the start.
+        relative: What was measured of both, over its median.
+        searches: What was found around the starts of that β.
+        lateness: How many times later the starts of the slow region around a start arrive than
+            their neighbours; 1 outside of all; NaN but on the free ratio plane.
+        own: The chosen response at the start and at the common flow time: x1 where a state is
+            (x1, x2), else u_w; shape (n, 2).
+    """
+
+    beta: Float[np.ndarray, " n"]
+    field: FieldAtStarts
+    lines: FlowLines
+    relative: Relative
+    searches: Searches
+    lateness: Float[np.ndarray, " n"]
+    own: Float[np.ndarray, "n 2"]
 
     @property
     def count(self) -> int:
         """Number of starts, over all β."""
         return len(self.beta)
 
-    @cached_property
+    @property
+    def start(self) -> Float[np.ndarray, "n 2"]:
+        """Ratios (x1, x2) at the start."""
+        return self.field.ratios
+
+    @property
+    def rate(self) -> Float[np.ndarray, "n 2"]:
+        """Rates (x1', x2') of the free field at the start."""
+        return self.field.rate
+
+    @property
     def change(self) -> Float[np.ndarray, "n 2"]:
         """Changes (Δx1, Δx2) from the start to the loss level."""
-        return self.end - self.start
+        return self.lines.end - self.start
 
-    @cached_property
+    @property
     def rise_over_fall(self) -> Float[np.ndarray, " n"]:
         """x1' / −x2' at the start, walls included: below 0 where both fall, or both rise."""
-        return self.start_rate_ratio * -np.sign(self.rate[:, 0] * self.rate[:, 1])
+        return self.lines.start_rate_ratio * -np.sign(self.rate[:, 0] * self.rate[:, 1])
 
-    @cached_property
+    @property
     def coupling(self) -> Float[np.ndarray, " n"]:
         """k_wl / k_ww at the start."""
-        return self.kernel[:, 1] / self.kernel[:, 0]
+        return self.field.kernel[:, 1] / self.field.kernel[:, 0]
 
     def where(self, chosen: Bool[np.ndarray, " n"]) -> "Observables":
         """Some of the starts."""
-        parts = {f.name: getattr(self, f.name)[chosen] for f in dataclasses.fields(self)}
-        return Observables(**parts)
+        return jax.tree.map(lambda values: values[chosen], self)
 
     def within(self, region: Region) -> "Observables":
         """The starts in a region."""
@@ -174,53 +223,52 @@ class Observables:
 
 def observe(data: StudyData, geometry: Geometry) -> Observables:
     """The runs of one geometry over all β, without starts that had met the target before."""
-    parts = [_one(data, geometry, beta) for beta in data.settings.betas]
-    names = [f.name for f in dataclasses.fields(Observables)]
-    return Observables(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+    parts = [_observe_at(data, geometry, beta) for beta in data.settings.betas]
+    return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
 
-def _one(data: StudyData, geometry: Geometry, beta: float) -> Observables:
+def _observe_at(data: StudyData, geometry: Geometry, beta: float) -> Observables:
     key = (geometry.name, beta)
-    runs, later = data.to_level[key], data.at_time[key].end
-    here, seen = _facts(geometry, beta, runs.starts), data.instruments[key]
-    start, ends, laters = here["ratios"], geometry.ratios(runs.end), geometry.ratios(later)
-    speed = here["speed"]
-    moved = np.linalg.norm(geometry.coordinates(later) - geometry.coordinates(runs.starts), axis=1)
-    arrival = np.where(np.isnan(runs.time), np.inf, runs.time)
-    measured = {name: _first_pair(values) for name, values in runs.measures.items()}
-    own = (lambda ratios: ratios[:, 0]) if geometry.in_ratios else (lambda x: np.log(x[:, 0]))
+    runs, at_time, found = data.to_level[key], data.at_time[key], data.instruments[key]
+    field, lines = _field(geometry, beta, runs.starts), _lines(geometry, runs, at_time)
+    there, here = geometry.coordinates(at_time.end), geometry.coordinates(runs.starts)
+    moved, rate = np.linalg.norm(there - here, axis=1), np.abs(field.rate)
+    speed = np.median(field.speed)
+    own = np.stack([field.ratios[:, 0], lines.later[:, 0]], axis=1)
     everything = Observables(
-        beta=np.full(len(start), beta),
-        median_speed=np.full(len(start), np.median(speed)),
-        start=start,
-        end=ends,
-        rate=here["rate"],
-        relative_rate=np.abs(here["rate"]) / np.median(np.abs(here["rate"]), axis=0),
-        relative_speed=speed / np.median(speed),
-        speed_at_edge=here["edge"] / np.median(speed),
-        relative_slowest=measured["slowest_speed"] / np.median(speed),
-        dwell_share=measured["dwell_share"],
-        start_rate_ratio=measured["rate_ratio_x_start"],
-        end_rate_ratio=measured["rate_ratio_x_end"],
-        reached=runs.outcome == Outcome.reached,
-        arrival=arrival,
-        relative_arrival=arrival / data.common_time[key],
-        own_start=own(start),
-        own_later=own(laters),
-        later=laters,
-        moved=moved / np.median(moved),
-        log_change=np.log(ends[:, 0] / start[:, 0]),
-        theorem_error=here["theorem_error"],
-        identity_error=here["identity_error"],
-        kernel=here["kernel"],
-        reference_rate=here["reference_rate"],
-        saddles=np.full(len(start), seen.count("saddle")),
-        traps=np.full(len(start), seen.count("minimum", LEVEL)),
-        smallest_gradient=np.full(len(start), seen.smallest_gradient),
-        lateness=seen.lateness(start),
-        elasticity=np.full(len(start), seen.elasticity),
+        beta=np.full(len(own), beta),
+        field=field,
+        lines=lines,
+        relative=Relative(
+            rate=rate / np.median(rate, axis=0),
+            speed=field.speed / speed,
+            edge_speed=field.edge_speed / speed,
+            slowest_speed=runs.measures["slowest_speed"] / speed,
+            arrival=lines.arrival / data.common_time[key],
+            moved=moved / np.median(moved),
+        ),
+        searches=Searches(
+            saddles=np.full(len(own), found.count("saddle")),
+            traps=np.full(len(own), found.count("minimum", LEVEL)),
+            smallest_gradient=np.full(len(own), found.smallest_gradient),
+            elasticity=np.full(len(own), found.elasticity),
+        ),
+        lateness=found.lateness(field.ratios),
+        own=own if geometry.in_ratios else np.log(own),
     )
     return everything.where(runs.outcome != Outcome.started_past_target)
+
+
+def _lines(geometry: Geometry, runs: Runs, at_time: Runs) -> FlowLines:
+    return FlowLines(
+        reached=runs.outcome == Outcome.reached,
+        arrival=np.where(np.isnan(runs.time), np.inf, runs.time),
+        end=geometry.ratios(runs.end),
+        later=geometry.ratios(at_time.end),
+        dwell_share=runs.measures["dwell_share"],
+        start_rate_ratio=_first_pair(runs.measures["rate_ratio_x_start"]),
+        end_rate_ratio=_first_pair(runs.measures["rate_ratio_x_end"]),
+    )
 
 
 def _first_pair(values: Any) -> Any:
@@ -228,31 +276,27 @@ def _first_pair(values: Any) -> Any:
     return values[:, 0] if isinstance(values, np.ndarray) and values.ndim > 1 else values
 
 
-def _facts(geometry: Geometry, beta: float, starts: PyTree[np.ndarray]) -> dict[str, np.ndarray]:
-    """What the field is at the starts, and beside the axes; in float64."""
+def _field(geometry: Geometry, beta: float, starts: PyTree[np.ndarray]) -> FieldAtStarts:
     ratios = geometry.ratios(starts)
     edges = [ratios.copy(), ratios.copy()]
     for component, edge in enumerate(edges):
         edge[:, component] = _DEPTH
     sides = [geometry.states(edge) for edge in edges]
     with jax.enable_x64(True):
-        states, *sides = (
-            jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), part)
-            for part in (starts, *sides)
-        )
-        found = _facts_at(geometry.flow(beta), geometry.policy, jnp.asarray(beta), states, sides)
+        states, sides = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (starts, sides))
+        found = _field_at(geometry.flow(beta), geometry.policy, jnp.asarray(beta), states, sides)
         return jax.tree.map(np.asarray, found)
 
 
 @partial(compiled, optimise=False)
-def _facts_at(
+def _field_at(
     flow: AbstractFlow,
     policy: AbstractPolicy,
     beta: Float[Array, ""],
     states: PyTree[Array],
     sides: list[PyTree[Array]],
-) -> dict[str, Array]:
-    def one(state: PyTree[Array], sides: list[PyTree[Array]]) -> dict[str, Array]:
+) -> Any:
+    def one(state: PyTree[Array], sides: list[PyTree[Array]]) -> Any:
         velocity = flow.velocity(state)
         ratios, rates = jax.jvp(lambda s: ratios_at(policy, s), (state,), (velocity,))
         reference = policy.reference_state
@@ -260,16 +304,16 @@ def _facts_at(
             lambda s: ratios_at(policy, s), (reference,), (flow.velocity(reference),)
         )[1]
         gradient = flow.gradient(state)
-        return {
-            "ratios": ratios.reshape(-1, 2)[0],
-            "rate": rates.reshape(-1, 2)[0],
-            "reference_rate": at_reference.reshape(-1, 2)[0],  # there x = 1, so that u' = x'
-            "speed": norm(velocity),
-            "edge": jnp.stack([flow.speed(side) for side in sides]),
-            "kernel": _own_kernel(policy.kernel(state)),
-            "theorem_error": _deviation(gradient, _by_theorem(policy, beta, state)),
-            "identity_error": _deviation(gradient, _by_identity(policy, beta, state)),
-        }
+        return FieldAtStarts(
+            ratios=ratios.reshape(-1, 2)[0],
+            rate=rates.reshape(-1, 2)[0],
+            speed=norm(velocity),
+            edge_speed=jnp.stack([flow.speed(side) for side in sides]),
+            kernel=_own_kernel(policy.kernel(state)),
+            reference_rate=at_reference.reshape(-1, 2)[0],  # there x = 1, so that u' = x'
+            theorem_error=_deviation(gradient, _by_theorem(policy, beta, state)),
+            identity_error=_deviation(gradient, _by_identity(policy, beta, state)),
+        )
 
     return jax.vmap(one)(states, sides)
 

@@ -1,12 +1,15 @@
 """Claims, verdicts, and the one rule that turns measured shares into a verdict."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, SupportsFloat
 
 import numpy as np
 from jaxtyping import Bool
 
+from flowlab.study.claims.observables import EVERYWHERE, Observables, Region
 from flowlab.study.data import SLOW_SHARE
 
 __all__ = [
@@ -16,10 +19,12 @@ __all__ = [
     "RAPID",
     "ROUNDING",
     "Claim",
+    "Statement",
     "Verdict",
     "drop_nan",
     "not_applicable",
     "share",
+    "states",
     "verdict_from",
 ]
 
@@ -86,7 +91,42 @@ class Claim:
     verdicts: dict[str, Verdict]
 
 
-def verdict_from(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict:
+@dataclass(frozen=True)
+class Statement:
+    """A statement of the paper, and how it is judged.
+
+    Attributes:
+        where: Its place in the paper.
+        text: The statement, in our own words.
+        region: The starts that it speaks of.
+        judge: The verdict from these; its docstring says how the statement was made precise.
+    """
+
+    where: str
+    text: str
+    region: Region
+    judge: Callable[[Observables], Verdict]
+
+    def __call__(self, observables: Observables) -> Verdict:
+        """The verdict in one geometry."""
+        here = observables.within(self.region)
+        return self.judge(here) if here.count else not_applicable()
+
+    def claim(self, observed: Mapping[str, Observables]) -> Claim:
+        """The claim with its verdicts, from what was observed in each geometry."""
+        measured = " ".join((inspect.getdoc(self.judge) or "").split())
+        verdicts = {name: self(observables) for name, observables in observed.items()}
+        return Claim(self.judge.__name__.upper(), self.text, self.where, measured, verdicts)
+
+
+def states(
+    where: str, text: str, region: Region = EVERYWHERE
+) -> Callable[[Callable[[Observables], Verdict]], Statement]:
+    """Make a statement of the paper of the function that judges it, which is named for it."""
+    return partial(Statement, where, text, region)
+
+
+def verdict_from(evidence: Mapping[str, SupportsFloat], deciding: Sequence[str]) -> Verdict:
     """The verdict on a statement whose parts are true of measured shares.
 
     It holds where every share is at least `HOLDS_FROM`, fails where every share is at most
@@ -97,7 +137,8 @@ def verdict_from(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict
         deciding: The names of the shares that decide, one for each part of the statement.
     """
     threshold = {"quantity": ", ".join(deciding), "relation": RULE, "value": HOLDS_FROM}
-    return Verdict(_kind([evidence[name] for name in deciding]), evidence, threshold)
+    numbers = {name: float(value) for name, value in evidence.items()}
+    return Verdict(_kind([numbers[name] for name in deciding]), numbers, threshold)
 
 
 def not_applicable() -> Verdict:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 import scipy.integrate
@@ -229,8 +231,8 @@ def test_the_page_in_words_follows_the_verdicts():
     assert "C6" not in here.split("Outside the")[1]
     assert "Holds on the log-ratio plane (1)." in under(found, "It depends: not, or")
     errors = under(found, "Where the paper errs")
-    assert "C2 is false on the free ratio plane: starts where it is so, 0." in errors
-    assert "C5 is true in part on the free ratio plane: starts where it is so, 0.30." in errors
+    assert "C2 is false on the free ratio plane: starts where it is so (0)." in errors
+    assert "C5 is true in part on the free ratio plane: starts where it is so (0.30)." in errors
     assert "C1" not in errors
     assert "C4" not in errors
     assert "C6 is true in part on the ratio plane in the box" in errors
@@ -355,6 +357,37 @@ def test_a_share_is_written_as_whole_only_where_it_is(value, text):
 )
 def test_a_range_of_shares_is_written_no_longer_than_it_needs(ends, text):
     assert conclusions._from_to(*ends) == text
+
+
+def test_a_caption_says_only_what_happened(tmp_path):
+    png = tmp_path / "none.png"
+    png.write_bytes(b"")
+    drawn = figures.Drawn("any", png, png)
+    captions: Any = page._environment().get_template("captions.html").module
+    steady = captions.feature_model(drawn, line=STEADY, low=0.2)
+    assert "that does not fall</h3>" in steady
+    assert "falls from" not in steady
+    assert "that falls and recovers</h3>" in captions.feature_model(drawn, line=DIPPING, low=0.2)
+    lost = replace(DIPPING, dip=DIPPING.dip._replace(recovery=np.nan))
+    fallen = captions.feature_model(drawn, line=lost, low=0.2)
+    assert "that falls</h3>" in fallen
+    assert "does not come back" in fallen
+    values = dict(beta=0.1, level=0.1, count=3, drift=1e-7)
+    far = captions.flow_lines(drawn, **values, furthest=1.2, left=1e-3)
+    assert "ends at x1 = 1.20" in " ".join(far.split())
+    assert "beside the horizontal axis" in far
+    near = captions.flow_lines(drawn, **values, furthest=0.9, left=0.3)
+    assert "unit square" not in near
+    assert "beside the horizontal axis" not in near
+
+
+def test_a_page_escapes_text_and_misses_no_value():
+    made = [claim("C1", "a < b", {"ratio_plane": 1.0})]
+    values = conclusions.conclusions(made, STEADY, ())
+    assert "a &lt; b" in page.rendered("conclusions.html", **values)
+    del values["varying"]
+    with pytest.raises(jinja2.UndefinedError, match="varying"):
+        page.rendered("conclusions.html", **values)
 
 
 def test_a_claim_of_which_the_free_plane_knows_nothing_is_listed_apart():

@@ -1,4 +1,4 @@
-"""What the verdicts say together: of DPO itself, or of the coordinates of its states.
+"""Conclusions from all verdicts: what is about DPO itself, and what about coordinates of states.
 
 Every list and every number is read off the verdicts and the runs; `conclusions.html` says it.
 """
@@ -37,7 +37,7 @@ _DIFFERENCES = (
     ("other pairs", ("tabular_softmax", "tabular_softmax_pairs")),
     ("trained features", ("log_ratio_plane", "feature_model")),
 )
-"""What alone differs between some geometries."""
+"""Differences, each with geometries between which nothing else differs."""
 _KERNEL = "coupled kernel "
 
 
@@ -116,7 +116,7 @@ def _group(claim: Claim) -> str:
 
 
 def _differences(claim: Claim) -> list[str]:
-    """What alone differs between geometries that disagree on a claim, or on a part of it."""
+    """Those of `_DIFFERENCES` whose geometries disagree on a claim, or on a part of it."""
     found = []
     for difference, names in _DIFFERENCES:
         verdicts = [claim.verdicts[name] for name in names if name in _applicable(claim)]

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab import plots, until
-from flowlab.ensemble import Runs, sweep
-from flowlab.study.data import GEOMETRIES, LEVEL, SLOW_SHARE, Geometry, StudyData
-from flowlab.study.data import line_measures as study_measures
+from flowlab import plots
+from flowlab.ensemble import Runs
+from flowlab.study.data import GEOMETRIES, LEVEL, SLOW_SHARE, Geometry, StudyData, run_to_level
 from flowlab.until import Outcome
 
 __all__ = ["Drawn", "Sheet", "draw", "save"]
@@ -169,7 +168,7 @@ def _slowdown(data: StudyData) -> Sheet:
     slow_starts = data.map_starts[ever[betas[0]]]
     return figure, {
         "part": SLOW_SHARE,
-        "thresholds": {beta: data.slow[_FREE.name, beta] for beta in betas},
+        "thresholds": {beta: data.runs[_FREE.name, beta].slow for beta in betas},
         "ever": {beta: np.mean(slow) for beta, slow in ever.items()},
         "longest": longest,
         "first": betas[0],
@@ -209,7 +208,7 @@ def _total_changes(data: StudyData) -> Sheet:
     figure, axes = _one_panel_each(betas)
     worst, more, count = 0.0, 0, 0
     for ax, beta in zip(axes, betas, strict=True):
-        runs = data.to_level[_FREE.name, beta]
+        runs = data.runs[_FREE.name, beta].to_level
         reached = runs.outcome == Outcome.reached
         rise, fall = (runs.measures[f"change_{k}_x"][reached] for k in ("chosen", "rejected"))
         angle = np.arctan2(*runs.starts[reached].T[::-1])
@@ -329,22 +328,16 @@ def _followed(
 ) -> list[Float[np.ndarray, "k 2"]]:
     """Flow lines as the states at falling levels of the loss.
 
-    The starts are repeated to fill a block of the study's own runs, and measured as those are: then
-    the programs compiled for those serve again, and a line costs milliseconds.
+    The starts are repeated to fill a block of the study's own runs, whose compiled programs then
+    serve again: a line costs milliseconds.
     """
-    like = next(runs for (name, _), runs in data.to_level.items() if name == geometry.name)
-    many = np.resize(from_, (min(len(like.starts), 1024), 2)).astype(like.starts.dtype)
-    speed = next(slow for (name, _), slow in data.slow.items() if name == geometry.name)
-    options: dict[str, Any] = dict(
-        measures=study_measures(geometry, speed),
-        rtol=like.rtol,
-        optimise=not data.settings.quick,
-        progress=False,
-    )
-    flow = geometry.flow(beta)
+    like = data.runs[geometry.name, data.settings.betas[0]]
+    known = like.to_level.starts
+    many = np.resize(from_, (min(len(known), 1024), 2)).astype(known.dtype)
 
     def end(level: float) -> np.ndarray:
-        return sweep(flow, many, until=until.loss_below(level), **options).end[: len(from_)]
+        runs = run_to_level(data.settings, geometry, beta, many, slow=like.slow, level=level)
+        return runs.end[: len(from_)]
 
     with ThreadPoolExecutor(2) as pool:
         ends = [end(levels[0]), *pool.map(end, levels[1:])]

@@ -30,7 +30,7 @@ _STAGES = ("running the sweeps", "weighing the claims", "drawing", "writing the 
 
 @dataclass(frozen=True)
 class Study:
-    """What the study found, and where it stands.
+    """Findings of the study, and the folder that holds them.
 
     Attributes:
         folder: Where `report.html`, `claims.json`, `figures` and `sweep.zarr` lie.
@@ -169,7 +169,7 @@ def _dataset(data: StudyData) -> "xarray.Dataset":
 
 
 def _description(data: StudyData) -> dict[str, Any]:
-    """What was run, in the words of the command `flowlab sweep`."""
+    """Options of `flowlab sweep` that run the same maps, for the store."""
     settings = data.settings
     return {
         "loss": "dpo",
@@ -226,7 +226,7 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
 
 
 def _audit(audits: list[Audit]) -> dict[str, float]:
-    """What the audits of the maps found together; empty without one."""
+    """Summary of the audits of the maps; empty without one."""
     if not audits:
         return {}
     worst = max(audit.time_largest for audit in audits)

@@ -1,4 +1,4 @@
-"""The seventeen statements, and how they are evaluated and written down."""
+"""The seventeen statements in their order: evaluate them all, and write the claims down."""
 
 import math
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def table(claims: Sequence[Claim]) -> str:
 
 
 def _observed(data: StudyData) -> dict[str, Observables]:
-    """What is seen in each geometry; two are worked on at a time, since most is compilation."""
+    """Observables by geometry; two are worked on at a time, since most is compilation."""
 
     def work(group: list[Geometry]) -> list[Observables]:
         return [observe(data, geometry) for geometry in group]

@@ -53,7 +53,7 @@ def c1(observables: Observables) -> Verdict:
 
 @states("Corollary 1", "The chosen ratio rises x2/x1 times as fast as the rejected ratio falls.")
 def c2(observables: Observables) -> Verdict:
-    """Whether x1' / −x2' = x2/x1 along the whole flow line, walls included, x1 rising, x2 falling.
+    """x1' / −x2' = x2/x1 along the whole flow line, walls included, x1 rising and x2 falling.
 
     That says d(x1² + x2²)/dt = 0, so it is true all the way where it is true at the start (to 1e-4)
     and x1² + x2² is the same at the loss level (to 1e-4). It is about the rates of x1 and x2 in
@@ -113,7 +113,7 @@ def c3(observables: Observables) -> Verdict:
 
 
 def chosen_falls(observables: Observables) -> dict[str, float]:
-    """How often the chosen response becomes less probable: no claim of the paper.
+    """Shares of cases in which the chosen response becomes less probable: no claim of the paper.
 
     At the start in the free field, and whether k_wl > k_ww tells it; over the way to the loss
     level; and at the reference state, where every β counts as one case.
@@ -234,7 +234,7 @@ def c6(here: Observables) -> Verdict:
     UPPER_RIGHT,
 )
 def c7(here: Observables) -> Verdict:
-    """Whether lines from x1 > 0.8, x2 > 0.8 meet a saddle point that they find hard to leave.
+    """Lines from x1 > 0.8, x2 > 0.8 that meet a saddle point and find it hard to leave.
 
     At a saddle point the gradient vanishes, so a line that has difficulty with one passes where the
     speed is near zero: its slowest point on the way to the loss level, walls included, is to have

@@ -226,7 +226,7 @@ def c14(here: Observables) -> Verdict:
 
 @states("Section 3.3.2", "From a start at the upper right, local minima are hard to escape.")
 def c15(observables: Observables) -> Verdict:
-    """Whether lines from x1 > 0.8, x2 > 0.8 are caught by a local minimum of the loss.
+    """Lines from x1 > 0.8, x2 > 0.8 that are caught by a local minimum of the loss.
 
     A local minimum above the loss level keeps a line from the level, and one on the way shows as
     a point of nearly no speed: a start counts where the level is not reached, or where the slowest

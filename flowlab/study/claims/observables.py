@@ -1,4 +1,4 @@
-"""What the claims look at: the runs of one geometry over all β, and the field at their starts.
+"""Observables of the claims: the field at the starts of a geometry, and the lines from them.
 
 n: starts, over all β; those that had met the target at the start are left out.
 """
@@ -17,7 +17,7 @@ from flowlab.ensemble import Runs
 from flowlab.flow import AbstractFlow, norm
 from flowlab.policies import AbstractPolicy
 from flowlab.solve import compiled
-from flowlab.study.data import LEVEL, Geometry, StudyData, ratios_at
+from flowlab.study.data import LEVEL, Geometry, StudyData, ratios_at, wide
 from flowlab.until import Outcome
 
 __all__ = [
@@ -55,7 +55,7 @@ class Region:
     rejected: tuple[float, float] = (0.0, np.inf)
 
     def contains(self, ratios: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-        """Which ratios lie in the region."""
+        """Mask of the ratios in the region."""
         lower, upper = np.transpose([self.chosen, self.rejected])
         return np.all((ratios > lower) & (ratios < upper), axis=1)
 
@@ -137,7 +137,7 @@ class Relative(eqx.Module):
 
 
 class Searches(eqx.Module):
-    """What the instruments found for the β of a start; NaN where a geometry was not searched.
+    """Findings of the instruments for the β of a start; NaN where a geometry was not searched.
 
     Attributes:
         saddles: Saddle points in the box around the starts.
@@ -153,7 +153,7 @@ class Searches(eqx.Module):
 
 
 class Observables(eqx.Module):
-    """The starts of one geometry over all β, and what was observed from each.
+    """Starts of one geometry over all β, and what was observed from each.
 
     Everything called chosen or rejected is about the ratios x1 and x2, of the first pair where
     there are several.
@@ -228,8 +228,8 @@ def observe(data: StudyData, geometry: Geometry) -> Observables:
 
 
 def _observe_at(data: StudyData, geometry: Geometry, beta: float) -> Observables:
-    key = (geometry.name, beta)
-    runs, at_time, found = data.to_level[key], data.at_time[key], data.instruments[key]
+    made = data.runs[geometry.name, beta]
+    runs, at_time, found = made.to_level, made.at_time, made.instruments
     field, lines = _field(geometry, beta, runs.starts), _lines(geometry, runs, at_time)
     there, here = geometry.coordinates(at_time.end), geometry.coordinates(runs.starts)
     moved, rate = np.linalg.norm(there - here, axis=1), np.abs(field.rate)
@@ -244,7 +244,7 @@ def _observe_at(data: StudyData, geometry: Geometry, beta: float) -> Observables
             speed=field.speed / speed,
             edge_speed=field.edge_speed / speed,
             slowest_speed=runs.measures["slowest_speed"] / speed,
-            arrival=lines.arrival / data.common_time[key],
+            arrival=lines.arrival / made.common_time,
             moved=moved / np.median(moved),
         ),
         searches=Searches(
@@ -272,7 +272,7 @@ def _lines(geometry: Geometry, runs: Runs, at_time: Runs) -> FlowLines:
 
 
 def _first_pair(values: Any) -> Any:
-    """What was measured of the first pair, where there are several."""
+    """The values of the first pair, where there are several."""
     return values[:, 0] if isinstance(values, np.ndarray) and values.ndim > 1 else values
 
 
@@ -283,9 +283,9 @@ def _field(geometry: Geometry, beta: float, starts: PyTree[np.ndarray]) -> Field
         edge[:, component] = _DEPTH
     sides = [geometry.states(edge) for edge in edges]
     with jax.enable_x64(True):
-        states, sides = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (starts, sides))
+        states, sides = wide((starts, sides))
         found = _field_at(geometry.flow(beta), geometry.policy, jnp.asarray(beta), states, sides)
-        return jax.tree.map(np.asarray, found)
+        return FieldAtStarts(**jax.tree.map(np.asarray, found))
 
 
 @partial(compiled, optimise=False)
@@ -295,8 +295,8 @@ def _field_at(
     beta: Float[Array, ""],
     states: PyTree[Array],
     sides: list[PyTree[Array]],
-) -> Any:
-    def one(state: PyTree[Array], sides: list[PyTree[Array]]) -> Any:
+) -> dict[str, Array]:
+    def one(state: PyTree[Array], sides: list[PyTree[Array]]) -> dict[str, Array]:
         velocity = flow.velocity(state)
         ratios, rates = jax.jvp(lambda s: ratios_at(policy, s), (state,), (velocity,))
         reference = policy.reference_state
@@ -304,7 +304,7 @@ def _field_at(
             lambda s: ratios_at(policy, s), (reference,), (flow.velocity(reference),)
         )[1]
         gradient = flow.gradient(state)
-        return FieldAtStarts(
+        return dict(
             ratios=ratios.reshape(-1, 2)[0],
             rate=rates.reshape(-1, 2)[0],
             speed=norm(velocity),

@@ -40,7 +40,7 @@ RULE = "every one >= value: holds; every one <= 1 - value: fails; otherwise: hol
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say about one statement in one geometry.
+    """Verdict of the runs on one statement in one geometry.
 
     Attributes:
         verdict: `holds`, `holds_in_part`, `fails` or `not_applicable`.
@@ -62,12 +62,12 @@ class Verdict:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What each part of the statement would be judged on its own."""
+        """Verdicts that the parts of the statement would have on their own."""
         return tuple(_kind([value]) for value in self.deciding.values())
 
     @property
     def close(self) -> bool:
-        """Whether a share that decides lies so near to where it turns that the grid decides it."""
+        """True where a share lies so near to a threshold that the grid of starts decides."""
         ends = np.array([HOLDS_FROM, 1 - HOLDS_FROM])
         return any(np.min(np.abs(ends - value)) <= CLOSE for value in self.deciding.values())
 

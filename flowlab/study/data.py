@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -61,14 +61,14 @@ class Geometry:
         title: Words for people.
         short: The same for the head of a narrow column.
         policy: The policy; where it has several pairs, the claims are about the first.
-        placed: The policy whose way back from log-ratios gives the starts; None for the same.
+        way_back: States at log-ratios of the first pair, shape (n, 2), as a compiled function.
     """
 
     name: str
     title: str
     short: str
     policy: AbstractPolicy
-    placed: AbstractPolicy | None = None
+    way_back: Callable[[Float[Array, "n 2"]], PyTree[Array]]
 
     @property
     def in_ratios(self) -> bool:
@@ -85,13 +85,8 @@ class Geometry:
         NaN where the two responses leave no probability to the others.
         """
         with jax.enable_x64(True):
-            found = self._way_back(jnp.log(jnp.asarray(ratios, float)))
+            found = self.way_back(jnp.log(jnp.asarray(ratios, float)))
             return jax.tree.map(np.asarray, found)
-
-    @cached_property
-    def _way_back(self) -> Callable[[Float[Array, "n 2"]], PyTree[Array]]:
-        # The policy is closed over, since ways back may look at the numbers that it holds.
-        return jax.jit(jax.vmap((self.placed or self.policy).state_at))
 
     def ratios(self, states: PyTree[Float[np.ndarray, "n ..."]]) -> Float[np.ndarray, "n 2"]:
         """Probability ratios (x1, x2) of the first pair at states, in float64."""
@@ -137,39 +132,51 @@ def wide(states: PyTree[np.ndarray]) -> PyTree[Array]:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), states)
 
 
+def _way_back(policy: AbstractPolicy) -> Callable[[Float[Array, "n 2"]], PyTree[Array]]:
+    # The policy is closed over, since ways back may look at the numbers that it holds.
+    return jax.jit(jax.vmap(policy.state_at))
+
+
+_RESPONSES = [0.1, 0.05, 0.8, 0.05]
+_ONE_PAIR = TabularSoftmax(_RESPONSES)
+_FEATURE_MODEL = FeatureModel([[1, 0.5], [1, -0.5], [0, 3]], [0.3, 0])
+# Geometries whose states are of one kind share the way back, which is compiled once.
+_TO_RATIOS, _TO_LOG_RATIOS, _TO_LOGITS, _TO_FEATURES = map(
+    _way_back, (RatioPlane(), LogRatioPlane(), _ONE_PAIR, _FEATURE_MODEL)
+)
+
+
 def _coupled(ratio: float) -> Geometry:
     """A constant kernel as an array, so that all of them share one compiled program."""
     with jax.enable_x64(True):
         kernel = np.asarray(CoupledKernel(ratio)(jnp.zeros(2)))
     name, title = f"coupled_{ratio:g}", f"coupled kernel {ratio:g}"
-    return Geometry(name, title, f"kernel {ratio:g}", LogRatioPlane(kernel))
+    return Geometry(name, title, f"kernel {ratio:g}", LogRatioPlane(kernel), _TO_LOG_RATIOS)
 
-
-_RESPONSES = [0.1, 0.05, 0.8, 0.05]
-_ONE_PAIR = TabularSoftmax(_RESPONSES)
 
 GEOMETRIES: tuple[Geometry, ...] = (
-    Geometry("ratio_plane", "free ratio plane", "ratio", RatioPlane(Quadrant())),
-    Geometry("box", "ratio plane in the box", "box", RatioPlane(Box(1, 1), wall="slide")),
+    Geometry("ratio_plane", "free ratio plane", "ratio", RatioPlane(Quadrant()), _TO_RATIOS),
     Geometry(
-        "simplex", "ratio plane in the simplex", "simplex", RatioPlane(Simplex(), wall="slide")
+        "box", "ratio plane in the box", "box", RatioPlane(Box(1, 1), wall="slide"), _TO_RATIOS
     ),
-    Geometry("log_ratio_plane", "log-ratio plane", "log-ratio", LogRatioPlane()),
-    Geometry("tabular_softmax", "softmax with one pair", "softmax", _ONE_PAIR),
+    Geometry(
+        "simplex",
+        "ratio plane in the simplex",
+        "simplex",
+        RatioPlane(Simplex(), wall="slide"),
+        _TO_RATIOS,
+    ),
+    Geometry("log_ratio_plane", "log-ratio plane", "log-ratio", LogRatioPlane(), _TO_LOG_RATIOS),
+    Geometry("tabular_softmax", "softmax with one pair", "softmax", _ONE_PAIR, _TO_LOGITS),
     Geometry(
         "tabular_softmax_pairs",
         "softmax with three pairs",
         "softmax, 3 pairs",
         TabularSoftmax(_RESPONSES, [(0, 1), (2, 3), (2, 1)]),
-        _ONE_PAIR,
+        _TO_LOGITS,
     ),
     *(_coupled(ratio) for ratio in (0.0, 0.5, 0.9, 1.1)),
-    Geometry(
-        "feature_model",
-        "feature model",
-        "features",
-        FeatureModel([[1, 0.5], [1, -0.5], [0, 3]], [0.3, 0]),
-    ),
+    Geometry("feature_model", "feature model", "features", _FEATURE_MODEL, _TO_FEATURES),
 )
 
 _FREE, _FEATURES = GEOMETRIES[0], GEOMETRIES[-1]
@@ -275,7 +282,7 @@ def alike(geometries: tuple[Geometry, ...] = GEOMETRIES) -> list[list[Geometry]]
     """The geometries, those together whose programs are the same and so are compiled once."""
 
     def structure(geometry: Geometry) -> Any:
-        return jax.tree.structure((geometry.policy, geometry.placed))
+        return jax.tree.structure(geometry.policy)
 
     first = {structure(geometry): place for place, geometry in reversed([*enumerate(geometries)])}
     ordered = sorted(geometries, key=lambda geometry: first[structure(geometry)])

@@ -15,31 +15,10 @@ __all__ = ["evaluate", "table", "to_json"]
 _SIGNS = {"holds": "+", "holds_in_part": "~", "fails": "-", "not_applicable": "."}
 
 
-_STATEMENTS = (
-    field.c1,
-    field.c2,
-    field.c3,
-    field.c4,
-    field.c5,
-    field.c6,
-    field.c7,
-    field.c8,
-    limits.c9,
-    limits.c10,
-    limits.c11,
-    limits.c12,
-    limits.c13,
-    limits.c14,
-    limits.c15,
-    limits.c16,
-    limits.c17,
-)
-
-
 def evaluate(data: StudyData) -> list[Claim]:
     """All seventeen claims in their order, judged in every geometry from the runs alone."""
     observed = _observed(data)
-    return [statement.claim(observed) for statement in _STATEMENTS]
+    return [one.claim(observed) for one in (*field.STATEMENTS, *limits.STATEMENTS)]
 
 
 def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:

@@ -3,14 +3,7 @@
 import numpy as np
 from jaxtyping import Bool
 
-from flowlab.study.claims.observables import (
-    LEFT,
-    LOW,
-    LOWER,
-    UPPER_LEFT,
-    UPPER_RIGHT,
-    Observables,
-)
+from flowlab.study.claims.observables import LEFT, LOW, LOWER, UPPER_LEFT, UPPER_RIGHT, Observables
 from flowlab.study.claims.verdicts import (
     MINOR,
     NEAR_ZERO,
@@ -25,7 +18,7 @@ from flowlab.study.claims.verdicts import (
 )
 from flowlab.study.data import SLOW_SHARE
 
-__all__ = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "chosen_falls"]
+__all__ = ["STATEMENTS", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "chosen_falls"]
 
 SAME = 1e-4  # far above the error of runs at rtol 1e-6, far below any difference that matters
 
@@ -294,3 +287,6 @@ def _in_a_slow_region(observables: Observables) -> float:
 
 def _falls_rapidly(observables: Observables) -> Bool[np.ndarray, " n"]:
     return (observables.rate[:, 1] < 0) & (observables.relative.rate[:, 1] >= RAPID)
+
+
+STATEMENTS = (c1, c2, c3, c4, c5, c6, c7, c8)

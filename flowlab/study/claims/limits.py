@@ -7,13 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab.policies import Autoregressive
-from flowlab.study.claims.observables import (
-    LEFT,
-    LOWER_LEFT,
-    LOWER_RIGHT,
-    UPPER_RIGHT,
-    Observables,
-)
+from flowlab.study.claims.observables import LEFT, LOWER_LEFT, LOWER_RIGHT, UPPER_RIGHT, Observables
 from flowlab.study.claims.verdicts import (
     MINOR,
     NEAR_ZERO,
@@ -27,7 +21,7 @@ from flowlab.study.claims.verdicts import (
     verdict_from,
 )
 
-__all__ = ["c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17", "likeness"]
+__all__ = ["STATEMENTS", "c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17", "likeness"]
 
 TENDS_TO_ZERO = 0.05  # of its unit of scale 1: what has fallen this far goes to 0
 VERY_SMALL = 0.1  # small is half of the median; very small is an order of magnitude
@@ -334,3 +328,6 @@ def _lateness(arrival: Float[np.ndarray, " n"]) -> float:
         return float("nan")
     early, late = np.percentile(arrival, TAILS)
     return float(late / early)
+
+
+STATEMENTS = (c9, c10, c11, c12, c13, c14, c15, c16, c17)

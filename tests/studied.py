@@ -18,9 +18,6 @@ def studied() -> StudyData:
 def studied_at(beta: float) -> StudyData:
     """The same at one β alone."""
     data = studied()
-    alone = {
-        name: {key: value for key, value in getattr(data, name).items() if key[1] == beta}
-        for name in ("to_level", "at_time", "common_time", "slow", "instruments")
-    }
+    runs = {key: made for key, made in data.runs.items() if key[1] == beta}
     settings = replace(data.settings, betas=(beta,))
-    return replace(data, settings=settings, maps={beta: data.maps[beta]}, **alone)
+    return replace(data, settings=settings, maps={beta: data.maps[beta]}, runs=runs)

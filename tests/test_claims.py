@@ -24,7 +24,13 @@ from flowlab.study.claims import (
     table,
     to_json,
 )
-from flowlab.study.claims.sight import LOWER_LEFT, UPPER_LEFT, UPPER_RIGHT, Sight, look
+from flowlab.study.claims.observables import (
+    LOWER_LEFT,
+    UPPER_LEFT,
+    UPPER_RIGHT,
+    Observables,
+    observe,
+)
 from flowlab.study.data import (
     GEOMETRIES,
     LEVEL,
@@ -79,21 +85,28 @@ def evidence(claims: list[Claim]) -> dict[str, dict[str, dict[str, float]]]:
 
 def altered(data: StudyData, geometry: Geometry, **changes: Any) -> StudyData:
     """The data with other runs to the level; a name of a measure replaces that measure."""
-    runs = data.to_level[geometry.name, BETA]
+    runs = data.runs[geometry.name, BETA].to_level
     measures = {k: v for k, v in changes.items() if k in runs.measures}
     rest = {k: v for k, v in changes.items() if k not in runs.measures}
     new = dataclasses.replace(runs, **rest, measures=runs.measures | measures)
-    return dataclasses.replace(data, to_level=data.to_level | {(geometry.name, BETA): new})
+    return with_runs(data, geometry, to_level=new)
 
 
 def ended_later_at(data: StudyData, geometry: Geometry, end: np.ndarray) -> StudyData:
     """The data with other states at the common time."""
-    new = dataclasses.replace(data.at_time[geometry.name, BETA], end=end)
-    return dataclasses.replace(data, at_time=data.at_time | {(geometry.name, BETA): new})
+    at_time = data.runs[geometry.name, BETA].at_time
+    return with_runs(data, geometry, at_time=dataclasses.replace(at_time, end=end))
+
+
+def with_runs(data: StudyData, geometry: Geometry, **changes: Any) -> StudyData:
+    """The data with other runs of one geometry."""
+    key = (geometry.name, BETA)
+    made = dataclasses.replace(data.runs[key], **changes)
+    return dataclasses.replace(data, runs=data.runs | {key: made})
 
 
 def starts_of(data: StudyData, geometry: Geometry = FREE) -> np.ndarray:
-    return np.asarray(data.to_level[geometry.name, BETA].starts)
+    return np.asarray(data.runs[geometry.name, BETA].to_level.starts)
 
 
 def elsewhere(potential: Callable[[Array], Array]) -> Geometry:
@@ -134,7 +147,7 @@ def little_moved_at_the_upper_right(data: StudyData) -> StudyData:
 
 
 def not_arrived(data: StudyData) -> StudyData:
-    nothing = np.full_like(data.to_level["ratio_plane", BETA].outcome, Outcome.time_limit)
+    nothing = np.full_like(data.runs["ratio_plane", BETA].to_level.outcome, Outcome.time_limit)
     return altered(data, FREE, outcome=nothing, time=full(data, np.nan))
 
 
@@ -242,8 +255,8 @@ def test_a_verdict_turns_over_in_a_world_where_the_opposite_is_true(
     data: StudyData, case: str
 ) -> None:
     function, here, there, world = TURNED[case]
-    assert function(look(data, FREE)).verdict == here
-    assert function(look(*world(data))).verdict == there
+    assert function(observe(data, FREE)).verdict == here
+    assert function(observe(*world(data))).verdict == there
 
 
 def test_every_measured_claim_has_a_world_in_which_its_verdict_is_another(
@@ -268,11 +281,13 @@ def test_every_measured_claim_has_a_world_in_which_its_verdict_is_another(
     ],
 )
 def test_a_region_without_starts_makes_its_claim_not_applicable(
-    data: StudyData, function: Callable[[Sight], Verdict]
+    data: StudyData, function: Callable[[Observables], Verdict]
 ) -> None:
-    nowhere = np.full_like(data.to_level["ratio_plane", BETA].outcome, Outcome.started_past_target)
-    assert function(look(data, FREE)).verdict != "not_applicable"
-    empty = look(altered(data, FREE, outcome=nowhere), FREE)
+    nowhere = np.full_like(
+        data.runs["ratio_plane", BETA].to_level.outcome, Outcome.started_past_target
+    )
+    assert function(observe(data, FREE)).verdict != "not_applicable"
+    empty = observe(altered(data, FREE, outcome=nowhere), FREE)
     assert function(empty).verdict == "not_applicable"
     assert not function(empty).deciding
 
@@ -439,9 +454,9 @@ def test_the_lower_left_is_halved_by_the_diagonal(data: StudyData, evidence: dic
 
 
 def test_starts_that_had_met_the_target_are_left_out(data: StudyData) -> None:
-    outcome = data.to_level["ratio_plane", BETA].outcome.copy()
+    outcome = data.runs["ratio_plane", BETA].to_level.outcome.copy()
     outcome[:7] = Outcome.started_past_target
-    seen = look(altered(data, FREE, outcome=outcome), FREE)
+    seen = observe(altered(data, FREE, outcome=outcome), FREE)
     assert seen.count == CELLS**2 - 7
     np.testing.assert_array_equal(seen.start, starts_of(data)[7:])
 
@@ -469,7 +484,7 @@ def test_arrivals_with_one_pair_are_those_of_the_margin_law(
 ) -> None:
     geometry = TABLE if ratio is None else COUPLED[ratio]
     kernel = np.eye(2) if ratio is None else np.array([[1, ratio], [ratio, 1.5]])
-    runs = data.to_level[geometry.name, BETA]
+    runs = data.runs[geometry.name, BETA].to_level
     margin = np.log(geometry.ratios(runs.starts)) @ [1.0, -1.0]
     expected = exact.kernel_time(margin, exact.dpo_margin_at(LEVEL, BETA), BETA, kernel)
     np.testing.assert_allclose(runs.time, expected, rtol=1e-4)
@@ -477,7 +492,7 @@ def test_arrivals_with_one_pair_are_those_of_the_margin_law(
 
 def probabilities(geometry: Geometry, data: StudyData) -> np.ndarray:
     """Probabilities of the four responses at the starts, by arithmetic of our own."""
-    logits = np.asarray(data.to_level[geometry.name, BETA].starts)
+    logits = np.asarray(data.runs[geometry.name, BETA].to_level.starts)
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
 
@@ -526,7 +541,7 @@ def test_three_pairs_lower_the_first_chosen_where_the_sum_of_their_pushes_does(
 def test_the_feature_model_lowers_the_chosen_where_its_kernel_says_so(
     data: StudyData, evidence: dict
 ) -> None:
-    starts = data.to_level[FEATURES.name, BETA].starts
+    starts = data.runs[FEATURES.name, BETA].to_level.starts
     readout, features = starts["readout"], starts["features"]
     logits = np.einsum("nij,nj->ni", readout, features)
     values = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)

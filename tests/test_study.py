@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 import scipy.integrate
@@ -17,11 +19,12 @@ from typer.testing import CliRunner
 
 from flowlab import exact, logs, study
 from flowlab.cli import app
-from flowlab.study import Claim, Verdict, figures, report, words
+from flowlab.study import Claim, Verdict, conclusions, figures, page, report
 from flowlab.study.claims import HOLDS_FROM, likeness, to_json
-from flowlab.study.claims.verdicts import judged
+from flowlab.study.claims.verdicts import verdict_from
 from flowlab.study.data import Dip, ResponseLine
 
+FALLS = "share_of_starts_where_the_chosen_falls_at_the_start"
 LOG = Path(__file__).parent / "data" / "dpo_beta0.1_similar_sft300.json"
 
 
@@ -47,6 +50,11 @@ def result(tmp_path_factory):
         )
 
 
+def report_of(result):
+    """The report, with one space for any white space."""
+    return " ".join((result.folder / "report.html").read_text(encoding="utf-8").split())
+
+
 def test_the_folder_holds_what_was_promised(result):
     names = {path.name for path in result.folder.iterdir()}
     assert names == {"report.html", "claims.json", "figures", "sweep.zarr"}
@@ -57,14 +65,14 @@ def test_the_folder_holds_what_was_promised(result):
 
 
 def test_the_report_needs_nothing_but_itself(result):
-    page = (result.folder / "report.html").read_text(encoding="utf-8")
-    sources = re.findall(r"(?:src|href)='([^']*)'", page)
+    text = report_of(result)
+    sources = re.findall(r"(?:src|href)='([^']*)'", text)
     assert sources
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
-    assert page.count("<figure") == 10
+    assert text.count("<figure") == 10
     for claim in result.claims:
-        assert f"id='{claim.id}'" in page
-    assert "only the path can be compared" in page
+        assert f"id='{claim.id}'" in text
+    assert "only the path can be compared" in text
 
 
 def test_the_claims_file_has_the_promised_shape(result):
@@ -80,22 +88,22 @@ def test_the_claims_file_has_the_promised_shape(result):
 
 
 def test_the_report_has_a_cell_for_every_claim_in_every_geometry(result):
-    page = (result.folder / "report.html").read_text(encoding="utf-8")
-    table = page[page.index("class='verdicts'") : page.index("id='coordinates'")]
-    rows = re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    text = report_of(result)
+    table = text[text.index("class='verdicts'") : text.index("id='coordinates'")]
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
     assert len(rows) == 19
     assert all(row.count("<td class='verdict") == 11 for row in rows[1:])
     assert rows[0].count("<th class='upright' title=") == 11
     free = result.claims[2].verdicts["ratio_plane"]
-    assert f"<small>{words.shares(free)}</small>" in rows[3]
+    shares = " / ".join(map(page.share, free.deciding.values()))
+    assert f"<small>{shares}</small>" in rows[3]
     falls = re.findall(r"<td class='verdict'>([^<]*)</td>", rows[-1])
     assert falls[:5] == ["0"] * 5
     assert falls[6:10] == ["0", "0", "0", "1"]
 
 
 def test_every_figure_is_drawn_with_a_caption(result):
-    page = (result.folder / "report.html").read_text(encoding="utf-8")
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page, re.DOTALL)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", report_of(result))
     assert len(captions) == 10
     for caption in captions:
         assert "nan" not in caption
@@ -104,9 +112,9 @@ def test_every_figure_is_drawn_with_a_caption(result):
         start = path.read_bytes()[:2000]
         assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<svg" in start
         assert path.stat().st_size < 1_000_000
-    named = [name for name, _ in figures._sheets(replace(result.data, log=None))]
-    assert "training_run" not in named
-    assert len(named) == 9
+    makers = figures._makers(replace(result.data, log=None))
+    assert figures._training_run not in makers
+    assert len(makers) == 9
 
 
 def test_the_store_opens_with_xarray_and_holds_the_right_times(result):
@@ -179,11 +187,19 @@ def claim(name, statement, shares, beside=None):
 
 
 def sections(claims, line=STEADY, edits=()):
-    """The page's text under each heading, without marks."""
-    whole = "".join(words.conclusions(claims, line, edits))
+    """The text under each heading of the conclusions, without marks."""
+    values = conclusions.conclusions(claims, line, edits)
+    whole = page.rendered("conclusions.html", **values)
     parts = re.split(r"<h[23][^>]*>(.*?)</h[23]>", whole)[1:]
-    plain = [re.sub(r"<[^>]+>", "", part) for part in parts]
+    plain = [" ".join(re.sub(r"<[^>]+>", "", part).split()) for part in parts]
     return dict(zip(plain[::2], plain[1::2], strict=True))
+
+
+def cells(claims):
+    """The cells of the table of verdicts, claim by claim."""
+    text = page.rendered("verdicts.html", **conclusions.conclusions(claims, STEADY, ()))
+    rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
+    return [row.split("<td class='verdict")[1:] for row in rows[1:-1]]
 
 
 def under(found, start):
@@ -209,21 +225,22 @@ def test_the_page_in_words_follows_the_verdicts():
     assert "C4 Here." in here
     assert "C5" not in here
     assert "(0.97–1)" in here
-    assert "fails on the log-ratio plane (0.02). Turns with the coordinates." in here
-    assert "in part on the ratio plane in the box (0.50). Turns with walls." in here
-    assert "Outside of the ratio planes C4 holds nowhere." in here
-    assert "C6" not in here.split("Outside of")[1]
-    assert "holds on the log-ratio plane (1)" in under(found, "It depends: not")
-    slips = under(found, "Where the paper slips")
-    assert "C2 false on the free ratio plane: starts where it is so: 0." in slips
-    assert "C5 true in part on the free ratio plane: starts where it is so: 0.30." in slips
-    assert "C1" not in slips
-    assert "C4" not in slips
-    assert "C6 true in part on the ratio plane in the box" in slips
+    assert "Fails on the log-ratio plane (0.02). The verdict changes with the coordinates." in here
+    assert "In part on the ratio plane in the box (0.50). The verdict changes with walls." in here
+    assert "Outside the ratio planes C4 holds nowhere." in here
+    assert "C6" not in here.split("Outside the")[1]
+    assert "Holds on the log-ratio plane (1)." in under(found, "It depends: not, or")
+    errors = under(found, "Where the paper errs")
+    assert "C2 is false on the free ratio plane: starts where it is so (0)." in errors
+    assert "C5 is true in part on the free ratio plane: starts where it is so (0.30)." in errors
+    assert "C1" not in errors
+    assert "C4" not in errors
+    assert "C6 is true in part on the ratio plane in the box" in errors
     counts = found["What is about DPO, and what about its coordinates"]
     assert (
-        "hold everywhere 1; fail everywhere 1; are true in part everywhere 1; turn 3, of which "
-        "with the coordinates 2." in counts
+        "Of 6 statements, 1 holds everywhere, 1 fails everywhere and 1 is true in part everywhere. "
+        "The verdict on 3 statements changes between geometries, and with the coordinates on 2 of "
+        "them." in counts
     )
 
 
@@ -233,20 +250,20 @@ def test_the_page_in_words_turns_with_the_verdicts():
     after = sections([claim("C9", "It.", {**planes, "log_ratio_plane": 0.5})])
     assert "C9" in under(before, "True of DPO")
     assert under(after, "True of DPO") == "None."
-    assert "in part on the log-ratio plane (0.50)" in under(after, "It depends: true")
+    assert "In part on the log-ratio plane (0.50)" in under(after, "It depends: true")
 
 
 def test_a_statement_whose_parts_change_places_turns_though_its_verdict_does_not():
     def of_two_parts(first, second):
-        return judged({"one": first, "other": second}, ["one", "other"])
+        return verdict_from({"one": first, "other": second}, ["one", "other"])
 
     alike = {"ratio_plane": of_two_parts(1.0, 0.0), "log_ratio_plane": of_two_parts(0.99, 0.01)}
     swapped = {"ratio_plane": of_two_parts(1.0, 0.0), "log_ratio_plane": of_two_parts(0.0, 1.0)}
     assert {v.verdict for v in (*alike.values(), *swapped.values())} == {"holds_in_part"}
     found = sections([Claim("C4", "It.", "", "", alike), Claim("C8", "So.", "", "", swapped)])
     assert under(found, "True in part, in every").startswith("C4 It.")
-    assert "C8 So." in under(found, "It depends: not")
-    assert "Turns with the coordinates." in under(found, "It depends: not")
+    assert "C8 So." in under(found, "It depends: not, or")
+    assert "The verdict changes with the coordinates." in under(found, "It depends: not, or")
 
 
 @pytest.mark.parametrize(
@@ -261,33 +278,35 @@ def test_what_a_statement_turns_with_is_what_differs_between_the_geometries(caus
         "tabular_softmax_pairs": "other pairs",
         "feature_model": "trained features",
     }
-    assert f"Turns with {told[cause]}." in found
+    assert f"The verdict changes with {told[cause]}." in found
 
 
 def test_what_holds_because_the_chosen_falls_is_told_as_such():
     shares = {"ratio_plane": 0.0, "coupled_1.1": 1.0}
-    beside = {"ratio_plane": {words.FALLS: 0.0}, "coupled_1.1": {words.FALLS: 0.9}}
-    found = under(sections([claim("C3", "It.", shares, beside)]), "It depends: not")
+    beside = {"ratio_plane": {FALLS: 0.0}, "coupled_1.1": {FALLS: 0.9}}
+    found = under(sections([claim("C3", "It.", shares, beside)]), "It depends: not, or")
     assert "On the coupled kernel 1.1 the chosen response falls at more than half" in found
-    assert "where C3 holds there" in found
-    calm = under(sections([claim("C3", "It.", shares)]), "It depends: not")
-    assert "falls" not in calm.replace("fails", "")
+    assert "That C3 holds there says little" in found
+    calm = under(sections([claim("C3", "It.", shares)]), "It depends: not, or")
+    assert "falls" not in calm
 
 
 def test_a_share_beside_where_the_verdict_turns_is_marked():
     for value, close in ((0.952, True), (0.94, False), (0.046, True), (0.5, False), (1.0, False)):
-        verdict = judged({"one": 1.0, "other": value}, ["one", "other"])
+        verdict = verdict_from({"one": 1.0, "other": value}, ["one", "other"])
         assert verdict.close is close
         assert (
             to_json([Claim("C0", "", "", "", {"here": verdict})])[0]["verdicts"]["here"]["close"]
             is close
         )
-        assert (" ≈<small>" in report._verdict_cell(verdict)) is close
+        everywhere = {geometry.name: verdict for geometry in study.GEOMETRIES}
+        ((cell, *_),) = cells([Claim("C0", "", "", "", everywhere)])
+        assert (" ≈<small>" in cell) is close
 
 
 def test_the_page_says_that_the_chosen_falls_only_where_it_did():
     def told(shares, agrees, line, edits=()):
-        keys = (words.FALLS, "share_of_starts_where_it_falls_just_where_k_wl_exceeds_k_ww")
+        keys = (FALLS, "share_of_starts_where_it_falls_just_where_k_wl_exceeds_k_ww")
         beside = {
             name: {**dict(zip(keys, (share, agrees[name]), strict=True)), largest: 0.47}
             for name, share in shares.items()
@@ -300,20 +319,20 @@ def test_the_page_says_that_the_chosen_falls_only_where_it_did():
     right = dict.fromkeys(names, 1.0)
     calm = told(dict.fromkeys(names, 0.0), right, STEADY)
     assert "On the paper’s plane the question does not come up" in calm
-    assert "at every start on" not in calm.split("For one pair there is a rule")[0]
-    assert "it says the same of all starts, and rightly" in calm
+    assert "falls is 0 on the free ratio plane, the softmax with three pairs and the" in calm
+    assert "it says the same of all starts, and is right" in calm
     assert "the rule is right at every one" not in calm
     assert "it does not fall" in calm
     assert "all the same" not in calm
     some = {"ratio_plane": 0.5, "tabular_softmax_pairs": 0.98, "feature_model": 1.0}
     wild = told(some, {**right, "tabular_softmax_pairs": 0.02}, DIPPING, [(1, 1.2), (12, 0.1)])
     assert "does not come up" not in wild
-    assert "at 0.50 of the starts on the free ratio plane" in wild
-    assert "at every start on the feature model" in wild
-    assert "On the free ratio plane, where the chosen falls at some starts and not at" in wild
-    assert "at most 0.47, and the chosen falls at 0.98 of the starts all the same" in wild
+    assert "falls is 0.50 on the free ratio plane; 0.98 on the softmax with three pairs" in wild
+    assert "pairs; 1 on the feature model." in wild
+    assert "On the free ratio plane, where the chosen response falls at some starts and not" in wild
+    assert "at most 0.47, and the chosen response falls at 0.98 of the starts all the same" in wild
     assert "falls by 0.69 nats until t = 1.0" in wild
-    assert "probability of 0.70; at t = 1.5 it is back" in wild
+    assert "probability of 0.70. At t = 1.5 the chosen response is back" in wild
     assert "does not make it fall" not in wild
     assert "k_wl/k_ww = 1.20" in wild
     assert "does not make it fall" in told(some, right, DIPPING, [(1, 0.9), (12, 0.0)])
@@ -323,7 +342,7 @@ def test_the_page_says_that_the_chosen_falls_only_where_it_did():
     ("value", "text"), [(0, "0"), (1, "1"), (0.9999, ">0.99"), (1e-9, "<0.01"), (0.5, "0.50")]
 )
 def test_a_share_is_written_as_whole_only_where_it_is(value, text):
-    assert words.number(value) == text
+    assert page.share(value) == text
 
 
 @pytest.mark.parametrize(
@@ -337,25 +356,55 @@ def test_a_share_is_written_as_whole_only_where_it_is(value, text):
     ],
 )
 def test_a_range_of_shares_is_written_no_longer_than_it_needs(ends, text):
-    assert words._from_to(*ends) == text
+    assert conclusions._from_to(*ends) == text
+
+
+def test_a_caption_says_only_what_happened(tmp_path):
+    png = tmp_path / "none.png"
+    png.write_bytes(b"")
+    drawn = figures.Drawn("any", png, png)
+    captions: Any = page._environment().get_template("captions.html").module
+    steady = captions.feature_model(drawn, line=STEADY, low=0.2)
+    assert "that does not fall</h3>" in steady
+    assert "falls from" not in steady
+    assert "that falls and recovers</h3>" in captions.feature_model(drawn, line=DIPPING, low=0.2)
+    lost = replace(DIPPING, dip=DIPPING.dip._replace(recovery=np.nan))
+    fallen = captions.feature_model(drawn, line=lost, low=0.2)
+    assert "that falls</h3>" in fallen
+    assert "does not come back" in fallen
+    values = dict(beta=0.1, level=0.1, count=3, drift=1e-7)
+    far = captions.flow_lines(drawn, **values, furthest=1.2, left=1e-3)
+    assert "ends at x1 = 1.20" in " ".join(far.split())
+    assert "beside the horizontal axis" in far
+    near = captions.flow_lines(drawn, **values, furthest=0.9, left=0.3)
+    assert "unit square" not in near
+    assert "beside the horizontal axis" not in near
+
+
+def test_a_page_escapes_text_and_misses_no_value():
+    made = [claim("C1", "a < b", {"ratio_plane": 1.0})]
+    values = conclusions.conclusions(made, STEADY, ())
+    assert "a &lt; b" in page.rendered("conclusions.html", **values)
+    del values["varying"]
+    with pytest.raises(jinja2.UndefinedError, match="varying"):
+        page.rendered("conclusions.html", **values)
 
 
 def test_a_claim_of_which_the_free_plane_knows_nothing_is_listed_apart():
     known = claim("C10", "It.", {"tabular_softmax": 0.5, "coupled_0.9": 1.0})
     silent = Verdict("not_applicable", {"a": 0.0}, {"quantity": "a"})
     found = sections([replace(known, verdicts={"ratio_plane": silent, **known.verdicts})])
-    assert "C10" not in under(found, "It depends: not")
-    told = under(found, "It depends: the paper’s free plane")
-    assert "Turns only between geometries that differ in more than one thing." in told
-    assert "Nothing to judge on the free ratio plane." in told
+    assert "C10" not in under(found, "It depends: not, or")
+    told = under(found, "It depends: not applicable")
+    assert "changes only between geometries that differ in more than one respect." in told
+    assert "Not applicable on the free ratio plane." in told
 
 
 def test_only_the_claims_of_a_slow_rise_are_marked_where_the_chosen_falls():
     names = [geometry.name for geometry in study.GEOMETRIES]
-    beside = {"coupled_1.1": {words.FALLS: 0.9}, "feature_model": {words.FALLS: 0.4}}
+    beside = {"coupled_1.1": {FALLS: 0.9}, "feature_model": {FALLS: 0.4}}
     made = [claim(name, "", dict.fromkeys(names, 1.0), beside) for name in ("C2", "C3", "C12")]
-    rows = re.findall(r"<tr>(.*?)</tr>", report._claim_table(made), re.DOTALL)
-    marked = [[" †" in cell for cell in row.split("<td class='verdict")[1:]] for row in rows[1:4]]
+    marked = [[" †" in cell for cell in row] for row in cells(made)]
     assert marked == [[False] * 11, *[[name == "coupled_1.1" for name in names]] * 2]
 
 
@@ -375,7 +424,7 @@ def test_only_the_claims_of_a_slow_rise_are_marked_where_the_chosen_falls():
 )
 def test_shares_become_a_verdict_by_one_rule(shares: tuple[float, ...], verdict: str) -> None:
     numbers = {f"part_{i}": value for i, value in enumerate(shares)}
-    found = judged({**numbers, "beside": 0.5}, list(numbers))
+    found = verdict_from({**numbers, "beside": 0.5}, list(numbers))
     assert found.verdict == verdict
     assert found.threshold["quantity"] == ", ".join(numbers)
     assert found.threshold["value"] == HOLDS_FROM

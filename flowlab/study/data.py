@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -33,6 +33,7 @@ __all__ = [
     "GEOMETRIES",
     "LEVEL",
     "SLOW_SHARE",
+    "ClaimRuns",
     "Dip",
     "Geometry",
     "ResponseLine",
@@ -40,15 +41,13 @@ __all__ = [
     "StudyData",
     "alike",
     "collect",
-    "line_measures",
     "ratios_at",
-    "speeds",
+    "run_to_level",
+    "wide",
 ]
 
 LEVEL = 0.1  # the loss at which a start counts as having learnt its pair
 SLOW_SHARE = 0.5  # slow: below this part of the median speed over the starts
-
-
 _MOMENTS = 240  # points of the feature model's flow line
 _HORIZON = 2.0  # where that line ends, in median arrivals of the other starts
 
@@ -62,18 +61,18 @@ class Geometry:
         title: Words for people.
         short: The same for the head of a narrow column.
         policy: The policy; where it has several pairs, the claims are about the first.
-        placed: The policy whose way back from log-ratios gives the starts; None for the same.
+        way_back: States at log-ratios of the first pair, shape (n, 2), as a compiled function.
     """
 
     name: str
     title: str
     short: str
     policy: AbstractPolicy
-    placed: AbstractPolicy | None = None
+    way_back: Callable[[Float[Array, "n 2"]], PyTree[Array]]
 
     @property
     def in_ratios(self) -> bool:
-        """Whether a state is (x1, x2)."""
+        """True where a state is (x1, x2)."""
         return isinstance(self.policy, RatioPlane)
 
     def flow(self, beta: float) -> PreferenceFlow:
@@ -86,28 +85,25 @@ class Geometry:
         NaN where the two responses leave no probability to the others.
         """
         with jax.enable_x64(True):
-            found = self._way_back(jnp.log(jnp.asarray(ratios, float)))
+            found = self.way_back(jnp.log(jnp.asarray(ratios, float)))
             return jax.tree.map(np.asarray, found)
-
-    @cached_property
-    def _way_back(self) -> Callable[[Float[Array, "n 2"]], PyTree[Array]]:
-        # The policy is closed over, since ways back may look at the numbers that it holds.
-        return jax.jit(jax.vmap((self.placed or self.policy).state_at))
 
     def ratios(self, states: PyTree[Float[np.ndarray, "n ..."]]) -> Float[np.ndarray, "n 2"]:
         """Probability ratios (x1, x2) of the first pair at states, in float64."""
         with jax.enable_x64(True):
-            return np.asarray(_ratios(self.policy, _wide(states)))
+            return np.asarray(_ratios(self.policy, wide(states)))
 
     def coordinates(self, states: PyTree[Float[np.ndarray, "n ..."]]) -> Float[np.ndarray, "n d"]:
         """All components of states side by side."""
         leaves = [np.asarray(leaf, float) for leaf in jax.tree.leaves(states)]
         return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
-    def admits(self, ratios: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-        """Which ratios lie inside the walls and leave probability to the other responses."""
+    def starts(self, ratios: Float[np.ndarray, "n 2"]) -> PyTree[Float[np.ndarray, "m ..."]]:
+        """States of the ratios inside the walls that leave probability to the other responses."""
+        states = self.states(ratios)
         with jax.enable_x64(True):
-            return np.asarray(_inside(self.policy, _wide(self.states(ratios))))
+            inside = np.asarray(_inside(self.policy, wide(states)))
+        return jax.tree.map(lambda leaf: leaf[inside], states)
 
 
 def ratios_at(policy: AbstractPolicy, state: PyTree[Array]) -> Float[Array, "*p 2"]:
@@ -131,8 +127,23 @@ def _speeds(flow: AbstractFlow, states: PyTree[Array]) -> Float[Array, " n"]:
     return jax.vmap(flow.speed)(states)
 
 
-def _wide(states: PyTree[np.ndarray]) -> PyTree[Array]:
+def wide(states: PyTree[np.ndarray]) -> PyTree[Array]:
+    """States in float64, to be called where JAX has it."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), states)
+
+
+def _way_back(policy: AbstractPolicy) -> Callable[[Float[Array, "n 2"]], PyTree[Array]]:
+    # The policy is closed over, since ways back may look at the numbers that it holds.
+    return jax.jit(jax.vmap(policy.state_at))
+
+
+_RESPONSES = [0.1, 0.05, 0.8, 0.05]
+_ONE_PAIR = TabularSoftmax(_RESPONSES)
+_FEATURE_MODEL = FeatureModel([[1, 0.5], [1, -0.5], [0, 3]], [0.3, 0])
+# Geometries whose states are of one kind share the way back, which is compiled once.
+_TO_RATIOS, _TO_LOG_RATIOS, _TO_LOGITS, _TO_FEATURES = map(
+    _way_back, (RatioPlane(), LogRatioPlane(), _ONE_PAIR, _FEATURE_MODEL)
+)
 
 
 def _coupled(ratio: float) -> Geometry:
@@ -140,34 +151,32 @@ def _coupled(ratio: float) -> Geometry:
     with jax.enable_x64(True):
         kernel = np.asarray(CoupledKernel(ratio)(jnp.zeros(2)))
     name, title = f"coupled_{ratio:g}", f"coupled kernel {ratio:g}"
-    return Geometry(name, title, f"kernel {ratio:g}", LogRatioPlane(kernel))
+    return Geometry(name, title, f"kernel {ratio:g}", LogRatioPlane(kernel), _TO_LOG_RATIOS)
 
-
-_RESPONSES = [0.1, 0.05, 0.8, 0.05]
-_ONE_PAIR = TabularSoftmax(_RESPONSES)
 
 GEOMETRIES: tuple[Geometry, ...] = (
-    Geometry("ratio_plane", "free ratio plane", "ratio", RatioPlane(Quadrant())),
-    Geometry("box", "ratio plane in the box", "box", RatioPlane(Box(1, 1), wall="slide")),
+    Geometry("ratio_plane", "free ratio plane", "ratio", RatioPlane(Quadrant()), _TO_RATIOS),
     Geometry(
-        "simplex", "ratio plane in the simplex", "simplex", RatioPlane(Simplex(), wall="slide")
+        "box", "ratio plane in the box", "box", RatioPlane(Box(1, 1), wall="slide"), _TO_RATIOS
     ),
-    Geometry("log_ratio_plane", "log-ratio plane", "log-ratio", LogRatioPlane()),
-    Geometry("tabular_softmax", "softmax with one pair", "softmax", _ONE_PAIR),
+    Geometry(
+        "simplex",
+        "ratio plane in the simplex",
+        "simplex",
+        RatioPlane(Simplex(), wall="slide"),
+        _TO_RATIOS,
+    ),
+    Geometry("log_ratio_plane", "log-ratio plane", "log-ratio", LogRatioPlane(), _TO_LOG_RATIOS),
+    Geometry("tabular_softmax", "softmax with one pair", "softmax", _ONE_PAIR, _TO_LOGITS),
     Geometry(
         "tabular_softmax_pairs",
         "softmax with three pairs",
         "softmax, 3 pairs",
         TabularSoftmax(_RESPONSES, [(0, 1), (2, 3), (2, 1)]),
-        _ONE_PAIR,
+        _TO_LOGITS,
     ),
     *(_coupled(ratio) for ratio in (0.0, 0.5, 0.9, 1.1)),
-    Geometry(
-        "feature_model",
-        "feature model",
-        "features",
-        FeatureModel([[1, 0.5], [1, -0.5], [0, 3]], [0.3, 0]),
-    ),
+    Geometry("feature_model", "feature model", "features", _FEATURE_MODEL, _TO_FEATURES),
 )
 
 _FREE, _FEATURES = GEOMETRIES[0], GEOMETRIES[-1]
@@ -175,7 +184,7 @@ _FREE, _FEATURES = GEOMETRIES[0], GEOMETRIES[-1]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the study runs.
+    """Settings of the study.
 
     Attributes:
         betas: Values of β.
@@ -195,7 +204,7 @@ class Settings:
 
 
 class Dip(NamedTuple):
-    """How far the chosen response falls below where a line begins.
+    """Fall of the chosen response below the beginning of a line, and its recovery.
 
     Attributes:
         depth: Deepest fall of its log-probability, nats; 0 where it does not fall.
@@ -230,6 +239,25 @@ class ResponseLine:
 
 
 @dataclass(frozen=True)
+class ClaimRuns:
+    """Runs for the claims in one geometry at one β.
+
+    Attributes:
+        slow: The speed below which a state counts as slow.
+        to_level: Runs to `LEVEL` from the claim grid.
+        common_time: The median arrival at `LEVEL`.
+        at_time: Runs to that flow time from the same starts.
+        instruments: What the instruments found.
+    """
+
+    slow: float
+    to_level: Runs
+    common_time: float
+    at_time: Runs
+    instruments: Instruments
+
+
+@dataclass(frozen=True)
 class StudyData:
     """Everything that was run; figures, claims and report read it.
 
@@ -237,11 +265,7 @@ class StudyData:
         settings: What was asked for.
         maps: By β: runs to `LEVEL` from all cells of (0, 1)² on the free ratio plane.
         map_starts: Their starts, shape (cells², 2); reshape to (cells, cells, 2), 'ij'.
-        to_level: By (geometry name, β): runs to `LEVEL` from the claim grid.
-        at_time: By (geometry name, β): runs to a common flow time from the same starts.
-        common_time: By (geometry name, β): that time, the median arrival at `LEVEL`.
-        slow: By (geometry name, β): the speed below which a point counts as slow.
-        instruments: By (geometry name, β): what the instruments say.
+        runs: By (geometry name, β): what was run for the claims.
         line: A flow line of the feature model, at the first β.
         log: A training log, if there is one.
     """
@@ -249,11 +273,7 @@ class StudyData:
     settings: Settings
     maps: dict[float, Runs]
     map_starts: Float[np.ndarray, "n 2"]
-    to_level: dict[tuple[str, float], Runs]
-    at_time: dict[tuple[str, float], Runs]
-    common_time: dict[tuple[str, float], float]
-    slow: dict[tuple[str, float], float]
-    instruments: dict[tuple[str, float], Instruments]
+    runs: dict[tuple[str, float], ClaimRuns]
     line: ResponseLine
     log: TrainingLog | None
 
@@ -262,7 +282,7 @@ def alike(geometries: tuple[Geometry, ...] = GEOMETRIES) -> list[list[Geometry]]
     """The geometries, those together whose programs are the same and so are compiled once."""
 
     def structure(geometry: Geometry) -> Any:
-        return jax.tree.structure((geometry.policy, geometry.placed))
+        return jax.tree.structure(geometry.policy)
 
     first = {structure(geometry): place for place, geometry in reversed([*enumerate(geometries)])}
     ordered = sorted(geometries, key=lambda geometry: first[structure(geometry)])
@@ -275,102 +295,107 @@ def collect(settings: Settings, log: TrainingLog | None, progress: bool | None) 
     Two geometries are worked on at a time: while one compiles, the other runs.
     """
     cells = starts.grid(settings.map_cells).astype(settings.dtype)
-
+    runs: dict[tuple[str, float], ClaimRuns] = {}
     beside: dict[str, Any] = {}  # what belongs to one geometry alone
 
-    def work(group: list[Geometry]) -> list[tuple[dict[Any, Any], ...]]:
-        parts = [_claim_runs(geometry, settings) for geometry in group]
+    def work(group: list[Geometry]) -> None:
+        for geometry in group:
+            runs.update(_claim_runs(geometry, settings))
         if group[0] is _FREE:
             beside["maps"] = _maps(settings, cells, progress)
         if group[0] is _FEATURES:
-            arrival = parts[0][2][_FEATURES.name, settings.betas[0]]
+            arrival = runs[_FEATURES.name, settings.betas[0]].common_time
             beside["line"] = _response_line(settings, arrival)
-        return parts
 
     with ThreadPoolExecutor(2) as pool:
-        parts = [part for group in pool.map(work, alike()) for part in group]
-    merged = [{k: v for part in parts for k, v in part[i].items()} for i in range(5)]
-    to_level, at_time, common, slow, seen = merged
-    return StudyData(
-        settings=settings,
-        maps=beside["maps"],
-        map_starts=cells,
-        to_level=to_level,
-        at_time=at_time,
-        common_time=common,
-        slow=slow,
-        instruments=seen,
-        line=beside["line"],
-        log=log,
+        list(pool.map(work, alike()))  # raises what one of them raised
+    return StudyData(settings, map_starts=cells, runs=runs, log=log, **beside)
+
+
+def run_to_level(
+    settings: Settings,
+    geometry: Geometry,
+    beta: float,
+    states: PyTree[Float[np.ndarray, "n ..."]],
+    *,
+    slow: float,
+    level: float = LEVEL,
+    audit: float = 0.0,
+    progress: bool | None = False,
+) -> Runs:
+    """Runs of a geometry to a level of the loss, with everything that is measured on the way.
+
+    All values of β, `slow` and the level share one compiled program. What only figures show is
+    measured on the ratio planes alone.
+
+    Args:
+        settings: What the study runs.
+        geometry: The geometry.
+        beta: β.
+        states: The starts.
+        slow: The speed below which a state counts as slow.
+        level: The loss at which a line ends.
+        audit: Fraction of the starts to solve again.
+        progress: Whether to show a progress bar; None where there is a terminal.
+    """
+    measured = [measures.dwell(slow), measures.slowest(), measures.rate_ratio("x")]
+    if geometry.in_ratios:
+        measured += [measures.path_length(), measures.change("x"), measures.change("u")]
+    return sweep(
+        geometry.flow(beta),
+        states,
+        until=until.loss_below(level),
+        measures=measured,
+        rtol=settings.rtol,
+        optimise=not settings.quick,
+        audit=audit,
+        progress=progress,
     )
 
 
-def speeds(
-    flow: AbstractFlow, states: PyTree[Float[np.ndarray, "n ..."]]
-) -> Float[np.ndarray, " n"]:
-    """Free speed at states, Euclidean in their coordinates, in float64."""
+def _slow(geometry: Geometry, beta: float, states: PyTree[np.ndarray]) -> float:
+    """The speed below which a state counts as slow, from the free field at the starts."""
     with jax.enable_x64(True):
-        return np.asarray(_speeds(flow, _wide(states)))
-
-
-def line_measures(geometry: Geometry, slow: float) -> tuple[measures.Measure, ...]:
-    """What is measured along every line of a geometry, slow being a speed.
-
-    What only figures show is measured on the ratio planes alone.
-    """
-    always = (measures.dwell(slow), measures.slowest(), measures.rate_ratio("x"))
-    if not geometry.in_ratios:
-        return always
-    return (*always, measures.path_length(), measures.change("x"), measures.change("u"))
+        return SLOW_SHARE * float(np.median(_speeds(geometry.flow(beta), wide(states))))
 
 
 def _maps(settings: Settings, cells: np.ndarray, progress: bool | None) -> dict[float, Runs]:
-    found = {}
-    for beta in settings.betas:
-        flow = _FREE.flow(beta)
-        slow = SLOW_SHARE * float(np.median(speeds(flow, cells)))
-        found[beta] = sweep(
-            flow,
+    audit = 0.0 if settings.quick else 0.001
+    return {
+        beta: run_to_level(
+            settings,
+            _FREE,
+            beta,
             cells,
-            until=until.loss_below(LEVEL),
-            measures=line_measures(_FREE, slow),
-            rtol=settings.rtol,
-            optimise=not settings.quick,
-            audit=0 if settings.quick else 0.001,
+            slow=_slow(_FREE, beta, cells),
+            audit=audit,
             progress=progress,
         )
-    return found
+        for beta in settings.betas
+    }
 
 
-def _claim_runs(geometry: Geometry, settings: Settings) -> tuple[dict[Any, Any], ...]:
-    ratios = starts.grid(settings.claim_cells)
+def _claim_runs(geometry: Geometry, settings: Settings) -> dict[tuple[str, float], ClaimRuns]:
     states = jax.tree.map(
-        lambda leaf: leaf.astype(settings.dtype), geometry.states(ratios[geometry.admits(ratios)])
+        lambda leaf: leaf.astype(settings.dtype),
+        geometry.starts(starts.grid(settings.claim_cells)),
     )
-    to_level, at_time, common, slow, seen = {}, {}, {}, {}, {}
+    found = {}
     for beta in settings.betas:
-        key, flow = (geometry.name, beta), geometry.flow(beta)
-        slow[key] = SLOW_SHARE * float(np.median(speeds(flow, states)))
-        to_level[key] = sweep(
+        flow, slow = geometry.flow(beta), _slow(geometry, beta, states)
+        to_level = run_to_level(settings, geometry, beta, states, slow=slow)
+        common_time = float(np.nanmedian(to_level.time))
+        at_time = sweep(
             flow,
             states,
-            until=until.loss_below(LEVEL),
-            measures=line_measures(geometry, slow[key]),
+            until=until.time(common_time),
             rtol=settings.rtol,
             optimise=not settings.quick,
             progress=False,
         )
-        common[key] = float(np.nanmedian(to_level[key].time))
-        at_time[key] = sweep(
-            flow,
-            states,
-            until=until.time(common[key]),
-            rtol=settings.rtol,
-            optimise=not settings.quick,
-            progress=False,
-        )
-        seen[key] = instruments(flow, states, slow=slow[key], level=LEVEL, paper=geometry is _FREE)
-    return to_level, at_time, common, slow, seen
+        seen = instruments(flow, states, slow=slow, level=LEVEL, paper=geometry is _FREE)
+        found[geometry.name, beta] = ClaimRuns(slow, to_level, common_time, at_time, seen)
+    return found
 
 
 def _response_line(settings: Settings, arrival: float) -> ResponseLine:

@@ -1,4 +1,4 @@
-"""What the instruments say of a geometry: where it rests, where it is slow, how a start matters.
+"""Findings of the instruments of `critical` in a geometry: rest, slowness, influence of a start.
 
 n: starts.
 """
@@ -29,7 +29,7 @@ _SENSED = 256  # starts of which the derivative of the arrival is taken
 
 @dataclass(frozen=True, eq=False)
 class Instruments:
-    """What the instruments say of a geometry at one β.
+    """Findings of the instruments in a geometry at one β.
 
     Attributes:
         points: Critical points in the smallest box around the starts; None where a state is no
@@ -54,7 +54,7 @@ class Instruments:
         return float("nan") if self.points is None else self.points.smallest_gradient
 
     def lateness(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """How many times later starts of a state's slow region arrive than those around it.
+        """Arrival of the starts of a state's slow region over that of the starts around the region.
 
         1 where a state lies in no slow region; NaN without a census.
         """
@@ -81,7 +81,7 @@ class Instruments:
 def instruments(
     flow: AbstractFlow, states: Any, *, slow: float, level: float, paper: bool
 ) -> Instruments:
-    """What the instruments say of a flow in the smallest box around its starts.
+    """Run the instruments on a flow in the smallest box around its starts.
 
     Args:
         flow: The flow of a geometry.

@@ -1,6 +1,5 @@
 """Losses side by side: portraits, flow lines, cards, and the page that shows them."""
 
-import html
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from flowlab._files import check_folder, write_json
 from flowlab.cards import Card, Comparison
 from flowlab.losses import AbstractLoss
 from flowlab.study import page
-from flowlab.study.figures import Drawn, Sheet, save
+from flowlab.study.figures import Drawn, save
 
 __all__ = ["LossStudy", "compare_losses", "computed"]
 
@@ -75,9 +74,10 @@ def compare_losses(
     found = dict(computed(losses, reach=reach, progress=progress))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(cards.to_json(found), folder / "cards.json")
+    portraits, _ = plots.portraits(found, columns=min(4, len(found)))
     drawn = [
-        save(folder, "portraits", _portraits(found)),
-        save(folder, "comparison", _comparison(comparison)),
+        save(folder, "portraits", portraits),
+        save(folder, "comparison", plots.comparison(comparison)[0].figure),
     ]
     study = LossStudy(folder, found, comparison, time.perf_counter() - begun)
     (folder / page.REPORT).write_text(_page(study, drawn), encoding="utf-8")
@@ -111,64 +111,16 @@ def computed(
         pool.shutdown(cancel_futures=True)
 
 
-def _portraits(found: dict[str, Card]) -> Sheet:
-    figure, _ = plots.portraits(found, columns=min(4, len(found)))
-    caption = (
-        "The plane of the two log-ratios of one pair, from the reference point (0, 0): the chosen "
-        "to the right, the rejected upwards, so that the margin grows towards the lower right. "
-        "All portraits have the same axes; the lengths of arrows compare speeds within one "
-        "portrait, not between two."
-    )
-    return figure, "Phase portraits", caption
-
-
-def _comparison(comparison: Comparison) -> Sheet:
-    axes = plots.comparison(comparison)
-    caption = (
-        "Flow lines from the reference point. Left and middle: what a loss has done to margin and "
-        "chosen log-ratio after a flow time (learning rate × steps of plain gradient descent, in "
-        "the limit of small steps). Right: where the chosen log-ratio stands when the margin has "
-        "reached a value, whatever time that took."
-    )
-    return axes[0].figure, "Flow lines from the reference point", caption
-
-
 def _page(study: LossStudy, drawn: list[Drawn]) -> str:
-    described = (
-        f"<h3>{html.escape(name)}</h3><div class='scroll'><pre>"
-        f"{html.escape(cards.description(card))}</pre></div>"
-        for name, card in study.cards.items()
-    )
-    rows = [cards.row(name, card) for name, card in study.cards.items()]
-    parts = [
-        "<h1>Preference losses as gradient flows</h1>",
-        _how_to_read(),
-        page.figure(drawn[0]),
-        page.figure(drawn[1]),
-        "<h2>At equal margin</h2>",
-        page.table(*_at_margins(study.comparison)),
-        "<h2>At equal time</h2>",
-        page.table(*_at_times(study.comparison)),
-        "<h2>The cards</h2>",
-        page.table(cards.COLUMNS, rows, kind="text"),
-        *described,
-        _colophon(study),
-    ]
-    return page.document("Preference losses as gradient flows", parts)
-
-
-def _how_to_read() -> str:
-    return (
-        "<p>Each loss is a function of the two log-ratios of one pair, u<sub>w</sub> of the chosen "
-        "and u<sub>l</sub> of the rejected response: log-probability less that of the reference. "
-        "Its negative gradient is followed from (0, 0), where policy and reference agree. The "
-        "margin is h = u<sub>w</sub> − u<sub>l</sub>. Compare losses at equal margin first: how "
-        "much the chosen response has gained or lost when the pair is told apart equally well. "
-        "Equal times compare learning rates as much as losses: on this plane the time of DPO "
-        "scales as β<sup>−2</sup> (its flow with β is that with β = 1, margins stretched by 1/β "
-        "and times by 1/β²), and other losses have units of time of their own. The plane has no "
-        "coupling between the two responses; in a model, what is learned of one moves the other "
-        "too.</p>"
+    return page.rendered(
+        "losses.html",
+        **{one.name: one for one in drawn},
+        at_margins=_at_margins(study.comparison),
+        at_times=_at_times(study.comparison),
+        card_table=(cards.COLUMNS, [cards.row(*named) for named in study.cards.items()]),
+        descriptions={name: cards.description(card) for name, card in study.cards.items()},
+        plane=next(iter(study.cards.values())).plane,
+        seconds=study.seconds,
     )
 
 
@@ -197,14 +149,3 @@ def _at_times(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 def _cell(number: float) -> str:
     return "—" if np.isnan(number) else f"{number:.4g}"
-
-
-def _colophon(study: LossStudy) -> str:
-    plane = next(iter(study.cards.values())).plane
-    held = plane.ref_chosen, plane.ref_rejected, plane.chosen_length, plane.rejected_length
-    numbers = [f"{float(np.asarray(value)):g}" for value in held]
-    return (
-        f"<h2>How this was made</h2><p>The log-ratio plane with references {numbers[0]} and "
-        f"{numbers[1]} nats, lengths {numbers[2]} and {numbers[3]} tokens; {page.versions()}; "
-        f"{study.seconds:.0f} s. The cards lie in <code>cards.json</code>.</p>"
-    )

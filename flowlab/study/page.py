@@ -1,87 +1,90 @@
-"""Parts of the pages that studies write: self-contained HTML."""
+"""Pages: self-contained HTML, and the templates that hold the prose of the studies."""
 
 import base64
-import html
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flowlab import __version__
-from flowlab.study.figures import Drawn
 
-__all__ = ["REPORT", "disabled", "document", "figure", "table", "versions"]
+__all__ = ["REPORT", "disabled", "joined", "rendered", "share"]
 
 REPORT = "report.html"  # by which a folder is known as one of earlier results
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1a1a1a; background: #fff; }
-h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .92rem; }
-th, td { border-bottom: 1px solid #ccc; padding: .35rem .6rem; text-align: left;
-         vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-figure { margin: 2rem 0; } figure img { max-width: 100%; height: auto; }
-figcaption { font-size: .92rem; color: #333; }
-.holds { background: #d6ebf7; } .holds_in_part { background: #fff3cd; }
-.fails { background: #f6d5c9; } .not_applicable { color: #666; }
-table.verdicts { font-size: .78rem; line-height: 1.25; }
-table.verdicts th, table.verdicts td { padding: .3rem .25rem; }
-table.verdicts th { vertical-align: bottom; }
-table.verdicts th.upright span { writing-mode: vertical-rl; transform: rotate(180deg);
-                                 white-space: nowrap; }
-table.verdicts td.verdict { border-left: 1px solid #fff; min-width: 2.9rem; }
-table.verdicts small { display: block; color: #333; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; } details { margin: .6rem 0; } summary { cursor: pointer; }
-code { font-size: .9em; }
-"""
 
-
-def document(title: str, parts: Sequence[str]) -> str:
-    """A page that needs nothing but itself.
+def rendered(template: str, **values: Any) -> str:
+    """A template filled in; text is escaped, and a value that is missing is an error.
 
     Args:
-        title: Its title.
-        parts: What its body holds, as HTML.
+        template: Its name in the folder of templates.
+        values: What it works with, by name.
+
+    Raises:
+        jinja2.UndefinedError: If it asks for another value.
     """
-    head = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
-    ]
-    return "\n".join([*head, *parts, "</body></html>"])
+    return _environment().get_template(template).render(values)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "number") -> str:
-    """A table, its cells of one kind: "number" or "text"."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td class='{kind}'>{html.escape(x)}</td>" for x in row) + "</tr>"
-        for row in rows
-    )
-    return f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+def joined(texts: Iterable[str]) -> str:
+    """Texts as an enumeration: "a, b and c"."""
+    listed = list(texts)
+    return " and ".join(filter(None, [", ".join(listed[:-1]), *listed[-1:]]))
 
 
-def figure(drawn: Drawn) -> str:
-    """A figure with its title and caption, the picture within."""
-    data = base64.b64encode(drawn.png.read_bytes()).decode("ascii")
-    return (
-        f"<figure id='{drawn.name}'><h3>{html.escape(drawn.title)}</h3>"
-        f"<img alt='{html.escape(drawn.title)}' src='data:image/png;base64,{data}'>"
-        f"<figcaption>{html.escape(drawn.caption)}</figcaption></figure>"
-    )
-
-
-def versions() -> str:
-    """What the results depend on: versions and devices, as HTML."""
-    device = jax.devices()[0]
-    return (
-        f"flowlab {__version__}, jax {jax.__version__}, diffrax {version('diffrax')}, on "
-        f"{len(jax.devices())} × {html.escape(device.device_kind)}"
-    )
+def share(value: float) -> str:
+    """A share in two digits, such that only 0 is "0" and only 1 is "1"; may hold a "<" or ">"."""
+    if value in (0.0, 1.0):
+        return f"{value:.0f}"
+    if 0 < value < 0.005:
+        return "<0.01"
+    return ">0.99" if 0.995 < value < 1 else f"{value:.2f}"
 
 
 def disabled(progress: bool | None) -> bool | None:
-    """What tqdm is to be told: None hides a bar where there is no terminal."""
+    """The `disable` of tqdm, for which None hides a bar where there is no terminal."""
     return None if progress is None else not progress
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("flowlab.study"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "base64": _base64,
+        "fmt": format,
+        "joined": joined,
+        "minus": lambda text: text.replace("-", "−"),
+        "share": share,
+        "significant": _significant,
+        "words": lambda name: name.replace("_", " "),
+    }
+    made.globals["versions"] = _versions()
+    return made
+
+
+def _base64(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _significant(value: float) -> str:
+    return f"{value:.4g}" if np.isfinite(value) else "not finite"
+
+
+def _versions() -> str:
+    """The versions and devices that results depend on."""
+    devices = jax.devices()
+    return (
+        f"flowlab {__version__}, jax {jax.__version__}, diffrax {version('diffrax')}, on "
+        f"{len(devices)} × {devices[0].device_kind}"
+    )

@@ -3,33 +3,32 @@
 import numpy as np
 from jaxtyping import Bool
 
-from flowlab.study.claims.sight import (
-    LEFT,
-    LOW,
-    LOWER,
-    UPPER_LEFT,
-    UPPER_RIGHT,
-    Sight,
-)
+from flowlab.study.claims.observables import LEFT, LOW, LOWER, UPPER_LEFT, UPPER_RIGHT, Observables
 from flowlab.study.claims.verdicts import (
     MINOR,
     NEAR_ZERO,
     RAPID,
     ROUNDING,
     Verdict,
-    judged,
-    known,
+    drop_nan,
     not_applicable,
     share,
+    states,
+    verdict_from,
 )
 from flowlab.study.data import SLOW_SHARE
 
-__all__ = ["c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "chosen_falls"]
+__all__ = ["STATEMENTS", "c1", "c2", "c3", "c4", "c5", "c6", "c7", "c8", "chosen_falls"]
 
 SAME = 1e-4  # far above the error of runs at rtol 1e-6, far below any difference that matters
 
 
-def c1(sight: Sight) -> Verdict:
+@states(
+    "Theorem 1",
+    "The partial derivatives of the DPO loss by x1 and x2 are "
+    "-β x2^β / (x1 (x1^β + x2^β)) and β x2^(β-1) / (x1^β + x2^β).",
+)
+def c1(observables: Observables) -> Verdict:
     """The gradient of the loss by automatic differentiation, against the formulas of Theorem 1.
 
     At every start: |difference| / |formulas|, to be at most 1e-10. Both are gradients by the state:
@@ -37,38 +36,45 @@ def c1(sight: Sight) -> Verdict:
     pairs the mean over pairs is taken. The loss is the same function in every geometry.
     """
     evidence = {
-        "share_of_starts_where_the_formulas_agree": share(sight.theorem_error <= ROUNDING),
-        "largest_relative_deviation": float(np.max(sight.theorem_error)),
+        "share_of_starts_where_the_formulas_agree": share(
+            observables.field.theorem_error <= ROUNDING
+        ),
+        "largest_relative_deviation": np.max(observables.field.theorem_error),
     }
-    return judged(evidence, ["share_of_starts_where_the_formulas_agree"])
+    return verdict_from(evidence, ["share_of_starts_where_the_formulas_agree"])
 
 
-def c2(sight: Sight) -> Verdict:
-    """Whether x1' / −x2' = x2/x1 along the whole flow line, walls included, x1 rising, x2 falling.
+@states("Corollary 1", "The chosen ratio rises x2/x1 times as fast as the rejected ratio falls.")
+def c2(observables: Observables) -> Verdict:
+    """x1' / −x2' = x2/x1 along the whole flow line, walls included, x1 rising and x2 falling.
 
     That says d(x1² + x2²)/dt = 0, so it is true all the way where it is true at the start (to 1e-4)
     and x1² + x2² is the same at the loss level (to 1e-4). It is about the rates of x1 and x2 in
     training; as a relation between the partial derivatives of the loss it is part of C1. On the
     log-ratio plane the rates of x have the ratio x1/x2 instead.
     """
-    claimed = sight.start[:, 1] / sight.start[:, 0]
-    deviation = np.abs(sight.rise_over_fall / claimed - 1)
-    inverse = np.abs(sight.rise_over_fall * claimed - 1)
-    radius = np.hypot(*sight.end.T) / np.hypot(*sight.start.T)
+    claimed = observables.start[:, 1] / observables.start[:, 0]
+    deviation = np.abs(observables.rise_over_fall / claimed - 1)
+    inverse = np.abs(observables.rise_over_fall * claimed - 1)
+    radius = np.hypot(*observables.lines.end.T) / np.hypot(*observables.start.T)
     kept = np.abs(radius - 1) <= SAME
     at_start = deviation <= SAME
     evidence = {
         "share_of_starts_where_it_is_true_all_the_way": share(at_start & kept),
         "share_of_starts_where_it_is_true_at_the_start": share(at_start),
         "share_of_starts_where_the_ratio_is_x1_over_x2_at_the_start": share(inverse <= SAME),
-        "median_relative_deviation_at_the_start": float(np.median(deviation)),
-        "largest_relative_deviation_at_the_start": float(np.max(deviation)),
-        "largest_relative_change_of_the_radius": float(np.max(np.abs(radius - 1))),
+        "median_relative_deviation_at_the_start": np.median(deviation),
+        "largest_relative_deviation_at_the_start": np.max(deviation),
+        "largest_relative_change_of_the_radius": np.max(np.abs(radius - 1)),
     }
-    return judged(evidence, ["share_of_starts_where_it_is_true_all_the_way"])
+    return verdict_from(evidence, ["share_of_starts_where_it_is_true_all_the_way"])
 
 
-def c3(sight: Sight) -> Verdict:
+@states(
+    "Remark 1 and abstract",
+    "The loss makes the rejected response less probable faster than the chosen one more so.",
+)
+def c3(observables: Observables) -> Verdict:
     """Faster at the start, −x2' > x1'; and over the whole way to the loss level, −Δx2 > Δx1.
 
     Both are about the ratios x, over all starts of the paper's square. A chosen response that falls
@@ -77,52 +83,55 @@ def c3(sight: Sight) -> Verdict:
     often log x2 is the faster; and at how many starts the chosen response itself becomes less
     probable, which the paper's plane cannot show.
     """
-    falls, fallen = sight.rate[:, 1] < 0, sight.change[:, 1] < 0
-    change = np.abs(sight.change)
-    in_logs = sight.rise_over_fall * sight.start[:, 1] / sight.start[:, 0]
+    falls, fallen = observables.rate[:, 1] < 0, observables.change[:, 1] < 0
+    change = np.abs(observables.change)
+    in_logs = observables.rise_over_fall * observables.start[:, 1] / observables.start[:, 0]
     evidence = {
         "share_of_starts_where_the_rejected_is_faster_at_the_start": share(
-            falls & (sight.rise_over_fall < 1 - SAME)
+            falls & (observables.rise_over_fall < 1 - SAME)
         ),
         "share_of_starts_where_the_rejected_changes_more_on_the_way": share(
-            fallen & (-sight.change[:, 1] > sight.change[:, 0])
+            fallen & (-observables.change[:, 1] > observables.change[:, 0])
         ),
         "share_of_starts_where_the_rejected_is_faster_at_the_loss_level": share(
-            sight.end_rate_ratio < 1 - SAME
+            observables.lines.end_rate_ratio < 1 - SAME
         ),
-        "median_change_of_chosen_over_change_of_rejected": float(
-            np.median(change[:, 0] / change[:, 1])
-        ),
+        "median_change_of_chosen_over_change_of_rejected": np.median(change[:, 0] / change[:, 1]),
         "share_of_starts_where_log_x2_is_faster_than_log_x1_at_the_start": share(
             falls & (in_logs < 1 - SAME)
         ),
-        **chosen_falls(sight),
+        **chosen_falls(observables),
     }
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
-def chosen_falls(sight: Sight) -> dict[str, float]:
-    """How often the chosen response becomes less probable: no claim of the paper.
+def chosen_falls(observables: Observables) -> dict[str, float]:
+    """Shares of cases in which the chosen response becomes less probable: no claim of the paper.
 
     At the start in the free field, and whether k_wl > k_ww tells it; over the way to the loss
     level; and at the reference state, where every β counts as one case.
     """
-    falls = sight.rate[:, 0] < 0
+    falls = observables.rate[:, 0] < 0
     return {
         "share_of_starts_where_the_chosen_falls_at_the_start": share(falls),
         "share_of_starts_where_it_falls_just_where_k_wl_exceeds_k_ww": share(
-            falls == (sight.coupling > 1)
+            falls == (observables.coupling > 1)
         ),
         "share_of_starts_where_the_chosen_has_fallen_at_the_loss_level": share(
-            sight.log_change < 0
+            observables.change[:, 0] < 0
         ),
-        "share_of_betas_where_the_chosen_falls_at_the_reference": float(
-            np.mean([share(part.reference_rate[:, 0] < 0) for part in sight.by_beta()])
+        "share_of_betas_where_the_chosen_falls_at_the_reference": np.mean(
+            [share(part.field.reference_rate[:, 0] < 0) for part in observables.by_beta()]
         ),
     }
 
 
-def c4(sight: Sight) -> Verdict:
+@states(
+    "Section 3.2",
+    "The gradient field vanishes at low x1 and leads away from there; it leads to low x2 and "
+    "vanishes there.",
+)
+def c4(observables: Observables) -> Verdict:
     """Four parts: two ends where the field vanishes, and two movements.
 
     The field vanishes at low x1 if, with x1 taken to 1e-100 at a start's x2, the speed is less than
@@ -133,27 +142,32 @@ def c4(sight: Sight) -> Verdict:
     the geometry, at the states that it has for these ratios (in the feature model with the features
     of the reference).
     """
-    left, lower = sight.within(LEFT), sight.within(LOWER)
+    left, lower = observables.within(LEFT), observables.within(LOWER)
     if not (left.count and lower.count):
         return not_applicable()
     evidence = {
         "share_of_starts_at_low_x1_where_the_field_vanishes_as_x1_goes_to_0": share(
-            left.speed_at_edge[:, 0] < NEAR_ZERO
+            left.relative.edge_speed[:, 0] < NEAR_ZERO
         ),
         "share_of_starts_at_low_x1_from_which_x1_rises": share(left.change[:, 0] > 0),
         "share_of_starts_that_end_at_low_x2": share(
-            (sight.change[:, 1] < 0) & (sight.end[:, 1] < LOW)
+            (observables.change[:, 1] < 0) & (observables.lines.end[:, 1] < LOW)
         ),
         "share_of_starts_at_low_x2_where_the_field_vanishes_as_x2_goes_to_0": share(
-            lower.speed_at_edge[:, 1] < NEAR_ZERO
+            lower.relative.edge_speed[:, 1] < NEAR_ZERO
         ),
-        "median_speed_at_low_x1_over_median_speed": float(np.median(left.relative_speed)),
-        "median_speed_at_low_x2_over_median_speed": float(np.median(lower.relative_speed)),
+        "median_speed_at_low_x1_over_median_speed": np.median(left.relative.speed),
+        "median_speed_at_low_x2_over_median_speed": np.median(lower.relative.speed),
     }
-    return judged(evidence, list(evidence)[:4])
+    return verdict_from(evidence, list(evidence)[:4])
 
 
-def c5(sight: Sight) -> Verdict:
+@states(
+    "Section 3.2, first case",
+    "Where x1 is very small and x2 very large, x1 rises rapidly and x2 hardly changes.",
+    UPPER_LEFT,
+)
+def c5(here: Observables) -> Verdict:
     """Two parts, at starts with x1 < 0.2 and x2 > 0.8: x1 rapid, x2 nearly still.
 
     Rapid: x1 rises at twice the median |x1'| over all starts or more. Nearly still: |x2'| is at
@@ -161,28 +175,28 @@ def c5(sight: Sight) -> Verdict:
     corner: over the whole way to the loss level x2 changes more than x1, which the last two numbers
     tell.
     """
-    here = sight.within(UPPER_LEFT)
-    if not here.count:
-        return not_applicable()
     change = np.abs(here.change)
     evidence = {
         "share_of_starts_where_x1_rises_rapidly": share(
-            (here.rate[:, 0] > 0) & (here.relative_rate[:, 0] >= RAPID)
+            (here.rate[:, 0] > 0) & (here.relative.rate[:, 0] >= RAPID)
         ),
-        "share_of_starts_where_x2_hardly_changes": share(here.start_rate_ratio >= 1 / MINOR),
-        "median_rate_of_x1_over_its_median_everywhere": float(np.median(here.relative_rate[:, 0])),
-        "median_rate_of_x2_over_rate_of_x1": float(np.median(1 / here.start_rate_ratio)),
+        "share_of_starts_where_x2_hardly_changes": share(here.lines.start_rate_ratio >= 1 / MINOR),
+        "median_rate_of_x1_over_its_median_everywhere": np.median(here.relative.rate[:, 0]),
+        "median_rate_of_x2_over_rate_of_x1": np.median(1 / here.lines.start_rate_ratio),
         "share_of_starts_where_x2_changes_more_than_x1_on_the_way": share(
             change[:, 1] > change[:, 0]
         ),
-        "median_change_of_x2_over_change_of_x1_on_the_way": float(
-            np.median(change[:, 1] / change[:, 0])
-        ),
+        "median_change_of_x2_over_change_of_x1_on_the_way": np.median(change[:, 1] / change[:, 0]),
     }
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
-def c6(sight: Sight) -> Verdict:
+@states(
+    "Section 3.2, second case",
+    "Where both are very large, x1 rises and x2 falls, but little.",
+    UPPER_RIGHT,
+)
+def c6(here: Observables) -> Verdict:
     """Two parts, at starts with x1 > 0.8 and x2 > 0.8: both change, but slowly; and but little.
 
     Both change: x1 rises and x2 falls at the start. Slowly: the speed at the start is at most half
@@ -191,27 +205,29 @@ def c6(sight: Sight) -> Verdict:
     Speeds and distances in the coordinates of the geometry. A census of the slow regions, below
     half the median speed, is taken on the free ratio plane.
     """
-    here = sight.within(UPPER_RIGHT)
-    if not here.count:
-        return not_applicable()
     both = (here.rate[:, 0] > 0) & (here.rate[:, 1] < 0)
     evidence = {
         "share_of_starts_where_both_change_slowly": share(
-            both & (here.relative_speed <= SLOW_SHARE)
+            both & (here.relative.speed <= SLOW_SHARE)
         ),
         "share_of_starts_where_both_change_little_in_the_common_time": share(
-            both & (here.moved <= SLOW_SHARE)
+            both & (here.relative.moved <= SLOW_SHARE)
         ),
         "share_of_starts_where_x1_rises_and_x2_falls": share(both),
-        "median_speed_over_median_speed_everywhere": float(np.median(here.relative_speed)),
-        "median_distance_moved_over_median_distance_everywhere": float(np.median(here.moved)),
-        **known(share_of_starts_in_a_slow_region_of_the_census=_in_a_slow_region(here)),
+        "median_speed_over_median_speed_everywhere": np.median(here.relative.speed),
+        "median_distance_moved_over_median_distance_everywhere": np.median(here.relative.moved),
+        **drop_nan(share_of_starts_in_a_slow_region_of_the_census=_in_a_slow_region(here)),
     }
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
-def c7(sight: Sight) -> Verdict:
-    """Whether lines from x1 > 0.8, x2 > 0.8 meet a saddle point that they find hard to leave.
+@states(
+    "Section 3.2, second case",
+    "Where both are very large, saddle points are hard to escape.",
+    UPPER_RIGHT,
+)
+def c7(here: Observables) -> Verdict:
+    """Lines from x1 > 0.8, x2 > 0.8 that meet a saddle point and find it hard to leave.
 
     At a saddle point the gradient vanishes, so a line that has difficulty with one passes where the
     speed is near zero: its slowest point on the way to the loss level, walls included, is to have
@@ -219,26 +235,28 @@ def c7(sight: Sight) -> Verdict:
     Beside it, what a search for critical points finds in the box around all starts, where a state
     is a vector: it can only see what is there at the start of the way, so it does not decide.
     """
-    here = sight.within(UPPER_RIGHT)
-    if not here.count:
-        return not_applicable()
     evidence = {
         "share_of_starts_that_pass_a_point_of_nearly_no_speed": share(
-            here.relative_slowest < NEAR_ZERO
+            here.relative.slowest_speed < NEAR_ZERO
         ),
-        "smallest_speed_on_the_way_over_median_speed": float(np.min(here.relative_slowest)),
-        "smallest_gradient_at_the_starts": float(np.min(here.relative_speed * here.median_speed)),
-        "share_of_starts_that_reach_the_loss_level": share(here.reached),
-        "median_part_of_the_time_below_half_the_median_speed": float(np.median(here.dwell_share)),
-        **known(
-            saddle_points_in_the_box_around_the_starts=np.max(sight.saddles),
-            smallest_gradient_in_that_box=np.min(sight.smallest_gradient),
+        "smallest_speed_on_the_way_over_median_speed": np.min(here.relative.slowest_speed),
+        "smallest_gradient_at_the_starts": np.min(here.field.speed),
+        "share_of_starts_that_reach_the_loss_level": share(here.lines.reached),
+        "median_part_of_the_time_below_half_the_median_speed": np.median(here.lines.dwell_share),
+        **drop_nan(
+            saddle_points_in_the_box_around_the_starts=np.max(here.searches.saddles),
+            smallest_gradient_in_that_box=np.min(here.searches.smallest_gradient),
         ),
     }
-    return judged(evidence, list(evidence)[:1])
+    return verdict_from(evidence, list(evidence)[:1])
 
 
-def c8(sight: Sight) -> Verdict:
+@states(
+    "Section 3.2, third case",
+    "Where x2 is very small, x2 falls rapidly and x1 hardly changes.",
+    LOWER,
+)
+def c8(here: Observables) -> Verdict:
     """Two parts, at starts with x2 < 0.2 and any x1: x2 rapid, x1 nearly still.
 
     Rapid: x2 falls at twice the median |x2'| over all starts or more. Nearly still: |x1'| is at
@@ -246,25 +264,29 @@ def c8(sight: Sight) -> Verdict:
     part of the figure" and "both responses improbable"; the first is taken, and the numbers of the
     second (x1 < 0.2 too) are beside it.
     """
-    here = sight.within(LOWER)
-    if not here.count:
-        return not_applicable()
     corner = here.within(LEFT)
     evidence = {
         "share_of_starts_where_x2_falls_rapidly": share(_falls_rapidly(here)),
-        "share_of_starts_where_x1_hardly_changes": share(here.start_rate_ratio <= MINOR),
-        "median_rate_of_x2_over_its_median_everywhere": float(np.median(here.relative_rate[:, 1])),
-        "median_rate_of_x1_over_rate_of_x2": float(np.median(here.start_rate_ratio)),
+        "share_of_starts_where_x1_hardly_changes": share(here.lines.start_rate_ratio <= MINOR),
+        "median_rate_of_x2_over_its_median_everywhere": np.median(here.relative.rate[:, 1]),
+        "median_rate_of_x1_over_rate_of_x2": np.median(here.lines.start_rate_ratio),
         "share_where_x2_falls_rapidly_with_x1_low_too": share(_falls_rapidly(corner)),
-        "share_where_x1_hardly_changes_with_x1_low_too": share(corner.start_rate_ratio <= MINOR),
+        "share_where_x1_hardly_changes_with_x1_low_too": share(
+            corner.lines.start_rate_ratio <= MINOR
+        ),
     }
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
-def _in_a_slow_region(sight: Sight) -> float:
+def _in_a_slow_region(observables: Observables) -> float:
     """The part of the starts that a census has found to lie in a slow region; NaN without one."""
-    return float("nan") if np.isnan(sight.lateness).all() else share(sight.lateness != 1)
+    return (
+        float("nan") if np.isnan(observables.lateness).all() else share(observables.lateness != 1)
+    )
 
 
-def _falls_rapidly(sight: Sight) -> Bool[np.ndarray, " n"]:
-    return (sight.rate[:, 1] < 0) & (sight.relative_rate[:, 1] >= RAPID)
+def _falls_rapidly(observables: Observables) -> Bool[np.ndarray, " n"]:
+    return (observables.rate[:, 1] < 0) & (observables.relative.rate[:, 1] >= RAPID)
+
+
+STATEMENTS = (c1, c2, c3, c4, c5, c6, c7, c8)

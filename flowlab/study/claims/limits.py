@@ -7,26 +7,21 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab.policies import Autoregressive
-from flowlab.study.claims.sight import (
-    LEFT,
-    LOWER_LEFT,
-    LOWER_RIGHT,
-    UPPER_RIGHT,
-    Sight,
-)
+from flowlab.study.claims.observables import LEFT, LOWER_LEFT, LOWER_RIGHT, UPPER_RIGHT, Observables
 from flowlab.study.claims.verdicts import (
     MINOR,
     NEAR_ZERO,
     RAPID,
     ROUNDING,
     Verdict,
-    judged,
-    known,
+    drop_nan,
     not_applicable,
     share,
+    states,
+    verdict_from,
 )
 
-__all__ = ["c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17", "likeness"]
+__all__ = ["STATEMENTS", "c9", "c10", "c11", "c12", "c13", "c14", "c15", "c16", "c17", "likeness"]
 
 TENDS_TO_ZERO = 0.05  # of its unit of scale 1: what has fallen this far goes to 0
 VERY_SMALL = 0.1  # small is half of the median; very small is an order of magnitude
@@ -37,7 +32,11 @@ HALVED = 0.5  # learnt less: this part of its speed, or less, is left
 TAILS = (5.0, 95.0)  # percentiles, so that no single start makes a spread
 
 
-def c9(sight: Sight) -> Verdict:
+@states(
+    "Section 3.3.1",
+    "On the way x2/x1 tends to 0, and then x2 is driven to 0 with hardly a change of x1.",
+)
+def c9(observables: Observables) -> Verdict:
     """Two parts, at the loss level: x2 near 0; x1 nearly still.
 
     Near 0: at most 0.05. Nearly still: |x1'| is at most a quarter of |x2'|, at that point, since
@@ -45,29 +44,33 @@ def c9(sight: Sight) -> Verdict:
     decide: the loss level of one pair says so by itself. A start that does not reach the level
     counts against both. How much x1 and x2 changed on the whole way stands beside it.
     """
-    change = np.abs(sight.change)
+    change = np.abs(observables.change)
     evidence = {
         "share_of_starts_where_x2_over_x1_is_near_0_at_the_loss_level": share(
-            sight.reached & (sight.end[:, 1] <= TENDS_TO_ZERO * sight.end[:, 0])
+            observables.lines.reached
+            & (observables.lines.end[:, 1] <= TENDS_TO_ZERO * observables.lines.end[:, 0])
         ),
         "share_of_starts_where_x2_is_near_0_at_the_loss_level": share(
-            sight.reached & (sight.end[:, 1] <= TENDS_TO_ZERO)
+            observables.lines.reached & (observables.lines.end[:, 1] <= TENDS_TO_ZERO)
         ),
         "share_of_starts_where_x1_hardly_changes_at_the_loss_level": share(
-            sight.reached & (sight.end_rate_ratio <= MINOR)
+            observables.lines.reached & (observables.lines.end_rate_ratio <= MINOR)
         ),
-        "median_rate_of_x1_over_rate_of_x2_at_the_loss_level": float(
-            np.median(sight.end_rate_ratio)
+        "median_rate_of_x1_over_rate_of_x2_at_the_loss_level": np.median(
+            observables.lines.end_rate_ratio
         ),
-        "median_change_of_x1_over_change_of_x2_on_the_way": float(
-            np.median(change[:, 0] / change[:, 1])
-        ),
-        "median_x1_at_the_loss_level": float(np.median(sight.end[:, 0])),
+        "median_change_of_x1_over_change_of_x2_on_the_way": np.median(change[:, 0] / change[:, 1]),
+        "median_x1_at_the_loss_level": np.median(observables.lines.end[:, 0]),
     }
-    return judged(evidence, list(evidence)[1:3])
+    return verdict_from(evidence, list(evidence)[1:3])
 
 
-def c10(sight: Sight) -> Verdict:
+@states(
+    "Section 3.3.1",
+    "If the two responses are nearly the same text, their gradients counteract each other and "
+    "the chosen one is learnt less.",
+)
+def c10(observables: Observables) -> Verdict:
     """Two parts, from the kernel at every start: the gradients counteract; learning is halved.
 
     Beside its pair a chosen response has u_w' = −L'(h) (k_ww − k_wl), and −L'(h) k_ww if it is
@@ -78,18 +81,18 @@ def c10(sight: Sight) -> Verdict:
     softmax k_wl comes from what all responses share. What likeness of text does is measured on
     sequences of tokens, in the table below the claims.
     """
-    left = 1 - sight.coupling
+    left = 1 - observables.coupling
     evidence = {
-        "share_of_starts_where_the_gradients_counteract": share(sight.kernel[:, 1] > 0),
+        "share_of_starts_where_the_gradients_counteract": share(observables.field.kernel[:, 1] > 0),
         "share_of_starts_where_the_chosen_is_learnt_at_most_half_as_fast": share(left <= HALVED),
-        "median_of_k_wl_over_k_ww": float(np.median(sight.coupling)),
-        "largest_k_wl_over_k_ww": float(np.max(sight.coupling)),
-        "median_part_of_the_speed_that_is_left_to_the_chosen": float(np.median(left)),
+        "median_of_k_wl_over_k_ww": np.median(observables.coupling),
+        "largest_k_wl_over_k_ww": np.max(observables.coupling),
+        "median_part_of_the_speed_that_is_left_to_the_chosen": np.median(left),
     }
-    if not np.any(sight.coupling):
+    if not np.any(observables.coupling):
         threshold = {"quantity": "largest_k_wl_over_k_ww", "relation": "!=", "value": 0.0}
         return Verdict("not_applicable", evidence, threshold)
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
 def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]:
@@ -111,33 +114,43 @@ def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]
     return [(n, float(k[0, 1] / k[0, 0])) for n, k in zip(edits, own, strict=True)]
 
 
-def c11(sight: Sight) -> Verdict:
+@states(
+    "Section 3.3.2",
+    "From a start at the lower right, the rejected response loses its probability rapidly.",
+)
+def c11(observables: Observables) -> Verdict:
     """Two parts, at starts with x1 > 0.8 and x2 < 0.2: x2 falls rapidly, as such and for its size.
 
     Rapidly: at twice the median |x2'| over all starts or more; and |x2'|/x2 at twice its median or
     more. The time to the loss level stands beside them and does not decide, since these starts are
     close to it in any geometry.
     """
-    here = sight.within(LOWER_RIGHT)
+    here = observables.within(LOWER_RIGHT)
     if not here.count:
         return not_applicable()
     falls = here.rate[:, 1] < 0
-    for_its_size = _relative_to_size(sight)[LOWER_RIGHT.contains(sight.start)]
+    for_its_size = _relative_to_size(observables)[LOWER_RIGHT.contains(observables.start)]
     evidence = {
         "share_of_starts_where_x2_falls_rapidly": share(
-            falls & (here.relative_rate[:, 1] >= RAPID)
+            falls & (here.relative.rate[:, 1] >= RAPID)
         ),
         "share_of_starts_where_x2_falls_rapidly_for_its_size": share(
             falls & (for_its_size >= RAPID)
         ),
-        "median_rate_of_x2_over_its_median_everywhere": float(np.median(here.relative_rate[:, 1])),
-        "median_rate_of_log_x2_over_its_median_everywhere": float(np.median(for_its_size)),
-        "median_arrival_over_median_arrival_everywhere": float(np.median(here.relative_arrival)),
+        "median_rate_of_x2_over_its_median_everywhere": np.median(here.relative.rate[:, 1]),
+        "median_rate_of_log_x2_over_its_median_everywhere": np.median(for_its_size),
+        "median_arrival_over_median_arrival_everywhere": np.median(here.relative.arrival),
     }
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
-def c12(sight: Sight) -> Verdict:
+@states(
+    "Section 3.3.2",
+    "From a start on the left, the chosen response gains probability slowly, because the "
+    "gradient favours x2.",
+    LEFT,
+)
+def c12(here: Observables) -> Verdict:
     """At starts with x1 < 0.2: x1 does not rise swiftly, and that is because x2 is favoured.
 
     Not swiftly: x1 rises at the median |x1'| over all starts or less. Favoured: |x2'| > |x1'| at
@@ -145,43 +158,47 @@ def c12(sight: Sight) -> Verdict:
     where both are true; an x1 that falls does not rise swiftly. This is the opposite of C5 where
     the regions overlap.
     """
-    here = sight.within(LEFT)
-    if not here.count:
-        return not_applicable()
-    slow = here.rate[:, 0] <= np.abs(here.rate[:, 0]) / here.relative_rate[:, 0]
-    favoured = here.start_rate_ratio < 1
+    slow = (here.rate[:, 0] < 0) | (here.relative.rate[:, 0] <= 1)
+    favoured = here.lines.start_rate_ratio < 1
     evidence = {
         "share_of_starts_where_x1_is_not_swift_and_x2_is_favoured": share(slow & favoured),
         "share_of_starts_where_x1_does_not_rise_swiftly": share(slow),
         "share_of_starts_where_x2_is_favoured": share(favoured),
-        "median_rate_of_x1_over_its_median_everywhere": float(np.median(here.relative_rate[:, 0])),
-        "median_rate_of_x1_over_rate_of_x2": float(np.median(here.start_rate_ratio)),
+        "median_rate_of_x1_over_its_median_everywhere": np.median(here.relative.rate[:, 0]),
+        "median_rate_of_x1_over_rate_of_x2": np.median(here.lines.start_rate_ratio),
     }
-    return judged(evidence, list(evidence)[:1])
+    return verdict_from(evidence, list(evidence)[:1])
 
 
-def c13(sight: Sight) -> Verdict:
+@states(
+    "Section 3.3.2",
+    "From a start at the lower left, the direction does not give the chosen response priority.",
+    LOWER_LEFT,
+)
+def c13(here: Observables) -> Verdict:
     """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| <= |x2'|.
 
     Where the two are equally fast, to rounding, as on the diagonal of the plane, a start counts
     half. The paper says "does not entirely prioritise"; that x2 moves at all, at more than a
     quarter of x1's rate, is the weaker reading, and stands beside it.
     """
-    here = sight.within(LOWER_LEFT)
-    if not here.count:
-        return not_applicable()
     evidence = {
-        "share_of_starts_where_x1_is_not_the_faster": share(here.start_rate_ratio < 1 - TIE)
-        + share(np.abs(here.start_rate_ratio - 1) <= TIE) / 2,
+        "share_of_starts_where_x1_is_not_the_faster": share(here.lines.start_rate_ratio < 1 - TIE)
+        + share(np.abs(here.lines.start_rate_ratio - 1) <= TIE) / 2,
         "share_of_starts_where_x2_moves_at_more_than_a_quarter_of_the_rate_of_x1": share(
-            here.start_rate_ratio < 1 / MINOR
+            here.lines.start_rate_ratio < 1 / MINOR
         ),
-        "median_rate_of_x1_over_rate_of_x2": float(np.median(here.start_rate_ratio)),
+        "median_rate_of_x1_over_rate_of_x2": np.median(here.lines.start_rate_ratio),
     }
-    return judged(evidence, list(evidence)[:1])
+    return verdict_from(evidence, list(evidence)[:1])
 
 
-def c14(sight: Sight) -> Verdict:
+@states(
+    "Section 3.3.2",
+    "From a start at the upper right, gradients are very small and convergence is sluggish.",
+    UPPER_RIGHT,
+)
+def c14(here: Observables) -> Verdict:
     """Two parts, at starts with x1 > 0.8 and x2 > 0.8: very small gradients; sluggish convergence.
 
     Very small: the speed at the start, in the coordinates of the geometry, is at most a tenth of
@@ -189,43 +206,46 @@ def c14(sight: Sight) -> Verdict:
     On the free ratio plane a census of slow regions says how much later than their neighbours the
     starts of the corner's region arrive.
     """
-    here = sight.within(UPPER_RIGHT)
-    if not here.count:
-        return not_applicable()
     evidence = {
-        "share_of_starts_with_very_small_gradients": share(here.relative_speed <= VERY_SMALL),
-        "share_of_starts_that_arrive_late": share(here.relative_arrival >= RAPID),
-        "median_speed_over_median_speed_everywhere": float(np.median(here.relative_speed)),
-        "median_arrival_over_median_arrival_everywhere": float(np.median(here.relative_arrival)),
-        **known(
+        "share_of_starts_with_very_small_gradients": share(here.relative.speed <= VERY_SMALL),
+        "share_of_starts_that_arrive_late": share(here.relative.arrival >= RAPID),
+        "median_speed_over_median_speed_everywhere": np.median(here.relative.speed),
+        "median_arrival_over_median_arrival_everywhere": np.median(here.relative.arrival),
+        **drop_nan(
             median_arrival_of_the_slow_region_over_that_around_it=np.median(here.lateness),
         ),
     }
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
-def c15(sight: Sight) -> Verdict:
-    """Whether lines from x1 > 0.8, x2 > 0.8 are caught by a local minimum of the loss.
+@states("Section 3.3.2", "From a start at the upper right, local minima are hard to escape.")
+def c15(observables: Observables) -> Verdict:
+    """Lines from x1 > 0.8, x2 > 0.8 that are caught by a local minimum of the loss.
 
     A local minimum above the loss level keeps a line from the level, and one on the way shows as
     a point of nearly no speed: a start counts where the level is not reached, or where the slowest
     point on the way has less than a hundredth of the median speed.
     """
-    here = sight.within(UPPER_RIGHT)
+    here = observables.within(UPPER_RIGHT)
     if not here.count:
         return not_applicable()
-    caught = ~here.reached | (here.relative_slowest < NEAR_ZERO)
+    caught = ~here.lines.reached | (here.relative.slowest_speed < NEAR_ZERO)
     evidence = {
         "share_of_starts_that_are_caught": share(caught),
-        "share_of_starts_that_reach_the_loss_level": share(here.reached),
-        "smallest_speed_on_the_way_over_median_speed": float(np.min(here.relative_slowest)),
-        "smallest_gradient_at_any_start": float(np.min(sight.relative_speed * sight.median_speed)),
-        **known(minima_above_the_loss_level_in_the_box_around_the_starts=np.max(sight.traps)),
+        "share_of_starts_that_reach_the_loss_level": share(here.lines.reached),
+        "smallest_speed_on_the_way_over_median_speed": np.min(here.relative.slowest_speed),
+        "smallest_gradient_at_any_start": np.min(observables.field.speed),
+        **drop_nan(
+            minima_above_the_loss_level_in_the_box_around_the_starts=np.max(
+                observables.searches.traps
+            )
+        ),
     }
-    return judged(evidence, list(evidence)[:1])
+    return verdict_from(evidence, list(evidence)[:1])
 
 
-def c16(sight: Sight) -> Verdict:
+@states("Section 3.3.2", "Where a run starts matters much for its final result.")
+def c16(observables: Observables) -> Verdict:
     """Two parts, for each β: arrival at the same loss, and the state at the same flow time.
 
     The shares are those of the values of β, not of the starts. Arrival: the 95th percentile of the
@@ -236,27 +256,34 @@ def c16(sight: Sight) -> Verdict:
     two relative changes, which sum to 2 there. In another sense the start has no impact on the
     final result: the share that reaches the level.
     """
-    parts = sight.by_beta()
-    arrivals = np.array([_lateness(part.arrival[part.reached]) for part in parts])
-    kept = np.array([_span(part.own_later) / _span(part.own_start) for part in parts])
+    parts = observables.by_beta()
+    arrivals = np.array([_lateness(part.lines.arrival[part.lines.reached]) for part in parts])
+    kept = np.array([_span(part.own[:, 1]) / _span(part.own[:, 0]) for part in parts])
     evidence = {
         "share_of_betas_where_late_arrivals_take_twice_the_time_of_early_ones": share(
             arrivals >= SPREAD
         ),
         "share_of_betas_where_states_keep_half_the_spread_of_the_starts": share(kept >= KEPT),
-        "smallest_95th_over_5th_percentile_of_arrival": float(np.min(arrivals)),
-        "smallest_spread_at_the_common_time_over_spread_of_the_starts": float(np.min(kept)),
-        **_losses(sight),
-        **known(
-            relative_change_of_arrival_per_relative_change_of_the_start=np.median(sight.elasticity),
+        "smallest_95th_over_5th_percentile_of_arrival": np.min(arrivals),
+        "smallest_spread_at_the_common_time_over_spread_of_the_starts": np.min(kept),
+        **_losses(observables),
+        **drop_nan(
+            relative_change_of_arrival_per_relative_change_of_the_start=np.median(
+                observables.searches.elasticity
+            ),
         ),
-        "spread_of_x1_at_the_loss_level": _span(sight.end[:, 0]),
-        "share_of_starts_that_reach_the_loss_level": share(sight.reached),
+        "spread_of_x1_at_the_loss_level": _span(observables.lines.end[:, 0]),
+        "share_of_starts_that_reach_the_loss_level": share(observables.lines.reached),
     }
-    return judged(evidence, list(evidence)[:2])
+    return verdict_from(evidence, list(evidence)[:2])
 
 
-def c17(sight: Sight) -> Verdict:
+@states(
+    "A derivation for parametrised policies, beside the paper",
+    "For every parametrised policy the gradient of the loss is minus the mean of "
+    "β σ(-z) (∇π_w/π_w - ∇π_l/π_l).",
+)
+def c17(observables: Observables) -> Verdict:
     """The gradient of the loss by the state, by automatic differentiation, against the identity.
 
     The gradients of the probabilities are those of exp(log-probability), by automatic
@@ -264,22 +291,26 @@ def c17(sight: Sight) -> Verdict:
     most 1e-10.
     """
     evidence = {
-        "share_of_starts_where_the_identity_agrees": share(sight.identity_error <= ROUNDING),
-        "largest_relative_deviation": float(np.max(sight.identity_error)),
+        "share_of_starts_where_the_identity_agrees": share(
+            observables.field.identity_error <= ROUNDING
+        ),
+        "largest_relative_deviation": np.max(observables.field.identity_error),
     }
-    return judged(evidence, ["share_of_starts_where_the_identity_agrees"])
+    return verdict_from(evidence, ["share_of_starts_where_the_identity_agrees"])
 
 
-def _relative_to_size(sight: Sight) -> Float[np.ndarray, " n"]:
+def _relative_to_size(observables: Observables) -> Float[np.ndarray, " n"]:
     """|x2'|/x2 at the start, over its median for the same β."""
-    rates = np.abs(sight.rate[:, 1]) / sight.start[:, 1]
-    medians = {beta: np.median(rates[sight.beta == beta]) for beta in np.unique(sight.beta)}
-    return rates / np.array([medians[beta] for beta in sight.beta])
+    rates = np.abs(observables.rate[:, 1]) / observables.start[:, 1]
+    medians = {
+        beta: np.median(rates[observables.beta == beta]) for beta in np.unique(observables.beta)
+    }
+    return rates / np.array([medians[beta] for beta in observables.beta])
 
 
-def _losses(sight: Sight) -> dict[str, float]:
-    chosen, rejected = sight.later.T
-    low, high = np.percentile(np.log1p((rejected / chosen) ** sight.beta), TAILS)
+def _losses(observables: Observables) -> dict[str, float]:
+    chosen, rejected = observables.lines.later.T
+    low, high = np.percentile(np.log1p((rejected / chosen) ** observables.beta), TAILS)
     return {
         "5th_percentile_of_the_loss_at_the_common_time": float(low),
         "95th_percentile_of_the_loss_at_the_common_time": float(high),
@@ -297,3 +328,6 @@ def _lateness(arrival: Float[np.ndarray, " n"]) -> float:
         return float("nan")
     early, late = np.percentile(arrival, TAILS)
     return float(late / early)
+
+
+STATEMENTS = (c9, c10, c11, c12, c13, c14, c15, c16, c17)

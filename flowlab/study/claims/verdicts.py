@@ -1,12 +1,15 @@
 """Claims, verdicts, and the one rule that turns measured shares into a verdict."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, SupportsFloat
 
 import numpy as np
 from jaxtyping import Bool
 
+from flowlab.study.claims.observables import EVERYWHERE, Observables, Region
 from flowlab.study.data import SLOW_SHARE
 
 __all__ = [
@@ -16,11 +19,13 @@ __all__ = [
     "RAPID",
     "ROUNDING",
     "Claim",
+    "Statement",
     "Verdict",
-    "judged",
-    "known",
+    "drop_nan",
     "not_applicable",
     "share",
+    "states",
+    "verdict_from",
 ]
 
 # A statement about a whole region that a start in twenty contradicts is still a fair one.
@@ -35,7 +40,7 @@ RULE = "every one >= value: holds; every one <= 1 - value: fails; otherwise: hol
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the runs say about one statement in one geometry.
+    """Verdict of the runs on one statement in one geometry.
 
     Attributes:
         verdict: `holds`, `holds_in_part`, `fails` or `not_applicable`.
@@ -57,12 +62,12 @@ class Verdict:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What each part of the statement would be judged on its own."""
+        """Verdicts that the parts of the statement would have on their own."""
         return tuple(_kind([value]) for value in self.deciding.values())
 
     @property
     def close(self) -> bool:
-        """Whether a share that decides lies so near to where it turns that the grid decides it."""
+        """True where a share lies so near to a threshold that the grid of starts decides."""
         ends = np.array([HOLDS_FROM, 1 - HOLDS_FROM])
         return any(np.min(np.abs(ends - value)) <= CLOSE for value in self.deciding.values())
 
@@ -86,7 +91,42 @@ class Claim:
     verdicts: dict[str, Verdict]
 
 
-def judged(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict:
+@dataclass(frozen=True)
+class Statement:
+    """A statement of the paper, and how it is judged.
+
+    Attributes:
+        where: Its place in the paper.
+        text: The statement, in our own words.
+        region: The starts that it speaks of.
+        judge: The verdict from these; its docstring says how the statement was made precise.
+    """
+
+    where: str
+    text: str
+    region: Region
+    judge: Callable[[Observables], Verdict]
+
+    def __call__(self, observables: Observables) -> Verdict:
+        """The verdict in one geometry."""
+        here = observables.within(self.region)
+        return self.judge(here) if here.count else not_applicable()
+
+    def claim(self, observed: Mapping[str, Observables]) -> Claim:
+        """The claim with its verdicts, from what was observed in each geometry."""
+        measured = " ".join((inspect.getdoc(self.judge) or "").split())
+        verdicts = {name: self(observables) for name, observables in observed.items()}
+        return Claim(self.judge.__name__.upper(), self.text, self.where, measured, verdicts)
+
+
+def states(
+    where: str, text: str, region: Region = EVERYWHERE
+) -> Callable[[Callable[[Observables], Verdict]], Statement]:
+    """Make a statement of the paper of the function that judges it, which is named for it."""
+    return partial(Statement, where, text, region)
+
+
+def verdict_from(evidence: Mapping[str, SupportsFloat], deciding: Sequence[str]) -> Verdict:
     """The verdict on a statement whose parts are true of measured shares.
 
     It holds where every share is at least `HOLDS_FROM`, fails where every share is at most
@@ -97,7 +137,8 @@ def judged(evidence: dict[str, float], deciding: Sequence[str]) -> Verdict:
         deciding: The names of the shares that decide, one for each part of the statement.
     """
     threshold = {"quantity": ", ".join(deciding), "relation": RULE, "value": HOLDS_FROM}
-    return Verdict(_kind([evidence[name] for name in deciding]), evidence, threshold)
+    numbers = {name: float(value) for name, value in evidence.items()}
+    return Verdict(_kind([numbers[name] for name in deciding]), numbers, threshold)
 
 
 def not_applicable() -> Verdict:
@@ -112,7 +153,7 @@ def _kind(shares: Sequence[float]) -> str:
     return "fails" if all(value <= 1 - HOLDS_FROM for value in shares) else "holds_in_part"
 
 
-def known(**measured: float) -> dict[str, float]:
+def drop_nan(**measured: float) -> dict[str, float]:
     """Measured numbers, by name, without those that were not measured in a geometry, NaN."""
     return {name: float(value) for name, value in measured.items() if not np.isnan(value)}
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab._checks import numbers
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import AbstractLoss, Pair
+from flowlab.losses import AbstractLoss, LowerBound, Pair
 from flowlab.policies import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
@@ -74,6 +74,10 @@ class AbstractFlow(eqx.Module):
         return jax.grad(self.potential)(jax.tree.map(jnp.asarray, state))
 
     def velocity(self, state: PyTree[Array]) -> PyTree[Array]:
+    def lower_bound(self) -> LowerBound | None:
+        """The number that the potential never falls below; None where none is known."""
+        return None
+
         """−M∇L at a state: the velocity of the free flow, before any wall."""
         return jax.tree.map(jnp.negative, self.metric(state, self.gradient(state)))
 
@@ -181,6 +185,9 @@ class PreferenceFlow(AbstractFlow):
 
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
         return self.policy.metric(state, covector)
+    def lower_bound(self) -> LowerBound | None:
+        return self.loss.lower_bound()
+
 
     def with_parameter(self, name: str, value: Any) -> "PreferenceFlow":
         loss, in_loss = _replaced(self.loss, name, value)

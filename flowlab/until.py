@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowlab._checks import choice, positive
 from flowlab.flow import AbstractFlow, PreferenceFlow
@@ -32,6 +33,9 @@ Clock = Literal["time", "arc_length", "loss", "margin"]
 """What the independent variable of an integration is; the result does not depend on it.
 
 - `"time"`: flow time. Ends exactly on a given time; one scale of time for a whole block.
+RATIOS = ("x_chosen", "x_rejected")  # components of the ratio plane
+_ROUNDING = 4 * np.finfo(float).eps  # of a bound that a level repeats
+
 - `"arc_length"`: length of the graph of the flow line in time and in the coordinates of the
   domain. Regular everywhere: beside saddles, on plateaus, and where the flow runs into a boundary
   at infinite speed. Targets are located in the interpolant of the step that crosses them.
@@ -147,6 +151,9 @@ class _SpeedBelow(AbstractTarget):
     levels: Float[ArrayLike, " k"]
     time_limit: Float[ArrayLike, ""]
 
+    def check(self, flow: AbstractFlow) -> None:
+        """Raise a ValueError where no line of a flow can ever arrive."""
+
     def signal(
         self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
     ) -> Float[Array, " k"]:
@@ -169,6 +176,22 @@ class _AtTime(AbstractTarget):
     ) -> Float[Array, " k"]:
         del flow, state
         return jnp.asarray(self.levels, at.dtype) - at
+
+    def check(self, flow: AbstractFlow) -> None:
+        bound = flow.lower_bound()
+        if bound is None or isinstance(self.levels, Tracer):
+            return
+        lowest, rounding = float(np.min(self.levels)), _ROUNDING * abs(bound.value)
+        if lowest < bound.value - rounding or (
+            lowest <= bound.value + rounding and not bound.reached
+        ):
+            loss = getattr(flow, "loss", flow)
+            where = "of at least" if bound.reached else "above"
+            why = "" if bound.reached else ", which is not reached in finite time"
+            raise ValueError(
+                f"Argument `until` must hold losses {where} {bound.value:.6g}, the lower bound of "
+                f"{loss!r}{why}, but is loss_below({lowest:.6g})."
+            )
 
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
         return ("arc_length", "time") if flow.domain.absorbing else ("time", "arc_length")

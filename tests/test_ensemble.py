@@ -126,7 +126,7 @@ def test_escape_from_a_saddle_takes_the_time_of_its_closed_form():
 
 
 def test_a_target_past_extinction_ends_at_the_wall_with_the_time_of_extinction():
-    runs = fl.sweep(FLOW, SQUARE[:100], until=until.loss_below(0.0), rtol=1e-8)
+    runs = fl.sweep(FLOW, SQUARE[:100], until=until.speed_below(1e-3), rtol=1e-8)
     assert set(runs.counts()) == {"at_wall"}
     wanted = exact.ratio_plane_time(SQUARE[:100], 0.3, ratio=0.0)
     np.testing.assert_allclose(runs.end_time, wanted, rtol=1e-6)

@@ -20,7 +20,7 @@ from flowlab.ensemble.blocks import Device, block_size_on, solved, worth_optimis
 from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import AbstractMeasure
-from flowlab.solve import check_counts, check_states, default_rtol, make_problem
+from flowlab.solve import check_counts, check_states, check_target, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = [
@@ -127,14 +127,15 @@ def sweep(
         until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
     )
     work = _work(count, count * len(cases), devices, block_size, max_steps, optimise)
+    flows = [_with_parameters(flow, dict(zip(values, case, strict=True))) for case in cases]
+    check_target(until)
+    for varied in flows:
+        until.check(varied)
     results, audits = [], []
     with tqdm(
         total=len(cases) * count, unit="start", unit_scale=True, **bar_options(progress)
     ) as bar:
-        for case in cases:
-            varied = flow
-            for name, value in zip(values, case, strict=True):
-                varied = varied.with_parameter(name, value)
+        for varied in flows:
             with jax.enable_x64(dtype == np.float64):
                 problem = make_problem(varied, dtype=dtype, rtol=rtol, measures=measures, **options)
                 result = work(problem, starts, progress=bar.update)
@@ -194,6 +195,12 @@ def audited(
 
 
 def _work(
+def _with_parameters(flow: AbstractFlow, values: Mapping[str, float]) -> AbstractFlow:
+    for name, value in values.items():
+        flow = flow.with_parameter(name, value)
+    return flow
+
+
     count: int,
     runs: int,
     devices: Sequence[Device] | None,

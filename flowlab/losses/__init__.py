@@ -1,6 +1,6 @@
 """Preference losses: from pairs of log-probabilities to numbers."""
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, positive_parameter
+from flowlab.losses.base import AbstractLoss, LowerBound, Pair, floats, like, positive_parameter
 from flowlab.losses.batches import AOT, AbstractBatchLoss, AOTUnpaired
 from flowlab.losses.catalogue import CATALOGUE, named
 from flowlab.losses.divergences import (
@@ -65,6 +65,7 @@ __all__ = [
     "Hinge",
     "JensenShannon",
     "LengthNormalisedDPO",
+    "LowerBound",
     "OddsRatio",
     "Pair",
     "ReverseKL",

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,8 +21,10 @@ from flowlab.losses.functions import weighted
 
 __all__ = [
     "AbstractLoss",
+    "LowerBound",
     "Pair",
     "floats",
+    "label_entropy",
     "like",
     "negative_log_likelihood",
     "parameter",
@@ -70,6 +72,18 @@ class Pair(eqx.Module):
         return self.u_chosen - self.u_rejected
 
 
+class LowerBound(NamedTuple):
+    """A number that a loss never falls below.
+
+    Attributes:
+        value: The number.
+        reached: Whether a flow line can come down to it in finite time.
+    """
+
+    value: float
+    reached: bool = False
+
+
 class AbstractLoss(eqx.Module):
     """A preference loss: one value per pair, and a mean over pairs.
 
@@ -77,6 +91,9 @@ class AbstractLoss(eqx.Module):
     Hyper-parameters are array leaves, so that sweeping one does not compile again; each is a single
     number, unless its description allows one per pair.
     """
+
+    least: ClassVar[LowerBound | None] = None
+    """The lower bound of all losses of the class, where it does not depend on hyper-parameters."""
 
     @abstractmethod
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -92,6 +109,10 @@ class AbstractLoss(eqx.Module):
             level: Positive values of the loss.
         """
         del level
+
+    def lower_bound(self) -> LowerBound | None:
+        """The number that no pair can lose less than, nor a mean; None where none is known."""
+        return self.least
 
     @property
     def of_batch(self) -> bool:
@@ -141,6 +162,14 @@ def negative_log_likelihood(
     tokens = like(pairs.chosen_length, chosen)
     weights = jnp.ones_like(chosen) if weights is None else like(weights, chosen)
     return -jnp.sum(weighted(weights, chosen)) / jnp.sum(weighted(weights, tokens))
+
+
+def label_entropy(smoothing: ArrayLike) -> LowerBound | None:
+    """The lower bound −(1−ε) log(1−ε) − ε log ε of a logistic loss of labels smoothed by ε ≤ ½."""
+    if isinstance(smoothing, Tracer):
+        return None
+    wrong = float(np.asarray(smoothing))
+    return LowerBound(float(-np.log1p(-wrong) * (1 - wrong) - wrong * np.log(wrong or 1.0)))
 
 
 def floats(values: ArrayLike) -> Array:

@@ -14,7 +14,16 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from flowlab.losses.base import AbstractLoss, Pair, floats, like, parameter_in, positive
+from flowlab.losses.base import (
+    AbstractLoss,
+    LowerBound,
+    Pair,
+    floats,
+    label_entropy,
+    like,
+    parameter_in,
+    positive,
+)
 from flowlab.losses.functions import smoothed
 
 __all__ = ["AOT", "AOTUnpaired", "AbstractBatchLoss"]
@@ -30,6 +39,9 @@ class AbstractBatchLoss(AbstractLoss):
 
     beta: eqx.AbstractVar[Float[ArrayLike, ""]]
     label_smoothing: eqx.AbstractVar[Float[ArrayLike, ""]]
+
+    def lower_bound(self) -> LowerBound | None:
+        return label_entropy(self.label_smoothing)
 
     @property
     def of_batch(self) -> bool:

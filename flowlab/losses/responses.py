@@ -7,11 +7,14 @@ p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few unit
 of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
+from typing import ClassVar
+
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab.losses.base import (
     AbstractLoss,
+    LowerBound,
     Pair,
     floats,
     like,
@@ -39,6 +42,8 @@ class SPPO(AbstractLoss):
     Source: arXiv 2405.00675, equation 4.7; `sppo_hard` in TRL.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -58,6 +63,8 @@ class NCA(AbstractLoss):
 
     Source: arXiv 2402.05369, with two responses; `nca_pair` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(float(1.5 * np.log(3) - np.log(2)))
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
@@ -80,6 +87,8 @@ class BCO(AbstractLoss):
 
     Source: arXiv 2404.04656; `bco_pair` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     delta: Float[ArrayLike, ""] = parameter_in(0.0, "delta", -np.inf, np.inf)
@@ -106,6 +115,8 @@ class APOZero(AbstractLoss):
         trainer.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -128,6 +139,8 @@ class APODown(AbstractLoss):
 
     Source: arXiv 2408.06266, equation 8; `apo_down` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
@@ -155,6 +168,8 @@ class KTO(AbstractLoss):
 
     Source: arXiv 2402.01306, equation 7; `kto` in TRL's KTO trainer.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     desirable_weight: Float[ArrayLike, ""] = parameter_in(
@@ -205,6 +220,8 @@ class CalDPO(AbstractLoss):
 
     Source: arXiv 2412.14516.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 

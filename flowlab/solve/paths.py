@@ -468,7 +468,10 @@ def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, f
     """The set to leave, if any, the time at which a path ends at last, and its outcome then."""
     if isinstance(until, AbstractTarget) and until.kind == "time":
         return None, float(np.asarray(until.levels)[-1]), Outcome.reached
-    left = exit_at_level(until) if isinstance(until, AbstractTarget) else until
+    left = until
+    if isinstance(until, AbstractTarget):
+        until.check(flow)
+        left = exit_at_level(until)
     if not isinstance(left, AbstractExit):
         raise ValueError(
             "Argument `until` must be a target such as until.time(1.0), or an exit such as "

@@ -42,7 +42,7 @@ class Descent:
         losses: The loss of all pairs there, minibatches or not, shape (k,).
         outcome: `reached` where all steps were taken; `left_domain` or `non_finite` where the step
             after the last one kept led out of the domain or to a state or a loss that is not
-            finite.
+            finite; `outside_domain` where the start lies outside.
     """
 
     steps: Int[np.ndarray, " k"]
@@ -114,7 +114,7 @@ def descend(
         steps=np.asarray(taken)[kept],
         states=jax.tree.map(lambda x: np.asarray(x)[kept], states),
         losses=np.asarray(losses)[kept],
-        outcome=Outcome(int(outcomes[-1])) if outcomes[-1] else Outcome.reached,
+        outcome=_ended(int(outcomes[-1]), began=int(outcomes[0])),
     )
 
 
@@ -203,6 +203,13 @@ def _run(
     return jax.tree.map(
         lambda one, rest: jnp.concatenate([one[None], rest]), _row(flow, first), rows
     )
+
+
+def _ended(code: int, *, began: int) -> Outcome:
+    """The outcome of a run, by the codes after its last step and at its start."""
+    if began == Outcome.left_domain:
+        return Outcome.outside_domain
+    return Outcome(code) if code else Outcome.reached
 
 
 @contextmanager

@@ -51,11 +51,11 @@ class Outcome(IntEnum):
 
     `reached`: the target. `started_past_target`: it was met at the start. `at_critical_point`: the
     line starts at, or has come to rest near, a point where the velocity vanishes. `at_wall`: it
-    stopped at a wall or was absorbed by the boundary; `end_time` says when. `left_domain`: the
-    start lies outside the domain. `step_limit`: the steps were used up, or became too small to go
-    on, as where the flow would slide along a kink of the loss (DPOP, hinge) or runs into a pole.
-    `time_limit`: the limit of the target passed. `non_finite`: the start, or the field on the way,
-    is NaN or infinite.
+    stopped at a wall or was absorbed by the boundary; `end_time` says when. `outside_domain`: the
+    start lies outside the domain. `left_domain`: a step of training led out of it. `step_limit`:
+    the steps were used up, or became too small to go on, as where the flow would slide along a kink
+    of the loss (DPOP, hinge) or runs into a pole. `time_limit`: the limit of the target passed.
+    `non_finite`: the start, or the field on the way, is NaN or infinite.
     """
 
     running = 0
@@ -63,7 +63,7 @@ class Outcome(IntEnum):
     started_past_target = 2
     at_critical_point = 3
     at_wall = 4
-    left_domain = 5
+    outside_domain = 5
     step_limit = 6
     time_limit = 7
     non_finite = 8
@@ -71,6 +71,7 @@ class Outcome(IntEnum):
 
 def counted(outcomes: npt.ArrayLike) -> dict[str, int]:
     """How often each outcome occurs, by name; outcomes that do not occur are left out."""
+    left_domain = 9
     codes, numbers = np.unique(np.asarray(outcomes), return_counts=True)
     return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
 

@@ -61,8 +61,8 @@ def test_bad_starts_among_a_thousand_change_no_other_result(reference):
     assert [Outcome(runs.outcome[i]).name for i in bad] == [
         "non_finite",
         "non_finite",
-        "left_domain",
-        "left_domain",
+        "outside_domain",
+        "outside_domain",
         "started_past_target",
     ]
     assert np.all(np.isnan(runs.time[list(bad)]))

@@ -194,7 +194,7 @@ def test_a_target_already_passed_is_an_outcome():
 
 BAD_STARTS = {
     "must have shape (2,), but has shape (3,)": np.ones(3),
-    "must lie in the domain": np.array([-0.1, 0.5]),
+    "must lie in the domain of the flow, positive components, but": np.array([-0.1, 0.5]),
     "must be finite": np.array([np.nan, 0.5]),
     "must hold real numbers": np.array(["a", "b"]),
 }

@@ -270,8 +270,11 @@ def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) 
 def _refuse_unfit(line: Line, start: PyTree[Any]) -> None:
     shown = jax.tree.map(lambda x: np.asarray(x).tolist(), start)
     code = int(line.outcome)
-    if code == Outcome.left_domain:
-        raise ValueError(f"Argument `start` must lie in the domain of the flow, but is {shown}.")
+    if code == Outcome.outside_domain:
+        raise ValueError(
+            "Argument `start` must lie in the domain of the flow, "
+            f"{line._problem.flow.domain.described}, but is {shown}."
+        )
     if code == Outcome.non_finite and int(line.steps) == 0:
         raise ValueError(
             f"Argument `start` must be finite, and the flow at it too, but the start is {shown}."

@@ -290,7 +290,7 @@ def _first_outcome(
     field = jnp.concatenate([problem.drift(vector), problem.factor(vector).ravel(), gaps])
     cases = (
         (~jnp.all(jnp.isfinite(vector)), Outcome.non_finite),
-        (~problem.flow.domain.contains(problem.state(vector)), Outcome.left_domain),
+        (~problem.flow.domain.contains(problem.state(vector)), Outcome.outside_domain),
         (~jnp.all(jnp.isfinite(field)), Outcome.non_finite),
         (jnp.any(gaps[:sets] <= 0), Outcome.started_past_target),
     )
@@ -442,7 +442,7 @@ def _runs(
 ) -> NoisyRuns:
     outcome = np.asarray(paths.outcome)
     times = (np.asarray(paths.count) + np.asarray(paths.part, float)) * float(problem.step)
-    unfit = np.isin(outcome, [Outcome.left_domain]) | (outcome == Outcome.non_finite) & (times == 0)
+    unfit = (outcome == Outcome.outside_domain) | (outcome == Outcome.non_finite) & (times == 0)
     left = (outcome == Outcome.reached) & (problem.exit is not None)
     return NoisyRuns(
         starts=starts,

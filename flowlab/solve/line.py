@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from equinox.internal import nondifferentiable_backward
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
@@ -29,6 +30,10 @@ _MOST_STEPS, _FEWEST_STEPS = 4096, 256
 _ROOM = 2**30  # bytes
 _ROUNDING = 4096  # machine epsilons, one for each step that may be taken
 _ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
+_FORWARD_ALONE = (
+    "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
+    "jax.grad, jax.vjp or jax.jacrev."
+)
 
 
 class Line(eqx.Module):
@@ -142,6 +147,7 @@ def flow_line(
     """
     check_target(until)
     if reverse and until.kind == "level":
+        RuntimeError: If it is differentiated in reverse mode.
         raise ValueError(
             "Argument `reverse` must be False for a target that lies down the flow, but is True; "
             "use until.time or until.boundary."
@@ -168,7 +174,8 @@ def flow_line(
             max_steps = _affordable_steps(problem, start)
         if traced:
             with exact_products():
-                return _line(problem, start, max_steps)
+                line = _line(problem, start, max_steps)
+            return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
         line = _as_numpy(_compiled_line(problem, start, max_steps))
     _refuse_unfit(line, start)
     return _trimmed(line)

@@ -23,6 +23,11 @@ from flowlab.policies import AbstractPolicy, WallRule, check_wall
 
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
 
+_NO_WALLS = (
+    ": its axes are no walls but absorb what comes to them, which until.boundary() measures; "
+    "Box() and Simplex() have walls, and on LogRatioPlane() there is no boundary"
+)
+
 
 class AbstractFlow(eqx.Module):
     """A potential with a metric and a domain: what a flow line follows."""
@@ -69,15 +74,15 @@ class AbstractFlow(eqx.Module):
         """
         del level
 
+    def lower_bound(self) -> LowerBound | None:
+        """The number that the potential never falls below; None where none is known."""
+        return None
+
     def gradient(self, state: PyTree[Array]) -> PyTree[Array]:
         """∇L at a state."""
         return jax.grad(self.potential)(jax.tree.map(jnp.asarray, state))
 
     def velocity(self, state: PyTree[Array]) -> PyTree[Array]:
-    def lower_bound(self) -> LowerBound | None:
-        """The number that the potential never falls below; None where none is known."""
-        return None
-
         """−M∇L at a state: the velocity of the free flow, before any wall."""
         return jax.tree.map(jnp.negative, self.metric(state, self.gradient(state)))
 
@@ -180,14 +185,14 @@ class PreferenceFlow(AbstractFlow):
         single = pairs is not None and pairs.chosen.shape == ()
         return self.loss.margin_at(level) if single else None
 
+    def lower_bound(self) -> LowerBound | None:
+        return self.loss.lower_bound()
+
     def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
         return self.loss.mean(self.policy.pairs(state), self.weights)
 
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
         return self.policy.metric(state, covector)
-    def lower_bound(self) -> LowerBound | None:
-        return self.loss.lower_bound()
-
 
     def with_parameter(self, name: str, value: Any) -> "PreferenceFlow":
         loss, in_loss = _replaced(self.loss, name, value)
@@ -316,7 +321,8 @@ def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:
     if wall == "slide" and domain.walls()[1].size == 0:
         raise ValueError(
             'Argument `wall` must be "stop" on a domain without walls, where "slide" has no '
-            f"effect, but is {wall!r} on {type(domain).__name__}()."
+            f"effect, but is {wall!r} on {type(domain).__name__}()"
+            f"{_NO_WALLS if domain.absorbing else ''}."
         )
 
 

@@ -26,6 +26,7 @@ DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this 
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
+_PIECE = 1 << 18  # starts that are read at a time
 # What every sweep has; all else was measured.
 _ALWAYS = {"starts", "outcome", "time", "end_time", "end", "level_times", "saved", "steps"}
 
@@ -40,7 +41,8 @@ def carry_out(
     quiet: bool = False,
 ) -> None:
     """Carry out a plan into a store, here or on a cluster, and print what became of it."""
-    from flowlab import plans
+    from flowlab import plans, store
+    from flowlab.until import Outcome
 
     def tell(sentence: str) -> None:
         if not quiet:
@@ -66,6 +68,9 @@ def carry_out(
             raise OSError(f"{error}; {plans.how_to_go_on(out)}") from error
     if not quiet:
         typer.echo(summary(runs))
+        if int(Outcome.outside_domain) in store.counts(runs["outcome"]):
+            domains = {plan.flow(case).domain.described for case in plan.cases()}
+            typer.echo(f"\noutside_domain: the domain is {' or '.join(sorted(domains))}")
         typer.echo(f"\nstore: {out}")
 
 
@@ -107,7 +112,7 @@ def summary(runs: "xarray.Dataset") -> str:
     if missing:
         raise ValueError(f"Argument `runs` must hold what a sweep gives, but lacks `{missing[0]}`.")
     blocks = [_table(_outcome_rows(runs)), _table(_quantile_rows(runs))]
-    return "\n\n".join([*blocks, *_audit(runs)])
+    return "\n\n".join([*blocks, *_absorbed(runs), *_audit(runs)])
 
 
 def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
@@ -337,6 +342,25 @@ def _table(rows: Iterator[Sequence[str]]) -> str:
         for row in filled
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _absorbed(runs: "xarray.Dataset") -> list[str]:
+    """A sentence on lines of the ratio plane that went extinct, read piece by piece."""
+    import numpy as np
+
+    from flowlab.until import RATIOS, Outcome, absorption
+
+    if "end" not in runs or "start" not in runs.dims or not set(RATIOS) <= set(runs.coords):
+        return []
+    found, times = [], []
+    for first in range(0, runs.sizes["start"], _PIECE):
+        piece = runs[["outcome", "end", "end_time"]].isel(start=slice(first, first + _PIECE))
+        stopped = piece["outcome"].values.ravel() == Outcome.at_wall
+        ends = piece["end"].transpose(*piece["outcome"].dims, "component").values
+        found.append(ends.reshape(stopped.size, -1)[stopped] == 0)
+        times.append(piece["end_time"].values.ravel()[stopped])
+    said = absorption(np.concatenate(found), np.concatenate(times), RATIOS)
+    return [f"at_wall: {said}"] if said else []
 
 
 def _audit(runs: "xarray.Dataset") -> list[str]:

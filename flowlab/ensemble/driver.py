@@ -151,6 +151,7 @@ def sweep(
         audit=joined(audits) if audits else None,
         components=flow.components,
         measure_axes={name: axis for m in measures for name, axis in m.axes.items()},
+        domain=flow.domain,
     )
 
 
@@ -194,13 +195,13 @@ def audited(
     return _against_tighter(flow, starts, dict(found), rtol, work, options)
 
 
-def _work(
 def _with_parameters(flow: AbstractFlow, values: Mapping[str, float]) -> AbstractFlow:
     for name, value in values.items():
         flow = flow.with_parameter(name, value)
     return flow
 
 
+def _work(
     count: int,
     runs: int,
     devices: Sequence[Device] | None,

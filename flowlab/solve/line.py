@@ -22,7 +22,7 @@ from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance
 from flowlab.solve.events import interpolated, root
 from flowlab.solve.problem import Problem, check_states, check_target, make_problem
-from flowlab.until import AbstractTarget, Clock, Outcome
+from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
 __all__ = ["Line", "flow_line"]
 
@@ -71,7 +71,12 @@ class Line(eqx.Module):
         if _is_traced(self):
             return "Line(traced)"
         name = Outcome(int(self.outcome)).name
-        return f"Line({name}: end_time={self.end_time!s}, end={self.end}, {self.steps} steps)"
+        flow, ended = self._problem.flow, np.asarray(self.end_time)
+        told = told_of_domain(
+            flow.domain, np.asarray(self.outcome), self.end, ended, flow.components
+        )
+        shown = f"end_time={self.end_time!s}, end={self.end}, {self.steps} steps"
+        return f"Line({name}: {shown}{told})"
 
     def at(self, time: npt.ArrayLike) -> PyTree[Float[ArrayLike, "..."]]:
         """The states at flow times.

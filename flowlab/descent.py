@@ -45,7 +45,7 @@ class Descent:
         losses: The loss of all pairs there, minibatches or not, shape (k,).
         outcome: `reached` where all steps were taken; `left_domain` or `non_finite` where the step
             after the last one kept led out of the domain or to a state or a loss that is not
-            finite.
+            finite; `outside_domain` where the start lies outside.
     """
 
     steps: Int[np.ndarray, " k"]
@@ -117,7 +117,7 @@ def descend(
         steps=np.asarray(taken)[kept],
         states=jax.tree.map(lambda x: np.asarray(x)[kept], states),
         losses=np.asarray(losses)[kept],
-        outcome=Outcome(int(outcomes[-1])) if outcomes[-1] else Outcome.reached,
+        outcome=_ended(int(outcomes[-1]), began=int(outcomes[0])),
     )
 
 
@@ -210,6 +210,13 @@ def _step(
     )
     outcome = jnp.where(outcome == 0, found, outcome)
     return state, memory, taken + going.astype(jnp.int32), outcome, key
+
+
+def _ended(code: int, *, began: int) -> Outcome:
+    """The outcome of a run, by the codes after its last step and at its start."""
+    if began == Outcome.left_domain:
+        return Outcome.outside_domain
+    return Outcome(code) if code else Outcome.reached
 
 
 @contextmanager

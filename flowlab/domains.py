@@ -31,6 +31,11 @@ class AbstractDomain(eqx.Module):
 
     absorbing: ClassVar[bool]
 
+    @property
+    def described(self) -> str:
+        """The states of the set, in a few words."""
+        return repr(self)
+
     @abstractmethod
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
         """True where a state lies in the set; a wall belongs to it, an axis does not."""
@@ -83,6 +88,10 @@ class WholeSpace(AbstractDomain):
 
     absorbing: ClassVar[bool] = False
 
+    @property
+    def described(self) -> str:
+        return "all finite numbers"
+
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]
         return jnp.all(jnp.stack(finite))
@@ -121,6 +130,10 @@ class WholeSpace(AbstractDomain):
 
 class _Orthant(AbstractDomain):
     absorbing: ClassVar[bool] = True
+
+    @property
+    def described(self) -> str:
+        return "positive components"
 
     def contains(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
         return jnp.all(jnp.isfinite(state) & (state > 0)) & self.within_walls(state)
@@ -178,6 +191,10 @@ class Box(_Orthant):
         self.chosen = positive("chosen", chosen)
         self.rejected = positive("rejected", rejected)
 
+    @property
+    def described(self) -> str:
+        return f"the box (0, {self.chosen:g}] × (0, {self.rejected:g}]"
+
     def walls(self) -> tuple[Float[np.ndarray, "2 2"], Float[np.ndarray, " 2"]]:
         return np.eye(2), np.array([self.chosen, self.rejected])
 
@@ -200,6 +217,11 @@ class Simplex(_Orthant):
     def __init__(self, ref_prob_chosen: float = 1.0, ref_prob_rejected: float = 1.0) -> None:
         self.ref_prob_chosen = positive("ref_prob_chosen", ref_prob_chosen)
         self.ref_prob_rejected = positive("ref_prob_rejected", ref_prob_rejected)
+
+    @property
+    def described(self) -> str:
+        shares = f"({self.ref_chosen:g}, {self.ref_rejected:g})"
+        return f"the simplex x1·p_chosen + x2·p_rejected ≤ 1 of positive x, with p = {shares}"
 
     def walls(self) -> tuple[Float[np.ndarray, "1 2"], Float[np.ndarray, " 1"]]:
         return np.array([[self.ref_prob_chosen, self.ref_prob_rejected]]), np.ones(1)
@@ -237,6 +259,11 @@ class Enclosure(AbstractDomain):
     def absorbing(self) -> bool:  # type: ignore[override]
         """As the domain inside."""
         return self.domain.absorbing
+
+    @property
+    def described(self) -> str:
+        sides = f"between {list(self.lower)} and {list(self.upper)}"
+        return f"{self.domain.described}, {sides}"
 
     def contains(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
         return self.domain.contains(state) & self.within_walls(state)

@@ -17,10 +17,15 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from flowlab._checks import numbers
 from flowlab._parameters import parameter_names, replaced
 from flowlab.domains import AbstractDomain, WholeSpace
-from flowlab.losses import AbstractLoss, Pair
+from flowlab.losses import AbstractLoss, LowerBound, Pair
 from flowlab.policies import AbstractPolicy, AbstractStates, WallRule, check_wall
 
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
+
+_NO_WALLS = (
+    ": its axes are no walls but absorb what comes to them, which until.boundary() measures; "
+    "Box() and Simplex() have walls, and on LogRatioPlane() there is no boundary"
+)
 
 
 class AbstractFlow(AbstractStates):
@@ -54,6 +59,10 @@ class AbstractFlow(AbstractStates):
         of the margin alone.
         """
         del level
+
+    def lower_bound(self) -> LowerBound | None:
+        """The number that the potential never falls below; None where none is known."""
+        return None
 
     def gradient(self, state: PyTree[Array]) -> PyTree[Array]:
         """∇L at a state."""
@@ -161,6 +170,9 @@ class PreferenceFlow(AbstractFlow):
         pairs = _pairs_of(self.policy)
         single = pairs is not None and pairs.chosen.shape == ()
         return self.loss.margin_at(level) if single else None
+
+    def lower_bound(self) -> LowerBound | None:
+        return self.loss.lower_bound()
 
     def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
         return self.loss.mean(self.policy.pairs(state), self.weights)
@@ -294,7 +306,8 @@ def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:
     if wall == "slide" and domain.walls()[1].size == 0:
         raise ValueError(
             'Argument `wall` must be "stop" on a domain without walls, where "slide" has no '
-            f"effect, but is {wall!r} on {type(domain).__name__}()."
+            f"effect, but is {wall!r} on {type(domain).__name__}()"
+            f"{_NO_WALLS if domain.absorbing else ''}."
         )
 
 

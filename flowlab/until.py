@@ -1,6 +1,7 @@
 """Targets, clocks and outcomes: when a flow line has arrived, and what became of it."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import ClassVar, Literal
 
@@ -9,16 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowlab._arrays import floats
 from flowlab._checks import choice, positive
+from flowlab.domains import AbstractDomain
 from flowlab.flow import AbstractFlow, PreferenceFlow
 
 __all__ = [
     "AbstractTarget",
     "Clock",
     "Outcome",
+    "absorption",
     "boundary",
     "checked_limit",
     "counted",
@@ -26,7 +30,11 @@ __all__ = [
     "margin_above",
     "speed_below",
     "time",
+    "told_of_domain",
 ]
+
+RATIOS = ("x_chosen", "x_rejected")  # components of the ratio plane
+_ROUNDING = 4 * np.finfo(float).eps  # of a bound that a level repeats
 
 Clock = Literal["time", "arc_length", "loss", "margin"]
 """What the independent variable of an integration is; the result does not depend on it.
@@ -47,11 +55,11 @@ class Outcome(IntEnum):
 
     `reached`: the target. `started_past_target`: it was met at the start. `at_critical_point`: the
     line starts at, or has come to rest near, a point where the velocity vanishes. `at_wall`: it
-    stopped at a wall or was absorbed by the boundary; `end_time` says when. `left_domain`: the
-    start lies outside the domain. `step_limit`: the steps were used up, or became too small to go
-    on, as where the flow would slide along a kink of the loss (DPOP, hinge) or runs into a pole.
-    `time_limit`: the limit of the target passed. `non_finite`: the start, or the field on the way,
-    is NaN or infinite.
+    stopped at a wall or was absorbed by the boundary; `end_time` says when. `outside_domain`: the
+    start lies outside the domain. `left_domain`: a step of training led out of it. `step_limit`:
+    the steps were used up, or became too small to go on, as where the flow would slide along a kink
+    of the loss (DPOP, hinge) or runs into a pole. `time_limit`: the limit of the target passed.
+    `non_finite`: the start, or the field on the way, is NaN or infinite.
     """
 
     running = 0
@@ -59,16 +67,71 @@ class Outcome(IntEnum):
     started_past_target = 2
     at_critical_point = 3
     at_wall = 4
-    left_domain = 5
+    outside_domain = 5
     step_limit = 6
     time_limit = 7
     non_finite = 8
+    left_domain = 9
 
 
 def counted(outcomes: npt.ArrayLike) -> dict[str, int]:
     """How often each outcome occurs, by name; outcomes that do not occur are left out."""
     codes, numbers = np.unique(np.asarray(outcomes), return_counts=True)
     return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
+
+
+def told_of_domain(
+    domain: AbstractDomain | None,
+    outcomes: Int[np.ndarray, "*n"],
+    ends: PyTree[np.ndarray],
+    times: Float[np.ndarray, "*n"],
+    names: Sequence[str] | None,
+) -> str:
+    """Words on lines that a domain has absorbed, or that start outside of it.
+
+    Args:
+        domain: The domain; None where it is not known, of which nothing is said.
+        outcomes: Codes of `Outcome`.
+        ends: The states at the ends; a component that was absorbed is 0.
+        times: Flow times there.
+        names: Names of the components of a state; None where they have none.
+
+    Returns:
+        Words, each part after a semicolon; empty where there is nothing to say.
+    """
+    if domain is None:
+        return ""
+    said = ""
+    if domain.absorbing:
+        met = (np.asarray(outcomes) == Outcome.at_wall)[..., None] & (ends == 0)
+        said = absorption(met.reshape(-1, met.shape[-1]), np.ravel(times), names)
+    outside = np.any(np.asarray(outcomes) == Outcome.outside_domain)
+    said = f"; {said}" if said else ""
+    return said + (f"; the domain is {domain.described}" if outside else "")
+
+
+def absorption(
+    absorbed: Bool[np.ndarray, "n d"], times: Float[np.ndarray, " n"], names: Sequence[str] | None
+) -> str:
+    """A sentence on lines that were absorbed before their target; empty where none were.
+
+    Args:
+        absorbed: Which components of which lines.
+        times: Flow times at the ends of the lines.
+        names: Names of the components of a state; None where they have none.
+    """
+    lines = np.any(absorbed, axis=1)
+    if not np.any(lines):
+        return ""
+    axes = np.flatnonzero(np.any(absorbed, axis=0))
+    shown = " or ".join(f"{names[i] if names else f'component {i + 1}'} = 0" for i in axes)
+    first, last = (float(end(times[lines])) for end in (np.min, np.max))
+    between = f"time {first:.4g}" if first == last else f"times {first:.4g} to {last:.4g}"
+    cure = ", or take LogRatioPlane(), where it does not happen" if names == RATIOS else ""
+    return (
+        f"{np.sum(lines):,} absorbed by the boundary ({shown}) at {between}, before the target: "
+        "that is what this flow does; measure it by until.boundary()" + cure
+    )
 
 
 class AbstractTarget(eqx.Module):
@@ -87,6 +150,9 @@ class AbstractTarget(eqx.Module):
     @abstractmethod
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
         """The clocks that can measure the way to this target, the default first."""
+
+    def check(self, flow: AbstractFlow) -> None:
+        """Raise a ValueError where no line of a flow can ever arrive."""
 
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
         """The levels as margins of the one pair, where the clock can be the margin; else None."""
@@ -115,6 +181,22 @@ class _LossBelow(AbstractTarget):
             return ("arc_length", "loss", "time")
         others: tuple[Clock, ...] = ("loss", "arc_length", "time")
         return ("margin", *others) if _falls_with_the_margin(flow, self.levels) else others
+
+    def check(self, flow: AbstractFlow) -> None:
+        bound = flow.lower_bound()
+        if bound is None or isinstance(self.levels, Tracer):
+            return
+        lowest, rounding = float(np.min(self.levels)), _ROUNDING * abs(bound.value)
+        if lowest < bound.value - rounding or (
+            lowest <= bound.value + rounding and not bound.reached
+        ):
+            loss = getattr(flow, "loss", flow)
+            where = "of at least" if bound.reached else "above"
+            why = "" if bound.reached else ", which is not reached in finite time"
+            raise ValueError(
+                f"Argument `until` must hold losses {where} {bound.value:.6g}, the lower bound of "
+                f"{loss!r}{why}, but is loss_below({lowest:.6g})."
+            )
 
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
         return flow.margin_at(self.levels)

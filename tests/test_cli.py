@@ -69,6 +69,18 @@ def test_a_sweep_writes_what_the_closed_form_gives(tmp_path):
     assert result.stdout.rstrip().endswith(f"store: {tmp_path / 'sweep'}")
 
 
+def test_a_sweep_says_what_the_boundary_absorbed_and_what_domain_starts_lie_outside_of(tmp_path):
+    late = {"--until": "time=100", "--domain": "box", "--upper": ("1.2", "1.2")}
+    result = swept(tmp_path / "sweep", RATIO, GRID, late)
+    assert result.exit_code == 0, result.stderr
+    runs = store.read(tmp_path / "sweep")
+    absorbed = (runs["outcome"].values == until.Outcome.at_wall) & (runs["end"].values[:, 1] == 0)
+    assert np.any(absorbed)
+    told = f"at_wall: {np.sum(absorbed)} absorbed by the boundary (x_rejected = 0) at times "
+    assert told in result.stdout and "until.boundary()" in result.stdout
+    assert "\noutside_domain: the domain is the box (0, 1] × (0, 1]\n" in result.stdout
+
+
 def test_a_store_tells_how_its_sweep_was_asked_for(tmp_path, solved_with):
     options = {"--domain": "box", "--rtol": "1e-7", "--measure": ["change:u"]}
     assert swept(tmp_path / "sweep", RATIO, UNIFORM, options).exit_code == 0

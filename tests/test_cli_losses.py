@@ -35,7 +35,11 @@ LOSSES: dict[str, tuple[dict[str, Any], losses.AbstractLoss]] = {
     "without beta": ({"--loss": "sft", "--beta": None}, losses.SFT()),
     "of another name": ({"--loss": "Exo-Pair"}, losses.EXO(0.3)),
     "set": (
-        {"--loss": "conservative_dpo", "--set": ["label_smoothing=0.2"]},
+        {
+            "--loss": "conservative_dpo",
+            "--set": ["label_smoothing=0.2"],
+            "--until": "loss_below=0.6",
+        },
         losses.ConservativeDPO(0.3, label_smoothing=0.2),
     ),
     "set within": (
@@ -65,6 +69,7 @@ def test_an_offset_is_that_of_the_plane(plane, tmp_path, solved_with):
 
 def test_a_store_tells_the_hyper_parameters_that_stood_in(tmp_path, solved_with):
     options = {"--loss": "conservative_dpo", "--beta": None, "--set": "label_smoothing=0.2"}
+    options |= {"--until": "loss_below=0.6"}
     assert swept(tmp_path / "sweep", RATIO, GRID, options).exit_code == 0
     described = store.description(store.read(tmp_path / "sweep"))
     assert (described["loss"], described["beta"]) == ("conservative_dpo", [0.1])

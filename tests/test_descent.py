@@ -245,3 +245,10 @@ def test_a_distance_is_asked_for_states_of_one_kind_and_a_positive_rate():
             distance(run, line, **options)
     with pytest.raises(ValueError, match="must be positive and finite, but is 0"):
         distance(run, line, learning_rate=0)
+
+
+def test_a_start_outside_the_domain_is_told_from_a_run_that_leaves_it():
+    flow = fl.preference_flow(fl.DPO(0.1), fl.RatioPlane())
+    run = descend(flow, np.array([-0.1, 0.9]), optax.sgd(0.1), steps=3)
+    assert run.outcome is Outcome.outside_domain
+    assert list(run.steps) == [0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from refusals import assert_refused
 
-from flowlab.domains import AbstractDomain, Box, Quadrant, Simplex, WholeSpace
+from flowlab.domains import AbstractDomain, Box, Enclosure, Quadrant, Simplex, WholeSpace
 
 DOMAINS = [WholeSpace(), Quadrant(), Box(2.0, 3.0), Simplex(0.3, 0.2)]
 ORTHANTS = DOMAINS[1:]
@@ -134,3 +134,13 @@ def test_walls_are_those_of_the_set():
 def test_ends_and_references_that_are_not_positive_numbers_are_refused(domain, argument, value):
     wanted = f"Argument `{argument}` must be positive and finite, but is {value!r}."
     assert_refused(domain, wanted, **{argument: value})
+
+
+def test_a_domain_says_in_a_few_words_which_states_it_holds():
+    half = Simplex(0.5, 0.25)
+    assert Quadrant().described == "positive components"
+    assert Box(1.0, 2.5).described == "the box (0, 1] × (0, 2.5]"
+    assert half.described.startswith("the simplex x1·p_chosen + x2·p_rejected ≤ 1")
+    assert half.described.endswith("with p = (0.5, 0.25)")
+    enclosed = Enclosure(WholeSpace(), [-np.inf, 0.0], [1.0, 2.0])
+    assert enclosed.described == "all finite numbers, between [-inf, 0.0] and [1.0, 2.0]"

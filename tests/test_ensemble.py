@@ -61,11 +61,12 @@ def test_bad_starts_among_a_thousand_change_no_other_result(reference):
     assert [Outcome(runs.outcome[i]).name for i in bad] == [
         "non_finite",
         "non_finite",
-        "left_domain",
-        "left_domain",
+        "outside_domain",
+        "outside_domain",
         "started_past_target",
     ]
     assert np.all(np.isnan(runs.time[list(bad)]))
+    assert repr(runs).endswith("; the domain is positive components)")
     assert runs.end_time[999] == 0
     np.testing.assert_allclose(runs.end[999], [1, 1e-9], rtol=1e-14)
 
@@ -126,8 +127,13 @@ def test_escape_from_a_saddle_takes_the_time_of_its_closed_form():
 
 
 def test_a_target_past_extinction_ends_at_the_wall_with_the_time_of_extinction():
-    runs = fl.sweep(FLOW, SQUARE[:100], until=until.loss_below(0.0), rtol=1e-8)
+    runs = fl.sweep(FLOW, SQUARE[:100], until=until.speed_below(1e-3), rtol=1e-8)
     assert set(runs.counts()) == {"at_wall"}
+    first, last = np.min(runs.end_time), np.max(runs.end_time)
+    told = (
+        f"100 absorbed by the boundary (x_rejected = 0) at times {first:.4g} to {last:.4g}, before"
+    )
+    assert told in repr(runs) and "until.boundary()" in repr(runs) and "LogRatio" in repr(runs)
     wanted = exact.ratio_plane_time(SQUARE[:100], 0.3, ratio=0.0)
     np.testing.assert_allclose(runs.end_time, wanted, rtol=1e-6)
     assert np.all(runs.end[:, 1] == 0)

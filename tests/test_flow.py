@@ -240,7 +240,9 @@ MISUSES: list[tuple[Callable[[], AbstractFlow], str]] = [
     (
         lambda: fl.preference_flow(fl.DPO(0.1), fl.RatioPlane(wall="slide")),
         '`wall` must be "stop" on a domain without walls, where "slide" has no effect, '
-        "but is 'slide' on Quadrant().",
+        "but is 'slide' on Quadrant(): its axes are no walls but absorb what comes to them, which "
+        "until.boundary() measures; Box() and Simplex() have walls, and on LogRatioPlane() there "
+        "is no boundary.",
     ),
     (
         lambda: fl.preference_flow(0.1, fl.RatioPlane()),  # pyright: ignore

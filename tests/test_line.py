@@ -156,6 +156,22 @@ def test_a_line_says_what_it_is_in_a_line():
     assert "\n" not in repr(line)
 
 
+def test_a_line_says_that_the_boundary_absorbed_it_and_what_measures_that():
+    line = fl.flow_line(FLOW, START, until=until.time(100.0))
+    told = f"; 1 absorbed by the boundary (x_rejected = 0) at time {float(line.end_time):.4g}, "
+    assert told in repr(line) and "until.boundary()" in repr(line) and "\n" not in repr(line)
+    assert "absorbed" not in repr(fl.flow_line(FLOW, START, until=until.boundary()))
+
+
+@pytest.mark.parametrize("reverse", [jax.grad, jax.jacrev])
+def test_reverse_mode_is_refused_in_a_sentence_that_names_forward_mode(reverse):
+    def time(start):
+        return fl.flow_line(FLOW, start, until=TARGET, max_steps=64).time
+
+    with pytest.raises(RuntimeError, match=r"forward mode alone: use jax\.jvp or jax\.jacfwd"):
+        jax.jit(reverse(time))(jnp.asarray(START))
+
+
 def test_a_target_that_is_none_is_refused():
     with pytest.raises(ValueError, match="Argument `until` must be a target"):
         fl.flow_line(FLOW, START, until=0.1)  # type: ignore[arg-type]
@@ -194,7 +210,7 @@ def test_a_target_already_passed_is_an_outcome():
 
 BAD_STARTS = {
     "must have shape (2,), but has shape (3,)": np.ones(3),
-    "must lie in the domain": np.array([-0.1, 0.5]),
+    "must lie in the domain of the flow, positive components, but": np.array([-0.1, 0.5]),
     "must be finite": np.array([np.nan, 0.5]),
     "must hold real numbers": np.array(["a", "b"]),
 }

@@ -11,13 +11,14 @@ from jaxtyping import Array
 from refusals import assert_refused
 
 import flowlab as fl
-from flowlab import until
+from flowlab import losses, until
 from flowlab.domains import AbstractDomain, Quadrant, WholeSpace
 from flowlab.policies import AbstractPolicy, WallRule
 
 BOWL = fl.Flow(lambda y: 0.5 * (y**2).sum())
 PLANE = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
 LINES = fl.preference_flow(fl.DPO(0.3), fl.LogRatioPlane())
+HINGED = fl.preference_flow(losses.Hinge(0.3), fl.LogRatioPlane())
 STATE = jnp.asarray([3.0, 4.0])
 START = jnp.asarray(0.0)
 
@@ -150,6 +151,16 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
         lambda: until.loss_below(0.5, 0.1, 0.1),
         "`levels` must be strictly decreasing, but is [0.5, 0.1, 0.1].",
     ),
+    (
+        lambda: until.loss_below(0.3, 0.0).check(PLANE),
+        "`until` must hold losses above 0, the lower bound of DPO(beta=0.3), which is not reached "
+        "in finite time, but is loss_below(0).",
+    ),
+    (
+        lambda: until.loss_below(-0.5).check(HINGED),
+        "`until` must hold losses of at least 0, the lower bound of Hinge(beta=0.3), "
+        "but is loss_below(-0.5).",
+    ),
     (lambda: until.margin_above(np.inf), f"`margin` {FINITE} inf."),
     (
         lambda: until.margin_above(1.0, of="median"),  # pyright: ignore
@@ -182,6 +193,76 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
 @pytest.mark.parametrize(("call", "sentence"), MISUSES, ids=[s[:40] for _, s in MISUSES])
 def test_misuse_is_a_sentence_that_names_the_argument(call, sentence):
     assert_refused(call, f"Argument {sentence}")
+
+
+BOUNDS = {
+    name: bound
+    for name, loss in losses.CATALOGUE.items()
+    if (bound := loss.lower_bound()) is not None
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_no_loss_comes_below_its_bound_and_all_but_one_come_close(name):
+    loss, bound = losses.CATALOGUE[name], BOUNDS[name]
+    small = np.logspace(-4, 0, 9)
+    ratios = np.concatenate([np.linspace(-1000, 1000, 801), small, -small])
+    chosen, rejected = (axis.ravel() for axis in np.meshgrid(ratios, ratios))
+    if loss.of_batch:  # whose numbers belong to ranks
+        chosen, rejected = np.sort(chosen), np.zeros_like(chosen)
+    zero, one = jnp.zeros_like(chosen), jnp.ones_like(chosen)
+    pairs = fl.Pair(jnp.asarray(chosen), jnp.asarray(rejected), zero, zero, one, one, zero)
+    values = np.asarray(loss(pairs))
+    assert np.min(values) >= bound.value * (1 - 1e-12)
+    # What calibrated DPO comes down to has no closed form.
+    assert name == "cal_dpo" or np.min(values) <= bound.value + 0.01
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_levels_at_a_bound_are_reached_by_nothing_but_a_hinge(name):
+    flow, bound = fl.preference_flow(losses.CATALOGUE[name], Margins()), BOUNDS[name]
+    assert bound.reached == (name == "hinge")
+    until.loss_below(bound.value + 1e-3).check(flow)
+    for level in (bound.value - 1e-3, bound.value):
+        if level < bound.value or not bound.reached:
+            with pytest.raises(
+                ValueError, match="^Argument `until` must hold losses (above|of at least)"
+            ):
+                until.loss_below(level).check(flow)
+    if bound.reached:
+        until.loss_below(bound.value).check(flow)
+
+
+def test_bounds_are_those_of_the_hyper_parameters():
+    assert losses.CPO().lower_bound() is None
+    assert losses.CPO(nll_weight=0).lower_bound() == (0.0, False)
+    assert losses.CPOHinge(nll_weight=0).lower_bound() == (0.0, True)
+    assert losses.RobustDPO(label_smoothing=0).lower_bound() == (0.0, False)
+    assert losses.RobustDPO().lower_bound() is None
+    half = losses.ConservativeDPO(label_smoothing=0.25).lower_bound()
+    assert half is not None and half.value == pytest.approx(np.log(4) - 0.75 * np.log(3))
+    summed = losses.WeightedSum((losses.NCA(), losses.DPO(), losses.SFT()), (2.0, 1.0, 0.0))
+    bound = summed.lower_bound()
+    assert bound is not None and bound.value == pytest.approx(3 * np.log(3) - 2 * np.log(2))
+    for weights in ((1.0, -1.0, 0.0), (1.0, 1.0, 1.0)):
+        assert losses.WeightedSum(summed.losses, weights).lower_bound() is None
+
+
+@pytest.mark.parametrize("run", [fl.flow_line, fl.sweep], ids=["flow_line", "sweep"])
+def test_a_level_that_cannot_be_reached_is_refused_before_anything_is_solved(run):
+    start = np.array([0.3, 0.6]) if run is fl.flow_line else np.array([[0.3, 0.6]])
+    with pytest.raises(ValueError, match="above 0, the lower bound of DPO"):
+        run(PLANE, start, until=until.loss_below(0.5, 0.0))
+    smoothed = fl.preference_flow(losses.ConservativeDPO(0.3), fl.RatioPlane())
+    with pytest.raises(ValueError, match=r"above 0\.610864, the lower bound of ConservativeDPO"):
+        levels = {"label_smoothing": [0.1, 0.3]}
+        fl.sweep(smoothed, np.ones((1, 2)), until=until.loss_below(0.4), over=levels)
+
+
+def test_a_hinge_comes_down_to_zero_in_finite_time():
+    # Both log-ratios move at speed β: h = 2βt, and the loss is 0 from its kink, h = 1/β, on.
+    line = fl.flow_line(HINGED, np.zeros(2), until=until.loss_below(0.0))
+    assert line.time == pytest.approx(1 / (2 * 0.3**2), rel=1e-3)
 
 
 def test_a_flow_without_pairs_has_a_boundary_all_the_same():

@@ -29,6 +29,7 @@ PICTURES = ".png", ".svg", ".pdf"
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
+_PIECE = 1 << 18  # starts that are read at a time
 # What every sweep has; all else was measured.
 _ALWAYS = {"starts", "outcome", "time", "end_time", "end", "level_times", "saved", "steps"}
 
@@ -43,7 +44,8 @@ def carry_out(
     quiet: bool = False,
 ) -> None:
     """Carry out a plan into a store, here or on a cluster, and print what became of it."""
-    from flowlab import plans
+    from flowlab import plans, store
+    from flowlab.until import Outcome
 
     def tell(sentence: str) -> None:
         if not quiet:
@@ -69,6 +71,9 @@ def carry_out(
             raise OSError(f"{error}; {plans.resume_hint(out)}") from error
     if not quiet:
         typer.echo(summary(runs))
+        if int(Outcome.outside_domain) in store.counts(runs["outcome"]):
+            domains = {plan.flow(case).domain.described for case in plan.cases()}
+            typer.echo(f"\noutside_domain: the domain is {' or '.join(sorted(domains))}")
         typer.echo(f"\nstore: {out}")
 
 
@@ -110,7 +115,7 @@ def summary(runs: "xarray.Dataset") -> str:
     if missing:
         raise ValueError(f"Argument `runs` must hold what a sweep gives, but lacks `{missing[0]}`.")
     blocks = [table(rows, "llr") for rows in (_outcome_rows(runs), _quantile_rows(runs))]
-    return "\n\n".join([*blocks, *_audit(runs)])
+    return "\n\n".join([*blocks, *_absorbed(runs), *_audit(runs)])
 
 
 def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
@@ -319,6 +324,25 @@ def _label(values: "xarray.DataArray", name: str, index: int) -> str:
         label = values.coords[name].values[index]
         return f"{name} {label}" if isinstance(label, str) else f"{name} {label:g}"
     return f"{name} {index + 1}"
+
+
+def _absorbed(runs: "xarray.Dataset") -> list[str]:
+    """A sentence on lines of the ratio plane that went extinct, read piece by piece."""
+    import numpy as np
+
+    from flowlab.until import RATIOS, Outcome, absorption
+
+    if "end" not in runs or "start" not in runs.dims or not set(RATIOS) <= set(runs.coords):
+        return []
+    found, times = [], []
+    for first in range(0, runs.sizes["start"], _PIECE):
+        piece = runs[["outcome", "end", "end_time"]].isel(start=slice(first, first + _PIECE))
+        stopped = piece["outcome"].values.ravel() == Outcome.at_wall
+        ends = piece["end"].transpose(*piece["outcome"].dims, "component").values
+        found.append(ends.reshape(stopped.size, -1)[stopped] == 0)
+        times.append(piece["end_time"].values.ravel()[stopped])
+    said = absorption(np.concatenate(found), np.concatenate(times), RATIOS)
+    return [f"at_wall: {said}"] if said else []
 
 
 def _audit(runs: "xarray.Dataset") -> list[str]:

@@ -20,7 +20,7 @@ from flowlab.ensemble.blocks import Device, block_size_on, solved, worth_optimis
 from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
-from flowlab.solve import check_counts, check_states, default_rtol, make_problem
+from flowlab.solve import check_counts, check_states, check_target, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = [
@@ -127,14 +127,15 @@ def sweep(
         until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
     )
     work = _work(count, count * len(cases), devices, block_size, max_steps, optimise)
+    flows = [_with_parameters(flow, dict(zip(values, case, strict=True))) for case in cases]
+    check_target(until)
+    for varied in flows:
+        until.check(varied)
     results, audits = [], []
     with tqdm(
         total=len(cases) * count, unit="start", unit_scale=True, **bar_options(progress)
     ) as bar:
-        for case in cases:
-            varied = flow
-            for name, value in zip(values, case, strict=True):
-                varied = varied.with_parameter(name, value)
+        for varied in flows:
             with jax.enable_x64(dtype == np.float64):
                 problem = make_problem(varied, dtype=dtype, rtol=rtol, measures=measures, **options)
                 result = work(problem, starts, progress=bar.update)
@@ -150,6 +151,7 @@ def sweep(
         audit=joined(audits) if audits else None,
         components=flow.components,
         measure_axes={name: m.axis for m in measures if m.axis for name in m.names},
+        domain=flow.domain,
     )
 
 
@@ -191,6 +193,12 @@ def audited(
     work = _work(len(starts), len(starts), devices, block_size, max_steps, None)
     rtol = default_rtol(dtype) if rtol is None else rtol
     return _against_tighter(flow, starts, dict(found), rtol, work, options)
+
+
+def _with_parameters(flow: AbstractFlow, values: Mapping[str, float]) -> AbstractFlow:
+    for name, value in values.items():
+        flow = flow.with_parameter(name, value)
+    return flow
 
 
 def _work(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
-from flowlab.until import Outcome, counted
+from flowlab.domains import AbstractDomain
+from flowlab.until import Outcome, counted, told_of_domain
 
 if TYPE_CHECKING:
     import xarray
@@ -63,6 +64,7 @@ class Runs:
         components: Names of the components of a state, where it is one array that has such.
         measure_axes: What the extra axis of a measure is, `pair` or `response`, by name; that of
             one not named is a state's.
+        domain: The domain of the flow; None where it is not known.
     """
 
     starts: PyTree[Float[np.ndarray, "n ..."]]
@@ -80,11 +82,13 @@ class Runs:
     audit: Audit | None = None
     components: tuple[str, ...] | None = None
     measure_axes: dict[str, str] = field(default_factory=dict)
+    domain: AbstractDomain | None = None
 
     def __repr__(self) -> str:
         """What was run, and how it ended, on one line."""
         over = "".join(f", {name} of {values.tolist()}" for name, values in self.over.items())
-        return f"Runs({self.outcome.shape[-1]:,} starts{over}: {self.counts()})"
+        told = told_of_domain(self.domain, self.outcome, self.end, self.end_time, self.components)
+        return f"Runs({self.outcome.shape[-1]:,} starts{over}: {self.counts()}{told})"
 
     def counts(self) -> dict[str, int]:
         """How many runs had each outcome, by name; outcomes that did not occur are left out."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from flowlab._arrays import floats, like
 from flowlab._parameters import arguments, parameter, parameter_names, positive, replaced
-from flowlab.losses.base import AbstractLoss, Pair
+from flowlab.losses.base import AbstractLoss, LowerBound, Pair
 from flowlab.losses.batches import AOT, AbstractBatchLoss, AOTUnpaired
 from flowlab.losses.divergences import (
     AbstractDivergence,
@@ -74,6 +74,7 @@ __all__ = [
     "Hinge",
     "JensenShannon",
     "LengthNormalisedDPO",
+    "LowerBound",
     "OddsRatio",
     "Pair",
     "ReverseKL",

@@ -5,7 +5,7 @@ p: pairs, any shape, a scalar for one pair.
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from flowlab.losses.functions import weighted
 
 __all__ = [
     "AbstractLoss",
+    "LowerBound",
     "Pair",
     "negative_log_likelihood",
     "weighted_mean",
@@ -60,6 +61,18 @@ class Pair(eqx.Module):
         return self.u_chosen - self.u_rejected
 
 
+class LowerBound(NamedTuple):
+    """A number that a loss never falls below.
+
+    Attributes:
+        value: The number.
+        reached: Whether a flow line can come down to it in finite time.
+    """
+
+    value: float
+    reached: bool = False
+
+
 class AbstractLoss(eqx.Module):
     """A preference loss: one value per pair, and a mean over pairs.
 
@@ -67,6 +80,9 @@ class AbstractLoss(eqx.Module):
     Hyper-parameters are array leaves, so that sweeping one does not compile again; each is a single
     number, unless its description allows one per pair.
     """
+
+    least: ClassVar[LowerBound | None] = None
+    """The lower bound of all losses of the class, where it does not depend on hyper-parameters."""
 
     @abstractmethod
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -82,6 +98,10 @@ class AbstractLoss(eqx.Module):
             level: Positive values of the loss.
         """
         del level
+
+    def lower_bound(self) -> LowerBound | None:
+        """The number that no pair can lose less than, nor a mean; None where none is known."""
+        return self.least
 
     @property
     def of_batch(self) -> bool:

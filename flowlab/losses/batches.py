@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import floats, like
 from flowlab._parameters import parameter, positive
-from flowlab.losses.base import AbstractLoss, Pair
+from flowlab.losses.base import AbstractLoss, LowerBound, Pair, label_entropy
 from flowlab.losses.functions import smoothed
 
 __all__ = ["AOT", "AOTUnpaired", "AbstractBatchLoss"]
@@ -31,6 +31,9 @@ class AbstractBatchLoss(AbstractLoss):
 
     beta: Float[ArrayLike, ""] = positive(0.1, single=True)
     label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
+
+    def lower_bound(self) -> LowerBound | None:
+        return label_entropy(self.label_smoothing)
 
     @property
     def of_batch(self) -> bool:

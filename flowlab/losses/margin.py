@@ -7,13 +7,16 @@ p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few unit
 of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
+from typing import ClassVar
+
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import floats, like
 from flowlab._parameters import parameter, positive
-from flowlab.losses.base import AbstractLoss, Pair
+from flowlab.losses.base import AbstractLoss, LowerBound, Pair, label_entropy
 from flowlab.losses.divergences import (
     AbstractDivergence,
     ReverseKL,
@@ -61,6 +64,8 @@ class DPO(AbstractLoss):
     Source: arXiv 2305.18290, equation 7; arXiv 2309.16240 (f-DPO); `sigmoid` in TRL.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     divergence: AbstractDivergence = divergence_field()
 
@@ -94,6 +99,9 @@ class ConservativeDPO(AbstractLoss):
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     label_smoothing: Float[ArrayLike, ""] = parameter(0.1, "label_smoothing", "[0, 0.5)")
 
+    def lower_bound(self) -> LowerBound | None:
+        return label_entropy(self.label_smoothing)
+
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = floats(pairs.margin)
         return smoothed(like(self.beta, margin) * margin, like(self.label_smoothing, margin))
@@ -121,6 +129,11 @@ class RobustDPO(AbstractLoss):
     label_smoothing: Float[ArrayLike, ""] = parameter(0.1, "label_smoothing", "[0, 0.5)")
     divergence: AbstractDivergence = divergence_field()
 
+    def lower_bound(self) -> LowerBound | None:
+        wrong = self.label_smoothing
+        smoothed = isinstance(wrong, Tracer) or np.any(np.asarray(wrong))
+        return None if smoothed else LowerBound(0.0)
+
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = score_margin(self.divergence, pairs)
         smoothing = like(self.label_smoothing, margin)
@@ -144,6 +157,8 @@ class IPO(AbstractLoss):
     Source: arXiv 2310.12036, equation 17; `ipo` in TRL.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     divergence: AbstractDivergence = divergence_field()
 
@@ -165,6 +180,8 @@ class SummedIPO(AbstractLoss):
 
     Source: arXiv 2310.12036, equation 17.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
@@ -188,6 +205,8 @@ class Hinge(AbstractLoss):
 
     Source: arXiv 2309.06657 (RSO); `hinge` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0, reached=True)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     divergence: AbstractDivergence = divergence_field()
@@ -213,6 +232,8 @@ class EXO(AbstractLoss):
 
     Source: arXiv 2402.00856, equation 16; `exo_pair` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     label_smoothing: Float[ArrayLike, ""] = parameter(1e-3, "label_smoothing", "(0, 1)")
@@ -240,6 +261,8 @@ class DiscoPOP(AbstractLoss):
     Source: arXiv 2406.08414, equation 5; `discopop` in TRL.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.05)
     tau: Float[ArrayLike, ""] = positive(0.05, "tau", single=True)
     divergence: AbstractDivergence = divergence_field()
@@ -263,6 +286,8 @@ class LengthNormalisedDPO(AbstractLoss):
     Source: arXiv 2411.15124 (Tülu 3); `sigmoid_norm` in TRL.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     divergence: AbstractDivergence = divergence_field()
 
@@ -284,6 +309,8 @@ class DPOShift(AbstractLoss):
     Source: arXiv 2502.07599; λ is held fixed here, the paper also lets it move in
         training.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     lam: Float[ArrayLike, ""] = parameter(0.95, "lam", "(0, 1]")
@@ -308,6 +335,8 @@ class ODPO(AbstractLoss):
     Source: arXiv 2402.10571, where the offset is the logarithm of the difference of two
         scores.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     alpha: Float[ArrayLike, ""] = parameter(1.0, "alpha", "[0, inf)")
@@ -339,6 +368,8 @@ class DPOP(AbstractLoss):
     Source: arXiv 2402.13228.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.3)
     lam: Float[ArrayLike, ""] = parameter(50.0, "lam", "[0, inf)")
 
@@ -364,6 +395,8 @@ class DPOPOutside(AbstractLoss):
 
     Source: a variant of arXiv 2402.13228.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.3)
     lam: Float[ArrayLike, ""] = parameter(50.0, "lam", "[0, inf)")

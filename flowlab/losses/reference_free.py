@@ -9,13 +9,23 @@ of its largest term, while |α·l| < 700 (80 in float32); see `flowlab.losses.fu
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import equinox as eqx
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import floats, like
 from flowlab._parameters import parameter, positive
-from flowlab.losses.base import AbstractLoss, Pair, negative_log_likelihood, weighted_mean
+from flowlab.losses.base import (
+    AbstractLoss,
+    LowerBound,
+    Pair,
+    label_entropy,
+    negative_log_likelihood,
+    weighted_mean,
+)
 from flowlab.losses.functions import (
     difference,
     log_odds_loss,
@@ -35,6 +45,14 @@ class _WithLikelihood(AbstractLoss):
     @abstractmethod
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         """The loss without the likelihood term."""
+
+    def lower_bound(self) -> LowerBound | None:
+        weighed = isinstance(self.nll_weight, Tracer) or np.any(np.asarray(self.nll_weight))
+        return None if weighed else self.preference_bound()
+
+    @abstractmethod
+    def preference_bound(self) -> LowerBound | None:
+        """The lower bound without the likelihood term, which has none on planes."""
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen = floats(pairs.chosen)
@@ -70,6 +88,9 @@ class CPO(_WithLikelihood):
     label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
     alpha: Float[ArrayLike, ""] = parameter(0.0, "alpha", "(-inf, inf)")
 
+    def preference_bound(self) -> LowerBound | None:
+        return label_entropy(self.label_smoothing)
+
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _reward_margin(pairs, self.alpha)
         return smoothed(like(self.beta, margin) * margin, like(self.label_smoothing, margin))
@@ -97,6 +118,9 @@ class CPOHinge(_WithLikelihood):
     nll_weight: Float[ArrayLike, ""] = parameter(1.0, "nll_weight", "[0, inf)")
     alpha: Float[ArrayLike, ""] = parameter(0.0, "alpha", "(-inf, inf)")
 
+    def preference_bound(self) -> LowerBound | None:
+        return LowerBound(0.0, reached=True)
+
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _reward_margin(pairs, self.alpha)
         return relu(1 - like(self.beta, margin) * margin)
@@ -119,6 +143,9 @@ class CPOIPO(_WithLikelihood):
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     nll_weight: Float[ArrayLike, ""] = parameter(1.0, "nll_weight", "[0, inf)")
     alpha: Float[ArrayLike, ""] = parameter(0.0, "alpha", "(-inf, inf)")
+
+    def preference_bound(self) -> LowerBound | None:
+        return LowerBound(0.0)
 
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _mean_reward_margin(pairs, self.alpha)
@@ -146,6 +173,9 @@ class SimPO(_WithLikelihood):
     gamma: Float[ArrayLike, ""] = parameter(0.5, "gamma", "[0, inf)")
     label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
     nll_weight: Float[ArrayLike, ""] = parameter(0.0, "nll_weight", "[0, inf)")
+
+    def preference_bound(self) -> LowerBound | None:
+        return label_entropy(self.label_smoothing)
 
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen, rejected = _mean_log_probabilities(pairs)
@@ -178,6 +208,9 @@ class AlphaPO(_WithLikelihood):
     label_smoothing: Float[ArrayLike, ""] = parameter(0.0, "label_smoothing", "[0, 0.5)")
     nll_weight: Float[ArrayLike, ""] = parameter(0.0, "nll_weight", "[0, inf)")
 
+    def preference_bound(self) -> LowerBound | None:
+        return label_entropy(self.label_smoothing)
+
     def preference(self, pairs: Pair) -> Float[Array, "*p"]:
         margin = _mean_reward_margin(pairs, self.alpha)
         z = like(self.beta, margin) * margin - like(self.gamma, margin)
@@ -199,6 +232,8 @@ class OddsRatio(AbstractLoss):
     Source: arXiv 2403.07691, equations 4 and 7; TRL's ORPO trainer, which computes it in float32.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -219,6 +254,8 @@ class ORPO(AbstractLoss):
 
     Source: arXiv 2403.07691, equations 4 and 7; TRL's ORPO trainer.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 

@@ -7,11 +7,14 @@ p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few unit
 of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
+from typing import ClassVar
+
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import floats, like
 from flowlab._parameters import parameter, positive
-from flowlab.losses.base import AbstractLoss, Pair, negative_log_likelihood
+from flowlab.losses.base import AbstractLoss, LowerBound, Pair, negative_log_likelihood
 from flowlab.losses.functions import negative_log_sigmoid, sigmoid
 
 __all__ = ["BCO", "KTO", "NCA", "SFT", "SPPO", "APODown", "APOZero", "CalDPO"]
@@ -32,6 +35,8 @@ class SPPO(AbstractLoss):
     Source: arXiv 2405.00675, equation 4.7; `sppo_hard` in TRL.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -51,6 +56,8 @@ class NCA(AbstractLoss):
 
     Source: arXiv 2402.05369, with two responses; `nca_pair` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(float(1.5 * np.log(3) - np.log(2)))
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
@@ -73,6 +80,8 @@ class BCO(AbstractLoss):
 
     Source: arXiv 2404.04656; `bco_pair` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     delta: Float[ArrayLike, ""] = parameter(0.0, "delta", "(-inf, inf)")
@@ -99,6 +108,8 @@ class APOZero(AbstractLoss):
         trainer.
     """
 
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
+
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
@@ -121,6 +132,8 @@ class APODown(AbstractLoss):
 
     Source: arXiv 2408.06266, equation 8; `apo_down` in TRL.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 
@@ -148,6 +161,8 @@ class KTO(AbstractLoss):
 
     Source: arXiv 2402.01306, equation 7; `kto` in TRL's KTO trainer.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
     desirable_weight: Float[ArrayLike, ""] = parameter(1.0, "desirable_weight", "[0, inf)")
@@ -192,6 +207,8 @@ class CalDPO(AbstractLoss):
 
     Source: arXiv 2412.14516.
     """
+
+    least: ClassVar[LowerBound | None] = LowerBound(0.0)
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
 

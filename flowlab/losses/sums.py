@@ -6,11 +6,12 @@ p: pairs, any shape, a scalar for one pair.
 from collections.abc import Sequence
 
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import like
 from flowlab._parameters import parameter
-from flowlab.losses.base import AbstractLoss, Pair
+from flowlab.losses.base import AbstractLoss, LowerBound, Pair
 
 __all__ = ["WeightedSum"]
 
@@ -69,6 +70,17 @@ class WeightedSum(AbstractLoss):
 
     def mean(self, pairs: Pair, weights: Float[ArrayLike, "*p"] | None = None) -> Float[Array, ""]:
         return self._sum([loss.mean(pairs, weights) for loss in self.losses])
+
+    def lower_bound(self) -> LowerBound | None:
+        if isinstance(self.weights, Tracer):
+            return None
+        weights = np.asarray(self.weights, dtype=float).tolist()
+        counted = [(w, x.lower_bound()) for w, x in zip(weights, self.losses, strict=True) if w]
+        known = [(weight, bound) for weight, bound in counted if bound is not None]
+        if len(known) < len(counted) or min(weights) < 0:
+            return None
+        value = sum(weight * bound.value for weight, bound in known)
+        return LowerBound(value, reached=all(bound.reached for _, bound in known))
 
     def _sum(self, values: list[Array]) -> Array:
         weights = like(self.weights, values[0])

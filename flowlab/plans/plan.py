@@ -171,7 +171,7 @@ class Plan:
         )
         self.block = _even_block(self.starts.count, block)
         for case in self.cases():
-            self.flow(case)
+            self._check(case)
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -208,6 +208,16 @@ class Plan:
     def target(self, case: Sequence[int]) -> AbstractTarget:
         """The target of a case."""
         return self._chosen("target", self.labels(case))
+
+    def _check(self, case: Sequence[int]) -> None:
+        """Refuse a case whose flow cannot be, or cannot arrive."""
+        flow, target = self.flow(case), self.target(case)
+        if isinstance(target, AbstractTarget):
+            try:
+                target.check(flow)
+            except ValueError as error:
+                where = f" (Case: {labels}.)" if (labels := self.labels(case)) else ""
+                raise ValueError(f"{error}{where}") from None
 
     def labels(self, case: Sequence[int]) -> dict[str, Any]:
         """The labels of a case, by the names of the axes."""

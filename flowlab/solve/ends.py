@@ -60,7 +60,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     defined = jnp.isfinite(value) & _all_finite(free) & _all_finite(ahead)
     codes = (
         (~finite, Outcome.non_finite),
-        (~inside, Outcome.left_domain),
+        (~inside, Outcome.outside_domain),
         (~defined, Outcome.non_finite),
         (level >= problem.levels, Outcome.started_past_target),
         (still(free), Outcome.at_critical_point),
@@ -136,7 +136,7 @@ def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
 def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
     domain = problem.flow.domain
     outcome, end_time, arrived = _settlement(problem, lane)
-    unfit = (lane.outcome == Outcome.left_domain) | (lane.outcome == Outcome.non_finite)
+    unfit = (lane.outcome == Outcome.outside_domain) | (lane.outcome == Outcome.non_finite)
     started = ~unfit | (lane.steps > 0)
     reached = outcome == Outcome.reached
     level_times = lane.level_times

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from equinox.internal import nondifferentiable_backward
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
@@ -21,7 +22,7 @@ from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance, safe_problem
 from flowlab.solve.events import interpolated, root
 from flowlab.solve.problem import Problem, check_states, check_target, make_problem
-from flowlab.until import AbstractTarget, Clock, Outcome
+from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
 __all__ = ["Line", "flow_line"]
 
@@ -29,6 +30,10 @@ _MOST_STEPS, _FEWEST_STEPS = 4096, 256
 _ROOM = 2**30  # bytes
 _ROUNDING = 4096  # machine epsilons, one for each step that may be taken
 _ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
+_FORWARD_ALONE = (
+    "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
+    "jax.grad, jax.vjp or jax.jacrev."
+)
 
 
 class Line(eqx.Module):
@@ -66,7 +71,12 @@ class Line(eqx.Module):
         if _is_traced(self):
             return "Line(traced)"
         name = Outcome(int(self.outcome)).name
-        return f"Line({name}: end_time={self.end_time!s}, end={self.end}, {self.steps} steps)"
+        flow, ended = self._problem.flow, np.asarray(self.end_time)
+        told = told_of_domain(
+            flow.domain, np.asarray(self.outcome), self.end, ended, flow.components
+        )
+        shown = f"end_time={self.end_time!s}, end={self.end}, {self.steps} steps"
+        return f"Line({name}: {shown}{told})"
 
     def at(self, time: npt.ArrayLike) -> PyTree[Float[ArrayLike, "..."]]:
         """The states at flow times.
@@ -136,6 +146,7 @@ def flow_line(
         ValueError: If the start has the wrong shape, is not finite or lies outside of the domain; a
             tolerance is below what the dtype can hold; or clock, target and `reverse` do not go
             together.
+        RuntimeError: If it is differentiated in reverse mode.
 
     Accuracy: `rtol` per step, relative to state and time; the errors of times that were compared
         with closed forms are below 10·rtol in the median.
@@ -168,7 +179,8 @@ def flow_line(
             max_steps = _affordable_steps(problem, start)
         if traced:
             with exact_products():
-                return _line(problem, start, max_steps)[0]
+                line, _ = _line(problem, start, max_steps)
+            return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
         line, strayed = _as_numpy(_compiled_line(problem, start, max_steps))
         if strayed:
             again = safe_problem(problem)
@@ -277,8 +289,11 @@ def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) 
 def _refuse_unfit(line: Line, start: PyTree[Any]) -> None:
     shown = jax.tree.map(lambda x: np.asarray(x).tolist(), start)
     code = int(line.outcome)
-    if code == Outcome.left_domain:
-        raise ValueError(f"Argument `start` must lie in the domain of the flow, but is {shown}.")
+    if code == Outcome.outside_domain:
+        raise ValueError(
+            "Argument `start` must lie in the domain of the flow, "
+            f"{line._problem.flow.domain.described}, but is {shown}."
+        )
     if code == Outcome.non_finite and int(line.steps) == 0:
         raise ValueError(
             f"Argument `start` must be finite, and the flow at it too, but the start is {shown}."

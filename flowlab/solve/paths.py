@@ -289,7 +289,7 @@ def _first_outcome(
     field = jnp.concatenate([problem.drift(vector), problem.factor(vector).ravel(), gaps])
     cases = (
         (~jnp.all(jnp.isfinite(vector)), Outcome.non_finite),
-        (~problem.flow.domain.contains(problem.state(vector)), Outcome.left_domain),
+        (~problem.flow.domain.contains(problem.state(vector)), Outcome.outside_domain),
         (~jnp.all(jnp.isfinite(field)), Outcome.non_finite),
         (jnp.any(gaps[:sets] <= 0), Outcome.started_past_target),
     )
@@ -416,7 +416,7 @@ def _runs(
 ) -> NoisyRuns:
     outcome = np.asarray(paths.outcome)
     times = (np.asarray(paths.count) + np.asarray(paths.part, float)) * float(problem.step)
-    unfit = np.isin(outcome, [Outcome.left_domain]) | (outcome == Outcome.non_finite) & (times == 0)
+    unfit = (outcome == Outcome.outside_domain) | (outcome == Outcome.non_finite) & (times == 0)
     left = (outcome == Outcome.reached) & (problem.exit is not None)
     return NoisyRuns(
         starts=starts,
@@ -443,7 +443,10 @@ def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, f
     """The set to leave, if any, the time at which a path ends at last, and its outcome then."""
     if isinstance(until, AbstractTarget) and until.kind == "time":
         return None, float(np.asarray(until.levels)[-1]), Outcome.reached
-    left = exit_at_level(until) if isinstance(until, AbstractTarget) else until
+    left = until
+    if isinstance(until, AbstractTarget):
+        until.check(flow)
+        left = exit_at_level(until)
     if not isinstance(left, AbstractExit):
         raise ValueError(
             "Argument `until` must be a target such as until.time(1.0), or an exit such as "

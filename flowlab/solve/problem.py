@@ -225,6 +225,7 @@ def make_problem(
             time to save at is not positive and increasing, or a measure has no meaning here.
     """
     clock = _checked_clock(clock, flow, until, save_at, reverse)
+    until.check(flow)
     rtol = default_rtol(dtype) if rtol is None else rtol
     _check_tolerances(rtol, atol, dtype)
     for measure in _listed(measures):

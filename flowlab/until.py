@@ -123,7 +123,7 @@ def absorption(
     lines = np.any(absorbed, axis=1)
     if not np.any(lines):
         return ""
-    axes = np.flatnonzero(np.any(absorbed, axis=0))
+    axes = np.flatnonzero(np.any(absorbed, axis=0)).tolist()
     shown = " or ".join(f"{names[i] if names else f'component {i + 1}'} = 0" for i in axes)
     first, last = (float(end(times[lines])) for end in (np.min, np.max))
     between = f"time {first:.4g}" if first == last else f"times {first:.4g} to {last:.4g}"

@@ -196,7 +196,7 @@ def piecewise(free, matrix, start, duration, walls):
         most = max(most, len(held))
         solved = held_by(held)
 
-        def velocity(_, y, held=held, solved=solved):
+        def velocity(_, y, held=held, solved=solved) -> np.ndarray:
             if not len(held):
                 return free(y)
             found, lifted = solved(y)

@@ -12,7 +12,7 @@ import numpy as np
 import flowlab
 from flowlab import exact, losses, starts
 from flowlab.domains import Box, Simplex
-from flowlab.losses.base import positive
+from flowlab.losses import positive
 
 __all__ = ["BETA", "END_MARGIN", "LEVEL", "PROBLEMS", "Clock", "Problem", "Wall"]
 

@@ -57,7 +57,7 @@ def _parameters(function: _Function, names: tuple[str, ...]) -> Iterator[inspect
         if own.kind is own.VAR_KEYWORD:
             for name in names:
                 words = OPTIONS[name].choices
-                kind = StrEnum(name, list(words)) if words else OPTIONS[name].annotation
+                kind: Any = StrEnum(name, list(words)) if words else OPTIONS[name].annotation
                 yield _parameter(name, kind | None, None)
         else:
             yield _parameter(own.name, own.annotation, own.default)

@@ -220,7 +220,7 @@ def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p
 
 def _measures(
     places: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
-) -> list[measures.AbstractMeasure]:
+) -> list[measures.Measure]:
     """Measures of the time beside each place, of the slowest state, and of slow time."""
     slow = [] if below is None else [measures.dwell(below)]
     beside = zip(places, radius, strict=True)

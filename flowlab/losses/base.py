@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import floats, like
@@ -137,6 +138,14 @@ def weighted_mean(
         return jnp.mean(values)
     weights = like(weights, values)
     return jnp.sum(weighted(weights, values)) / jnp.sum(weights)
+
+
+def label_entropy(smoothing: ArrayLike) -> LowerBound | None:
+    """The lower bound −(1−ε) log(1−ε) − ε log ε of a logistic loss of labels smoothed by ε ≤ ½."""
+    if isinstance(smoothing, Tracer):
+        return None
+    wrong = float(np.asarray(smoothing))
+    return LowerBound(float(-np.log1p(-wrong) * (1 - wrong) - wrong * np.log(wrong or 1.0)))
 
 
 def negative_log_likelihood(

@@ -120,8 +120,8 @@ def chosen_falls(observables: Observables) -> dict[str, float]:
         "share_of_starts_where_the_chosen_has_fallen_at_the_loss_level": share(
             observables.change[:, 0] < 0
         ),
-        "share_of_betas_where_the_chosen_falls_at_the_reference": np.mean(
-            [share(part.field.reference_rate[:, 0] < 0) for part in observables.by_beta()]
+        "share_of_betas_where_the_chosen_falls_at_the_reference": float(
+            np.mean([share(part.field.reference_rate[:, 0] < 0) for part in observables.by_beta()])
         ),
     }
 

@@ -220,7 +220,7 @@ class Simplex(_Orthant):
 
     @property
     def described(self) -> str:
-        shares = f"({self.ref_chosen:g}, {self.ref_rejected:g})"
+        shares = f"({self.ref_prob_chosen:g}, {self.ref_prob_rejected:g})"
         return f"the simplex x1·p_chosen + x2·p_rejected ≤ 1 of positive x, with p = {shares}"
 
     def walls(self) -> tuple[Float[np.ndarray, "1 2"], Float[np.ndarray, " 1"]]:

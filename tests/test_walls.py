@@ -1,5 +1,7 @@
 """Walls: which of them hold a lane, and where it goes along them, compared with SciPy."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,7 +198,7 @@ def piecewise(free, matrix, start, duration, walls):
         most = max(most, len(held))
         solved = held_by(held)
 
-        def velocity(_, y, held=held, solved=solved) -> np.ndarray:
+        def velocity(_: float, y: np.ndarray, held: Any = held, solved: Any = solved) -> np.ndarray:
             if not len(held):
                 return free(y)
             found, lifted = solved(y)

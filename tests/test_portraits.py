@@ -236,9 +236,16 @@ def test_a_region_of_equilibria_and_what_is_not_defined_are_shaded(ring):
     for place, expected in (((15, 0), True), ((9, 0), False)):
         assert shaded(ax, "stable region of equilibria", place) == expected
     assert not written(ax)
-    ax = plots.portrait(card_of(losses.ORPO(), ring), x=(0, 40), lines=0)
+    ax = plots.portrait(card_of(losses.ORPO(), ring), x=(0, 40), lines=4)
     for place, expected in (((30, 0), True), ((10, 0), False)):
         assert shaded(ax, "loss not defined", place) == expected
+    starts = [
+        points(line)[0]
+        for line in ax.lines
+        if line.get_linewidth() == 0.9 and len(points(line)) > 1
+    ]
+    assert starts
+    assert all(start[0] < 20 for start in starts)
     assert "loss not defined" not in told(plots.portrait(card_of(losses.ORPO(), ring), lines=0))
 
 

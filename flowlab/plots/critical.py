@@ -37,7 +37,7 @@ from flowlab.plots.canvas import (
 )
 
 __all__ = [
-    "REST",
+    "POINT_COLOR",
     "basins",
     "branches",
     "critical_points",
@@ -46,7 +46,7 @@ __all__ = [
     "separatrices",
 ]
 
-REST = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
+POINT_COLOR = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
 _ON_WALL = "#0072b2"
 _HALO = effects.withStroke(linewidth=3.5, foreground="white")
 _HOLLOW = ("maximum", "degenerate")
@@ -95,7 +95,7 @@ def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
     ax = target_axes(ax)
     for point in points:
         if point.path is None:
-            rim = _ON_WALL if point.on else REST
+            rim = _ON_WALL if point.on else POINT_COLOR
             draw_point(ax, point.place, point.kind, point.name, rim=rim)
         else:
             draw_line_of_points(ax, point.path, point.kind, point.name)
@@ -205,19 +205,21 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
 
 
 def draw_point(
-    ax: Axes, position: Float[np.ndarray, "*k 2"], kind: str, label: str, *, rim: str = REST
+    ax: Axes, position: Float[np.ndarray, "*k 2"], kind: str, label: str, *, rim: str = POINT_COLOR
 ) -> None:
     """Mark a critical point by its kind."""
-    face = "white" if kind in _HOLLOW else REST
+    face = "white" if kind in _HOLLOW else POINT_COLOR
     style: dict[str, Any] = dict(marker=_MARKERS[kind], markersize=9, linestyle="none")
     style |= dict(markerfacecolor=face, markeredgecolor=rim, markeredgewidth=1.6, zorder=6)
     ax.plot(*position.T, label=label, path_effects=[_HALO], **style)
 
 
-def draw_line_of_points(ax: Axes, path: Float[np.ndarray, "k 2"], kind: str, label: str) -> None:
-    """Draw a line of critical points, broad, so that nullclines on it are seen."""
-    style: dict[str, Any] = dict(linestyle=_LINE_STYLES[kind], linewidth=5, zorder=2.4)
-    style |= dict(color=REST, alpha=0.75, solid_capstyle="butt")
+def draw_line_of_points(
+    ax: Axes, path: Float[np.ndarray, "k 2"], kind: str, label: str, *, width: float = 5.0
+) -> None:
+    """Draw a line of critical points, unless told so broad that nullclines on it are seen."""
+    style: dict[str, Any] = dict(linestyle=_LINE_STYLES[kind], linewidth=width, zorder=2.4)
+    style |= dict(color=POINT_COLOR, alpha=0.75, solid_capstyle="butt")
     ax.plot(*path.T, label=label, **style)
 
 

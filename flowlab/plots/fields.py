@@ -28,7 +28,7 @@ from flowlab.plots.canvas import (
     target_axes,
 )
 
-__all__ = ["SampledFlow", "draw_field", "field", "loss_surface", "sample"]
+__all__ = ["SampledFlow", "draw_field", "evaluate", "field", "loss_surface", "sample"]
 
 _CELLS = 119  # per side: an odd number of them has a centre for each of 7 or 17 arrows
 _MOST_ARROWS = 39
@@ -92,24 +92,27 @@ def sample(flow: AbstractFlow, x: Span, y: Span) -> SampledFlow:
     side = 2 * _CELLS + 1
     across, up = (np.linspace(*span, side) for span in spans)
     inner = [np.mean(axis) + (axis - np.mean(axis)) * (1 - _INSET) for axis in (across, up)]
-    states = np.stack(np.meshgrid(*inner, indexing="ij"), axis=-1).reshape(-1, 2)
+    states = np.stack(np.meshgrid(*inner, indexing="ij"), axis=-1)
+    return SampledFlow(flow, (across, up), *evaluate(flow, states))
+
+
+def evaluate(
+    flow: AbstractFlow, states: Float[np.ndarray, "*m 2"]
+) -> tuple[Float[np.ndarray, "*m"], Float[np.ndarray, "*m 2"], Float[np.ndarray, "*m 2"]]:
+    """Potential, gradient and velocity at states, in float64; NaN outside of the domain."""
     with jax.enable_x64(True):
-        loss, gradient, velocity, inside = jax.tree.map(np.array, _values(flow, states))
-    for values in (loss, gradient, velocity):
-        values[~inside] = np.nan
-    arrays = (v.reshape(side, side, *v.shape[1:]) for v in (loss, gradient, velocity))
-    return SampledFlow(flow, (across, up), *arrays)
+        loss, gradient, velocity = map(np.asarray, _values(flow, states))
+    return loss, gradient, velocity
 
 
 @eqx.filter_jit
-def _values(
-    flow: AbstractFlow, states: Float[ArrayLike, "n 2"]
-) -> tuple[Array, Array, Array, Array]:
-    def at(state: Array) -> tuple[Array, Array, Array, Array]:
+def _values(flow: AbstractFlow, states: Float[ArrayLike, "*m 2"]) -> tuple[Array, Array, Array]:
+    def at(state: Array) -> tuple[Array, Array, Array]:
         inside = flow.domain.contains(state)
-        return flow.potential(state), flow.gradient(state), flow.velocity(state), inside
+        values = flow.potential(state), flow.gradient(state), flow.velocity(state)
+        return jax.tree.map(lambda value: jnp.where(inside, value, jnp.nan), values)
 
-    return jax.vmap(at)(jnp.asarray(states))
+    return jnp.vectorize(at, signature="(d)->(),(d),(d)")(jnp.asarray(states))
 
 
 def loss_surface(

@@ -30,8 +30,8 @@ from flowlab.plots.canvas import (
     sheet,
     target_axes,
 )
-from flowlab.plots.critical import REST, draw_line_of_points, draw_point
-from flowlab.plots.fields import SampledFlow, sample
+from flowlab.plots.critical import POINT_COLOR, draw_line_of_points, draw_point
+from flowlab.plots.fields import SampledFlow, evaluate, sample
 from flowlab.plots.paths import FINE_RTOL, draw_line
 from flowlab.plots.phase import (
     DOTTED,
@@ -59,8 +59,8 @@ _PLATEAU = "wrong side, and speed below\n1 % of that at (0, 0)"
 _KINDS = {"stable": "minimum", "unstable": "maximum", "saddle": "saddle", "neutral": "degenerate"}
 
 Spans = tuple[Span, Span]
-# Critical points of a card, each with the points that are drawn of it.
-Rests = Sequence[tuple[Equilibrium, Float[np.ndarray, "k 2"]]]
+# Critical points, lines and regions of a card, each with the points that are drawn of it.
+CriticalSets = Sequence[tuple[Equilibrium, Float[np.ndarray, "k 2"]]]
 
 
 def portrait(
@@ -75,10 +75,10 @@ def portrait(
     """The phase portrait of one loss on the log-ratio plane.
 
     Arrows of the velocity (their length grows with the logarithm of the speed), flow lines from a
-    ring of starts and from the reference point, and what the card says: equilibria within the axes
-    by kind and stability, those outside in words. Shaded are the part where the chosen log-ratio
-    falls under a kernel without coupling, plateaus (a wrong margin, and a speed below 1 % of that
-    at the reference point), and where the loss is not defined.
+    ring of starts and from the reference point, and what the card says: critical points within the
+    axes by kind and stability, those outside in words. Shaded are the part where the chosen
+    log-ratio falls under a kernel without coupling, plateaus (a wrong margin, and a speed below
+    1 % of that at the reference point), and where the loss is not defined.
 
     Args:
         card: The card of a loss, from `cards.card`.
@@ -91,22 +91,23 @@ def portrait(
     Raises:
         ValueError: If a range is not (lower, upper), or `lines` is negative.
 
-    Accuracy: shades are read off a grid of 239 × 239 points; equilibria are as good as the card's,
-        and lines of them are drawn as cubic splines through the points that the card gives.
+    Accuracy: shades are read off a grid of 239 × 239 points; critical points are as good as the
+        card's, and lines of them are cubic splines through the points that the card gives.
     """
     spans = checks.span("x", x), checks.span("y", y)
     checks.integer("lines", lines, 0)
     flow = preference_flow(card.loss, card.plane)
     grid = sample(flow, x, y)
     speed = card.speed or typical_speed(grid)
-    rests = [(rest, _points_of(rest, _SPACING * _width(spans))) for rest in card.equilibria]
+    spacing = _SPACING * _width(spans)
+    critical_sets = [(critical, _points_of(critical, spacing)) for critical in card.equilibria]
     ax = target_axes(ax, size=WITH_LEGEND)
     name_axes(ax, LOG_RATIOS)
-    _shade_parts(ax, grid, _SLOW * speed, rests)
+    _shade_parts(ax, grid, _SLOW * speed, critical_sets)
     draw_arrows(ax, grid, arrows=13, levels=0, color="0.7")
-    _draw_equal_ratios(ax, spans)
+    _draw_margin_zero(ax, spans)
     _draw_flow_lines(ax, flow, spans, lines, _LONG * _width(spans) / speed)
-    _draw_equilibria(ax, rests, spans)
+    _draw_critical_points(ax, critical_sets, spans)
     frame(ax, spans)
     ax.set_title(title_of(flow), fontsize="medium")
     legend_beside(ax, legend)
@@ -148,9 +149,9 @@ def portraits(
     return figure, axes
 
 
-def _points_of(rest: Equilibrium, spacing: float) -> Float[np.ndarray, "k 2"]:
+def _points_of(critical: Equilibrium, spacing: float) -> Float[np.ndarray, "k 2"]:
     """A point, or points along a line, by a spline through those of the card."""
-    path = np.array([rest.place]) if rest.path is None else rest.path
+    path = np.array([critical.place]) if critical.path is None else critical.path
     lengths = np.hypot(*np.diff(path, axis=0).T)
     path = path[np.append(True, lengths > 0)]
     if len(path) == 1:
@@ -161,33 +162,33 @@ def _points_of(rest: Equilibrium, spacing: float) -> Float[np.ndarray, "k 2"]:
     return CubicSpline(along, path, bc_type=ends)(fine)
 
 
-def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, rests: Rests) -> None:
-    """Shade where the chosen log-ratio falls, plateaus, regions at rest, and what is undefined."""
+def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, critical_sets: CriticalSets) -> None:
+    """Shade where the chosen log-ratio falls, plateaus, flat regions, and what is undefined."""
     defined = np.all(np.isfinite(grid.gradient), axis=-1)
-    region = next((rest for rest, _ in rests if rest.kind == "region"), None)
+    region = next((critical for critical, _ in critical_sets if critical.kind == "region"), None)
     flat = np.all(grid.gradient == 0, axis=-1) & (region is not None)
     wrong = grid.states[..., 0] < grid.states[..., 1]
-    apart = ~_beside(grid, rests) & ~flat
+    apart = ~_beside(grid, critical_sets) & ~flat
     plateau = np.where(wrong & apart, slowness(grid, slow), -1.0)
     falls = "chosen log-ratio falls\nwithout coupling"
     shade(ax, grid.axes, grid.gradient[..., 0] > 0, falls, face=_FALL)
     shade(ax, grid.axes, plateau, _PLATEAU, **DOTTED)
     if region is not None:
-        shade(ax, grid.axes, flat, _name_of(region), hatch="///", edge=REST)
+        shade(ax, grid.axes, flat, _name_of(region), hatch="///", edge=POINT_COLOR)
     shade(ax, grid.axes, ~defined, "loss not defined", face="0.88", hatch="xx", edge="0.6")
 
 
-def _beside(grid: SampledFlow, rests: Rests) -> Bool[np.ndarray, "m m"]:
+def _beside(grid: SampledFlow, critical_sets: CriticalSets) -> Bool[np.ndarray, "m m"]:
     """The points of a grid that lie close to a critical point or a line of them."""
     states = grid.states
-    places = [points for rest, points in rests if rest.kind != "region"]
+    places = [points for critical, points in critical_sets if critical.kind != "region"]
     if not places:
         return np.zeros(states.shape[:2], bool)
     near = _CLEAR * float(np.max(np.ptp(states, axis=(0, 1))))
     return KDTree(np.concatenate(places)).query(states)[0] < near
 
 
-def _draw_equal_ratios(ax: Axes, spans: Spans) -> None:
+def _draw_margin_zero(ax: Axes, spans: Spans) -> None:
     """The line u_chosen = u_rejected, if it crosses the axes."""
     (left, right), (low, high) = spans
     if max(left, low) < min(right, high):
@@ -201,7 +202,9 @@ def _draw_flow_lines(
     """Flow lines from the ring, thin, and over them the one from the reference point."""
     options: dict[str, Any] = dict(until=until.time(duration), clock="arc_length", rtol=FINE_RTOL)
     look: dict[str, Any] = dict(spans=spans, shortest=_SHORTEST * _width(spans))
-    for start in _ring(spans, count):
+    starts = _ring(spans, count)
+    fit = np.all(np.isfinite(evaluate(flow, starts)[2]), axis=1)
+    for start in starts[fit]:
         path = flow_line(flow, start, **options).states
         if np.any(path != start):
             draw_line(ax, path, "0.15", width=0.9, **look)
@@ -227,21 +230,24 @@ def _ring(spans: Spans, count: int) -> Float[np.ndarray, "n 2"]:
     return middle + np.stack(ring, axis=1) * np.array([right - left, high - low]) / 2
 
 
-def _draw_equilibria(ax: Axes, rests: Rests, spans: Spans) -> None:
-    """Mark what rests within the axes, and say in their lower left corner what does outside.
+def _draw_critical_points(ax: Axes, critical_sets: CriticalSets, spans: Spans) -> None:
+    """Mark critical points within the axes, and name those outside in the lower left corner.
 
     A region is one that is shaded already, or lies outside.
     """
     outside = []
-    for rest, points in rests:
-        if rest.kind == "region":
-            seen = _name_of(rest) in ax.get_legend_handles_labels()[1]
+    for critical, points in critical_sets:
+        if critical.kind == "region":
+            seen = _name_of(critical) in ax.get_legend_handles_labels()[1]
         else:
             seen = bool(np.any(_inside(points, spans)))
-            draw = draw_point if rest.kind == "point" else draw_line_of_points
-            if seen:
-                draw(ax, points, _KINDS[rest.stability], _name_of(rest))
-        outside += [] if seen else [rest]
+        if not seen:
+            outside.append(critical)
+        elif critical.kind == "point":
+            draw_point(ax, points, _KINDS[critical.stability], _name_of(critical))
+        elif critical.kind == "line":
+            kind = _KINDS[critical.stability]
+            draw_line_of_points(ax, points, kind, _name_of(critical), width=2.4)
     if not outside:
         return
     words = "outside: " + "; ".join(map(_words, outside[:2]))
@@ -251,19 +257,21 @@ def _draw_equilibria(ax: Axes, rests: Rests, spans: Spans) -> None:
     ax.text(0.02, 0.02, textwrap.fill(words, _OUTSIDE), transform=ax.transAxes, **style)
 
 
-def _name_of(rest: Equilibrium) -> str:
+def _name_of(critical: Equilibrium) -> str:
     """The entry in the legend."""
-    if rest.kind != "point":
-        return f"{rest.stability} {rest.kind} of equilibria"
-    return "saddle" if rest.stability == "saddle" else f"{rest.stability} equilibrium"
+    if critical.kind != "point":
+        return f"{critical.stability} {critical.kind} of equilibria"
+    return "saddle" if critical.stability == "saddle" else f"{critical.stability} equilibrium"
 
 
-def _words(rest: Equilibrium) -> str:
+def _words(critical: Equilibrium) -> str:
     """The kind and the place, for what lies outside of the axes."""
-    at = f"({rest.place[0]:.4g}, {rest.place[1]:.4g})"
-    if rest.kind == "line" and rest.margin is not None:
-        at = f"at margin {rest.margin:.4g}"
-    return f"{rest.stability} {rest.kind} {at if rest.kind != 'region' else f'from {at}'}"
+    at = f"({critical.place[0]:.4g}, {critical.place[1]:.4g})"
+    if critical.kind == "line" and critical.margin is not None:
+        at = f"at margin {critical.margin:.4g}"
+    if critical.kind == "region":
+        at = f"from {at}"
+    return f"{critical.stability} {critical.kind} {at}"
 
 
 def _inside(points: Float[np.ndarray, "k 2"], spans: Spans) -> Bool[np.ndarray, " k"]:

@@ -28,7 +28,7 @@ _STABILITY: dict[Kind, Stability] = {
 }
 BALL = 1e-4  # of the reach: a flat region is flat so far around each of its points
 _PARTS = (0.1, 10.0)  # of what is left along the tangent: the shortest step and the longest
-_STRAIGHT = 1e-6  # of the reach, by which a straight line may bend
+_STRAIGHT = 1e-6  # of the reach, by which a straight line may bend, and of 1, by which it may turn
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _in_words(plane: Plane, point: CriticalPoint) -> Equilibrium:
         straight = bool(np.any(chord)) and float(bend.max()) < _STRAIGHT * plane.reach
         place = _nearest(plane, path)
         point = described(plane.flow, place, diagonal(plane.region), 1, path)
-        level = straight and abs(along[0] - along[1]) < 1e-6
+        level = straight and abs(along[0] - along[1]) < _STRAIGHT
         margin = float(place[0] - place[1]) if level else None
     (chosen, rejected), (least, most) = map(np.ndarray.tolist, (point.place, point.rates))
     kind: Literal["point", "line"] = "point" if path is None else "line"

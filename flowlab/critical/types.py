@@ -61,8 +61,8 @@ class CriticalPoint:
             "degenerate": ("degenerate point", "degenerate points"),
         }
         one, many = words[self.kind]
-        families = {0: one, 1: f"line of {many}"}
-        name = families.get(self.dimension, f"{self.dimension}-dimensional manifold of {many}")
+        shapes = {0: one, 1: f"line of {many}"}
+        name = shapes.get(self.dimension, f"{self.dimension}-dimensional manifold of {many}")
         return f"{name} on {' and '.join(self.on)}" if self.on else name
 
 
@@ -117,7 +117,7 @@ class CriticalPoints:
 
 
 def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
-    """The kind of a point by the eigenvalues of its Hessian, of which a family has zeros."""
+    """The kind of a point by the eigenvalues of its Hessian, of which a set has zeros."""
     up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
     if none > dimension or up + down == 0:
         return "degenerate"

@@ -93,8 +93,8 @@ class CriticalPoints:
     def __iter__(self) -> Iterator[CriticalPoint]:
         return iter(self.points)
 
-    def __getitem__(self, place: int) -> CriticalPoint:
-        return self.points[place]
+    def __getitem__(self, index: int) -> CriticalPoint:
+        return self.points[index]
 
     def of(self, kind: Kind) -> tuple[CriticalPoint, ...]:
         """The points of a kind."""

@@ -27,8 +27,8 @@ _STABILITY: dict[Kind, Stability] = {
     "degenerate": "neutral",
 }
 BALL = 1e-4  # of the reach: a flat region is flat so far around each of its points
-_PARTS = (0.1, 10.0)  # of what is left along the tangent: the shortest step and the longest
-_STRAIGHT = 1e-6  # of the reach, by which a straight line may bend
+_FRACTIONS = (0.1, 10.0)  # of what is left along the tangent: the shortest step and the longest
+_STRAIGHT = 1e-6  # of the reach, by which a straight line may bend, and of 1, by which it may turn
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _in_words(plane: Plane, point: CriticalPoint) -> Equilibrium:
         straight = bool(np.any(chord)) and float(bend.max()) < _STRAIGHT * plane.reach
         place = _nearest(plane, path)
         point = described(plane.flow, place, diagonal(plane.region), 1, path)
-        level = straight and abs(along[0] - along[1]) < 1e-6
+        level = straight and abs(along[0] - along[1]) < _STRAIGHT
         margin = float(place[0] - place[1]) if level else None
     (chosen, rejected), (least, most) = map(np.ndarray.tolist, (point.place, point.rates))
     kind: Literal["point", "line"] = "point" if path is None else "line"
@@ -111,7 +111,7 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, 
     """
     first = int(np.argmin(np.linalg.norm(path, axis=1)))
     place, way = path[first], path[min(first + 1, len(path) - 1)] - path[max(first - 1, 0)]
-    part, before = 1.0, np.nan
+    fraction, before = 1.0, np.nan
     for _ in range(NEWTON_STEPS):
         values, vectors = spectrum(plane.field(place[None]).hessian)
         tangent = vectors[0][:, np.argmin(np.abs(values[0]))]
@@ -120,9 +120,9 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, 
         if abs(left) <= EXACT_STEP * plane.reach:
             break
         if np.isfinite(before) and before != left:
-            part = float(np.clip(part * before / (before - left), *_PARTS))
+            fraction = float(np.clip(fraction * before / (before - left), *_FRACTIONS))
         before = left
-        place = place - part * left * tangent
+        place = place - fraction * left * tangent
         there = plane.field(place[None])
         step = root_step(there.gradient, there.hessian, diagonal(plane.region))[0][0]
         place = place + np.where(np.isfinite(step), step, 0)

@@ -218,7 +218,7 @@ def _unit(plane: Plane) -> float:
 
 
 def _starts(plane: Plane) -> Float[np.ndarray, "n 2"]:
-    rings = [part * plane.reach * circle(_DIRECTIONS) for part in _RINGS]
+    rings = [radius * plane.reach * circle(_DIRECTIONS) for radius in _RINGS]
     return np.concatenate([*rings, plane.square(_STARTS_A_SIDE)])
 
 

@@ -179,8 +179,8 @@ def _condition(
     """The one of h, u_w and u_l that tells where a set lies, and the bounds on it."""
     for name, direction in _VARIABLES.items():
         value = np.round(points @ direction, 9)
-        levels, place = np.unique(value, return_inverse=True)
-        inside = np.bincount(place, falling) / np.bincount(place)
+        levels, index = np.unique(value, return_inverse=True)
+        inside = np.bincount(index, falling) / np.bincount(index)
         if np.all((inside == 0) | (inside == 1)):
             finer = np.linspace(levels[0], levels[-1], _FINER * (len(levels) - 1) + 1)
             along = direction / (direction @ direction)

@@ -105,8 +105,9 @@ class Basins:
         count = len(self.labels)
         found: dict[str, tuple[float, float]] = {}
         for label in np.unique(self.labels)[::-1]:
-            part = float(np.mean(self.labels == label))
-            found[self.name(int(label))] = part, float(np.sqrt(part * (1 - part) / count))
+            fraction = float(np.mean(self.labels == label))
+            error = float(np.sqrt(fraction * (1 - fraction) / count))
+            found[self.name(int(label))] = fraction, error
         return found
 
     def name(self, label: int) -> str:
@@ -205,8 +206,8 @@ def basins(
     labels, end = np.full(len(flat), UNRESOLVED), flat.copy()
     going = np.arange(len(flat))
     clock: Clock = "arc_length" if flow.domain.absorbing else "time"
-    for part in (_SLOW, _SLOWEST):
-        target = until.speed_below(max(part * typical, 1e-300), time_limit=time_limit)
+    for fraction in (_SLOW, _SLOWEST):
+        target = until.speed_below(max(fraction * typical, 1e-300), time_limit=time_limit)
         begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole way
         runs = sweep(flow, begin[going], until=target, rtol=rtol, clock=clock)
         end[going] = runs.end

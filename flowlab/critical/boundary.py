@@ -248,7 +248,7 @@ def _edge(search: Search, component: int) -> CriticalPoint | None:
     depth = _depth(search, component)
     if depth is None:
         return None
-    near, deep = (_beside(search, component, part) for part in depth)
+    near, deep = (_beside(search, component, fraction) for fraction in depth)
     fit = near.inside & deep.inside
     others = np.arange(len(ends)) != component
     first, last = (np.linalg.norm(at.gradient[:, others], axis=1) for at in (near, deep))
@@ -287,14 +287,14 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
     return None
 
 
-def _beside(search: Search, component: int, part: float) -> Derivatives:
+def _beside(search: Search, component: int, fraction: float) -> Derivatives:
     """Derivatives close to an edge, closer than to any other."""
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
-    shares = shares if part > _CORNER else 1.0
+    shares = shares if fraction > _CORNER else 1.0
     places = search.guesses.copy()
-    places[:, component] = part * high[component] * shares
+    places[:, component] = fraction * high[component] * shares
     return derivatives_at(search.flow, places)
 
 
@@ -310,7 +310,7 @@ def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
     others = np.arange(len(search.ends)) != component
     count, high, word = len(others), search.ends[component, 1], _name(search.flow, component)
     first, last = (
-        _on_face(search, Face.edge(component, count, part * high, word)) for part in depth
+        _on_face(search, Face.edge(component, count, fraction * high, word)) for fraction in depth
     )
     found: list[CriticalPoint] = []
     for one in last:

@@ -227,9 +227,9 @@ class _Walk:
         for number, branch in self._ongoing(value):
             branch.closed = True
             self._end(number, ahead.get(number), before, value)
-        for place, point in enumerate(found):
+        for index, point in enumerate(found):
             if not any(branch.points[-1] is point for branch in self.branches):
-                self._begin(point, behind.get(place), step)
+                self._begin(point, behind.get(index), step)
 
     def _ongoing(self, value: float) -> list[tuple[int, _Open]]:
         """Branches that are open and have no point yet at a value."""
@@ -277,13 +277,13 @@ class _Walk:
         """Link what leads back from points that nothing led to; the segments of others."""
         segments: dict[int, BranchSegment] = {}
         taken = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
-        for place, point in enumerate(found):
+        for index, point in enumerate(found):
             if any(point is other for other in taken):
                 continue
             segment = self.follow.segment(value, point, before)
             if segment is None:
                 continue
-            segments[place] = segment
+            segments[index] = segment
             left = self._ongoing(value)
             if segment.reached and left:
                 last = [branch.points[-1] for _, branch in left]
@@ -291,7 +291,7 @@ class _Walk:
                 if at is not None:
                     number = left[at][0]
                     ahead.pop(number, None)
-                    self._link(number, value, point, segments.pop(place))
+                    self._link(number, value, point, segments.pop(index))
         return segments
 
     def _nearest(self, before: float, value: float, found: list[CriticalPoint]) -> None:

@@ -180,7 +180,7 @@ def critical_set(
     along: Float[np.ndarray, "d k"] | None = None,
     admits: Callable[[Float[np.ndarray, " d"]], bool] = lambda place: True,
 ) -> CriticalSet | None:
-    """The family that a root belongs to; None if it goes on in none of its flat directions.
+    """The critical set that a root belongs to; None if it goes on in none of its flat directions.
 
     Args:
         flow: The flow.
@@ -189,7 +189,7 @@ def critical_set(
         ends: The region.
         scale: A typical |∇L|.
         along: The directions of the face that holds the root, as columns; None for all.
-        admits: Whether a place belongs to a family, beyond being a root.
+        admits: Whether a place belongs to the set, beyond being a root.
     """
     width = diagonal(ends)
     face = np.eye(len(root)) if along is None else along

@@ -124,8 +124,8 @@ class Plateaus:
     def __iter__(self) -> Iterator[Plateau]:
         return iter(self.plateaus)
 
-    def __getitem__(self, place: int) -> Plateau:
-        return self.plateaus[place]
+    def __getitem__(self, index: int) -> Plateau:
+        return self.plateaus[index]
 
     @property
     def share(self) -> float:

@@ -245,7 +245,7 @@ def distinct(
     width: float,
     scale: float,
 ) -> list[CriticalPoint]:
-    """Isolated points and families among roots, each once."""
+    """Isolated points and critical sets among roots, each once."""
     found: list[CriticalPoint] = []
     paths: list[np.ndarray] = []
     left = first_of_each(roots, ROOTS_APART * width)
@@ -268,7 +268,7 @@ def distinct(
 def _members(
     flow: AbstractFlow, whole: CriticalSet, ends: np.ndarray, width: float
 ) -> list[CriticalPoint]:
-    """A family as critical points: a line as one for each kind that it has along it."""
+    """A critical set as points: a line as one for each kind that it has along it."""
     if len(whole.pieces) < 2:
         return [described(flow, whole.place, width, whole.dimension, whole.path)]
     points: list[CriticalPoint] = []

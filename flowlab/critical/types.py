@@ -61,8 +61,8 @@ class CriticalPoint:
             "degenerate": ("degenerate point", "degenerate points"),
         }
         one, many = words[self.kind]
-        families = {0: one, 1: f"line of {many}"}
-        name = families.get(self.dimension, f"{self.dimension}-dimensional manifold of {many}")
+        shapes = {0: one, 1: f"line of {many}"}
+        name = shapes.get(self.dimension, f"{self.dimension}-dimensional manifold of {many}")
         return f"{name} on {' and '.join(self.on)}" if self.on else name
 
 
@@ -93,8 +93,8 @@ class CriticalPoints:
     def __iter__(self) -> Iterator[CriticalPoint]:
         return iter(self.points)
 
-    def __getitem__(self, place: int) -> CriticalPoint:
-        return self.points[place]
+    def __getitem__(self, index: int) -> CriticalPoint:
+        return self.points[index]
 
     def of(self, kind: Kind) -> tuple[CriticalPoint, ...]:
         """The points of a kind."""
@@ -117,7 +117,7 @@ class CriticalPoints:
 
 
 def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
-    """The kind of a point by the eigenvalues of its Hessian, of which a family has zeros."""
+    """The kind of a point by the eigenvalues of its Hessian, of which a set has zeros."""
     up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
     if none > dimension or up + down == 0:
         return "degenerate"

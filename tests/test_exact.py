@@ -319,9 +319,8 @@ SIMPLEX_CASES = [
 def test_simplex_times_agree_with_a_solver(start, refs, beta, part):
     level = loss(np.array(start), beta) * part
     expected = projected_times(start, beta, level, refs)
-    times = exact.simplex_time(
-        start, beta, level=level, ref_prob_chosen=refs[0], ref_prob_rejected=refs[1]
-    )
+    p1, p2 = refs
+    times = exact.simplex_time(start, beta, level=level, ref_prob_chosen=p1, ref_prob_rejected=p2)
     assert_allclose(times, expected, rtol=1e-8)
 
 
@@ -371,9 +370,8 @@ def test_simplex_times_scale_with_the_square_of_the_radius():
     starts = random_starts(50) / 2
     refs = {"ref_prob_chosen": 0.7, "ref_prob_rejected": 0.9}
     once = exact.simplex_time(starts, 0.3, level=0.1, **refs)
-    twice = exact.simplex_time(
-        2 * starts, 0.3, level=0.1, ref_prob_chosen=0.35, ref_prob_rejected=0.45
-    )
+    halves = {name: probability / 2 for name, probability in refs.items()}
+    twice = exact.simplex_time(2 * starts, 0.3, level=0.1, **halves)
     assert_allclose(twice, 4 * np.array(once), rtol=1e-10)
 
 
@@ -522,10 +520,7 @@ REFUSED = [
     (lambda: exact.box_time((1.1, 0.5), 0.1, wall=1, level=0), "`start` must have x1 at most"),
     (lambda: exact.box_time(S, 0.1, wall=0, level=0), "`wall` must be positive"),
     (lambda: exact.simplex_time((0.6, 0.5), 0.1, level=0), "must satisfy .* goes up to 1.1"),
-    (
-        lambda: exact.simplex_time(S, 0.1, level=0, ref_prob_chosen=2),
-        r"`ref_prob_chosen` must lie in \(0, 1",
-    ),
+    (lambda: exact.simplex_time(S, 1, level=0, ref_prob_chosen=2), r"_chosen` must lie in \(0, 1"),
     (lambda: exact.kernel_margin(-1, 0, 0.1, K), "`time` must not be negative"),
     (lambda: exact.kernel_time(0, 1, 0.0, K), "`beta` must be positive"),
     (lambda: exact.kernel_contraction(np.eye(3)), r"`kernel` must have shape \(..., 2, 2\)"),
@@ -550,8 +545,6 @@ def test_misuse_is_refused_in_one_sentence(call, sentence):
 
 
 def test_the_oracle_needs_no_jax():
-    program = (
-        "import sys, flowlab.exact; print([m for m in ('jax', 'diffrax') if m in sys.modules])"
-    )
+    program = "import sys, flowlab.exact; print(sorted({'jax', 'diffrax'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

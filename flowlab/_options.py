@@ -5,7 +5,7 @@ It imports nothing but the standard library, so that `flowlab --help` answers at
 
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -46,6 +46,7 @@ class Option:
         name: Its name in Python and in a recipe.
         type: What it is, in words; of a list, the command line takes one value at a time.
         help: What the help of the command says of it.
+        help_of: What the help of some commands says instead, by their names.
         metavar: What stands for its value there; None to tell its type.
         flag: Its name on the command line, in capitals for an argument; made of `name` if empty.
         choices: The words that it can be; any value of its type if empty.
@@ -60,6 +61,7 @@ class Option:
     name: str
     type: str
     help: str = ""
+    help_of: Mapping[str, str] = field(default_factory=dict)
     metavar: str | None = None
     flag: str = ""
     choices: Sequence[str] = ()

@@ -159,12 +159,12 @@ def test_a_map_has_the_starts_where_they_lie(policy, axes, tmp_path, monkeypatch
 def test_a_map_of_what_is_no_grid_or_has_no_time_is_refused(tmp_path, solved_with):
     assert swept(tmp_path / "sweep", RATIO, UNIFORM).exit_code == 0
     shown = flowlab_command("show", tmp_path / "sweep", "--figure", tmp_path / "map.png")
-    assert refusal(shown) == "Option --out has no effect with starts that are on no plane."
+    assert refusal(shown) == "Option --figure has no effect with starts that are on no plane."
     runs = made_up(np.ones((4, 2)), time=np.nan)
     described = {"starts": "grid", "shape": [2, 2], "lower": [0, 0], "upper": [1, 1]}
     store.write(runs, tmp_path / "sweep", description=described, overwrite=True)
     shown = flowlab_command("show", tmp_path / "sweep", "--figure", tmp_path / "map.png")
-    assert refusal(shown) == "Option --out has no effect where no start reached the target."
+    assert refusal(shown) == "Option --figure has no effect where no start reached the target."
     assert not (tmp_path / "map.png").exists()
 
 

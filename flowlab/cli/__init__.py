@@ -195,7 +195,7 @@ def status(path: str) -> None:
 @app.command(epilog=EXIT_CODES)
 @with_options()
 def show(path: str, figure: Path | None = None) -> None:
-    """Print what is in a store, finished or not, and draw the maps of its times to a file.
+    """Print what is in a store, finished or not, and draw its maps.
 
     That is its description, the outcomes, and quantiles of the times and of what was measured.
     """
@@ -228,7 +228,7 @@ def losses(
     """Tell how the flows of losses behave, on the plane of the two log-ratios of one pair.
 
     Without a name, the table of all losses, in a minute or two; with one, its card in words, and
-    its portrait in a file, NAME.png if not given.
+    its portrait in a file.
     """
     from flowlab.cli import _request as request
 

@@ -42,29 +42,29 @@ def with_options(*names: str) -> Callable[[_Function], _Function]:
     return given_to
 
 
-def option(name: str) -> Any:
-    """An option of the table, as typer takes it."""
+def option(name: str, command: str = "") -> Any:
+    """An option of the table, as typer takes it for a command."""
     entry, flag = OPTIONS[name], as_flag(name)
+    text = entry.help_of.get(command, entry.help)
     if not flag.startswith("--"):
-        return typer.Argument(metavar=entry.flag, help=entry.help)
+        return typer.Argument(metavar=entry.flag, help=text)
     return typer.Option(
-        flag, help=entry.help, metavar=entry.metavar, min=entry.least, envvar=entry.variable
+        flag, help=text, metavar=entry.metavar, min=entry.least, envvar=entry.variable
     )
 
 
 def _parameters(function: _Function, names: tuple[str, ...]) -> Iterator[inspect.Parameter]:
+    def parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+        annotation = Annotated[kind, option(name, function.__name__)]
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+
     for own in inspect.signature(function).parameters.values():
         if own.kind is own.VAR_KEYWORD:
             for name in names:
                 words = OPTIONS[name].choices
                 kind: Any = StrEnum(name, list(words)) if words else OPTIONS[name].annotation
-                yield _parameter(name, kind | None, None)
+                yield parameter(name, kind | None, None)
         else:
-            yield _parameter(own.name, own.annotation, own.default)
-
-
-def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
-    annotation = Annotated[kind, option(name)]
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-    )
+            yield parameter(own.name, own.annotation, own.default)

@@ -105,7 +105,7 @@ def _betas(value: Any) -> list[float] | None:
     if value is None:
         return None
     numbers = list(value) if isinstance(value, list | tuple) else [value]
-    refuse_unless(bool(numbers), "beta", "must hold numbers, but is {!r}", value)
+    refuse_unless(bool(numbers), "beta", "must be numbers, but is {!r}", value)
     check("beta", numbers)
     refuse_twice("beta", numbers)
     return [float(number) for number in numbers]

@@ -15,15 +15,7 @@ from studied import CELLS, studied_at
 from flowlab import exact
 from flowlab.flow import Flow
 from flowlab.policies import RatioPlane
-from flowlab.study.claims import (
-    Claim,
-    Verdict,
-    evaluate,
-    field,
-    limits,
-    table,
-    to_json,
-)
+from flowlab.study.claims import Claim, Verdict, evaluate, field, limits, table, to_json
 from flowlab.study.claims.observables import (
     LOWER_LEFT,
     UPPER_LEFT,
@@ -31,12 +23,7 @@ from flowlab.study.claims.observables import (
     Observables,
     observe,
 )
-from flowlab.study.data import (
-    GEOMETRIES,
-    LEVEL,
-    Geometry,
-    StudyData,
-)
+from flowlab.study.data import GEOMETRIES, LEVEL, Geometry, StudyData
 from flowlab.until import Outcome
 
 BETA = 0.3
@@ -266,19 +253,7 @@ def test_every_measured_claim_has_a_world_in_which_its_verdict_is_another(
 
 
 @pytest.mark.parametrize(
-    "function",
-    [
-        field.c4,
-        field.c5,
-        field.c6,
-        field.c7,
-        field.c8,
-        limits.c11,
-        limits.c12,
-        limits.c13,
-        limits.c14,
-        limits.c15,
-    ],
+    "function", [*field.STATEMENTS[3:], *limits.STATEMENTS[2:7]], ids=lambda one: one.judge.__name__
 )
 def test_a_region_without_starts_makes_its_claim_not_applicable(
     data: StudyData, function: Callable[[Observables], Verdict]

@@ -286,7 +286,7 @@ def test_what_holds_because_the_chosen_falls_is_told_as_such():
     beside = {"ratio_plane": {FALLS: 0.0}, "coupled_1.1": {FALLS: 0.9}}
     found = under(sections([claim("C3", "It.", shares, beside)]), "It depends: not, or")
     assert "On the coupled kernel 1.1 the chosen response falls at more than half" in found
-    assert "That C3 holds there says little" in found
+    assert "Where C3 holds there, that says little" in found
     calm = under(sections([claim("C3", "It.", shares)]), "It depends: not, or")
     assert "falls" not in calm
 

@@ -8,7 +8,7 @@ distance is least, so that a line which leaves the domain and comes back within 
 m: signals; n: lanes.
 """
 
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import equinox as eqx
@@ -35,6 +35,7 @@ __all__ = [
     "absorbs",
     "absorption_tail",
     "first_crossing",
+    "implicit",
     "interpolated",
     "land",
     "met_by_clock",
@@ -330,21 +331,31 @@ def _with_tangent(
     fired: Int[Array, " n"],
     crossed: Bool[Array, " n"],
 ) -> Float[Array, " n"]:
-    """Located events whose derivative is that of the implicit function, by one Newton step."""
+    """Located events whose derivatives, of every order, are those of the implicit function."""
 
-    def value(lanes: Lanes, dense: PyTree[Array], at: Float[Array, " n"]) -> Float[Array, " n"]:
+    def value(at: Float[Array, " n"]) -> Float[Array, " n"]:
         points = interpolated(problem, dense, at)
         found = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, points)
         return reduce(jnp.add, [jnp.where(fired == i, x, 0) for i, x in enumerate(found)])
 
     def slid(_: None) -> Float[Array, " n"]:
-        held = partial(value, *lax.stop_gradient((lanes, dense)))
-        _, slope = jax.jvp(held, (end,), (jnp.ones_like(end),))
-        found = value(lanes, dense, end)
-        shift = (found - lax.stop_gradient(found)) / jnp.where(slope < 0, slope, -1)
-        return jnp.where(crossed, end - shift, end)
+        return jnp.where(crossed, implicit(value, end), end)
 
     return lax.cond(jnp.any(crossed), slid, lambda _: end, None)
+
+
+def implicit(function: Any, place: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Located roots, each of one number, as the implicit functions of what a function closes over.
+
+    The places stay as they are, to the last bit; their derivatives follow, of every order. A root
+    at which the function has no slope keeps its place.
+    """
+
+    def divided(slope_along: Any, value: Float[Array, " n"]) -> Float[Array, " n"]:
+        slope = slope_along(jnp.ones_like(value))
+        return value / jnp.where(slope != 0, slope, jnp.inf)
+
+    return lax.custom_root(function, place, lambda _, found: found, divided)
 
 
 def _ended(lane: Lanes, here: Bool[Array, ""], outcome: Outcome) -> Lanes:

@@ -20,7 +20,7 @@ from flowlab.measures import Measure
 from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import Tape, advance, safe_problem
-from flowlab.solve.events import interpolated, root
+from flowlab.solve.events import implicit, interpolated, root
 from flowlab.solve.problem import Problem, check_states, check_target, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
@@ -123,7 +123,8 @@ def flow_line(
 ) -> Line:
     """The flow line of one start, until a target.
 
-    Can be traced (`jax.jit`, `jax.vmap`, `jax.jvp`); derivatives are forward-mode.
+    Can be traced (`jax.jit`, `jax.vmap`, `jax.jvp`). Derivatives, of any order, are forward-mode:
+    those of the steps that were taken, whose sizes are held fixed.
 
     Args:
         flow: What to follow.
@@ -149,7 +150,9 @@ def flow_line(
         RuntimeError: If it is differentiated in reverse mode.
 
     Accuracy: `rtol` per step, relative to state and time; the errors of times that were compared
-        with closed forms are below 10·rtol in the median.
+        with closed forms are below 10·rtol in the median. Through an event found within a step, a
+        second derivative is right to about 1e-6 and a third to some 1e-3 at an rtol of 1e-11: they
+        are those of the interpolant of the step.
     """
     check_target(until)
     if reverse and until.kind == "level":
@@ -271,7 +274,7 @@ def _just_past(time: Any, dtype: Any) -> Any:
 
 
 def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:
-    """Where in its step each time lies; its derivative is that of the implicit function."""
+    """Where in its step each time lies; its derivatives are those of the implicit function."""
     frozen = lax.stop_gradient(dense)
 
     def ahead(place: Float[Array, " q"]) -> Float[Array, " q"]:
@@ -281,9 +284,7 @@ def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) 
     first, last = ahead(zeros), ahead(ones)
     found = jnp.where(last > 0, ones, root(ahead, first, last, (first > 0) & (last <= 0)))
     found = lax.stop_gradient(jnp.where(first <= 0, zeros, found))
-    _, slope = jax.jvp(lambda p: interpolated(problem, frozen, p).time, (found,), (ones,))
-    slope = lax.stop_gradient(jnp.where(slope > 0, slope, jnp.inf))
-    return found + (time - interpolated(problem, dense, found).time) / slope
+    return implicit(lambda place: time - interpolated(problem, dense, place).time, found)
 
 
 def _refuse_unfit(line: Line, start: PyTree[Any]) -> None:

@@ -1,7 +1,5 @@
 """Walls: which of them hold a lane, and where it goes along them, compared with SciPy."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,17 +190,21 @@ def piecewise(free, matrix, start, duration, walls):
 
         return multiplier
 
+    def along(held, multiplier):
+        if not len(held):
+            return lambda _, y: free(y)
+
+        def velocity(_, y):
+            found, lifted = multiplier(y)
+            return free(y) - lifted @ found
+
+        return velocity
+
     while time < duration:
         touched = offsets - normals @ state <= 1e-9
         held = np.flatnonzero(pressed(state, np.flatnonzero(touched)) > 1e-9)
         most = max(most, len(held))
         solved = held_by(held)
-
-        def velocity(_: float, y: np.ndarray, held: Any = held, solved: Any = solved) -> np.ndarray:
-            if not len(held):
-                return free(y)
-            found, lifted = solved(y)
-            return free(y) - lifted @ found
 
         events = []
         for wall in np.flatnonzero(~touched):
@@ -212,7 +214,12 @@ def piecewise(free, matrix, start, duration, walls):
         for event in events:
             event.terminal, event.direction = True, -1
         piece = solve_ivp(
-            velocity, (time, duration), state, rtol=1e-10, atol=1e-12, events=events or None
+            along(held, solved),
+            (time, duration),
+            state,
+            rtol=1e-10,
+            atol=1e-12,
+            events=events or None,
         )
         time, state = piece.t[-1], piece.y[:, -1]
     return state, most

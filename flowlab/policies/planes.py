@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import KW_ONLY, MISSING
+from dataclasses import KW_ONLY
 from typing import Any
 
 import equinox as eqx
@@ -184,13 +184,26 @@ class ProbabilityPlane(_PositivePlane):
             unknown, a length is not positive, or the offset is not finite.
     """
 
-    ref_chosen: Float[ArrayLike, ""] = parameter(MISSING, "ref_chosen", "(-inf, inf)")
-    ref_rejected: Float[ArrayLike, ""] = parameter(MISSING, "ref_rejected", "(-inf, inf)")
     domain: AbstractDomain = _domain(Simplex)
+
+    def __init__(
+        self,
+        ref_chosen: float,
+        ref_rejected: float,
+        domain: AbstractDomain | None = None,
+        *,
+        wall: WallRule = "stop",
+        chosen_length: float = 20.0,
+        rejected_length: float = 20.0,
+        offset: float | None = None,
+    ) -> None:
+        self.ref_chosen, self.ref_rejected = ref_chosen, ref_rejected
+        self.chosen_length, self.rejected_length = chosen_length, rejected_length
+        self.domain, self.wall, self.offset = domain, wall, offset  # type: ignore[assignment]
 
     def __check_init__(self) -> None:
         for name in ("ref_chosen", "ref_rejected"):
-            held = getattr(self, name)
+            held: Any = getattr(self, name)
             if not isinstance(held, Tracer) and held > 0:
                 raise ValueError(
                     f"Argument `{name}` must be a log-probability in nats, at most 0, but is "
@@ -307,11 +320,12 @@ class CoupledKernel(eqx.Module):
     def __check_init__(self) -> None:
         if isinstance(self.ratio, Tracer) or isinstance(self.rejected, Tracer):
             return
-        if self.ratio**2 > self.rejected * (1 + _MEASURED):
+        ratio, rejected = np.asarray(self.ratio), np.asarray(self.rejected)
+        if ratio**2 > rejected * (1 + _MEASURED):
             raise ValueError(
                 "Argument `ratio` must be at most the square root of `rejected` in size, for the "
-                f"kernel to be positive semidefinite, but is {float(self.ratio):g} where that is "
-                f"{float(np.sqrt(self.rejected)):.4g}."
+                f"kernel to be positive semidefinite, but is {ratio:g} where that is "
+                f"{np.sqrt(rejected):.4g}."
             )
 
     def __call__(self, log_ratios: Float[Array, " 2"]) -> Float[Array, "2 2"]:

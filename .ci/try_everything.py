@@ -21,16 +21,16 @@ ROOT = Path(__file__).resolve().parents[1]
 OF_OLD_RELEASES = r"(typer|matplotlib|pyparsing)\b"
 SWEEP = (
     "sweep --loss dpo --beta 0.3 --policy ratio --starts grid --shape 8 8 --until loss_below=0.1 "
-    "--measure path_length --block 32 --quiet"
+    "--measure path_length --store-block 32 --quiet"
 )
 COMMANDS = (
     f"{SWEEP} --out runs.zarr",
     f"{SWEEP} --float32 --out single.zarr",
     "resume runs.zarr",
     "status runs.zarr",
-    "show runs.zarr --out maps.png",
-    "losses dpo --out card.png --json card.json",
-    "portrait --loss dpo --beta 0.3 --policy ratio --out portrait.png",
+    "show runs.zarr --figure maps.png",
+    "losses dpo --figure card.png --json card.json",
+    "portrait --loss dpo --beta 0.3 --policy ratio --figure portrait.png",
     "displacement --loss dpo --cells 3 --out displacement",
     "study --quick --beta 0.3 --out study",
 )

@@ -71,7 +71,7 @@ def test_a_recipe_that_was_stored_makes_the_same_plan():
 def test_targets_can_have_names_and_parameters_be_listed(tmp_path):
     text = (
         'loss = "conservative_dpo"\npolicy = "ratio"\nstarts = "grid"\nshape = [2, 2]\n'
-        '[until]\nnear = "loss_below=0.5"\nfar = "loss_below=0.4"\n'
+        '[until]\nnear = "loss_below=0.6"\nfar = "loss_below=0.55"\n'
         "[parameters]\nlabel_smoothing = [0.1, 0.2]\n"
     )
     plan = plans.from_toml(written(tmp_path, text))

@@ -128,7 +128,7 @@ def test_the_store_opens_with_xarray_and_holds_the_right_times(result):
 
 def test_the_command_shows_and_draws_the_store(result, tmp_path):
     picture = tmp_path / "times.png"
-    arguments = ["show", str(result.folder / "sweep.zarr"), "--out", str(picture)]
+    arguments = ["show", str(result.folder / "sweep.zarr"), "--figure", str(picture)]
     shown = CliRunner().invoke(app, arguments)
     assert shown.exit_code == 0
     assert "1024" in shown.output

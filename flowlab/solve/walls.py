@@ -116,24 +116,22 @@ def holding(
     scale = jnp.abs(normals) @ jnp.abs(free)
     nothing = 16 * jnp.finfo(state.dtype).eps * scale
 
-    def wrong(held: Bool[Array, " m"]) -> Bool[Array, " m"]:
-        found = _multipliers_of(pressure, held)
-        outward = pressure.outward - pressure.matrix @ found
-        return jnp.where(held, found < 0, touched & (outward > nothing))
-
     def going(carry: tuple[Array, Array, Array]) -> Bool[Array, ""]:
-        return jnp.any(carry[1]) & (carry[2] < _PIVOTS * count)
+        return carry[2] < _PIVOTS * count
 
     def pivot(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        held, amiss, pivots = carry
+        held, _, pivots = carry
+        found = _multipliers_of(pressure, held)
+        outward = pressure.outward - pressure.matrix @ found
+        amiss = jnp.where(held, found < 0, touched & (outward > nothing))
         least = jnp.arange(count, dtype=jnp.int32) == jnp.argmax(amiss).astype(jnp.int32)
-        held = held ^ (least & amiss)
-        return held, wrong(held), pivots + 1
+        pivots = jnp.where(jnp.any(amiss), pivots + 1, _PIVOTS * count)
+        return held ^ (least & amiss), held & (found > 0), pivots
 
     first = touched & (pressure.outward > nothing)
-    start = (first, wrong(first), jnp.zeros((), jnp.int32))
-    held = lax.while_loop(going, pivot, start)[0]
-    return held & (_multipliers_of(pressure, held) > 0)
+    if count == 1:
+        return first
+    return lax.while_loop(going, pivot, (first, first, jnp.zeros((), jnp.int32)))[1]
 
 
 def onto_walls(

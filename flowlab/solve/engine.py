@@ -365,7 +365,9 @@ def _at_level(
     else:
         progress = rising * (value - lane.start_value) / lane.span
     whole = jnp.abs(level) + jnp.abs(lane.start_value)
-    allowed = _AT_LEVEL * problem.rtol * jnp.abs(level) + 64 * jnp.finfo(level.dtype).eps * whole
+    # Losses are met to a relative tolerance, margins to an absolute one below a nat.
+    size = jnp.maximum(jnp.abs(level), 1) if problem.clock == "margin" else jnp.abs(level)
+    allowed = _AT_LEVEL * problem.rtol * size + 64 * jnp.finfo(level.dtype).eps * whole
     return progress, jnp.abs(left) <= allowed, left > allowed
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -23,12 +22,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from flowlab.measures import NODES, Nodes
 from flowlab.solve.events import (
     first_crossing,
+    followed,
     interpolated,
     land,
     met_by_clock,
     signals,
 )
-from flowlab.solve.field import margin, motion, vector_field
+from flowlab.solve.field import margin, motion, terms
 from flowlab.solve.problem import (
     FIRST_STEP,
     Lanes,
@@ -150,12 +150,12 @@ def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loo
     zero = jnp.zeros_like(step)
     never = jnp.full_like(step, jnp.inf)
     _, controller_state = problem.controller.init(
-        _terms(problem), zero, never, zero, step, None, problem.solver.func, _order(problem)
+        terms(problem), zero, never, zero, step, None, problem.solver.func, _order(problem)
     )
     if problem.eventful:  # the first step evaluates the field at its start, as after a jump
         solver_state = problem.solver.blank(lanes.point)
     else:
-        solver_state = problem.solver.init(_terms(problem), zero, step, lanes.point, lanes)
+        solver_state = problem.solver.init(terms(problem), zero, step, lanes.point, lanes)
     tape = None
     if tape_length is not None:
         tape = Tape(
@@ -167,20 +167,13 @@ def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loo
     return _Loop(lanes, step, controller_state, solver_state, jnp.asarray(True), tries, tape)
 
 
-def _terms(problem: Problem) -> diffrax.ODETerm:
-    def field(offset: Any, point: Any, lanes: Any) -> Any:
-        return lanewise(lambda lane, here: vector_field(problem, lane, offset, here))(lanes, point)
-
-    return diffrax.ODETerm(field)
-
-
 def _stepped(problem: Problem, loop: _Loop, errors_of: Errors) -> _Loop:
     """The loop after one more try at a step."""
     lanes = _with_fractions(problem, loop.lanes, loop.step)
     zero = jnp.zeros_like(loop.step)
     jumped = loop.jumped if problem.eventful else False
     after, error, dense, solver_state, _ = problem.solver.step(
-        _terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
+        terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
     )
     errors = errors_of(problem, lanes, after, error)
     keep, _, next_step, _, controller_state, _ = problem.controller.adapt_step_size(
@@ -231,7 +224,7 @@ def _stepped(problem: Problem, loop: _Loop, errors_of: Errors) -> _Loop:
 
 
 def _order(problem: Problem) -> float:
-    order = problem.solver.order(_terms(problem))
+    order = problem.solver.order(terms(problem))
     if order is None:
         raise ValueError(f"Argument `solver` must have an order, but {problem.solver!r} has none.")
     return order
@@ -288,6 +281,8 @@ def _arrived(
     if lanes.signals.shape[0]:
         crossed, end, fired = first_crossing(problem, lanes, after, dense)
         place = select(crossed, interpolated(problem, dense, end), after)
+        if problem.tangents:
+            place, end = followed(problem, lanes, (crossed, end, fired), place, step)
     folds = lanes.folds
     if jax.tree.leaves(folds):
         folds = _folded(problem, lanes, dense, end)

@@ -11,14 +11,16 @@ m: signals; n: lanes.
 from functools import reduce
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from flowlab.solve.field import motion, velocity_of_coordinates
-from flowlab.solve.problem import Lanes, Point, Problem, lanewise, split
+from flowlab.solve.field import motion, terms, velocity_of_coordinates
+from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select, split
+from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.walls import (
     distances,
     holding,
@@ -35,6 +37,7 @@ __all__ = [
     "absorbs",
     "absorption_tail",
     "first_crossing",
+    "followed",
     "implicit",
     "interpolated",
     "land",
@@ -47,6 +50,7 @@ _BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if
 _DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
 # as the velocity of the logarithm, which grows like x^(β−2), stays a number
 _ROOT_STEPS = 60
+_FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to the fifth
 _LOOKS = 10  # parts of a step at whose ends a signal that may turn back is looked at
 _AT_ONCE = 0.01  # tolerances between walls that count as met at once
 _STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
@@ -121,8 +125,6 @@ def first_crossing(
 
     end, fired = lax.cond(jnp.any(crossed), search, nothing, None)
     end = lax.stop_gradient(end)
-    if problem.tangents:
-        end = _with_tangent(problem, lanes, dense, end, fired, crossed)
     missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
     return crossed, end, jnp.where(crossed, fired, missed)
 
@@ -323,25 +325,38 @@ def root(
     return lax.while_loop(going, halve, carry)[1]
 
 
-def _with_tangent(
+def followed(
     problem: Problem,
     lanes: Lanes,
-    dense: PyTree[Array],
-    end: Float[Array, " n"],
-    fired: Int[Array, " n"],
-    crossed: Bool[Array, " n"],
-) -> Float[Array, " n"]:
-    """Located events whose derivatives, of every order, are those of the implicit function."""
+    event: tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]],
+    place: Point,
+    step: Float[Array, ""],
+) -> tuple[Point, Float[Array, " n"]]:
+    """Points at located events, and where in the step they lie, both with their derivatives.
 
-    def value(at: Float[Array, " n"]) -> Float[Array, " n"]:
-        points = interpolated(problem, dense, at)
-        found = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, points)
+    An event is an implicit function of all else. From where it was found, it moves along the field
+    by a step of length 0, whose derivatives are those of the flow: those of the interpolant, from
+    the second on, are less exact. Numbers stay as they are, to the last bit.
+    """
+    crossed, end, fired = event
+    length = jnp.where(crossed, lanes.fraction * step, 1)
+    there = eqx.tree_at(lambda x: x.progress, lanes, lanes.progress + end * length)
+
+    def along(shift: Float[Array, " n"]) -> Point:
+        moving = eqx.tree_at(lambda x: x.fraction, there, shift)
+        zero, one, field = jnp.zeros_like(step), jnp.ones_like(step), terms(problem)
+        first = _FOLLOWING.init(field, zero, one, place, moving)
+        return _FOLLOWING.step(field, zero, one, place, moving, first, False)[0]
+
+    def value(shift: Float[Array, " n"]) -> Float[Array, " n"]:
+        found = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, along(shift))
         return reduce(jnp.add, [jnp.where(fired == i, x, 0) for i, x in enumerate(found)])
 
-    def slid(_: None) -> Float[Array, " n"]:
-        return jnp.where(crossed, implicit(value, end), end)
+    def moved(_: None) -> tuple[Point, Float[Array, " n"]]:
+        shift = jnp.where(crossed, implicit(value, jnp.zeros_like(end)), 0)
+        return select(crossed, along(shift), place), end + shift / length
 
-    return lax.cond(jnp.any(crossed), slid, lambda _: end, None)
+    return lax.cond(jnp.any(crossed), moved, lambda _: (place, end), None)
 
 
 def implicit(function: Any, place: Float[Array, " n"]) -> Float[Array, " n"]:

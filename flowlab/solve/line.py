@@ -150,9 +150,9 @@ def flow_line(
         RuntimeError: If it is differentiated in reverse mode.
 
     Accuracy: `rtol` per step, relative to state and time; the errors of times that were compared
-        with closed forms are below 10·rtol in the median. Second and third
-        derivatives through an event were compared at an rtol of 1e-11: 1e-6, and 6e-6 where a wall
-        is met and left.
+        with closed forms are below 10·rtol in the median. Second and third derivatives through an
+        event were compared at an rtol of 1e-11: they are right to 1e-6, and to 6e-6 where a wall is
+        met and left again.
     """
     check_target(until)
     if reverse and until.kind == "level":

@@ -139,6 +139,43 @@ def test_walls_in_a_simplex_and_a_cuboid_let_go_where_the_flow_turns():
     np.testing.assert_allclose(runs.end[0], wanted, rtol=1e-6)
 
 
+def test_a_wall_that_lets_go_for_a_moment_within_a_step_is_left():
+    # The pressure on y0 = 0 is (y1 − 4)² − 1/4: the line leaves at y1 = 3.5, for good.
+    half = Enclosure(WholeSpace(), (-np.inf, -np.inf), (0, np.inf))
+    flow = fl.Flow(
+        lambda y: -y[0] * ((y[1] - 4) ** 2 - 0.25) - y[0] ** 2 - y[1], domain=half, wall="slide"
+    )
+
+    def free(_, y):
+        return [(y[1] - 4) ** 2 - 0.25 + 2 * y[0], 1 + 2 * y[0] * (y[1] - 4)]
+
+    wanted = solve_ivp(free, (3.5, 5.0), [0, 3.5], rtol=1e-10, atol=1e-12).y[:, -1]
+    runs = fl.sweep(flow, np.zeros((1, 2)), until=until.time(5.0), rtol=1e-8)
+    assert wanted[0] < -0.5
+    np.testing.assert_allclose(runs.end[0], wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
+def test_small_components_move_on_along_the_wall_of_a_simplex(kind):
+    # At unit speed x1 comes to the wall. x2 falls at a rate of 1e-3 until then and of 1.001 along
+    # it, wherever it is: M n = (1, x2), so that x2' = −1e-3·x2 − x2 where x2 is small.
+    rng = np.random.default_rng(0)
+    starts = np.c_[rng.uniform(0.2, 0.9, 60), 10.0 ** rng.uniform(-25, -12, 60)].astype(kind)
+    flow = fl.Flow(
+        lambda y: -y[0] + 1e-3 * y[1],
+        metric=lambda y, p: jnp.stack([p[0], y[1] * p[1]]),
+        domain=Simplex(),
+        wall="slide",
+    )
+    runs = fl.sweep(flow, starts, until=until.time(2.0))
+    assert runs.counts() == {"reached": 60}
+    rtol = 1e-5 if kind == np.float64 else 1e-3
+    np.testing.assert_allclose(runs.end[:, 0], 1, rtol=rtol)
+    met = 1 - starts[:, 0].astype(float)
+    fallen = np.log(runs.end[:, 1].astype(float) / starts[:, 1])
+    np.testing.assert_allclose(fallen, -1e-3 * met - 1.001 * (2 - met), rtol=rtol)
+
+
 def test_starts_a_rounding_beyond_a_wall_of_either_sign_lie_on_it():
     for offset in (-1e9, -1.0, 1.0, 1e9):
         box = Enclosure(WholeSpace(), (offset, -1.0), (offset + abs(offset), 1.0))

@@ -359,7 +359,8 @@ def _at_level(
         progress = jnp.log(lane.start_value / value) / lane.span
     else:
         progress = rising * (value - lane.start_value) / lane.span
-    whole = jnp.abs(level) + jnp.abs(lane.start_value)
+    # A logarithmic clock takes no difference of losses that would lose digits.
+    whole = jnp.abs(level) + (0 if problem.logarithmic else jnp.abs(lane.start_value))
     # Losses are met to a relative tolerance, margins to an absolute one below a nat.
     size = jnp.maximum(jnp.abs(level), 1) if problem.clock == "margin" else jnp.abs(level)
     allowed = _AT_LEVEL * problem.rtol * size + 64 * jnp.finfo(level.dtype).eps * whole

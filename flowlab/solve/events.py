@@ -191,8 +191,9 @@ def met_by_clock(problem: Problem, lane: Lanes, due: Bool[Array, ""]) -> Lanes:
 
 def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:
     """The wall that a lane left on and crossed again within rounding of it, or -1."""
+    met = (lane.signals <= 0) & (found < 0) & lane.active
     missed = [
-        (lane.signals[i] <= 0) & (found[i] < 0) & (found[i + 1] > 0) & lane.active
+        met[i] & (found[i + 1] > 0) & ~lane.walls[i // 2]
         if name.startswith("wall")
         else jnp.asarray(False)
         for i, name in enumerate(_kinds(problem))
@@ -250,17 +251,28 @@ def _locates_saves(problem: Problem) -> bool:
 
 
 def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
-    """Of each wall the distance (1 on it), and how fast it is approached, or how hard pressed."""
+    """Of each wall two: the distance and how fast it shrinks; on it, what falls and how hard it is.
+
+    A wall that holds a lane lets go where the pressure on it falls to zero. Beside the pressure
+    stands the rate at which it falls, whose change of sign is where the pressure is least, so that
+    a wall which lets go and presses again within one step is seen.
+    """
     flow = problem.flow
     if not wall_count(flow):
         return []
-    _, free, velocity = motion(problem, state, lane.walls)
+    velocity = motion(problem, state, lane.walls)[2]
     normals, _ = normals_and_offsets(flow, state)
-    apart = jnp.where(lane.walls, 1, distances(flow, state))
-    approach = normals @ velocity
+    first, second = distances(flow, state), normals @ velocity
     if flow.wall == "slide":
-        approach = jnp.where(lane.walls, multipliers(flow, state, free, lane.walls), approach)
-    return [part for wall in range(len(normals)) for part in (apart[wall], approach[wall])]
+
+        def pressure(state: Array) -> Array:
+            free = motion(problem, state, lane.walls)[1]
+            return multipliers(flow, state, free, lane.walls)
+
+        pressed, rising = jax.jvp(pressure, (state,), (velocity,))
+        first = jnp.where(lane.walls, -rising, first)
+        second = jnp.where(lane.walls, pressed, second)
+    return [part for wall in range(len(normals)) for part in (first[wall], second[wall])]
 
 
 def _above_the_boundary(problem: Problem, lane: Lanes, point: Point) -> Float[Array, ""]:
@@ -424,23 +436,23 @@ def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
     named = jnp.arange(count, dtype=jnp.int32) == kind // 2
     hit, left = named & (kind % 2 == 0), named & (kind % 2 == 1) & lane.walls
     here = here & jnp.any(hit | left)
-    state = domain.state(lane.point.coordinates)
-    onto = onto_walls(flow, state, hit | (lane.walls & ~left))
-    epsilon = jnp.finfo(state.dtype).eps
+    onto = onto_walls(flow, lane.point.coordinates, hit | (lane.walls & ~left))
 
-    def placed(lane: Lanes, state: Array) -> Lanes:
-        coordinates = jnp.where(here, domain.coordinates(state), lane.point.coordinates)
+    def placed(lane: Lanes, coordinates: Array) -> Lanes:
+        coordinates = jnp.where(here, coordinates, lane.point.coordinates)
         return eqx.tree_at(lambda x: x.point.held, lane, split(coordinates))
 
     if flow.wall == "stop":
         return _ended(placed(lane, onto), here & jnp.any(hit), Outcome.at_wall)
-    _, free, _ = motion(problem, onto, lane.walls)
+    state = domain.state(onto)
+    free = motion(problem, state, lane.walls)[1]
     # Walls that are met within the tolerance of each other are met at once.
-    close = rounding(flow, onto) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
-    touched = hit | lane.walls | (distances(flow, onto) <= close)
-    held = holding(flow, onto, free, touched & ~left)
+    epsilon = jnp.finfo(state.dtype).eps
+    close = rounding(flow, state) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
+    touched = hit | lane.walls | (distances(flow, state) <= close)
+    held = holding(flow, state, free, touched & ~left)
     onto = onto_walls(flow, onto, held)
-    along = motion(problem, onto, held)[2]
+    along = motion(problem, domain.state(onto), held)[2]
     lane = placed(lane, onto)
     lane = eqx.tree_at(lambda x: x.walls, lane, jnp.where(here, held, lane.walls))
     return _ended(lane, here & stands_still(along, free), Outcome.at_wall)

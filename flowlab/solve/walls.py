@@ -39,7 +39,7 @@ __all__ = [
 
 _WRITTEN_OUT = 4  # walls up to which elimination is a program without a loop
 _DEPENDENT = 1e3  # machine epsilons of a pivot, under which a normal depends on those before it
-_STOPPED = 1e2  # machine epsilons of the free speed, under which a lane in a corner stands still
+_STOPPED = 1e2  # machine epsilons of what is taken from a component, under which it stands still
 _PIVOTS = 8  # per wall, after which the least index has surely ended for the walls there are
 
 
@@ -135,18 +135,23 @@ def holding(
 
 
 def onto_walls(
-    flow: AbstractFlow, state: Float[Array, " d"], walls: Bool[Array, " m"]
+    flow: AbstractFlow, coordinates: Float[Array, " d"], walls: Bool[Array, " m"]
 ) -> Float[Array, " d"]:
-    """The nearest state that lies on all of given walls."""
+    """The coordinates of the nearest state on all of given walls, by one step of Newton's method.
+
+    Nearest in the coordinates: on a positive orthant no component changes its sign, however small.
+    """
+    state, pull_back = jax.vjp(flow.domain.state, coordinates)
     normals, offsets = normals_and_offsets(flow, state)
-    plain = _Pressure(normals, normals @ normals.T, normals @ state - offsets)
-    return state - _multipliers_of(plain, walls) @ normals
+    across = jax.vmap(lambda normal: pull_back(normal)[0])(normals)
+    plain = _Pressure(across, across @ across.T, normals @ state - offsets)
+    return coordinates - _multipliers_of(plain, walls) @ across
 
 
 def stands_still(velocity: Float[Array, " d"], free: Float[Array, " d"]) -> Bool[Array, ""]:
-    """Whether walls leave nothing of a velocity but rounding."""
-    size = jnp.max(jnp.abs(free))
-    return jnp.max(jnp.abs(velocity)) <= _STOPPED * jnp.finfo(size.dtype).eps * size
+    """Whether walls leave nothing of a velocity but rounding, in any component."""
+    size = jnp.abs(free) + jnp.abs(free - velocity)
+    return jnp.all(jnp.abs(velocity) <= _STOPPED * jnp.finfo(size.dtype).eps * size)
 
 
 def _hold_one_by_one(flow: AbstractFlow) -> bool:

@@ -139,22 +139,6 @@ def test_walls_in_a_simplex_and_a_cuboid_let_go_where_the_flow_turns():
     np.testing.assert_allclose(runs.end[0], wanted, rtol=1e-6)
 
 
-def test_a_wall_that_lets_go_for_a_moment_within_a_step_is_left():
-    # The pressure on y0 = 0 is (y1 − 4)² − 1/4: the line leaves at y1 = 3.5, for good.
-    half = Enclosure(WholeSpace(), (-np.inf, -np.inf), (0, np.inf))
-    flow = fl.Flow(
-        lambda y: -y[0] * ((y[1] - 4) ** 2 - 0.25) - y[0] ** 2 - y[1], domain=half, wall="slide"
-    )
-
-    def free(_, y):
-        return [(y[1] - 4) ** 2 - 0.25 + 2 * y[0], 1 + 2 * y[0] * (y[1] - 4)]
-
-    wanted = solve_ivp(free, (3.5, 5.0), [0, 3.5], rtol=1e-10, atol=1e-12).y[:, -1]
-    runs = fl.sweep(flow, np.zeros((1, 2)), until=until.time(5.0), rtol=1e-8)
-    assert wanted[0] < -0.5
-    np.testing.assert_allclose(runs.end[0], wanted, rtol=1e-5)
-
-
 @pytest.mark.parametrize("kind", [np.float64, np.float32])
 def test_small_components_move_on_along_the_wall_of_a_simplex(kind):
     # At unit speed x1 comes to the wall. x2 falls at a rate of 1e-3 until then and of 1.001 along

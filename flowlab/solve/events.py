@@ -251,28 +251,21 @@ def _locates_saves(problem: Problem) -> bool:
 
 
 def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
-    """Of each wall two: the distance and how fast it shrinks; on it, what falls and how hard it is.
+    """Of each wall the distance (1 on it), and how fast it is approached, or how hard pressed.
 
-    A wall that holds a lane lets go where the pressure on it falls to zero. Beside the pressure
-    stands the rate at which it falls, whose change of sign is where the pressure is least, so that
-    a wall which lets go and presses again within one step is seen.
+    A pressure that falls to zero and rises again within one step is not seen: its rate, which would
+    tell, costs a second derivative at every place that is looked at.
     """
     flow = problem.flow
     if not wall_count(flow):
         return []
-    velocity = motion(problem, state, lane.walls)[2]
+    _, free, velocity = motion(problem, state, lane.walls)
     normals, _ = normals_and_offsets(flow, state)
-    first, second = distances(flow, state), normals @ velocity
+    apart = jnp.where(lane.walls, 1, distances(flow, state))
+    approach = normals @ velocity
     if flow.wall == "slide":
-
-        def pressure(state: Array) -> Array:
-            free = motion(problem, state, lane.walls)[1]
-            return multipliers(flow, state, free, lane.walls)
-
-        pressed, rising = jax.jvp(pressure, (state,), (velocity,))
-        first = jnp.where(lane.walls, -rising, first)
-        second = jnp.where(lane.walls, pressed, second)
-    return [part for wall in range(len(normals)) for part in (first[wall], second[wall])]
+        approach = jnp.where(lane.walls, multipliers(flow, state, free, lane.walls), approach)
+    return [part for wall in range(len(normals)) for part in (apart[wall], approach[wall])]
 
 
 def _above_the_boundary(problem: Problem, lane: Lanes, point: Point) -> Float[Array, ""]:

@@ -1,11 +1,11 @@
-"""Arrays of JAX in the floating-point type of the work."""
+"""Arrays of JAX: in the floating-point type of the work, and finite or not."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-__all__ = ["floats", "like"]
+__all__ = ["all_finite", "floats", "like"]
 
 
 def floats(values: ArrayLike) -> Array:
@@ -25,3 +25,8 @@ def floats(values: ArrayLike) -> Array:
 def like(value: ArrayLike, model: Array) -> Array:
     """A value in the floating-point type of another array."""
     return jnp.asarray(value, model.dtype)
+
+
+def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    """True where every number of a PyTree is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))

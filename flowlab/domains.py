@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float, PyTree
 
+from flowlab._arrays import all_finite, like
 from flowlab._checks import positive
 
 __all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace"]
@@ -70,15 +71,26 @@ class AbstractDomain(eqx.Module):
         """Outward normals and offsets: inside, `normals @ state <= offsets`."""
 
     def within_walls(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
-        """Whether a state lies on the inner side of every wall, or on it to rounding."""
+        """True where a state lies on the inner side of every wall, or on it to rounding."""
         if not len(self.walls()[1]):
             return jnp.asarray(True)
-        normals, offsets = (jnp.asarray(part, state.dtype) for part in self.walls())
-        return jnp.all(offsets - normals @ state >= -self.rounding(state))
+        return jnp.all(self.distances(state) >= -self.rounding(state))
+
+    def walls_like(
+        self, state: Float[Array, " d"]
+    ) -> tuple[Float[Array, "m d"], Float[Array, " m"]]:
+        """The walls as arrays in the floating-point type of a state."""
+        normals, offsets = self.walls()
+        return like(normals, state), like(offsets, state)
+
+    def distances(self, state: Float[Array, " d"]) -> Float[Array, " m"]:
+        """How far a state lies inside of each wall, in units of its normal."""
+        normals, offsets = self.walls_like(state)
+        return offsets - normals @ state
 
     def rounding(self, state: Float[Array, " d"]) -> Float[Array, " m"]:
         """The distance from each wall under which a state counts as on it: sixteen roundings."""
-        normals, offsets = (jnp.asarray(part, state.dtype) for part in self.walls())
+        normals, offsets = self.walls_like(state)
         terms = jnp.abs(offsets) + jnp.abs(normals) @ jnp.abs(state)
         return _ON_THE_WALL * jnp.finfo(state.dtype).eps * terms
 
@@ -93,8 +105,7 @@ class WholeSpace(AbstractDomain):
         return "all finite numbers"
 
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]
-        return jnp.all(jnp.stack(finite))
+        return all_finite(state)
 
     def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
         return state

@@ -229,6 +229,11 @@ def norm(vector: PyTree[Array]) -> Float[Array, ""]:
     return jnp.sqrt(inner(vector, vector))
 
 
+def largest(tree: PyTree[Array]) -> Float[Array, ""]:
+    """The largest size of a number in a PyTree."""
+    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
     """Euclidean inner product over all leaves of two PyTrees."""
     products = jax.tree.map(lambda a, b: jnp.sum(a * b), first, second)

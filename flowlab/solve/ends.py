@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from flowlab._arrays import all_finite
 from flowlab.measures import Ends
 from flowlab.solve.events import absorbs, absorption_tail, signals
 from flowlab.solve.field import margin, motion
@@ -14,10 +15,7 @@ from flowlab.solve.problem import Lanes, Point, Problem, lanewise
 from flowlab.solve.rest import still
 from flowlab.solve.walls import (
     along_walls,
-    distances,
     holding,
-    normals_and_offsets,
-    rounding,
     stands_still,
     wall_count,
 )
@@ -46,7 +44,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     leaves = jax.tree.leaves(start)
     dtype = leaves[0].dtype
     zero, no = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-    finite = _all_finite(start)
+    finite = all_finite(start)
     inside = finite & domain.contains(start)
     coordinates = jax.tree.map(
         lambda x: jnp.where(inside, x, 0),
@@ -57,7 +55,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     value = flow.potential(state)
     ahead = problem.target.signal(flow, state, zero)
     level = jnp.sum(ahead <= 0).astype(jnp.int32)
-    defined = jnp.isfinite(value) & _all_finite(free) & _all_finite(ahead)
+    defined = jnp.isfinite(value) & all_finite(free) & all_finite(ahead)
     codes = (
         (~finite, Outcome.non_finite),
         (~inside, Outcome.outside_domain),
@@ -97,10 +95,6 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
 
 
-def _all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
-
-
 def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
     """The walls that hold a start, its velocity along them, and the free one."""
     flow = problem.flow
@@ -108,9 +102,9 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
     _, free, velocity = motion(problem, state, walls)
     if not wall_count(flow):
         return walls, velocity, free
-    touched = distances(flow, state) <= rounding(flow, state)
+    touched = flow.domain.distances(state) <= flow.domain.rounding(state)
     if flow.wall == "stop":
-        pressing = touched & (normals_and_offsets(flow, state)[0] @ free > 0)
+        pressing = touched & (flow.domain.walls_like(state)[0] @ free > 0)
         return walls, jnp.where(jnp.any(pressing), 0, free), free
     walls = holding(flow, state, free, touched)
     velocity = along_walls(flow, state, free, walls)

@@ -22,12 +22,9 @@ from flowlab.solve.field import motion, terms, velocity_of_coordinates
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select, split
 from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.walls import (
-    distances,
     holding,
     multipliers,
-    normals_and_offsets,
     onto_walls,
-    rounding,
     stands_still,
     wall_count,
 )
@@ -260,8 +257,8 @@ def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[A
     if not wall_count(flow):
         return []
     _, free, velocity = motion(problem, state, lane.walls)
-    normals, _ = normals_and_offsets(flow, state)
-    apart = jnp.where(lane.walls, 1, distances(flow, state))
+    normals, _ = flow.domain.walls_like(state)
+    apart = jnp.where(lane.walls, 1, flow.domain.distances(state))
     approach = normals @ velocity
     if flow.wall == "slide":
         approach = jnp.where(lane.walls, multipliers(flow, state, free, lane.walls), approach)
@@ -441,8 +438,8 @@ def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
     free = motion(problem, state, lane.walls)[1]
     # Walls that are met within the tolerance of each other are met at once.
     epsilon = jnp.finfo(state.dtype).eps
-    close = rounding(flow, state) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
-    touched = hit | lane.walls | (distances(flow, state) <= close)
+    close = flow.domain.rounding(state) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
+    touched = hit | lane.walls | (flow.domain.distances(state) <= close)
     held = holding(flow, state, free, touched & ~left)
     onto = onto_walls(flow, onto, held)
     along = motion(problem, domain.state(onto), held)[2]

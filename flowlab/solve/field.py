@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from flowlab.flow import inner
+from flowlab.flow import inner, largest
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
 from flowlab.solve.walls import along_walls
 
@@ -46,8 +46,7 @@ def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point:
 
 def _along_the_graph(push: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
     """Time and coordinates per unit of the length of the graph, without overflow."""
-    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(push)]))
-    scale = 1 / jnp.maximum(1, largest)
+    scale = 1 / jnp.maximum(1, largest(push))
     small = _times(push, scale)
     length = jnp.sqrt(scale**2 + inner(small, small))
     return scale / length, _times(small, 1 / length)

@@ -1,4 +1,4 @@
-"""Whether a lane has come to rest.
+"""Lanes at rest, told from those that crawl.
 
 Rest is a way to go of some tolerances, which is as near as an explicit solver comes; how near that
 is to the critical point is this, times the condition number of the Hessian at worst.
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from flowlab.flow import inner
+from flowlab.flow import inner, largest
 from flowlab.solve.field import velocity_of_coordinates
 from flowlab.solve.problem import Lanes, Problem, lanewise
 from flowlab.solve.walls import along_walls
@@ -28,9 +28,7 @@ from flowlab.until import Outcome
 __all__ = ["rested", "still"]
 
 _NEAR = 10.0  # tolerances still to go, under which a line counts as at rest
-_LONGEST_TIME = (
-    0.97  # of the exponents that a number can have: a step may take time tenfold further
-)
+_LONGEST_TIME = 0.97  # of the exponents of numbers: a step may take time tenfold further
 _MOST_STEPS = 8  # of conjugate gradients: one more for each scale of curvature on the way
 _FLAT = 0.6  # power of the machine epsilon: a curvature so small beside the first is none
 
@@ -52,7 +50,7 @@ def rested(problem: Problem, lanes: Lanes) -> Lanes:
 
 
 def still(velocity: PyTree[Array]) -> Bool[Array, ""]:
-    """Whether a velocity is exactly zero."""
+    """True where a velocity is exactly zero."""
     return jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(velocity)]))
 
 
@@ -67,7 +65,7 @@ def _with_outcome(lane: Lanes, resting: Bool[Array, ""]) -> Lanes:
 
 
 def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-    """Whether a lane does not move at all, and whether it is near rest at a single rate.
+    """Masks of a lane that does not move at all, and of one that is near rest at a single rate.
 
     With p the velocity of the coordinates and p' its change along the flow line, p·τ is to go,
     τ = −|p|²/(p·p'): exactly so for a single rate of decay. On a plateau p changes slowly, and the
@@ -75,7 +73,7 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
     """
     velocity, here = velocity_of_coordinates(problem, lane), lane.point.coordinates
     now = velocity(here)
-    size = _largest(now)
+    size = largest(now)
     unit = jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1), now)
     _, change = jax.jvp(velocity, (here,), (unit,))
     slowing = -inner(unit, change)
@@ -85,7 +83,7 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
 
 
 def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
-    """Whether Newton's step is short too, as far as conjugate gradients find curvature for it."""
+    """True where Newton's step is short too, as far as conjugate gradients find its curvature."""
     flow, domain, here = problem.flow, problem.flow.domain, lane.point.coordinates
     sign = -1 if problem.reverse else 1
     state = domain.state(here)
@@ -100,7 +98,7 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
         return domain.pushforward(state, along_walls(flow, state, free, lane.walls))
 
     steepest = slope(here)
-    size = _largest(steepest)
+    size = largest(steepest)
     residual = jax.tree.map(lambda leaf: -leaf / jnp.where(size > 0, size, 1), steepest)
     first = lifted(residual)
     epsilon = jnp.finfo(size.dtype).eps
@@ -144,14 +142,10 @@ class _Search(NamedTuple):
 
 
 def _near(problem: Problem, lane: Lanes, way: PyTree[Array]) -> Bool[Array, ""]:
-    """Whether a way to go is within some tolerances, and the target does not lie on it."""
+    """True where a way to go is within some tolerances, and the target does not lie on it."""
     here, domain = lane.point.coordinates, problem.flow.domain
     allowed = domain.error_scale(here, problem.rtol, lane.atol)
     parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), way, allowed)
     end = domain.state(jax.tree.map(jnp.add, here, way))
     ahead = problem.target.signal(problem.flow, end, lane.point.time)
     return (jnp.max(jnp.stack(jax.tree.leaves(parts))) < _NEAR) & ~(ahead[lane.level] <= 0)
-
-
-def _largest(tree: PyTree[Array]) -> Float[Array, ""]:
-    return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))

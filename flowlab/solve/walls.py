@@ -27,12 +27,9 @@ from flowlab.flow import AbstractFlow
 
 __all__ = [
     "along_walls",
-    "distances",
     "holding",
     "multipliers",
-    "normals_and_offsets",
     "onto_walls",
-    "rounding",
     "stands_still",
     "wall_count",
 ]
@@ -40,7 +37,7 @@ __all__ = [
 _WRITTEN_OUT = 4  # walls up to which elimination is a program without a loop
 _DEPENDENT = 1e3  # machine epsilons of a pivot, under which a normal depends on those before it
 _STOPPED = 1e2  # machine epsilons of what is taken from a component, under which it stands still
-_PIVOTS = 8  # per wall, after which the least index has surely ended for the walls there are
+_PIVOTS = 8  # per wall, many times what is needed, so that rounding cannot go on for ever
 
 
 class _Pressure(NamedTuple):
@@ -54,25 +51,6 @@ class _Pressure(NamedTuple):
 def wall_count(flow: AbstractFlow) -> int:
     """The number of walls of a flow's domain."""
     return len(flow.domain.walls()[1])
-
-
-def normals_and_offsets(
-    flow: AbstractFlow, state: Float[Array, " d"]
-) -> tuple[Float[Array, "m d"], Float[Array, " m"]]:
-    """The walls in the type of a state: inside, `normals @ state <= offsets`."""
-    normals, offsets = flow.domain.walls()
-    return jnp.asarray(normals, state.dtype), jnp.asarray(offsets, state.dtype)
-
-
-def distances(flow: AbstractFlow, state: Float[Array, " d"]) -> Float[Array, " m"]:
-    """How far a state lies inside of each wall, in units of its normal."""
-    normals, offsets = normals_and_offsets(flow, state)
-    return offsets - normals @ state
-
-
-def rounding(flow: AbstractFlow, state: Float[Array, " d"]) -> Float[Array, " m"]:
-    """The distance from each wall under which a state counts as on it: sixteen roundings."""
-    return flow.domain.rounding(state)
 
 
 def along_walls(
@@ -95,7 +73,7 @@ def multipliers(
 ) -> Float[Array, " m"]:
     """How hard a lane presses against each wall that holds it; 0 for the others."""
     if _hold_one_by_one(flow):  # the sign of a multiplier is all that is asked for
-        normals, _ = normals_and_offsets(flow, state)
+        normals, _ = flow.domain.walls_like(state)
         return jnp.where(held, normals @ free, 0)
     return _multipliers_of(_pressure(flow, state, free), held)
 
@@ -112,7 +90,7 @@ def holding(
     # Where more walls meet than there are dimensions, a little more makes the matrix definite.
     more = _DEPENDENT * jnp.finfo(state.dtype).eps * jnp.diagonal(pressure.matrix)
     pressure = pressure._replace(matrix=pressure.matrix + 4 * jnp.diag(more))
-    normals, _ = normals_and_offsets(flow, state)
+    normals, _ = flow.domain.walls_like(state)
     scale = jnp.abs(normals) @ jnp.abs(free)
     nothing = 16 * jnp.finfo(state.dtype).eps * scale
 
@@ -142,20 +120,20 @@ def onto_walls(
     Nearest in the coordinates: on a positive orthant no component changes its sign, however small.
     """
     state, pull_back = jax.vjp(flow.domain.state, coordinates)
-    normals, offsets = normals_and_offsets(flow, state)
+    normals, offsets = flow.domain.walls_like(state)
     across = jax.vmap(lambda normal: pull_back(normal)[0])(normals)
     plain = _Pressure(across, across @ across.T, normals @ state - offsets)
     return coordinates - _multipliers_of(plain, walls) @ across
 
 
 def stands_still(velocity: Float[Array, " d"], free: Float[Array, " d"]) -> Bool[Array, ""]:
-    """Whether walls leave nothing of a velocity but rounding, in any component."""
+    """True where walls leave nothing of a velocity but rounding, in any component."""
     size = jnp.abs(free) + jnp.abs(free - velocity)
     return jnp.all(jnp.abs(velocity) <= _STOPPED * jnp.finfo(size.dtype).eps * size)
 
 
 def _hold_one_by_one(flow: AbstractFlow) -> bool:
-    """Whether a lane that several walls hold cannot move at all."""
+    """True where a lane that several walls hold cannot move at all."""
     normals, _ = flow.domain.walls()
     return len(normals) == 1 or (normals.shape == (2, 2) and bool(np.linalg.det(normals)))
 
@@ -163,7 +141,7 @@ def _hold_one_by_one(flow: AbstractFlow) -> bool:
 def _along_one(
     flow: AbstractFlow, state: Float[Array, " d"], free: Float[Array, " d"], held: Bool[Array, " m"]
 ) -> Float[Array, " d"]:
-    normals, _ = normals_and_offsets(flow, state)
+    normals, _ = flow.domain.walls_like(state)
     chosen = held.astype(state.dtype)
     normal = chosen @ normals
     lifted = flow.metric(state, normal)
@@ -173,7 +151,7 @@ def _along_one(
 
 
 def _pressure(flow: AbstractFlow, state: Float[Array, " d"], free: Float[Array, " d"]) -> _Pressure:
-    normals, _ = normals_and_offsets(flow, state)
+    normals, _ = flow.domain.walls_like(state)
     lifted = jax.vmap(lambda normal: flow.metric(state, normal))(normals)
     return _Pressure(lifted, normals @ lifted.T, normals @ free)
 

@@ -294,7 +294,7 @@ def test_rates_on_a_wall_are_those_with_which_a_line_that_slides_comes_to_rest()
     # Along the wall the metric is the Schur complement, 1 − 1/4, and the curvature 6.
     assert point.rates == pytest.approx([4.5])
     upper = jnp.array([True, False])
-    sliding = jax.jit(lambda y: along_walls(flow, y, flow.velocity(y), upper))
+    sliding = jax.jit(lambda y: along_walls(flow, y, flow.velocity(y), upper)[0])
     line = solve_ivp(lambda _, y: np.asarray(sliding(y)), (0, 1), [1.0, 0.5], rtol=1e-9, atol=1e-12)
     assert np.all(line.y[0] == 1)
     assert np.log(0.25 / (line.y[1, -1] - 0.25)) == pytest.approx(point.rates[0], rel=1e-6)

@@ -26,7 +26,7 @@ def test_the_walls_that_hold_are_those_of_nonnegative_least_squares():
     @jax.vmap
     def projected(state, free, touched):
         held = holding(flow, state, free, touched)
-        return held, along_walls(flow, state, free, held)
+        return held, along_walls(flow, state, free, held)[0]
 
     states, free = rng.normal(size=(2, 200, size))
     touched = rng.random((200, walls)) < 0.7

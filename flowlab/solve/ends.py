@@ -16,6 +16,7 @@ from flowlab.solve.rest import still
 from flowlab.solve.walls import (
     along_walls,
     holding,
+    slides,
     stands_still,
     wall_count,
 )
@@ -72,7 +73,12 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     )
     integrals = (m.rate(flow, state, free) for m in problem.measures)
     lane = Lanes(
-        point=Point.of(coordinates, zero, tuple(zero for i in integrals if i is not None)),
+        point=Point.of(
+            coordinates,
+            zero,
+            tuple(zero for i in integrals if i is not None),
+            zero if slides(flow) else None,
+        ),
         progress=zero,
         fraction=zero + 1,
         walls=walls,
@@ -99,7 +105,7 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
     """The walls that hold a start, its velocity along them, and the free one."""
     flow = problem.flow
     walls = jnp.zeros(wall_count(flow), bool)
-    _, free, velocity = motion(problem, state, walls)
+    _, free, velocity, _ = motion(problem, state, walls)
     if not wall_count(flow):
         return walls, velocity, free
     touched = flow.domain.distances(state) <= flow.domain.rounding(state)
@@ -107,7 +113,16 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
         pressing = touched & (flow.domain.walls_like(state)[0] @ free > 0)
         return walls, jnp.where(jnp.any(pressing), 0, free), free
     walls = holding(flow, state, free, touched)
-    velocity = along_walls(flow, state, free, walls)
+    velocity, _ = along_walls(flow, state, free, walls)
+    # A lane that moves along a wall and turns to it is held by it, as the velocity does not tell.
+    def out(state: Array) -> Array:
+        return flow.domain.walls_like(state)[0] @ motion(problem, state, walls).velocity
+
+    across, turning = jax.jvp(out, (state,), (velocity,))
+    sizes = jnp.abs(flow.domain.walls_like(state)[0]) @ jnp.abs(velocity)
+    along = jnp.abs(across) <= 16 * jnp.finfo(sizes.dtype).eps * sizes
+    walls = walls | (touched & along & (turning > 0))
+    velocity, _ = along_walls(flow, state, free, walls)
     return walls, jnp.where(stands_still(velocity, free), 0, velocity), free
 
 
@@ -207,5 +222,5 @@ def _ends(problem: Problem, lane: Lanes, end: PyTree[Array], time: Float[Array, 
     domain = problem.flow.domain
     start, last = domain.state(lane.start), domain.state(lane.point.coordinates)
     _, first_velocity, _ = _first_walls(problem, start)
-    _, _, last_velocity = motion(problem, last, lane.walls)
+    last_velocity = motion(problem, last, lane.walls).velocity
     return Ends(start, first_velocity, last, last_velocity, end, time, time - lane.point.time)

@@ -27,6 +27,7 @@ from flowlab.solve.events import (
     land,
     met_by_clock,
     signals,
+    signals_after,
 )
 from flowlab.solve.field import margin, motion, terms
 from flowlab.solve.problem import (
@@ -48,6 +49,7 @@ _EVICT_BELOW = 1e-5
 _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
 _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
+_PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
@@ -135,8 +137,10 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
         place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
         allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
         tiny = jnp.finfo(after.time.dtype).tiny
-        sizes = (larger.time, *larger.integrals)
-        allowed = Point.of(allowed, *_time_and_integrals([problem.rtol * x + tiny for x in sizes]))
+        rest = jax.tree.map(lambda x: problem.rtol * x + tiny, larger)
+        coarse = jnp.maximum(problem.rtol, _PRESSURE)
+        pressure = None if larger.pressure is None else coarse * larger.time + tiny
+        allowed = Point.of(allowed, rest.time, rest.integrals, pressure)
         shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
         largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
         sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
@@ -267,10 +271,6 @@ def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     return goal
 
 
-def _time_and_integrals(parts: list[Array]) -> tuple[Array, tuple[Array, ...]]:
-    return parts[0], tuple(parts[1:])
-
-
 def _arrived(
     problem: Problem, lanes: Lanes, after: Point, dense: PyTree[Array], step: Float[Array, ""]
 ) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"]]:
@@ -308,7 +308,7 @@ def _arrived(
     )
     if lanes.signals.shape[0]:
         frozen = lax.stop_gradient(moved)
-        fresh = lanewise(lambda lane: signals(problem, lane, lane.point))(frozen)
+        fresh = lanewise(lambda lane, kind: signals_after(problem, lane, kind))(frozen, fired)
         moved = eqx.tree_at(lambda x: x.signals, moved, fresh)
     return moved, jumped, end
 
@@ -376,7 +376,7 @@ def _folded(
 
     def of_lane(lane: Lanes, points: Point) -> tuple[PyTree[Array], ...]:
         states = jax.vmap(lambda point: problem.flow.domain.state(point.coordinates))(points)
-        velocities = jax.vmap(lambda state: motion(problem, state, lane.walls)[2])(states)
+        velocities = jax.vmap(lambda state: motion(problem, state, lane.walls).velocity)(states)
         seen = Nodes(points.time, states, velocities)
         pairs = zip(problem.measures, lane.folds, strict=True)
         return tuple(m.fold(problem.flow, carry, seen) for m, carry in pairs)

@@ -23,8 +23,8 @@ from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select, split
 from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.walls import (
     holding,
-    multipliers,
     onto_walls,
+    slides,
     stands_still,
     wall_count,
 )
@@ -41,6 +41,7 @@ __all__ = [
     "met_by_clock",
     "root",
     "signals",
+    "signals_after",
 ]
 
 _BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if it is the target
@@ -69,6 +70,22 @@ def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
     if problem.timed:
         parts.append(jnp.asarray(problem.target.time_limit, point.time.dtype) - point.time)
     return jnp.stack(parts) if parts else jnp.zeros(0, point.time.dtype)
+
+
+def signals_after(problem: Problem, lane: Lanes, fired: Int[Array, ""]) -> Float[Array, " m"]:
+    """The signals of a lane to which an event of a given index has just happened (-1 for none).
+
+    What has happened at a wall is over: rounding must not make it happen again, at no distance.
+    """
+    fresh = signals(problem, lane, lane.point)
+    count = wall_count(problem.flow)
+    if count == 0:
+        return fresh
+    walls = jnp.arange(2 * count, dtype=jnp.int32)
+    apart = walls % 2 == 0
+    over = (walls == fired) & ~(apart & jnp.repeat(lane.walls, 2))
+    past = jnp.where(over, jnp.minimum(fresh[: 2 * count], 0), fresh[: 2 * count])
+    return jnp.concatenate([past, fresh[2 * count :]])
 
 
 def interpolated(problem: Problem, dense: PyTree[Array], place: Float[Array, " n"]) -> Point:
@@ -104,10 +121,15 @@ def first_crossing(
     turn = ones  # where a signal that may turn back is past its level
     if _locates_levels(problem) and problem.target.may_turn_back(problem.flow):
         turn = _first_dip(problem, resting, frozen, live[_kinds(problem).index("level")])
-    crossed = lanes.active & ((last <= 0) | (turn < 1))
+    if slides(problem.flow):
+        turn = jnp.minimum(turn, _first_release(problem, resting, frozen))
+    turning = lanes.active & (turn < 1)
+    past = lax.cond(jnp.any(turning), lambda at: smallest(ahead(at)), lambda _: last, turn)
+    turning = turning & (past <= 0)
+    turn, past = jnp.where(turning, turn, 1), jnp.where(turning, past, last)
+    crossed = lanes.active & (past <= 0)
 
     def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
-        past = jnp.where(turn < 1, smallest(ahead(turn)), last)
         place = turn * root(lambda at: smallest(ahead(at * turn)), first, past, crossed)
         place = jnp.where(crossed, place, ones)
         there = list(jnp.where(live, ahead(place), jnp.inf))
@@ -150,6 +172,25 @@ def _first_dip(
     return jnp.where(jnp.any(found, axis=0), first, 1)
 
 
+def _first_release(problem: Problem, lanes: Lanes, dense: PyTree[Array]) -> Float[Array, " n"]:
+    """The first of some places in a step at which a lane seems to leave a wall, or 1 for none.
+
+    The interpolant of the pressure's integral tells, so that nothing is evaluated.
+    """
+    along = {name: part.pressure for name, part in dense.items()}
+    cls = problem.solver.interpolation_cls
+
+    def pressed(information: Any, at: Float[Array, ""]) -> Float[Array, ""]:
+        step = cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information)
+        return jax.jvp(step.evaluate, (at,), (jnp.ones_like(at),))[1]
+
+    places = jnp.linspace(0, 1, _LOOKS, endpoint=False, dtype=lanes.progress.dtype)[1:]
+    held = reduce(jnp.logical_or, list(lanes.walls))
+    found = jax.vmap(lambda at: jax.vmap(pressed, (-1, None), -1)(along, at))(places) < 0
+    first = places[jnp.argmax(found, axis=0)]
+    return jnp.where(held & jnp.any(found, axis=0), first, 1)
+
+
 def land(problem: Problem, lanes: Lanes, fired: Int[Array, " n"]) -> Lanes:
     """Lanes after the events of given indices (-1 for none) have happened to them."""
     count = 2 * wall_count(problem.flow)
@@ -187,17 +228,14 @@ def met_by_clock(problem: Problem, lane: Lanes, due: Bool[Array, ""]) -> Lanes:
 
 
 def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:
-    """The wall that a lane left on and crossed again within rounding of it, or -1."""
-    met = (lane.signals <= 0) & (found < 0) & lane.active
-    missed = [
-        met[i] & (found[i + 1] > 0) & ~lane.walls[i // 2]
-        if name.startswith("wall")
-        else jnp.asarray(False)
-        for i, name in enumerate(_kinds(problem))
-    ]
+    """What a lane began its step on and is past at the end: a wall met, or one left; or -1."""
+    past = (lane.signals <= 0) & (found < 0) & lane.active
     first = jnp.full((), -1, jnp.int32)
-    for index, flag in reversed(list(enumerate(missed))):
-        first = jnp.where(flag, jnp.int32(index), first)
+    for wall in reversed(range(wall_count(problem.flow))):
+        apart, press = 2 * wall, 2 * wall + 1
+        first = jnp.where(past[press] & lane.walls[wall], jnp.int32(press), first)
+        met = past[apart] & (found[press] > 0) & ~lane.walls[wall]
+        first = jnp.where(met, jnp.int32(apart), first)
     return first
 
 
@@ -248,20 +286,16 @@ def _locates_saves(problem: Problem) -> bool:
 
 
 def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
-    """Of each wall the distance (1 on it), and how fast it is approached, or how hard pressed.
-
-    A pressure that falls to zero and rises again within one step is not seen: its rate, which would
-    tell, costs a second derivative at every place that is looked at.
-    """
+    """Of each wall the distance (1 on it), and how fast it is approached, or how hard pressed."""
     flow = problem.flow
     if not wall_count(flow):
         return []
-    _, free, velocity = motion(problem, state, lane.walls)
+    _, _, velocity, pressure = motion(problem, state, lane.walls)
     normals, _ = flow.domain.walls_like(state)
     apart = jnp.where(lane.walls, 1, flow.domain.distances(state))
     approach = normals @ velocity
-    if flow.wall == "slide":
-        approach = jnp.where(lane.walls, multipliers(flow, state, free, lane.walls), approach)
+    if pressure is not None:
+        approach = jnp.where(lane.walls, pressure, approach)
     return [part for wall in range(len(normals)) for part in (apart[wall], approach[wall])]
 
 
@@ -435,14 +469,14 @@ def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
     if flow.wall == "stop":
         return _ended(placed(lane, onto), here & jnp.any(hit), Outcome.at_wall)
     state = domain.state(onto)
-    free = motion(problem, state, lane.walls)[1]
+    free = motion(problem, state, lane.walls).free
     # Walls that are met within the tolerance of each other are met at once.
     epsilon = jnp.finfo(state.dtype).eps
     close = flow.domain.rounding(state) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
     touched = hit | lane.walls | (flow.domain.distances(state) <= close)
     held = holding(flow, state, free, touched & ~left)
     onto = onto_walls(flow, onto, held)
-    along = motion(problem, domain.state(onto), held)[2]
+    along = motion(problem, domain.state(onto), held).velocity
     lane = placed(lane, onto)
     lane = eqx.tree_at(lambda x: x.walls, lane, jnp.where(here, held, lane.walls))
     return _ended(lane, here & stands_still(along, free), Outcome.at_wall)

@@ -1,34 +1,46 @@
 """The field that a block's solver sees: the derivative of a lane's point by its clock."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from flowlab.flow import inner, largest
+from flowlab.flow import inner, largest, norm
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
 from flowlab.solve.walls import along_walls
 
-__all__ = ["margin", "motion", "terms", "vector_field", "velocity_of_coordinates"]
+__all__ = ["Motion", "margin", "motion", "terms", "vector_field", "velocity_of_coordinates"]
 
 
-def motion(problem: Problem, state: PyTree[Array], held: Bool[Array, " m"]) -> tuple[Any, Any, Any]:
-    """Gradient, free velocity, and velocity along the flow line, at a state of one lane."""
+class Motion(NamedTuple):
+    """How one lane moves: without walls, with those that hold it, and the pressure on these.
+
+    `pressure`, shape (m,), is 0 for walls that do not hold the lane; None where no lane slides.
+    """
+
+    gradient: PyTree[Array]
+    free: PyTree[Array]
+    velocity: PyTree[Array]
+    pressure: Float[Array, " m"] | None
+
+
+def motion(problem: Problem, state: PyTree[Array], held: Bool[Array, " m"]) -> Motion:
+    """The motion of one lane at a state."""
     flow = problem.flow
     gradient = flow.gradient(state)
     sign = 1 if problem.reverse else -1
     free = jax.tree.map(lambda leaf: sign * leaf, flow.metric(state, gradient))
-    return gradient, free, along_walls(flow, state, free, held)
+    return Motion(gradient, free, *along_walls(flow, state, free, held))
 
 
 def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:
     """The derivative of one lane's point by its clock, `offset` into the shared step."""
     domain = problem.flow.domain
     state = domain.state(point.coordinates)
-    gradient, _, velocity = motion(problem, state, lane.walls)
+    gradient, free, velocity, pressure = motion(problem, state, lane.walls)
     push = domain.pushforward(state, velocity)
     if problem.clock == "time":
         pace, scaled = lane.span, _times(push, lane.span)
@@ -41,7 +53,17 @@ def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point:
         pace = _by_the_loss(problem, lane, offset, gradient, velocity)
         scaled = _times(push, pace)
     integrals = (m.rate(problem.flow, state, velocity) for m in problem.measures)
-    return Point.of(scaled, pace, tuple(pace * i for i in integrals if i is not None))
+    pressed = None if pressure is None else pace * _least(pressure, lane.walls, free)
+    return Point.of(scaled, pace, tuple(pace * i for i in integrals if i is not None), pressed)
+
+
+def _least(
+    pressure: Float[Array, " m"], held: Bool[Array, " m"], free: Float[Array, " d"]
+) -> Float[Array, ""]:
+    """The least pressure on the walls that hold a lane, over the size of its free velocity."""
+    weakest = jnp.min(jnp.where(held, pressure, jnp.inf))
+    size = norm(free)
+    return jnp.where(jnp.any(held) & (size > 0), weakest / jnp.where(size > 0, size, 1), 0)
 
 
 def _along_the_graph(push: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
@@ -94,7 +116,7 @@ def velocity_of_coordinates(
 
     def velocity(coordinates: PyTree[Array]) -> PyTree[Array]:
         state = domain.state(coordinates)
-        return domain.pushforward(state, motion(problem, state, lane.walls)[2])
+        return domain.pushforward(state, motion(problem, state, lane.walls).velocity)
 
     return velocity
 

@@ -69,21 +69,33 @@ class Components(eqx.Module):
 
 
 class Point(eqx.Module):
-    """What the solver integrates: coordinates, flow time, and the integrals of the measures.
+    """What the solver integrates: coordinates, flow time, integrals of measures, and pressure.
 
     Coordinates that are one short vector are held as its `Components`: what is computed for a lane
     is then computed for a whole row of lanes at once, without a transposition, which is three to
     four times faster than on an array of shape (n, d).
+
+    The least pressure on the walls that hold a lane, over the size of its free velocity, is
+    integrated over time so that steps along walls resolve it, and that its sign can be read from
+    the interpolant: a step would not see it otherwise, as what a wall takes from a velocity is
+    missing in it. None where lanes do not slide.
     """
 
     held: PyTree[Float[Array, "*n"]]
     time: Float[Array, "*n"]
     integrals: tuple[Float[Array, "*n"], ...]
+    pressure: Float[Array, "*n"] | None
 
     @classmethod
-    def of(cls, coordinates: PyTree[Array], time: Array, integrals: tuple[Array, ...]) -> "Point":
+    def of(
+        cls,
+        coordinates: PyTree[Array],
+        time: Array,
+        integrals: tuple[Array, ...],
+        pressure: Array | None,
+    ) -> "Point":
         """The point of one lane."""
-        return cls(split(coordinates), time, integrals)
+        return cls(split(coordinates), time, integrals, pressure)
 
     @property
     def coordinates(self) -> PyTree[Float[Array, "..."]]:

@@ -95,7 +95,7 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
 
     def lifted(residual: PyTree[Array]) -> PyTree[Array]:
         free = flow.metric(state, covector_of(residual)[0])
-        return domain.pushforward(state, along_walls(flow, state, free, lane.walls))
+        return domain.pushforward(state, along_walls(flow, state, free, lane.walls)[0])
 
     steepest = slope(here)
     size = largest(steepest)

@@ -28,8 +28,8 @@ from flowlab.flow import AbstractFlow
 __all__ = [
     "along_walls",
     "holding",
-    "multipliers",
     "onto_walls",
+    "slides",
     "stands_still",
     "wall_count",
 ]
@@ -53,29 +53,28 @@ def wall_count(flow: AbstractFlow) -> int:
     return len(flow.domain.walls()[1])
 
 
+def slides(flow: AbstractFlow) -> bool:
+    """True where a lane that meets a wall goes on along it."""
+    return wall_count(flow) > 0 and flow.wall == "slide"
+
+
 def along_walls(
     flow: AbstractFlow, state: PyTree[Array], free: PyTree[Array], held: Bool[Array, " m"]
-) -> PyTree[Array]:
-    """The velocity of a lane that given walls hold, from its free velocity.
+) -> tuple[PyTree[Array], Float[Array, " m"] | None]:
+    """The velocity of a lane that given walls hold, and how hard it presses against each of them.
 
-    One wall leaves all directions but one, and two in a plane none: there is nothing to solve.
+    A pressure is a velocity: what its wall alone takes from the velocity along its normal, which
+    has the sign of the multiplier. One wall leaves all directions but one, and two in a plane none:
+    there is nothing to solve.
     """
-    if wall_count(flow) == 0 or flow.wall == "stop":
-        return free
+    if not slides(flow):
+        return free, None
     if _hold_one_by_one(flow):
-        return _along_one(flow, state, free, held)
-    pressure = _pressure(flow, state, free)
-    return free - _multipliers_of(pressure, held) @ pressure.lifted
-
-
-def multipliers(
-    flow: AbstractFlow, state: Float[Array, " d"], free: Float[Array, " d"], held: Bool[Array, " m"]
-) -> Float[Array, " m"]:
-    """How hard a lane presses against each wall that holds it; 0 for the others."""
-    if _hold_one_by_one(flow):  # the sign of a multiplier is all that is asked for
         normals, _ = flow.domain.walls_like(state)
-        return jnp.where(held, normals @ free, 0)
-    return _multipliers_of(_pressure(flow, state, free), held)
+        return _along_one(flow, state, free, held), jnp.where(held, normals @ free, 0)
+    pressure = _pressure(flow, state, free)
+    found = _multipliers_of(pressure, held)
+    return free - found @ pressure.lifted, found * jnp.diagonal(pressure.matrix)
 
 
 def holding(

@@ -120,13 +120,15 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
         direction = jax.tree.map(lambda n, d: n + left / at.size * d, next_, at.direction)
         more = curved & (left > 64 * epsilon * beginning) & _near(problem, lane, way)
         shortest = jnp.minimum(at.shortest, jnp.where(curved, length, jnp.inf))
-        return _Search(way, residual, direction, left, shortest, at.steps + 1, more)
+        return _Search(way, residual, direction, left, shortest, at.steps + 1, more, ~curved)
 
     nowhere = jax.tree.map(jnp.zeros_like, here)
     unknown = jnp.full_like(size, jnp.inf)
     none = jnp.zeros((), jnp.int32)
-    start = _Search(nowhere, residual, first, beginning, unknown, none, beginning > 0)
-    return _near(problem, lane, lax.while_loop(going, step, start).way)
+    some = beginning > 0
+    start = _Search(nowhere, residual, first, beginning, unknown, none, some, ~some & some)
+    found = lax.while_loop(going, step, start)
+    return ~found.endless & _near(problem, lane, found.way)
 
 
 class _Search(NamedTuple):
@@ -139,6 +141,7 @@ class _Search(NamedTuple):
     shortest: Float[Array, ""]
     steps: Any
     going: Bool[Array, ""]
+    endless: Bool[Array, ""]
 
 
 def _near(problem: Problem, lane: Lanes, way: PyTree[Array]) -> Bool[Array, ""]:

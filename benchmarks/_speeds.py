@@ -21,7 +21,7 @@ from _problem import BETA, COMPARED, accuracy, first, points, solved, timed
 
 import flowlab
 from flowlab import exact, until
-from flowlab.solve import make_problem
+from flowlab.solve import make_method, make_problem
 
 __all__ = ["WARM", "Method", "method_of", "sweep_speed", "vmap_speed", "warmed_sweep_speed"]
 
@@ -56,11 +56,10 @@ def method_of(dtype: str, rtol: float) -> Method:
     """
     flow = flowlab.preference_flow(flowlab.DPO(BETA), flowlab.RatioPlane())
     with jax.enable_x64(dtype == "float64"):
-        target = until.loss_below(LEVEL)
-        problem = make_problem(flow, until=target, dtype=np.dtype(dtype), rtol=rtol)
-    method: Any = problem.solver.method  # type: ignore[attr-defined]
-    tableau = method.tableau
-    return Method(type(method).__name__, tableau.num_stages - int(tableau.fsal))
+        make_problem(flow, until=until.loss_below(LEVEL), dtype=np.dtype(dtype), rtol=rtol)
+    solver: Any = make_method(rtol=rtol).solver.method
+    tableau = solver.tableau
+    return Method(type(solver).__name__, tableau.num_stages - int(tableau.fsal))
 
 
 def sweep_speed(dtype: str, rtol: float, count: int, repetitions: int) -> Row:

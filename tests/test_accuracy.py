@@ -3,6 +3,7 @@
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from grids import thinned
@@ -10,7 +11,7 @@ from grids import thinned
 import flowlab as fl
 from flowlab import exact, starts, until
 from flowlab.domains import Box, Simplex
-from flowlab.solve import advance, begin, finish, make_problem
+from flowlab.solve import advance, begin, finish, make_method, make_problem
 
 BETAS = (0.05, 0.1, 0.3, 0.5, 1.0, 1.9)
 COUNT = 10_000
@@ -136,8 +137,8 @@ def test_solvers_have_the_order_of_their_name(solver, duration, steps):
     start = np.array([[0.1], [1.0]])
     wanted = exact.saddle_state(duration, start[:, 0], unstable=1.0, stable=2.0)
 
-    def solve(problem, start):
-        lanes, _, _ = advance(problem, begin(problem, start), max_steps=1000)
+    def solve(problem, method, start):
+        lanes, _, _ = advance(problem, method, begin(problem, start), max_steps=1000)
         return finish(problem, lanes)
 
     def error(count):
@@ -146,10 +147,9 @@ def test_solvers_have_the_order_of_their_name(solver, duration, steps):
             until=until.time(duration),
             dtype=np.float64,
             clock="time",
-            solver=solver,
-            constant_step=1 / count,
         )
-        found = eqx.filter_jit(solve)(problem, start)
+        method = make_method(solver, rtol=1e-6, constant_step=jnp.asarray(1 / count))
+        found = eqx.filter_jit(solve)(problem, method, start)
         assert int(found["steps"][0]) == count
         return np.linalg.norm(found["end"][:, 0] - wanted)
 

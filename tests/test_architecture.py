@@ -57,6 +57,11 @@ LONGEST_MODULE = 550
 # strange to it: from NumPy 2.5 on, `numpy.typing.ArrayLike` is an object with which imports fail.
 SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"}
 
+# What is computed for one lane, and the modules a backend solves with: a second backend uses the
+# first of these and replaces the others.
+LANES = ("problem", "rows", "walls", "field", "signals", "events", "rest", "lane_lifecycle")
+BACKEND = ("method", "runge_kutta", "crossings", "engine")
+
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -93,6 +98,17 @@ def test_a_confined_library_is_imported_by_its_home_alone(library: str, home: st
         and any(target.split(".")[0] == library for target in imports(name))
     ]
     assert not others, f"Only flowlab.{home} may import {library}, but so do {others}."
+
+
+def test_what_is_computed_for_a_lane_knows_no_backend() -> None:
+    backends = {f"flowlab.solve.{name}" for name in BACKEND}
+    against = [
+        f"{name} imports {target}"
+        for name in (f"flowlab.solve.{lane}" for lane in LANES)
+        for target in sorted(own_imports(name) | imports(name))
+        if target in backends or target.split(".")[0] == "diffrax"
+    ]
+    assert not against, against
 
 
 def test_every_public_module_says_what_it_offers() -> None:

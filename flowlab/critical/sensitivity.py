@@ -23,11 +23,13 @@ from flowlab.ensemble.blocks import Device, Passes, block_size_on, solved, worth
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures.base import Space, check_space, position
 from flowlab.solve import (
+    Method,
     Problem,
     check_counts,
     check_states,
     compiled,
     default_rtol,
+    make_method,
     make_problem,
 )
 from flowlab.solve.tangents import first_with_tangents, later_with_tangents
@@ -190,18 +192,13 @@ def sensitivity(
     array, dtype = check_states("starts", starts, flow, batched=True)
     array = _matrix(array)
     with jax.enable_x64(dtype == np.float64):
+        rtol = default_rtol(dtype) if rtol is None else rtol
         problem = make_problem(
-            flow,
-            until=until,
-            dtype=dtype,
-            clock=clock,
-            rtol=default_rtol(dtype) if rtol is None else rtol,
-            atol=atol,
-            solver=solver,
-            tangents=True,
+            flow, until=until, dtype=dtype, clock=clock, rtol=rtol, atol=atol, tangents=True
         )
+        method = make_method(solver, rtol=rtol)
         _check_square(problem.flow, array, of)
-        found = _solved(problem, array, block_size, devices, max_steps, optimise)
+        found = _solved(problem, method, array, block_size, devices, max_steps, optimise)
         if until.kind == "time":
             _at_rest(problem.flow, array, float(np.asarray(until.levels)[-1]), found)
         if of != "state":
@@ -255,6 +252,7 @@ def lyapunov(
 
 def _solved(
     problem: Problem,
+    method: Method,
     starts: Float[np.ndarray, "n d"],
     block_size: int | None,
     devices: Sequence[Device] | None,
@@ -266,6 +264,7 @@ def _solved(
     size = block_size or _block_size(used[0], starts.shape[1])
     found = solved(
         problem,
+        method,
         starts,
         devices=used,
         size=min(size, len(starts)),

@@ -1,15 +1,8 @@
 """Flow lines from many starts: the verb `sweep`, and `Runs`, what comes back."""
 
+from flowlab.ensemble.audit import Deviations, audited, chosen_for_audit, joined
 from flowlab.ensemble.blocks import worth_optimising
-from flowlab.ensemble.driver import (
-    Deviations,
-    audited,
-    bar_options,
-    checked_over,
-    chosen_for_audit,
-    joined,
-    sweep,
-)
+from flowlab.ensemble.driver import bar_options, checked_over, sweep
 from flowlab.ensemble.runs import Audit, Runs
 
 __all__ = [

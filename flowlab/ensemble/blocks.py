@@ -13,7 +13,7 @@ import dataclasses
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from jaxtyping import Array, Int, PyTree
 
 from flowlab.solve import (
     Lanes,
+    Method,
     Problem,
     Program,
     advance,
@@ -39,9 +40,20 @@ from flowlab.solve import (
 from flowlab.solve.tangents import TangentLanes
 from flowlab.until import Outcome
 
-__all__ = ["Device", "Passes", "block_size_on", "solved", "worth_optimising"]
+__all__ = [
+    "BACKEND",
+    "Device",
+    "Passes",
+    "block_size_on",
+    "solved",
+    "worker",
+    "worth_optimising",
+]
 
 Device = Any  # jax.Device, which is no type to a type checker
+
+BACKEND = "blocks"
+"""The name of this way to solve a problem: lanes share a step, compiled by XLA."""
 
 _BLOCK_ON_CPU = 992  # a step's arrays fit the caches of a core; rows that lie a power of two apart
 # would all fall into the same few lines of a cache, which costs a third to three quarters
@@ -79,6 +91,7 @@ class _Work:
     """A problem, what it is solved with, and the results of all starts so far."""
 
     problem: Problem
+    method: Method
     passes: Passes
     devices: list[Device]
     size: int
@@ -98,8 +111,28 @@ def worth_optimising(runs: int) -> bool:
     return runs >= _WORTH_OPTIMISING
 
 
+def worker(
+    count: int,
+    runs: int,
+    devices: Sequence[Device] | None,
+    block_size: int | None,
+    max_steps: int,
+    optimise: bool | None,
+) -> Callable[..., dict[str, Any]]:
+    """`solved` with all but the problem, the method and the starts given."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    return partial(
+        solved,
+        devices=devices,
+        size=min(block_size or block_size_on(devices[0]), count),
+        max_steps=max_steps,
+        optimise=worth_optimising(runs) if optimise is None else optimise,
+    )
+
+
 def solved(
     problem: Problem,
+    method: Method,
     starts: PyTree[np.ndarray],
     *,
     devices: list[Device],
@@ -112,7 +145,9 @@ def solved(
     """The results for all starts, first axis n, in the order of the starts."""
     count = len(jax.tree.leaves(starts)[0])
     passes = Passes(_first_pass, _later_pass, _ENOUGH_BLOCKS) if passes is None else passes
-    work = _Work(problem, passes, devices, size, max_steps, optimise, progress, _Collected(count))
+    work = _Work(
+        problem, method, passes, devices, size, max_steps, optimise, progress, _Collected(count)
+    )
     order = _ordered(work, starts, count)
     running, evicted = _first_passes(work, starts, order)
     evicted += _later_passes(work, problem, running)
@@ -200,7 +235,7 @@ def _first_passes(
     keep = 0 if blocks < work.passes.enough_blocks else work.size // _LEFT_FOR_LATER
     length = together * work.size
     batches = [order[i : i + length] for i in range(0, len(order), length)]
-    program = Program(work.passes.first, work.problem, optimise=work.optimise)
+    program = Program(work.passes.first, (work.problem, work.method), optimise=work.optimise)
     limits = (np.int32(keep), np.int32(work.max_steps))
 
     def first(batch: np.ndarray, device: Device) -> tuple[int, list[_LeftBehind]]:
@@ -214,7 +249,7 @@ def _first_passes(
 def _later_passes(work: _Work, problem: Problem, pool: list[_LeftBehind]) -> list[_LeftBehind]:
     """Lanes that were left behind go on in blocks of their own until all have ended."""
     evicted: list[_LeftBehind] = []
-    program = Program(work.passes.later, problem, optimise=work.optimise)
+    program = Program(work.passes.later, (problem, work.method), optimise=work.optimise)
     fresh, size = program.fresh, work.size
     while pool:
         indices = np.concatenate([part.indices for part in pool])
@@ -314,18 +349,24 @@ def _starts_first(array: Any) -> np.ndarray:
 
 
 def _first_pass(
-    problem: Problem, starts: PyTree[Array], keep: Array, max_steps: Array
+    solved: tuple[Problem, Method], starts: PyTree[Array], keep: Array, max_steps: Array
 ) -> tuple[Any, ...]:
+    problem, method = solved
+
     def of_block(block: PyTree[Array]) -> tuple[Any, ...]:
         lanes = begin(problem, block)
-        lanes, tries, _ = advance(problem, lanes, max_steps=max_steps, keep=keep)
+        lanes, tries, _ = advance(problem, method, lanes, max_steps=max_steps, keep=keep)
         return finish(problem, lanes), lanes, tries
 
     return lax.map(of_block, starts)
 
 
-def _later_pass(problem: Problem, lanes: Lanes, keep: Array, max_steps: Array) -> tuple[Any, ...]:
-    lanes, tries, _ = advance(problem, resume(problem, lanes), max_steps=max_steps, keep=keep)
+def _later_pass(
+    solved: tuple[Problem, Method], lanes: Lanes, keep: Array, max_steps: Array
+) -> tuple[Any, ...]:
+    problem, method = solved
+    ready = resume(problem, lanes)
+    lanes, tries, _ = advance(problem, method, ready, max_steps=max_steps, keep=keep)
     return finish(problem, lanes), lanes, tries
 
 

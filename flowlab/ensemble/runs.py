@@ -65,6 +65,8 @@ class Runs:
         measure_axes: What the extra axis of a measure is, `pair` or `response`, by name; that of
             one not named is a state's.
         domain: The domain of the flow; None where it is not known.
+        solver: The name of the Runge–Kutta method; empty where it is not known.
+        backend: What solved them, `blocks`; empty where it is not known.
     """
 
     starts: PyTree[Float[np.ndarray, "n ..."]]
@@ -83,6 +85,8 @@ class Runs:
     components: tuple[str, ...] | None = None
     measure_axes: dict[str, str] = field(default_factory=dict)
     domain: AbstractDomain | None = None
+    solver: str = ""
+    backend: str = ""
 
     def __repr__(self) -> str:
         """What was run, and how it ended, on one line."""
@@ -140,7 +144,11 @@ class Runs:
             variables[name] = ((*lead, *extra), values)
             counted = (axis for axis in extra if axis not in state)
             coordinates |= {axis: np.arange(values.shape[-1]) for axis in counted}
-        attributes: dict[str, Any] = {"rtol": self.rtol}
+        attributes: dict[str, Any] = {
+            "rtol": self.rtol,
+            "solver": self.solver,
+            "backend": self.backend,
+        }
         if self.audit is not None:
             attributes |= {f"audit_{k}": v for k, v in vars(self.audit).items()}
         return xarray.Dataset(variables, coordinates, attributes)

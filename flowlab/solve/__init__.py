@@ -1,10 +1,11 @@
 """One flow line, or a block of lanes: the only module that knows diffrax."""
 
 from flowlab.solve.compilation import Program, compiled, exact_products
-from flowlab.solve.ends import begin, finish, potentials
 from flowlab.solve.engine import advance, resume, safe_problem
 from flowlab.solve.exits import exit_from, exit_from_interval
+from flowlab.solve.lane_lifecycle import begin, finish, potentials
 from flowlab.solve.line import Line, flow_line
+from flowlab.solve.method import Method, make_method
 from flowlab.solve.noise import Minibatch, Thermal
 from flowlab.solve.paths import NoisyRuns, noisy_runs
 from flowlab.solve.problem import (
@@ -21,6 +22,7 @@ from flowlab.solve.problem import (
 __all__ = [
     "Lanes",
     "Line",
+    "Method",
     "Minibatch",
     "NoisyRuns",
     "Problem",
@@ -39,6 +41,7 @@ __all__ = [
     "filled",
     "finish",
     "flow_line",
+    "make_method",
     "make_problem",
     "noisy_runs",
     "potentials",

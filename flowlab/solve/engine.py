@@ -20,26 +20,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from flowlab.measures import NODES, Nodes
-from flowlab.solve.events import (
-    first_crossing,
-    followed,
-    interpolated,
-    land,
-    met_by_clock,
-    signals,
-    signals_after,
-)
-from flowlab.solve.field import margin, motion, terms
-from flowlab.solve.problem import (
-    FIRST_STEP,
-    Lanes,
-    Point,
-    Problem,
-    lanewise,
-    on_device,
-    select,
-)
+from flowlab.solve.crossings import first_crossing, followed, interpolated
+from flowlab.solve.events import apply_clock_event, apply_event
+from flowlab.solve.field import margin, motion
+from flowlab.solve.method import Method, terms
+from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
 from flowlab.solve.rest import rested
+from flowlab.solve.signals import signals, signals_after
 from flowlab.until import Outcome
 
 __all__ = ["Lanes", "Problem", "Tape", "advance", "lane_errors", "resume", "safe_problem"]
@@ -50,6 +37,7 @@ _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
 _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
 _PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
+_FIRST_STEP = {"time": 0.02, "loss": 0.05, "margin": 0.05, "arc_length": 0.01}
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
@@ -83,8 +71,7 @@ class _Loop(eqx.Module):
 
 def safe_problem(problem: Problem) -> Problem:
     """The same problem under the clock that is regular everywhere."""
-    step = on_device(FIRST_STEP["arc_length"], problem.rtol.dtype)
-    return dataclasses.replace(problem, clock="arc_length", logarithmic=False, first_step=step)
+    return dataclasses.replace(problem, clock="arc_length", logarithmic=False)
 
 
 def resume(problem: Problem, lanes: Lanes) -> Lanes:
@@ -98,6 +85,7 @@ def resume(problem: Problem, lanes: Lanes) -> Lanes:
 
 def advance(
     problem: Problem,
+    method: Method,
     lanes: Lanes,
     *,
     max_steps: Int[Array, ""] | int,
@@ -109,6 +97,7 @@ def advance(
 
     Args:
         problem: What to solve.
+        method: What makes and chooses the steps.
         lanes: Where they are.
         max_steps: Steps to try at most.
         keep: Lanes under which a block is not worth going on with; those left are still running.
@@ -116,14 +105,14 @@ def advance(
         errors: What the steps are chosen by; None for `lane_errors`.
     """
     errors = lane_errors if errors is None else errors
-    loop = _first_loop(problem, lanes, tape_length)
+    loop = _first_loop(problem, method, lanes, tape_length)
     keep, max_steps = jnp.asarray(keep, jnp.int32), jnp.asarray(max_steps, jnp.int32)
 
     def going(loop: _Loop) -> Bool[Array, ""]:
         running = jnp.sum(loop.lanes.active, dtype=jnp.int32)
         return (running > keep) & (loop.tries < max_steps)
 
-    loop = lax.while_loop(going, lambda loop: _stepped(problem, loop, errors), loop)
+    loop = lax.while_loop(going, lambda loop: _stepped(problem, method, loop, errors), loop)
     return loop.lanes, loop.tries, loop.tape
 
 
@@ -149,21 +138,21 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
     return lanewise(of_lane)(*lax.stop_gradient((lanes, after, error)))
 
 
-def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loop:
-    step = problem.first_step
+def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int | None) -> _Loop:
+    solver, step = method.solver, _first_step(problem, method)
     zero = jnp.zeros_like(step)
     never = jnp.full_like(step, jnp.inf)
-    _, controller_state = problem.controller.init(
-        terms(problem), zero, never, zero, step, None, problem.solver.func, _order(problem)
+    _, controller_state = method.controller.init(
+        terms(problem), zero, never, zero, step, None, solver.func, _order(problem, method)
     )
     if problem.eventful:  # the first step evaluates the field at its start, as after a jump
-        solver_state = problem.solver.blank(lanes.point)
+        solver_state = solver.blank(lanes.point)
     else:
-        solver_state = problem.solver.init(terms(problem), zero, step, lanes.point, lanes)
+        solver_state = solver.init(terms(problem), zero, step, lanes.point, lanes)
     tape = None
     if tape_length is not None:
         tape = Tape(
-            problem.solver.room(lanes.point, tape_length),
+            solver.room(lanes.point, tape_length),
             jnp.zeros((tape_length, *lanes.progress.shape), step.dtype),
             jnp.zeros((), jnp.int32),
         )
@@ -171,30 +160,30 @@ def _first_loop(problem: Problem, lanes: Lanes, tape_length: int | None) -> _Loo
     return _Loop(lanes, step, controller_state, solver_state, jnp.asarray(True), tries, tape)
 
 
-def _stepped(problem: Problem, loop: _Loop, errors_of: Errors) -> _Loop:
+def _first_step(problem: Problem, method: Method) -> Float[Array, ""]:
+    if method.constant_step is not None:
+        return method.constant_step
+    return jnp.asarray(_FIRST_STEP[problem.clock], problem.rtol.dtype)
+
+
+def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -> _Loop:
     """The loop after one more try at a step."""
     lanes = _with_fractions(problem, loop.lanes, loop.step)
     zero = jnp.zeros_like(loop.step)
     jumped = loop.jumped if problem.eventful else False
-    after, error, dense, solver_state, _ = problem.solver.step(
+    after, error, dense, solver_state, _ = method.solver.step(
         terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
     )
     errors = errors_of(problem, lanes, after, error)
-    keep, _, next_step, _, controller_state, _ = problem.controller.adapt_step_size(
-        zero,
-        loop.step,
-        zero,
-        zero,
-        None,
-        jnp.max(errors),
-        _order(problem),
-        loop.controller_state,
+    order = _order(problem, method)
+    keep, _, next_step, _, controller_state, _ = method.controller.adapt_step_size(
+        zero, loop.step, zero, zero, None, jnp.max(errors), order, loop.controller_state
     )
     keep = jnp.asarray(keep)
     next_step = jnp.where(keep, next_step - loop.step, next_step)
 
     def accepted(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
-        arrived, jump, end = _arrived(problem, lanes, after, dense, loop.step)
+        arrived, jump, end = _arrived(problem, method, lanes, after, dense, loop.step)
         longest = jnp.max(jnp.where(lanes.active, end, 0)) if problem.eventful else one
         return arrived, jump, longest, _recorded(loop.tape, dense, end)
 
@@ -210,12 +199,16 @@ def _stepped(problem: Problem, loop: _Loop, errors_of: Errors) -> _Loop:
     solver_state = jax.tree.map(
         lambda new, old: jnp.where(keep, new, old), solver_state, loop.solver_state
     )
+    first = _first_step(problem, method)
     whole = jnp.any(lanes.active & (lanes.fraction == 1))
     next_step = jnp.where(keep & ~whole, jnp.minimum(next_step, loop.step), next_step)
     # The error does not tell of what no lane has gone: steps cut short by events must not grow on.
-    gone = jnp.maximum(_GROWTH * longest * loop.step, problem.first_step)
+    gone = jnp.maximum(_GROWTH * longest * loop.step, first)
     next_step = jnp.where(longest < 1, jnp.minimum(next_step, gone), next_step)
-    arrived, next_step, relieved = _relieved(problem, arrived, errors, keep, next_step)
+    limiting = (errors >= 1) & ~keep
+    arrived, next_step, relieved = _evict_limiting_lanes(
+        problem, arrived, limiting, jnp.isinf(errors), (next_step, first)
+    )
     return _Loop(
         arrived,
         lax.stop_gradient(next_step),
@@ -227,10 +220,10 @@ def _stepped(problem: Problem, loop: _Loop, errors_of: Errors) -> _Loop:
     )
 
 
-def _order(problem: Problem) -> float:
-    order = problem.solver.order(terms(problem))
+def _order(problem: Problem, method: Method) -> float:
+    order = method.solver.order(terms(problem))
     if order is None:
-        raise ValueError(f"Argument `solver` must have an order, but {problem.solver!r} has none.")
+        raise ValueError(f"Argument `solver` must have an order, but {method.name} has none.")
     return order
 
 
@@ -272,20 +265,25 @@ def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
 
 
 def _arrived(
-    problem: Problem, lanes: Lanes, after: Point, dense: PyTree[Array], step: Float[Array, ""]
+    problem: Problem,
+    method: Method,
+    lanes: Lanes,
+    after: Point,
+    dense: PyTree[Array],
+    step: Float[Array, ""],
 ) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"]]:
     """The lanes at the ends of their steps, whether any field changed, and where they ended."""
     end = jnp.ones_like(lanes.progress)
     fired = jnp.full(lanes.outcome.shape, -1, jnp.int32)
     place = after
     if lanes.signals.shape[0]:
-        crossed, end, fired = first_crossing(problem, lanes, after, dense)
-        place = select(crossed, interpolated(problem, dense, end), after)
+        crossed, end, fired = first_crossing(problem, method, lanes, after, dense)
+        place = select(crossed, interpolated(method, dense, end), after)
         if problem.tangents:
             place, end = followed(problem, lanes, (crossed, end, fired), place, step)
     folds = lanes.folds
     if jax.tree.leaves(folds):
-        folds = _folded(problem, lanes, dense, end)
+        folds = _folded(problem, method, lanes, dense, end)
     active = lanes.active
     progress = lanes.progress + end * lanes.fraction * step
     moved = eqx.tree_at(
@@ -293,13 +291,13 @@ def _arrived(
         lanes,
         (place, progress, lanes.steps + 1, folds),
     )
-    moved = land(problem, moved, fired)
+    moved = apply_event(problem, moved, fired)
     if problem.clock != "arc_length":
         goals = lanewise(lambda lane: _goal(problem, lane))(lanes)
         due = (end == 1) & (progress >= goals * (1 - 4 * jnp.finfo(progress.dtype).eps))
         if problem.ends_on_level:
             moved, due = _checked_at_level(problem, moved, due, lanes.progress)
-        moved = lanewise(lambda lane, here: met_by_clock(problem, lane, here))(moved, due)
+        moved = lanewise(lambda lane, here: apply_clock_event(problem, lane, here))(moved, due)
     if not problem.ends_on_level and problem.target.kind != "time":
         moved = rested(problem, moved)
     moved = select(active, moved, lanes)
@@ -368,11 +366,11 @@ def _at_level(
 
 
 def _folded(
-    problem: Problem, lanes: Lanes, dense: PyTree[Array], end: Float[Array, " n"]
+    problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], end: Float[Array, " n"]
 ) -> tuple[PyTree[Array], ...]:
     """The folds after a step, of which each lane used the part up to `end`."""
     parts = jnp.linspace(0, 1, NODES, dtype=end.dtype)
-    nodes = jax.vmap(lambda part: interpolated(problem, dense, part * end))(parts)
+    nodes = jax.vmap(lambda part: interpolated(method, dense, part * end))(parts)
 
     def of_lane(lane: Lanes, points: Point) -> tuple[PyTree[Array], ...]:
         states = jax.vmap(lambda point: problem.flow.domain.state(point.coordinates))(points)
@@ -394,22 +392,23 @@ def _recorded(tape: Tape | None, dense: PyTree[Array], end: Float[Array, " n"]) 
     )
 
 
-def _relieved(
+def _evict_limiting_lanes(
     problem: Problem,
     lanes: Lanes,
-    errors: Float[Array, " n"],
-    kept: Bool[Array, ""],
-    step: Float[Array, ""],
+    limiting: Bool[Array, " n"],
+    hopeless: Bool[Array, " n"],
+    steps: tuple[Float[Array, ""], Float[Array, ""]],
 ) -> tuple[Lanes, Float[Array, ""], Bool[Array, ""]]:
-    """A block relieved of the lanes that would make its step too small."""
+    """A block without the lanes that would make its next step too small beside the first one."""
+    step, first = steps
     last_resort = problem.alone or problem.clock == "arc_length"
     smallest = _GIVE_UP_BELOW if last_resort else _EVICT_BELOW
-    heavy = (errors >= 1) & lanes.active & ~kept & (step < smallest * problem.first_step)
+    limiting = limiting & lanes.active & (step < smallest * first)
     if last_resort:
-        code = jnp.where(jnp.isinf(errors), Outcome.non_finite, Outcome.step_limit)
-        outcome = jnp.where(heavy, code.astype(jnp.int32), lanes.outcome)
+        code = jnp.where(hopeless, Outcome.non_finite, Outcome.step_limit)
+        outcome = jnp.where(limiting, code.astype(jnp.int32), lanes.outcome)
         lanes = eqx.tree_at(lambda x: x.outcome, lanes, outcome)
     else:
-        lanes = eqx.tree_at(lambda x: x.evicted, lanes, lanes.evicted | heavy)
-    relieved = jnp.any(heavy)
-    return lanes, jnp.where(relieved, problem.first_step, step), relieved
+        lanes = eqx.tree_at(lambda x: x.evicted, lanes, lanes.evicted | limiting)
+    relieved = jnp.any(limiting)
+    return lanes, jnp.where(relieved, first, step), relieved

@@ -1,18 +1,17 @@
 """The field that a block's solver sees: the derivative of a lane's point by its clock."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from flowlab.flow import inner, largest, norm
-from flowlab.solve.problem import Lanes, Point, Problem, lanewise
+from flowlab.solve.problem import Lanes, Point, Problem
 from flowlab.solve.walls import along_walls
 
-__all__ = ["Motion", "margin", "motion", "terms", "vector_field", "velocity_of_coordinates"]
+__all__ = ["Motion", "margin", "motion", "vector_field", "velocity_of_coordinates"]
 
 
 class Motion(NamedTuple):
@@ -97,15 +96,6 @@ def _by_the_margin(
     _, rate = jax.jvp(lambda y: margin(problem, y), (state,), (velocity,))
     pace = lane.span / rate
     return jnp.where(pace > 0, pace, jnp.nan)
-
-
-def terms(problem: Problem) -> diffrax.ODETerm:
-    """The field of a block, as diffrax takes it."""
-
-    def field(offset: Any, point: Any, lanes: Any) -> Any:
-        return lanewise(lambda lane, here: vector_field(problem, lane, offset, here))(lanes, point)
-
-    return diffrax.ODETerm(field)
 
 
 def velocity_of_coordinates(

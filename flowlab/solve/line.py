@@ -18,10 +18,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
 from flowlab.solve.compilation import compiled, exact_products
-from flowlab.solve.ends import begin, finish
+from flowlab.solve.crossings import implicit, interpolated, root
 from flowlab.solve.engine import Tape, advance, safe_problem
-from flowlab.solve.events import implicit, interpolated, root
-from flowlab.solve.problem import Problem, check_states, check_target, make_problem
+from flowlab.solve.lane_lifecycle import begin, finish
+from flowlab.solve.method import Method, make_method
+from flowlab.solve.problem import Problem, check_states, check_target, default_rtol, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
 __all__ = ["Line", "flow_line"]
@@ -64,6 +65,7 @@ class Line(eqx.Module):
     measures: dict[str, Any]
     steps: Any
     _problem: Problem
+    _method: Method
     _tape: Tape
 
     def __repr__(self) -> str:
@@ -172,57 +174,60 @@ def flow_line(
             clock=clock,
             rtol=rtol,
             atol=atol,
-            solver=solver,
             measures=measures,
             reverse=reverse,
             alone=True,
             tangents=traced,
         )
+        method = make_method(solver, rtol=default_rtol(dtype) if rtol is None else rtol)
         if max_steps is None:
-            max_steps = _affordable_steps(problem, start)
+            max_steps = _affordable_steps(method, start)
         if traced:
             with exact_products():
-                line, _ = _line(problem, start, max_steps)
+                line, _ = _line((problem, method), start, max_steps)
             return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
-        line, strayed = _as_numpy(_compiled_line(problem, start, max_steps))
+        line, strayed = _as_numpy(_compiled_line((problem, method), start, max_steps))
         if strayed:
             again = safe_problem(problem)
-            line, _ = _as_numpy(_compiled_line(again, start, max_steps))
+            line, _ = _as_numpy(_compiled_line((again, method), start, max_steps))
     _refuse_unfit(line, start)
     return _trimmed(line)
 
 
-def _affordable_steps(problem: Problem, start: PyTree[Any]) -> int:
+def _affordable_steps(method: Method, start: PyTree[Any]) -> int:
     """The steps to try where nobody says how many: of each, all stages are recorded."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start))
-    stages = problem.solver.stages
+    stages = method.solver.stages
     return int(np.clip(_ROOM // ((stages + _ENDS) * size), _FEWEST_STEPS, _MOST_STEPS))
 
 
-def _line(problem: Problem, start: PyTree[Array], max_steps: int) -> tuple[Line, Bool[Array, ""]]:
+def _line(
+    solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int
+) -> tuple[Line, Bool[Array, ""]]:
     """A line, and whether its clock has led it off its way."""
+    problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda x: jnp.asarray(x)[..., None], start))
-    lanes, tries, tape = advance(problem, lanes, max_steps=max_steps, tape_length=max_steps)
+    lanes, tries, tape = advance(problem, method, lanes, max_steps=max_steps, tape_length=max_steps)
     assert tape is not None
     code = jnp.where(lanes.outcome == 0, jnp.int32(Outcome.step_limit), lanes.outcome)
     lanes = eqx.tree_at(lambda x: x.outcome, lanes, code)
     results = jax.tree.map(lambda x: x[..., 0], finish(problem, lanes))
     del results["saved"], tries
-    times, states = _corners(problem, tape, start)
-    line = Line(times=times, states=states, **results, _problem=problem, _tape=tape)
+    times, states = _corners(problem, method, tape, start)
+    line = Line(times=times, states=states, **results, _problem=problem, _method=method, _tape=tape)
     return line, lanes.strayed[0]
 
 
 @partial(compiled, optimise=False)
 def _compiled_line(
-    problem: Problem, start: PyTree[Array], max_steps: int
+    solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int
 ) -> tuple[Line, Bool[Array, ""]]:
-    return _line(problem, start, max_steps)
+    return _line(solved, start, max_steps)
 
 
-def _corners(problem: Problem, tape: Tape, start: PyTree[Array]) -> tuple[Any, Any]:
+def _corners(problem: Problem, method: Method, tape: Tape, start: PyTree[Array]) -> tuple[Any, Any]:
     """Times and states at the start and at the end of each step; NaN after the last."""
-    points = interpolated(problem, _steps_as_lanes(tape.dense), tape.end[:, 0])
+    points = interpolated(method, _steps_as_lanes(tape.dense), tape.end[:, 0])
     states = jax.vmap(problem.flow.domain.state, in_axes=-1, out_axes=0)(points.coordinates)
     taken = jnp.arange(tape.end.shape[0], dtype=jnp.int32) < tape.count
 
@@ -246,8 +251,8 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
     step = jnp.clip(jnp.searchsorted(times, flat, side="right") - 1, 0, last)
     step = jnp.minimum(step, jnp.maximum(line._tape.count - 1, 0))
     dense = _steps_as_lanes(jax.tree.map(lambda x: x[step], line._tape.dense))
-    place = _place_of(line._problem, dense, flat)
-    points = interpolated(line._problem, dense, place)
+    place = _place_of(line._method, dense, flat)
+    points = interpolated(line._method, dense, place)
     states = jax.vmap(line._problem.flow.domain.state, in_axes=-1)(points.coordinates)
     known = flat <= jnp.max(jnp.where(jnp.isnan(line.times), 0, line.times))
     at_end = ~known & (flat <= _just_past(line.end_time, flat.dtype))
@@ -273,18 +278,18 @@ def _just_past(time: Any, dtype: Any) -> Any:
     return time * (1 + _ROUNDING * float(jnp.finfo(dtype).eps))
 
 
-def _place_of(problem: Problem, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:
+def _place_of(method: Method, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:
     """Where in its step each time lies; its derivatives are those of the implicit function."""
     frozen = lax.stop_gradient(dense)
 
     def ahead(place: Float[Array, " q"]) -> Float[Array, " q"]:
-        return lax.stop_gradient(time) - interpolated(problem, frozen, place).time
+        return lax.stop_gradient(time) - interpolated(method, frozen, place).time
 
     zeros, ones = jnp.zeros_like(time), jnp.ones_like(time)
     first, last = ahead(zeros), ahead(ones)
     found = jnp.where(last > 0, ones, root(ahead, first, last, (first > 0) & (last <= 0)))
     found = lax.stop_gradient(jnp.where(first <= 0, zeros, found))
-    return implicit(lambda place: time - interpolated(problem, dense, place).time, found)
+    return implicit(lambda place: time - interpolated(method, dense, place).time, found)
 
 
 def _refuse_unfit(line: Line, start: PyTree[Any]) -> None:

@@ -9,7 +9,6 @@ d: components of a state; k: levels of the target; m: signals; n: lanes; s: time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,11 +21,9 @@ from flowlab._checks import integer
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
 from flowlab.solve.rows import lanewise
-from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.until import AbstractTarget, Clock
 
 __all__ = [
-    "FIRST_STEP",
     "Lanes",
     "Point",
     "Problem",
@@ -43,11 +40,8 @@ __all__ = [
 ]
 
 _SHORT = 8  # components up to which each is an array of its own
-_HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
 _MOST_STEPS = 2**31 - 1  # which 32 bits count
 _SMALLEST_RTOL = 50.0  # machine epsilons
-_CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
-FIRST_STEP = {"time": 0.02, "loss": 0.05, "margin": 0.05, "arc_length": 0.01}
 
 
 def select(mask: Bool[Array, " n"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
@@ -168,7 +162,7 @@ class Lanes(eqx.Module):
 
 
 class Problem(eqx.Module):
-    """What to solve and how; arrays are leaves, so that their values do not compile again.
+    """What to solve, and how exactly; arrays are leaves, whose values do not compile again.
 
     `alone` says that one line is solved for its own sake, so that nobody is held up by it, and
     `tangents` that derivatives are to pass through its events.
@@ -180,9 +174,6 @@ class Problem(eqx.Module):
     save_at: Float[Array, " s"]
     rtol: Float[Array, ""]
     atol: Float[Array, ""] | None
-    first_step: Float[Array, ""]
-    solver: RungeKutta
-    controller: diffrax.AbstractStepSizeController
     clock: Clock = eqx.field(static=True)
     logarithmic: bool = eqx.field(static=True)
     timed: bool = eqx.field(static=True)
@@ -220,8 +211,6 @@ def make_problem(
     clock: Clock | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    solver: diffrax.AbstractSolver | None = None,
-    constant_step: float | None = None,
     measures: Sequence[Measure] = (),
     save_at: npt.ArrayLike | None = None,
     reverse: bool = False,
@@ -229,8 +218,6 @@ def make_problem(
     tangents: bool = False,
 ) -> Problem:
     """A problem from what a user says, checked; its arrays have the dtype of the work.
-
-    With `constant_step` the steps are not adapted: to observe the order of a solver.
 
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
@@ -240,22 +227,7 @@ def make_problem(
     until.check(flow)
     rtol = default_rtol(dtype) if rtol is None else rtol
     _check_tolerances(rtol, atol, dtype)
-    for measure in _listed(measures):
-        if not isinstance(measure, Measure):
-            raise ValueError(
-                "Argument `measures` must hold measures such as measures.path_length(), "
-                f"but holds {measure!r}."
-            )
-        measure.check(flow)
-    _check_names_differ(measures)
-    if solver is None:
-        solver = diffrax.Dopri8() if rtol < _HIGH_ORDER_BELOW else diffrax.Tsit5()
-    if not isinstance(solver, diffrax.AbstractERK):
-        raise ValueError(
-            "Argument `solver` must be an explicit Runge–Kutta solver of diffrax such as "
-            f"diffrax.Dopri5(), but is {solver!r}."
-        )
-
+    _check_measures(measures, flow)
     return Problem(
         flow=cast(flow, dtype),
         target=cast(until, dtype),
@@ -263,9 +235,6 @@ def make_problem(
         save_at=on_device(_checked_times(save_at), dtype),
         rtol=on_device(rtol, dtype),
         atol=None if atol is None else on_device(atol, dtype),
-        first_step=on_device(constant_step or FIRST_STEP[clock], dtype),
-        solver=RungeKutta(solver),
-        controller=_CONTROLLER if constant_step is None else diffrax.ConstantStepSize(),
         clock=clock,
         logarithmic=bool(clock == "loss" and np.min(until.levels) > 0),
         timed=bool(np.isfinite(until.time_limit)),
@@ -356,13 +325,20 @@ def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
         raise ValueError(f"Argument `atol` must be non-negative and finite, but is {atol!r}.")
 
 
-def _listed(measures: Any) -> Any:
+def _check_measures(measures: Sequence[Any], flow: AbstractFlow) -> None:
     if isinstance(measures, str) or not isinstance(measures, Iterable):
         raise ValueError(
             "Argument `measures` must be a list of measures such as [measures.path_length()], "
             f"but is {measures!r}."
         )
-    return measures
+    for measure in measures:
+        if not isinstance(measure, Measure):
+            raise ValueError(
+                "Argument `measures` must hold measures such as measures.path_length(), "
+                f"but holds {measure!r}."
+            )
+        measure.check(flow)
+    _check_names_differ(measures)
 
 
 def _check_names_differ(measures: Sequence[Measure]) -> None:

@@ -25,7 +25,7 @@ from flowlab.solve.problem import Lanes, Problem, lanewise
 from flowlab.solve.walls import along_walls
 from flowlab.until import Outcome
 
-__all__ = ["rested", "still"]
+__all__ = ["is_stationary", "rested"]
 
 _NEAR = 10.0  # tolerances still to go, under which a line counts as at rest
 _LONGEST_TIME = 0.97  # of the exponents of numbers: a step may take time tenfold further
@@ -49,7 +49,7 @@ def rested(problem: Problem, lanes: Lanes) -> Lanes:
     return lanewise(_with_outcome)(lanes, (seems & near) | still_lanes)
 
 
-def still(velocity: PyTree[Array]) -> Bool[Array, ""]:
+def is_stationary(velocity: PyTree[Array]) -> Bool[Array, ""]:
     """True where a velocity is exactly zero."""
     return jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(velocity)]))
 
@@ -79,7 +79,7 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
     slowing = -inner(unit, change)
     left = inner(unit, unit) / jnp.where(slowing > 0, slowing, 1)
     way = jax.tree.map(lambda leaf: left * leaf, now)
-    return still(now), (slowing > 0) & _near(problem, lane, way)
+    return is_stationary(now), (slowing > 0) & _near(problem, lane, way)
 
 
 def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from flowlab.solve.ends import begin, finish
 from flowlab.solve.engine import advance, lane_errors, resume
+from flowlab.solve.lane_lifecycle import begin, finish
+from flowlab.solve.method import Method
 from flowlab.solve.problem import Lanes, Point, Problem
 from flowlab.until import Outcome
 
@@ -63,7 +64,7 @@ class TangentLanes(eqx.Module):
 
 
 def first_with_tangents(
-    problem: Problem, starts: Float[Array, "b d n"], keep: Array, max_steps: Array
+    solved: tuple[Problem, Method], starts: Float[Array, "b d n"], keep: Array, max_steps: Array
 ) -> tuple[Any, TangentLanes, Int[Array, " b"]]:
     """The first pass of blocks, one after the other: results, lanes, and the steps tried.
 
@@ -77,15 +78,15 @@ def first_with_tangents(
         seeds = jnp.repeat(jnp.eye(size, dtype=block.dtype), count, axis=1)
         side_by_side = jnp.tile(block, (1, size))
         results, after, tries = _gone(
-            problem, partial(begin, problem), (side_by_side, seeds), size, keep, max_steps
+            solved, partial(begin, solved[0]), (side_by_side, seeds), size, keep, max_steps
         )
-        return _told(problem, results, after), after, tries
+        return _told(solved[0], results, after), after, tries
 
     return lax.map(of_block, starts)
 
 
 def later_with_tangents(
-    problem: Problem, before: TangentLanes, keep: Array, max_steps: Array
+    solved: tuple[Problem, Method], before: TangentLanes, keep: Array, max_steps: Array
 ) -> tuple[Any, TangentLanes, Int[Array, ""]]:
     """A later pass of one block, whose lanes go on from where they stand with their tangents."""
     size = jax.tree.leaves(before.tangents)[0].shape[0]
@@ -93,15 +94,15 @@ def later_with_tangents(
     seeds = jax.tree.map(lambda x: jnp.concatenate(list(x), axis=-1), before.tangents)
 
     def ready(moving: dict[str, Any]) -> Lanes:
-        return resume(problem, dataclasses.replace(lanes, **moving))
+        return resume(solved[0], dataclasses.replace(lanes, **moving))
 
-    results, after, tries = _gone(problem, ready, (_moving(lanes), seeds), size, keep, max_steps)
+    results, after, tries = _gone(solved, ready, (_moving(lanes), seeds), size, keep, max_steps)
     after = dataclasses.replace(after, agreed=after.agreed & before.agreed)
-    return _told(problem, results, after), after, tries
+    return _told(solved[0], results, after), after, tries
 
 
 def _gone(
-    problem: Problem,
+    solved: tuple[Problem, Method],
     ready: Callable[[Any], Lanes],
     origin: tuple[Any, Any],
     size: int,
@@ -112,13 +113,13 @@ def _gone(
 
     def run(place: Any) -> tuple[Any, Any]:
         lanes, tries, _ = advance(
-            problem,
+            *solved,
             _held(ready(place)),
             max_steps=max_steps,
             keep=size * keep,
             errors=partial(_errors, size),
         )
-        results = finish(problem, lanes)
+        results = finish(solved[0], lanes)
         moved = (results["end"], results["end_time"], _moving(lanes))
         return moved, (results, lanes, tries)
 

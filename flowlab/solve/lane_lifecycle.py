@@ -9,10 +9,10 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from flowlab._arrays import all_finite
 from flowlab.measures import Ends
-from flowlab.solve.events import absorbs, absorption_tail, signals
 from flowlab.solve.field import margin, motion
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
-from flowlab.solve.rest import still
+from flowlab.solve.rest import is_stationary
+from flowlab.solve.signals import absorbs, absorption_tail, signals
 from flowlab.solve.walls import (
     along_walls,
     holding,
@@ -62,8 +62,8 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         (~inside, Outcome.outside_domain),
         (~defined, Outcome.non_finite),
         (level >= problem.levels, Outcome.started_past_target),
-        (still(free), Outcome.at_critical_point),
-        (still(velocity), Outcome.at_wall),
+        (is_stationary(free), Outcome.at_critical_point),
+        (is_stationary(velocity), Outcome.at_wall),
     )
     outcome = jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], no)
     atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
@@ -114,6 +114,7 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
         return walls, jnp.where(jnp.any(pressing), 0, free), free
     walls = holding(flow, state, free, touched)
     velocity, _ = along_walls(flow, state, free, walls)
+
     # A lane that moves along a wall and turns to it is held by it, as the velocity does not tell.
     def out(state: Array) -> Array:
         return flow.domain.walls_like(state)[0] @ motion(problem, state, walls).velocity

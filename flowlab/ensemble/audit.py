@@ -1,0 +1,135 @@
+"""Runs against the same runs at tighter tolerances.
+
+f: runs with the same outcome; r: runs that reached the target in both.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Float, Int, PyTree
+
+from flowlab.ensemble.blocks import Device, worker
+from flowlab.ensemble.runs import Audit
+from flowlab.flow import AbstractFlow
+from flowlab.solve import check_states, default_rtol, make_method, make_problem
+from flowlab.until import AbstractTarget, Clock, Outcome
+
+__all__ = ["Deviations", "audited", "chosen_for_audit", "joined", "taken"]
+
+_TIGHTER = 100.0
+_SMALLEST_RTOL = 1e-13
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """How far runs lie from the same at tighter tolerances.
+
+    Attributes:
+        rtol: The tolerance of the second solution.
+        times: |time − time'| / time' of the runs that reached the target in both.
+        ends: |end − end'| / |end'| of the runs with the same outcome.
+        outcomes_differ: Runs whose outcome differs.
+        count: Runs solved again.
+    """
+
+    rtol: float
+    times: Float[np.ndarray, " r"]
+    ends: Float[np.ndarray, " f"]
+    outcomes_differ: int
+    count: int
+
+
+def audited(
+    flow: AbstractFlow,
+    starts: PyTree[np.ndarray],
+    found: Mapping[str, Any],
+    *,
+    until: AbstractTarget,
+    clock: Clock | None = None,
+    rtol: float | None = None,
+    atol: float | None = None,
+    solver: Any = None,
+    save_at: npt.ArrayLike | None = None,
+    block_size: int | None = None,
+    devices: Sequence[Device] | None = None,
+    max_steps: int = 4096,
+) -> Deviations:
+    """How far runs that were found lie from the same at tolerances a hundred times tighter.
+
+    Args:
+        flow: As `sweep` was given it, and so is all else that is not named here.
+        starts: Of the runs, shape (n, d), or a PyTree with a leading axis n.
+        found: Their `outcome`, `time` and `end`.
+        until: The target.
+        clock: The independent variable.
+        rtol: The tolerance that the runs were found with.
+        atol: Their absolute tolerance.
+        solver: Their solver.
+        save_at: Flow times at which their states were kept.
+        block_size: Starts that share a step.
+        devices: JAX devices to use.
+        max_steps: Steps that a block tries.
+    """
+    starts, dtype = check_states("starts", starts, flow, batched=True)
+    rtol = default_rtol(dtype) if rtol is None else rtol
+    tighter = max(rtol / _TIGHTER, _SMALLEST_RTOL)
+    count = len(jax.tree.leaves(starts)[0])
+    solve = worker(count, count, devices, block_size, max_steps, None)
+    again = jax.tree.map(lambda x: x.astype(np.float64), starts)
+    with jax.enable_x64(True):
+        problem = make_problem(
+            flow,
+            until=until,
+            dtype=np.float64,
+            clock=clock,
+            rtol=tighter,
+            atol=None if atol is None else atol / _TIGHTER,
+            save_at=save_at,
+        )
+        finer = solve(problem, make_method(solver, rtol=tighter), again)
+    return _deviations(found, finer, tighter)
+
+
+def chosen_for_audit(count: int, part: float) -> Int[np.ndarray, " r"]:
+    """The indices, ascending, of the part of so many starts that is solved again; at random."""
+    number = min(count, max(1, round(part * count)))
+    return np.sort(np.random.default_rng(_SEED).choice(count, number, replace=False))
+
+
+def taken(tree: PyTree[np.ndarray], chosen: Int[np.ndarray, " r"]) -> PyTree[np.ndarray]:
+    """The chosen of all starts, or of the results for them; the first axis is theirs."""
+    return jax.tree.map(lambda x: x[chosen], tree)
+
+
+def joined(audits: Sequence["Deviations"]) -> Audit:
+    """The audit of several cases as one."""
+    times = np.concatenate([each.times for each in audits])
+    ends = np.concatenate([each.ends for each in audits])
+    return Audit(
+        count=sum(each.count for each in audits),
+        rtol=audits[0].rtol,
+        time_median=float(np.median(times)) if len(times) else float("nan"),
+        time_largest=float(np.max(times)) if len(times) else float("nan"),
+        end_median=float(np.median(ends)) if len(ends) else float("nan"),
+        end_largest=float(np.max(ends)) if len(ends) else float("nan"),
+        outcomes_differ=sum(each.outcomes_differ for each in audits),
+    )
+
+
+def _deviations(found: Mapping[str, Any], finer: Mapping[str, Any], rtol: float) -> Deviations:
+    count = len(found["outcome"])
+    same = (found["outcome"] == finer["outcome"]) & (found["outcome"] != Outcome.step_limit)
+    differ = int(np.sum(found["outcome"] != finer["outcome"]))
+    reached = same & (finer["outcome"] == Outcome.reached)
+    times = np.abs(found["time"] - finer["time"])[reached] / finer["time"][reached]
+    gaps, sizes = np.zeros(count), np.zeros(count)
+    for a, b in zip(jax.tree.leaves(found["end"]), jax.tree.leaves(finer["end"]), strict=True):
+        gaps += ((a - b) ** 2).reshape(count, -1).sum(axis=1)
+        sizes += (b**2).reshape(count, -1).sum(axis=1)
+    fit = same & np.isfinite(sizes) & (sizes > 0)
+    return Deviations(rtol, times, np.sqrt(gaps[fit] / sizes[fit]), differ, count)

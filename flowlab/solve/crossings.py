@@ -1,0 +1,245 @@
+"""Where signals of lanes change sign within a step.
+
+A signal is positive until its event. The first event of a step is where the smallest of the
+signals that were positive at the beginning of the step meets zero, found in the step's interpolant.
+
+m: signals; n: lanes.
+"""
+
+from functools import reduce
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from flowlab.solve.method import Method, terms
+from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
+from flowlab.solve.runge_kutta import RungeKutta
+from flowlab.solve.signals import kinds, locates_levels, signals
+from flowlab.solve.walls import slides, wall_count
+
+__all__ = ["first_crossing", "followed", "implicit", "interpolated", "root"]
+
+_ROOT_STEPS = 60
+_FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to the fifth
+_LOOKS = 10  # parts of a step at whose ends a signal that may turn back is looked at
+_STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
+
+
+def interpolated(method: Method, dense: PyTree[Array], place: Float[Array, " n"]) -> Point:
+    """The points of all lanes at places in [0, 1] of the step, one for each lane."""
+    cls = method.solver.interpolation_cls
+
+    def of_lane(information: Any, at: Float[Array, ""]) -> Point:
+        return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information).evaluate(at)
+
+    return lanewise(of_lane, longest=_STAGES)(dense, place)
+
+
+def first_crossing(
+    problem: Problem, method: Method, lanes: Lanes, after: Point, dense: PyTree[Array]
+) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
+    """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
+    live = lanes.signals > 0
+
+    def values(point: Point, lanes: Lanes = lanes) -> Float[Array, "m n"]:
+        return lanewise(lambda lane, here: signals(problem, lane, here))(lanes, point)
+
+    def smallest(found: Float[Array, "m n"]) -> Float[Array, " n"]:
+        return reduce(jnp.minimum, list(jnp.where(live, found, jnp.inf)))
+
+    frozen, resting = lax.stop_gradient((dense, lanes))
+    at_end = values(lax.stop_gradient(after), resting)
+    first, last = smallest(resting.signals), smallest(at_end)
+    ones = jnp.ones_like(first)
+
+    def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
+        return values(interpolated(method, frozen, at), resting)
+
+    turn = ones  # where a signal that may turn back is past its level
+    if locates_levels(problem) and problem.target.may_turn_back(problem.flow):
+        turn = _first_dip(problem, method, resting, frozen, live[kinds(problem).index("level")])
+    if slides(problem.flow):
+        turn = jnp.minimum(turn, _first_release(method, resting, frozen))
+    turning = lanes.active & (turn < 1)
+    past = lax.cond(jnp.any(turning), lambda at: smallest(ahead(at)), lambda _: last, turn)
+    turning = turning & (past <= 0)
+    turn, past = jnp.where(turning, turn, 1), jnp.where(turning, past, last)
+    crossed = lanes.active & (past <= 0)
+
+    def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+        place = turn * root(lambda at: smallest(ahead(at * turn)), first, past, crossed)
+        place = jnp.where(crossed, place, ones)
+        there = list(jnp.where(live, ahead(place), jnp.inf))
+        lowest, fired = there[0], jnp.zeros(first.shape, jnp.int32)
+        for index, signal in enumerate(there[1:], 1):
+            fired = jnp.where(signal < lowest, jnp.int32(index), fired)
+            lowest = jnp.minimum(signal, lowest)
+        return place, fired
+
+    def nothing(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
+        return ones, jnp.zeros(first.shape, jnp.int32)
+
+    end, fired = lax.cond(jnp.any(crossed), search, nothing, None)
+    end = lax.stop_gradient(end)
+    missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
+    return crossed, end, jnp.where(crossed, fired, missed)
+
+
+def _first_dip(
+    problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], live: Bool[Array, " n"]
+) -> Float[Array, " n"]:
+    """The first of some places in a step at which a lane is past its level, or 1 for none.
+
+    They are so close that what is missed takes less than a tenth of the step.
+    """
+    target, flow = problem.target, problem.flow
+
+    def past(at: Float[Array, ""]) -> Bool[Array, " n"]:
+        points = interpolated(method, dense, jnp.full_like(lanes.progress, at))
+
+        def of_lane(lane: Lanes, point: Point) -> Bool[Array, ""]:
+            state = flow.domain.state(point.coordinates)
+            return target.signal(flow, state, point.time)[lane.level] <= 0
+
+        return lanewise(of_lane)(lanes, points)
+
+    places = jnp.linspace(0, 1, _LOOKS, endpoint=False, dtype=lanes.progress.dtype)[1:]
+    found = jax.vmap(lambda at: past(at) & live)(places)
+    first = places[jnp.argmax(found, axis=0)]
+    return jnp.where(jnp.any(found, axis=0), first, 1)
+
+
+def _first_release(method: Method, lanes: Lanes, dense: PyTree[Array]) -> Float[Array, " n"]:
+    """The first of some places in a step at which a lane seems to leave a wall, or 1 for none.
+
+    The interpolant of the pressure's integral tells, so that nothing is evaluated.
+    """
+    along = {name: part.pressure for name, part in dense.items()}
+    cls = method.solver.interpolation_cls
+
+    def pressed(information: Any, at: Float[Array, ""]) -> Float[Array, ""]:
+        step = cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information)
+        return jax.jvp(step.evaluate, (at,), (jnp.ones_like(at),))[1]
+
+    places = jnp.linspace(0, 1, _LOOKS, endpoint=False, dtype=lanes.progress.dtype)[1:]
+    held = reduce(jnp.logical_or, list(lanes.walls))
+    found = jax.vmap(lambda at: jax.vmap(pressed, (-1, None), -1)(along, at))(places) < 0
+    first = places[jnp.argmax(found, axis=0)]
+    return jnp.where(held & jnp.any(found, axis=0), first, 1)
+
+
+def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:
+    """What a lane began its step on and is past at the end: a wall met, or one left; or -1."""
+    past = (lane.signals <= 0) & (found < 0) & lane.active
+    first = jnp.full((), -1, jnp.int32)
+    for wall in reversed(range(wall_count(problem.flow))):
+        apart, press = 2 * wall, 2 * wall + 1
+        first = jnp.where(past[press] & lane.walls[wall], jnp.int32(press), first)
+        met = past[apart] & (found[press] > 0) & ~lane.walls[wall]
+        first = jnp.where(met, jnp.int32(apart), first)
+    return first
+
+
+def root(
+    function: Any,
+    first: Float[Array, " n"],
+    last: Float[Array, " n"],
+    wanted: Bool[Array, " n"],
+) -> Float[Array, " n"]:
+    """Where functions that fall from positive to non-positive on [0, 1] change sign.
+
+    The Illinois method, with a bisection in a third step where the interval shrinks more slowly
+    than by halves in two steps, to bound the work.
+    """
+    narrow = 4 * jnp.finfo(first.dtype).eps
+    zero, one = jnp.zeros_like(first), jnp.ones_like(first)
+
+    def going(carry: Any) -> Bool[Array, ""]:
+        low, high, _, at_high, _, count = carry
+        open_ = wanted & (high - low > narrow * high) & (at_high != 0)
+        return jnp.any(open_) & (count < _ROOT_STEPS)
+
+    def halve(carry: Any) -> Any:
+        low, high, at_low, at_high, side, count = carry
+        # From the side that is nearer, so that a root close to 0 keeps its digits.
+        from_low = low + at_low * (high - low) / (at_low - at_high)
+        from_high = high - at_high * (high - low) / (at_high - at_low)
+        inner = jnp.where(at_low < -at_high, from_low, from_high)
+        middle = (low + high) / 2
+        slow = high - low > 0.5 ** (count.astype(low.dtype) / 2)
+        bisect = (slow & (count % 3 == 2)) | ~((inner > low) & (inner < high))
+        # A step just past the end that has converged brings the other end there too.
+        least = narrow * high / 2
+        place = jnp.where(bisect, middle, jnp.clip(inner, low + least, high - least))
+        value = function(place)
+        past = value <= 0
+        again = jnp.where(past, side == 1, side == -1)
+        at_low_next = jnp.where(past, jnp.where(again, at_low / 2, at_low), value)
+        at_high_next = jnp.where(past, value, jnp.where(again, at_high / 2, at_high))
+        return (
+            jnp.where(past, low, place),
+            jnp.where(past, place, high),
+            at_low_next,
+            at_high_next,
+            jnp.where(past, 1, -1).astype(side.dtype),
+            count + 1,
+        )
+
+    first = jnp.where(jnp.isfinite(first), first, 1)
+    last = jnp.where(wanted, last, -1)
+    side = jnp.zeros(first.shape, jnp.int32)
+    carry = (zero, one, first, last, side, jnp.zeros((), jnp.int32))
+    return lax.while_loop(going, halve, carry)[1]
+
+
+def followed(
+    problem: Problem,
+    lanes: Lanes,
+    event: tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]],
+    place: Point,
+    step: Float[Array, ""],
+) -> tuple[Point, Float[Array, " n"]]:
+    """Points at located events, and where in the step they lie, both with their derivatives.
+
+    An event is an implicit function of all else. From where it was found, it moves along the field
+    by a step of length 0, whose derivatives are those of the flow: those of the interpolant, from
+    the second on, are less exact. Numbers stay as they are, to the last bit.
+    """
+    crossed, end, fired = event
+    length = jnp.where(crossed, lanes.fraction * step, 1)
+    there = eqx.tree_at(lambda x: x.progress, lanes, lanes.progress + end * length)
+
+    def along(shift: Float[Array, " n"]) -> Point:
+        moving = eqx.tree_at(lambda x: x.fraction, there, shift)
+        zero, one, field = jnp.zeros_like(step), jnp.ones_like(step), terms(problem)
+        first = _FOLLOWING.init(field, zero, one, place, moving)
+        return _FOLLOWING.step(field, zero, one, place, moving, first, False)[0]
+
+    def value(shift: Float[Array, " n"]) -> Float[Array, " n"]:
+        found = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, along(shift))
+        return reduce(jnp.add, [jnp.where(fired == i, x, 0) for i, x in enumerate(found)])
+
+    def moved(_: None) -> tuple[Point, Float[Array, " n"]]:
+        shift = jnp.where(crossed, implicit(value, jnp.zeros_like(end)), 0)
+        return select(crossed, along(shift), place), end + shift / length
+
+    return lax.cond(jnp.any(crossed), moved, lambda _: (place, end), None)
+
+
+def implicit(function: Any, place: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Located roots, each of one number, as the implicit functions of what a function closes over.
+
+    The places stay as they are, to the last bit; their derivatives follow, of every order. A root
+    at which the function has no slope keeps its place.
+    """
+
+    def divided(slope_along: Any, value: Float[Array, " n"]) -> Float[Array, " n"]:
+        slope = slope_along(jnp.ones_like(value))
+        return value / jnp.where(slope != 0, slope, jnp.inf)
+
+    return lax.custom_root(function, place, lambda _, found: found, divided)

@@ -1,0 +1,136 @@
+"""Signals of one lane: positive numbers of which each falls to zero where an event happens.
+
+Beside each wall stands the rate at which the lane approaches it: its change of sign is where the
+distance is least, so that a line which leaves the domain and comes back within one step is seen.
+
+m: signals.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from flowlab.solve.field import motion, velocity_of_coordinates
+from flowlab.solve.problem import Lanes, Point, Problem
+from flowlab.solve.walls import wall_count
+
+__all__ = [
+    "absorbs",
+    "absorption_tail",
+    "kinds",
+    "locates_levels",
+    "locates_saves",
+    "signals",
+    "signals_after",
+]
+
+_BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if it is the target
+_DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
+# as the velocity of the logarithm, which grows like x^(β−2), stays a number
+
+
+def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
+    """The signals of one lane at a point, in the order of `kinds`."""
+    state = problem.flow.domain.state(point.coordinates)
+    parts = _wall_signals(problem, lane, state)
+    if absorbs(problem):
+        parts.append(_above_the_boundary(problem, lane, point))
+    if locates_levels(problem):
+        ahead = problem.target.signal(problem.flow, state, point.time)
+        parts.append(ahead[lane.level])
+    if locates_saves(problem):
+        size = problem.save_at.size
+        ahead = problem.save_at[jnp.minimum(lane.next_save, size - 1)] - point.time
+        parts.append(jnp.where(lane.next_save < size, ahead, 1))
+    if problem.timed:
+        parts.append(jnp.asarray(problem.target.time_limit, point.time.dtype) - point.time)
+    return jnp.stack(parts) if parts else jnp.zeros(0, point.time.dtype)
+
+
+def signals_after(problem: Problem, lane: Lanes, fired: Int[Array, ""]) -> Float[Array, " m"]:
+    """The signals of a lane to which an event of a given index has just happened (-1 for none).
+
+    What has happened at a wall is over: rounding must not make it happen again, at no distance.
+    """
+    fresh = signals(problem, lane, lane.point)
+    count = wall_count(problem.flow)
+    if count == 0:
+        return fresh
+    walls = jnp.arange(2 * count, dtype=jnp.int32)
+    apart = walls % 2 == 0
+    over = (walls == fired) & ~(apart & jnp.repeat(lane.walls, 2))
+    past = jnp.where(over, jnp.minimum(fresh[: 2 * count], 0), fresh[: 2 * count])
+    return jnp.concatenate([past, fresh[2 * count :]])
+
+
+def absorbs(problem: Problem) -> bool:
+    """Whether a lane can end on the boundary of its domain, rather than on a level before it."""
+    return problem.flow.domain.absorbing and not problem.ends_on_level
+
+
+def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
+    """The time from where a lane stands to the boundary; infinite where it is never met.
+
+    Near the boundary the time to go is C·x^p. With κ = 1/|d log x/dt|, that is κ/p, and
+    p = d log|d log x/dt| / d(−log x) is read from the field. The relative error is O(x^β).
+    """
+    push = velocity_of_coordinates(problem, lane)
+    coordinates = lane.point.coordinates
+    falling = jnp.argmin(coordinates - lane.start)
+    along = push(coordinates)
+    rate = jnp.abs(along[falling])
+    here, change = jax.jvp(push, (coordinates,), (along / rate,))
+    power = change[falling] / here[falling]
+    tail = 1 / (rate * power)
+    return jnp.where((power > 1e-6) & (tail >= 0), tail, jnp.inf)
+
+
+def kinds(problem: Problem) -> list[str]:
+    """The names of the signals, in their order; two for each wall."""
+    kinds = []
+    for wall in range(wall_count(problem.flow)):
+        kinds += [f"wall {wall}", f"press {wall}"]
+    kinds += ["absorb"] if absorbs(problem) else []
+    kinds += ["level"] if locates_levels(problem) else []
+    kinds += ["save"] if locates_saves(problem) else []
+    return kinds + (["limit"] if problem.timed else [])
+
+
+def _is_boundary(problem: Problem) -> bool:
+    return problem.target.kind == "boundary"
+
+
+def locates_levels(problem: Problem) -> bool:
+    """Whether levels are found by a signal; they are the ends of the clock otherwise."""
+    if _is_boundary(problem) or problem.ends_on_level:
+        return False
+    return problem.clock == "arc_length" or problem.target.kind != "time"
+
+
+def locates_saves(problem: Problem) -> bool:
+    """Whether times to save at are found by a signal."""
+    return problem.save_at.size > 0 and problem.clock != "time"
+
+
+def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
+    """Of each wall the distance (1 on it), and how fast it is approached, or how hard pressed."""
+    flow = problem.flow
+    if not wall_count(flow):
+        return []
+    _, _, velocity, pressure = motion(problem, state, lane.walls)
+    normals, _ = flow.domain.walls_like(state)
+    apart = jnp.where(lane.walls, 1, flow.domain.distances(state))
+    approach = normals @ velocity
+    if pressure is not None:
+        approach = jnp.where(lane.walls, pressure, approach)
+    return [part for wall in range(len(normals)) for part in (apart[wall], approach[wall])]
+
+
+def _above_the_boundary(problem: Problem, lane: Lanes, point: Point) -> Float[Array, ""]:
+    number = jnp.finfo(point.time.dtype)
+    decades = _DEEP_DECADES[number.dtype.itemsize]
+    if _is_boundary(problem):
+        decades = _BOUNDARY_DECADES
+    floor = lane.start - decades * jnp.log(jnp.asarray(10.0, point.time.dtype))
+    lowest = 0.9 * jnp.log(number.tiny)
+    return jnp.min(point.coordinates - jnp.maximum(floor, lowest))

@@ -18,7 +18,7 @@ from flowlab.flow import AbstractFlow
 from flowlab.solve import check_states, default_rtol, make_method, make_problem
 from flowlab.until import AbstractTarget, Clock, Outcome
 
-__all__ = ["Deviations", "audited", "chosen_for_audit", "joined", "taken"]
+__all__ = ["Deviations", "audited", "audit_of", "chosen_for_audit", "joined"]
 
 _TIGHTER = 100.0
 _SMALLEST_RTOL = 1e-13
@@ -95,15 +95,27 @@ def audited(
     return _deviations(found, finer, tighter)
 
 
+def audit_of(
+    part: float,
+    flows: Sequence[AbstractFlow],
+    starts: PyTree[np.ndarray],
+    results: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+) -> Audit:
+    """The audit of a part, at random, of the results for some flows; options as of `audited`."""
+    chosen = chosen_for_audit(len(jax.tree.leaves(starts)[0]), part)
+
+    def taken(tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[chosen], tree)
+
+    pairs = zip(flows, results, strict=True)
+    return joined([audited(f, taken(starts), taken(found), **options) for f, found in pairs])
+
+
 def chosen_for_audit(count: int, part: float) -> Int[np.ndarray, " r"]:
     """The indices, ascending, of the part of so many starts that is solved again; at random."""
     number = min(count, max(1, round(part * count)))
     return np.sort(np.random.default_rng(_SEED).choice(count, number, replace=False))
-
-
-def taken(tree: PyTree[np.ndarray], chosen: Int[np.ndarray, " r"]) -> PyTree[np.ndarray]:
-    """The chosen of all starts, or of the results for them; the first axis is theirs."""
-    return jax.tree.map(lambda x: x[chosen], tree)
 
 
 def joined(audits: Sequence["Deviations"]) -> Audit:

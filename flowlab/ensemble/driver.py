@@ -4,7 +4,7 @@ n: starts; k: levels of the target; s: times to save at; v: values of a swept hy
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from jaxtyping import ArrayLike, Float, PyTree
 from tqdm import tqdm
 
 from flowlab._checks import between
-from flowlab.ensemble.audit import audited, chosen_for_audit, joined, taken
+from flowlab.ensemble.audit import audit_of
 from flowlab.ensemble.blocks import BACKEND, Device, worker
 from flowlab.ensemble.runs import Runs
 from flowlab.flow import AbstractFlow
@@ -96,36 +96,31 @@ def sweep(
     check_target(until)
     starts, dtype = check_states("starts", starts, flow, batched=True)
     rtol = default_rtol(dtype) if rtol is None else rtol
-    method = make_method(solver, rtol=rtol)
     values = checked_over(over, flow)
-    count = len(jax.tree.leaves(starts)[0])
-    cases = list(itertools.product(*values.values()))
-    common: dict[str, Any] = dict(until=until, clock=clock, atol=atol, rtol=rtol, save_at=save_at)
-    blocks: dict[str, Any] = dict(block_size=block_size, devices=devices, max_steps=max_steps)
-    solve = worker(count, count * len(cases), **blocks, optimise=optimise)
-    flows = [_with_parameters(flow, dict(zip(values, case, strict=True))) for case in cases]
+    flows = [_with_parameters(flow, values, case) for case in itertools.product(*values.values())]
     for varied in flows:
         until.check(varied)
-    chosen = chosen_for_audit(count, audit) if audit > 0 else None
-    results, audits = [], []
+    count = len(jax.tree.leaves(starts)[0])
+    common: dict[str, Any] = dict(until=until, clock=clock, atol=atol, rtol=rtol, save_at=save_at)
+    blocks: dict[str, Any] = dict(block_size=block_size, devices=devices, max_steps=max_steps)
+    solve = worker(count, count * len(flows), **blocks, optimise=optimise)
+    method = make_method(solver, rtol=rtol)
+    results = []
     with tqdm(
-        total=len(cases) * count, unit="start", unit_scale=True, **bar_options(progress)
+        total=len(flows) * count, unit="start", unit_scale=True, **bar_options(progress)
     ) as bar:
         for varied in flows:
             with jax.enable_x64(dtype == np.float64):
                 problem = make_problem(varied, dtype=dtype, measures=measures, **common)
-                result = solve(problem, method, starts, progress=bar.update)
-            results.append(result)
-            if chosen is not None:
-                again, found = taken(starts, chosen), taken(result, chosen)
-                audits.append(audited(varied, again, found, solver=solver, **common, **blocks))
+                results.append(solve(problem, method, starts, progress=bar.update))
+    common |= blocks | {"solver": solver}
     return Runs(
         starts,
         **_stacked(results, list(values.values())),
         over={name: np.asarray(listed, dtype=float) for name, listed in values.items()},
         save_at=np.asarray([] if save_at is None else save_at, dtype=float),
         rtol=rtol,
-        audit=joined(audits) if audits else None,
+        audit=audit_of(audit, flows, starts, results, common) if audit > 0 else None,
         components=flow.components,
         measure_axes={name: m.axis for m in measures if m.axis for name in m.names},
         domain=flow.domain,
@@ -134,8 +129,10 @@ def sweep(
     )
 
 
-def _with_parameters(flow: AbstractFlow, values: Mapping[str, float]) -> AbstractFlow:
-    for name, value in values.items():
+def _with_parameters(
+    flow: AbstractFlow, names: Iterable[str], values: Iterable[float]
+) -> AbstractFlow:
+    for name, value in zip(names, values, strict=True):
         flow = flow.with_parameter(name, value)
     return flow
 

@@ -138,19 +138,14 @@ class Runs:
             variables["saved"] = ((*lead, "saved_time", *state), self.saved)
             coordinates["saved_time"] = self.save_at
         for name, values in self.measures.items():
-            extra: tuple[str, ...] = ()
-            if values.ndim > len(lead):
-                extra = (self.measure_axes[name],) if name in self.measure_axes else state
+            own = (self.measure_axes[name],) if name in self.measure_axes else state
+            extra = own if values.ndim > len(lead) else ()
             variables[name] = ((*lead, *extra), values)
             counted = (axis for axis in extra if axis not in state)
             coordinates |= {axis: np.arange(values.shape[-1]) for axis in counted}
-        attributes: dict[str, Any] = {
-            "rtol": self.rtol,
-            "solver": self.solver,
-            "backend": self.backend,
-        }
-        if self.audit is not None:
-            attributes |= {f"audit_{k}": v for k, v in vars(self.audit).items()}
+        attributes = {"rtol": self.rtol, "solver": self.solver, "backend": self.backend}
+        audit = {} if self.audit is None else vars(self.audit)
+        attributes |= {f"audit_{name}": value for name, value in audit.items()}
         return xarray.Dataset(variables, coordinates, attributes)
 
 

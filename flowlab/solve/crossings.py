@@ -60,11 +60,7 @@ def first_crossing(
     def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
         return values(interpolated(method, frozen, at), resting)
 
-    turn = ones  # where a signal that may turn back is past its level
-    if locates_levels(problem) and problem.target.may_turn_back(problem.flow):
-        turn = _first_dip(problem, method, resting, frozen, live[kinds(problem).index("level")])
-    if slides(problem.flow):
-        turn = jnp.minimum(turn, _first_release(method, resting, frozen))
+    turn = _first_turn(problem, method, resting, frozen, live)
     turning = lanes.active & (turn < 1)
     past = lax.cond(jnp.any(turning), lambda at: smallest(ahead(at)), lambda _: last, turn)
     turning = turning & (past <= 0)
@@ -74,20 +70,34 @@ def first_crossing(
     def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
         place = turn * root(lambda at: smallest(ahead(at * turn)), first, past, crossed)
         place = jnp.where(crossed, place, ones)
-        there = list(jnp.where(live, ahead(place), jnp.inf))
-        lowest, fired = there[0], jnp.zeros(first.shape, jnp.int32)
-        for index, signal in enumerate(there[1:], 1):
-            fired = jnp.where(signal < lowest, jnp.int32(index), fired)
-            lowest = jnp.minimum(signal, lowest)
-        return place, fired
+        return place, _lowest(jnp.where(live, ahead(place), jnp.inf))
 
-    def nothing(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
-        return ones, jnp.zeros(first.shape, jnp.int32)
-
-    end, fired = lax.cond(jnp.any(crossed), search, nothing, None)
+    nothing = ones, jnp.zeros(first.shape, jnp.int32)
+    end, fired = lax.cond(jnp.any(crossed), search, lambda _: nothing, None)
     end = lax.stop_gradient(end)
     missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
     return crossed, end, jnp.where(crossed, fired, missed)
+
+
+def _lowest(values: Float[Array, "m n"]) -> Int[Array, " n"]:
+    """The index of the lowest signal of each lane, row by row."""
+    lowest, index = values[0], jnp.zeros(values.shape[1:], jnp.int32)
+    for row in range(1, len(values)):
+        index = jnp.where(values[row] < lowest, jnp.int32(row), index)
+        lowest = jnp.minimum(values[row], lowest)
+    return index
+
+
+def _first_turn(
+    problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], live: Bool[Array, "m n"]
+) -> Float[Array, " n"]:
+    """The first of some places in a step at which a signal that may turn back is past, or 1."""
+    turn = jnp.ones_like(lanes.progress)
+    if locates_levels(problem) and problem.target.may_turn_back(problem.flow):
+        turn = _first_dip(problem, method, lanes, dense, live[kinds(problem).index("level")])
+    if slides(problem.flow):
+        turn = jnp.minimum(turn, _first_release(method, lanes, dense))
+    return turn
 
 
 def _first_dip(
@@ -156,7 +166,7 @@ def root(
     The Illinois method, with a bisection in a third step where the interval shrinks more slowly
     than by halves in two steps, to bound the work.
     """
-    narrow = 4 * jnp.finfo(first.dtype).eps
+    narrow = _narrow(first)
     zero, one = jnp.zeros_like(first), jnp.ones_like(first)
 
     def going(carry: Any) -> Bool[Array, ""]:
@@ -164,18 +174,9 @@ def root(
         open_ = wanted & (high - low > narrow * high) & (at_high != 0)
         return jnp.any(open_) & (count < _ROOT_STEPS)
 
-    def halve(carry: Any) -> Any:
+    def narrowed(carry: Any) -> Any:
         low, high, at_low, at_high, side, count = carry
-        # From the side that is nearer, so that a root close to 0 keeps its digits.
-        from_low = low + at_low * (high - low) / (at_low - at_high)
-        from_high = high - at_high * (high - low) / (at_high - at_low)
-        inner = jnp.where(at_low < -at_high, from_low, from_high)
-        middle = (low + high) / 2
-        slow = high - low > 0.5 ** (count.astype(low.dtype) / 2)
-        bisect = (slow & (count % 3 == 2)) | ~((inner > low) & (inner < high))
-        # A step just past the end that has converged brings the other end there too.
-        least = narrow * high / 2
-        place = jnp.where(bisect, middle, jnp.clip(inner, low + least, high - least))
+        place = _between(low, high, at_low, at_high, count)
         value = function(place)
         past = value <= 0
         again = jnp.where(past, side == 1, side == -1)
@@ -194,7 +195,26 @@ def root(
     last = jnp.where(wanted, last, -1)
     side = jnp.zeros(first.shape, jnp.int32)
     carry = (zero, one, first, last, side, jnp.zeros((), jnp.int32))
-    return lax.while_loop(going, halve, carry)[1]
+    return lax.while_loop(going, narrowed, carry)[1]
+
+
+def _narrow(values: Float[Array, " n"]) -> float:
+    """An interval that counts as a point, relative to its end."""
+    return 4 * float(jnp.finfo(values.dtype).eps)
+
+
+def _between(low: Array, high: Array, at_low: Array, at_high: Array, count: Array) -> Array:
+    """The next places to look at, between those where a function is positive and is not."""
+    # From the side that is nearer, so that a root close to 0 keeps its digits.
+    from_low = low + at_low * (high - low) / (at_low - at_high)
+    from_high = high - at_high * (high - low) / (at_high - at_low)
+    inner = jnp.where(at_low < -at_high, from_low, from_high)
+    slow = high - low > 0.5 ** (count.astype(low.dtype) / 2)
+    bisect = (slow & (count % 3 == 2)) | ~((inner > low) & (inner < high))
+    # A step just past the end that has converged brings the other end there too.
+    least = _narrow(high) * high / 2
+    clipped = jnp.clip(inner, low + least, high - least)
+    return jnp.where(bisect, (low + high) / 2, clipped)
 
 
 def followed(

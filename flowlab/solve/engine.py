@@ -10,7 +10,7 @@ elsewhere under the clock that is regular everywhere; a lane that fails leaves w
 
 import dataclasses
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import equinox as eqx
@@ -175,12 +175,7 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
         terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
     )
     errors = errors_of(problem, lanes, after, error)
-    order = _order(problem, method)
-    keep, _, next_step, _, controller_state, _ = method.controller.adapt_step_size(
-        zero, loop.step, zero, zero, None, jnp.max(errors), order, loop.controller_state
-    )
-    keep = jnp.asarray(keep)
-    next_step = jnp.where(keep, next_step - loop.step, next_step)
+    keep, next_step, controller_state = _judged(problem, method, loop, jnp.max(errors))
 
     def accepted(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
         arrived, jump, end = _arrived(problem, method, lanes, after, dense, loop.step)
@@ -196,28 +191,46 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
     else:
         arrived, jump, longest, tape = accepted(loop)
         arrived = select(jnp.broadcast_to(keep, lanes.active.shape), arrived, lanes)
-    solver_state = jax.tree.map(
-        lambda new, old: jnp.where(keep, new, old), solver_state, loop.solver_state
-    )
+    kept = partial(jnp.where, keep)
     first = _first_step(problem, method)
     whole = jnp.any(lanes.active & (lanes.fraction == 1))
-    next_step = jnp.where(keep & ~whole, jnp.minimum(next_step, loop.step), next_step)
-    # The error does not tell of what no lane has gone: steps cut short by events must not grow on.
-    gone = jnp.maximum(_GROWTH * longest * loop.step, first)
-    next_step = jnp.where(longest < 1, jnp.minimum(next_step, gone), next_step)
+    next_step = _held_back(next_step, loop.step, first, keep & ~whole, longest)
     limiting = (errors >= 1) & ~keep
     arrived, next_step, relieved = _evict_limiting_lanes(
         problem, arrived, limiting, jnp.isinf(errors), (next_step, first)
     )
-    return _Loop(
-        arrived,
-        lax.stop_gradient(next_step),
-        controller_state,
-        solver_state,
-        jump,
-        jnp.where(relieved, 0, loop.tries + 1),
-        tape,
+    solver_state = jax.tree.map(kept, solver_state, loop.solver_state)
+    tries = jnp.where(relieved, 0, loop.tries + 1)
+    step = lax.stop_gradient(next_step)
+    return _Loop(arrived, step, controller_state, solver_state, jump, tries, tape)
+
+
+def _judged(
+    problem: Problem, method: Method, loop: _Loop, error: Float[Array, ""]
+) -> tuple[Bool[Array, ""], Float[Array, ""], PyTree[Array]]:
+    """Whether a step is accepted, the next one, and the state of the controller."""
+    zero, order = jnp.zeros_like(loop.step), _order(problem, method)
+    keep, _, end, _, state, _ = method.controller.adapt_step_size(
+        zero, loop.step, zero, zero, None, error, order, loop.controller_state
     )
+    keep = jnp.asarray(keep)
+    return keep, jnp.where(keep, end - loop.step, end), state
+
+
+def _held_back(
+    step: Float[Array, ""],
+    before: Float[Array, ""],
+    first: Float[Array, ""],
+    all_cut: Bool[Array, ""],
+    longest: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The next step, held back where the error does not tell, as no lane has gone the whole one.
+
+    Steps that events cut short must not grow on.
+    """
+    step = jnp.where(all_cut, jnp.minimum(step, before), step)
+    gone = jnp.maximum(_GROWTH * longest * before, first)
+    return jnp.where(longest < 1, jnp.minimum(step, gone), step)
 
 
 def _order(problem: Problem, method: Method) -> float:
@@ -286,10 +299,8 @@ def _arrived(
         folds = _folded(problem, method, lanes, dense, end)
     active = lanes.active
     progress = lanes.progress + end * lanes.fraction * step
-    moved = eqx.tree_at(
-        lambda x: (x.point, x.progress, x.steps, x.folds),
-        lanes,
-        (place, progress, lanes.steps + 1, folds),
+    moved = dataclasses.replace(
+        lanes, point=place, progress=progress, steps=lanes.steps + 1, folds=folds
     )
     moved = apply_event(problem, moved, fired)
     if problem.clock != "arc_length":
@@ -301,9 +312,7 @@ def _arrived(
     if not problem.ends_on_level and problem.target.kind != "time":
         moved = rested(problem, moved)
     moved = select(active, moved, lanes)
-    jumped = (
-        jnp.any(active & ((fired >= 0) | (end < 1))) if problem.eventful else jnp.asarray(False)
-    )
+    jumped = jnp.any(active & ((fired >= 0) | (end < 1)))
     if lanes.signals.shape[0]:
         frozen = lax.stop_gradient(moved)
         fresh = lanewise(lambda lane, kind: signals_after(problem, lane, kind))(frozen, fired)

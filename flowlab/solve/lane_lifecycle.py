@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from flowlab._arrays import all_finite
+from flowlab.domains import AbstractDomain
 from flowlab.measures import Ends
 from flowlab.solve.field import margin, motion
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
@@ -42,22 +43,15 @@ def potentials(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Float[
 
 def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     flow, domain = problem.flow, problem.flow.domain
-    leaves = jax.tree.leaves(start)
-    dtype = leaves[0].dtype
-    zero, no = jnp.zeros((), dtype), jnp.zeros((), jnp.int32)
-    finite = all_finite(start)
-    inside = finite & domain.contains(start)
-    coordinates = jax.tree.map(
-        lambda x: jnp.where(inside, x, 0),
-        domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start)),
-    )
+    zero, no, never = _zeros(jax.tree.leaves(start)[0].dtype)
+    finite, inside, coordinates = _first_coordinates(domain, start)
     state = domain.state(coordinates)
     walls, velocity, free = _first_walls(problem, state)
     value = flow.potential(state)
     ahead = problem.target.signal(flow, state, zero)
     level = jnp.sum(ahead <= 0).astype(jnp.int32)
     defined = jnp.isfinite(value) & all_finite(free) & all_finite(ahead)
-    codes = (
+    outcome = _first_outcome(
         (~finite, Outcome.non_finite),
         (~inside, Outcome.outside_domain),
         (~defined, Outcome.non_finite),
@@ -65,40 +59,64 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         (is_stationary(free), Outcome.at_critical_point),
         (is_stationary(velocity), Outcome.at_wall),
     )
-    outcome = jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], no)
     atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
     began = margin(problem, state) if problem.clock == "margin" else value
-    saved = jax.tree.map(
-        lambda x: jnp.full((problem.save_at.size, *x.shape), jnp.nan, dtype), coordinates
-    )
-    integrals = (m.rate(flow, state, free) for m in problem.measures)
     lane = Lanes(
-        point=Point.of(
-            coordinates,
-            zero,
-            tuple(zero for i in integrals if i is not None),
-            zero if slides(flow) else None,
-        ),
+        point=_first_point(problem, coordinates, state, free),
         progress=zero,
         fraction=zero + 1,
         walls=walls,
         level=jnp.minimum(level, problem.levels - 1),
-        level_times=jnp.full(problem.levels, jnp.nan, dtype),
-        saved=saved,
+        level_times=_not_yet(zero, problem.levels),
+        saved=jax.tree.map(lambda x: _not_yet(x, problem.save_at.size), coordinates),
         next_save=no,
         folds=tuple(m.begin(flow, state) for m in problem.measures),
         outcome=outcome,
-        evicted=jnp.zeros((), bool),
-        strayed=jnp.zeros((), bool),
-        absorbed=jnp.zeros((), bool),
+        evicted=never,
+        strayed=never,
+        absorbed=never,
         steps=no,
         signals=zero,
         start=coordinates,
         start_value=began,
         span=_span(problem, began),
-        atol=None if atol is None else jnp.asarray(atol, dtype),
+        atol=None if atol is None else jnp.asarray(atol, zero.dtype),
     )
     return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
+
+
+def _zeros(dtype: Any) -> tuple[Array, Array, Array]:
+    """No time, no count, and no."""
+    return jnp.zeros((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+
+
+def _not_yet(like: Float[Array, "..."], times: int) -> Float[Array, "t ..."]:
+    return jnp.full((times, *like.shape), jnp.nan, like.dtype)
+
+
+def _first_coordinates(
+    domain: AbstractDomain, start: PyTree[Array]
+) -> tuple[Bool[Array, ""], Bool[Array, ""], PyTree[Array]]:
+    """Whether a start is finite, whether it lies in the domain, and coordinates: 0 if not."""
+    finite = all_finite(start)
+    inside = finite & domain.contains(start)
+    somewhere = domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start))
+    return finite, inside, jax.tree.map(lambda x: jnp.where(inside, x, 0), somewhere)
+
+
+def _first_outcome(*codes: tuple[Bool[Array, ""], Outcome]) -> Array:
+    """The outcome of the first condition that holds; 0 for none."""
+    running = jnp.zeros((), jnp.int32)
+    return jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], running)
+
+
+def _first_point(
+    problem: Problem, coordinates: PyTree[Array], state: PyTree[Array], free: PyTree[Array]
+) -> Point:
+    zero = jnp.zeros((), jax.tree.leaves(coordinates)[0].dtype)
+    rates = (measure.rate(problem.flow, state, free) for measure in problem.measures)
+    integrals = tuple(zero for rate in rates if rate is not None)
+    return Point.of(coordinates, zero, integrals, zero if slides(problem.flow) else None)
 
 
 def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
@@ -113,18 +131,24 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
         pressing = touched & (flow.domain.walls_like(state)[0] @ free > 0)
         return walls, jnp.where(jnp.any(pressing), 0, free), free
     walls = holding(flow, state, free, touched)
-    velocity, _ = along_walls(flow, state, free, walls)
-
-    # A lane that moves along a wall and turns to it is held by it, as the velocity does not tell.
-    def out(state: Array) -> Array:
-        return flow.domain.walls_like(state)[0] @ motion(problem, state, walls).velocity
-
-    across, turning = jax.jvp(out, (state,), (velocity,))
-    sizes = jnp.abs(flow.domain.walls_like(state)[0]) @ jnp.abs(velocity)
-    along = jnp.abs(across) <= 16 * jnp.finfo(sizes.dtype).eps * sizes
-    walls = walls | (touched & along & (turning > 0))
+    walls = walls | (touched & _turning_to(problem, state, walls))
     velocity, _ = along_walls(flow, state, free, walls)
     return walls, jnp.where(stands_still(velocity, free), 0, velocity), free
+
+
+def _turning_to(
+    problem: Problem, state: Float[Array, " d"], walls: Bool[Array, " m"]
+) -> Bool[Array, " m"]:
+    """The walls along which a lane moves, and to which its velocity turns, as it does not tell."""
+    normals, _ = problem.flow.domain.walls_like(state)
+
+    def velocity(state: Array) -> Array:
+        return motion(problem, state, walls).velocity
+
+    now = velocity(state)
+    _, change = jax.jvp(velocity, (state,), (now,))
+    nothing = 16 * jnp.finfo(now.dtype).eps * (jnp.abs(normals) @ jnp.abs(now))
+    return (jnp.abs(normals @ now) <= nothing) & (normals @ change > 0)
 
 
 def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:

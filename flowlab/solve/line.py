@@ -156,14 +156,7 @@ def flow_line(
         event were compared at an rtol of 1e-11: they are right to 1e-6, and to 6e-6 where a wall is
         met and left again.
     """
-    check_target(until)
-    if reverse and until.kind == "level":
-        raise ValueError(
-            "Argument `reverse` must be False for a target that lies down the flow, but is True; "
-            "use until.time or until.boundary."
-        )
-    if clock is None and until.kind == "level":
-        clock = "arc_length"
+    clock = _clock_of_line(until, clock, reverse)
     traced = _is_traced(start) or _is_traced(flow)
     start, dtype = check_states("start", start, flow, batched=False)
     with jax.enable_x64(dtype == np.float64):
@@ -180,18 +173,26 @@ def flow_line(
             tangents=traced,
         )
         method = make_method(solver, rtol=default_rtol(dtype) if rtol is None else rtol)
-        if max_steps is None:
-            max_steps = _affordable_steps(method, start)
+        max_steps = _affordable_steps(method, start) if max_steps is None else max_steps
         if traced:
             with exact_products():
                 line, _ = _line((problem, method), start, max_steps)
             return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
         line, strayed = _as_numpy(_compiled_line((problem, method), start, max_steps))
         if strayed:
-            again = safe_problem(problem)
-            line, _ = _as_numpy(_compiled_line((again, method), start, max_steps))
-    _refuse_unfit(line, start)
-    return _trimmed(line)
+            safe = (safe_problem(problem), method)
+            line, _ = _as_numpy(_compiled_line(safe, start, max_steps))
+    return _trimmed(_fit(line, start))
+
+
+def _clock_of_line(until: AbstractTarget, clock: Clock | None, reverse: bool) -> Clock | None:
+    check_target(until)
+    if reverse and until.kind == "level":
+        raise ValueError(
+            "Argument `reverse` must be False for a target that lies down the flow, but is True; "
+            "use until.time or until.boundary."
+        )
+    return "arc_length" if clock is None and until.kind == "level" else clock
 
 
 def _affordable_steps(method: Method, start: PyTree[Any]) -> int:
@@ -292,7 +293,8 @@ def _place_of(method: Method, dense: PyTree[Array], time: Float[Array, " q"]) ->
     return implicit(lambda place: time - interpolated(method, dense, place).time, found)
 
 
-def _refuse_unfit(line: Line, start: PyTree[Any]) -> None:
+def _fit(line: Line, start: PyTree[Any]) -> Line:
+    """A line as it is, unless nothing could be followed from its start."""
     shown = jax.tree.map(lambda x: np.asarray(x).tolist(), start)
     code = int(line.outcome)
     if code == Outcome.outside_domain:
@@ -304,6 +306,7 @@ def _refuse_unfit(line: Line, start: PyTree[Any]) -> None:
         raise ValueError(
             f"Argument `start` must be finite, and the flow at it too, but the start is {shown}."
         )
+    return line
 
 
 def _trimmed(line: Line) -> Line:

@@ -11,6 +11,7 @@ whose first step is the former estimate: a way to go that shows up later tells c
 Neither needs a matrix.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -84,24 +85,13 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
 
 def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
     """True where Newton's step is short too, as far as conjugate gradients find its curvature."""
-    flow, domain, here = problem.flow, problem.flow.domain, lane.point.coordinates
-    sign = -1 if problem.reverse else 1
-    state = domain.state(here)
-    _, covector_of = jax.vjp(domain.coordinates, state)
-
-    def slope(coordinates: PyTree[Array]) -> PyTree[Array]:
-        state, pull_back = jax.vjp(domain.state, coordinates)
-        return pull_back(jax.tree.map(lambda leaf: sign * leaf, flow.gradient(state)))[0]
-
-    def lifted(residual: PyTree[Array]) -> PyTree[Array]:
-        free = flow.metric(state, covector_of(residual)[0])
-        return domain.pushforward(state, along_walls(flow, state, free, lane.walls)[0])
-
+    here = lane.point.coordinates
+    slope, lifted = _slope_and_metric(problem, lane)
     steepest = slope(here)
     size = largest(steepest)
+    epsilon = jnp.finfo(size.dtype).eps
     residual = jax.tree.map(lambda leaf: -leaf / jnp.where(size > 0, size, 1), steepest)
     first = lifted(residual)
-    epsilon = jnp.finfo(size.dtype).eps
     beginning = inner(residual, first)
 
     def going(at: _Search) -> Bool[Array, ""]:
@@ -122,13 +112,31 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
         shortest = jnp.minimum(at.shortest, jnp.where(curved, length, jnp.inf))
         return _Search(way, residual, direction, left, shortest, at.steps + 1, more, ~curved)
 
-    nowhere = jax.tree.map(jnp.zeros_like, here)
-    unknown = jnp.full_like(size, jnp.inf)
-    none = jnp.zeros((), jnp.int32)
-    some = beginning > 0
-    start = _Search(nowhere, residual, first, beginning, unknown, none, some, ~some & some)
+    nowhere, unknown = jax.tree.map(jnp.zeros_like, here), jnp.full_like(size, jnp.inf)
+    none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+    start = _Search(nowhere, residual, first, beginning, unknown, none, beginning > 0, no)
     found = lax.while_loop(going, step, start)
     return ~found.endless & _near(problem, lane, found.way)
+
+
+def _slope_and_metric(
+    problem: Problem, lane: Lanes
+) -> tuple[Callable[[PyTree[Array]], PyTree[Array]], Callable[[PyTree[Array]], PyTree[Array]]]:
+    """The slope of the potential at coordinates, and the metric of the flow where a lane stands."""
+    flow, domain, here = problem.flow, problem.flow.domain, lane.point.coordinates
+    sign = -1 if problem.reverse else 1
+    state = domain.state(here)
+    _, covector_of = jax.vjp(domain.coordinates, state)
+
+    def slope(coordinates: PyTree[Array]) -> PyTree[Array]:
+        state, pull_back = jax.vjp(domain.state, coordinates)
+        return pull_back(jax.tree.map(lambda leaf: sign * leaf, flow.gradient(state)))[0]
+
+    def lifted(residual: PyTree[Array]) -> PyTree[Array]:
+        free = flow.metric(state, covector_of(residual)[0])
+        return domain.pushforward(state, along_walls(flow, state, free, lane.walls)[0])
+
+    return slope, lifted
 
 
 class _Search(NamedTuple):
@@ -141,7 +149,7 @@ class _Search(NamedTuple):
     shortest: Float[Array, ""]
     steps: Any
     going: Bool[Array, ""]
-    endless: Bool[Array, ""]
+    endless: Bool[Array, ""]  # a slope is left along which nothing curves
 
 
 def _near(problem: Problem, lane: Lanes, way: PyTree[Array]) -> Bool[Array, ""]:

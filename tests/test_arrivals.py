@@ -41,6 +41,15 @@ def root(function, low, high) -> float:
     return optimize.root_scalar(function, bracket=(low, high), xtol=1e-14, rtol=1e-14).root
 
 
+class Slope(eqx.Module):
+    """A stiff valley that falls along its floor for ever."""
+
+    drift: np.ndarray
+
+    def __call__(self, y):
+        return 5e3 * y[0] ** 2 - self.drift * y[1]
+
+
 def valley(condition, centre=0.0, scale=1.0, size=2):
     rates = np.geomspace(1.0, condition, size)
     return Valley(rates, np.full(size, float(centre)), np.asarray(float(scale)))
@@ -97,6 +106,14 @@ def test_a_line_that_crawls_along_a_valley_is_not_at_rest(clock, level):
     else:
         assert runs.counts() == {"at_critical_point": 3}
         np.testing.assert_allclose(runs.end, 1.0, atol=30 * RTOL)
+
+
+@pytest.mark.parametrize("drift", [1e-3, 1e-9])
+def test_a_slope_without_a_minimum_is_not_rest_however_small_beside_a_stiff_valley(drift):
+    flow = fl.Flow(Slope(np.asarray(drift)))
+    options = {"until": until.loss_below(-1.0), "clock": "arc_length", "max_steps": 500}
+    runs = fl.sweep(flow, np.array([[1.0, 0.0], [-0.4, 1.5]]), **options)
+    assert runs.counts() == {"step_limit": 2}
 
 
 @pytest.mark.parametrize("power", [-170, -60, 60, 170])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
-from scipy.optimize import nnls
+from scipy.optimize import brentq, nnls
 
 import flowlab as fl
 from flowlab import until
@@ -84,6 +84,69 @@ def test_a_line_in_a_box_goes_as_the_projected_flow_solved_piece_by_piece(size, 
         held.append(most)
         np.testing.assert_allclose(end, wanted, atol=1e-6)
     assert max(held) >= min(size - 1, 2)
+
+
+def test_a_wall_that_lets_go_within_a_step_is_left():
+    # Along y1 = 0 the velocity is 1, and steps could be long; the pressure 0.9 + cos 3 y0 falls
+    # below 0 every 2 π / 3, where the line leaves the wall for a while.
+    half_plane = Enclosure(WholeSpace(), (-99, 0), (99, 99))
+    flow = fl.Flow(
+        lambda y: -y[0] + y[1] * (0.9 + jnp.cos(3 * y[0])) + y[1] ** 2 / 2,
+        domain=half_plane,
+        wall="slide",
+    )
+    starts = np.array([[0.1, 0.0], [-0.7, 0.3]])
+    runs = fl.sweep(flow, starts, until=until.time(6.0))
+
+    def free(_, y):
+        return [1 + 3 * y[1] * np.sin(3 * y[0]), -(0.9 + np.cos(3 * y[0])) - y[1]]
+
+    for start, end in zip(starts, runs.end, strict=True):
+        wanted = on_and_off(free, lambda x: 0.9 + np.cos(3 * x), start, 6.0)
+        np.testing.assert_allclose(end, wanted, atol=1e-5)
+        assert np.linalg.norm(end - [start[0] + 6, 0]) > 1e-3
+
+
+def test_a_start_that_moves_along_a_wall_is_held_where_its_velocity_turns_to_it():
+    # dy1/dt = sin y0 on the wall y1 = 0, from above which nothing is allowed: towards it from 0 to
+    # π, and away from it afterwards.
+    half_plane = Enclosure(WholeSpace(), (-99, -99), (99, 0))
+    flow = fl.Flow(lambda y: -y[0] - y[1] * jnp.sin(y[0]), domain=half_plane, wall="slide")
+    starts = np.array([[0.0, 0.0], [3.5, 0.0]])
+    runs = fl.sweep(flow, starts, until=until.time(5.0))
+
+    def free(_, y):
+        return [1 + y[1] * np.cos(y[0]), np.sin(y[0])]
+
+    for start, end in zip(starts, runs.end, strict=True):
+        left = max(np.pi, start[0])
+        after = (0, 5.0 - (left - start[0]))
+        wanted = solve_ivp(free, after, [left, 0.0], rtol=1e-11, atol=1e-13).y[:, -1]
+        np.testing.assert_allclose(end, wanted, atol=1e-6)
+
+
+def on_and_off(free, pressure, start, duration):
+    """A line by SciPy: at speed 1 along y1 = 0 while pressed onto it, and freely if not."""
+    time, state, held = 0.0, np.array(start), False
+    while time < duration:
+        if held:
+            along = np.linspace(state[0], state[0] + duration - time, 100_000)
+            lets_go = np.flatnonzero(pressure(along) < 0)
+            if not len(lets_go):
+                return np.array([state[0] + duration - time, 0.0])
+            left = brentq(pressure, *along[lets_go[0] - 1 : lets_go[0] + 1], xtol=1e-14)
+            time, state, held = time + left - state[0], np.array([left, 0.0]), False
+        else:
+
+            def height(t, y, since=time):
+                return y[1] if t > since + 1e-3 else 1.0
+
+            height.terminal, height.direction = True, -1
+            options = {"rtol": 1e-11, "atol": 1e-13, "max_step": 0.01, "events": height}
+            solution = solve_ivp(free, (time, duration), state, **options)
+            time, state, held = solution.t[-1], solution.y[:, -1], solution.status == 1
+            state[1] = 0.0 if held else state[1]
+    return state
 
 
 @pytest.mark.parametrize("offset", [-1e9, -3.0, -1e-9, 0.0, 1e-9, 3.0, 1e9])

@@ -3,6 +3,7 @@
 It imports nothing but the standard library, so that `flowlab --help` answers at once.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ __all__ = [
     "OPTIONS",
     "Option",
     "OptionError",
+    "as_entry_named",
     "as_flag",
+    "as_option_named",
     "check",
     "filled",
     "refuse_idle",
@@ -83,6 +86,15 @@ OPTIONS = {
     for group, options in _TABLE.items()
     for name, keys in options.items()
 }
+# What the library calls otherwise than the command does.
+_OF_ARGUMENT = {
+    "below": "measure",
+    "betas": "beta",
+    "chosen": "box_chosen",
+    "level": "measure",
+    "ratios": "rejected_kernel",
+    "rejected": "box_rejected",
+}
 OF_SWEEP = tuple(name for name, option in OPTIONS.items() if option.group != "command")
 OF_POLICY = tuple(name for name, option in OPTIONS.items() if option.group == "policy")
 
@@ -123,6 +135,25 @@ def as_flag(name: str) -> str:
     """An option as it is written on the command line; an argument in backticks."""
     flag = OPTIONS[name].flag if name in OPTIONS else ""
     return f"`{flag}`" if flag.isupper() else flag or f"--{name.replace('_', '-')}"
+
+
+def as_option_named(message: str) -> str:
+    """A message on an argument, if it is an option, with that as it stands on the command line."""
+    return _renamed(message, lambda name: f"Option {as_flag(name)}")
+
+
+def as_entry_named(message: str) -> str:
+    """A message on an argument, if it is an entry of a recipe, to stand behind a file's name."""
+    return _renamed(message, lambda name: f"entry {_as_entry(name)}")
+
+
+def _renamed(message: str, spelled: Callable[[str], str]) -> str:
+    """A message that begins with an argument that the library takes from an option."""
+    said = re.match(r"Argument `(\w+)`", message)
+    name = None if said is None else _OF_ARGUMENT.get(said[1], said[1])
+    if said is None or name not in OPTIONS or as_flag(name).startswith("`"):
+        return message
+    return spelled(name) + message[said.end() :]
 
 
 def _as_entry(name: str) -> str:

@@ -18,8 +18,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowlab import __version__
-from flowlab._files import check_folder
-from flowlab._options import OF_POLICY, OF_SWEEP, OptionError, as_flag, refuse_unless
+from flowlab._files import NotWritableError, check_folder, check_writable
+from flowlab._options import (
+    OF_POLICY,
+    OF_SWEEP,
+    OptionError,
+    as_flag,
+    as_option_named,
+    refuse_unless,
+)
 from flowlab.cli import _cache as cache
 from flowlab.cli import _report as report
 from flowlab.cli._options import option, with_options
@@ -147,6 +154,8 @@ def sweep(
     from flowlab.cli import _request as request
 
     given = request.plan(asked, plan, float32=float32)
+    if "://" not in out:
+        check_writable(f"Option {as_flag('out')}", Path(out))
     if dry_run:
         typer.echo("estimating on some of the starts ...", err=True)
         expected = plans.estimate(given, out)
@@ -394,9 +403,13 @@ def _errors_in_one_line() -> Iterator[None]:
 def _message_and_code(error: Exception) -> tuple[str, int]:
     # Usage errors belong to typer or to click, depending on the release of typer.
     if hasattr(error, "format_message"):
-        return error.format_message(), MISUSED  # type: ignore[attr-defined]
+        # Some releases of typer have their values checked by pydantic, which says that it did.
+        said = error.format_message()  # type: ignore[attr-defined]
+        return said.replace("Value error, ", ""), MISUSED
     if isinstance(error, OptionError):
         return error.of_command(), MISUSED
+    if isinstance(error, NotWritableError):
+        return str(error), FAILED
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return str(error), MISUSED
+        return as_option_named(str(error)), MISUSED
     return f"{type(error).__name__}: {error}", FAILED

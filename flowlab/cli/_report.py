@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flowlab import _files
-from flowlab._options import OptionError, refuse_unless
+from flowlab._files import check_writable
+from flowlab._options import OptionError, as_flag, refuse_unless
 from flowlab._tables import table
 
 if TYPE_CHECKING:
@@ -206,6 +207,7 @@ def check_file(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
     refuse_unless(there, option, "must be a file in a folder that exists, but is {}", path)
     right = not suffixes or path.suffix.lower() in suffixes
     refuse_unless(right, option, "must end in {}, but is {}", ", ".join(suffixes), path)
+    check_writable(f"Option {as_flag(option)}", path)
 
 
 def print_losses(reach: float) -> "dict[str, Card]":

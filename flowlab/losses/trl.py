@@ -92,9 +92,9 @@ def from_trl(
         A loss of one class of this package, or a `WeightedSum` of several.
 
     Raises:
-        ValueError: If the trainer, a loss type, the divergence or a field is unknown; if the trainer
-            lacks a field that is given; if a field is given another value than its default and has
-            no effect; if TRL refuses the combination (a divergence with a loss that is not of a
+        ValueError: If the trainer, a loss type, the divergence or a field is unknown; if the
+            trainer lacks a field that is given; if one is given another value than its default and
+            has no effect; if TRL refuses the combination (a divergence with a loss that is not of a
             difference of scores, "exo_pair" without label smoothing, weights of another number than
             the loss types); or if the loss refuses a value.
 

@@ -29,6 +29,7 @@ from flowlab._options import (
 )
 from flowlab.cli import _cache as cache
 from flowlab.cli import _report as report
+from flowlab.cli._interrupt import INTERRUPTED, end_soon
 from flowlab.cli._options import option, with_options
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, MISUSED = 1, 2
 _RARELY = 100_000, 20, 20  # new objects before Python looks for cycles among the young, and so on
 # Options that a portrait has like a sweep, and those of a sweep that are no entries of files alone.
 _DRAWN = ("loss", "parameters", "offset", *OF_POLICY)
@@ -88,6 +89,7 @@ def main() -> None:
     # Tracing makes very many objects that live on, and looking through all of them for cycles as
     # often as Python does would take a tenth of its time.
     gc.set_threshold(*_RARELY)
+    end_soon()
     try:
         app(prog_name="flowlab", obj=cache.keep_programs)
     except SystemExit as end:
@@ -318,6 +320,7 @@ def displacement(
     try:
         for name, one in losses.items():
             found[name] = mapped.displacement(one, time=time, progress=None, **given)
+            report.keep_displacements(found, out)
     finally:
         if found:
             report.write_displacements(found, out)

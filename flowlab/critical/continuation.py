@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from flowlab.critical.branch_tracking import Follower
 from flowlab.critical.branch_walk import Event, Walk
@@ -18,6 +19,7 @@ from flowlab.critical.derivatives import checked_region
 from flowlab.critical.momentary import fill, is_momentary
 from flowlab.critical.points import critical_points
 from flowlab.critical.types import CriticalPoint
+from flowlab.ensemble.driver import bar_options
 from flowlab.flow import AbstractFlow
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
@@ -131,6 +133,7 @@ def continuation(
     region: npt.ArrayLike,
     *,
     starts: int = 128,
+    progress: bool | None = None,
 ) -> Continuation:
     """Critical points followed over a hyper-parameter of a flow, with what happens on the way.
 
@@ -152,6 +155,7 @@ def continuation(
         values: Increasing values, at least two.
         region: Lower and upper end of every component, shape (d, 2).
         starts: Starts of each search.
+        progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
     Raises:
         ValueError: If the values do not increase, the flow has no such hyper-parameter, or the
@@ -179,7 +183,8 @@ def continuation(
     except ValueError as error:
         raise ValueError(str(error).replace("Argument `over`", "Argument `parameter`")) from None
     follow = Follower(flow, parameter, ends)
-    found = [list(critical_points(follow.flow_at(v), ends, starts=starts)) for v in known]
+    with tqdm(known, desc="values", **bar_options(progress)) as shown:
+        found = [list(critical_points(follow.flow_at(v), ends, starts=starts)) for v in shown]
     passed = [is_momentary(found, at, follow.width) for at in range(len(listed))]
     followed = [at for at, momentary in enumerate(passed) if not momentary or all(passed)]
     walk = Walk(follow, listed[followed])

@@ -92,6 +92,8 @@ _OF_ARGUMENT = {
     "betas": "beta",
     "chosen": "box_chosen",
     "level": "measure",
+    "levels": "until",
+    "of": "measure",
     "ratios": "rejected_kernel",
     "rejected": "box_rejected",
 }
@@ -122,13 +124,14 @@ class OptionError(ValueError):
 
     def of_command(self) -> str:
         """The sentence to one who wrote a command."""
-        flag = as_flag(self.args[0])
-        return f"{'Option' if flag.startswith('--') else 'Argument'} {self._told(as_flag)}"
+        return self._told(as_flag, _as_option)
 
-    def _told(self, spelled: Callable[[str], str]) -> str:
+    def _told(
+        self, spelled: Callable[[str], str], first: Callable[[str], str] | None = None
+    ) -> str:
         name, sentence, *values = self.args
         others = {each: spelled(each) for each in OPTIONS}
-        return f"{spelled(name)} {sentence.format(*values, **others)}."
+        return f"{(first or spelled)(name)} {sentence.format(*values, **others)}."
 
 
 def as_flag(name: str) -> str:
@@ -138,22 +141,31 @@ def as_flag(name: str) -> str:
 
 
 def as_option_named(message: str) -> str:
-    """A message on an argument, if it is an option, with that as it stands on the command line."""
-    return _renamed(message, lambda name: f"Option {as_flag(name)}")
+    """A message on an argument, if that is an option, in the words of the command line."""
+    return _renamed(message, _as_option, as_flag)
 
 
 def as_entry_named(message: str) -> str:
     """A message on an argument, if it is an entry of a recipe, to stand behind a file's name."""
-    return _renamed(message, lambda name: f"entry {_as_entry(name)}")
+    return _renamed(message, lambda name: f"entry {_as_entry(name)}", _as_entry)
 
 
-def _renamed(message: str, spelled: Callable[[str], str]) -> str:
+def _renamed(message: str, first: Callable[[str], str], others: Callable[[str], str]) -> str:
     """A message that begins with an argument that the library takes from an option."""
     said = re.match(r"Argument `(\w+)`", message)
     name = None if said is None else _OF_ARGUMENT.get(said[1], said[1])
-    if said is None or name not in OPTIONS or as_flag(name).startswith("`"):
+    if said is None or name not in OPTIONS:
         return message
-    return spelled(name) + message[said.end() :]
+
+    def other(found: re.Match[str]) -> str:
+        return others(found[1]) if found[1] in OPTIONS else found[0]
+
+    return first(name) + re.sub(r"`(\w+)`", other, message[said.end() :])
+
+
+def _as_option(name: str) -> str:
+    flag = as_flag(name)
+    return f"{'Option' if flag.startswith('--') else 'Argument'} {flag}"
 
 
 def _as_entry(name: str) -> str:

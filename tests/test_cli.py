@@ -343,7 +343,10 @@ WRONG = {
     "Option --set must name numbers, but divergence is none.": {"--set": "divergence=1"},
     "Option --set must name hyper-parameters, but names 'name'.": {"--set": "name=1"},
     "Option --set must not name tau twice.": {"--loss": "discopop", "--set": ["tau=1", "tau=2"]},
-    "Argument `label_smoothing` must lie in [0, ": {"--loss": "cdpo", "--set": "label_smoothing=2"},
+    "Option --set label_smoothing must lie in [0, ": {
+        "--loss": "cdpo",
+        "--set": "label_smoothing=2",
+    },
     "Invalid value for '--beta'": {"--beta": "much"},
     "Option --until must be loss_below=L, ": {"--until": "tomorrow"},
     "Option --until must be loss_below=L": {"--until": "loss_below"},
@@ -365,17 +368,17 @@ WRONG = {
     "Option --measure must have a speed after dwell=": {"--measure": "change=3"},
     "Option --measure must have no space for margin_zero": {"--measure": "margin_zero:u"},
     "Option --measure must hold numbers": {"--measure": "dwell=slow"},
-    "Argument `of` must be": {"--measure": "path_length:y"},
-    "Argument `beta` must be positive": {"--beta": "-1"},
-    "Argument `beta` must be positive and finite, but is -1": {"--beta": ["0.3", "-1"]},
-    "Argument `levels` must be strictly decreasing": {"--until": "loss_below=0.1,0.5"},
-    "Argument `kernel` must be positive semidefinite": {**LOG_RATIO, "--kernel": "1,2,1"},
-    "Argument `chosen` must be positive and finite": {"--domain": "box", "--box-chosen": "-1"},
-    "Argument `upper` must be above `lower`": {"--lower": ("0", "2")},
-    "Argument `rtol` must lie between": {"--rtol": "2"},
-    "Argument `audit` must lie between 0 and 1": {"--audit": "2"},
-    "Argument `block_size` must be a positive int": {"--block-size": "0"},
-    "Argument `clock` must be one of": {"--until": "boundary", "--clock": "loss"},
+    "Option --measure must be": {"--measure": "path_length:y"},
+    "Option --beta must be positive": {"--beta": "-1"},
+    "Option --beta must be positive and finite, but is -1": {"--beta": ["0.3", "-1"]},
+    "Option --until must be strictly decreasing": {"--until": "loss_below=0.1,0.5"},
+    "Option --kernel must be positive semidefinite": {**LOG_RATIO, "--kernel": "1,2,1"},
+    "Option --box-chosen must be positive and finite": {"--domain": "box", "--box-chosen": "-1"},
+    "Option --upper must be above --lower": {"--lower": ("0", "2")},
+    "Option --rtol must lie between": {"--rtol": "2"},
+    "Option --audit must lie between 0 and 1": {"--audit": "2"},
+    "Option --block-size must be a positive int": {"--block-size": "0"},
+    "Option --clock must be one of": {"--until": "boundary", "--clock": "loss"},
 }
 
 
@@ -508,7 +511,7 @@ def test_a_process_ends_with_the_exit_code(tmp_path):
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 2
     assert answer.stdout == ""
-    assert answer.stderr.startswith("flowlab: Argument `path` must name a store")
+    assert answer.stderr.startswith("flowlab: Argument `STORE` must name a store")
     assert answer.stderr.count("\n") == 1
 
 

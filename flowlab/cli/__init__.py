@@ -255,6 +255,7 @@ def losses(
         found = report.print_losses(square)
     else:
         loss = request.loss(name, request.loss_parameters(parameters), "name")
+        request.refuse_batch(loss, name, "name")
         picture = Path(f"{name}.png") if figure is None else figure
         report.check_file("figure", picture, report.PICTURES)
         found = {name: cards.card(loss, reach=square)}

@@ -413,7 +413,7 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
     if isinstance(error, OptionError):
         return error.of_command(), MISUSED
     if isinstance(error, NotWritableError):
-        return str(error), FAILED
+        return as_option_named(str(error)), FAILED
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return as_option_named(str(error)), MISUSED
     return f"{type(error).__name__}: {error}", FAILED

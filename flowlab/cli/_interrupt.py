@@ -39,6 +39,7 @@ def _watch(reader: int) -> None:
     time.sleep(_MOMENT)
     told = ["interrupted", *(sentence() for sentence in _sentences)]
     sys.stdout.flush()
-    sys.stderr.write(f"\nflowlab: {': '.join(told)}\n")
+    begun = "\n" if sys.stderr.isatty() else ""  # behind the ^C, or a bar
+    sys.stderr.write(f"{begun}flowlab: {': '.join(told)}\n")
     sys.stderr.flush()
     os._exit(INTERRUPTED)

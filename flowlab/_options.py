@@ -3,6 +3,7 @@
 It imports nothing but the standard library, so that `flowlab --help` answers at once.
 """
 
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ __all__ = [
     "OPTIONS",
     "Option",
     "OptionError",
+    "as_entry_named",
     "as_flag",
+    "as_option_named",
     "check",
     "filled",
     "refuse_idle",
@@ -83,6 +86,17 @@ OPTIONS = {
     for group, options in _TABLE.items()
     for name, keys in options.items()
 }
+# What the library calls otherwise than the command does.
+_OF_ARGUMENT = {
+    "below": "measure",
+    "betas": "beta",
+    "chosen": "box_chosen",
+    "level": "measure",
+    "levels": "until",
+    "of": "measure",
+    "ratios": "rejected_kernel",
+    "rejected": "box_rejected",
+}
 OF_SWEEP = tuple(name for name, option in OPTIONS.items() if option.group != "command")
 OF_POLICY = tuple(name for name, option in OPTIONS.items() if option.group == "policy")
 
@@ -110,19 +124,48 @@ class OptionError(ValueError):
 
     def of_command(self) -> str:
         """The sentence to one who wrote a command."""
-        flag = as_flag(self.args[0])
-        return f"{'Option' if flag.startswith('--') else 'Argument'} {self._told(as_flag)}"
+        return self._told(as_flag, _as_option)
 
-    def _told(self, spelled: Callable[[str], str]) -> str:
+    def _told(
+        self, spelled: Callable[[str], str], first: Callable[[str], str] | None = None
+    ) -> str:
         name, sentence, *values = self.args
         others = {each: spelled(each) for each in OPTIONS}
-        return f"{spelled(name)} {sentence.format(*values, **others)}."
+        return f"{(first or spelled)(name)} {sentence.format(*values, **others)}."
 
 
 def as_flag(name: str) -> str:
     """An option as it is written on the command line; an argument in backticks."""
     flag = OPTIONS[name].flag if name in OPTIONS else ""
     return f"`{flag}`" if flag.isupper() else flag or f"--{name.replace('_', '-')}"
+
+
+def as_option_named(message: str) -> str:
+    """A message on an argument, if that is an option, in the words of the command line."""
+    return _renamed(message, _as_option, as_flag)
+
+
+def as_entry_named(message: str) -> str:
+    """A message on an argument, if it is an entry of a recipe, to stand behind a file's name."""
+    return _renamed(message, lambda name: f"entry {_as_entry(name)}", _as_entry)
+
+
+def _renamed(message: str, first: Callable[[str], str], others: Callable[[str], str]) -> str:
+    """A message that begins with an argument that the library takes from an option."""
+    said = re.match(r"Argument `(\w+)`", message)
+    name = None if said is None else _OF_ARGUMENT.get(said[1], said[1])
+    if said is None or name not in OPTIONS:
+        return message
+
+    def other(found: re.Match[str]) -> str:
+        return others(found[1]) if found[1] in OPTIONS else found[0]
+
+    return first(name) + re.sub(r"`(\w+)`", other, message[said.end() :])
+
+
+def _as_option(name: str) -> str:
+    flag = as_flag(name)
+    return f"{'Option' if flag.startswith('--') else 'Argument'} {flag}"
 
 
 def _as_entry(name: str) -> str:

@@ -343,7 +343,10 @@ WRONG = {
     "Option --set must name numbers, but divergence is none.": {"--set": "divergence=1"},
     "Option --set must name hyper-parameters, but names 'name'.": {"--set": "name=1"},
     "Option --set must not name tau twice.": {"--loss": "discopop", "--set": ["tau=1", "tau=2"]},
-    "Argument `label_smoothing` must lie in [0, ": {"--loss": "cdpo", "--set": "label_smoothing=2"},
+    "Option --set label_smoothing must lie in [0, ": {
+        "--loss": "cdpo",
+        "--set": "label_smoothing=2",
+    },
     "Invalid value for '--beta'": {"--beta": "much"},
     "Option --until must be loss_below=L, ": {"--until": "tomorrow"},
     "Option --until must be loss_below=L": {"--until": "loss_below"},
@@ -365,17 +368,17 @@ WRONG = {
     "Option --measure must have a speed after dwell=": {"--measure": "change=3"},
     "Option --measure must have no space for margin_zero": {"--measure": "margin_zero:u"},
     "Option --measure must hold numbers": {"--measure": "dwell=slow"},
-    "Argument `of` must be": {"--measure": "path_length:y"},
-    "Argument `beta` must be positive": {"--beta": "-1"},
-    "Argument `beta` must be positive and finite, but is -1": {"--beta": ["0.3", "-1"]},
-    "Argument `levels` must be strictly decreasing": {"--until": "loss_below=0.1,0.5"},
-    "Argument `kernel` must be positive semidefinite": {**LOG_RATIO, "--kernel": "1,2,1"},
-    "Argument `chosen` must be positive and finite": {"--domain": "box", "--box-chosen": "-1"},
-    "Argument `upper` must be above `lower`": {"--lower": ("0", "2")},
-    "Argument `rtol` must lie between": {"--rtol": "2"},
-    "Argument `audit` must lie between 0 and 1": {"--audit": "2"},
-    "Argument `block_size` must be a positive int": {"--block-size": "0"},
-    "Argument `clock` must be one of": {"--until": "boundary", "--clock": "loss"},
+    "Option --measure must be": {"--measure": "path_length:y"},
+    "Option --beta must be positive": {"--beta": "-1"},
+    "Option --beta must be positive and finite, but is -1": {"--beta": ["0.3", "-1"]},
+    "Option --until must be strictly decreasing": {"--until": "loss_below=0.1,0.5"},
+    "Option --kernel must be positive semidefinite": {**LOG_RATIO, "--kernel": "1,2,1"},
+    "Option --box-chosen must be positive and finite": {"--domain": "box", "--box-chosen": "-1"},
+    "Option --upper must be above --lower": {"--lower": ("0", "2")},
+    "Option --rtol must lie between": {"--rtol": "2"},
+    "Option --audit must lie between 0 and 1": {"--audit": "2"},
+    "Option --block-size must be a positive int": {"--block-size": "0"},
+    "Option --clock must be one of": {"--until": "boundary", "--clock": "loss"},
 }
 
 
@@ -383,6 +386,39 @@ WRONG = {
 def test_a_wrong_value_is_refused_in_one_line(sentence, tmp_path):
     assert refusal(swept(tmp_path / "sweep", RATIO, GRID, WRONG[sentence])).startswith(sentence)
     assert os.listdir(tmp_path) == []
+
+
+def test_an_entry_of_a_plan_is_named_as_it_is_written(tmp_path):
+    plan = tmp_path / "plan.toml"
+    begun = 'loss = "dpo"\npolicy = "ratio"\nstarts = "sobol"\ncount = 9\n'
+    begun += "lower = [0.1, 0.1]\nupper = [1, 1]\n"
+    for written, sentence in {
+        'until = "loss_below=0.1"\nblock = 0': "entry `block` must be a positive int, but is 0.",
+        "until = {near = 0.1}": 'entry `until` must hold texts such as near = "loss_below=0.1", '
+        "but holds near = 0.1.",
+    }.items():
+        plan.write_text(begun + written)
+        result = flowlab_command("sweep", "--plan", plan, "--out", tmp_path / "s")
+        assert refusal(result) == f"The plan {plan}: {sentence}"
+
+
+def test_a_place_that_cannot_be_written_is_a_failure_that_names_the_option(tmp_path, monkeypatch):
+    def cannot(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", cannot)
+    for result, option, name in (
+        (swept(tmp_path / "new" / "s", RATIO, GRID), "--out", "new/s"),
+        (flowlab_command("study", "--out", tmp_path / "s"), "--out", "s"),
+        (flowlab_command("losses", "dpo", "--json", tmp_path / "s"), "--json", "s"),
+    ):
+        said = refusal(result, code=1)
+        assert said.startswith(("Option", "Argument"))
+        assert said.endswith(
+            f" must be in a folder that can be written, but is {tmp_path / name}, and {tmp_path} "
+            "cannot: Permission denied."
+        ), said
+        assert option in said
 
 
 def test_a_wrong_command_or_option_is_refused_in_one_line():
@@ -508,7 +544,7 @@ def test_a_process_ends_with_the_exit_code(tmp_path):
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert answer.returncode == 2
     assert answer.stdout == ""
-    assert answer.stderr.startswith("flowlab: Argument `path` must name a store")
+    assert answer.stderr.startswith("flowlab: Argument `STORE` must name a store")
     assert answer.stderr.count("\n") == 1
 
 

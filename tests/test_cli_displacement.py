@@ -118,8 +118,8 @@ NOT_MAPPED = {
     "Option --beta has no effect with --loss sft": ("--loss", "sft", "--beta", "0.1"),
     "Option --rejected-kernel must be positive": ("--loss", "dpo", "--rejected-kernel", "0"),
     "Option --margins must be LOW HIGH": ("--loss", "dpo", "--margins", "2", "1"),
-    "Argument `time` must be positive": ("--loss", "dpo", "--time", "-1"),
-    "Argument `beta` must be positive": ("--loss", "dpo", "--beta", "-1"),
+    "Option --time must be positive": ("--loss", "dpo", "--time", "-1"),
+    "Option --beta must be positive": ("--loss", "dpo", "--beta", "-1"),
     "Missing option '--loss'": (),
     "Invalid value for '--cells'": ("--loss", "dpo", "--cells", "1"),
 }

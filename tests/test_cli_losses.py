@@ -197,9 +197,9 @@ NO_CARD = {
         "a/x.png",
     ),
     "Option --json must be a file, but . is a folder.": ("--json", "."),
-    "Argument `reach` must be positive": ("ipo", "--reach", "-1"),
-    "Argument `reach` must be positive and": ("--reach", "nan"),
-    "Argument `loss` must be a loss of one pair": ("aot",),
+    "Option --reach must be positive": ("ipo", "--reach", "-1"),
+    "Option --reach must be positive and": ("--reach", "nan"),
+    "Argument `NAME` must name losses of one pair, but aot": ("aot",),
 }
 
 

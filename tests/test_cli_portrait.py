@@ -141,7 +141,7 @@ NOT_DRAWN = {
         "ackley",
     ),
     "Option --loss must be one of dpo, ": ("--loss", "mse", "--policy", "ratio"),
-    "Argument `loss` must be a loss of one pair": ("--loss", "aot", "--policy", "ratio"),
+    "Option --loss must be a loss of one pair": ("--loss", "aot", "--policy", "ratio"),
     "Invalid value for '--policy'": ("--loss", "dpo", "--policy", "plane"),
     "Option --kernel has no effect with --policy ratio.": (*DPO_ON_RATIOS, "--kernel", "1,0,1"),
     "Option --wall has no effect without --domain box or simplex.": (

@@ -1,7 +1,7 @@
 """Critical points over a parameter: normal forms of bifurcations, and a loss's own target."""
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -291,3 +291,151 @@ def test_values_must_increase(values: list[float]) -> None:
 def test_an_unknown_parameter_is_named() -> None:
     with pytest.raises(ValueError, match="^Argument `parameter` must name .*`strength`"):
         continuation(FOLD, "slope", VALUES, REGION)
+
+
+class Turned(eqx.Module):
+    """A normal form of a bifurcation at λ = 0, in coordinates that are turned, shifted and scaled.
+
+    The state is origin + scale · R z; the forms are of z, of which the first two components take
+    part: a pitchfork (λ z0² / 2 + z0⁴ / 4), a crossing (z0³ / 3 − λ z0² / 2), a fold
+    (z0³ / 3 − λ z0), both curvatures through 0 at once (λ (z0² + z1²) / 2), the second 0.1 later,
+    a parabola λ z0² / 2, which is a line of minima at 0, and z0³ / 3 + λ² z0, a point at 0 alone.
+    """
+
+    shares: np.ndarray
+    turn: np.ndarray
+    origin: np.ndarray
+    scale: np.ndarray
+    strength: np.ndarray = eqx.field(default=0.0, converter=np.asarray)
+
+    def __call__(self, state: Float[Array, " d"]) -> Float[Array, ""]:
+        z = jnp.asarray(self.turn).T @ (state - jnp.asarray(self.origin)) / self.scale
+        a, b, strength = z[0], z[1], self.strength
+        forms = (
+            strength * a**2 / 2 + a**4 / 4 + b**2 / 2,
+            a**3 / 3 - strength * a**2 / 2 + b**2 / 2,
+            a**3 / 3 - strength * a + b**2 / 2,
+            strength * (a**2 + b**2) / 2,
+            (strength * a**2 + (strength - 0.1) * b**2) / 2,
+            strength * a**2 / 2 + b**2 / 2,
+            a**3 / 3 + strength**2 * a + b**2 / 2,
+        )
+        return jnp.asarray(self.shares) @ jnp.stack(forms) + jnp.sum(z[2:] ** 2) / 2
+
+
+FORMS = ("pitchfork", "crossing", "fold", "both", "two", "line", "moment")
+SAMPLED = np.array([-0.6, -0.3, 0.0, 0.45, 0.6])  # 0, where it happens, is one of them
+
+
+def normal_form(name: str, values: np.ndarray = SAMPLED, size: int = 2) -> Continuation:
+    angle = 0.7
+    turn = np.eye(size)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    if size > 2:
+        turn = turn @ np.array([[0.0, 0, 1], [0.6, 0.8, 0], [-0.8, 0.6, 0]])
+    origin = np.array([31.0, -17.0, 5.0])[:size]
+    shares = np.array([float(form == name) for form in FORMS])
+    flow = Flow(Turned(shares, turn, origin, np.asarray(10.0)))
+    region = np.stack([origin - 20.5, origin + 19.5], axis=1)
+    return continuation(flow, "strength", values, region, starts=64)
+
+
+def kinds(found: Continuation) -> list[list[str]]:
+    return sorted([name for name, _, _ in branch.stretches] for branch in found.branches)
+
+
+SADDLE, POINT = "saddle of index 1", "degenerate point"
+WANTED: dict[str, tuple[list[tuple[str, str, str]], list[list[str]]]] = {
+    "pitchfork": (
+        [
+            ("changes index", SADDLE, "minimum"),
+            ("vanishes", "minimum", ""),
+            ("vanishes", "minimum", ""),
+        ],
+        [["minimum", POINT], ["minimum", POINT], [SADDLE, POINT, "minimum"]],
+    ),
+    "crossing": (
+        [("changes index", "minimum", SADDLE), ("changes index", SADDLE, "minimum")],
+        [["minimum", POINT, SADDLE], [SADDLE, POINT, "minimum"]],
+    ),
+    "fold": (
+        [("appears", "", "minimum"), ("appears", "", SADDLE)],
+        [[POINT, "minimum"], [POINT, SADDLE]],
+    ),
+    "line": (
+        [("changes index", SADDLE, "minimum")],
+        [[SADDLE, "line of minima", "minimum"]],
+    ),
+    "moment": ([("appears", "", POINT), ("vanishes", POINT, "")], [[POINT]]),
+}
+
+
+@pytest.mark.parametrize("name", WANTED)
+def test_what_happens_at_a_value_of_the_list_happens_as_between_two(name: str) -> None:
+    found = normal_form(name)
+    events, stretches = WANTED[name]
+    assert told(found) == events
+    assert kinds(found) == stretches
+    check_values(found, 0)
+
+
+def test_two_curvatures_that_vanish_at_once_are_one_change_and_those_apart_are_two() -> None:
+    found = {name: normal_form(name, np.array([-0.13, 0.2]), size=3) for name in ("both", "two")}
+    (at_once,) = found["both"].events
+    assert (at_once.before, at_once.after) == ("saddle of index 2", "minimum")
+    assert abs(at_once.value) < SHARP
+    assert [(event.before, event.after) for event in found["two"].events] == [
+        ("saddle of index 2", SADDLE),
+        (SADDLE, "minimum"),
+    ]
+    assert np.allclose([event.value for event in found["two"].events], [0, 0.1], atol=SHARP)
+
+
+def test_what_happens_at_the_first_or_last_value_is_told_of() -> None:
+    first = normal_form("pitchfork", np.array([0.0, 0.5]))
+    assert first.events == ()
+    assert kinds(first) == [[POINT, "minimum"]]
+    last = normal_form("pitchfork", np.array([-0.5, 0.0]))
+    assert told(last) == [("vanishes", "minimum", "")] * 2
+    assert kinds(last) == [["minimum", POINT], ["minimum", POINT], [SADDLE, POINT]]
+    check_values(last, 0)
+
+
+def test_words_give_a_branch_a_kind_for_each_stretch(pitchfork: Continuation) -> None:
+    assert "minimum, strength -1.05 to -0.025; saddle of index 1, strength 0.23125 to 1" in str(
+        pitchfork
+    )
+
+
+class Branching(eqx.Module):
+    """λ y0 to the second, or the fourth, of which Python chooses by λ."""
+
+    strength: float = 1.0
+
+    def __call__(self, state: Float[Array, " 1"]) -> Float[Array, ""]:
+        return state[0] ** 2 if self.strength < 5 else state[0] ** 4 - state[0] ** 2
+
+
+def test_a_potential_in_which_python_looks_at_the_parameter_is_followed_too() -> None:
+    found = continuation(Flow(Branching()), "strength", [1.0, 2.0], [(-2.0, 2.1)], starts=8)
+    assert kinds(found) == [["minimum"]]
+
+
+class Bowl(eqx.Module):
+    """λ y0² / 2, with a count of how often it is traced."""
+
+    strength: float = 1.0
+    traced: ClassVar[list[int]] = []
+
+    def __call__(self, state: Float[Array, " 1"]) -> Float[Array, ""]:
+        self.traced.append(1)
+        return self.strength * state[0] ** 2 / 2
+
+
+def test_no_program_is_compiled_for_another_value_of_the_parameter() -> None:
+    options: dict[str, Any] = dict(region=[(-2.0, 2.1)], starts=8)
+    continuation(Flow(Bowl()), "strength", [1.0, 2.0], **options)
+    cold = len(Bowl.traced)
+    continuation(Flow(Bowl()), "strength", [1.1, 1.5, 2.2, 3.1], **options)
+    # What is left are looks at shapes, when arguments are checked.
+    assert len(Bowl.traced) - cold <= 6 < cold

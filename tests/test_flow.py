@@ -311,6 +311,71 @@ def test_weights_that_do_not_fit_the_pairs_of_a_plane_are_refused():
             fl.preference_flow(fl.DPO(0.1), fl.RatioPlane(), weights=np.asarray(weights))
 
 
+def squares(y: Any) -> Any:
+    return jnp.sum(y**2)
+
+
+NO_FLOW: dict[str, tuple[Any, Any]] = {
+    "Argument `potential` must give one number for a state, as flows of potentials alone are "
+    "followed, and of no vector field, but gives shape (2,).": (lambda y: y**2, None),
+    "Argument `potential` must give a real number made of the state by JAX, but gives 3.0.": (
+        lambda y: 3.0,
+        None,
+    ),
+    "Argument `potential` must give a real number made of the state by JAX, but gives one of "
+    "bool.": (lambda y: jnp.all(y > 0), None),
+    "Argument `metric` must give what has the shape of a state, (2,), but gives ().": (
+        squares,
+        lambda y, p: jnp.sum(p),
+    ),
+    "Argument `metric` must be symmetric and positive semidefinite, but is [[1., 2.], [0., 1.]] "
+    "at the state [1., 1.].": (squares, lambda y, p: jnp.stack([p[0] + 2 * p[1], p[1]])),
+    "Argument `metric` must be symmetric and positive semidefinite, but is [[-1., -0.], "
+    "[-0., -1.]] at the state [1., 1.].": (squares, lambda y, p: -p),
+}
+
+
+@pytest.mark.parametrize("sentence", NO_FLOW)
+def test_what_is_no_potential_or_no_metric_is_refused_when_it_is_to_be_followed(sentence):
+    potential, metric = NO_FLOW[sentence]
+    flow, until = fl.Flow(potential, metric=metric), fl.until.time(1.0)
+    assert_refused(fl.sweep, sentence, flow, np.ones((3, 2)), until=until)
+    assert_refused(fl.flow_line, sentence, flow, np.ones(2), until=until)
+
+
+def test_a_metric_that_is_no_number_at_a_start_is_not_called_asymmetric():
+    flow = fl.Flow(squares, metric=lambda y, p: jnp.where(y[0] > 0, jnp.nan, 1.0) * p)
+    sentence = (
+        "Argument `start` must be finite, and the flow at it too, but the start is [1.0, 1.0]."
+    )
+    assert_refused(fl.flow_line, sentence, flow, np.ones(2), until=fl.until.time(1.0))
+
+
+def test_states_without_a_component_are_refused():
+    flow, until = fl.Flow(squares), fl.until.time(1.0)
+    wanted = "Argument `{}` must have at least one component, but has shape {}."
+    assert_refused(fl.sweep, wanted.format("starts", (3, 0)), flow, np.zeros((3, 0)), until=until)
+    assert_refused(fl.flow_line, wanted.format("start", (0,)), flow, np.zeros(0), until=until)
+
+
+class Weighed(eqx.Module):
+    weights: np.ndarray
+
+    def __call__(self, y: Any) -> Any:
+        return jnp.sum(self.weights * y**2)
+
+
+def test_a_sweep_over_an_array_is_refused():
+    sentence = (
+        "Argument `over` must name single numbers, but `weights` is an array of shape (2,); sweep "
+        "a factor of it, or one flow for each array."
+    )
+    flow, until = fl.Flow(Weighed(np.ones(2))), fl.until.time(1.0)
+    assert_refused(
+        fl.sweep, sentence, flow, np.ones((3, 2)), until=until, over={"weights": [1.0, 2.0]}
+    )
+
+
 def test_a_metric_that_is_no_function_is_refused():
     with pytest.raises(ValueError, match="Argument `metric` must be a function"):
         fl.Flow(lambda y: (y**2).sum(), metric=np.eye(2))  # type: ignore[arg-type]

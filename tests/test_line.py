@@ -256,3 +256,12 @@ def test_products_keep_the_precision_of_their_dtype_on_every_device():
     assert seen.count("highest") > 10 and seen[:traced].count("highest") > 3
     # What is evaluated elsewhere is the check of the shapes of a potential, which makes no product.
     assert set(seen) <= {"highest", None}
+
+
+@pytest.mark.parametrize("time", ["x", None, 1j, [[0.1], [0.2, 0.3]]])
+def test_a_time_that_is_no_number_is_refused(time):
+    line = fl.flow_line(
+        fl.preference_flow(fl.DPO(0.3), fl.RatioPlane()), np.ones(2) / 2, until=until.time(0.1)
+    )
+    with pytest.raises(ValueError, match="^Argument `time` must hold real numbers, but is "):
+        line.at(time)

@@ -221,6 +221,9 @@ WRONG: dict[str, dict[str, Any]] = {
     "Argument `starts` must hold a start": {"starts": np.zeros((0, 2))},
     "Argument `until` must hold something": {"until": {}},
     "Argument `over` must give a list of values": {"over": {"beta": 0.1}},
+    r"Argument `measures` must be a list of .*, but is a single one, of path_length\.": {
+        "measures": measures.path_length()
+    },
 }
 
 
@@ -228,6 +231,23 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_a_plan_that_makes_no_sense_is_refused(sentence):
     with pytest.raises(ValueError, match=sentence):
         made(**WRONG[sentence])
+
+
+def test_measures_whose_results_differ_in_shape_between_policies_are_refused_at_once():
+    corners = np.array([[1.0, 0], [0, 1], [1, 1], [0, 0.5]])
+    several: dict[str, Any] = {
+        "three": policies.LogLinear(corners[:3], [(0, 1)]),
+        "four": policies.LogLinear(corners, [(0, 1), (2, 3)]),
+    }
+    options: dict[str, Any] = dict(loss=losses.DPO(0.1), policy=several, until=until.time(1.0))
+    begin = plans.DrawnStarts("sobol", 100, (-1, -1), (1, 1))
+    plans.Plan(begin, measures=[measures.path_length()], **options)
+    sentence = (
+        "^Argument `measures` must have results of one shape with every policy, but `dip_depth` "
+        r"has shape \(1,\) with 'three' and \(2,\) with 'four'; give each a plan of its own\.$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        plans.Plan(begin, measures=[measures.dip()], **options)
 
 
 def test_a_hyper_parameter_that_a_loss_lacks_is_refused_with_its_case():

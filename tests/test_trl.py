@@ -335,7 +335,29 @@ REFUSED = {
         ("dpo", "sigmoid", {"label_smoothing": 0.1}),
         "Argument `label_smoothing` must keep its default 0.0 with the loss 'sigmoid', where it "
         "has no effect, but is 0.1; the fields with an effect are `beta`, `f_divergence_type`, "
-        "`loss_weights`.",
+        "`loss_weights`; the smoothed sigmoid loss is `losses.ConservativeDPO`.",
+    ),
+    "a weight of the tail": (
+        ("dpo", None, {"ld_alpha": 0.5}),
+        "Argument `ld_alpha` must be None or 1, but is 0.5; it weighs the tokens of the longer "
+        "response beyond the length of the shorter one, and a pair holds the log-probabilities of "
+        "whole responses.",
+    ),
+    "weights by likelihood": (
+        ("dpo", None, {"use_weighting": True}),
+        "Argument `use_weighting` must be None or False, but is True; it weighs pairs by how "
+        "likely their responses are and holds the weights fixed, so that what is followed is the "
+        "gradient of no loss.",
+    ),
+    "a reference that moves": (
+        ("kto", None, {"sync_ref_model": True}),
+        "Argument `sync_ref_model` must be None or False, but is True; it moves the reference "
+        "during training, and that of a flow stands still.",
+    ),
+    "a field that nobody knows": (
+        ("dpo", None, {"learning_speed": 1.0}),
+        "Argument `learning_speed` must be left out, but is given; TRL 1.16.0, whose fields are "
+        "known here, has none of that name.",
     ),
     "smoothing that no loss of a list has": (
         ("dpo", ["hinge", "sft"], {"label_smoothing": 0.1}),
@@ -415,3 +437,27 @@ REFUSED = {
 def test_it_is_refused(given, message):
     trainer, loss_type, fields = given
     assert_refused(from_trl, message, trainer, loss_type, **fields)
+
+
+CONFIGS = json.loads((DATA / "trl_configs.json").read_text())
+
+
+@pytest.mark.parametrize("trainer", CONFIGS)
+def test_a_whole_configuration_is_the_loss_of_its_trainer(trainer):
+    assert repr(from_trl(**CONFIGS[trainer])) == repr(from_trl(trainer))
+    assert repr(from_trl(trainer, **CONFIGS[trainer])) == repr(from_trl(trainer))
+
+
+def test_a_whole_configuration_keeps_what_it_says_of_the_loss():
+    changed = {"loss_type": ["robust", "sft"], "loss_weights": [1.0, 0.5], "label_smoothing": 0.2}
+    given = {**CONFIGS["dpo"], **changed, "learning_rate": 3e-5, "__cached__setup_devices": "cpu"}
+    assert repr(from_trl(**given)) == repr(from_trl("dpo", **changed))
+
+
+def test_a_whole_configuration_with_a_field_of_no_effect_is_refused():
+    with pytest.raises(ValueError, match="^Argument `discopop_tau` must keep its default 0.05"):
+        from_trl(**{**CONFIGS["dpo"], "discopop_tau": 0.3})
+
+
+def test_a_weight_of_one_on_the_tail_changes_nothing():
+    assert repr(from_trl(ld_alpha=1.0, use_weighting=False)) == repr(from_trl())

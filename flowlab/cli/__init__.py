@@ -18,10 +18,18 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowlab import __version__
-from flowlab._files import check_folder
-from flowlab._options import OF_POLICY, OF_SWEEP, OptionError, as_flag, refuse_unless
+from flowlab._files import NotWritableError, check_folder, check_writable
+from flowlab._options import (
+    OF_POLICY,
+    OF_SWEEP,
+    OptionError,
+    as_flag,
+    as_option_named,
+    refuse_unless,
+)
 from flowlab.cli import _cache as cache
 from flowlab.cli import _report as report
+from flowlab.cli._interrupt import INTERRUPTED, end_soon
 from flowlab.cli._options import option, with_options
 
 if TYPE_CHECKING:
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, MISUSED = 1, 2
 _RARELY = 100_000, 20, 20  # new objects before Python looks for cycles among the young, and so on
 # Options that a portrait has like a sweep, and those of a sweep that are no entries of files alone.
 _DRAWN = ("loss", "parameters", "offset", *OF_POLICY)
@@ -81,6 +89,7 @@ def main() -> None:
     # Tracing makes very many objects that live on, and looking through all of them for cycles as
     # often as Python does would take a tenth of its time.
     gc.set_threshold(*_RARELY)
+    end_soon()
     try:
         app(prog_name="flowlab", obj=cache.keep_programs)
     except SystemExit as end:
@@ -147,6 +156,8 @@ def sweep(
     from flowlab.cli import _request as request
 
     given = request.plan(asked, plan, float32=float32)
+    if "://" not in out:
+        check_writable(f"Option {as_flag('out')}", Path(out))
     if dry_run:
         typer.echo("estimating on some of the starts ...", err=True)
         expected = plans.estimate(given, out)
@@ -244,6 +255,7 @@ def losses(
         found = report.print_losses(square)
     else:
         loss = request.loss(name, request.loss_parameters(parameters), "name")
+        request.refuse_batch(loss, name, "name")
         picture = Path(f"{name}.png") if figure is None else figure
         report.check_file("figure", picture, report.PICTURES)
         found = {name: cards.card(loss, reach=square)}
@@ -309,6 +321,7 @@ def displacement(
     try:
         for name, one in losses.items():
             found[name] = mapped.displacement(one, time=time, progress=None, **given)
+            report.keep_displacements(found, out)
     finally:
         if found:
             report.write_displacements(found, out)
@@ -394,9 +407,13 @@ def _errors_in_one_line() -> Iterator[None]:
 def _message_and_code(error: Exception) -> tuple[str, int]:
     # Usage errors belong to typer or to click, depending on the release of typer.
     if hasattr(error, "format_message"):
-        return error.format_message(), MISUSED  # type: ignore[attr-defined]
+        # Some releases of typer have their values checked by pydantic, which says that it did.
+        said = error.format_message()  # type: ignore[attr-defined]
+        return said.replace("Value error, ", ""), MISUSED
     if isinstance(error, OptionError):
         return error.of_command(), MISUSED
+    if isinstance(error, NotWritableError):
+        return as_option_named(str(error)), FAILED
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
-        return str(error), MISUSED
+        return as_option_named(str(error)), MISUSED
     return f"{type(error).__name__}: {error}", FAILED

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flowlab import _files
-from flowlab._options import OptionError, refuse_unless
+from flowlab._files import check_writable
+from flowlab._options import OptionError, as_flag, refuse_unless
 from flowlab._tables import table
+from flowlab.cli._interrupt import say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +55,7 @@ def carry_out(
 
     with _client(scheduler) as client:
         shown = False if quiet else None
+        say(lambda: plans.resume_hint(out))
         try:
             runs = plans.run(
                 plan,
@@ -206,6 +209,7 @@ def check_file(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
     refuse_unless(there, option, "must be a file in a folder that exists, but is {}", path)
     right = not suffixes or path.suffix.lower() in suffixes
     refuse_unless(right, option, "must end in {}, but is {}", ", ".join(suffixes), path)
+    check_writable(f"Option {as_flag(option)}", path)
 
 
 def print_losses(reach: float) -> "dict[str, Card]":
@@ -263,14 +267,20 @@ def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
     """Print the table of displacements; write it to a folder, with the maps and all numbers."""
     from flowlab import displacement, plots
 
-    text = displacement.table(found)
-    typer.echo(text)
-    folder.mkdir(parents=True, exist_ok=True)
-    _files.write_json(displacement.to_json(found), folder / DISPLACEMENT, indent=None)
-    (folder / "table.txt").write_text(text + "\n", encoding="utf-8")
+    typer.echo(displacement.table(found))
+    keep_displacements(found, folder)
     figure, _ = plots.displacements(found)
     plots.save(figure, folder / "displacement", dpi=200)
     typer.echo(f"\ndisplacement: {folder}")
+
+
+def keep_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
+    """Write the table of displacements and all numbers to a folder."""
+    from flowlab import displacement
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _files.write_json(displacement.to_json(found), folder / DISPLACEMENT, indent=None)
+    (folder / "table.txt").write_text(displacement.table(found) + "\n", encoding="utf-8")
 
 
 def _losses(found: "dict[str, Card]", batches: Sequence[str]) -> str:

@@ -92,7 +92,8 @@ def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
     refuse_twice("losses", names)
     found: dict[str, AbstractLoss] = {}
     for name in names:
-        plain = _of_one_pair(loss(name, {}, "losses"), name, "losses")
+        plain = loss(name, {}, "losses")
+        refuse_batch(plain, name, "losses")
         if betas and has_beta(plain):
             found |= {f"{name}, β = {b:g}": loss(name, {"beta": b}) for b in betas}
         else:
@@ -112,16 +113,16 @@ def displaced(
     refuse_unless(alone or not texts, "parameters", "must come with one {loss} alone")
     parameters = loss_parameters(texts)
     asked = {"beta": beta, "offset": None}
-    return {
-        name: _of_one_pair(builders.loss_asked({**asked, "loss": name}, parameters), name, "loss")
-        for name in names
-    }
+    found = {name: builders.loss_asked({**asked, "loss": name}, parameters) for name in names}
+    for name, one in found.items():
+        refuse_batch(one, name, "loss")
+    return found
 
 
-def _of_one_pair(found: AbstractLoss, name: str, option: str) -> AbstractLoss:
+def refuse_batch(found: AbstractLoss, name: str, option: str) -> None:
+    """Refuse a loss of a batch, named by an option, where one of a pair is needed."""
     words = "must name losses of one pair, but {} is of a batch"
     refuse_unless(not found.of_batch, option, words, name)
-    return found
 
 
 def grid(

@@ -9,15 +9,19 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
+import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from flowlab.critical.boundary import Face
+from flowlab.critical.critical_sets import distance_to
 from flowlab.critical.derivatives import derivatives_at, diagonal, rates_of, root_step
 from flowlab.critical.points import described
 from flowlab.critical.tolerances import EXACT_STEP, ON_POINT
 from flowlab.critical.types import CriticalPoint, kind_of
 from flowlab.flow import AbstractFlow
+from flowlab.solve.problem import cast
 
 __all__ = ["BranchSegment", "Follower", "IndexChange"]
 
@@ -28,6 +32,14 @@ _CORRECTOR_STEPS = 20  # of Newton's method: from a prediction it needs a few, o
 _BISECTIONS = 50  # of a step, for where an index changes: to rounding
 _SINGULAR = 1e-2  # of the least curvature at the beginning: less at the end tells of a meeting
 _ONWARD = 1e-6  # of the way: how far on a wall is looked for
+_SHORTER = 0.45  # of a step that was in doubt: by halves a goal amid the way would be met exactly
+_AT_VALUE = 1e-6  # of the way: a segment that stops so close to a value stops at it
+_APART = 1e-4  # of the way: indices that change so close together do so at once
+_MEETING = 1e-2  # of the region: as far from where points meet as there. They part by a root of
+# what is left of the way, and a degenerate point is known to a root of rounding
+
+
+At = tuple[float, Float[np.ndarray, " d"]]  # a value of the parameter, and a place
 
 
 class _Seen(NamedTuple):
@@ -111,30 +123,58 @@ class BranchSegment:
             return self.short
         before, last = (float(np.min(np.abs(self._curvatures(at)))) for at in (-2, -1))
         gone = abs(self.values[-1] - self.values[-2])
-        return max(self.short, gone * last / (before - last) if before > last else 0.0)
+        left = gone * last / (before - last) if before > last else 0.0
+        return max(self.short, left) + float(np.spacing(np.max(np.abs(self.values))))
+
+    def is_at(self, value: float, other: float) -> bool:
+        """True for two values that are one, on the way of this segment."""
+        return abs(value - other) <= _AT_VALUE * abs(self.toward)
 
     def index_changes(self) -> list[IndexChange]:
         """The changes of the index on the way."""
         index = [self._index(at) for at in range(len(self.values))]
         return [
-            self._index_change(at) for at in range(len(index) - 1) if index[at] != index[at + 1]
+            change
+            for at in range(len(index) - 1)
+            if index[at] != index[at + 1]
+            for change in self._changes_between(at, at + 1)
         ]
 
-    def _index_change(self, at: int) -> IndexChange:
-        low, high = sorted((at, at + 1), key=lambda i: self.values[i])
-        names = self.described(low).name, self.described(high).name
-        value, place, within = self.follow.index_change_between(
-            self.face,
-            (self.values[low], self.places[low]),
-            (self.values[high], self.places[high]),
-        )
-        return IndexChange(value, place, names, within)
+    def _changes_between(self, one: int, other: int) -> list[IndexChange]:
+        """The changes between two values: one after the other, if the index does so by steps."""
+        low, high = sorted((one, other), key=lambda i: self.values[i])
+        here = self.values[low], self.places[low]
+        goal = self.values[high], self.places[high]
+        changes: list[IndexChange] = []
+        while not changes or here is not goal:
+            value, place, within = self.follow.index_change_between(self.face, here, goal)
+            beyond = self._beyond(here, (value, place), goal)
+            names = self._name_at(here), self._name_at(beyond)
+            changes.append(IndexChange(value, place, names, within))
+            here = beyond
+        return changes
+
+    def _beyond(self, before: At, change: At, goal: At) -> At:
+        """Where a point has an index between those before and at a goal; the goal if nowhere."""
+        first, last = (self.follow.index(*at, self.face) for at in (before, goal))
+        ahead = change[0] + _APART * abs(self.toward)
+        if abs(first - last) < 2 or ahead >= goal[0]:
+            return goal
+        part = (ahead - change[0]) / (goal[0] - change[0])
+        guess = change[1] + part * (goal[1] - change[1])
+        there = self.follow.root(ahead, guess, self.face, _MEETING * self.follow.width)
+        if there is None or self.follow.index(ahead, there, self.face) in (first, last):
+            return goal
+        return ahead, there
+
+    def _name_at(self, at: At) -> str:
+        return self.follow.described(*at, self.point, self.face).name
 
     def _curvatures(self, at: int) -> Float[np.ndarray, " k"]:
         return self.follow.curvatures(self.values[at], self.places[at], self.face)
 
     def _index(self, at: int) -> int:
-        return int(np.sum(self._curvatures(at) < 0))
+        return self.follow.index(self.values[at], self.places[at], self.face)
 
 
 class Follower:
@@ -143,9 +183,12 @@ class Follower:
     def __init__(self, flow: AbstractFlow, parameter: str, ends: Float[np.ndarray, "d 2"]) -> None:
         self.ends, self.width = ends, diagonal(ends)
         self.walls = flow.domain.walls()
-        self._flow_at = lru_cache(maxsize=8)(lambda value: flow.with_parameter(parameter, value))
+        as_held = _in_arrays if _takes_arrays(flow, len(ends)) else _as_it_is
+        self.flow_at = lru_cache(maxsize=8)(
+            lambda value: as_held(flow.with_parameter(parameter, value))
+        )
         self._derivatives = lru_cache(maxsize=64)(
-            lambda value, *at: derivatives_at(self._flow_at(value), at)
+            lambda value, *at: derivatives_at(self.flow_at(value), at)
         )
 
     def inside(self, place: Float[np.ndarray, " d"]) -> bool:
@@ -174,7 +217,7 @@ class Follower:
         face = self._face(point)
         if face is None:
             return None
-        place = self._root(value, point.place, face, ON_POINT * self.width)
+        place = self.root(value, point.place, face, ON_POINT * self.width)
         place = point.place if place is None else place
         segment = BranchSegment(self, point, face, [float(value)], [place], float(goal - value))
         step, sure = goal - value, 0
@@ -191,7 +234,7 @@ class Follower:
                 segment.short = abs(ahead - last)
                 return segment
             else:
-                step, sure = 0.5 * (ahead - last), 0
+                step, sure = _SHORTER * (ahead - last), 0
         segment.reached = True
         return segment
 
@@ -199,7 +242,7 @@ class Follower:
         self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
         """A point as it has become at another value and place."""
-        flow = self._flow_at(value)
+        flow = self.flow_at(value)
         if not point.on:
             return described(flow, place, self.width)
         here, seen = derivatives_at(flow, place[None]), self._seen(value, place, face)
@@ -221,6 +264,33 @@ class Follower:
         """Eigenvalues of the Hessian along a face, ascending."""
         return np.linalg.eigvalsh(self._seen(value, place, face).bend)
 
+    def index(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> int:
+        """The directions along a face in which the potential curves down."""
+        return int(np.sum(self.curvatures(value, place, face) < 0))
+
+    def is_meeting(self, point: CriticalPoint, place: Float[np.ndarray, " d"]) -> bool:
+        """True for a place so close to a degenerate point, or line, that it leads there."""
+        return float(distance_to(point, place[None])[0]) <= _MEETING * self.width
+
+    def met(
+        self, segment: BranchSegment, value: float, found: Sequence[CriticalPoint]
+    ) -> CriticalPoint | None:
+        """What of what was found at a value a segment leads to, or up to; None for nothing."""
+        place, last = segment.places[-1], segment.point
+        if not segment.is_at(segment.values[-1], value):
+            return None
+        at = self.nearest(place, last, [] if not segment.reached else found)
+        if at is not None:
+            return found[at]
+        meeting = [
+            point
+            for point in found
+            if (point.dimension or point.kind == "degenerate")
+            and point.on == last.on
+            and self.is_meeting(point, place)
+        ]
+        return min(meeting, key=lambda one: distance_to(one, place[None])[0], default=None)
+
     def held_beyond(self, segment: BranchSegment) -> bool:
         """True where no wall, nor release from one, lies just beyond the end of a segment."""
         onward = segment.values[-1] + _ONWARD * segment.toward
@@ -230,20 +300,20 @@ class Follower:
     def index_change_between(
         self,
         face: Face,
-        low: tuple[float, Float[np.ndarray, " d"]],
-        high: tuple[float, Float[np.ndarray, " d"]],
+        low: At,
+        high: At,
     ) -> tuple[float, Float[np.ndarray, " d"], float]:
         """The value between two at which a point has another index, where, and how far off."""
-        index = int(np.sum(self.curvatures(*low, face) < 0))
+        index = self.index(*low, face)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low[0] + high[0])
             if middle in (low[0], high[0]):
                 break
             room = float(np.linalg.norm(high[1] - low[1])) + _SHAKY * self.width
-            place = self._root(middle, 0.5 * (low[1] + high[1]), face, room)
+            place = self.root(middle, 0.5 * (low[1] + high[1]), face, room)
             if place is None:
                 break
-            same = int(np.sum(self.curvatures(middle, place, face) < 0)) == index
+            same = self.index(middle, place, face) == index
             low, high = ((middle, place), high) if same else (low, (middle, place))
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
@@ -272,11 +342,11 @@ class Follower:
         if ahead is None:
             return None
         moved = float(np.linalg.norm(ahead - place))
-        there = self._root(goal, ahead, face, _BENT * moved + shaky)
+        there = self.root(goal, ahead, face, _BENT * moved + shaky)
         if there is None or not self._seen(goal, there, face).held:
             return None
         behind = self._predicted(goal, there, value, face)
-        back = None if behind is None else self._root(value, behind, face, moved + shaky)
+        back = None if behind is None else self.root(value, behind, face, moved + shaky)
         if back is None or np.linalg.norm(back - place) > shaky:
             return None
         return there
@@ -291,7 +361,7 @@ class Follower:
             return None
         return place + face.along @ step
 
-    def _root(
+    def root(
         self, value: float, guess: Float[np.ndarray, " d"], face: Face, room: float
     ) -> Float[np.ndarray, " d"] | None:
         """The root that Newton's method leads to without leaving the room around a guess."""
@@ -325,3 +395,24 @@ def _newton(
         return slope
     step = root_step(slope[None], bend[None], width)[0][0]
     return step if np.all(np.isfinite(step)) else None
+
+
+def _in_arrays(flow: AbstractFlow) -> AbstractFlow:
+    """A flow whose numbers are arrays, so that one program serves for all of their values."""
+    with jax.enable_x64(True):
+        return cast(flow, np.float64)
+
+
+def _as_it_is(flow: AbstractFlow) -> AbstractFlow:
+    return flow
+
+
+def _takes_arrays(flow: AbstractFlow, size: int) -> bool:
+    """False for a flow of which Python has to know a number, as in an `if`."""
+    state = jax.ShapeDtypeStruct((size,), np.float64)
+    with jax.enable_x64(True):
+        try:
+            eqx.filter_eval_shape(lambda held, y: held.potential(y), _in_arrays(flow), state)
+        except TypeError:
+            return False
+    return True

@@ -168,9 +168,20 @@ def checked_over(
                 f"Argument `over` must give a list of values for `{name}`, but gives {sequence!r}."
             )
         for value in listed:
-            flow.with_parameter(name, float(value))
+            _check_single(name, flow, flow.with_parameter(name, float(value)))
         values[name] = [float(value) for value in listed]
     return values
+
+
+def _check_single(name: str, flow: AbstractFlow, changed: AbstractFlow) -> None:
+    """Refuse to sweep a hyper-parameter that is an array, of which one number would be made."""
+    held = zip(jax.tree.leaves(flow), jax.tree.leaves(changed), strict=False)
+    for before, after in held:
+        if np.ndim(before) > np.ndim(after):
+            raise ValueError(
+                f"Argument `over` must name single numbers, but `{name}` is an array of shape "
+                f"{np.shape(before)}; sweep a factor of it, or one flow for each array."
+            )
 
 
 def bar_options(progress: bool | None) -> dict[str, Any]:

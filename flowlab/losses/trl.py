@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float
 
 from flowlab.losses import batches, divergences, margin, reference_free, responses
+from flowlab.losses._trl_fields import OF_TRAINING, TRL
 from flowlab.losses.base import AbstractLoss
 from flowlab.losses.divergences import AbstractDivergence
 from flowlab.losses.sums import WeightedSum
@@ -16,7 +17,7 @@ __all__ = ["from_trl"]
 
 
 def from_trl(
-    trainer: str = "dpo",
+    trainer: str | None = None,
     loss_type: str | Sequence[str] | None = None,
     *,
     beta: Float[ArrayLike, "*p"] | None = None,
@@ -30,6 +31,10 @@ def from_trl(
     cpo_alpha: float | None = None,
     desirable_weight: float | None = None,
     undesirable_weight: float | None = None,
+    ld_alpha: float | None = None,
+    use_weighting: bool | None = None,
+    sync_ref_model: bool | None = None,
+    **of_training: Any,
 ) -> AbstractLoss:
     """The loss that a trainer of TRL minimises, named as in TRL's configuration.
 
@@ -54,8 +59,11 @@ def from_trl(
     ORPO in TRL counts the tokens of the prompt in its likelihood; a pair knows of none, so it is
     TRL's for an empty prompt.
 
+    A whole configuration of TRL 1.16 is taken too, `from_trl(**vars(config))`: its other fields,
+    such as `learning_rate`, concern no loss and are left aside.
+
     Args:
-        trainer: "dpo", "cpo", "kto" or "orpo".
+        trainer: "dpo", "cpo", "kto" or "orpo"; None for that of a whole configuration, else "dpo".
         loss_type: A name, or for "dpo" a list of names, which gives their weighted sum.
         beta: β of all losses, positive; an array sets one per pair, but not for "aot" and
             "aot_unpaired". It has no effect on "sft".
@@ -72,14 +80,21 @@ def from_trl(
             which accepts 0 and TRL's default, both without effect.
         desirable_weight: Weight of the chosen responses in "kto".
         undesirable_weight: Weight of the rejected responses in "kto".
+        ld_alpha: Weight of the tokens of the longer response beyond the length of the shorter one;
+            None or 1, as a pair does not say what its tokens have.
+        use_weighting: Weights of pairs by how likely their responses are, held fixed (WPO); None or
+            False, as they make of the flow one that follows the gradient of no loss.
+        sync_ref_model: Moves the reference during training (TR-DPO); None or False, as a flow's
+            stands still.
+        of_training: Fields of a configuration that concern no loss.
 
     Returns:
         A loss of one class of this package, or a `WeightedSum` of several.
 
     Raises:
-        ValueError: If the trainer, a loss type or the divergence is unknown; if the trainer lacks a
-            field that is given; if a field is given another value than its default and has no
-            effect; if TRL refuses the combination (a divergence with a loss that is not of a
+        ValueError: If the trainer, a loss type, the divergence or a field is unknown; if the
+            trainer lacks a field that is given; if one is given another value than its default and
+            has no effect; if TRL refuses the combination (a divergence with a loss that is not of a
             difference of scores, "exo_pair" without label smoothing, weights of another number than
             the loss types); or if the loss refuses a value.
 
@@ -88,8 +103,8 @@ def from_trl(
     Accuracy: TRL's value and gradients to 1e-10, relative, in double precision. TRL computes the
         α-divergence and ORPO in single precision, so there to 1e-5.
     """
-    kind = _kind(trainer)
-    names = _loss_types(trainer, kind, loss_type)
+    _check_refused(ld_alpha=ld_alpha, use_weighting=use_weighting, sync_ref_model=sync_ref_model)
+    _check_of_training(of_training)
     given = {
         "beta": beta,
         "label_smoothing": label_smoothing,
@@ -104,6 +119,9 @@ def from_trl(
         "undesirable_weight": undesirable_weight,
     }
     given = {field: value for field, value in given.items() if value is not None}
+    trainer = _trainer(of_training, given) if trainer is None else trainer
+    kind = _kind(trainer)
+    names = _loss_types(trainer, kind, loss_type)
     _check_known(trainer, kind, given)
     values = {**kind.defaults, **given}
     _check_divergence(kind, names, values)
@@ -221,6 +239,57 @@ _ARGUMENTS = {
 }
 
 
+# What `from_trl` does not take, but for the values that change nothing, and why.
+_REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
+    {
+        "ld_alpha": (
+            (None, 1),
+            "it weighs the tokens of the longer response beyond the length of the shorter one, and "
+            "a pair holds the log-probabilities of whole responses",
+        ),
+        "use_weighting": (
+            (None, False),
+            "it weighs pairs by how likely their responses are and holds the weights fixed, so "
+            "that what is followed is the gradient of no loss",
+        ),
+        "sync_ref_model": (
+            (None, False),
+            "it moves the reference during training, and that of a flow stands still",
+        ),
+    }
+)
+# A whole configuration tells its trainer by a field that no other has; ORPO's has none of a loss.
+_TELLING = {"discopop_tau": "dpo", "cpo_alpha": "cpo", "desirable_weight": "kto"}
+_ONLY_ORPO = "padding_value"
+
+
+def _check_refused(**given: Any) -> None:
+    for field, value in given.items():
+        idle, reason = _REFUSED[field]
+        if value not in idle:
+            raise ValueError(
+                f"Argument `{field}` must be {' or '.join(map(repr, idle))}, but is {value!r}; "
+                f"{reason}."
+            )
+
+
+def _check_of_training(given: Iterable[str]) -> None:
+    for field in given:
+        # transformers keeps devices that it has looked up among the fields.
+        if field not in OF_TRAINING and not field.startswith("__cached__"):
+            raise ValueError(
+                f"Argument `{field}` must be left out, but is given; TRL {TRL}, whose fields are "
+                "known here, has none of that name."
+            )
+
+
+def _trainer(of_training: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """The trainer of a whole configuration; "dpo" for fields of a loss alone."""
+    otherwise = "orpo" if _ONLY_ORPO in of_training else "dpo"
+    telling = (trainer for field, trainer in _TELLING.items() if field in given)
+    return next(telling, otherwise) if of_training else "dpo"
+
+
 def _kind(trainer: str) -> _Trainer:
     if trainer not in list(_TRAINERS):
         raise ValueError(
@@ -299,8 +368,15 @@ def _check_effects(kind: _Trainer, names: Sequence[str | None], values: Mapping[
                 f"Argument `{field}` must keep its default {' or be '.join(map(repr, usual))}"
                 f" {where or f'with the loss {_listed(names)}'}, where it has no effect, but is "
                 f"{values[field]!r}; the fields with an effect are "
-                f"{_quoted(field for field in kind.defaults if field in able)}."
+                f"{_quoted(field for field in kind.defaults if field in able)}"
+                f"{_instead(field, names)}."
             )
+
+
+def _instead(field: str, names: Sequence[str | None]) -> str:
+    if field != "label_smoothing" or "sigmoid" not in names:
+        return ""
+    return "; the smoothed sigmoid loss is `losses.ConservativeDPO`"
 
 
 def _check_smoothing(names: Sequence[str | None], values: Mapping[str, Any]) -> None:

@@ -15,7 +15,17 @@ from jaxtyping import Array, Float, PyTree
 from flowlab._checks import choice
 from flowlab.flow import AbstractFlow, PreferenceFlow
 
-__all__ = ["Ends", "Measure", "Nodes", "Space", "check_space", "motion", "needs_space", "position"]
+__all__ = [
+    "Ends",
+    "Measure",
+    "Nodes",
+    "Space",
+    "check_space",
+    "motion",
+    "needs_space",
+    "position",
+    "shapes",
+]
 
 Space = Literal["state", "x", "u", "probability"]
 
@@ -137,6 +147,25 @@ class Measure(eqx.Module):
                 f"{len(values)}."
             )
         return dict(zip(self.names, values, strict=True))
+
+
+def shapes(measure: Measure, flow: AbstractFlow, state: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each result of a measure, by name.
+
+    Args:
+        measure: The measure.
+        flow: A flow.
+        state: One of its states, or the shape and dtype of such.
+    """
+
+    def found(at: PyTree[Array]) -> dict[str, Array]:
+        velocity, nothing = flow.velocity(at), jnp.zeros(())
+        ends = Ends(at, velocity, at, velocity, at, nothing, nothing)
+        integral, carry = measure.rate(flow, at, velocity), measure.begin(flow, at)
+        return measure.results(flow, integral, carry, ends)
+
+    with jax.enable_x64(True):
+        return {name: value.shape for name, value in jax.eval_shape(found, state).items()}
 
 
 def check_space(of: str) -> Any:

@@ -36,10 +36,12 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
     try:
         return named(name, **parameters)
     except ValueError as error:
-        _, ours, said = str(error).partition("Argument `parameters` ")
-        if not ours:
+        said = re.match(r"Argument `(\w+)` (.*)\.$", str(error), re.DOTALL)
+        if said is None or said[1] not in ("parameters", *parameters):
             raise
-        raise OptionError("parameters", "{}", said.removesuffix(".")) from None
+        named_so = "" if said[1] == "parameters" else f"{said[1]} "
+        asked = "beta" if said[1] == "beta" else "parameters"  # which has an option of its own
+        raise OptionError(asked, "{}", said[2] if asked == "beta" else named_so + said[2]) from None
 
 
 def has_beta(found: AbstractLoss) -> bool:

@@ -18,8 +18,10 @@ from flowlab._checks import between, integer
 from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.measures import Measure
+from flowlab.measures.base import shapes
 from flowlab.plans.described import described
 from flowlab.policies import AbstractPolicy
+from flowlab.solve.problem import listed_measures
 from flowlab.until import AbstractTarget, Clock
 
 __all__ = ["DrawnStarts", "Plan"]
@@ -156,7 +158,8 @@ class Plan:
         _check_what_flows(loss, policy, flow)
         self.starts = starts if isinstance(starts, DrawnStarts) else _given(starts)
         self.recipe = None if recipe is None else dict(recipe)
-        self.measures, self.audit = tuple(measures), between("audit", audit, 0, 1)
+        self.measures = tuple(listed_measures(measures))
+        self.audit = between("audit", audit, 0, 1)
         named = {"loss": loss, "policy": policy, "flow": flow, "target": until}
         self._choices = {name: _choices(name, given) for name, given in named.items()}
         self._over = ensemble.checked_over(over, self._flow(self._first))
@@ -172,6 +175,7 @@ class Plan:
         self.block = _even_block(self.starts.count, block)
         for case in self.cases():
             self._check(case)
+        self._check_measures()
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -218,6 +222,24 @@ class Plan:
             except ValueError as error:
                 where = f" (Case: {labels}.)" if (labels := self.labels(case)) else ""
                 raise ValueError(f"{error}{where}") from None
+
+    def _check_measures(self) -> None:
+        """Refuse measures whose results have no shape that all policies, or flows, share."""
+        for axis in ("policy", "flow"):
+            labels = [label for label in self._choices[axis] if label is not None]
+            seen: dict[str, tuple[str, tuple[int, ...]]] = {}
+            for label in labels if len(labels) > 1 else ():
+                flow = self._flow({**self._first, axis: label})
+                point = self.starts.part(0, 1)[0]
+                results = [found for m in self.measures for found in shapes(m, flow, point).items()]
+                for name, shape in results:
+                    other, wanted = seen.setdefault(name, (label, shape))
+                    if shape != wanted:
+                        raise ValueError(
+                            f"Argument `measures` must have results of one shape with every "
+                            f"{axis}, but `{name}` has shape {wanted} with {other!r} and {shape} "
+                            f"with {label!r}; give each a plan of its own."
+                        )
 
     def labels(self, case: Sequence[int]) -> dict[str, Any]:
         """The labels of a case, by the names of the axes."""

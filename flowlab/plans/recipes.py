@@ -22,6 +22,7 @@ from flowlab._options import (
     OF_POLICY,
     OF_SWEEP,
     OptionError,
+    as_entry_named,
     check,
     filled,
     refuse_idle,
@@ -57,7 +58,7 @@ def from_toml(path: str | os.PathLike[str]) -> Plan:
     except OptionError as error:
         raise ValueError(f"The plan {path}: {error.of_file()}") from None
     except ValueError as error:
-        raise ValueError(f"The plan {path}: {error}") from None
+        raise ValueError(f"The plan {path}: {as_entry_named(str(error))}") from None
 
 
 def from_json(text: str) -> Plan:
@@ -154,6 +155,9 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
 def _texts(until: Any) -> dict[str, str]:
     """The texts of the targets by name; one that has none as `until`."""
     if isinstance(until, Mapping):
+        for name, text in until.items():
+            wanted = 'must hold texts such as {} = "loss_below=0.1", but holds {} = {!r}'
+            refuse_unless(isinstance(text, str), "until", wanted, name, name, text)
         named = {str(name): str(text) for name, text in until.items()}
     else:
         named = (

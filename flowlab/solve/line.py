@@ -15,6 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+from flowlab._checks import real, shown
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
 from flowlab.solve.compilation import compiled, exact_products
@@ -93,12 +94,12 @@ class Line(eqx.Module):
         """
         if _is_traced(self) or _is_traced(time):
             return _states_at(self, jnp.asarray(time))
-        asked = np.asarray(time, dtype=np.asarray(self.times).dtype)
+        asked = real("time", time).astype(np.asarray(self.times).dtype)
         if not np.all(self.covers(asked)):
             last = max(float(self.end_time), float(np.asarray(self.times)[-1]))
             raise ValueError(
                 f"Argument `time` must lie on the line, between 0 and {last:.6g}, "
-                f"but is {np.array2string(asked, threshold=4)}."
+                f"but is {shown(asked)}."
             )
         with jax.enable_x64(asked.dtype == np.float64):
             return _as_numpy(_compiled_states_at(self, asked))

@@ -20,6 +20,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from flowlab._checks import integer
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
+from flowlab.solve.functions import check_functions
 from flowlab.solve.rows import lanewise
 from flowlab.until import AbstractTarget, Clock
 
@@ -30,6 +31,7 @@ __all__ = [
     "cast",
     "check_counts",
     "filled",
+    "listed_measures",
     "default_rtol",
     "check_states",
     "check_target",
@@ -227,7 +229,7 @@ def make_problem(
     until.check(flow)
     rtol = default_rtol(dtype) if rtol is None else rtol
     _check_tolerances(rtol, atol, dtype)
-    _check_measures(measures, flow)
+    _check_measures(listed_measures(measures), flow)
     return Problem(
         flow=cast(flow, dtype),
         target=cast(until, dtype),
@@ -325,12 +327,23 @@ def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
         raise ValueError(f"Argument `atol` must be non-negative and finite, but is {atol!r}.")
 
 
-def _check_measures(measures: Sequence[Any], flow: AbstractFlow) -> None:
+def listed_measures(measures: Any) -> Any:
+    """A list of measures as it is.
+
+    Raises:
+        ValueError: If it is no list, such as a single measure.
+    """
     if isinstance(measures, str) or not isinstance(measures, Iterable):
+        single = f"a single one, of {', '.join(getattr(measures, 'names', ()))}"
+        given = single if isinstance(measures, Measure) else repr(measures)
         raise ValueError(
             "Argument `measures` must be a list of measures such as [measures.path_length()], "
-            f"but is {measures!r}."
+            f"but is {given}."
         )
+    return measures
+
+
+def _check_measures(measures: Sequence[Any], flow: AbstractFlow) -> None:
     for measure in measures:
         if not isinstance(measure, Measure):
             raise ValueError(
@@ -401,10 +414,14 @@ def check_states(
             f"Argument `{name}` must hold at least one start, and as many in every leaf, "
             f"but has shapes {shapes}."
         )
+    if not sum(int(np.prod(shape[int(batched) :], dtype=np.int64)) for shape in shapes):
+        raise ValueError(
+            f"Argument `{name}` must have at least one component, but has shape {shapes[0]}."
+        )
     cast = [array.astype(dtype) for array in arrays]
     states = jax.tree.unflatten(treedef, cast)
     _check_structure(name, states, flow, batched)
-    _check_potential(name, flow, states, batched)
+    check_functions(name, flow, states, batched)
     return states, dtype
 
 
@@ -440,14 +457,3 @@ def _numbers(name: str, leaf: Any) -> np.ndarray:
     if array.dtype.kind in "iu":
         return array.astype(np.float64)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
-
-
-def _check_potential(name: str, flow: AbstractFlow, states: Any, batched: bool) -> None:
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
-    with jax.enable_x64(True):
-        value = jax.eval_shape(flow.potential, one)
-    if getattr(value, "shape", None) != ():
-        raise ValueError(
-            f"Argument `{name}` must give one number under the potential, but a state gives shape "
-            f"{getattr(value, 'shape', None)}."
-        )

@@ -289,10 +289,21 @@ def alike(geometries: tuple[Geometry, ...] = GEOMETRIES) -> list[list[Geometry]]
     return [list(group) for _, group in groupby(ordered, key=structure)]
 
 
-def collect(settings: Settings, log: TrainingLog | None, progress: bool | None) -> StudyData:
+def collect(
+    settings: Settings,
+    log: TrainingLog | None,
+    progress: bool | None,
+    tell: Callable[[str], object] = lambda name: None,
+) -> StudyData:
     """Run everything the study needs.
 
     Two geometries are worked on at a time: while one compiles, the other runs.
+
+    Args:
+        settings: What the study runs.
+        log: A training log to draw over the flow.
+        progress: Whether to show progress bars; None where there is a terminal.
+        tell: Told the name of each geometry that is done.
     """
     cells = starts.grid(settings.map_cells).astype(settings.dtype)
     runs: dict[tuple[str, float], ClaimRuns] = {}
@@ -301,6 +312,7 @@ def collect(settings: Settings, log: TrainingLog | None, progress: bool | None) 
     def work(group: list[Geometry]) -> None:
         for geometry in group:
             runs.update(_claim_runs(geometry, settings))
+            tell(geometry.name)
         if group[0] is _FREE:
             beside["maps"] = _maps(settings, cells, progress)
         if group[0] is _FEATURES:

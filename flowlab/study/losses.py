@@ -108,7 +108,8 @@ def computed(
             yield name, card
     finally:
         bar.close()
-        pool.shutdown(cancel_futures=True)
+        # Without waiting: what is left of the cards where this ends early is wanted by nobody.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _page(study: LossStudy, drawn: list[Drawn]) -> str:

@@ -16,7 +16,7 @@ from flowlab.logs import TrainingLog
 from flowlab.study import figures, page
 from flowlab.study.claims import HOLDS_FROM, Claim, evaluate, likeness, table, to_json
 from flowlab.study.conclusions import conclusions
-from flowlab.study.data import LEVEL, SLOW_SHARE, Settings, StudyData, collect
+from flowlab.study.data import GEOMETRIES, LEVEL, SLOW_SHARE, Settings, StudyData, collect
 
 if TYPE_CHECKING:
     import xarray
@@ -87,14 +87,22 @@ def run(
     check_folder("Argument `out`", folder, page.REPORT)
     settings = _settings(betas, quick, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(_STAGES), disable=page.disabled(progress), leave=False) as bar:
+    # A step for each geometry, on which the sweeps take most of the time, and for each other stage.
+    total = len(GEOMETRIES) + len(_STAGES) - 1
+    with tqdm(total=total, disable=page.disabled(progress), leave=False) as bar:
 
         def stage(name: str) -> None:
-            bar.update(int(bar.n < _STAGES.index(name)))
+            done = len(GEOMETRIES) + _STAGES.index(name) - 1
+            bar.update(done - bar.n if name != _STAGES[0] else 0)
             bar.set_description(name)
 
+        def geometry_done(name: str) -> None:
+            bar.update()
+            bar.set_postfix_str(name)
+
         stage(_STAGES[0])
-        data = collect(settings, log, progress)
+        data = collect(settings, log, progress, geometry_done)
+        bar.set_postfix_str("")
         stage(_STAGES[1])
         claims = evaluate(data)
         accuracy = {beta: _accuracy(data, beta) for beta in settings.betas}

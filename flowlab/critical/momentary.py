@@ -1,0 +1,144 @@
+"""Values of a parameter at which critical points meet: whose is what is there at that value alone.
+
+A pitchfork, a fold or a crossing at a value that is looked at leaves one degenerate point there,
+or a line, which no step leads to or from. Branches are followed past such values, and then given
+what they pass through.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from flowlab.critical.branch_tracking import BranchSegment
+from flowlab.critical.branch_walk import FARTHEST_LINK, OpenBranch, Walk, is_linked, sort_of
+from flowlab.critical.types import CriticalPoint
+
+__all__ = ["fill", "is_momentary"]
+
+Found = Sequence[Sequence[CriticalPoint]]
+
+
+def is_momentary(found: Found, at: int, width: float) -> bool:
+    """True if a degenerate point or a line is found at a value, and no such at those beside it.
+
+    Args:
+        found: The critical points at each value.
+        at: The number of the value.
+        width: A typical distance in the region.
+    """
+    beside = [point for i in (at - 1, at + 1) if 0 <= i < len(found) for point in found[i]]
+    return any(
+        is_linked(point)
+        and not any(
+            sort_of(point) == sort_of(other)
+            and (point.dimension or _gap(point, other) <= FARTHEST_LINK * width)
+            for other in beside
+        )
+        for point in found[at]
+    )
+
+
+def fill(walk: Walk, values: Float[np.ndarray, " m"], found: Found) -> None:
+    """Give the branches of a walk what is found at the values that it has passed.
+
+    Args:
+        walk: A walk over some of the values, at its end.
+        values: All values, ascending.
+        found: The critical points at each of them.
+    """
+    followed = set(walk.values.tolist())
+    for at, value in enumerate(map(float, values)):
+        if value not in followed:
+            _Passed(walk, values, at, list(found[at])).fill()
+
+
+class _Passed:
+    """A value that a walk has passed, with what is found there."""
+
+    def __init__(
+        self,
+        walk: Walk,
+        values: Float[np.ndarray, " m"],
+        at: int,
+        found: list[CriticalPoint],
+    ) -> None:
+        self.walk, self.found, self.value = walk, found, float(values[at])
+        self.at_end = at in (0, len(values) - 1)
+        self.beside = [float(values[i]) for i in (at - 1, at + 1) if 0 <= i < len(values)]
+        followed = walk.values
+        below, above = followed[followed < self.value], followed[followed > self.value]
+        self.ends = (below[-1] if len(below) else np.inf, above[0] if len(above) else -np.inf)
+
+    def fill(self) -> None:
+        """Link the branches that pass, begin or end here, and begin one for what is left."""
+        taken = [self._linked(number) for number in range(len(self.walk.branches))]
+        taken = [point for point in taken if point is not None]
+        for point in self.found:
+            if not any(point is other or self._is_same(point, other) for other in taken):
+                taken.append(point)
+                self._alone(point)
+
+    def _linked(self, number: int) -> CriticalPoint | None:
+        """What a branch is at the value, added to it; None where it does not come here."""
+        branch = self.walk.branches[number]
+        position = int(np.searchsorted(branch.values, self.value))
+        if position == 0 and branch.values[0] != self.ends[1]:
+            return None
+        if position == len(branch.values) and branch.values[-1] != self.ends[0]:
+            return None
+        origin = max(position - 1, 0)
+        start, last = branch.values[origin], branch.points[origin]
+        segment = self.walk.follow.segment(start, last, self.value)
+        if self.at_end:
+            self._note_end(number, segment, last, start)
+        point = self._nearest_alike(last) if segment is None else self._at(segment)
+        if point is not None:
+            branch.values.insert(position, self.value)
+            branch.points.insert(position, point)
+        return point
+
+    def _at(self, segment: BranchSegment) -> CriticalPoint | None:
+        """What a segment leads to."""
+        point = self.walk.follow.met(segment, self.value, self.found)
+        inside = self.walk.follow.inside(segment.places[-1])
+        return segment.described(-1) if point is None and segment.reached and inside else point
+
+    def _nearest_alike(self, last: CriticalPoint) -> CriticalPoint | None:
+        """What is found of the sort of a point that cannot be followed."""
+        alike = [point for point in self.found if sort_of(point) == sort_of(last)]
+        return min(alike, key=lambda point: _gap(point, last), default=None)
+
+    def _note_end(
+        self, number: int, segment: BranchSegment | None, last: CriticalPoint, start: float
+    ) -> None:
+        """Note what happens to a branch on its way to the first or last of all values."""
+        rises = self.value > start
+        if segment is None:
+            if self._nearest_alike(last) is None:
+                self.walk.note_between(number, last, start, self.value, rises)
+            return
+        self.walk.note_index_changes(number, segment, before=self.value)
+        if not segment.reached:
+            self.walk.note_stop(number, segment, rises)
+
+    def _alone(self, point: CriticalPoint) -> None:
+        """Begin a branch of one value, and note how it comes and goes."""
+        number = len(self.walk.branches)
+        self.walk.branches.append(OpenBranch([self.value], [point], closed=True))
+        for goal in self.beside:
+            rises = goal > self.value
+            segment = self.walk.follow.segment(self.value, point, goal)
+            if segment is None:
+                self.walk.note_between(number, point, self.value, goal, rises)
+            elif not segment.reached:
+                self.walk.note_stop(number, segment, rises)
+
+    def _is_same(self, point: CriticalPoint, other: CriticalPoint) -> bool:
+        """True for two of one sort, that rounding has parted, on the way between branches."""
+        both = is_linked(point) and sort_of(point) == sort_of(other) and not point.dimension
+        return both and self.walk.follow.is_meeting(point, other.place)
+
+
+def _gap(point: CriticalPoint, other: CriticalPoint) -> float:
+    return float(np.linalg.norm(point.place - other.place))

@@ -1,0 +1,91 @@
+"""Checks of the functions that users hand to a flow, its potential and its metric."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from flowlab._checks import shown
+from flowlab.flow import AbstractFlow, Flow, metric_matrix
+
+__all__ = ["check_functions"]
+
+_METRIC_SEEN = 64  # components up to which a metric is looked at as a matrix, in some milliseconds
+_METRIC_SLACK = 1e-5  # of its largest entry: what rounding may leave, in float32 as well
+
+
+def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched: bool) -> None:
+    """Refuse states that a potential does not take, and a potential or metric that is none.
+
+    Args:
+        name: What the caller calls the states.
+        flow: What they are states of.
+        states: One state, or many with a leading axis.
+        batched: Whether there is a leading axis.
+
+    Raises:
+        ValueError: If the potential does not give one real number by JAX, or the metric of a
+            `Flow` gives no vector like a state or is not symmetric and positive semidefinite at
+            the first state.
+    """
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
+    given: list[Any] = []
+
+    def potential(state: PyTree[Array]) -> Any:
+        given.append(flow.potential(state))
+        return given[-1]
+
+    with jax.enable_x64(True):
+        value = jax.eval_shape(potential, one)
+    shape = getattr(value, "shape", None)
+    if not isinstance(flow, Flow):
+        if shape != ():
+            raise ValueError(
+                f"Argument `{name}` must give one number under the potential, but a state gives "
+                f"shape {shape}."
+            )
+        return
+    if shape != ():
+        raise ValueError(
+            "Argument `potential` must give one number for a state, as flows of potentials alone "
+            f"are followed, and of no vector field, but gives shape {shape}."
+        )
+    if not isinstance(given[-1], jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
+        told = given[-1] if not isinstance(given[-1], jax.Array) else f"one of {value.dtype}"
+        raise ValueError(
+            "Argument `potential` must give a real number made of the state by JAX, but gives "
+            f"{told}."
+        )
+    if flow.operator is not None:
+        first = jax.tree.map(lambda x: x[0] if batched else x, states)
+        _check_metric(flow, one, first)
+
+
+def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> None:
+    """Refuse a metric that gives no covector's like or, seen at a state, is none."""
+    with jax.enable_x64(True):
+        raised = jax.eval_shape(flow.metric, one, one)
+        wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
+        if shapes != wanted:
+            raise ValueError(
+                f"Argument `metric` must give what has the shape of a state, {wanted}, but gives "
+                f"{shapes}."
+            )
+        size = sum(leaf.size for leaf in jax.tree.leaves(state))
+        if size > _METRIC_SEEN:
+            return
+        matrix = np.asarray(metric_matrix(flow, jax.tree.map(jnp.asarray, state)), np.float64)
+    if not np.all(np.isfinite(matrix)):
+        return
+    slack = _METRIC_SLACK * np.max(np.abs(matrix))
+    if np.max(np.abs(matrix - matrix.T)) > slack or np.linalg.eigvalsh(matrix)[0] < -slack:
+        raise ValueError(
+            "Argument `metric` must be symmetric and positive semidefinite, but is "
+            f"{shown(matrix)} at the state {shown(np.concatenate(_flat(state)))}."
+        )
+
+
+def _flat(state: PyTree[np.ndarray]) -> list[np.ndarray]:
+    return [np.ravel(leaf) for leaf in jax.tree.leaves(state)]

@@ -20,7 +20,14 @@ from flowlab.ensemble.blocks import Device, block_size_on, solved, worth_optimis
 from flowlab.ensemble.runs import Audit, Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
-from flowlab.solve import check_counts, check_states, check_target, default_rtol, make_problem
+from flowlab.solve import (
+    check_counts,
+    check_states,
+    check_target,
+    default_rtol,
+    make_problem,
+    one_of,
+)
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = [
@@ -124,7 +131,7 @@ def sweep(
     count = len(jax.tree.leaves(starts)[0])
     cases = list(itertools.product(*values.values()))
     options: dict[str, Any] = dict(
-        until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
+        until=until, state=one_of(starts), clock=clock, atol=atol, solver=solver, save_at=save_at
     )
     work = _work(count, count * len(cases), devices, block_size, max_steps, optimise)
     flows = [_with_parameters(flow, dict(zip(values, case, strict=True))) for case in cases]
@@ -188,7 +195,7 @@ def audited(
     """
     starts, dtype = check_states("starts", starts, flow, batched=True)
     options: dict[str, Any] = dict(
-        until=until, clock=clock, atol=atol, solver=solver, save_at=save_at
+        until=until, state=one_of(starts), clock=clock, atol=atol, solver=solver, save_at=save_at
     )
     work = _work(len(starts), len(starts), devices, block_size, max_steps, None)
     rtol = default_rtol(dtype) if rtol is None else rtol

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from jaxtyping import ArrayLike, Float
 
 from flowlab import ensemble, starts
-from flowlab._checks import between, integer
+from flowlab._checks import between, floating, integer, real
 from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.measures import Measure
@@ -67,6 +67,7 @@ class DrawnStarts:
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         self.part(0, 1)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # a type may have been given
 
     @property
     def count(self) -> int:
@@ -298,11 +299,11 @@ def _choices(name: str, given: Any) -> dict[Any, Any]:
 
 
 def _given(points: Any) -> _GivenStarts:
-    array = np.asarray(points)
-    if array.ndim != 2 or array.dtype.name not in ("float32", "float64"):
+    array = floating(real("starts", points))
+    if array.ndim != 2:
         raise ValueError(
-            "Argument `starts` must be DrawnStarts or a float array of shape (n, d), but has "
-            f"shape {array.shape} and dtype {array.dtype}."
+            "Argument `starts` must be DrawnStarts or an array of shape (n, d), but has shape "
+            f"{array.shape}."
         )
     if not len(array):
         raise ValueError("Argument `starts` must hold a start, but is empty.")

@@ -169,6 +169,7 @@ def flow_line(
             flow,
             until=until,
             dtype=dtype,
+            state=None if traced else start,
             clock=clock,
             rtol=rtol,
             atol=atol,

@@ -6,7 +6,9 @@ component of a state is contiguous; mathematics is written for one lane and mapp
 d: components of a state; k: levels of the target; m: signals; n: lanes; s: times to save at.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import diffrax
@@ -18,9 +20,10 @@ import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from flowlab._checks import integer
+from flowlab._checks import floating, integer, real
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
+from flowlab.solve.fingerprints import fingerprint, observed
 from flowlab.solve.rows import lanewise
 from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.until import AbstractTarget, Clock
@@ -159,7 +162,8 @@ class Problem(eqx.Module):
     """What to solve and how; arrays are leaves, so that their values do not compile again.
 
     `alone` says that one line is solved for its own sake, so that nobody is held up by it, and
-    `tangents` that derivatives are to pass through its events.
+    `tangents` that derivatives are to pass through its events. `operations` is the fingerprint of
+    what functions of the user compute, by which compiled programs are told apart.
     """
 
     flow: AbstractFlow
@@ -177,6 +181,7 @@ class Problem(eqx.Module):
     reverse: bool = eqx.field(static=True)
     alone: bool = eqx.field(static=True)
     tangents: bool = eqx.field(static=True)
+    operations: str = eqx.field(static=True, default="")
 
     @property
     def ends_on_level(self) -> bool:
@@ -205,6 +210,7 @@ def make_problem(
     *,
     until: AbstractTarget,
     dtype: Any,
+    state: PyTree[Any] = None,
     clock: Clock | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -218,7 +224,8 @@ def make_problem(
 ) -> Problem:
     """A problem from what a user says, checked; its arrays have the dtype of the work.
 
-    With `constant_step` the steps are not adapted: to observe the order of a solver.
+    With `constant_step` the steps are not adapted: to observe the order of a solver. `state` is one
+    state, in shapes, by which functions of the user are looked at; None where all is traced.
 
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
@@ -244,7 +251,7 @@ def make_problem(
             f"diffrax.Dopri5(), but is {solver!r}."
         )
 
-    return Problem(
+    problem = Problem(
         flow=cast(flow, dtype),
         target=cast(until, dtype),
         measures=cast(tuple(measures), dtype),
@@ -261,6 +268,10 @@ def make_problem(
         alone=alone,
         tangents=tangents,
     )
+    if state is None:
+        return problem
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
+    return dataclasses.replace(problem, operations=fingerprint(problem, state, observed))
 
 
 def default_rtol(dtype: Any) -> float:
@@ -396,8 +407,8 @@ def check_states(
         )
     leaves, treedef = jax.tree.flatten(_array_if_list(name, states))
     if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return states, jnp.result_type(*leaves)
-    arrays = [_numbers(name, leaf) for leaf in leaves]
+        return jax.tree.unflatten(treedef, leaves), jnp.result_type(*leaves)
+    arrays = [floating(real(name, leaf)) for leaf in leaves]
     dtype = np.result_type(*arrays, np.float32)
     shapes = [array.shape for array in arrays]
     expected = flow.state_shape
@@ -441,22 +452,16 @@ def _array_if_list(name: str, states: Any) -> Any:
     """Lists of numbers, and tuples of numbers, are arrays; other PyTrees stay as they are."""
     if states is None:
         raise ValueError(f"Argument `{name}` must hold numbers, but is None.")
-    plain = isinstance(states, tuple) and all(isinstance(x, int | float) for x in states)
-    return np.asarray(states) if isinstance(states, list) or plain else states
-
-
-def _numbers(name: str, leaf: Any) -> np.ndarray:
-    array = np.asarray(leaf)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"Argument `{name}` must hold real numbers, but has dtype {array.dtype}.")
-    if array.dtype.kind in "iu":
-        return array.astype(np.float64)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+    plain = isinstance(states, tuple) and all(isinstance(x, Real) for x in states)
+    if not (isinstance(states, list) or plain):
+        return states
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(states))
+    return jnp.asarray(states) if traced else real(name, states)
 
 
 def _check_potential(name: str, flow: AbstractFlow, states: Any, batched: bool) -> None:
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
-    with jax.enable_x64(True):
+    with jax.enable_x64(jax.tree.leaves(states)[0].dtype == np.float64):
         value = jax.eval_shape(flow.potential, one)
     if getattr(value, "shape", None) != ():
         raise ValueError(

@@ -23,8 +23,9 @@ from flowlab import ensemble, store
 from flowlab.plans.described import differences
 from flowlab.plans.estimate import planned_layout, tried
 from flowlab.plans.plan import BLOCK, Plan
-from flowlab.store.blocks import FINISHED, Block, BlockStore
-from flowlab.store.runs import DESCRIPTION, as_json, is_address, versions
+from flowlab.store.blocks import FINISHED, Block, BlockStore, Damage
+from flowlab.store.metadata import is_address, versions
+from flowlab.store.runs import DESCRIPTION, as_json
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ class Status:
 
     Attributes:
         blocks: All its blocks.
-        done: Those that are marked as done.
+        done: Those that are marked as done, and hold what was written.
+        damaged: Those that are marked as done, but are damaged: `resume` solves them again.
         runs: Starts times cases.
         runs_done: Those of blocks that are done.
         outcomes: How many of these had each outcome, by name.
@@ -70,6 +72,7 @@ class Status:
 
     blocks: int
     done: int
+    damaged: tuple[Damage, ...]
     runs: int
     runs_done: int
     outcomes: dict[str, int]
@@ -137,12 +140,17 @@ def run(
 def status(path: str | os.PathLike[str]) -> Status:
     """The progress of a store that is, or was, filled block by block.
 
+    What is marked as done is read, and verified by its checksum.
+
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If what is there is no such store.
     """
     found = BlockStore.open(path, write=False)
+    damaged = tuple(damage for damage in found.damaged() if damage is not None)
     done, layout = found.done(), found.layout
+    for block, _ in damaged:
+        done[(*block.case, block.number)] = False
     counts: Counter[str] = Counter()
     for block in layout.blocks():
         if done[(*block.case, block.number)]:
@@ -154,6 +162,7 @@ def status(path: str | os.PathLike[str]) -> Status:
     return Status(
         blocks=done.size,
         done=int(done.sum()),
+        damaged=damaged,
         runs=runs,
         runs_done=runs_done,
         outcomes={each.name: counts[each.name] for each in Outcome if counts[each.name]},

@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.store.runs import MARK, is_address, sibling, versions, without_warnings
+from flowlab.store.metadata import (
+    LENGTH,
+    MARK,
+    is_address,
+    metadata_told,
+    opened,
+    sibling,
+    versions,
+    without_warnings,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -35,9 +44,11 @@ _ABOUT_BLOCKS = {
     SECONDS: (np.float64, "seconds of work on the block"),
     FINISHED: (np.float64, "when the block was finished, seconds since 1970 (UTC); NaN before"),
 }
-_LENGTH = "flowlab_block_length"
 _COORDINATES = "coordinates"  # by which xarray knows which arrays are some
 _START = "start"
+
+
+_SHOWN = 5  # damaged blocks that are named; of the others their number
 
 
 class Block(NamedTuple):
@@ -235,19 +246,23 @@ class BlockStore:
             FileNotFoundError: If there is none.
             ValueError: If what is there is no store of flowlab that is filled block by block.
         """
-        import zarr
-
-        try:
-            group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"Argument `path` must name a store of flowlab, but there is none at {path}."
-            ) from None
-        if MARK not in group.attrs or _LENGTH not in group.attrs:
+        group = opened(path, write=write)
+        if not cls.is_in(group):
             raise ValueError(
                 f"Argument `path` must name a store that is filled block by block, as "
                 f"`flowlab sweep` writes it, but {path} is another one."
             )
+        with metadata_told(path):
+            return cls.of(group)
+
+    @staticmethod
+    def is_in(group: "zarr.Group") -> bool:
+        """True where a group is a store of flowlab that is filled block by block."""
+        return MARK in group.attrs and LENGTH in group.attrs
+
+    @classmethod
+    def of(cls, group: "zarr.Group") -> "BlockStore":
+        """The store in a group that is one."""
         return cls(group, _read_layout(group))
 
     @property
@@ -300,7 +315,7 @@ class BlockStore:
         for name, values in results.items():
             self._array(name)[self._region(name, block)] = values
         place = (*block.case, block.number)
-        self._array(CHECKSUM)[place] = _checksum(results)
+        self._array(CHECKSUM)[place] = checksum(results)
         self._array(SECONDS)[place] = seconds
         self._array(FINISHED)[place] = time.time()
 
@@ -308,20 +323,25 @@ class BlockStore:
         """The values of a variable in a block, starts first."""
         return np.asarray(self._array(name)[self._region(name, block)])
 
+    def marks(self) -> tuple[Bool[np.ndarray, "*c b"], np.ndarray]:
+        """Which blocks are marked as done, and the checksums of all."""
+        return self.done(), self.about(CHECKSUM)
+
     def damaged(self) -> Iterator[Damage | None]:
         """For each block that is marked as done: None, or what is wrong with it."""
-        done, checksums = self.done(), self.about(CHECKSUM)
+        done, checksums = self.marks()
         for block in self.layout.blocks():
             place = (*block.case, block.number)
-            if not done[place]:
-                continue
-            try:
-                results = {name: self.values(name, block) for name in self._names(block)}
-            except Exception as error:  # whatever a codec makes of bytes that are not its own
-                yield Damage(block, f"{type(error).__name__}: {error}")
-                continue
-            fits = _checksum(results) == checksums[place]
-            yield None if fits else Damage(block, "its checksum is another one")
+            if done[place]:
+                yield self.damage(block, checksums[place])
+
+    def damage(self, block: Block, known: np.uint64) -> Damage | None:
+        """What is wrong with a block whose checksum is known; None where nothing is."""
+        try:
+            results = {name: self.values(name, block) for name in self._names(block)}
+        except Exception as error:  # whatever a codec makes of bytes that are not its own
+            return Damage(block, f"{type(error).__name__}: {error}")
+        return None if checksum(results) == known else Damage(block, "its checksum is another one")
 
     def forget(self, block: Block) -> None:
         """Take the mark from a block, so that it is missing."""
@@ -359,6 +379,19 @@ class BlockStore:
         return found
 
 
+def damage_told(damages: Sequence[Damage], blocks: int, path: str | os.PathLike[str]) -> str:
+    """A sentence on damaged blocks of a store: how many, which, and what heals them."""
+    shown = [str(each.block.number) for each in damages[:_SHOWN]]
+    if any(each.block.case for each in damages):
+        shown = [f"{each.block.number} of case {each.block.case}" for each in damages[:_SHOWN]]
+    more = f" and {len(damages) - _SHOWN} more" if len(damages) > _SHOWN else ""
+    be, it = ("is", "it") if len(damages) == 1 else ("are", "them")
+    return (
+        f"{len(damages)} of {blocks} blocks of {path} {be} damaged (block {', '.join(shown)}{more}:"
+        f" {damages[0].reason}); `flowlab resume {path}` solves {it} again."
+    )
+
+
 def _lay_out(path: str, layout: Layout, attributes: Mapping[str, Any]) -> None:
     """Make a group with all its arrays, empty, and its attributes."""
     import zarr
@@ -386,7 +419,7 @@ def _lay_out(path: str, layout: Layout, attributes: Mapping[str, Any]) -> None:
                 **layout.attributes,
                 **versions(),
                 **({_COORDINATES: " ".join(coordinates)} if coordinates else {}),
-                _LENGTH: layout.length,
+                LENGTH: layout.length,
                 **attributes,
             }
         )
@@ -442,10 +475,11 @@ def _read_layout(group: "zarr.Group") -> Layout:
         elif name not in _ABOUT_BLOCKS:
             labels[name] = np.asarray(array[...])
     axes = {str(name): list(labels.pop(str(name))) for name in axes_of}
-    return Layout(axes, count, int(str(group.attrs[_LENGTH])), variables, labels, {})
+    return Layout(axes, count, int(str(group.attrs[LENGTH])), variables, labels, {})
 
 
-def _checksum(results: Mapping[str, np.ndarray]) -> np.uint64:
+def checksum(results: Mapping[str, np.ndarray]) -> np.uint64:
+    """The CRC-32 of arrays, with their names, dtypes and shapes."""
     digest = 0
     for name in sorted(results):
         values = np.ascontiguousarray(results[name])

@@ -27,7 +27,7 @@ from flowlab.store.metadata import (
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["check_free", "description", "read", "write"]
+__all__ = ["check_free", "description", "put_in_place", "read", "remove", "write"]
 
 DESCRIPTION = "flowlab_description"
 
@@ -69,7 +69,7 @@ def write(
         _write_group(dataset.assign_attrs({**versions(), **told}), half_written)
         _note_checksums(half_written)
         check_free(path, overwrite=overwrite)
-        _put_in_place(half_written, place)
+        put_in_place(half_written, place)
     except BaseException:
         shutil.rmtree(half_written, ignore_errors=True)
         raise
@@ -187,7 +187,7 @@ def _note_checksums(place: Path) -> None:
         zarr.consolidate_metadata(group.store)
 
 
-def _put_in_place(new: Path, place: Path) -> None:
+def put_in_place(new: Path, place: Path) -> None:
     """Rename a whole store to its place; the one that stood there goes only once it has gone well.
 
     Its files are removed under another name, metadata first: half removed, it is no store.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from flowlab.store.blocks import Block, BlockStore, checksum, damage_told
+from flowlab.store.metadata import is_address
 
 if TYPE_CHECKING:
     import xarray
@@ -38,10 +40,14 @@ def verified(
     else:
         known: Any = dataset.attrs.get(CHECKSUMS, {})
         checks = {name: _whole(group[name], name, known[name], path) for name in known}
+    place = _place_of(path)
     for name, check in checks.items():
         if name in dataset.variables:
             held = dataset[name].variable
-            lazy = indexing.LazilyIndexedArray(_Verified(group[name], held.dtype, check))
+            checked = _Verified(
+                group[name], held.dtype, [partial(_check_is_there, path, place), check]
+            )
+            lazy = indexing.LazilyIndexedArray(checked)
             dataset[name] = (held.dims, lazy, held.attrs, held.encoding)
     return dataset
 
@@ -49,8 +55,10 @@ def verified(
 class _Verified(BackendArray):
     """An array of a group; a part of it is verified before it is read."""
 
-    def __init__(self, array: Any, dtype: np.dtype, check: Callable[[Sequence[Any]], None]) -> None:
-        self.array, self.check = array, check
+    def __init__(
+        self, array: Any, dtype: np.dtype, checks: Sequence[Callable[[Sequence[Any]], None]]
+    ) -> None:
+        self.array, self.checks = array, checks
         self.shape, self.dtype = array.shape, dtype
 
     def __getitem__(self, key: Any) -> Any:
@@ -59,8 +67,28 @@ class _Verified(BackendArray):
         )
 
     def _read(self, key: tuple[Any, ...]) -> np.ndarray:
-        self.check(key)
+        for check in self.checks:
+            check(key)
         return np.asarray(self.array.oindex[key], self.dtype)
+
+
+def _place_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """The folder that a path leads to, whatever it is called; None for an address."""
+    if is_address(path):
+        return None
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def _check_is_there(
+    path: str | os.PathLike[str], place: tuple[int, int] | None, key: Sequence[Any]
+) -> None:
+    """Refuse to read by what was known of a store that has been replaced, or has grown, since."""
+    del key
+    if place is not None and (not os.path.exists(path) or _place_of(path) != place):
+        raise OSError(
+            f"{path} has been replaced since it was read, as when it grew; read it again."
+        )
 
 
 class _Blocks:

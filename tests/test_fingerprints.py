@@ -338,7 +338,7 @@ def test_a_function_that_the_user_has_compiled_is_what_jax_says_it_is():
     held[0] = 2.0
     assert operations(potential) == before
     assert potential(now) == 2.0
-    potential.clear_cache()
+    potential.clear_cache()  # type: ignore[attr-defined]
     assert operations(potential) != before
 
 

@@ -146,7 +146,7 @@ def test_values_at_some_starts_are_those_of_the_function():
     (values,) = identity.identity_of(of_a_function()).values.values()
     points = made().starts.part(0, 4)
     sizes = np.linalg.norm(points, axis=1)
-    np.testing.assert_allclose(values, [*(0.5 * sizes**2), *sizes], rtol=1e-12)
+    np.testing.assert_allclose(np.array(values, float), [*(0.5 * sizes**2), *sizes], rtol=1e-12)
 
 
 def test_starts_that_are_drawn_otherwise_now_are_refused(tmp_path):
@@ -187,8 +187,6 @@ def test_a_store_of_an_earlier_release_is_read_resumed_and_grows(tmp_path):
     grown = plans.run(larger, path, progress=False, force=True)
     assert dict(grown.sizes)["beta"] == 2
     assert grown["time"].values[0, :16].tobytes() == times.tobytes()
-    with pytest.raises(
-        OSError, match="has been replaced since it was read, as when it grew"
-    ):
+    with pytest.raises(OSError, match="has been replaced since it was read, as when it grew"):
         again["time"].values.sum()
     assert bool((grown["outcome"] == int(until.Outcome.reached)).all())

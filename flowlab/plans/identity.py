@@ -9,8 +9,9 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,12 +28,14 @@ _ALIKE = {"float64": 1e-9, "float32": 1e-4}  # relative: far above what the orde
 _SLICES, _SLICE = 64, 1024  # of the starts that are looked at where there are more
 
 
-class Identity(NamedTuple):
+@dataclass(frozen=True)
+class Identity:
     """What a plan computes, in terms of JSON.
 
     Attributes:
         cases: Of each case a digest of its description, and its fingerprint.
         values: Potentials and speeds at some starts, by the fingerprint.
+        dtype: Of the starts, in which they were computed.
         common: A digest of what all cases share, but for the number of starts.
         starts: The checksum of the starts as drawn.
         count: Their number.
@@ -42,6 +45,7 @@ class Identity(NamedTuple):
 
     cases: list[list[str]]
     values: dict[str, list[float | None]]
+    dtype: str
     common: str
     starts: int
     count: int
@@ -50,7 +54,7 @@ class Identity(NamedTuple):
 
     def json(self) -> str:
         """The identity as the attribute of a store."""
-        return json.dumps(self._asdict())
+        return json.dumps(asdict(self))
 
     @classmethod
     def of_json(cls, text: str) -> "Identity":
@@ -66,7 +70,8 @@ class Identity(NamedTuple):
             if fingerprint == operations:
                 return index
             here, there = self.values.get(fingerprint), other.values.get(operations)
-            if not same_jax and here is not None and there is not None and _alike(here, there):
+            known = here is not None and there is not None and not same_jax
+            if known and _alike(here, there, _ALIKE[self.dtype]):
                 return index
         return None
 
@@ -87,6 +92,7 @@ def identity_of(plan: Plan) -> Identity:
     return Identity(
         cases=cases,
         values=values,
+        dtype=points.dtype.name,
         common=_digest(common),
         starts=drawn_checksum(plan.starts, plan.starts.count),
         count=plan.starts.count,
@@ -132,10 +138,9 @@ def _values(flow: AbstractFlow, points: np.ndarray) -> list[float | None]:
     return [float(number) if np.isfinite(number) else None for number in numbers]
 
 
-def _alike(here: list[float | None], there: list[float | None]) -> bool:
+def _alike(here: Any, there: Any, tolerance: float) -> bool:
     mine, other = (np.array(numbers, float) for numbers in (here, there))
     size = np.nanmax(np.abs(mine), initial=0.0)
-    tolerance = _ALIKE["float64"]
     return mine.shape == other.shape and np.allclose(
         mine, other, rtol=tolerance, atol=tolerance * size, equal_nan=True
     )

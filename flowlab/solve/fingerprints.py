@@ -142,8 +142,10 @@ def _names(jaxpr: Jaxpr) -> Iterator[str]:
         yield equation.primitive.name
         for value in equation.params.values():
             for part in value if isinstance(value, tuple) else (value,):
-                if isinstance(part, Jaxpr | ClosedJaxpr):
-                    yield from _names(getattr(part, "jaxpr", part))
+                if isinstance(part, ClosedJaxpr):
+                    yield from _names(part.jaxpr)
+                elif isinstance(part, Jaxpr):
+                    yield from _names(part)
 
 
 def observed(problem: Any, state: PyTree[Array]) -> tuple[Any, ...]:
@@ -298,7 +300,7 @@ def _add(digest: Any, value: Any) -> None:
 
 
 def _add_array(digest: Any, value: Any) -> None:
-    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     array = np.asarray(value)
     digest.update(f"{array.dtype.str}{array.shape}".encode())

@@ -201,8 +201,10 @@ def _arrays(tree: PyTree[Any]) -> PyTree[Any]:
 
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    dtype, is_weak = jax.dtypes.canonicalize_dtype(leaf.dtype), getattr(leaf, "weak_type", False)
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, weak_type=is_weak)
+    dtype = leaf.dtype
+    if not jnp.issubdtype(dtype, jax.dtypes.extended):  # such as keys for random numbers
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
 def _is_wide(state: PyTree[Any]) -> bool:

@@ -15,6 +15,7 @@ __all__ = [
     "array",
     "between",
     "choice",
+    "floating",
     "integer",
     "number",
     "numbers",
@@ -159,15 +160,32 @@ def real(name: str, values: ArrayLike) -> np.ndarray:
     """An array of real numbers, of the type and shape that they have.
 
     Raises:
-        ValueError: If it holds something else, or has rows of unequal lengths.
+        ValueError: If it holds something else, or nothing where it is masked, or has rows of
+            unequal lengths.
     """
+    wanted = f"Argument `{name}` must hold real numbers, but"
+    if np.ma.is_masked(values):
+        raise ValueError(f"{wanted} some are masked; fill them in or leave them out.")
     try:
         held = np.asarray(values)
-    except ValueError:
-        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.") from None
+    except (ValueError, TypeError, RuntimeError) as error:
+        if "Tracer" in type(error).__name__:  # JAX says what that is, and why it is no number
+            raise
+        raise ValueError(f"{wanted} is {values!r}.") from None
     if held.size and not _are_real(held):
-        raise ValueError(f"Argument `{name}` must hold real numbers, but is {values!r}.")
+        typed = hasattr(values, "dtype")
+        raise ValueError(f"{wanted} {f'has dtype {held.dtype}' if typed else f'is {values!r}'}.")
     return held
+
+
+def floating(held: np.ndarray) -> np.ndarray:
+    """Real numbers as float32 where that holds them, floats of at most 32 bits, else as float64.
+
+    Told by size, not by equality of types: one type may be stored in two orders of bytes.
+    """
+    is_float = held.dtype.kind not in "iuO"
+    narrow = is_float and held.dtype.itemsize <= np.dtype(np.float32).itemsize
+    return held.astype(np.float32 if narrow else np.float64)
 
 
 def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float[np.ndarray, "..."]:

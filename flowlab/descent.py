@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab import _checks as checks
 from flowlab.flow import AbstractFlow, PreferenceFlow
-from flowlab.solve import Line, check_states, exact_products
+from flowlab.solve import Line, check_states, compiled, exact_products, fingerprint, motion_of
 from flowlab.solve.noise import check_minibatches
 from flowlab.solve.paths import vectors
 from flowlab.until import Outcome
@@ -102,15 +101,17 @@ def descend(
             f"but is {optimiser!r}."
         )
     start, dtype = check_states("start", start, flow, batched=False)
+    optimiser = optax.with_extra_args_support(optimiser)
     with jax.enable_x64(dtype == np.float64), exact_products():
         _check_batches(flow, start, batch_size, seed)
         states, losses, taken, outcomes = _run(
             flow,
             jax.tree.map(jnp.asarray, start),
-            optax.with_extra_args_support(optimiser),
+            optimiser,
             (int(steps // keep_every), int(keep_every)),
             None if batch_size is None else int(batch_size),
             None if seed is None else jax.random.key(seed),
+            operations=fingerprint((flow, optimiser), start, _observed),
         )
     kept = np.flatnonzero(np.diff(taken, prepend=-1))
     return Descent(
@@ -163,7 +164,7 @@ def distance(
     return np.linalg.norm(points - beside, axis=1)
 
 
-@eqx.filter_jit
+@compiled
 def _run(
     flow: AbstractFlow,
     start: PyTree[Array],
@@ -186,6 +187,17 @@ def _run(
     return jax.tree.map(
         lambda one, rest: jnp.concatenate([one[None], rest]), _row(flow, first), rows
     )
+
+
+def _observed(things: tuple[AbstractFlow, Any], state: PyTree[Array]) -> tuple[Any, ...]:
+    """All that the functions of a flow and of an optimiser compute at a state."""
+    flow, optimiser = things
+    value = flow.potential(state)
+    with _lenient():
+        updates = optimiser.update(
+            state, optimiser.init(state), state, value=value, grad=state, value_fn=flow.potential
+        )
+    return motion_of(flow, state), updates
 
 
 def _step(

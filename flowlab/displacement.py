@@ -45,7 +45,7 @@ from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow, PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.policies import CoupledKernel, LogRatioPlane
-from flowlab.solve import check_states
+from flowlab.solve import check_states, compiled, fingerprint, operations_at
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
@@ -138,7 +138,9 @@ def rates(flow: AbstractFlow, state: PyTree[ArrayLike]) -> Rates:
     state, _ = check_states("state", state, flow, batched=False)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), state)
-        kernel, slopes = jax.tree.map(np.asarray, _kernel_and_slopes(flow, wide))
+        operations = fingerprint(flow, wide, _kernel_and_slopes)
+        found = _kernel_and_slopes_compiled(flow, wide, operations=operations)
+        kernel, slopes = jax.tree.map(np.asarray, found)
     pairs = slopes[0].shape
     gradient = np.stack(slopes, axis=-1).reshape(-1, 2)
     count = len(gradient)
@@ -443,7 +445,6 @@ def _total(*parts: np.ndarray) -> np.ndarray:
     return np.where(np.abs(total) <= _ROUNDING * np.finfo(float).eps * size, 0.0, total)
 
 
-@eqx.filter_jit
 def _kernel_and_slopes(flow: PreferenceFlow, state: PyTree[Array]) -> tuple[Array, Any]:
     """The kernel of a policy at a state, and ∂L/∂u of chosen and rejected of each pair."""
     pairs = flow.pairs(state)
@@ -456,7 +457,10 @@ def _kernel_and_slopes(flow: PreferenceFlow, state: PyTree[Array]) -> tuple[Arra
     return flow.policy.kernel(state), slopes
 
 
-@eqx.filter_jit
+_kernel_and_slopes_compiled = compiled(_kernel_and_slopes)
+
+
+@compiled
 def _gradients(flow: PreferenceFlow, points: Float[Array, "n 2"]) -> Float[Array, "n 2"]:
     return jax.vmap(flow.gradient)(points)
 
@@ -464,7 +468,9 @@ def _gradients(flow: PreferenceFlow, points: Float[Array, "n 2"]) -> Float[Array
 def _slopes(loss: AbstractLoss, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
     """∂L/∂u of chosen and rejected, which no kernel changes."""
     with jax.enable_x64(True):
-        return np.asarray(_gradients(_flow(loss, CoupledKernel()), jnp.asarray(points)))
+        flow = _flow(loss, CoupledKernel())
+        operations = operations_at(flow, points)
+        return np.asarray(_gradients(flow, jnp.asarray(points), operations=operations))
 
 
 def _flow(loss: AbstractLoss, kernel: CoupledKernel) -> PreferenceFlow:

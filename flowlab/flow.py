@@ -80,6 +80,10 @@ class AbstractFlow(AbstractStates):
 class Flow(AbstractFlow):
     """The negative gradient flow of any scalar JAX function of a state.
 
+    What the functions compute when a flow is solved is what is solved: a global, an attribute or a
+    captured array may change between two calls. What JAX itself keeps it keeps here too: a function
+    that you compiled by `jax.jit` has the globals of its first call until its `clear_cache()`.
+
     Args:
         potential: Scalar function of one state (an array of shape (d,), or any PyTree).
         metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,

@@ -362,7 +362,7 @@ def _scaled(
 
 def _floating(dtype: DTypeLike | None) -> np.dtype[Any]:
     try:
-        held = None if dtype is None else np.dtype(dtype)
+        held = None if dtype is None else np.dtype(dtype).newbyteorder("=")
     except TypeError:
         held = None
     # None would be equal to float64.

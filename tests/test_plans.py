@@ -217,7 +217,7 @@ WRONG: dict[str, dict[str, Any]] = {
     },
     "Argument `audit` must lie between 0 and 1": {"audit": 2.0},
     "Argument `block` must be a positive int": {"block": 0},
-    "Argument `starts` must be DrawnStarts or a float array": {"starts": [1, 2, 3]},
+    "Argument `starts` must be DrawnStarts or an array": {"starts": [1, 2, 3]},
     "Argument `starts` must hold a start": {"starts": np.zeros((0, 2))},
     "Argument `until` must hold something": {"until": {}},
     "Argument `over` must give a list of values": {"over": {"beta": 0.1}},

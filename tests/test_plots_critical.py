@@ -23,7 +23,7 @@ from flowlab.critical import (
     Event,
     Separatrix,
 )
-from flowlab.critical.continuation import What
+from flowlab.critical.branch_walk import What
 from flowlab.domains import Simplex
 from flowlab.losses import SFT, Hinge
 

@@ -1,5 +1,7 @@
 """Walls: which of them hold a lane, and where it goes along them, compared with SciPy."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,15 +136,18 @@ def on_and_off(free, pressure, start, duration):
             lets_go = np.flatnonzero(pressure(along) < 0)
             if not len(lets_go):
                 return np.array([state[0] + duration - time, 0.0])
-            left = brentq(pressure, *along[lets_go[0] - 1 : lets_go[0] + 1], xtol=1e-14)
+            left = cast(
+                float, brentq(pressure, *along[lets_go[0] - 1 : lets_go[0] + 1], xtol=1e-14)
+            )
             time, state, held = time + left - state[0], np.array([left, 0.0]), False
         else:
 
             def height(t, y, since=time):
                 return y[1] if t > since + 1e-3 else 1.0
 
-            height.terminal, height.direction = True, -1
-            options = {"rtol": 1e-11, "atol": 1e-13, "max_step": 0.01, "events": height}
+            event: Any = height
+            event.terminal, event.direction = True, -1
+            options = {"rtol": 1e-11, "atol": 1e-13, "max_step": 0.01, "events": event}
             solution = solve_ivp(free, (time, duration), state, **options)
             time, state, held = solution.t[-1], solution.y[:, -1], solution.status == 1
             state[1] = 0.0 if held else state[1]

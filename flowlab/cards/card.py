@@ -20,6 +20,7 @@ from flowlab.cards.regions import Bound, Fall, Plateau, bound, conserved, fall, 
 from flowlab.flow import PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.policies import LogRatioPlane
+from flowlab.solve import one_call
 
 __all__ = ["REACH", "Card", "card"]
 
@@ -63,6 +64,7 @@ class Card:
     crossings: tuple[Crossing, ...]
 
 
+@one_call()
 def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float = REACH) -> Card:
     """The dynamics card of a loss, computed.
 

@@ -200,7 +200,7 @@ def status(path: str) -> None:
     """Tell how far a sweep is: blocks done, outcomes, runs per second, time left."""
     from flowlab import plans
 
-    typer.echo(report.progress(plans.status(path)))
+    typer.echo(report.progress(plans.status(path), path))
 
 
 @app.command(epilog=EXIT_CODES)

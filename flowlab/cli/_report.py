@@ -80,12 +80,14 @@ def carry_out(
         typer.echo(f"\nstore: {out}")
 
 
-def progress(found: "Status") -> str:
+def progress(found: "Status", path: str) -> str:
     """The progress of a store, in lines."""
     from flowlab import plans
+    from flowlab.store.blocks import damage_told
 
     lines = [
         f"blocks: {found.done} of {found.blocks} done",
+        *([damage_told(found.damaged, found.blocks, path)] if found.damaged else []),
         f"runs: {found.runs_done:,} of {found.runs:,}",
         *(f"{name}: {count:,}" for name, count in found.outcomes.items()),
     ]

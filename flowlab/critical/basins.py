@@ -18,6 +18,7 @@ from flowlab.critical.tolerances import ON_POINT
 from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
+from flowlab.solve import one_call
 from flowlab.until import Clock, Outcome
 
 __all__ = [
@@ -153,6 +154,7 @@ class Basins:
         return BasinEntropy(float(np.mean(entropies)), boundary, len(boxes), int(mixed.sum()))
 
 
+@one_call()
 def basins(
     flow: AbstractFlow,
     starts: npt.ArrayLike,

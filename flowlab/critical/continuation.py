@@ -21,6 +21,7 @@ from flowlab.critical.points import critical_points
 from flowlab.critical.types import CriticalPoint
 from flowlab.ensemble.driver import bar_options
 from flowlab.flow import AbstractFlow
+from flowlab.solve import one_call
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
 
@@ -126,6 +127,7 @@ class Continuation:
         return len(self.branches[0].points[0].place) if self.branches else 0
 
 
+@one_call()
 def continuation(
     flow: AbstractFlow,
     parameter: str,

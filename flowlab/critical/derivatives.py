@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Array, Bool, Float
 
+from flowlab._checks import real
 from flowlab.critical.tolerances import AROUND, NEWTON_STEPS
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
-from flowlab.solve import Program
+from flowlab.solve import Program, operations_at
 
 __all__ = [
     "Enclosed",
@@ -94,7 +95,8 @@ def derivatives_at(flow: AbstractFlow, states: npt.ArrayLike) -> Derivatives:
     filled[:count] = points
     filled[count:] = points[0] if count else 0
     with jax.enable_x64(True):
-        program = Program(_derivatives, flow, optimise=False)
+        operations = operations_at(flow, filled)
+        program = Program(_derivatives, flow, optimise=False, operations=operations)
         parts = [program(chunk) for chunk in filled.reshape(-1, lanes, size)]
     leaves = zip(*parts, strict=True)
     return Derivatives(*(np.concatenate(list(map(np.asarray, leaf)))[:count] for leaf in leaves))
@@ -326,10 +328,7 @@ def real_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "..."]:
     Raises:
         ValueError: If they are not real numbers, of which a part would be dropped.
     """
-    given = np.asarray(starts)
-    if given.dtype.kind not in "fiu":
-        raise ValueError(f"Argument `starts` must hold real numbers, but has dtype {given.dtype}.")
-    return given.astype(np.float64)
+    return real("starts", starts).astype(np.float64)
 
 
 def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:

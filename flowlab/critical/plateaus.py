@@ -22,7 +22,7 @@ from flowlab.critical.points import refined
 from flowlab.critical.tolerances import ON_POINT
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
-from flowlab.solve import compiled
+from flowlab.solve import compiled, one_call, operations_at
 from flowlab.until import AbstractTarget, Outcome
 
 __all__ = ["Plateau", "Plateaus", "plateaus"]
@@ -144,6 +144,7 @@ class Plateaus:
         return "\n".join(map(str, self.plateaus)) or none
 
 
+@one_call()
 def plateaus(
     flow: AbstractFlow,
     region: npt.ArrayLike,
@@ -325,7 +326,8 @@ def _seen(
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """Speeds, NaN outside of the domain, and which states are past the target."""
     with jax.enable_x64(True):
-        speed, past = (np.asarray(leaf) for leaf in _looked_at(flow, target, states))
+        found = _looked_at(flow, target, states, operations=operations_at(flow, states))
+        speed, past = map(np.asarray, found)
     return speed, past
 
 

@@ -39,7 +39,7 @@ from flowlab.critical.tolerances import (
 )
 from flowlab.critical.types import CriticalPoint, CriticalPoints, kind_of
 from flowlab.flow import AbstractFlow
-from flowlab.solve import compiled
+from flowlab.solve import compiled, one_call, operations_at
 
 __all__ = ["critical_points", "described", "distinct", "refined"]
 
@@ -55,6 +55,7 @@ _NEAR = 5e-2  # of the region: what is so close to a point is not away from it
 _BLURRED = 5e-2  # of the region: the farthest that rounding may take one degenerate root apart
 
 
+@one_call()
 def critical_points(
     flow: AbstractFlow, region: npt.ArrayLike, *, starts: int = 256
 ) -> CriticalPoints:
@@ -185,7 +186,9 @@ def _searched(
     slope = _MILD * max(float(np.median(steepness)), _STEEPEST * float(np.max(steepness))) or 1.0
     unit = 1.0 if flow.domain.absorbing else width  # logarithms have one
     with jax.enable_x64(True):
-        return np.asarray(_least_squares(flow, guesses, np.float64(slope), np.float64(unit)))
+        units = np.float64(slope), np.float64(unit)
+        operations = operations_at(flow, guesses)
+        return np.asarray(_least_squares(flow, guesses, *units, operations=operations))
 
 
 @partial(compiled, optimise=False)

@@ -9,6 +9,7 @@ n: starts; d: components of a state; k: components of an end.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ from flowlab.solve import (
     default_rtol,
     make_method,
     make_problem,
+    one_of,
 )
 from flowlab.solve.tangents import first_with_tangents, later_with_tangents
 from flowlab.until import AbstractTarget, Clock, Outcome
@@ -194,15 +196,22 @@ def sensitivity(
     with jax.enable_x64(dtype == np.float64):
         rtol = default_rtol(dtype) if rtol is None else rtol
         problem = make_problem(
-            flow, until=until, dtype=dtype, clock=clock, rtol=rtol, atol=atol, tangents=True
+            flow,
+            until=until,
+            dtype=dtype,
+            state=one_of(array),
+            clock=clock,
+            rtol=rtol,
+            atol=atol,
+            tangents=True,
         )
         method = make_method(solver, rtol=rtol)
         _check_square(problem.flow, array, of)
         found = _solved(problem, method, array, block_size, devices, max_steps, optimise)
         if until.kind == "time":
-            _at_rest(problem.flow, array, float(np.asarray(until.levels)[-1]), found)
+            _at_rest(problem, array, float(np.asarray(until.levels)[-1]), found)
         if of != "state":
-            _in_space(problem.flow, array, of, found)
+            _in_space(problem, array, of, found)
     return Sensitivity(array, of, *(found[name] for name in _SOLVED))
 
 
@@ -308,23 +317,25 @@ def _check_square(flow: AbstractFlow, starts: Float[np.ndarray, "n d"], of: Spac
 
 
 def _at_rest(
-    flow: AbstractFlow, starts: Float[np.ndarray, "n d"], duration: float, found: dict[str, Any]
+    problem: Problem, starts: Float[np.ndarray, "n d"], duration: float, found: dict[str, Any]
 ) -> None:
     """The derivatives at a fixed time of starts that are critical points, put in."""
     resting = (found["outcome"] == Outcome.at_critical_point) & (found["steps"] == 0)
     if not np.any(resting):
         return
-    rates = np.asarray(_field_by_state(flow, starts[resting]))
+    operations = problem.operations
+    rates = np.asarray(_field_by_state(problem.flow, starts[resting], operations=operations))
     found["by_start"][resting] = expm(duration * rates)
     found["time_by_start"][resting] = 0
 
 
 def _in_space(
-    flow: AbstractFlow, starts: Float[np.ndarray, "n d"], of: Space, found: dict[str, Any]
+    problem: Problem, starts: Float[np.ndarray, "n d"], of: Space, found: dict[str, Any]
 ) -> None:
     """Ends and derivatives in the coordinates of a space: P'(end)·J·P'(start)⁻¹."""
-    _, at_start = map(np.asarray, _places(flow, starts, of))
-    end, at_end = map(np.asarray, _places(flow, found["end"], of))
+    places = partial(_places, problem.flow, operations=problem.operations)
+    _, at_start = map(np.asarray, places(starts, of))
+    end, at_end = map(np.asarray, places(found["end"], of))
     regular = np.all(np.isfinite(at_start), axis=(1, 2))
     regular[regular] = np.linalg.matrix_rank(at_start[regular]) == starts.shape[1]
     safe = np.where(regular[:, None, None], at_start, np.eye(starts.shape[1], dtype=starts.dtype))

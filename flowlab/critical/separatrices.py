@@ -19,7 +19,7 @@ from flowlab.critical.derivatives import (
 )
 from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.flow import AbstractFlow
-from flowlab.solve import flow_line
+from flowlab.solve import flow_line, one_call
 
 __all__ = ["Separatrix", "separatrices"]
 
@@ -41,6 +41,7 @@ class Separatrix:
     path: Float[np.ndarray, "k 2"] = field(repr=False)
 
 
+@one_call()
 def separatrices(
     flow: AbstractFlow,
     points: CriticalPoints,

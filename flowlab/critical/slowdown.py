@@ -16,6 +16,7 @@ from flowlab.critical.derivatives import derivatives_at, rates_of, real_starts
 from flowlab.critical.types import CriticalPoint, CriticalPoints
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
+from flowlab.solve import one_call
 from flowlab.until import AbstractTarget
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class Slowdown:
         return told
 
 
+@one_call()
 def slowdown(
     flow: AbstractFlow,
     starts: npt.ArrayLike,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, PyTree
 from flowlab.ensemble.blocks import Device, worker
 from flowlab.ensemble.runs import Audit
 from flowlab.flow import AbstractFlow
-from flowlab.solve import check_states, default_rtol, make_method, make_problem
+from flowlab.solve import check_states, default_rtol, make_method, make_problem, one_of
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Deviations", "audited", "audit_of", "chosen_for_audit", "joined"]
@@ -86,6 +86,7 @@ def audited(
             flow,
             until=until,
             dtype=np.float64,
+            state=one_of(again),
             clock=clock,
             rtol=tighter,
             atol=None if atol is None else atol / _TIGHTER,

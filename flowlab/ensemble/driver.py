@@ -26,6 +26,7 @@ from flowlab.solve import (
     default_rtol,
     make_method,
     make_problem,
+    one_of,
 )
 from flowlab.until import AbstractTarget, Clock
 
@@ -111,7 +112,9 @@ def sweep(
     ) as bar:
         for varied in flows:
             with jax.enable_x64(dtype == np.float64):
-                problem = make_problem(varied, dtype=dtype, measures=measures, **common)
+                problem = make_problem(
+                    varied, dtype=dtype, state=one_of(starts), measures=measures, **common
+                )
                 results.append(solve(problem, method, starts, progress=bar.update))
     common |= blocks | {"solver": solver}
     return Runs(

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-__all__ = ["described", "differences"]
+__all__ = ["described", "differences", "without_code"]
 
 _WRITTEN_OUT = 64  # numbers of an array that are written out; of a larger one, their checksum is
 
@@ -53,7 +53,17 @@ def described(thing: Any) -> Any:
         return {"function": _name(thing), **({} if ours else {"code": _of_function(thing)})}
     if callable(thing) and hasattr(thing, "__wrapped__"):
         return described(inspect.unwrap(thing))
-    return _name(thing) if isinstance(thing, type) else repr(thing)
+    if isinstance(thing, type) or type(thing).__repr__ is not object.__repr__:
+        return _name(thing) if isinstance(thing, type) else repr(thing)
+    # Such an object would be described by where in memory it lies.
+    return {"type": _name(type(thing)), **described(getattr(thing, "__dict__", {}))}
+
+
+def without_code(told: Any) -> Any:
+    """A description without the checksums of code, where what it computes is known otherwise."""
+    if isinstance(told, Mapping):
+        return {name: without_code(value) for name, value in told.items() if name != "code"}
+    return [without_code(value) for value in told] if isinstance(told, list) else told
 
 
 def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:

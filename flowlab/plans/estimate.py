@@ -13,7 +13,7 @@ import numpy as np
 from flowlab._files import nearest
 from flowlab.plans.plan import Plan
 from flowlab.store import Layout, layout_of
-from flowlab.store.runs import is_address
+from flowlab.store.metadata import is_address
 
 if TYPE_CHECKING:
     import xarray

@@ -3,6 +3,7 @@
 c: axes of cases; n: starts; d: components of a state.
 """
 
+import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from jaxtyping import ArrayLike, Float
 
 from flowlab import ensemble, starts
-from flowlab._checks import between, integer
+from flowlab._checks import between, floating, integer, real
 from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.measures import Measure
@@ -69,6 +70,7 @@ class DrawnStarts:
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         self.part(0, 1)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # a type may have been given
 
     @property
     def count(self) -> int:
@@ -125,8 +127,8 @@ class Plan:
         max_steps: Steps that such a block tries.
         audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter
             once all is done.
-        block: Starts of a block of the store, which is solved, written and marked as done at once;
-            None for some 262,144.
+        block: Starts of a block of the store, which is solved, written and marked as done at once,
+            at the most; None for some 262,144. A store that is there keeps its blocks.
         recipe: What the plan was made from, as `from_recipe` takes it; None for one of objects.
 
     Raises:
@@ -172,10 +174,24 @@ class Plan:
             block_size=block_size,
             max_steps=max_steps,
         )
-        self.block = _even_block(self.starts.count, block)
+        self.most = BLOCK if block is None else integer("block", block)
+        self.block = _even_block(self.starts.count, self.most)
+        self.optimised = ensemble.worth_optimising(self.runs)
         for case in self.cases():
             self._check(case)
         self._check_measures()
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What cases are solved with beside what the plan varies, as `sweep` takes it."""
+        return dict(self._options)
+
+    def as_in(self, block: int, *, optimised: bool) -> "Plan":
+        """This plan with blocks and programs as a store has them, if they are not too large."""
+        fitted = copy.copy(self)
+        if block <= self.most:
+            fitted.block, fitted.optimised = block, optimised
+        return fitted
 
     @cached_property
     def axes(self) -> dict[str, list[Any]]:
@@ -260,7 +276,7 @@ class Plan:
         Optimised, where nobody says so, if the whole plan is worth it.
         """
         if optimise is None:
-            optimise = ensemble.worth_optimising(self.runs)
+            optimise = self.optimised
         options = {**self._options, "optimise": optimise}
         return ensemble.sweep(
             self.flow(case),
@@ -320,11 +336,11 @@ def _choices(name: str, given: Any) -> dict[Any, Any]:
 
 
 def _given(points: Any) -> _GivenStarts:
-    array = np.asarray(points)
-    if array.ndim != 2 or array.dtype.name not in ("float32", "float64"):
+    array = floating(real("starts", points))
+    if array.ndim != 2:
         raise ValueError(
-            "Argument `starts` must be DrawnStarts or a float array of shape (n, d), but has "
-            f"shape {array.shape} and dtype {array.dtype}."
+            "Argument `starts` must be DrawnStarts or an array of shape (n, d), but has shape "
+            f"{array.shape}."
         )
     if not len(array):
         raise ValueError("Argument `starts` must hold a start, but is empty.")
@@ -339,7 +355,7 @@ def _check_what_flows(loss: Any, policy: Any, flow: Any) -> None:
         )
 
 
-def _even_block(count: int, block: int | None) -> int:
+def _even_block(count: int, most: int) -> int:
     """The starts of a block, at most as many as asked for, so that all are about as large."""
-    blocks = -(-count // (BLOCK if block is None else integer("block", block)))
+    blocks = -(-count // most)
     return -(-count // blocks)

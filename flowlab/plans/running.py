@@ -1,10 +1,7 @@
 """Plans carried out: into a store, block by block, here or on a cluster; and what became of one."""
 
-import json
 import os
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -20,11 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from flowlab import ensemble, store
-from flowlab.plans.described import differences
 from flowlab.plans.estimate import planned_layout, tried
+from flowlab.plans.identity import identity_of
+from flowlab.plans.matching import RECIPE, attributes_of, matched
 from flowlab.plans.plan import BLOCK, Plan
-from flowlab.store.blocks import FINISHED, Block, BlockStore
-from flowlab.store.runs import DESCRIPTION, as_json, is_address, versions
+from flowlab.store.blocks import FINISHED, Block, BlockStore, Damage
+from flowlab.store.metadata import is_address
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
@@ -40,7 +38,6 @@ __all__ = [
     "status",
 ]
 
-_RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
 _RECENT = 32  # blocks from whose times the speed is told
 _RETRIES = 5  # of a task whose worker died, each on another
 
@@ -59,7 +56,8 @@ class Status:
 
     Attributes:
         blocks: All its blocks.
-        done: Those that are marked as done.
+        done: Those that are marked as done, and hold what was written.
+        damaged: Those that are marked as done, but are damaged: `resume` solves them again.
         runs: Starts times cases.
         runs_done: Those of blocks that are done.
         outcomes: How many of these had each outcome, by name.
@@ -70,6 +68,7 @@ class Status:
 
     blocks: int
     done: int
+    damaged: tuple[Damage, ...]
     runs: int
     runs_done: int
     outcomes: dict[str, int]
@@ -92,7 +91,9 @@ def run(
     """Carry out a plan into a store, or resume one that was interrupted.
 
     Blocks that are done and whole are left as they are; damaged ones, whose checksum does not fit,
-    are done again. What comes out is, bit for bit, what an undisturbed run gives with the same
+    are done again. A store that holds a part of the plan, fewer starts or fewer losses, policies,
+    targets or values of hyper-parameters, grows: only what it lacks is solved, and a last block
+    that is not full. What comes out is, bit for bit, what an undisturbed run gives with the same
     versions on the same kind of machine.
 
     Args:
@@ -125,7 +126,7 @@ def run(
             if overwrite:
                 work = _begun(plan, path, force, tell, overwrite=True)
             else:
-                work = _for_this_run(path, plan, force, tell)
+                plan, work = _for_this_run(path, plan, force, tell)
             _fill(plan, path, work, client, devices, progress)
             if plan.audit:
                 _audit(plan, work)
@@ -137,12 +138,17 @@ def run(
 def status(path: str | os.PathLike[str]) -> Status:
     """The progress of a store that is, or was, filled block by block.
 
+    What is marked as done is read, and verified by its checksum.
+
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If what is there is no such store.
     """
     found = BlockStore.open(path, write=False)
+    damaged = tuple(damage for damage in found.damaged() if damage is not None)
     done, layout = found.done(), found.layout
+    for block, _ in damaged:
+        done[(*block.case, block.number)] = False
     counts: Counter[str] = Counter()
     for block in layout.blocks():
         if done[(*block.case, block.number)]:
@@ -154,6 +160,7 @@ def status(path: str | os.PathLike[str]) -> Status:
     return Status(
         blocks=done.size,
         done=int(done.sum()),
+        damaged=damaged,
         runs=runs,
         runs_done=runs_done,
         outcomes={each.name: counts[each.name] for each in Outcome if counts[each.name]},
@@ -170,29 +177,34 @@ def read_recipe(path: str | os.PathLike[str]) -> str | None:
         FileNotFoundError: If there is no store.
         ValueError: If what is there is no store that is filled block by block.
     """
-    found = BlockStore.open(path, write=False).attributes.get(_RECIPE)
+    found = BlockStore.open(path, write=False).attributes.get(RECIPE)
     return None if found is None else str(found)
 
 
 def _for_this_run(
     path: str | os.PathLike[str], plan: Plan, force: bool, tell: Callable[[str], Any]
-) -> BlockStore:
-    """The store of a plan: the one that is there, without damage, or a new one."""
+) -> tuple[Plan, BlockStore]:
+    """The store of a plan: the one that is there, without damage, grown or as it is, or a new one.
+
+    And the plan, with blocks and programs as that store has them.
+    """
     try:
         found = BlockStore.open(path)
     except FileNotFoundError:
-        return _begun(plan, path, force, tell)
-    _check_same(found, plan, path, force)
-    damaged = [damage for damage in found.damaged() if damage is not None]
+        return plan, _begun(plan, path, force, tell)
+    plan, work = matched(found, plan, path, force)
+    if work is not found:
+        tell(f"{path} grows to {plan.runs:,} runs; what it holds stays")
+    damaged = [damage for damage in work.damaged() if damage is not None]
     for damage in damaged:
-        found.forget(damage.block)
+        work.forget(damage.block)
     if damaged:
         first = damaged[0]
         tell(
-            f"{len(damaged)} of {found.done().size} blocks {'is' if len(damaged) == 1 else 'are'} "
+            f"{len(damaged)} of {work.done().size} blocks {'is' if len(damaged) == 1 else 'are'} "
             f"damaged and will be done again (block {first.block.number}: {first.reason})"
         )
-    return found
+    return plan, work
 
 
 def _begun(
@@ -215,36 +227,13 @@ def _begun(
         lacking = expected.lacking()
         if lacking and not force:
             raise DoesNotFitError(" ".join([*lacking, "Ask for less, or force it."]))
-    attributes = {
-        DESCRIPTION: as_json(plan.described() if plan.recipe is None else plan.recipe),
-        _PLAN: as_json(plan.described()),
-        **({} if plan.recipe is None else {_RECIPE: as_json(plan.recipe)}),
-        **({} if (commit := _commit()) is None else {_COMMIT: commit}),
-    }
+    attributes = attributes_of(plan, identity_of(plan))
     if overwrite:
         store.remove(path)
     made = BlockStore.create(path, layout, attributes)
     if solved is not None:
         made.write(first, *solved)
     return made
-
-
-def _check_same(found: BlockStore, plan: Plan, path: Any, force: bool) -> None:
-    stored = json.loads(str(found.attributes.get(_PLAN, "null")))
-    others = list(differences(stored, plan.described()))
-    if others:
-        raise ValueError(
-            f"Argument `path` must be free or hold this plan, but {path} holds another: "
-            f"{'; '.join(others[:5])}."
-        )
-    here = versions()
-    others = list(differences({name: found.attributes.get(name) for name in here}, here))
-    if others and not force:
-        raise ValueError(
-            f"Argument `path` must hold a store of these versions, but {path} was begun with "
-            f"others, and results may differ in their last bits: {'; '.join(others)}. "
-            "Force it to resume all the same."
-        )
 
 
 def _fill(
@@ -438,13 +427,3 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _commit() -> str | None:
-    """The git commit of this library, where it runs from a checkout."""
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / ".git").exists() or shutil.which("git") is None:
-        return None
-    asked = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
-    return done.stdout.strip() or None

@@ -6,7 +6,6 @@ m: points of a side of the grid.
 from dataclasses import dataclass
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -27,6 +26,7 @@ from flowlab.plots.canvas import (
     names_for,
     target_axes,
 )
+from flowlab.solve import compiled, operations_at
 
 __all__ = ["SampledFlow", "draw_field", "evaluate", "field", "loss_surface", "sample"]
 
@@ -101,11 +101,13 @@ def evaluate(
 ) -> tuple[Float[np.ndarray, "*m"], Float[np.ndarray, "*m 2"], Float[np.ndarray, "*m 2"]]:
     """Potential, gradient and velocity at states, in float64; NaN outside of the domain."""
     with jax.enable_x64(True):
-        loss, gradient, velocity = map(np.asarray, _values(flow, states))
+        rows = np.reshape(states, (-1, np.shape(states)[-1]))
+        values = _values(flow, states, operations=operations_at(flow, rows))
+        loss, gradient, velocity = map(np.asarray, values)
     return loss, gradient, velocity
 
 
-@eqx.filter_jit
+@compiled
 def _values(flow: AbstractFlow, states: Float[ArrayLike, "*m 2"]) -> tuple[Array, Array, Array]:
     def at(state: Array) -> tuple[Array, Array, Array]:
         inside = flow.domain.contains(state)

@@ -3,6 +3,7 @@
 from flowlab.solve.compilation import Program, compiled, exact_products
 from flowlab.solve.engine import advance, resume, safe_problem
 from flowlab.solve.exits import exit_from, exit_from_interval
+from flowlab.solve.fingerprints import fingerprint, motion_of, one_call, one_of, operations_at
 from flowlab.solve.lane_lifecycle import begin, finish, potentials
 from flowlab.solve.line import Line, flow_line
 from flowlab.solve.method import Method, make_method
@@ -39,11 +40,16 @@ __all__ = [
     "exit_from",
     "exit_from_interval",
     "filled",
+    "fingerprint",
     "finish",
     "flow_line",
     "make_method",
     "make_problem",
+    "motion_of",
     "noisy_runs",
+    "one_call",
+    "one_of",
+    "operations_at",
     "potentials",
     "resume",
     "safe_problem",

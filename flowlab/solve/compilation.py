@@ -1,11 +1,14 @@
 """How the engine's programs are compiled."""
 
 from collections.abc import Callable
-from functools import cache, lru_cache, wraps
+from functools import cache, lru_cache
 from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jaxtyping import PyTree
 
 from flowlab.solve.rows import in_rows
 
@@ -24,23 +27,28 @@ it: to part it among several takes longer than there is to gain."""
 def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable[..., Any]:
     """A function that compiles itself when it is first called, as `equinox.filter_jit` does.
 
+    It takes a further `operations`, the fingerprint of what functions in its arguments compute, and
+    compiles itself anew for another one.
+
     Args:
         function: What to compile.
         optimise: False for a program that runs briefly and is to compile quickly.
     """
 
-    @wraps(function)
-    def traced(*arguments: Any) -> Any:
+    def traced(operations: str, *arguments: Any) -> Any:
+        del operations  # which tells two programs apart that are otherwise the same
         with in_rows(optimise):
-            return function(*arguments)
+            return _with_constants_of_its_own(function, *arguments)
+
+    traced.__name__ = traced.__qualname__ = function.__name__  # by which JAX names the program
 
     @cache
     def program() -> Callable[..., Any]:
         return eqx.filter_jit(compiler_options=_options(optimise))(traced)  # type: ignore[call-overload]
 
-    def call(*arguments: Any) -> Any:
+    def call(*arguments: Any, operations: str = "") -> Any:
         with exact_products():
-            return program()(*arguments)
+            return program()(operations, *arguments)
 
     return call
 
@@ -53,6 +61,7 @@ class Program:
     Args:
         function: What to compile; called with the problem first.
         problem: Any PyTree. What it holds beside arrays is compiled in.
+        operations: The fingerprint of what the functions in it compute.
         optimise: False for a program that runs briefly and is to compile quickly.
 
     Attributes:
@@ -60,7 +69,9 @@ class Program:
             bound yet: the first call compiles.
     """
 
-    def __init__(self, function: Callable[..., Any], problem: Any, *, optimise: bool) -> None:
+    def __init__(
+        self, function: Callable[..., Any], problem: Any, *, optimise: bool, operations: str = ""
+    ) -> None:
         leaves, structure = jax.tree.flatten(problem)
         arrays = [eqx.is_array(leaf) for leaf in leaves]
         self._arrays = [leaf for leaf, is_one in zip(leaves, arrays, strict=True) if is_one]
@@ -68,7 +79,7 @@ class Program:
             None if is_one else leaf for leaf, is_one in zip(leaves, arrays, strict=True)
         )
         before = _bound.cache_info().misses
-        self._call = _bound(function, structure, tuple(arrays), others, optimise)
+        self._call = _bound(function, structure, tuple(arrays), others, optimise, operations)
         self.fresh = _bound.cache_info().misses > before
 
     def __call__(self, *arguments: Any) -> Any:
@@ -83,16 +94,37 @@ def _bound(
     arrays: tuple[bool, ...],
     others: tuple[Any, ...],
     optimise: bool,
+    operations: str,
 ) -> Callable[..., Any]:
+    del operations  # which tells two programs apart that are otherwise the same
+
     def flat(given: list[Any], *arguments: Any) -> Any:
         left = iter(given)
         leaves = [
             next(left) if is_one else other for is_one, other in zip(arrays, others, strict=True)
         ]
         with in_rows(optimise):
-            return function(jax.tree.unflatten(structure, leaves), *arguments)
+            problem = jax.tree.unflatten(structure, leaves)
+            return _with_constants_of_its_own(function, problem, *arguments)
 
     return jax.jit(flat, compiler_options=_options(optimise))
+
+
+def _with_constants_of_its_own(function: Callable[..., Any], *arguments: Any) -> PyTree[Any]:
+    """What a function gives while it is traced, with copies of the NumPy arrays that it captures.
+
+    JAX keeps for each NumPy array what it first made of it, its numbers and precision then, as long
+    as a program holds that. A program that holds none leaves it to be made again: an array that has
+    been changed since, or is used in another precision, is then what it is.
+    """
+    traced, shapes, rest = eqx.filter_make_jaxpr(function)(*arguments)
+    constants = [
+        np.array(constant, variable.aval.dtype) if isinstance(constant, np.ndarray) else constant
+        for variable, constant in zip(traced.jaxpr.constvars, traced.consts, strict=True)
+    ]
+    given = [leaf for leaf in jax.tree.leaves(arguments) if eqx.is_array(leaf)]
+    results = jaxpr_as_fun(ClosedJaxpr(traced.jaxpr, constants))(*given)
+    return eqx.combine(jax.tree.unflatten(jax.tree.structure(shapes), results), rest)
 
 
 def _options(optimise: bool) -> dict[str, Any] | None:

@@ -37,7 +37,8 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
         given.append(flow.potential(state))
         return given[-1]
 
-    with jax.enable_x64(True):
+    wide = jax.tree.leaves(one)[0].dtype == np.float64
+    with jax.enable_x64(wide):
         value = jax.eval_shape(potential, one)
     shape = getattr(value, "shape", None)
     if not isinstance(flow, Flow):
@@ -60,23 +61,23 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
         )
     if flow.operator is not None:
         first = jax.tree.map(lambda x: x[0] if batched else x, states)
-        _check_metric(flow, one, first)
+        with jax.enable_x64(wide):
+            _check_metric(flow, one, first)
 
 
 def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> None:
     """Refuse a metric that gives no covector's like or, seen at a state, is none."""
-    with jax.enable_x64(True):
-        raised = jax.eval_shape(flow.metric, one, one)
-        wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
-        if shapes != wanted:
-            raise ValueError(
-                f"Argument `metric` must give what has the shape of a state, {wanted}, but gives "
-                f"{shapes}."
-            )
-        size = sum(leaf.size for leaf in jax.tree.leaves(state))
-        if size > _METRIC_SEEN:
-            return
-        matrix = np.asarray(metric_matrix(flow, jax.tree.map(jnp.asarray, state)), np.float64)
+    raised = jax.eval_shape(flow.metric, one, one)
+    wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
+    if shapes != wanted:
+        raise ValueError(
+            f"Argument `metric` must give what has the shape of a state, {wanted}, but gives "
+            f"{shapes}."
+        )
+    size = sum(leaf.size for leaf in jax.tree.leaves(state))
+    if size > _METRIC_SEEN:
+        return
+    matrix = np.asarray(metric_matrix(flow, jax.tree.map(jnp.asarray, state)), np.float64)
     if not np.all(np.isfinite(matrix)):
         return
     slack = _METRIC_SLACK * np.max(np.abs(matrix))

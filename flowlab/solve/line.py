@@ -165,6 +165,7 @@ def flow_line(
             flow,
             until=until,
             dtype=dtype,
+            state=None if traced else start,
             clock=clock,
             rtol=rtol,
             atol=atol,

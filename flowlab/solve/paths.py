@@ -8,6 +8,7 @@ place of O(√step).
 n: paths; d: numbers in a state; k: of the noise; m: boundaries.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from flowlab.flow import AbstractFlow
 from flowlab.solve.brownian_bridge import crossing_fraction, survival_probability
 from flowlab.solve.compilation import compiled
 from flowlab.solve.exits import AbstractExit, exit_at_level
+from flowlab.solve.fingerprints import fingerprint, motion_of
 from flowlab.solve.noise import AbstractNoise
 from flowlab.solve.problem import cast, check_counts, check_states, filled
 from flowlab.until import AbstractTarget, Outcome, counted
@@ -153,6 +155,7 @@ class _Problem(eqx.Module):
     seed: PRNGKeyArray
     example: PyTree[Array]
     at_last: Outcome = eqx.field(static=True)
+    operations: str = eqx.field(static=True, default="")
 
     @property
     def absorbing(self) -> bool:
@@ -216,7 +219,7 @@ def _problem(
     elif np.isfinite(steps):
         step = limit / steps
 
-    return _Problem(
+    problem = _Problem(
         flow=cast(flow, dtype),
         noise=cast(noise, dtype),
         exit=cast(left, dtype),
@@ -226,6 +229,14 @@ def _problem(
         example=jax.tree.map(jnp.asarray, first),
         at_last=at_last,
     )
+    return dataclasses.replace(problem, operations=fingerprint(problem, first, _observed))
+
+
+def _observed(problem: _Problem, state: PyTree[Array]) -> tuple[Any, ...]:
+    """All that the functions in a problem compute at a state."""
+    vector, _ = ravel_pytree(state)
+    seen = problem.drift(vector), problem.factor(vector), problem.gaps(vector)
+    return (*seen, motion_of(problem.flow, state))
 
 
 def _finished(

@@ -6,7 +6,9 @@ component of a state is contiguous; mathematics is written for one lane and mapp
 d: components of a state; k: levels of the target; m: signals; n: lanes; s: times to save at.
 """
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from numbers import Real
 from typing import Any
 
 import equinox as eqx
@@ -17,9 +19,10 @@ import numpy.typing as npt
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from flowlab._checks import integer
+from flowlab._checks import floating, integer, real
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
+from flowlab.solve.fingerprints import fingerprint, observed
 from flowlab.solve.functions import check_functions
 from flowlab.solve.rows import lanewise
 from flowlab.until import AbstractTarget, Clock
@@ -167,7 +170,8 @@ class Problem(eqx.Module):
     """What to solve, and how exactly; arrays are leaves, whose values do not compile again.
 
     `alone` says that one line is solved for its own sake, so that nobody is held up by it, and
-    `tangents` that derivatives are to pass through its events.
+    `tangents` that derivatives are to pass through its events. `operations` is the fingerprint of
+    what functions of the user compute, by which compiled programs are told apart.
     """
 
     flow: AbstractFlow
@@ -182,6 +186,7 @@ class Problem(eqx.Module):
     reverse: bool = eqx.field(static=True)
     alone: bool = eqx.field(static=True)
     tangents: bool = eqx.field(static=True)
+    operations: str = eqx.field(static=True, default="")
 
     @property
     def ends_on_level(self) -> bool:
@@ -210,6 +215,7 @@ def make_problem(
     *,
     until: AbstractTarget,
     dtype: Any,
+    state: PyTree[Any] = None,
     clock: Clock | None = None,
     rtol: float | None = None,
     atol: float | None = None,
@@ -221,6 +227,9 @@ def make_problem(
 ) -> Problem:
     """A problem from what a user says, checked; its arrays have the dtype of the work.
 
+    `state` is one state, in shapes, by which functions of the user are looked at; None where all is
+    traced.
+
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
             time to save at is not positive and increasing, or a measure has no meaning here.
@@ -230,7 +239,7 @@ def make_problem(
     rtol = default_rtol(dtype) if rtol is None else rtol
     _check_tolerances(rtol, atol, dtype)
     _check_measures(listed_measures(measures), flow)
-    return Problem(
+    problem = Problem(
         flow=cast(flow, dtype),
         target=cast(until, dtype),
         measures=cast(tuple(measures), dtype),
@@ -244,6 +253,10 @@ def make_problem(
         alone=alone,
         tangents=tangents,
     )
+    if state is None:
+        return problem
+    state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
+    return dataclasses.replace(problem, operations=fingerprint(problem, state, observed))
 
 
 def default_rtol(dtype: Any) -> float:
@@ -397,8 +410,8 @@ def check_states(
         )
     leaves, treedef = jax.tree.flatten(_array_if_list(name, states))
     if any(isinstance(leaf, Tracer) for leaf in leaves):
-        return states, jnp.result_type(*leaves)
-    arrays = [_numbers(name, leaf) for leaf in leaves]
+        return jax.tree.unflatten(treedef, leaves), jnp.result_type(*leaves)
+    arrays = [floating(real(name, leaf)) for leaf in leaves]
     dtype = np.result_type(*arrays, np.float32)
     shapes = [array.shape for array in arrays]
     expected = flow.state_shape
@@ -446,14 +459,8 @@ def _array_if_list(name: str, states: Any) -> Any:
     """Lists of numbers, and tuples of numbers, are arrays; other PyTrees stay as they are."""
     if states is None:
         raise ValueError(f"Argument `{name}` must hold numbers, but is None.")
-    plain = isinstance(states, tuple) and all(isinstance(x, int | float) for x in states)
-    return np.asarray(states) if isinstance(states, list) or plain else states
-
-
-def _numbers(name: str, leaf: Any) -> np.ndarray:
-    array = np.asarray(leaf)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"Argument `{name}` must hold real numbers, but has dtype {array.dtype}.")
-    if array.dtype.kind in "iu":
-        return array.astype(np.float64)
-    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
+    plain = isinstance(states, tuple) and all(isinstance(x, Real) for x in states)
+    if not (isinstance(states, list) or plain):
+        return states
+    traced = any(isinstance(x, Tracer) for x in jax.tree.leaves(states))
+    return jnp.asarray(states) if traced else real(name, states)

@@ -1,6 +1,7 @@
 """Sweeps on disk: Zarr groups that xarray opens, with a description of what they hold."""
 
-from flowlab.store.blocks import BlockStore, Damage, Layout, Variable, layout_of
+from flowlab.store.blocks import BlockStore, Damage
+from flowlab.store.layout import Layout, Variable, layout_of
 from flowlab.store.reductions import cell_means, counts, histogram, quantiles
 from flowlab.store.runs import check_free, description, read, remove, write
 

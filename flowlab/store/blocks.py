@@ -14,20 +14,29 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.store.runs import MARK, is_address, sibling, versions, without_warnings
+from flowlab.store.layout import START, Block, Layout, Variable
+from flowlab.store.metadata import (
+    LENGTH,
+    MARK,
+    is_address,
+    metadata_told,
+    opened,
+    sibling,
+    versions,
+    without_warnings,
+)
 
 if TYPE_CHECKING:
     import xarray
     import zarr
 
-__all__ = ["Block", "BlockStore", "Damage", "Layout", "Variable", "layout_of"]
+__all__ = ["Block", "BlockStore", "Damage", "checksum", "damage_told"]
 
 CHECKSUM, SECONDS, FINISHED = "block_checksum", "block_seconds", "block_finished"
 _ABOUT_BLOCKS = {
@@ -35,21 +44,10 @@ _ABOUT_BLOCKS = {
     SECONDS: (np.float64, "seconds of work on the block"),
     FINISHED: (np.float64, "when the block was finished, seconds since 1970 (UTC); NaN before"),
 }
-_LENGTH = "flowlab_block_length"
 _COORDINATES = "coordinates"  # by which xarray knows which arrays are some
-_START = "start"
 
 
-class Block(NamedTuple):
-    """Runs of one case from consecutive starts.
-
-    Attributes:
-        case: The index of the case along each axis of cases.
-        number: The number of the block in its case.
-    """
-
-    case: tuple[int, ...]
-    number: int
+_SHOWN = 5  # damaged blocks that are named; of the others their number
 
 
 class Damage(NamedTuple):
@@ -62,122 +60,6 @@ class Damage(NamedTuple):
 
     block: Block
     reason: str
-
-
-@dataclass(frozen=True)
-class Variable:
-    """An array of a store.
-
-    Attributes:
-        dims: Names of its dimensions behind the axes of cases and `start`.
-        shape: Their lengths.
-        dtype: Name of its dtype.
-        attributes: Attributes of the array.
-        of_cases: Whether each case has its own; starts are shared by all.
-        is_coordinate: Whether xarray shall take it for a coordinate.
-    """
-
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-    dtype: str
-    attributes: dict[str, Any] = field(default_factory=dict)
-    of_cases: bool = True
-    is_coordinate: bool = False
-
-    @property
-    def bytes(self) -> int:
-        """Bytes for one start of one case."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The arrays of a store, before anything is in them.
-
-    Attributes:
-        axes: The labels along each axis of cases, by its name.
-        count: Starts.
-        length: Starts of a block; the last block of a case may have fewer.
-        variables: The arrays along the starts, by name.
-        labels: Coordinates along other dimensions, by name.
-        attributes: Attributes of the group, beside those of every store.
-    """
-
-    axes: dict[str, list[Any]]
-    count: int
-    length: int
-    variables: dict[str, Variable]
-    labels: dict[str, np.ndarray]
-    attributes: dict[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The number of cases along each axis."""
-        return tuple(len(labels) for labels in self.axes.values())
-
-    @property
-    def blocks_of_a_case(self) -> int:
-        """The number of blocks of each case."""
-        return -(-self.count // self.length)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of all arrays, before they are compressed."""
-        cases = int(np.prod(self.shape, dtype=np.int64))
-        return sum(
-            (cases if each.of_cases else 1) * self.count * each.bytes
-            for each in self.variables.values()
-        )
-
-    def part(self, number: int) -> tuple[int, int]:
-        """The first start of a block, and the end of its starts."""
-        return number * self.length, min((number + 1) * self.length, self.count)
-
-    def starts_of(self, number: int) -> int:
-        """The number of starts of a block."""
-        first, last = self.part(number)
-        return last - first
-
-    def blocks(self) -> Iterator[Block]:
-        """All blocks: of one case after the other."""
-        for case in np.ndindex(*self.shape):
-            for number in range(self.blocks_of_a_case):
-                yield Block(case, number)
-
-
-def layout_of(
-    example: "xarray.Dataset", axes: Mapping[str, Sequence[Any]], count: int, length: int
-) -> Layout:
-    """The layout for many runs like a few that are at hand.
-
-    Args:
-        example: Runs of one case, as `Runs.to_xarray` gives them.
-        axes: The labels along each axis of cases, by its name.
-        count: Starts.
-        length: Starts of a block.
-    """
-    variables = {}
-    for name, array in example.variables.items():
-        if _START not in array.dims:
-            continue
-        is_coordinate = name in example.coords
-        variables[str(name)] = Variable(
-            dims=tuple(str(dim) for dim in array.dims[1:]),
-            shape=array.shape[1:],
-            dtype=array.dtype.name,
-            attributes=dict(array.attrs),
-            of_cases=not is_coordinate and name != "starts",
-            is_coordinate=is_coordinate,
-        )
-    labels = {str(n): c.values for n, c in example.coords.items() if _START not in c.dims}
-    return Layout(
-        {name: list(labels) for name, labels in axes.items()},
-        count,
-        length,
-        variables,
-        labels,
-        dict(example.attrs),
-    )
 
 
 class BlockStore:
@@ -235,19 +117,23 @@ class BlockStore:
             FileNotFoundError: If there is none.
             ValueError: If what is there is no store of flowlab that is filled block by block.
         """
-        import zarr
-
-        try:
-            group = zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"Argument `path` must name a store of flowlab, but there is none at {path}."
-            ) from None
-        if MARK not in group.attrs or _LENGTH not in group.attrs:
+        group = opened(path, write=write)
+        if not cls.is_in(group):
             raise ValueError(
                 f"Argument `path` must name a store that is filled block by block, as "
                 f"`flowlab sweep` writes it, but {path} is another one."
             )
+        with metadata_told(path):
+            return cls.of(group)
+
+    @staticmethod
+    def is_in(group: "zarr.Group") -> bool:
+        """True where a group is a store of flowlab that is filled block by block."""
+        return MARK in group.attrs and LENGTH in group.attrs
+
+    @classmethod
+    def of(cls, group: "zarr.Group") -> "BlockStore":
+        """The store in a group that is one."""
         return cls(group, _read_layout(group))
 
     @property
@@ -296,32 +182,63 @@ class BlockStore:
             ValueError: If the runs are of another number of starts than the block.
             OSError: If they cannot be written; the block is not marked then.
         """
-        results = self._padded(block, runs)
+        self._put(block, self._padded(block, runs), seconds, time.time())
+
+    def copy(self, other: "BlockStore", block: Block, to: Block) -> bool:
+        """Copy a block of another store, whole or not at all.
+
+        Returns:
+            False where it is not done there, or damaged, or the starts that all cases share are.
+        """
+        first = Block((0,) * len(block.case), block.number)
+        marks, checksums = other.marks()
+        sources = [block, first] if not any(to.case) else [block]
+        for one in sources:
+            place = (*one.case, one.number)
+            if not marks[place] or other.damage(one, checksums[place]) is not None:
+                return False
+        of_cases = self.layout.variables
+        results = {
+            name: other.values(name, block if of_cases[name].of_cases else first)
+            for name in self._names(to)
+        }
+        place = (*block.case, block.number)
+        self._put(to, results, *(float(other.about(name)[place]) for name in (SECONDS, FINISHED)))
+        return True
+
+    def _put(
+        self, block: Block, results: Mapping[str, np.ndarray], seconds: float, finished: float
+    ) -> None:
         for name, values in results.items():
             self._array(name)[self._region(name, block)] = values
         place = (*block.case, block.number)
-        self._array(CHECKSUM)[place] = _checksum(results)
+        self._array(CHECKSUM)[place] = checksum(results)
         self._array(SECONDS)[place] = seconds
-        self._array(FINISHED)[place] = time.time()
+        self._array(FINISHED)[place] = finished
 
     def values(self, name: str, block: Block) -> np.ndarray:
         """The values of a variable in a block, starts first."""
         return np.asarray(self._array(name)[self._region(name, block)])
 
+    def marks(self) -> tuple[Bool[np.ndarray, "*c b"], np.ndarray]:
+        """Which blocks are marked as done, and the checksums of all."""
+        return self.done(), self.about(CHECKSUM)
+
     def damaged(self) -> Iterator[Damage | None]:
         """For each block that is marked as done: None, or what is wrong with it."""
-        done, checksums = self.done(), self.about(CHECKSUM)
+        done, checksums = self.marks()
         for block in self.layout.blocks():
             place = (*block.case, block.number)
-            if not done[place]:
-                continue
-            try:
-                results = {name: self.values(name, block) for name in self._names(block)}
-            except Exception as error:  # whatever a codec makes of bytes that are not its own
-                yield Damage(block, f"{type(error).__name__}: {error}")
-                continue
-            fits = _checksum(results) == checksums[place]
-            yield None if fits else Damage(block, "its checksum is another one")
+            if done[place]:
+                yield self.damage(block, checksums[place])
+
+    def damage(self, block: Block, known: np.uint64) -> Damage | None:
+        """What is wrong with a block whose checksum is known; None where nothing is."""
+        try:
+            results = {name: self.values(name, block) for name in self._names(block)}
+        except Exception as error:  # whatever a codec makes of bytes that are not its own
+            return Damage(block, f"{type(error).__name__}: {error}")
+        return None if checksum(results) == known else Damage(block, "its checksum is another one")
 
     def forget(self, block: Block) -> None:
         """Take the mark from a block, so that it is missing."""
@@ -359,6 +276,19 @@ class BlockStore:
         return found
 
 
+def damage_told(damages: Sequence[Damage], blocks: int, path: str | os.PathLike[str]) -> str:
+    """A sentence on damaged blocks of a store: how many, which, and what heals them."""
+    shown = [str(each.block.number) for each in damages[:_SHOWN]]
+    if any(each.block.case for each in damages):
+        shown = [f"{each.block.number} of case {each.block.case}" for each in damages[:_SHOWN]]
+    more = f" and {len(damages) - _SHOWN} more" if len(damages) > _SHOWN else ""
+    be, it = ("is", "it") if len(damages) == 1 else ("are", "them")
+    return (
+        f"{len(damages)} of {blocks} blocks of {path} {be} damaged (block {', '.join(shown)}{more}:"
+        f" {damages[0].reason}); `flowlab resume {path}` solves {it} again."
+    )
+
+
 def _lay_out(path: str, layout: Layout, attributes: Mapping[str, Any]) -> None:
     """Make a group with all its arrays, empty, and its attributes."""
     import zarr
@@ -386,7 +316,7 @@ def _lay_out(path: str, layout: Layout, attributes: Mapping[str, Any]) -> None:
                 **layout.attributes,
                 **versions(),
                 **({_COORDINATES: " ".join(coordinates)} if coordinates else {}),
-                _LENGTH: layout.length,
+                LENGTH: layout.length,
                 **attributes,
             }
         )
@@ -404,7 +334,7 @@ def _allocate(group: "zarr.Group", layout: Layout, name: str, variable: Variable
         fill_value=np.nan if floating else 0,
         # The digits of floats hardly compress, and trying takes a quarter of the time to solve.
         compressors=None,
-        dimension_names=(*lead, _START, *variable.dims),
+        dimension_names=(*lead, START, *variable.dims),
         attributes={name: _plain(value) for name, value in variable.attributes.items()},
     )
 
@@ -428,8 +358,8 @@ def _read_layout(group: "zarr.Group") -> Layout:
     variables, labels = {}, {}
     for name, array in group.arrays():
         dims = tuple(array.metadata.dimension_names or ())  # type: ignore[union-attr]
-        if _START in dims:
-            behind = dims.index(_START) + 1
+        if START in dims:
+            behind = dims.index(START) + 1
             variables[name] = Variable(
                 tuple(str(dim) for dim in dims[behind:]),
                 array.shape[behind:],
@@ -442,10 +372,11 @@ def _read_layout(group: "zarr.Group") -> Layout:
         elif name not in _ABOUT_BLOCKS:
             labels[name] = np.asarray(array[...])
     axes = {str(name): list(labels.pop(str(name))) for name in axes_of}
-    return Layout(axes, count, int(str(group.attrs[_LENGTH])), variables, labels, {})
+    return Layout(axes, count, int(str(group.attrs[LENGTH])), variables, labels, {})
 
 
-def _checksum(results: Mapping[str, np.ndarray]) -> np.uint64:
+def checksum(results: Mapping[str, np.ndarray]) -> np.uint64:
+    """The CRC-32 of arrays, with their names, dtypes and shapes."""
     digest = 0
     for name in sorted(results):
         values = np.ascontiguousarray(results[name])

@@ -3,28 +3,33 @@
 import json
 import os
 import shutil
-import threading
-import uuid
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowlab import __version__
+import numpy as np
+
 from flowlab._files import nearest
 from flowlab.ensemble import Runs
+from flowlab.store.metadata import (
+    LENGTH,
+    METADATA,
+    check_readable,
+    is_address,
+    is_store,
+    metadata_told,
+    opened,
+    sibling,
+    versions,
+    without_warnings,
+)
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["check_free", "description", "read", "write"]
+__all__ = ["check_free", "description", "put_in_place", "read", "remove", "write"]
 
-MARK = "flowlab_version"  # the attribute by which a store is known as one of flowlab's
 DESCRIPTION = "flowlab_description"
-_METADATA = "zarr.json"  # the file that makes a folder a Zarr group of version 3
-_FILTERS = threading.Lock()  # of warnings, which all threads share
 
 
 def write(
@@ -62,8 +67,9 @@ def write(
     half_written = sibling(place)
     try:
         _write_group(dataset.assign_attrs({**versions(), **told}), half_written)
+        _note_checksums(half_written)
         check_free(path, overwrite=overwrite)
-        _put_in_place(half_written, place)
+        put_in_place(half_written, place)
     except BaseException:
         shutil.rmtree(half_written, ignore_errors=True)
         raise
@@ -72,18 +78,19 @@ def write(
 def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """The runs in a store, as a Dataset whose values are read when they are needed.
 
+    They are verified by their checksums when they are first read, block by block, in any reduction
+    too: what is damaged raises an OSError that says which blocks, and what heals them.
+
     Args:
         path: A folder that `write` or `flowlab.plans.run` wrote, or an address (`s3://...`).
 
     Raises:
         FileNotFoundError: If there is nothing at `path`.
         NotADirectoryError: If `path` is a file.
-        ValueError: If the folder is no store of flowlab.
+        ValueError: If the folder is no store of flowlab, or its metadata is damaged.
     """
-    import xarray
-
     if is_address(path):
-        return xarray.open_zarr(str(path), chunks=None)
+        return _opened(path)
     place = Path(path)
     if not place.exists():
         raise FileNotFoundError(
@@ -93,11 +100,12 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
         raise NotADirectoryError(
             f"Argument `path` must name a store of flowlab, but {place} is a file."
         )
+    check_readable(place)
     if not is_store(place):
         raise ValueError(
             f"Argument `path` must name a store of flowlab, but {place} is another folder."
         )
-    return xarray.open_zarr(place, chunks=None)
+    return _opened(place)
 
 
 def description(dataset: "xarray.Dataset") -> dict[str, Any]:
@@ -120,8 +128,9 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
     if not place.exists() and not place.is_symlink():
         return
     if not is_store(place):
+        torn = f" whose {METADATA} can be read" if (place / METADATA).is_file() else ""
         raise ValueError(
-            f"Argument `path` must be free, but {place} exists and is no store of flowlab; "
+            f"Argument `path` must be free, but {place} exists and is no store of flowlab{torn}; "
             "give another."
         )
     if not overwrite:
@@ -147,9 +156,14 @@ def remove(path: str | os.PathLike[str]) -> None:
         _take_away(place)
 
 
-def is_address(path: str | os.PathLike[str]) -> bool:
-    """True for the address of an object store, which fsspec knows, and false for a folder."""
-    return "://" in str(path)
+def _opened(path: str | os.PathLike[str]) -> "xarray.Dataset":
+    import xarray
+
+    from flowlab.store.verified import verified
+
+    group = opened(path, write=False)
+    with metadata_told(path):
+        return verified(xarray.open_zarr(str(path), chunks=None), group, path)
 
 
 def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
@@ -157,20 +171,23 @@ def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
         dataset.to_zarr(place, mode="w-", zarr_format=3, consolidated=True)
 
 
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Without Zarr's warnings that version 3 does not specify consolidated metadata and texts.
+def _note_checksums(place: Path) -> None:
+    """Note the checksums of all numbers in a group, as it gives them back."""
+    from flowlab.store.blocks import checksum
+    from flowlab.store.verified import CHECKSUMS
 
-    Without consolidated metadata, it is xarray that warns whoever opens a group. Threads take
-    turns: what one brings back at its end would else be the warnings of another.
-    """
-    with _FILTERS, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-        warnings.filterwarnings("ignore", message=".* does not have a Zarr V3 specification")
-        yield
+    group = opened(place, write=True)
+    arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
+    numbers = {name: values for name, values in arrays.items() if values.dtype.kind in "biuf"}
+    import zarr
+
+    with without_warnings():
+        found = {name: int(checksum({name: values})) for name, values in numbers.items()}
+        group.attrs.update({CHECKSUMS: found})
+        zarr.consolidate_metadata(group.store)
 
 
-def _put_in_place(new: Path, place: Path) -> None:
+def put_in_place(new: Path, place: Path) -> None:
     """Rename a whole store to its place; the one that stood there goes only once it has gone well.
 
     Its files are removed under another name, metadata first: half removed, it is no store.
@@ -189,28 +206,8 @@ def _put_in_place(new: Path, place: Path) -> None:
 
 
 def _take_away(place: Path) -> None:
-    (place / _METADATA).unlink()
+    (place / METADATA).unlink()
     shutil.rmtree(place)
-
-
-def sibling(place: Path) -> Path:
-    """A new hidden name beside a place, for what is not yet whole."""
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
-
-
-def is_store(place: Path) -> bool:
-    """True for a folder that is a store of flowlab."""
-    try:
-        group = json.loads((place / _METADATA).read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(group, dict) and MARK in (group.get("attributes") or {})
-
-
-def versions() -> dict[str, str]:
-    """The versions that stand in the attributes of every store."""
-    others = {f"{name}_version": metadata.version(name) for name in ("jax", "diffrax")}
-    return {MARK: __version__, **others}
 
 
 def as_json(description: Mapping[str, Any]) -> str:
@@ -234,7 +231,9 @@ def _as_dataset(runs: "Runs | xarray.Dataset") -> "xarray.Dataset":
     if isinstance(runs, Runs):
         return runs.to_xarray()
     if isinstance(runs, xarray.Dataset):
-        return runs
+        whole = runs.copy()
+        whole.attrs.pop(LENGTH, None)  # which says that a store is filled block by block
+        return whole
     raise ValueError(
         f"Argument `runs` must be Runs or a Dataset, but is of type {type(runs).__name__}."
     )

@@ -1,0 +1,90 @@
+"""Stores that grow: by more starts, and by more losses, policies, targets or hyper-parameters."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowlab.plans.identity import Identity, drawn_checksum
+from flowlab.plans.plan import Plan
+from flowlab.store.blocks import Block, BlockStore
+from flowlab.store.metadata import is_address, sibling
+from flowlab.store.runs import put_in_place
+
+__all__ = ["grown", "places_of"]
+
+_OF_ALL = "audit_"  # attributes that say something of all runs together begin like this
+
+
+def places_of(stored: Identity, plan: Plan, here: Identity, *, same_jax: bool) -> list[int] | None:
+    """The place among the cases of a plan of each case of a store; None if one has none.
+
+    None too where something else than the cases and the number of starts differs, or the starts of
+    the plan do not begin with those of the store: a grid and a Latin hypercube of another size have
+    others.
+    """
+    if stored.common != here.common or here.count < stored.count:
+        return None
+    if drawn_checksum(plan.starts, stored.count) != stored.starts:
+        return None
+    found = [here.holds(stored, case, same_jax=same_jax) for case in range(len(stored.cases))]
+    return None if None in found else [place for place in found if place is not None]
+
+
+def grown(
+    store: BlockStore,
+    plan: Plan,
+    places: list[int],
+    attributes: Mapping[str, Any],
+    path: str | os.PathLike[str],
+) -> BlockStore:
+    """A store with room for more, in the place of the one that is there, with all its blocks.
+
+    It is written beside it, and takes its place once it is whole: what stands at the path is one of
+    the two at any time. Blocks that are damaged, or have more starts now, are left to be solved.
+
+    Args:
+        store: What is there.
+        plan: What shall be there.
+        places: The place of each case of the store among those of the plan.
+        attributes: Those of the plan.
+        path: Where both stand.
+
+    Raises:
+        ValueError: If that is the address of an object store, or a target has more levels than the
+            store has room for.
+    """
+    if is_address(path):
+        raise ValueError(
+            f"Argument `path` must be a folder for a store to grow, but is {path}; give another, "
+            "or copy it to a folder."
+        )
+    _check_levels(store, plan, path)
+    kept = {n: v for n, v in store.attributes.items() if not n.startswith(_OF_ALL)}
+    layout = dataclasses.replace(
+        store.layout, axes=plan.axes, count=plan.starts.count, attributes=kept
+    )
+    place = Path(path).resolve()
+    half_made = sibling(place)
+    made = BlockStore.create(half_made, layout, attributes)
+    cases = list(plan.cases())
+    for number, case in enumerate(np.ndindex(*store.layout.shape)):
+        for block in range(store.layout.blocks_of_a_case):
+            if store.layout.starts_of(block) == layout.starts_of(block):
+                made.copy(store, Block(case, block), Block(cases[places[number]], block))
+    put_in_place(half_made, place)
+    return BlockStore.open(place)
+
+
+def _check_levels(store: BlockStore, plan: Plan, path: str | os.PathLike[str]) -> None:
+    room = store.layout.variables["level_times"].shape[0]
+    for case in plan.cases():
+        levels = int(np.size(plan.target(case).levels))
+        if levels > room:
+            raise ValueError(
+                f"Argument `until` must have at most {room} levels, for which {path} has room, but "
+                f"has {levels}; give another path."
+            )

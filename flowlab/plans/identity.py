@@ -1,0 +1,166 @@
+"""What a plan computes, to tell whether a store holds it, in whole or in part.
+
+A case is known by the description of what it solves and by the fingerprint of what functions of
+the user compute in it. Fingerprints are of operations, which another release of JAX may write in
+another way: the values of the functions at some starts then tell.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from flowlab.flow import AbstractFlow
+from flowlab.plans.described import described, without_code
+from flowlab.plans.plan import Plan
+from flowlab.solve import make_problem, one_call, one_of
+
+__all__ = ["Identity", "drawn_checksum", "identity_of"]
+
+_LOOKED_AT = 4  # starts at which values are compared
+_ALIKE = {"float64": 1e-9, "float32": 1e-4}  # relative: far above what the order of operations does
+_SLICES, _SLICE = 64, 1024  # of the starts that are looked at where there are more
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a plan computes, in terms of JSON.
+
+    Attributes:
+        cases: Of each case a digest of its description, and its fingerprint.
+        values: Potentials and speeds at some starts, by the fingerprint.
+        dtype: Of the starts, in which they were computed.
+        common: A digest of what all cases share, but for the number of starts.
+        starts: The checksum of the starts as drawn.
+        count: Their number.
+        optimised: Whether programs are optimised.
+        versions: Of what draws starts.
+    """
+
+    cases: list[list[str]]
+    values: dict[str, list[float | None]]
+    dtype: str
+    common: str
+    starts: int
+    count: int
+    optimised: bool
+    versions: dict[str, str]
+
+    def json(self) -> str:
+        """The identity as the attribute of a store."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of_json(cls, text: str) -> "Identity":
+        """The identity in the attribute of a store."""
+        return cls(**json.loads(text))
+
+    def holds(self, other: "Identity", case: int, *, same_jax: bool) -> int | None:
+        """The index among these cases of the one that computes the same as a case of another."""
+        description, operations = other.cases[case]
+        for index, (mine, fingerprint) in enumerate(self.cases):
+            if mine != description:
+                continue
+            if fingerprint == operations:
+                return index
+            here, there = self.values.get(fingerprint), other.values.get(operations)
+            known = here is not None and there is not None and not same_jax
+            if known and _alike(here, there, _ALIKE[self.dtype]):
+                return index
+        return None
+
+
+def identity_of(plan: Plan) -> Identity:
+    """What a plan computes."""
+    cases: list[list[str]] = []
+    values: dict[str, list[float | None]] = {}
+    points = plan.starts.part(0, min(_LOOKED_AT, plan.starts.count))
+    with one_call():  # a function is looked at once for all values of the hyper-parameters
+        for case in plan.cases():
+            flow, operations = plan.flow(case), _operations(plan, case, points)
+            if operations and operations not in values:
+                values[operations] = _values(flow, points)
+            cases.append([_digest(_description(plan, case)), operations])
+    options = {name: value for name, value in plan.options.items() if name != "clock"}
+    common = {"starts": _unsized(plan), "measures": plan.measures, "options": options}
+    return Identity(
+        cases=cases,
+        values=values,
+        dtype=points.dtype.name,
+        common=_digest(common),
+        starts=drawn_checksum(plan.starts, plan.starts.count),
+        count=plan.starts.count,
+        optimised=plan.optimised,
+        versions={name: metadata.version(name) for name in ("numpy", "scipy")},
+    )
+
+
+def drawn_checksum(starts: Any, count: int) -> int:
+    """The CRC-32 of the first of some starts as they are drawn; of many, of evenly spaced parts."""
+    parts: Iterator[tuple[int, int]] = iter([(0, count)])
+    if count > _SLICES * _SLICE and getattr(starts, "kind", "") != "latin":
+        firsts = np.linspace(0, count - _SLICE, _SLICES).astype(int)
+        parts = ((first, first + _SLICE) for first in firsts.tolist())
+    digest = 0
+    for first, last in parts:
+        drawn = np.ascontiguousarray(starts.part(first, last))
+        digest = zlib.crc32(drawn.view(np.uint8).data, digest)
+    return digest
+
+
+def _operations(plan: Plan, case: tuple[int, ...], points: np.ndarray) -> str:
+    options: dict[str, Any] = {
+        name: value
+        for name, value in plan.options.items()
+        if name not in ("block_size", "max_steps")
+    }
+    with jax.enable_x64(points.dtype == np.float64):
+        return make_problem(
+            plan.flow(case),
+            until=plan.target(case),
+            dtype=points.dtype,
+            state=one_of(points),
+            measures=plan.measures,
+            **options,
+        ).operations
+
+
+def _values(flow: AbstractFlow, points: np.ndarray) -> list[float | None]:
+    with jax.enable_x64(points.dtype == np.float64):
+        found = jax.vmap(lambda state: (flow.potential(state), flow.speed(state)))(points)
+    numbers = np.concatenate([np.ravel(part) for part in found])
+    return [float(number) if np.isfinite(number) else None for number in numbers]
+
+
+def _alike(here: Any, there: Any, tolerance: float) -> bool:
+    mine, other = (np.array(numbers, float) for numbers in (here, there))
+    size = np.nanmax(np.abs(mine), initial=0.0)
+    return mine.shape == other.shape and np.allclose(
+        mine, other, rtol=tolerance, atol=tolerance * size, equal_nan=True
+    )
+
+
+def _description(plan: Plan, case: tuple[int, ...]) -> dict[str, Any]:
+    """What a case solves, with its clock: the one that it has where none is asked for."""
+    flow, target = plan.flow(case), plan.target(case)
+    clock = plan.options["clock"]
+    if clock is None and plan.options["save_at"] is None:
+        clock = target.clocks(flow)[0]
+    return {"flow": flow, "until": target, "clock": clock}
+
+
+def _unsized(plan: Plan) -> Mapping[str, Any]:
+    """A description of the starts, but for their number."""
+    told = described(plan.starts)
+    return {name: value for name, value in told.items() if name not in ("size", "points")}
+
+
+def _digest(thing: Any) -> str:
+    text = json.dumps(without_code(described(thing)), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

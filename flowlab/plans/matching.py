@@ -1,0 +1,138 @@
+"""Whether a store holds a plan: the same, a part of it, or another one."""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowlab.plans.described import differences, without_code
+from flowlab.plans.growth import grown, places_of
+from flowlab.plans.identity import Identity, identity_of
+from flowlab.plans.plan import Plan
+from flowlab.plans.recipes import from_json
+from flowlab.store.blocks import Block, BlockStore
+from flowlab.store.metadata import versions
+from flowlab.store.runs import DESCRIPTION, as_json
+
+__all__ = ["RECIPE", "attributes_of", "matched"]
+
+RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
+_IDENTITY = "flowlab_identity"
+
+
+def matched(found: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan, BlockStore]:
+    """A plan with blocks and programs as a store has them, and the store, grown where it has to.
+
+    Args:
+        found: The store.
+        plan: What it shall hold.
+        path: What the caller calls it.
+        force: Whether other versions of libraries are no reason to refuse it.
+
+    Raises:
+        ValueError: If the store is of another plan, or was begun with other versions.
+    """
+    stored = _stored_identity(found)
+    optimised = plan.optimised if stored is None else stored.optimised
+    plan = plan.as_in(found.layout.length, optimised=optimised)
+    here = identity_of(plan)
+    others = list(_differences(found, stored, plan, here))
+    places = None
+    if others and stored is not None and plan.block == found.layout.length:
+        places = places_of(stored, plan, here, same_jax=_same_jax(found))
+    if others and places is None:
+        raise ValueError(
+            f"Argument `path` must be free or hold this plan, but {path} holds another: "
+            f"{'; '.join(others[:5])}."
+        )
+    _check_versions(found, path, force)
+    if places is None:
+        return plan, found
+    return plan, grown(found, plan, places, attributes_of(plan, here), path)
+
+
+def attributes_of(plan: Plan, identity: Identity) -> dict[str, Any]:
+    """The attributes by which the store of a plan is known and resumed."""
+    recipe = None if plan.recipe is None else {**plan.recipe, "block": plan.block}
+    return {
+        DESCRIPTION: as_json(plan.described() if recipe is None else recipe),
+        _PLAN: as_json(plan.described()),
+        _IDENTITY: identity.json(),
+        **({} if recipe is None else {RECIPE: as_json(recipe)}),
+        **({} if (commit := _commit()) is None else {_COMMIT: commit}),
+    }
+
+
+def _stored_identity(found: BlockStore) -> Identity | None:
+    """What a store computes; None of one that an earlier release wrote without a recipe."""
+    if _IDENTITY in found.attributes:
+        return Identity.of_json(str(found.attributes[_IDENTITY]))
+    recipe = found.attributes.get(RECIPE)
+    return None if recipe is None else identity_of(from_json(str(recipe)))
+
+
+def _differences(
+    found: BlockStore, stored: Identity | None, plan: Plan, here: Identity
+) -> Iterator[str]:
+    """The differences, in words, between what a store holds and what a plan computes."""
+    mine, other = plan.described(), json.loads(str(found.attributes.get(_PLAN, "null")))
+    if _IDENTITY in found.attributes:  # which knows what functions compute, whatever their code
+        mine, other = without_code(mine), without_code(other)
+    told = list(differences(other, mine))
+    yield from told
+    if told or stored is None:
+        return
+    same_jax = _same_jax(found)
+    for number, labels in enumerate(map(plan.labels, plan.cases())):
+        if here.holds(stored, number, same_jax=same_jax) is None:
+            where = f" in the case {labels}" if labels else ""
+            yield f"a function computes something else here than in the store{where}"
+            return
+    if stored.starts != here.starts or not _starts_are_there(found, plan):
+        drawn = (_told(each.versions) for each in (stored, here))
+        yield f"`starts` were drawn by {' and are drawn otherwise by '.join(drawn)}"
+
+
+def _starts_are_there(found: BlockStore, plan: Plan) -> bool:
+    """Whether the first block that is done, and whole, has the starts that are drawn now."""
+    first = (0,) * len(plan.shape)
+    marks, checksums = found.marks()
+    for number in range(found.layout.blocks_of_a_case):
+        block, place = Block(first, number), (*first, number)
+        if marks[place] and found.damage(block, checksums[place]) is None:
+            drawn = plan.starts.part(*found.layout.part(number))
+            return np.array_equal(found.values("starts", block), drawn, equal_nan=True)
+    return True
+
+
+def _told(versions: dict[str, str]) -> str:
+    return " and ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _same_jax(found: BlockStore) -> bool:
+    return found.attributes.get("jax_version") == versions()["jax_version"]
+
+
+def _check_versions(found: BlockStore, path: Any, force: bool) -> None:
+    here = versions()
+    others = list(differences({name: found.attributes.get(name) for name in here}, here))
+    if others and not force:
+        raise ValueError(
+            f"Argument `path` must hold a store of these versions, but {path} was begun with "
+            f"others, and results may differ in their last bits: {'; '.join(others)}. "
+            "Force it to resume all the same."
+        )
+
+
+def _commit() -> str | None:
+    """The git commit of this library, where it runs from a checkout."""
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return None
+    asked = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip() or None

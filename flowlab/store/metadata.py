@@ -1,0 +1,125 @@
+"""What makes a folder, or an address, a store of flowlab: its metadata."""
+
+import json
+import os
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowlab import __version__
+
+if TYPE_CHECKING:
+    import zarr
+
+__all__ = [
+    "LENGTH",
+    "MARK",
+    "METADATA",
+    "check_readable",
+    "is_address",
+    "is_store",
+    "metadata_told",
+    "opened",
+    "sibling",
+    "versions",
+    "without_warnings",
+]
+
+MARK = "flowlab_version"  # the attribute by which a store is known as one of flowlab's
+LENGTH = "flowlab_block_length"  # and that by which it is known as filled block by block
+METADATA = "zarr.json"  # the file that makes a folder a Zarr group of version 3
+_FILTERS = threading.Lock()  # of warnings, which all threads share
+
+
+def opened(path: str | os.PathLike[str], *, write: bool) -> "zarr.Group":
+    """The Zarr group at a path or address.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If its metadata cannot be read.
+    """
+    import zarr
+
+    check_readable(path)
+    try:
+        with metadata_told(path):
+            return zarr.open_group(str(path), mode="r+" if write else "r", zarr_format=3)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Argument `path` must name a store of flowlab, but there is none at {path}."
+        ) from None
+
+
+def check_readable(path: str | os.PathLike[str]) -> None:
+    """Refuse a folder whose metadata is there, but torn.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if is_address(path) or not (Path(path) / METADATA).is_file():
+        return
+    with metadata_told(path):
+        json.loads((Path(path) / METADATA).read_bytes())
+
+
+@contextmanager
+def metadata_told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say in a sentence that metadata cannot be read, whatever a library makes of it.
+
+    Raises:
+        ValueError: If so.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"Argument `path` must name a store whose metadata can be read, but {METADATA} in "
+            f"{path} or below is damaged ({reason}); restore it from a copy, or remove the store "
+            "and make it again."
+        ) from None
+
+
+def is_address(path: str | os.PathLike[str]) -> bool:
+    """True for the address of an object store, which fsspec knows, and false for a folder."""
+    return "://" in str(path)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Without Zarr's warnings that version 3 does not specify consolidated metadata and texts.
+
+    Without consolidated metadata, it is xarray that warns whoever opens a group. Threads take
+    turns: what one brings back at its end would else be the warnings of another.
+    """
+    with _FILTERS, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        warnings.filterwarnings("ignore", message=".* does not have a Zarr V3 specification")
+        yield
+
+
+def sibling(place: Path) -> Path:
+    """A new hidden name beside a place, for what is not yet whole."""
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
+
+
+def is_store(place: Path) -> bool:
+    """True for a folder that is a store of flowlab."""
+    try:
+        group = json.loads((place / METADATA).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(group, dict) and MARK in (group.get("attributes") or {})
+
+
+def versions() -> dict[str, str]:
+    """The versions that stand in the attributes of every store."""
+    others = {f"{name}_version": metadata.version(name) for name in ("jax", "diffrax")}
+    return {MARK: __version__, **others}

@@ -222,6 +222,8 @@ def span(name: str, value: Any) -> tuple[float, float]:
 
 def shown(held: np.ndarray) -> str:
     """An array on one line, shortened where it has many values."""
+    if not held.ndim:
+        return str(held.item())  # NumPy's "5." would stand before a full stop
     return " ".join(np.array2string(held, threshold=12, separator=", ").split())
 
 

@@ -153,7 +153,7 @@ def as_entry_named(message: str) -> str:
 def _renamed(message: str, first: Callable[[str], str], others: Callable[[str], str]) -> str:
     """A message that begins with an argument that the library takes from an option."""
     said = re.match(r"Argument `(\w+)`", message)
-    name = None if said is None else _OF_ARGUMENT.get(said[1], said[1])
+    name = "" if said is None else _OF_ARGUMENT.get(said[1], said[1])
     if said is None or name not in OPTIONS:
         return message
 

@@ -17,9 +17,9 @@ import xarray
 from studied import BETAS, CELLS, studied
 from typer.testing import CliRunner
 
-from flowlab import exact, logs, study
+from flowlab import _pages, exact, logs, study
 from flowlab.cli import app
-from flowlab.study import Claim, Verdict, conclusions, figures, page, report
+from flowlab.study import Claim, Verdict, conclusions, figures, report
 from flowlab.study.claims import HOLDS_FROM, likeness, to_json
 from flowlab.study.claims.verdicts import verdict_from
 from flowlab.study.data import Dip, ResponseLine
@@ -95,7 +95,7 @@ def test_the_report_has_a_cell_for_every_claim_in_every_geometry(result):
     assert all(row.count("<td class='verdict") == 11 for row in rows[1:])
     assert rows[0].count("<th class='upright' title=") == 11
     free = result.claims[2].verdicts["ratio_plane"]
-    shares = " / ".join(map(page.share, free.deciding.values()))
+    shares = " / ".join(map(_pages.share, free.deciding.values()))
     assert f"<small>{shares}</small>" in rows[3]
     falls = re.findall(r"<td class='verdict'>([^<]*)</td>", rows[-1])
     assert falls[:5] == ["0"] * 5
@@ -189,7 +189,7 @@ def claim(name, statement, shares, beside=None):
 def sections(claims, line=STEADY, edits=()):
     """The text under each heading of the conclusions, without marks."""
     values = conclusions.conclusions(claims, line, edits)
-    whole = page.rendered("conclusions.html", **values)
+    whole = _pages.rendered("conclusions.html", **values)
     parts = re.split(r"<h[23][^>]*>(.*?)</h[23]>", whole)[1:]
     plain = [" ".join(re.sub(r"<[^>]+>", "", part).split()) for part in parts]
     return dict(zip(plain[::2], plain[1::2], strict=True))
@@ -197,7 +197,7 @@ def sections(claims, line=STEADY, edits=()):
 
 def cells(claims):
     """The cells of the table of verdicts, claim by claim."""
-    text = page.rendered("verdicts.html", **conclusions.conclusions(claims, STEADY, ()))
+    text = _pages.rendered("verdicts.html", **conclusions.conclusions(claims, STEADY, ()))
     rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
     return [row.split("<td class='verdict")[1:] for row in rows[1:-1]]
 
@@ -342,7 +342,7 @@ def test_the_page_says_that_the_chosen_falls_only_where_it_did():
     ("value", "text"), [(0, "0"), (1, "1"), (0.9999, ">0.99"), (1e-9, "<0.01"), (0.5, "0.50")]
 )
 def test_a_share_is_written_as_whole_only_where_it_is(value, text):
-    assert page.share(value) == text
+    assert _pages.share(value) == text
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_a_caption_says_only_what_happened(tmp_path):
     png = tmp_path / "none.png"
     png.write_bytes(b"")
     drawn = figures.Drawn("any", png, png)
-    captions: Any = page._environment().get_template("captions.html").module
+    captions: Any = _pages._environment().get_template("captions.html").module
     steady = captions.feature_model(drawn, line=STEADY, low=0.2)
     assert "that does not fall</h3>" in steady
     assert "falls from" not in steady
@@ -384,10 +384,10 @@ def test_a_caption_says_only_what_happened(tmp_path):
 def test_a_page_escapes_text_and_misses_no_value():
     made = [claim("C1", "a < b", {"ratio_plane": 1.0})]
     values = conclusions.conclusions(made, STEADY, ())
-    assert "a &lt; b" in page.rendered("conclusions.html", **values)
+    assert "a &lt; b" in _pages.rendered("conclusions.html", **values)
     del values["varying"]
     with pytest.raises(jinja2.UndefinedError, match="varying"):
-        page.rendered("conclusions.html", **values)
+        _pages.rendered("conclusions.html", **values)
 
 
 def test_a_claim_of_which_the_free_plane_knows_nothing_is_listed_apart():

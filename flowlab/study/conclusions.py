@@ -10,7 +10,7 @@ import numpy as np
 
 from flowlab.study.claims import Claim, Verdict
 from flowlab.study.data import GEOMETRIES, ResponseLine
-from flowlab.study.page import joined, share
+from flowlab._pages import joined, share
 
 __all__ = ["conclusions"]
 

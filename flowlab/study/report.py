@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from flowlab import _tables, exact, store
+from flowlab import _pages, _tables, exact, store
 from flowlab._files import check_folder, write_json
 from flowlab.ensemble import Audit
 from flowlab.logs import TrainingLog
-from flowlab.study import figures, page
+from flowlab.study import figures
 from flowlab.study.claims import HOLDS_FROM, Claim, evaluate, likeness, table, to_json
 from flowlab.study.conclusions import conclusions
 from flowlab.study.data import LEVEL, SLOW_SHARE, Settings, StudyData, collect
@@ -84,10 +84,10 @@ def run(
     """
     begun = time.perf_counter()
     folder = Path(out)
-    check_folder("Argument `out`", folder, page.REPORT)
+    check_folder("Argument `out`", folder, _pages.REPORT)
     settings = _settings(betas, quick, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(_STAGES), disable=page.disabled(progress), leave=False) as bar:
+    with tqdm(total=len(_STAGES), disable=_pages.disabled(progress), leave=False) as bar:
 
         def stage(name: str) -> None:
             bar.update(int(bar.n < _STAGES.index(name)))
@@ -108,7 +108,7 @@ def run(
         seconds = time.perf_counter() - begun
         study = Study(folder, data, claims, likeness(), accuracy, seconds)
         write_json(to_json(claims), folder / "claims.json")
-        (folder / page.REPORT).write_text(_page(study, drawn), encoding="utf-8")
+        (folder / _pages.REPORT).write_text(_page(study, drawn), encoding="utf-8")
     return study
 
 
@@ -204,7 +204,7 @@ def _map_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 def _page(study: Study, drawn: list[figures.Drawn]) -> str:
     data = study.data
     runs = data.maps.values()
-    return page.rendered(
+    return _pages.rendered(
         "paper.html",
         **conclusions(study.claims, data.line, study.likeness),
         settings=data.settings,

@@ -303,13 +303,13 @@ def _with_loss(found: Diagnosis, loss: AbstractLoss) -> Diagnosis:
     lengths = LENGTHS if ratios or isinstance(loss, CPO | CPOHinge | CPOIPO) else (1.0,)
     others = {n: o for n, o in catalogue(found.log.beta).items() if ratios or without_reference(o)}
     references = found.references if ratios else (0.0, 0.0)
-    places = found.windows.mean
-    own = push({"": loss}, places, references, lengths)[""]
-    if ratios:  # where a run with another loss would start
-        places = np.concatenate([np.zeros((1, 2)), places])
+    # A run with another loss would start at the reference.
+    start = np.zeros((1, 2)) if ratios else found.windows.mean[:1]
+    places = np.concatenate([start, found.windows.mean])
     coupling = found.coupling
+    slopes = push({"": loss, **(others if coupling.known else {})}, places, references, lengths)
+    own = slopes.pop("").after_first()
     if coupling.known:
-        slopes = push(others, places, references, lengths)
         found = replace(found, effects=coupled.effects(coupling, own, slopes))
     if not own.of_margin:
         return found

@@ -150,11 +150,14 @@ def _pictures(found: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, 
     from flowlab import plots
 
     drawn: dict[str, Path] = {}
+    found = [one for one in found if one.moved]
+    if not found:
+        return drawn
     plane = [one for one in found if one.drawable]
-    if len(plane) == len(found) or len(plane) > 1:
+    if plane:
         figure = plots.training_run(*plane).get_figure(root=True)
         drawn["plane"] = plots.save(figure, folder / f"{stem}_plane")[0]
-    if len({one.reference_free for one in found}) == 1 and any(len(one.step) for one in found):
+    if len({one.reference_free for one in found}) == 1:
         figure = plots.training_steps(*found).get_figure(root=True)
         drawn["steps"] = plots.save(figure, folder / f"{stem}_steps")[0]
     return drawn
@@ -210,7 +213,7 @@ _TOLD = (
 
 
 def _move(name: str, side: Side) -> tuple[str, ...]:
-    change = _pages.signed(side.change) + ("" if side.error is None else f" ± {side.error:.2f}")
+    change = _pages.signed(side.change) + ("" if side.error is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{side.error:.2f}")
     return name, _pages.signed(side.first), _pages.signed(side.last), change
 
 

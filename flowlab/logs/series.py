@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import xarray
     from matplotlib.axes import Axes
 
-__all__ = ["TrainingLog", "read"]
+__all__ = ["TrainingLog", "read", "read_named"]
 
 Rates = Literal["own", "next", "unknown"]
 

@@ -41,6 +41,13 @@ class Slopes:
     rejected: Float[np.ndarray, " p"]
     places: int
 
+    def after_first(self) -> "Slopes":
+        """The slopes at all points but the first."""
+        chosen, rejected = (
+            side.reshape(-1, self.places)[:, 1:].ravel() for side in (self.chosen, self.rejected)
+        )
+        return Slopes(chosen, rejected, self.places - 1)
+
     @property
     def of_margin(self) -> bool:
         """Whether both sides are pushed alike everywhere, as by a loss of the margin."""
@@ -117,7 +124,8 @@ def loss_values(
     """
     with jax.enable_x64(True):
         chosen, rejected = np.transpose(points)
-        return np.asarray(loss(_pairs(jax.numpy.asarray(chosen), rejected, reference, length)))
+        values = _compiled_loss(loss, chosen, rejected, np.asarray(reference), np.asarray(length))
+        return np.asarray(values)
 
 
 def _pairs(
@@ -147,4 +155,15 @@ def _gradients(
     return jax.numpy.stack([jax.numpy.stack(one) for one in found])
 
 
+def _value(
+    loss: AbstractLoss,
+    chosen: Float[Array, " p"],
+    rejected: Float[Array, " p"],
+    reference: Float[Array, "2"],
+    length: Float[Array, ""],
+) -> Float[Array, " p"]:
+    return loss(_pairs(chosen, rejected, (reference[0], reference[1]), length))
+
+
 _compiled = compiled(_gradients, optimise=False)
+_compiled_loss = compiled(_value, optimise=False)

@@ -15,12 +15,14 @@ __all__ = ["training_run", "training_steps"]
 _SIZE = (5.2, 4.8)  # inches: as wide as a phone, with letters that are read there
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _RUNS = (_BLUE, _VERMILION, _GREEN, _PURPLE, "#e69f00", "#56b4e9")  # Okabe and Ito
-_STYLES = ("-", "--", ":", "-.")
+_WEIGHTS, _COLORS = ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0)), (_BLUE, _VERMILION, "black")
+_STYLES = ("-", "--", ":")  # of the chosen, the rejected response and the margin
 _ELLIPSE = 5.991  # chi-square of two, at 95 %
 _BAND = 1.96  # standard deviations, at 95 %
 _GRID = 61  # points of a side, for the levels of the loss
 _LEVELS = 8
 _MARGIN = 0.06  # of the range, around what is drawn
+_NARROWEST = 0.1  # nats: a narrower range, where hardly anything moved, is drawn wider
 _FARTHEST = 0.6  # of the range of the rows: how far a line may reach beyond and still be in view
 
 
@@ -81,7 +83,7 @@ def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
     if spans[0][0] < bound < spans[0][1]:
         ax.axvline(bound, color="0.3", linewidth=1.2, linestyle=(0, (1, 1)))
         ax.plot([], [], color="0.3", linestyle=":", label="chosen probability 1")
-    return finish(ax, LOG_RATIOS, spans)
+    return finish(ax, LOG_RATIOS, spans, columns=2 if len(runs) == 1 else 1)
 
 
 def training_steps(*runs: _Run, ax: Axes | None = None) -> Axes:
@@ -103,20 +105,21 @@ def training_steps(*runs: _Run, ax: Axes | None = None) -> Axes:
         )
     ax = target_axes(ax, size=_SIZE)
     kind = "log-probability" if runs[0].reference_free else "log-ratio"
-    for place, run in enumerate(runs):
-        style = _STYLES[place % len(_STYLES)]
-        suffix = f", {run.title}" if len(runs) > 1 else ""
-        for name, weights, color in (
-            (f"chosen {kind}", (1.0, 0.0), _BLUE),
-            (f"rejected {kind}", (0.0, 1.0), _VERMILION),
-            ("margin", (1.0, -1.0), "black"),
-        ):
-            _draw_quantity(ax, run, np.array(weights), color, style, name + suffix, len(runs) == 1)
-        if run.rest is not None and not run.per_token and len(runs) == 1:
+    names = (f"chosen {kind}", f"rejected {kind}", "margin")
+    alone = len(runs) == 1
+    for run, run_color in zip(runs, _RUNS * len(runs), strict=False):
+        for name, weights, color, style in zip(names, _WEIGHTS, _COLORS, _STYLES, strict=True):
+            look = (color, "-") if alone else (run_color, style)
+            _draw_quantity(ax, run, np.array(weights), *look, name if alone else "")
+        if not alone:
+            ax.plot([], [], color=run_color, linewidth=3, label=run.title)
+        elif run.rest is not None and not run.per_token:
             ax.axhline(run.rest, color="black", linewidth=0.8, linestyle=":")
             ax.plot([], [], color="black", linestyle=":", label="where the loss rests")
+    for name, style in zip(names, () if alone else _STYLES, strict=False):
+        ax.plot([], [], color="0.3", linestyle=style, label=name)
     ax.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
-    return finish(ax, ("optimiser step", "nats"))
+    return finish(ax, ("optimiser step", "nats"), columns=2 if alone else 1)
 
 
 def _draw_run(ax: Axes, run: _Run, color: str, *, named: bool) -> None:
@@ -124,7 +127,7 @@ def _draw_run(ax: Axes, run: _Run, color: str, *, named: bool) -> None:
     ax.plot(*run.points.T, ".", color=color, alpha=0.25, markersize=3, zorder=2, linewidth=0)
     if not named:
         ax.plot([], [], ".", color=color, alpha=0.4, label="rows of the log")
-    label = run.title if named else "means of windows (ellipse: 95 %)"
+    label = run.title if named else "windows (ellipse: 95 %)"
     ax.plot(*seen.mean.T, "o-", color=color, markersize=3.5, linewidth=1.2, zorder=5, label=label)
     for mean, covariance in zip(seen.mean, seen.covariance, strict=True):
         _draw_ellipse(ax, mean, covariance, color)
@@ -136,10 +139,10 @@ def _draw_run(ax: Axes, run: _Run, color: str, *, named: bool) -> None:
         draw_line(ax, run.coupled[:2], dark, width=1.6, order=4, dot=False)
         ax.plot(*run.coupled[1:].T, color=dark, linewidth=1.4, linestyle="--", zorder=4)
         if not named:
-            ax.plot([], [], color=dark, label="flow with the fitted coupling (dashed: ahead)")
+            ax.plot([], [], color=dark, label="fitted coupling (dashed: ahead)")
     if run.uncoupled is not None and not named:
         ax.plot(*run.uncoupled.T, color="0.35", linewidth=0.8, zorder=3)
-        ax.plot([], [], color="0.35", linewidth=0.8, label="flow without coupling")
+        ax.plot([], [], color="0.35", linewidth=0.8, label="no coupling")
 
 
 def _draw_ellipse(
@@ -165,7 +168,7 @@ def _draw_levels(ax: Axes, run: _Run, spans: tuple[Span, Span]) -> None:
     # By quantiles of the values, since the levels of a logistic loss crowd at one end.
     levels = np.unique(np.quantile(values, np.linspace(0, 1, _LEVELS + 2)[1:-1]))
     drawn = ax.contour(*axes, grid, levels=levels, colors="0.82", linewidths=0.8, zorder=0.5)
-    ax.clabel(drawn, fontsize="x-small", colors="0.5", fmt=lambda value: f"{value:.2g}")
+    ax.clabel(drawn, fontsize="x-small", colors="0.5", fmt=lambda value: f"{value:.3g}")
     ax.plot([], [], color="0.75", linewidth=0.8, label="levels of the loss")
 
 
@@ -176,23 +179,22 @@ def _draw_quantity(
     color: str,
     style: str,
     label: str,
-    alone: bool,
 ) -> None:
-    """One weighted sum of the two sides over the steps, of the rows that have what it needs."""
+    """One weighted sum of the two sides over the steps; its rows too, where it is named."""
     values = run.points[:, weights != 0] @ weights[weights != 0]
     whole = np.isfinite(values)
-    if alone:
-        ax.plot(run.step[whole], values[whole], ".", color=color, alpha=0.22, markersize=3)
+    if label:
+        ax.plot(run.step[whole], values[whole], ".", color=color, alpha=0.3, markersize=3)
     seen = run.windows
     if len(seen.mean) < 2:
-        ax.plot(run.step[whole], values[whole], style, color=color, label=label)
+        ax.plot(run.step[whole], values[whole], style, color=color, label=label or None)
         return
     middle, mean = (seen.first_step + seen.last_step) / 2, seen.mean @ weights
     noise = np.einsum("i,wij,j->w", weights, seen.covariance, weights)
     band = _BAND * np.sqrt(np.maximum(noise, 0.0))
     if np.all(np.isfinite(band)):
         ax.fill_between(middle, mean - band, mean + band, color=color, alpha=0.2, linewidth=0)
-    ax.plot(middle, mean, style, color=color, linewidth=1.6, label=label)
+    ax.plot(middle, mean, style, marker="o", markersize=2.5, color=color, label=label or None)
 
 
 def _spans(runs: tuple[_Run, ...]) -> tuple[Span, Span]:
@@ -205,6 +207,6 @@ def _spans(runs: tuple[_Run, ...]) -> tuple[Span, Span]:
     for line in lines:
         low = np.minimum(low, np.maximum(line.min(axis=0), low - reach))
         high = np.maximum(high, np.minimum(line.max(axis=0), high + reach))
-    room = _MARGIN * np.maximum(high - low, 1e-3)
+    room = _MARGIN * np.maximum(high - low, _NARROWEST)
     (left, bottom), (right, top) = low - room, high + room
     return (float(left), float(right)), (float(bottom), float(top))

@@ -1,6 +1,7 @@
 """What a training log says of its run, by algebra alone."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -128,6 +129,17 @@ class Diagnosis:
     def drawable(self) -> bool:
         """Whether there are log-ratios of training rows, for the plane."""
         return not self.reference_free and not self.evaluated and len(self.windows) > 0
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the run on the plane of log-ratios, or over its steps where it has none.
+
+        Args:
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+        """
+        from flowlab import plots
+
+        draw = plots.training_run if self.drawable else plots.training_steps
+        return draw(self, ax=ax)
 
     @property
     def title(self) -> str:

@@ -23,6 +23,7 @@ Row = dict[str, Any]
 _ROW = re.compile(r"\{[^{}]*\}")  # a row has no dict inside
 _UNREADABLE = "lines that look like rows and cannot be read"
 _OTHER = "rows that are neither of training nor of an evaluation"
+_NO_STEP = "training rows without a step"
 _SAME_STEP = "rows that a later row of the same step replaces"
 _STEPS = ("global_step", "step", "current_steps")  # the first that a row has is its step
 _NEVER_OPENED = "training_args.bin"  # a pickle, which runs what is in it when it is loaded
@@ -84,7 +85,7 @@ def rows(path: Path, what: str) -> Rows:
             "holds no training rows, with `loss` and `rewards/chosen`; give the trainer_state.json "
             "of a preference run",
         )
-    numbered = all("step" in row for row in training)
+    numbered = not training or any("step" in row for row in training)
     kept = _in_order(training, path, what, skipped) if numbered else _counted(training)
     return Rows(kept, tuple(evaluations), summary, skipped, numbered)
 
@@ -260,6 +261,9 @@ def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str])
     """Rows by rising steps; of a step that was done again, after a resumption, the last row."""
     by_step: dict[float, Row] = {}
     for row in training:
+        if "step" not in row:
+            skipped[_NO_STEP] += 1
+            continue
         step = number(row, "step", path, what)
         if not math.isfinite(step) or step < 0:
             raise refused(what, path, f"holds {row['step']!r} for `step`, which is no step")

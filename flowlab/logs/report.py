@@ -14,7 +14,7 @@ from flowlab._files import check_folder, write_json
 from flowlab.logs.diagnosis import Diagnosis, Side
 from flowlab.logs.windows import windows
 
-__all__ = ["DIAGNOSIS", "blocks", "text", "to_json", "write"]
+__all__ = ["DIAGNOSIS", "blocks", "moves", "text", "to_json", "write"]
 
 DIAGNOSIS = "diagnosis.json"
 _WIDTH = 88  # columns of the text, at which lines are still read with ease
@@ -150,14 +150,13 @@ def _pictures(found: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, 
     from flowlab import plots
 
     drawn: dict[str, Path] = {}
+    least = min(2, len(found))  # of several, pictures show two at least
     found = [one for one in found if one.moved]
-    if not found:
-        return drawn
     plane = [one for one in found if one.drawable]
-    if plane:
+    if len(plane) >= least:
         figure = plots.training_run(*plane).get_figure(root=True)
         drawn["plane"] = plots.save(figure, folder / f"{stem}_plane")[0]
-    if len({one.reference_free for one in found}) == 1:
+    if len(found) >= least and len({one.reference_free for one in found}) == 1:
         figure = plots.training_steps(*found).get_figure(root=True)
         drawn["steps"] = plots.save(figure, folder / f"{stem}_steps")[0]
     return drawn

@@ -32,7 +32,6 @@ from flowlab.logs.reading import Row, Rows, number, refused, rows
 
 if TYPE_CHECKING:
     import xarray
-    from matplotlib.axes import Axes
 
 __all__ = ["TrainingLog", "read", "read_named"]
 
@@ -127,11 +126,11 @@ class TrainingLog:
         both = np.stack([self.u_chosen, self.u_rejected], axis=1)
         return both[np.all(np.isfinite(both), axis=1)]
 
-    def plot(self, *, ax: "Axes | None" = None) -> "Axes":
+    def plot(self, *, ax: Any = None) -> Any:
         """Draw the rows on the log-ratio plane, coloured by step; see `flowlab.plots.log_path`.
 
         Args:
-            ax: Where to draw; None for a new Figure.
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
 
         Raises:
             ValueError: If the log has no log-ratios.
@@ -260,9 +259,10 @@ def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> 
             kept.append(place)
     evaluated = any("eval_rewards/chosen" in row for row in found.evaluations)
     if not kept and not evaluated:
-        reason = "holds losses without rewards, and the log-probabilities follow from those alone"
-        beside = "give the trainer_state.json beside it, which has `rewards/chosen`"
-        raise refused(what, path, f"{reason}; {beside}")
+        reason = "holds losses without `rewards/chosen`, from which log-probabilities would follow"
+        give = "give the trainer_state.json of a preference run; trainers that write another log, "
+        beside = "such as LLaMA-Factory's trainer_log.jsonl, write it beside that"
+        raise refused(what, path, f"{reason}; {give}{beside}")
     return kept
 
 

@@ -18,8 +18,8 @@ class Displacement:
         falls: Whether the last window lies below the first by more than their noise; None where the
             noise is not known.
         transient: Whether some window did, and the last does not; None likewise.
-        from_step: The first step from which on every window lies below the first (`falls`), or of
-            the first that does (`transient`); None without either.
+        from_step: The first step from which on every window lies below the first by more than their
+            noise (`falls`), or of the first that does (`transient`); None without either.
         depth: By how much the lowest window lies below the first, nats; None likewise.
         error: Half the width of the interval of `depth`.
     """
@@ -42,14 +42,15 @@ def displacement(windows: Windows) -> Displacement:
     """
     if len(windows) < 2 or not np.all(np.isfinite(windows.freedom)):
         return Displacement()
-    falls = bool(_below(windows, CONFIDENCE)[-1])
+    below = _below(windows, CONFIDENCE)
+    falls = bool(below[-1])
     between = _below(windows, 1 - (1 - CONFIDENCE) / max(1, len(windows) - 2))
     transient = not falls and bool(np.any(between[1:-1]))
     if not (falls or transient):
         return Displacement(falls, transient)
-    lower = windows.mean[:, 0] < windows.mean[0, 0]
-    since = len(windows) - int(np.argmin(np.append(lower[::-1], False))) if falls else None
-    begin = since if since is not None else int(np.argmax(between))
+    # Of a fall, the first window from which on all are below; of a dip, the first that is.
+    since = len(windows) - int(np.argmin(np.append(below[::-1], False)))
+    begin = since if falls else int(np.argmax(between))
     lowest = int(np.argmin(windows.mean[:, 0]))
     change = windows.change(0, lowest)
     return Displacement(

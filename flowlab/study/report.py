@@ -12,7 +12,8 @@ from tqdm import tqdm
 from flowlab import _pages, _tables, exact, store
 from flowlab._files import check_folder, write_json
 from flowlab.ensemble import Audit
-from flowlab.logs import TrainingLog
+from flowlab.logs import TrainingLog, diagnose
+from flowlab.logs import report as said
 from flowlab.study import figures
 from flowlab.study.claims import HOLDS_FROM, Claim, evaluate, likeness, table, to_json
 from flowlab.study.conclusions import conclusions
@@ -73,7 +74,7 @@ def run(
         out: The folder.
         betas: Values of β, positive; None for 0.1, 0.3 and 0.5.
         quick: Coarser maps and fewer starts, in half the time.
-        log: A training log to draw over the flow from its own first point.
+        log: A training log, of which the report tells what `flowlab log` does.
         dtype: float64, or float32 (at rtol 1e-4 in place of 1e-6).
         progress: Whether to show progress bars; None where there is a terminal.
 
@@ -216,9 +217,18 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
         missed=sorted({name for one in runs for name in one.counts()} - {"reached"}),
         audit=_audit([one.audit for one in runs if one.audit is not None]),
         likeness_rows=[(str(n), f"{k:.3f}", f"{1 - k:.3f}") for n, k in study.likeness],
+        training=_training(data.log),
         figures=drawn,
         seconds=study.seconds,
     )
+
+
+def _training(log: TrainingLog | None) -> dict[str, Any] | None:
+    """What a training log says, in the blocks of its report."""
+    if log is None:
+        return None
+    found = diagnose(log)
+    return {"blocks": said.blocks(found), "moves": said.moves(found)}
 
 
 def _audit(audits: list[Audit]) -> dict[str, float]:

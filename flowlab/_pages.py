@@ -54,7 +54,7 @@ def signed(value: float) -> str:
 
 
 def factor(logarithm: float) -> str:
-    """e to some power in two digits, or as a power of ten where it is far from 1."""
+    """E to some power in two digits, or as a power of ten where it is far from 1."""
     if abs(logarithm) < np.log(_LARGE):
         return f"{np.exp(logarithm):.2g}"
     return f"10^{logarithm / np.log(10):.0f}".replace("-", "−")

@@ -139,7 +139,10 @@ def diagnoses(
     for file in files:
         log = read_named(file, beta=beta, what=f"Argument {as_flag('files')}")
         right = known is None or not log.reference_free or without_reference(known)
-        words = "must name a loss without a reference, such as orpo, cpo or simpo, for the rewards in {} are β·log π, but is {!r}"
+        words = (
+            "must name a loss without a reference, such as orpo, cpo or simpo, for the rewards in "
+            "{} are β·log π, but is {!r}"
+        )
         refuse_unless(right, "loss", words, file, name)
         found.append(diagnose(log, known, name=name))
     return found

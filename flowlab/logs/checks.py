@@ -18,9 +18,9 @@ _AT_REFERENCE = 1e-6  # nats: the policy is the reference itself
 def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
     """What does not fit, a sentence each.
 
-    Rewards against log-probabilities give β: they move by β·Δlog π. The loss of the first row, where
-    the policy is the reference, gives the β of losses such as IPO. A loss of the margin that is
-    convex cannot be below its value at the mean margin.
+    Rewards against log-probabilities give β: they move by β·Δlog π. The loss of the first row,
+    where the policy is the reference, gives the β of losses such as IPO. A loss of the margin that
+    is convex cannot be below its value at the mean margin.
 
     Args:
         log: A log.
@@ -46,7 +46,10 @@ def _beta_without_reference(log: TrainingLog) -> str | None:
 def _betas_of_sides(log: TrainingLog) -> list[str | None]:
     """The side that moved more, in its own rewards and log-probabilities."""
     found: list[tuple[float, str | None]] = []
-    sides = (("chosen", log.u_chosen, log.logp_chosen), ("rejected", log.u_rejected, log.logp_rejected))
+    sides = (
+        ("chosen", log.u_chosen, log.logp_chosen),
+        ("rejected", log.u_rejected, log.logp_rejected),
+    )
     for name, ratio, log_probability in sides:
         both = windows(log.step, log.time, np.stack([ratio, log_probability], axis=1))
         if len(both) < 2:
@@ -81,7 +84,7 @@ def _first_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
 
 
 def _mean_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
-    """DPO's loss is convex in the margin, so the mean over a batch is not below that at the mean."""
+    """DPO's loss is convex in the margin, so its mean is not below its value at the mean."""
     if type(loss).__name__ != "DPO":
         return None
     least = np.logaddexp(0, -log.beta * log.margin)
@@ -92,8 +95,9 @@ def _mean_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
         return None
     row = int(np.flatnonzero(below)[0])
     return (
-        f"At step {log.step[row]:g} the loss is {log.loss[row]:.4g}, less than the {least[row]:.4g} "
-        "that DPO has at the mean margin of that row, which cannot be: another loss was trained."
+        f"At step {log.step[row]:g} the loss is {log.loss[row]:.4g}, less than the "
+        f"{least[row]:.4g} that DPO has at the mean margin of that row, which cannot be: another "
+        "loss was trained."
     )
 
 
@@ -101,4 +105,4 @@ def _value(loss: AbstractLoss, log_ratio: float) -> float | None:
     """The loss where both log-ratios are one number; None where it reads lengths or the like."""
     at = np.full((1, 2), log_ratio)
     values = [float(loss_values(loss, at, UNKNOWN[0], length)[0]) for length in LENGTHS]
-    return values[0] if np.isclose(*values) else None
+    return values[0] if np.isclose(values[0], values[1]) else None

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
 
 from flowlab.logs.slopes import Slopes
 from flowlab.logs.windows import Change, student
@@ -128,9 +127,7 @@ def effects(
     return {name: _effect(coupling, across, forces, slopes) for name, slopes in others.items()}
 
 
-def _effect(
-    coupling: Coupling, across: float, own: tuple[float, float], slopes: Slopes
-) -> Effect:
+def _effect(coupling: Coupling, across: float, own: tuple[float, float], slopes: Slopes) -> Effect:
     size = np.abs(slopes.chosen) + np.abs(slopes.rejected)
     if not np.all(np.isfinite(size)):
         return "either"
@@ -144,7 +141,9 @@ def _effect(
         extrema = across * slopes.rejected / (2 * slopes.chosen)
     rhos += [float(e) for e in extrema if coupling.low < e < coupling.high]
     first = [rho * (rho * slopes.chosen - across * slopes.rejected) for rho in rhos]
-    last = own[1] * (own[1] * slopes.chosen - own[0] * slopes.rejected) / (own[0] ** 2 + own[1] ** 2)
+    last = (
+        own[1] * (own[1] * slopes.chosen - own[0] * slopes.rejected) / (own[0] ** 2 + own[1] ** 2)
+    )
     ends = np.stack([*first, last])
     ends = np.where(np.abs(ends) <= _ROUNDING * size, 0.0, ends)
     if np.all(ends <= 0) and np.any(ends < 0):

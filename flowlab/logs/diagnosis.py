@@ -330,7 +330,7 @@ def _with_loss(found: Diagnosis, loss: AbstractLoss) -> Diagnosis:
         return found
     found = replace(found, uncoupled=_uncoupled(found))
     if isinstance(loss, IPO):
-        return replace(found, rest=1 / (2 * float(loss.beta)))
+        return replace(found, rest=1 / (2 * float(np.asarray(loss.beta))))
     if own.of_guesses:
         return found
     return _with_slope(found, slope_of(loss))

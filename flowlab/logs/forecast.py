@@ -14,7 +14,16 @@ from flowlab.logs.slopes import MOST_POINTS, push
 from flowlab.logs.windows import Windows
 from flowlab.losses import AbstractLoss
 
-__all__ = ["FEWEST_WINDOWS", "BackTest", "Forecast", "Slope", "back_test", "forecast", "rest", "slope_of"]
+__all__ = [
+    "FEWEST_WINDOWS",
+    "BackTest",
+    "Forecast",
+    "Slope",
+    "back_test",
+    "forecast",
+    "rest",
+    "slope_of",
+]
 
 Slope = Callable[[Float[np.ndarray, " m"]], Float[np.ndarray, " m"]]
 
@@ -133,9 +142,7 @@ def forecast(
     return Forecast(begin, begin + share * step, time, share < 1)
 
 
-def back_test(
-    windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]
-) -> BackTest | None:
+def back_test(windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]) -> BackTest | None:
     """A forecast of the second half of a run from the first, and what happened."""
     middle = (len(windows) - 1) // 2
     if len(windows) < FEWEST_WINDOWS:

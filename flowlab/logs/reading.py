@@ -135,7 +135,9 @@ def _text(path: Path, what: str) -> str:
         )
     content = path.read_bytes()
     try:
-        text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = content.decode(
+            "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        )
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
@@ -221,7 +223,9 @@ def _of_csv(text: str, path: Path, what: str) -> list[Row]:
             "of `rewards/chosen` and `rewards/rejected`, or columns tag, step and value",
         )
     if not any("rewards/" in name or name.endswith("loss") for name in columns):
-        raise refused(what, path, "is neither JSON, nor lines with rows, nor a table of them in CSV")
+        raise refused(
+            what, path, "is neither JSON, nor lines with rows, nor a table of them in CSV"
+        )
     runs = {str(key).rpartition(" - ")[0] for key in table[0] if " - " in str(key)}
     if len(runs) > 1:
         raise refused(what, path, f"holds {len(runs)} runs; export one run for each file")

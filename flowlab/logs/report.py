@@ -42,7 +42,9 @@ def blocks(found: Diagnosis) -> list[str]:
     """The headings (`## `), lists (`- `), paragraphs and the place of the table, in their order."""
     told = _pages.rendered("diagnosis.txt", **_values(found))
     parts = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", told).strip())
-    return [part.strip() if part.lstrip().startswith("- ") else " ".join(part.split()) for part in parts]
+    return [
+        part.strip() if part.lstrip().startswith("- ") else " ".join(part.split()) for part in parts
+    ]
 
 
 def moves(found: Diagnosis) -> list[tuple[str, ...]]:
@@ -154,10 +156,10 @@ def _pictures(found: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, 
     found = [one for one in found if one.moved]
     plane = [one for one in found if one.drawable]
     if len(plane) >= least:
-        figure = plots.training_run(*plane).get_figure(root=True)
+        figure: Any = plots.training_run(*plane).figure
         drawn["plane"] = plots.save(figure, folder / f"{stem}_plane")[0]
     if len(found) >= least and len({one.reference_free for one in found}) == 1:
-        figure = plots.training_steps(*found).get_figure(root=True)
+        figure: Any = plots.training_steps(*found).figure
         drawn["steps"] = plots.save(figure, folder / f"{stem}_steps")[0]
     return drawn
 
@@ -212,7 +214,9 @@ _TOLD = (
 
 
 def _move(name: str, side: Side) -> tuple[str, ...]:
-    change = _pages.signed(side.change) + ("" if side.error is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{side.error:.2f}")
+    change = _pages.signed(side.change) + (
+        "" if side.error is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{side.error:.2f}"
+    )
     return name, _pages.signed(side.first), _pages.signed(side.last), change
 
 

@@ -311,9 +311,7 @@ def _first_nan(training: list[Row], path: Path, what: str) -> float | None:
     return None
 
 
-def _rates(
-    step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], summary: Row
-) -> Rates:
+def _rates(step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], summary: Row) -> Rates:
     """Whose the logged rates are, by where a schedule begins or ends at 0.
 
     The first step of a warm-up, and the step that would follow the last of a decay, have a rate of

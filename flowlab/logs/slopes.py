@@ -14,7 +14,16 @@ from jaxtyping import Array, ArrayLike, Float
 from flowlab.losses import CATALOGUE, AbstractLoss, Pair, named
 from flowlab.solve import compiled
 
-__all__ = ["LENGTHS", "MOST_POINTS", "Slopes", "UNKNOWN", "catalogue", "loss_values", "push", "without_reference"]
+__all__ = [
+    "LENGTHS",
+    "MOST_POINTS",
+    "Slopes",
+    "UNKNOWN",
+    "catalogue",
+    "loss_values",
+    "push",
+    "without_reference",
+]
 
 LENGTHS = (10.0, 1000.0)  # tokens: a phrase and a long answer
 # Log-probabilities of the reference where the log has none; a loss is then told of only if it does
@@ -56,7 +65,7 @@ class Slopes:
 
     @property
     def of_guesses(self) -> bool:
-        """Whether they depend on what a log does not tell: lengths, or unknown log-probabilities."""
+        """Whether they depend on what a log does not tell: lengths, or log-probabilities."""
         parts = np.stack([self.chosen, self.rejected]).reshape(2, -1, self.places)
         return bool(np.any(np.abs(parts - parts[:, :1]) > _ALIKE * np.abs(parts).max(axis=0)))
 
@@ -129,7 +138,7 @@ def loss_values(
 
 
 def _pairs(
-    chosen: Array, rejected: ArrayLike, reference: tuple[ArrayLike, ArrayLike], length: ArrayLike
+    chosen: Array, rejected: Array, reference: tuple[ArrayLike, ArrayLike], length: ArrayLike
 ) -> Pair:
     fill = jax.numpy.full_like
     references = fill(chosen, reference[0]), fill(chosen, reference[1])
@@ -147,6 +156,7 @@ def _gradients(
     length: Float[Array, ""],
 ) -> Float[Array, "loss 2 p"]:
     """Derivatives of each loss by the two log-probabilities, at each point."""
+
     def total(loss: AbstractLoss, sides: tuple[Array, Array]) -> Float[Array, ""]:
         return loss(_pairs(*sides, (ref_chosen, ref_rejected), length)).sum()
 

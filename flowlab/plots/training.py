@@ -27,14 +27,7 @@ _FARTHEST = 0.6  # of the range of the rows: how far a line may reach beyond and
 
 
 class _Run(Protocol):
-    """What is drawn of a run, as `flowlab.logs.Diagnosis` has it."""
-
-    step: Float[np.ndarray, " row"]
-    points: Float[np.ndarray, "row 2"]
-    windows: Any
-    bounds: Float[np.ndarray, " 2"]
-    uncoupled: Float[np.ndarray, "2 2"] | None
-    rest: float | None
+    """What is drawn of a run, as `flowlab.logs.Diagnosis` has it, whose attributes it names."""
 
     @property
     def title(self) -> str: ...
@@ -49,7 +42,25 @@ class _Run(Protocol):
     def per_token(self) -> bool: ...
 
     @property
+    def step(self) -> Float[np.ndarray, " row"]: ...
+
+    @property
+    def points(self) -> Float[np.ndarray, "row 2"]: ...
+
+    @property
+    def windows(self) -> Any: ...
+
+    @property
+    def bounds(self) -> Float[np.ndarray, " 2"]: ...
+
+    @property
+    def rest(self) -> float | None: ...
+
+    @property
     def coupled(self) -> Float[np.ndarray, "k 2"] | None: ...
+
+    @property
+    def uncoupled(self) -> Float[np.ndarray, "2 2"] | None: ...
 
     def loss_at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"] | None: ...
 

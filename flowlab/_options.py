@@ -28,6 +28,7 @@ __all__ = [
 
 _TYPES = {
     "a flag": bool,
+    "a list of paths": list[Path],
     "a list of texts": list[str],
     "a number": float,
     "a path": Path,

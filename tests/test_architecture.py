@@ -24,6 +24,7 @@ LAYOUT = (
     "_arrays",
     "_options",
     "_tables",
+    "_pages",
     "domains",
     "_parameters",
     "losses",
@@ -33,7 +34,6 @@ LAYOUT = (
     "exact",
     "until",
     "measures",
-    "logs",
     "starts",
     "solve",
     "ensemble",
@@ -44,6 +44,7 @@ LAYOUT = (
     "displacement",
     "descent",
     "plots",
+    "logs",
     "study",
     "cli",
 )

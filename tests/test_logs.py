@@ -185,31 +185,21 @@ def test_a_directory_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"step,loss\n1,0.5\n", b'{"log_history": [', b"\xff\xfe\x00\x01\xff", b"[" * 200_000],
-    ids=["empty", "csv", "cut off", "binary", "nested too deeply"],
+    ("content", "reason"),
+    [
+        (b"", "is neither JSON"),
+        (b"step,accuracy\n1,0.5\n", "is neither JSON"),
+        (b'{"log_history": [', "is not JSON ("),
+        (b"[" * 200_000, "is not JSON ("),
+        (b"\x80\x03c__main__\nRun", "holds binary data"),
+        (b"PK\x03\x04\0\0", "holds binary data"),
+    ],
+    ids=["empty", "another table", "cut off", "nested too deeply", "pickle", "archive"],
 )
-def test_a_file_that_is_not_json_is_refused(tmp_path, content):
+def test_a_file_of_another_kind_is_refused(tmp_path, content, reason):
     path = tmp_path / "trainer_state.json"
     path.write_bytes(content)
-    assert "is not JSON (" in refusal(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "kind"),
-    [
-        ("[]", "a list"),
-        ("3", "a number"),
-        ('"x"', "a string"),
-        ("true", "a truth value"),
-        ("null", "null"),
-        ("NaN", "NaN"),
-    ],
-)
-def test_a_top_level_that_is_no_object_is_refused(tmp_path, content, kind):
-    path = tmp_path / "trainer_state.json"
-    path.write_text(content)
-    assert f"holds {kind} at its top level" in refusal(path)
+    assert reason in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -218,63 +208,178 @@ def test_a_top_level_that_is_no_object_is_refused(tmp_path, content, kind):
         ({}, "lacks the key `log_history`"),
         ({"log_history": {}}, "has a `log_history` that is not a list of objects"),
         ({"log_history": [1]}, "has a `log_history` that is not a list of objects"),
-        ({"log_history": []}, "has an empty `log_history`"),
-        ({"log_history": [{"step": 1, "eval_loss": 1.0}]}, "holds no training rows"),
+        ({"log_history": []}, "has a `log_history` that is empty"),
+        ([], "holds a list at its top level that is empty"),
+        (3, "holds a number at its top level that is not a list of objects"),
+        (None, "holds null at its top level that is not a list of objects"),
+        ({"log_history": [{"step": 1, "note": 1.0}]}, "holds no training rows"),
+        ({"log_history": [{"step": 1, "eval_loss": 1.0}]}, "holds losses without `rewards/chosen`"),
+        ([{"step": 1, "loss": 0.5}], "give the trainer_state.json of a preference run"),
     ],
 )
-def test_a_file_without_a_usable_history_is_refused(tmp_path, content, reason):
+def test_a_file_without_usable_rows_is_refused(tmp_path, content, reason):
     path = tmp_path / "trainer_state.json"
     path.write_text(json.dumps(content))
     assert reason in refusal(path)
 
 
-@pytest.mark.parametrize("key", ["rewards/chosen", "rewards/rejected"])
-def test_a_training_row_without_rewards_is_refused_by_key_and_step(tmp_path, key):
-    incomplete = row(7)
-    del incomplete[key]
-    reason = f"lacks the key `{key}` in the training row of step 7"
-    assert reason in refusal(written(tmp_path, row(1), incomplete))
+def test_a_pickle_of_arguments_is_never_opened(tmp_path, monkeypatch):
+    path = tmp_path / "training_args.bin"
+    path.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it was opened"))
+    assert "is never opened" in refusal(path)
 
 
-def test_a_log_of_plain_finetuning_is_refused_for_its_missing_rewards(tmp_path):
-    path = written(tmp_path, {"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4})
-    assert "lacks the key `rewards/chosen` in the training row of step 1" in refusal(path)
+@pytest.mark.parametrize("key", [*OPTIONAL.values(), "rewards/chosen", "rewards/rejected"])
+@pytest.mark.parametrize(
+    ("value", "kind"), [("high", "a string"), (True, "a truth value"), ([1], "a list")]
+)
+def test_what_is_no_number_is_refused_by_key_and_step(tmp_path, key, value, kind):
+    path = written(tmp_path, row(1), row(30, **{key: value}))
+    assert f"holds {kind} for `{key}` in the row of step 30" in refusal(path)
 
 
-def test_a_training_row_without_a_step_is_refused(tmp_path):
-    incomplete = row(2)
-    del incomplete["step"]
-    assert "lacks the key `step` in a training row" in refusal(
-        written(tmp_path, row(1), incomplete)
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 10**400, None, ""], ids=repr)
+def test_a_row_is_kept_for_the_side_that_it_has(tmp_path, value):
+    log = logs.read(written(tmp_path, row(1), row(2, **{"rewards/chosen": value})), beta=0.5)
+    np.testing.assert_array_equal(log.u_chosen, [0.4, np.nan])
+    np.testing.assert_array_equal(log.u_rejected, [-0.6, -0.6])
+    np.testing.assert_array_equal(log.points, [[0.4, -0.6]])
+    assert log.skipped == {}
+
+
+def test_what_is_left_out_is_counted_by_its_reason(tmp_path):
+    neither = {"step": 4, "loss": 0.1, "rewards/chosen": None}
+    nameless = {"loss": 0.1, "rewards/chosen": 1.0}
+    path = written(tmp_path, row(1), row(2, loss=9.0), row(2), neither, nameless, {"step": 5})
+    log = logs.read(path, beta=BETA)
+    np.testing.assert_array_equal(log.loss, [0.5, 0.5])
+    assert sorted(log.skipped.values()) == [1, 1, 1, 1]
+    assert {reason.split(" ", 2)[1] for reason in log.skipped} == {"that", "rows"}
+    assert "4 rows left out" in repr(log)
+
+
+ROWS = [row(s, learning_rate=1e-3, **{"logps/chosen": -3.0 * s}) for s in (10, 20)]
+
+
+def as_printed(rows):
+    return "Loading...\n" + "".join(f" 5%|# | 1/20 [00:01<00:20]{r}\r\n" for r in rows)
+
+
+def as_wandb(rows, prefix=""):
+    keys = [key for key in rows[0] if key != "step"]
+    header = ["Step", f"{prefix}train/global_step", *(f"{prefix}train/{key}" for key in keys)]
+    lines = [[k, r["step"], *(r[key] for key in keys)] for k, r in enumerate(rows)]
+    return "\n".join(",".join(map(str, line)) for line in [header, *lines])
+
+
+def as_tags(rows):
+    lines = [f"{r['step']},train/{k},{v}" for r in rows for k, v in r.items() if k != "step"]
+    return "\n".join(["step,tag,value", *lines])
+
+
+FORMS = {
+    "state": lambda rows: json.dumps({"best_metric": None, "log_history": rows}),
+    "list": json.dumps,
+    "lines": lambda rows: "\n".join(map(json.dumps, rows)),
+    "printed dicts": as_printed,
+    "texts for numbers": lambda rows: as_printed([{k: str(v) for k, v in r.items()} for r in rows]),
+    "W&B": as_wandb,
+    "W&B with the run's name": lambda rows: as_wandb(rows, "my run - "),
+    "semicolons": lambda rows: as_wandb(rows).replace(",", ";"),
+    "tags": as_tags,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_same_rows_are_read_from_every_form_that_they_come_in(tmp_path, form, encoding):
+    path = tmp_path / "any.ending"
+    path.write_text(FORMS[form](ROWS), encoding=encoding, newline="")
+    log = logs.read(path, beta=0.2)
+    np.testing.assert_array_equal(log.step, [10, 20])
+    np.testing.assert_allclose(log.u_chosen, [1.0, 1.0])
+    np.testing.assert_allclose(log.logp_chosen, [-30.0, -60.0])
+    np.testing.assert_allclose(log.time, [1e-3 * 4.5, 1e-3 * 14.5])
+    assert log.skipped == {}
+
+
+def test_printed_rows_are_literals_and_nothing_else_of_them_is_read(tmp_path):
+    path = tmp_path / "out.log"
+    call = "{'loss': __import__('os').system('exit 1'), 'rewards/chosen': 1.0}"
+    good = "{'loss': nan, 'rewards/chosen': -0.5, 'rewards/rejected': -inf}"
+    path.write_text(f"{good}\n{call}\n{{'loss': 0.1, 'rewards/chosen': -0.25}}")
+    log = logs.read(path, beta=0.5)
+    np.testing.assert_array_equal(log.u_chosen, [-1.0, -0.5])
+    assert np.all(np.isnan(log.u_rejected))
+    assert not log.numbered and log.nan_from == 1
+    np.testing.assert_array_equal(log.step, [1, 2])
+    assert log.skipped == {"lines that look like rows and cannot be read": 1}
+
+
+def test_evaluations_beside_training_rows_in_a_table_stand_apart(tmp_path):
+    path = tmp_path / "wandb.csv"
+    path.write_text(
+        "train/global_step,train/loss,train/rewards/chosen,train/rewards/rejected,"
+        "eval/loss,eval/rewards/chosen,train/loss__MAX\n"
+        "1,0.69,0.0,0.0,,,9\n2,,,,0.6,0.1,\n3,0.5,0.2,-0.3,,,9\n"
+    )
+    log = logs.read(path, beta=0.1)
+    np.testing.assert_array_equal(log.step, [1, 3])
+    np.testing.assert_array_equal(log.loss, [0.69, 0.5])
+    assert [e["eval_rewards/chosen"] for e in log.evaluations] == ["0.1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Wall time,Step,Value\n1,2,0.5\n", "holds one quantity, as TensorBoard exports it"),
+        ("Step,a - train/loss,b - train/loss\n1,2,0.5\n", "holds 2 runs; export one run"),
+    ],
+)
+def test_a_table_that_lacks_what_a_run_needs_says_what_to_give(tmp_path, text, reason):
+    path = tmp_path / "export.csv"
+    path.write_text(text)
+    assert reason in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("rates", "whose", "times"),
+    [
+        # A warm-up of 4 steps to 4e-3: the first step of all is made with a rate of 0.
+        ([0.0, 1e-3, 2e-3], "own", [0.0, 0.0, 1e-3]),
+        ([1e-3, 2e-3, 3e-3], "next", [0.0, 0.0, 1e-3]),
+        ([3e-3, 3e-3, 3e-3], "unknown", [0.0, 3e-3, 6e-3]),
+        # A linear decay over these three steps, from 3e-3 to the 0 of a fourth.
+        ([3e-3, 2e-3, 1e-3], "own", [0.0, 3e-3, 5e-3]),
+        ([2e-3, 1e-3, 0.0], "next", [0.0, 3e-3, 5e-3]),
+    ],
+)
+def test_a_schedule_shows_whose_the_logged_rates_are(tmp_path, rates, whose, times):
+    rows = [row(step, learning_rate=rate) for step, rate in enumerate(rates, 1)]
+    log = logs.read(written(tmp_path, *rows, {"step": 3, "train_runtime": 1.0}), beta=BETA)
+    assert log.rates == whose
+    np.testing.assert_allclose(log.time, times, rtol=1e-12, atol=1e-18)
+
+
+def test_a_dataset_of_a_log_has_its_columns_with_units():
+    log = logs.read(SIMILAR, beta=BETA)
+    dataset = log.to_xarray()
+    np.testing.assert_array_equal(dataset["u_chosen"], log.u_chosen)
+    assert dataset["u_chosen"].attrs["units"] == "nats"
+    assert set(dataset.coords) == {"step", "time"}
+    assert dataset.attrs["beta"] == BETA
+
+
+def test_a_log_says_what_it_is():
+    said = repr(logs.read(SIMILAR, beta=BETA))
+    assert said == (
+        "TrainingLog('dpo_beta0.1_similar_sft300.json', beta=0.1, 120 training rows (step 1 to "
+        "120), (u_w, u_l) from (0, 0) to (-2.53, -5.15) nats)"
     )
 
 
-@pytest.mark.parametrize("key", ["rewards/chosen", "rewards/rejected"])
-@pytest.mark.parametrize(
-    ("value", "kind"),
-    [
-        (float("nan"), "NaN"),
-        (float("-inf"), "an infinite number"),
-        (10**400, "a number beyond float64"),
-        (None, "null"),
-        ("0.1", "a string"),
-        (True, "a truth value"),
-    ],
-)
-def test_rewards_that_are_not_finite_numbers_are_refused_by_key_and_step(
-    tmp_path, key, value, kind
-):
-    path = written(tmp_path, row(1), row(30, **{key: value}))
-    assert f"holds {kind} for `{key}` in the training row of step 30" in refusal(path)
-
-
-@pytest.mark.parametrize("key", OPTIONAL.values())
-def test_an_optional_value_that_is_no_number_is_refused_by_key_and_step(tmp_path, key):
-    path = written(tmp_path, row(1), row(2, **{key: "high"}))
-    assert f"holds a string for `{key}` in the training row of step 2" in refusal(path)
-
-
-@pytest.mark.parametrize(("steps", "place"), [((0, 1), "row 1"), ((1, 3, 3), "row 3")])
-def test_steps_that_do_not_increase_from_one_on_are_refused(tmp_path, steps, place):
-    message = refusal(written(tmp_path, *(row(step) for step in steps)))
-    assert f"steps do not increase from 1 on: {place} of them" in message
+def test_a_log_draws_itself_and_one_without_log_ratios_says_so():
+    assert logs.read(SIMILAR, beta=BETA).plot().get_xlabel().startswith("$u_")
+    with pytest.raises(ValueError, match="`log` must have training rows with both log-ratios"):
+        logs.read(DATA / "log_orpo.json", beta=BETA).plot()

@@ -17,9 +17,9 @@ import xarray
 from studied import BETAS, CELLS, studied
 from typer.testing import CliRunner
 
-from flowlab import exact, logs, study
+from flowlab import _pages, exact, logs, study
 from flowlab.cli import app
-from flowlab.study import Claim, Verdict, conclusions, figures, page, report
+from flowlab.study import Claim, Verdict, conclusions, figures, report
 from flowlab.study.claims import HOLDS_FROM, likeness, to_json
 from flowlab.study.claims.verdicts import verdict_from
 from flowlab.study.data import Dip, ResponseLine
@@ -60,8 +60,8 @@ def test_the_folder_holds_what_was_promised(result):
     assert names == {"report.html", "claims.json", "figures", "sweep.zarr"}
     figures = sorted(path.name for path in (result.folder / "figures").iterdir())
     assert {Path(name).suffix for name in figures} == {".png", ".svg"}
-    assert len(figures) == 20
-    assert "training_run.png" in figures
+    assert len(figures) == 22
+    assert {"training_run.png", "training_steps.png"} <= set(figures)
 
 
 def test_the_report_needs_nothing_but_itself(result):
@@ -69,10 +69,10 @@ def test_the_report_needs_nothing_but_itself(result):
     sources = re.findall(r"(?:src|href)='([^']*)'", text)
     assert sources
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
-    assert text.count("<figure") == 10
+    assert text.count("<figure") == 11
     for claim in result.claims:
         assert f"id='{claim.id}'" in text
-    assert "only the path can be compared" in text
+    assert "the chosen ones lost 0.52: ρ = −0.52" in text
 
 
 def test_the_claims_file_has_the_promised_shape(result):
@@ -95,7 +95,7 @@ def test_the_report_has_a_cell_for_every_claim_in_every_geometry(result):
     assert all(row.count("<td class='verdict") == 11 for row in rows[1:])
     assert rows[0].count("<th class='upright' title=") == 11
     free = result.claims[2].verdicts["ratio_plane"]
-    shares = " / ".join(map(page.share, free.deciding.values()))
+    shares = " / ".join(map(_pages.share, free.deciding.values()))
     assert f"<small>{shares}</small>" in rows[3]
     falls = re.findall(r"<td class='verdict'>([^<]*)</td>", rows[-1])
     assert falls[:5] == ["0"] * 5
@@ -104,7 +104,7 @@ def test_the_report_has_a_cell_for_every_claim_in_every_geometry(result):
 
 def test_every_figure_is_drawn_with_a_caption(result):
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", report_of(result))
-    assert len(captions) == 10
+    assert len(captions) == 11
     for caption in captions:
         assert "nan" not in caption
         assert caption.endswith(".")
@@ -113,7 +113,7 @@ def test_every_figure_is_drawn_with_a_caption(result):
         assert start.startswith(b"\x89PNG") if path.suffix == ".png" else b"<svg" in start
         assert path.stat().st_size < 1_000_000
     makers = figures._makers(replace(result.data, log=None))
-    assert figures._training_run not in makers
+    assert not {figures._training_run, figures._training_steps} & {*makers}
     assert len(makers) == 9
 
 
@@ -189,7 +189,7 @@ def claim(name, statement, shares, beside=None):
 def sections(claims, line=STEADY, edits=()):
     """The text under each heading of the conclusions, without marks."""
     values = conclusions.conclusions(claims, line, edits)
-    whole = page.rendered("conclusions.html", **values)
+    whole = _pages.rendered("conclusions.html", **values)
     parts = re.split(r"<h[23][^>]*>(.*?)</h[23]>", whole)[1:]
     plain = [" ".join(re.sub(r"<[^>]+>", "", part).split()) for part in parts]
     return dict(zip(plain[::2], plain[1::2], strict=True))
@@ -197,7 +197,7 @@ def sections(claims, line=STEADY, edits=()):
 
 def cells(claims):
     """The cells of the table of verdicts, claim by claim."""
-    text = page.rendered("verdicts.html", **conclusions.conclusions(claims, STEADY, ()))
+    text = _pages.rendered("verdicts.html", **conclusions.conclusions(claims, STEADY, ()))
     rows = re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
     return [row.split("<td class='verdict")[1:] for row in rows[1:-1]]
 
@@ -342,7 +342,7 @@ def test_the_page_says_that_the_chosen_falls_only_where_it_did():
     ("value", "text"), [(0, "0"), (1, "1"), (0.9999, ">0.99"), (1e-9, "<0.01"), (0.5, "0.50")]
 )
 def test_a_share_is_written_as_whole_only_where_it_is(value, text):
-    assert page.share(value) == text
+    assert _pages.share(value) == text
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_a_caption_says_only_what_happened(tmp_path):
     png = tmp_path / "none.png"
     png.write_bytes(b"")
     drawn = figures.Drawn("any", png, png)
-    captions: Any = page._environment().get_template("captions.html").module
+    captions: Any = _pages._environment().get_template("captions.html").module
     steady = captions.feature_model(drawn, line=STEADY, low=0.2)
     assert "that does not fall</h3>" in steady
     assert "falls from" not in steady
@@ -384,10 +384,10 @@ def test_a_caption_says_only_what_happened(tmp_path):
 def test_a_page_escapes_text_and_misses_no_value():
     made = [claim("C1", "a < b", {"ratio_plane": 1.0})]
     values = conclusions.conclusions(made, STEADY, ())
-    assert "a &lt; b" in page.rendered("conclusions.html", **values)
+    assert "a &lt; b" in _pages.rendered("conclusions.html", **values)
     del values["varying"]
     with pytest.raises(jinja2.UndefinedError, match="varying"):
-        page.rendered("conclusions.html", **values)
+        _pages.rendered("conclusions.html", **values)
 
 
 def test_a_claim_of_which_the_free_plane_knows_nothing_is_listed_apart():

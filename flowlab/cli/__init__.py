@@ -1,4 +1,4 @@
-"""The command `flowlab`: sweeps and what is in a store, losses, portraits, displacement, the study.
+"""The command `flowlab`: sweeps, stores, losses, portraits, displacement, training logs, the study.
 
 Nothing but the standard library and typer is imported before a command runs.
 """
@@ -329,6 +329,39 @@ def displacement(
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
 @with_options()
+def log(
+    files: list[Path],
+    beta: float,
+    loss: str | None = None,
+    parameters: list[str] | None = None,
+    out: Path | None = None,
+    as_json: bool = False,
+    no_cache: bool = False,
+) -> None:
+    """Tell what training logs say: do the chosen responses fall, why, and what would hold them.
+
+    In words, or as JSON; with --out also as a page with pictures. Nothing is trained again.
+    """
+    from flowlab._pages import REPORT
+    from flowlab.cli import _request as request
+    from flowlab.logs import report as said
+
+    if out is not None:
+        check_folder(f"Option {as_flag('out')}", out, REPORT)
+    found = request.diagnoses(files, beta, loss, parameters)
+    if as_json:
+        records = [said.to_json(one) for one in found]
+        told = records[0] if len(records) == 1 else records
+        typer.echo(json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        typer.echo("\n\n\n".join(map(said.text, found)))
+    if out is not None:
+        said.write(found, out)
+        typer.echo(f"\nreport: {out / REPORT}", err=as_json)
+
+
+@app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options()
 def study(
     out: Path = Path("study"),
     quick: bool = False,
@@ -373,12 +406,12 @@ def _repeated(
     """The study of the paper, with a training log if there is one."""
     import numpy as np
 
-    from flowlab import logs
     from flowlab import study as paper
+    from flowlab.logs import series as logs
 
     training = None
     if log is not None and log_beta is not None:
-        training = logs.read(log, beta=log_beta)
+        training = logs.read_named(log, beta=log_beta, what=f"Option {as_flag('log')}")
     return paper.run(
         out=out,
         betas=tuple(betas) if betas else None,

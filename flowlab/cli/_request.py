@@ -6,8 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from flowlab import displacement, plans, potentials
-from flowlab._options import OF_POLICY, OptionError, refuse_idle, refuse_twice, refuse_unless
+from flowlab._options import (
+    OF_POLICY,
+    OptionError,
+    as_flag,
+    refuse_idle,
+    refuse_twice,
+    refuse_unless,
+)
 from flowlab.flow import AbstractFlow, Flow, preference_flow
+from flowlab.logs import Diagnosis, diagnose
+from flowlab.logs.series import read_named
+from flowlab.logs.slopes import without_reference
 from flowlab.losses import CATALOGUE, AbstractLoss
 from flowlab.plans import builders
 from flowlab.plans.builders import has_beta, loss
@@ -117,6 +127,34 @@ def displaced(
     for name, one in found.items():
         refuse_batch(one, name, "loss")
     return found
+
+
+def diagnoses(
+    files: Sequence[Path], beta: float, name: str | None, texts: Sequence[str] | None
+) -> list[Diagnosis]:
+    """What each of some training logs says, with a beta and the loss named, if it is."""
+    refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
+    refuse_unless(name is not None or not texts, "parameters", "has no effect without {loss}")
+    known = None if name is None else _trained(name, beta, loss_parameters(texts))
+    found = []
+    for file in files:
+        log = read_named(file, beta=beta, what=f"Argument {as_flag('files')}")
+        right = known is None or not log.reference_free or without_reference(known)
+        words = (
+            "must name a loss without a reference, such as orpo, cpo or simpo, for the rewards in "
+            "{} are β·log π, but is {!r}"
+        )
+        refuse_unless(right, "loss", words, file, name)
+        found.append(diagnose(log, known, name=name))
+    return found
+
+
+def _trained(name: str, beta: float, parameters: dict[str, float]) -> AbstractLoss:
+    """The loss of a run, with its beta where it has one."""
+    refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
+    plain = loss(name, parameters)
+    refuse_batch(plain, name, "loss")
+    return loss(name, {**parameters, "beta": beta}) if has_beta(plain) else plain
 
 
 def refuse_batch(found: AbstractLoss, name: str, option: str) -> None:

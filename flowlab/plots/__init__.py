@@ -20,6 +20,7 @@ from flowlab.plots.maps import changes, map_of
 from flowlab.plots.paths import lines, log_path, walls
 from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
 from flowlab.plots.portraits import portrait, portraits
+from flowlab.plots.training import training_run, training_steps
 
 __all__ = [
     "LAYERS",
@@ -46,5 +47,7 @@ __all__ = [
     "separatrices",
     "shared_legend",
     "slow_regions",
+    "training_run",
+    "training_steps",
     "walls",
 ]

@@ -150,13 +150,20 @@ def target_axes(
     return panels(size=size, projection=projection)[1][0] if ax is None else ax
 
 
-def finish(ax: Axes, names: tuple[str, str], spans: tuple[Span, Span] | None = None) -> Axes:
+def finish(
+    ax: Axes,
+    names: tuple[str, str],
+    spans: tuple[Span, Span] | None = None,
+    *,
+    columns: int = 2,
+) -> Axes:
     """Name the axes, set their ranges, and put the legend of everything labelled above; the Axes.
 
     Args:
         ax: The Axes.
         names: Names of the axes; what is named already keeps its name.
         spans: Ranges of the axes; None to leave them.
+        columns: Columns of the legend.
     """
     name_axes(ax, names)
     if spans is not None:
@@ -165,7 +172,7 @@ def finish(ax: Axes, names: tuple[str, str], spans: tuple[Span, Span] | None = N
     if labels:
         position: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         style: dict[str, Any] = dict(frameon=False, fontsize="small", columnspacing=1.0)
-        ax.legend(handles, labels, ncols=2, **style, **position)
+        ax.legend(handles, labels, ncols=columns, **style, **position)
     return ax
 
 

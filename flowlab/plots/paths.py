@@ -1,7 +1,7 @@
 """Flow lines, the walls they meet, and the path of a training run."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib.patheffects as effects
 import numpy as np
@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from flowlab import _checks as checks
 from flowlab.domains import AbstractDomain
 from flowlab.flow import AbstractFlow
-from flowlab.logs import TrainingLog
 from flowlab.plots.canvas import (
     LOG_RATIOS,
     Span,
@@ -23,11 +22,35 @@ from flowlab.plots.canvas import (
 from flowlab.solve import Line, flow_line
 from flowlab.until import AbstractTarget
 
-__all__ = ["FINE_RTOL", "draw_line", "lines", "log_path", "walls"]
+__all__ = ["FINE_RTOL", "LoggedRun", "draw_line", "lines", "log_path", "walls"]
 
 FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
 _ON_WALL = 1e-5
 _SLIDE_COLOR = "#d55e00"  # vermilion and blue of Okabe and Ito's colours for the colour-blind
+
+
+class LoggedRun(Protocol):
+    """Anything with the columns of a training log, as `flowlab.logs.TrainingLog` has them."""
+
+    @property
+    def step(self) -> Float[np.ndarray, " row"]:
+        """The step of each row."""
+        ...
+
+    @property
+    def u_chosen(self) -> Float[np.ndarray, " row"]:
+        """The log-ratio of the chosen response."""
+        ...
+
+    @property
+    def u_rejected(self) -> Float[np.ndarray, " row"]:
+        """The log-ratio of the rejected response."""
+        ...
+
+    @property
+    def points(self) -> Float[np.ndarray, "n 2"]:
+        """The two side by side, of the rows that have both."""
+        ...
 
 
 def lines(
@@ -117,16 +140,25 @@ def walls(
     return finish(ax, names_for(None))
 
 
-def log_path(log: TrainingLog, *, ax: Axes | None = None) -> Axes:
+def log_path(log: LoggedRun, *, ax: Axes | None = None) -> Axes:
     """The points (u_chosen, u_rejected) of a training log, coloured by optimiser step.
 
     Args:
-        log: A training log.
+        log: A training log, as `flowlab.logs.read` gives it. Rows without both are left out.
         ax: Where to draw; None for a new Figure.
+
+    Raises:
+        ValueError: If no row has both log-ratios, as in a log of a loss without a reference.
     """
+    whole = np.isfinite(log.u_chosen) & np.isfinite(log.u_rejected)
+    if not np.any(whole):
+        raise ValueError(
+            "Argument `log` must have training rows with both log-ratios, but has none."
+        )
     ax = target_axes(ax)
     ax.plot(*log.points.T, color="0.25", linewidth=0.6, zorder=4)
-    drawn = ax.scatter(*log.points.T, c=log.step, cmap="viridis", s=14, zorder=5, linewidths=0)
+    steps = log.step[whole]
+    drawn = ax.scatter(*log.points.T, c=steps, cmap="viridis", s=14, zorder=5, linewidths=0)
     ax.plot([], [], "o-", color="0.25", linewidth=0.6, markersize=4, label="training run")
     first: dict[str, Any] = dict(
         marker="s", markersize=7, markerfacecolor="white", markeredgecolor="black"

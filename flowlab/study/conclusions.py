@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from flowlab._pages import joined, share
 from flowlab.study.claims import Claim, Verdict
 from flowlab.study.data import GEOMETRIES, ResponseLine
-from flowlab.study.page import joined, share
 
 __all__ = ["conclusions"]
 

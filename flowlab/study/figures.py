@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from flowlab import plots
 from flowlab.ensemble import Runs
+from flowlab.logs import diagnose
 from flowlab.study.data import GEOMETRIES, LEVEL, SLOW_SHARE, Geometry, StudyData, run_to_level
 from flowlab.until import Outcome
 
@@ -19,7 +20,6 @@ __all__ = ["Drawn", "Sheet", "draw", "save"]
 
 _ALONG = 37  # points along a flow line
 _ALONG_QUICK = 17
-_STRAIGHT = 5  # points along a flow line of the log-ratio plane
 _BY_NAME = {geometry.name: geometry for geometry in GEOMETRIES}
 _FREE = _BY_NAME["ratio_plane"]
 _LINE_STARTS = np.array(
@@ -87,7 +87,9 @@ def _makers(data: StudyData) -> list[Callable[[StudyData], Sheet]]:
         _walls,
         _feature_model,
     ]
-    return makers if data.log is None else [*makers, _training_run]
+    if data.log is None or not (found := diagnose(data.log)).moved:
+        return makers
+    return [*makers, *([_training_run] if found.drawable else []), _training_steps]
 
 
 def _loss_surface(data: StudyData) -> Sheet:
@@ -262,26 +264,17 @@ def _feature_model(data: StudyData) -> Sheet:
 
 
 def _training_run(data: StudyData) -> Sheet:
-    log = data.log
-    assert log is not None
-    geometry = _BY_NAME["log_ratio_plane"]
-    first = log.points[0]
-    margins = np.linspace(log.margin[0], log.margin[-1], _STRAIGHT)[1:]
-    both = np.concatenate([log.points, first + 0.5 * np.outer([0, margins[-1]], [1, -1])])
-    low, high = both.min(axis=0), both.max(axis=0)
-    middle, half = (low + high) / 2, 0.55 * max(float(np.max(high - low)), 1e-3)
-    spans = [(float(m - half), float(m + half)) for m in middle]
-    figure, (ax,) = plots.panels(size=(6.4, 5.6))
-    plots.field(geometry.flow(log.beta), x=spans[0], y=spans[1], color="0.7", arrows=15, ax=ax)
-    plots.log_path(log, ax=ax)
-    end = None
-    if log.margin[-1] > log.margin[0]:
-        levels = np.logaddexp(0, -log.beta * margins)
-        path = _followed(data, geometry, log.beta, first[None], levels)[0]
-        plots.lines([path], color="#d55e00", label="flow line from its first point", ax=ax)
-        end = path[-1]
-    plots.shared_legend([ax], columns=2)
-    return figure, {"log": log, "end": end}
+    return _of_log(data, plots.training_run)
+
+
+def _training_steps(data: StudyData) -> Sheet:
+    return _of_log(data, plots.training_steps)
+
+
+def _of_log(data: StudyData, draw: Callable[..., Any]) -> Sheet:
+    assert data.log is not None
+    found = diagnose(data.log)
+    return draw(found).get_figure(root=True), {"title": found.title}
 
 
 def _maps(data: StudyData, values: Callable[[Runs], np.ndarray], label: str, **options: Any) -> Any:

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from flowlab import cards, plots
+from flowlab import _pages, cards, plots
 from flowlab._files import check_folder, write_json
 from flowlab.cards import Card, Comparison
 from flowlab.losses import AbstractLoss
-from flowlab.study import page
 from flowlab.study.figures import Drawn, save
 
 __all__ = ["LossStudy", "compare_losses", "computed"]
@@ -69,7 +68,7 @@ def compare_losses(
     """
     begun = time.perf_counter()
     folder = Path(out)
-    check_folder("Argument `out`", folder, page.REPORT)
+    check_folder("Argument `out`", folder, _pages.REPORT)
     comparison = cards.compare(losses)
     found = dict(computed(losses, reach=reach, progress=progress))
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ def compare_losses(
         save(folder, "comparison", plots.comparison(comparison)[0].figure),
     ]
     study = LossStudy(folder, found, comparison, time.perf_counter() - begun)
-    (folder / page.REPORT).write_text(_page(study, drawn), encoding="utf-8")
+    (folder / _pages.REPORT).write_text(_page(study, drawn), encoding="utf-8")
     return study
 
 
@@ -99,7 +98,7 @@ def computed(
     """
     threads = max(1, min(_THREADS, os.cpu_count() or 1, len(losses)))
     pool = ThreadPoolExecutor(threads)
-    bar = tqdm(total=len(losses), desc="cards", disable=page.disabled(progress), leave=False)
+    bar = tqdm(total=len(losses), desc="cards", disable=_pages.disabled(progress), leave=False)
     try:
         made = pool.map(lambda loss: cards.card(loss, reach=reach), losses.values())
         for name, card in zip(losses, made, strict=True):
@@ -113,7 +112,7 @@ def computed(
 
 
 def _page(study: LossStudy, drawn: list[Drawn]) -> str:
-    return page.rendered(
+    return _pages.rendered(
         "losses.html",
         **{one.name: one for one in drawn},
         at_margins=_at_margins(study.comparison),

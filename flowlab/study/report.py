@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from flowlab import _tables, exact, store
+from flowlab import _pages, _tables, exact, store
 from flowlab._files import check_folder, write_json
 from flowlab.ensemble import Audit
-from flowlab.logs import TrainingLog
-from flowlab.study import figures, page
+from flowlab.logs import TrainingLog, diagnose
+from flowlab.logs import report as said
+from flowlab.study import figures
 from flowlab.study.claims import HOLDS_FROM, Claim, evaluate, likeness, table, to_json
 from flowlab.study.conclusions import conclusions
 from flowlab.study.data import GEOMETRIES, LEVEL, SLOW_SHARE, Settings, StudyData, collect
@@ -73,7 +74,7 @@ def run(
         out: The folder.
         betas: Values of β, positive; None for 0.1, 0.3 and 0.5.
         quick: Coarser maps and fewer starts, in half the time.
-        log: A training log to draw over the flow from its own first point.
+        log: A training log, of which the report tells what `flowlab log` does.
         dtype: float64, or float32 (at rtol 1e-4 in place of 1e-6).
         progress: Whether to show progress bars; None where there is a terminal.
 
@@ -84,12 +85,12 @@ def run(
     """
     begun = time.perf_counter()
     folder = Path(out)
-    check_folder("Argument `out`", folder, page.REPORT)
+    check_folder("Argument `out`", folder, _pages.REPORT)
     settings = _settings(betas, quick, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     # A step for each geometry, on which the sweeps take most of the time, and for each other stage.
     total = len(GEOMETRIES) + len(_STAGES) - 1
-    with tqdm(total=total, disable=page.disabled(progress), leave=False) as bar:
+    with tqdm(total=total, disable=_pages.disabled(progress), leave=False) as bar:
 
         def stage(name: str) -> None:
             done = len(GEOMETRIES) + _STAGES.index(name) - 1
@@ -116,7 +117,7 @@ def run(
         seconds = time.perf_counter() - begun
         study = Study(folder, data, claims, likeness(), accuracy, seconds)
         write_json(to_json(claims), folder / "claims.json")
-        (folder / page.REPORT).write_text(_page(study, drawn), encoding="utf-8")
+        (folder / _pages.REPORT).write_text(_page(study, drawn), encoding="utf-8")
     return study
 
 
@@ -212,7 +213,7 @@ def _map_rows(study: Study) -> tuple[list[str], list[list[str]]]:
 def _page(study: Study, drawn: list[figures.Drawn]) -> str:
     data = study.data
     runs = data.maps.values()
-    return page.rendered(
+    return _pages.rendered(
         "paper.html",
         **conclusions(study.claims, data.line, study.likeness),
         settings=data.settings,
@@ -224,9 +225,18 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
         missed=sorted({name for one in runs for name in one.counts()} - {"reached"}),
         audit=_audit([one.audit for one in runs if one.audit is not None]),
         likeness_rows=[(str(n), f"{k:.3f}", f"{1 - k:.3f}") for n, k in study.likeness],
+        training=_training(data.log),
         figures=drawn,
         seconds=study.seconds,
     )
+
+
+def _training(log: TrainingLog | None) -> dict[str, Any] | None:
+    """What a training log says, in the blocks of its report."""
+    if log is None:
+        return None
+    found = diagnose(log)
+    return {"blocks": said.blocks(found), "moves": said.moves(found)}
 
 
 def _audit(audits: list[Audit]) -> dict[str, float]:

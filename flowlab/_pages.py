@@ -1,7 +1,7 @@
-"""Pages: self-contained HTML, and the templates that hold the prose of the studies."""
+"""Pages: self-contained HTML, and the templates that hold the prose of studies and diagnoses."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -9,20 +9,22 @@ from typing import Any
 
 import jax
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from flowlab import __version__
 
-__all__ = ["REPORT", "disabled", "joined", "rendered", "share"]
+__all__ = ["REPORT", "disabled", "factor", "joined", "rendered", "share", "signed"]
 
+_FOLDERS = [Path(__file__).parent / part / "templates" for part in ("study", "logs")]
+_LARGE = 100.0
 REPORT = "report.html"  # by which a folder is known as one of earlier results
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A template filled in; text is escaped, and a value that is missing is an error.
+    """A template filled in; in HTML text is escaped, and a value that is missing is an error.
 
     Args:
-        template: Its name in the folder of templates.
+        template: Its name in one of the folders of templates.
         values: What it works with, by name.
 
     Raises:
@@ -46,6 +48,23 @@ def share(value: float) -> str:
     return ">0.99" if 0.995 < value < 1 else f"{value:.2f}"
 
 
+def signed(value: float) -> str:
+    """A number with its sign: two decimals, and none from 100 on."""
+    return f"{value:+.{0 if abs(value) >= _LARGE else 2}f}".replace("-", "−")
+
+
+def factor(logarithm: float) -> str:
+    """E to some power in two digits, or as a power of ten where it is far from 1."""
+    if abs(logarithm) < np.log(_LARGE):
+        return f"{np.exp(logarithm):.2g}"
+    return f"10^{logarithm / np.log(10):.0f}".replace("-", "−")
+
+
+def having(effects: Mapping[str, str], effect: str) -> list[str]:
+    """The names that have one of several words."""
+    return [name for name, held in effects.items() if held == effect]
+
+
 def disabled(progress: bool | None) -> bool | None:
     """The `disable` of tqdm, for which None hides a bar where there is no terminal."""
     return None if progress is None else not progress
@@ -54,18 +73,21 @@ def disabled(progress: bool | None) -> bool | None:
 @cache
 def _environment() -> Environment:
     made = Environment(
-        loader=PackageLoader("flowlab.study"),
-        autoescape=True,
+        loader=FileSystemLoader(_FOLDERS),
+        autoescape=select_autoescape(("html",)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     made.filters |= {
         "base64": _base64,
+        "factor": factor,
         "fmt": format,
+        "having": having,
         "joined": joined,
         "minus": lambda text: text.replace("-", "−"),
         "share": share,
+        "signed": signed,
         "significant": _significant,
         "words": lambda name: name.replace("_", " "),
     }

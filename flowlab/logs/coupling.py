@@ -1,0 +1,174 @@
+r"""The effective coupling of a run: how far the chosen response moves when the rejected one does.
+
+With a kernel K that does not change, u' = K·(α, −γ) for a loss that pushes the chosen response up
+with α and the rejected one down with γ. A run along a direction v = (a, b) therefore fixes K but
+for one number, and up to a scale:
+
+    K = v·vᵀ/(aα − bγ) + p·w·wᵀ,    w = (γ, α),  p ≥ 0,
+
+for w is orthogonal to (α, −γ), and K is symmetric and positive semidefinite exactly if p is not
+negative. The velocity of the chosen response under another loss is linear in p, so that its sign is
+known for all kernels where it is the same at p = 0 and for p → ∞. For a loss of the margin, α = γ,
+and −1 ≤ ρ < 0 these are the kernels with k_wl/k_ww in [1, 1/|ρ|].
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from flowlab.logs.slopes import Slopes
+from flowlab.logs.windows import Change, student
+
+__all__ = [
+    "Coupling",
+    "Effect",
+    "effective_coupling",
+    "effects",
+    "kernel_range",
+    "likelihood_that_holds",
+    "shift_that_holds",
+]
+
+Effect = Literal["lowers", "raises", "either", "still"]
+
+_ROUNDING = 1e-9  # of the pushes: what is smaller comes from rounding
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """ρ = Δu_w/|Δu_l|, by which direction a run moves, with an interval.
+
+    Attributes:
+        value: ρ; NaN where it is undetermined.
+        low: The lower end of Fieller's interval.
+        high: The upper end.
+        rejected_rises: Whether the rejected response rose.
+    """
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    rejected_rises: bool = False
+
+    @property
+    def known(self) -> bool:
+        """Whether the interval is bounded."""
+        return math.isfinite(self.value)
+
+
+def effective_coupling(change: Change) -> Coupling:
+    """ρ from a difference of two means of (u_w, u_l), by Fieller's interval of 95 %.
+
+    Undetermined where the rejected response did not move by more than its noise, or the noise is
+    not known.
+
+    Args:
+        change: The difference.
+
+    Source: Fieller (1954), "Some problems in interval estimation"; the degrees of freedom are those
+        of Welch and Satterthwaite.
+    Accuracy: covers in 95 % of runs with normal noise along a straight line, whatever the
+        correlation of the two sides; wider than that with fewer than 10 rows.
+    """
+    rises = bool(change.value[1] > 0)
+    sign = 1.0 if rises else -1.0
+    chosen, moved = change.value[0], sign * change.value[1]
+    noise = change.covariance * np.array([[1.0, sign], [sign, 1.0]])
+    if not (np.all(np.isfinite(noise)) and moved > 0):
+        return Coupling(rejected_rises=rises)
+    ratio = chosen / moved
+    square = student(change.freedom(np.array([1.0, -sign * ratio]))) ** 2
+    a = moved**2 - square * noise[1, 1]
+    b = chosen * moved - square * noise[0, 1]
+    c = chosen**2 - square * noise[0, 0]
+    if a <= 0:
+        return Coupling(rejected_rises=rises)
+    half = math.sqrt(max(0.0, b * b - a * c))
+    return Coupling(float(ratio), float((b - half) / a), float((b + half) / a), rises)
+
+
+def kernel_range(coupling: Coupling) -> tuple[float, float] | None:
+    """The range of k_wl/k_ww under a loss of the margin, at the value of ρ.
+
+    From one, w·wᵀ alone, to that of v·vᵀ, b/a; the lower end is −∞ where v·vᵀ has no k_ww. None
+    where ρ is not known, or no kernel gives it: the margin fell, or stayed.
+    """
+    across = 1.0 if coupling.rejected_rises else -1.0
+    if not coupling.known or coupling.value - across <= 0:
+        return None
+    end = across / coupling.value if coupling.value else -math.inf
+    return min(1.0, end), max(1.0, end)
+
+
+def effects(
+    coupling: Coupling, own: Slopes, others: Mapping[str, Slopes]
+) -> dict[str, Effect] | None:
+    """What each loss would do to the chosen response, under every kernel that the run allows.
+
+    `"lowers"` and `"raises"` hold for every ρ of the interval, every kernel, every place that the
+    slopes were taken at and both lengths; else `"either"`. `"still"` is a loss that does not push.
+
+    Args:
+        coupling: ρ of the run.
+        own: The slopes of the loss of the run.
+        others: Those of the losses.
+
+    Returns:
+        The effects by name; None where ρ is not known or no kernel gives it.
+    """
+    forces = float(np.mean(own.chosen)), float(np.mean(own.rejected))
+    across = 1.0 if coupling.rejected_rises else -1.0
+    downhill = [rho * forces[0] - across * forces[1] for rho in (coupling.low, coupling.high)]
+    if not coupling.known or min(downhill) <= 0:
+        return None
+    return {name: _effect(coupling, across, forces, slopes) for name, slopes in others.items()}
+
+
+def _effect(coupling: Coupling, across: float, own: tuple[float, float], slopes: Slopes) -> Effect:
+    size = np.abs(slopes.chosen) + np.abs(slopes.rejected)
+    if not np.all(np.isfinite(size)):
+        return "either"
+    if not np.any(size):
+        return "still"
+    rhos = [coupling.low, coupling.high]
+    if coupling.low < 0 < coupling.high:
+        rhos.append(0.0)
+    # The velocity at p = 0 is that of a(aα − bγ): a parabola in ρ, whose extremum may lie inside.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        extrema = across * slopes.rejected / (2 * slopes.chosen)
+    rhos += [float(e) for e in extrema if coupling.low < e < coupling.high]
+    first = [rho * (rho * slopes.chosen - across * slopes.rejected) for rho in rhos]
+    last = (
+        own[1] * (own[1] * slopes.chosen - own[0] * slopes.rejected) / (own[0] ** 2 + own[1] ** 2)
+    )
+    ends = np.stack([*first, last])
+    ends = np.where(np.abs(ends) <= _ROUNDING * size, 0.0, ends)
+    if np.all(ends <= 0) and np.any(ends < 0):
+        return "lowers"
+    if np.all(ends >= 0) and np.any(ends > 0):
+        return "raises"
+    return "still" if not np.any(ends) else "either"
+
+
+def shift_that_holds(coupling: Coupling) -> float | None:
+    """The largest λ with which DPO-Shift surely does not lower the chosen response: |ρ|.
+
+    At the end of the interval where it is smallest; None where ρ may be 0 or above.
+    """
+    return -coupling.high if coupling.known and coupling.high < 0 else None
+
+
+def likelihood_that_holds(coupling: Coupling, slope: float) -> float | None:
+    """The smallest weight of −log π(chosen) beside a loss of the margin that surely holds it.
+
+    With the slope s of the loss, the pushes are (s + w, −s): w ≥ s·(1/|ρ| − 1).
+
+    Args:
+        coupling: ρ; its end where |ρ| is smallest decides.
+        slope: s, per nat of the margin.
+    """
+    held = shift_that_holds(coupling)
+    return None if held is None else max(0.0, slope * (1 / held - 1))

@@ -1,0 +1,363 @@
+"""What a training log says of its run, by algebra alone."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flowlab.logs import coupling as coupled
+from flowlab.logs.checks import doubts
+from flowlab.logs.coupling import Coupling, Effect
+from flowlab.logs.forecast import BackTest, Forecast, Slope, back_test, forecast, rest, slope_of
+from flowlab.logs.reading import number
+from flowlab.logs.series import TrainingLog
+from flowlab.logs.slopes import (
+    LENGTHS,
+    UNKNOWN,
+    catalogue,
+    loss_values,
+    push,
+    without_reference,
+)
+from flowlab.logs.verdict import Displacement, displacement
+from flowlab.logs.windows import Windows, windows
+from flowlab.losses import CPO, CPOIPO, IPO, AbstractLoss, CPOHinge, named
+
+__all__ = ["Diagnosis", "Side", "diagnose"]
+
+_LOOK_AHEAD = 0.5  # of the run's length: as far as the back-test looks
+_USUAL = "dpo"
+
+
+@dataclass(frozen=True)
+class Side:
+    """How one quantity of a run moved: from its first window to its last.
+
+    Attributes:
+        first: Mean of the first window, nats.
+        last: Mean of the last.
+        change: The last less the first.
+        error: Half the width of the interval of 95 % of the change; None where it is not known.
+        rows: How many rows tell it.
+    """
+
+    first: float
+    last: float
+    change: float
+    error: float | None
+    rows: int
+
+    @property
+    def sure(self) -> bool:
+        """Whether it changed by more than its noise."""
+        return self.error is not None and abs(self.change) > self.error
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a log says of its run. Everything is read off windows of rows.
+
+    Attributes:
+        log: The log.
+        name: The loss by name; None where the file has no reference and does not tell.
+        loss: The loss, or None.
+        assumed: Whether the loss was neither given nor betrayed by the file.
+        evaluated: Whether evaluations were taken, for want of training rows.
+        step: The step of each row, whose values are `points`.
+        points: (u_w, u_l), or log-probabilities where there is no reference.
+        windows: Windows of the rows that have both.
+        moved: Whether anything in the rows moved.
+        chosen: The chosen response; None where no row tells it.
+        rejected: The rejected one.
+        margin: Their difference.
+        displacement: Whether the chosen response fell.
+        coupling: ρ.
+        kernels: The range of k_wl/k_ww that ρ leaves, for losses of the margin.
+        effects: What each loss of the catalogue would do to the chosen response; None where it
+            cannot be said.
+        shift: The λ of DPO-Shift up to which it surely holds the chosen response.
+        likelihood: The weight of −log π(chosen) from which on it surely does.
+        rest: The margin at which the loss rests, nats, or nats per token for `IPO`; None without.
+        references: Log-probabilities under the reference, by the first rows; None if not known.
+        bounds: How far u_w and u_l can rise, for a probability is at most 1; inf if not known.
+        forecast: Where the run would go on to.
+        back_test: The second half of the run, foretold from the first.
+        uncoupled: The straight line to the same margin without coupling, shape (2, 2), or None.
+        doubts: What in the file does not fit β or the loss, in sentences.
+    """
+
+    log: TrainingLog
+    name: str | None
+    loss: AbstractLoss | None
+    assumed: bool
+    evaluated: bool
+    step: Float[np.ndarray, " row"]
+    points: Float[np.ndarray, "row 2"]
+    windows: Windows
+    moved: bool
+    chosen: Side | None
+    rejected: Side | None
+    margin: Side | None
+    displacement: Displacement
+    coupling: Coupling
+    references: tuple[float, float] | None
+    bounds: Float[np.ndarray, " 2"]
+    kernels: tuple[float, float] | None = None
+    effects: dict[str, Effect] | None = None
+    shift: float | None = None
+    likelihood: float | None = None
+    rest: float | None = None
+    forecast: Forecast | None = None
+    back_test: BackTest | None = None
+    uncoupled: Float[np.ndarray, "2 2"] | None = None
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def per_token(self) -> bool:
+        """Whether `rest` is per token."""
+        return isinstance(self.loss, IPO)
+
+    @property
+    def rest_done(self) -> float | None:
+        """How much of the way from the reference to `rest` is done; None where it is not known."""
+        if self.rest is None or self.margin is None or self.per_token or self.rest == 0:
+            return None
+        return self.margin.last / self.rest
+
+    @property
+    def drawable(self) -> bool:
+        """Whether there are log-ratios of training rows, for the plane."""
+        return not self.reference_free and not self.evaluated and len(self.windows) > 0
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the run on the plane of log-ratios, or over its steps where it has none.
+
+        Args:
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+        """
+        from flowlab import plots
+
+        draw = plots.training_run if self.drawable else plots.training_steps
+        return draw(self, ax=ax)
+
+    @property
+    def title(self) -> str:
+        """The name of the file, without its ending."""
+        return self.log.path.stem
+
+    @property
+    def coupled(self) -> Float[np.ndarray, "k 2"] | None:
+        """The flow with the fitted coupling: the first window, the last, and the look ahead."""
+        if self.effects is None or not self.drawable:
+            return None
+        begin, end = self.windows.mean[[0, -1]]
+        ahead = [] if self.forecast is None else [self.forecast.end]
+        return np.array([begin, end, *ahead])
+
+    def loss_at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"] | None:
+        """The loss at points (u_w, u_l), or None where it reads what a log does not tell.
+
+        Args:
+            points: The points.
+        """
+        if self.loss is None or self.reference_free:
+            return None
+        values = []
+        for reference in UNKNOWN if self.references is None else (self.references,):
+            for length in LENGTHS:
+                values.append(loss_values(self.loss, points, reference, length))
+        return values[0] if np.allclose(values, values[0], equal_nan=True) else None
+
+    @property
+    def reference_free(self) -> bool:
+        """Whether the values are log-probabilities, for want of a reference."""
+        return self.log.reference_free
+
+
+def diagnose(
+    log: TrainingLog, loss: AbstractLoss | None = None, *, name: str | None = None
+) -> Diagnosis:
+    """What a log says: what moved, whether the chosen response fell, and which coupling shows.
+
+    Args:
+        log: A log.
+        loss: The loss that was trained; None for what the keys of the file betray (ORPO, KTO), else
+            DPO, or unknown where the rewards have no reference.
+        name: Its name; None for that of its class.
+
+    Raises:
+        ValueError: If `loss` has a reference and the rewards of the file have none.
+    """
+    known, kind, assumed = _loss(log, loss, name)
+    if known is not None and without_reference(known):
+        log = _as_without_reference(log)
+    step, time, points, held, evaluated = _values(log)
+    both = windows(step, time, points)
+    if not np.all(np.diff(both.time) > 0):  # no rates in the file, or of 0: the pace is per step
+        both = windows(step, step, points)
+    chosen = windows(step, time, points[:, :1])
+    fallen = displacement(chosen)
+    together = windows(step, time, np.concatenate([held, points], axis=1))
+    references = None if log.reference_free else _references(together)
+    bounds = np.zeros(2) if log.reference_free else np.full(2, np.inf)
+    found = Diagnosis(
+        log=log,
+        name=kind,
+        loss=known,
+        assumed=assumed,
+        evaluated=evaluated,
+        step=step,
+        points=points,
+        windows=both,
+        moved=_moved(points),
+        chosen=_side(chosen, [1.0]),
+        rejected=_side(windows(step, time, points[:, 1:]), [1.0]),
+        margin=_side(both, [1.0, -1.0]),
+        displacement=fallen,
+        coupling=coupled.effective_coupling(both.change()) if len(both) > 1 else Coupling(),
+        references=references,
+        bounds=bounds if references is None else -np.array(references),
+        doubts=doubts(log, known),
+    )
+    return found if known is None or not len(both) else _with_loss(found, known)
+
+
+def _loss(
+    log: TrainingLog, loss: AbstractLoss | None, name: str | None
+) -> tuple[AbstractLoss | None, str | None, bool]:
+    """The loss of a run, its name, and whether it is a guess."""
+    if loss is not None:
+        if log.reference_free and not without_reference(loss):
+            raise ValueError(
+                "Argument `loss` must be one without a reference, such as ORPO, CPO or SimPO, for "
+                f"the rewards in {log.path} are β·log π, but is {type(loss).__name__}."
+            )
+        return loss, name or type(loss).__name__, False
+    if log.trainer is not None:
+        return named(log.trainer, beta=log.beta), log.trainer, False
+    if log.reference_free:
+        return None, None, False
+    return named(_USUAL, beta=log.beta), _USUAL, True
+
+
+def _as_without_reference(log: TrainingLog) -> TrainingLog:
+    """A log whose rewards are β·log π although the file does not show it."""
+    if log.reference_free:
+        return log
+    told = np.isfinite(log.logp_chosen).any() and np.isfinite(log.logp_rejected).any()
+    nowhere = np.full_like(log.step, np.nan)
+    return replace(
+        log,
+        u_chosen=nowhere,
+        u_rejected=nowhere,
+        margin=nowhere,
+        logp_chosen=log.logp_chosen if told else log.u_chosen,
+        logp_rejected=log.logp_rejected if told else log.u_rejected,
+        reference_free=True,
+    )
+
+
+def _values(log: TrainingLog) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
+    """Steps, times, points and log-probabilities of the training rows, else of the evaluations."""
+    if log.step.size:
+        ratios = np.stack([log.u_chosen, log.u_rejected], axis=1)
+        held = np.stack([log.logp_chosen, log.logp_rejected], axis=1)
+        return log.step, log.time, held if log.reference_free else ratios, held, False
+    rows = [row for row in log.evaluations if "eval_rewards/chosen" in row]
+
+    def column(key: str) -> np.ndarray:
+        return np.array([number(row, f"eval_{key}", log.path, "The log") for row in rows])
+
+    step = np.array([number(row, "step", log.path, "The log") for row in rows])
+    step = step if np.all(np.isfinite(step)) else np.arange(1.0, len(rows) + 1)
+    sides = ("chosen", "rejected")
+    held = np.stack([column(f"logps/{side}") for side in sides], axis=1)
+    ratios = np.stack([column(f"rewards/{side}") for side in sides], axis=1) / log.beta
+    points = held if log.reference_free and np.all(np.isfinite(held)) else ratios
+    return step, np.full_like(step, np.nan), points, held, True
+
+
+def _moved(points: Float[np.ndarray, "row 2"]) -> bool:
+    """Whether any value differs from the first of its column, or from the reference."""
+    for column in points.T:
+        known = column[np.isfinite(column)]
+        if known.size and (np.ptp(known) > 0 or (known.size == 1 and known[0] != 0)):
+            return True
+    return False
+
+
+def _side(seen: Windows, weights: list[float]) -> Side | None:
+    if not len(seen):
+        return None
+    by, change = np.array(weights), seen.change()
+    error = change.error(by)
+    return Side(
+        float(seen.mean[0] @ by),
+        float(seen.mean[-1] @ by),
+        float(change.value @ by),
+        error if np.isfinite(error) else None,
+        int(seen.count.sum()),
+    )
+
+
+def _references(seen: Windows) -> tuple[float, float] | None:
+    """Log-probabilities under the reference, of the first rows: those of all batches differ."""
+    if not len(seen):
+        return None
+    chosen, rejected, ratio_chosen, ratio_rejected = seen.mean[0]
+    return float(chosen - ratio_chosen), float(rejected - ratio_rejected)
+
+
+def _with_loss(found: Diagnosis, loss: AbstractLoss) -> Diagnosis:
+    """A diagnosis with what follows from the loss."""
+    ratios = not found.reference_free
+    lengths = LENGTHS if ratios or isinstance(loss, CPO | CPOHinge | CPOIPO) else (1.0,)
+    others = {n: o for n, o in catalogue(found.log.beta).items() if ratios or without_reference(o)}
+    references = found.references if ratios else (0.0, 0.0)
+    # A run with another loss would start at the reference.
+    start = np.zeros((1, 2)) if ratios else found.windows.mean[:1]
+    places = np.concatenate([start, found.windows.mean])
+    coupling = found.coupling
+    slopes = push({"": loss, **(others if coupling.known else {})}, places, references, lengths)
+    own = slopes.pop("").after_first()
+    if coupling.known:
+        found = replace(found, effects=coupled.effects(coupling, own, slopes))
+    if not own.of_margin:
+        return found
+    found = replace(found, kernels=coupled.kernel_range(coupling))
+    if not ratios:
+        return found
+    found = replace(found, uncoupled=_uncoupled(found))
+    if isinstance(loss, IPO):
+        return replace(found, rest=1 / (2 * float(np.asarray(loss.beta))))
+    if own.of_guesses:
+        return found
+    return _with_slope(found, slope_of(loss))
+
+
+def _with_slope(found: Diagnosis, slope: Slope) -> Diagnosis:
+    """A diagnosis with what follows from the slope of a loss of the margin."""
+    seen, coupling = found.windows, found.coupling
+    margin = float(seen.mean[-1] @ [1.0, -1.0])
+    found = replace(found, rest=rest(slope, margin, found.log.beta))
+    if found.effects is None:
+        return found
+    ahead = _LOOK_AHEAD * float(seen.time[-1] - seen.time[0])
+    steepest = float(slope(np.zeros(1))[0])
+    return replace(
+        found,
+        shift=coupled.shift_that_holds(coupling),
+        likelihood=coupled.likelihood_that_holds(coupling, steepest),
+        forecast=forecast(seen, slope, found.bounds, time=ahead),
+        back_test=back_test(seen, slope, found.bounds),
+    )
+
+
+def _uncoupled(found: Diagnosis) -> Float[np.ndarray, "2 2"]:
+    """The line from the first window to the margin of the last, up by as much as down."""
+    begin, end = found.windows.mean[[0, -1]]
+    half = float((end - begin) @ [1.0, -1.0]) / 2
+    room = found.bounds[0] - begin[0]
+    half = min(half, max(0.0, float(room))) if half > 0 else half
+    return np.array([begin, begin + half * np.array([1.0, -1.0])])

@@ -1,0 +1,177 @@
+"""Where a loss of the margin rests, and where a run would go on to with the coupling it had.
+
+With a coupling that stays, the flow of such a loss is a straight line in (u_w, u_l), and its margin
+solves h' = κ·s(h), with s the slope of the loss: κ·T = ∫ dh/s(h), a quadrature.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from flowlab.logs.slopes import MOST_POINTS, push
+from flowlab.logs.windows import Windows
+from flowlab.losses import AbstractLoss
+
+__all__ = [
+    "FEWEST_WINDOWS",
+    "BackTest",
+    "Forecast",
+    "Slope",
+    "back_test",
+    "forecast",
+    "rest",
+    "slope_of",
+]
+
+Slope = Callable[[Float[np.ndarray, " m"]], Float[np.ndarray, " m"]]
+
+_FARTHEST = 40.0  # β·margin beyond which a logistic slope is below rounding
+_REFINEMENTS = 3  # each divides the interval by 511: from 80 to 6e-7 in β·margin
+FEWEST_WINDOWS = 4  # so that each half has two
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A straight line on which a run would go on.
+
+    Attributes:
+        begin: (u_w, u_l) of the window that it starts from.
+        end: (u_w, u_l) at its end.
+        time: How much flow time (or steps, where the rate is not known) it stands for.
+        bounded: Whether it ends early, at a log-probability of 0.
+    """
+
+    begin: Float[np.ndarray, " 2"]
+    end: Float[np.ndarray, " 2"]
+    time: float
+    bounded: bool
+
+
+@dataclass(frozen=True)
+class BackTest:
+    """A forecast from the middle of a run, and what the run did.
+
+    Attributes:
+        forecast: The forecast, of what lay up to the middle alone.
+        measured: (u_w, u_l) of the last window.
+    """
+
+    forecast: Forecast
+    measured: Float[np.ndarray, " 2"]
+
+    @property
+    def error(self) -> Float[np.ndarray, " 3"]:
+        """Errors of the changes of u_w, u_l and of the margin, forecast less measured, nats."""
+        miss = self.forecast.end - self.measured
+        return np.array([*miss, miss[0] - miss[1]])
+
+    @property
+    def margin_share(self) -> float:
+        """Error of the change of the margin, as a share of the change that was measured."""
+        moved = self.measured - self.forecast.begin
+        return float(abs(self.error[2]) / abs(moved[0] - moved[1]))
+
+
+def slope_of(loss: AbstractLoss) -> Slope:
+    """The slope −dL/dh of a loss of the margin, as a function of the margin."""
+
+    def slope(margin: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+        points = np.stack([margin, np.zeros_like(margin)], axis=1)
+        return push({"": loss}, points, None)[""].chosen[: len(margin)]
+
+    return slope
+
+
+def rest(slope: Slope, margin: float, beta: float) -> float | None:
+    """The margin at which a loss would rest, from the present one on downhill; None without one.
+
+    Args:
+        slope: Its slope.
+        margin: The present margin.
+        beta: β, which sets how far to look.
+    """
+    here = float(slope(np.full(MOST_POINTS, margin))[0])
+    if here == 0:
+        return margin
+    toward = 1.0 if here > 0 else -1.0
+    low, high = margin, toward * max(_FARTHEST / beta, 2 * abs(margin))
+    for _ in range(_REFINEMENTS):
+        grid = np.linspace(low, high, MOST_POINTS)
+        passed = np.flatnonzero(toward * slope(grid) <= 0)
+        if not passed.size:
+            return None
+        low, high = grid[passed[0] - 1], grid[passed[0]]
+    return float(high)
+
+
+def forecast(
+    windows: Windows,
+    slope: Slope,
+    bounds: Float[np.ndarray, " 2"],
+    *,
+    fitted_to: int = -1,
+    time: float,
+) -> Forecast | None:
+    """The line on which a run goes on with the direction and the pace that it had.
+
+    Args:
+        windows: Its windows.
+        slope: The slope of its loss.
+        bounds: The largest (u_w, u_l) that probabilities allow.
+        fitted_to: The window up to which direction and pace are fitted, and from which it starts.
+        time: How far it goes, in the time of the windows.
+
+    Returns:
+        The line; None where the margin did not move downhill, so that there is no pace.
+    """
+    begin = windows.mean[fitted_to]
+    moved, elapsed = windows.change(0, fitted_to).value, windows.time[fitted_to] - windows.time[0]
+    way = moved[0] - moved[1]
+    margins = windows.mean[[0, fitted_to]] @ np.array([1.0, -1.0])
+    passed = _needed(slope, *margins) if way else 0.0
+    if not (passed > 0 and elapsed > 0 and np.isfinite(passed)):
+        return None
+    gained = _gained(slope, margins[1], passed / elapsed * time, np.sign(way))
+    step = moved / way * gained
+    share = 1.0
+    for now, change, bound in zip(begin, step, bounds, strict=True):
+        if now + change > bound and change > 0:
+            share = min(share, max(0.0, (bound - now) / change))
+    return Forecast(begin, begin + share * step, time, share < 1)
+
+
+def back_test(windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]) -> BackTest | None:
+    """A forecast of the second half of a run from the first, and what happened."""
+    middle = (len(windows) - 1) // 2
+    if len(windows) < FEWEST_WINDOWS:
+        return None
+    span = float(windows.time[-1] - windows.time[middle])
+    made = forecast(windows, slope, bounds, fitted_to=middle, time=span)
+    return None if made is None else BackTest(made, windows.mean[-1])
+
+
+def _needed(slope: Slope, begin: float, end: float) -> float:
+    """∫ dh/s(h): the time from one margin to another at κ = 1."""
+    grid = np.linspace(begin, end, MOST_POINTS)
+    with np.errstate(divide="ignore"):
+        return float(np.trapezoid(1 / slope(grid), grid))
+
+
+def _gained(slope: Slope, begin: float, time: float, toward: float) -> float:
+    """The margin gained in a time at κ = 1; up to where the slope ends, at most."""
+    here = abs(float(slope(np.full(MOST_POINTS, begin))[0]))
+    reach = here * time
+    for _ in range(2):  # the slope may be steeper farther on
+        grid = begin + toward * np.linspace(0, reach, MOST_POINTS)
+        steepest = float(np.max(toward * slope(grid)))
+        reach = max(reach, steepest * time)
+    grid = begin + toward * np.linspace(0, reach, MOST_POINTS)
+    along = toward * slope(grid)
+    ends = np.flatnonzero(along <= 0)
+    stop = int(ends[0]) if ends.size else len(grid)
+    pace = 1 / along[:stop]
+    spacing = reach / (MOST_POINTS - 1)
+    spent = np.concatenate([[0.0], np.cumsum((pace[1:] + pace[:-1]) / 2 * spacing)])
+    return toward * float(np.interp(time, spent, np.arange(stop) * spacing))

@@ -1,0 +1,280 @@
+"""The rows of a training log, from whatever file people have them in.
+
+The kind of a file is told by its content. Nothing in it is executed: rows that were printed as
+Python dicts are read as literals alone.
+"""
+
+import ast
+import csv
+import io
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Row", "Rows", "kind", "number", "refused", "rows"]
+
+Row = dict[str, Any]
+
+_ROW = re.compile(r"\{[^{}]*\}")  # a row has no dict inside
+_UNREADABLE = "lines that look like rows and cannot be read"
+_OTHER = "rows that are neither of training nor of an evaluation"
+_NO_STEP = "training rows without a step"
+_SAME_STEP = "rows that a later row of the same step replaces"
+_STEPS = ("global_step", "step", "current_steps")  # the first that a row has is its step
+_NEVER_OPENED = "training_args.bin"  # a pickle, which runs what is in it when it is loaded
+_LITERALS = {"nan": math.nan, "inf": math.inf, "NaN": math.nan, "Infinity": math.inf}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a file by what they are of.
+
+    Attributes:
+        training: Training rows, in the order of their steps.
+        evaluations: Evaluation rows; their keys begin with `eval_`.
+        summary: The last row with `train_runtime`; empty where there is none.
+        skipped: How many rows were left out, by the reason.
+        numbered: Whether the file tells the steps; else `step` counts the training rows.
+    """
+
+    training: list[Row]
+    evaluations: tuple[Row, ...]
+    summary: Row
+    skipped: Counter[str] = field(default_factory=Counter)
+    numbered: bool = True
+
+
+def rows(path: Path, what: str) -> Rows:
+    """The rows of a training log.
+
+    Args:
+        path: The file.
+        what: How messages call it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        IsADirectoryError: It is a directory.
+        ValueError: It holds no rows of training, nor of evaluations.
+    """
+    skipped: Counter[str] = Counter()
+    listed = [_renamed(row) for row in _listed(_text(path, what), path, what, skipped)]
+    training: list[Row] = []
+    evaluations: list[Row] = []
+    summary: Row = {}
+    for row in listed:
+        evaluated = {k: v for k, v in row.items() if k.startswith("eval_")}
+        trained = {k: v for k, v in row.items() if k not in evaluated}
+        of_training = "loss" in row or any(key.startswith("rewards/") for key in trained)
+        if "train_runtime" in row:
+            summary = row
+        elif of_training:
+            training.append(trained)
+        elif not evaluated:
+            skipped[_OTHER] += 1
+        if evaluated and "train_runtime" not in row:
+            evaluations.append(row if not of_training else {**evaluated, **_step_of(row)})
+    if not training and not evaluations:
+        raise refused(
+            what,
+            path,
+            "holds no training rows, with `loss` and `rewards/chosen`; give the trainer_state.json "
+            "of a preference run",
+        )
+    numbered = not training or any("step" in row for row in training)
+    kept = _in_order(training, path, what, skipped) if numbered else _counted(training)
+    return Rows(kept, tuple(evaluations), summary, skipped, numbered)
+
+
+def refused(what: str, path: Path, reason: str) -> ValueError:
+    """The error of a file that is no training log."""
+    return ValueError(f"{what} must name a training log, but {path} {reason}.")
+
+
+def number(row: Row, key: str, path: Path, what: str) -> float:
+    """A number of a row; NaN where it has none.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    value = row.get(key)
+    if value is None or value == "":
+        return math.nan
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise ValueError
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:
+        named = f"the row of step {row['step']}" if "step" in row else "a row"
+        raise refused(what, path, f"holds {kind(value)} for `{key}` in {named}") from None
+
+
+def kind(value: object) -> str:
+    """What a value of JSON is, in words."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
+    return names.get(type(value), "null" if value is None else "a number")
+
+
+def _text(path: Path, what: str) -> str:
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{what} must name a training log, but {path} is a directory; "
+            "give the trainer_state.json in it."
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"{what} must name a training log, but {path} does not exist.")
+    if path.name == _NEVER_OPENED:
+        raise refused(
+            what, path, "is never opened, for a pickle can run code; give trainer_state.json"
+        )
+    content = path.read_bytes()
+    try:
+        text = content.decode(
+            "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        )
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise refused(what, path, "holds binary data; give the trainer_state.json beside it")
+    return text
+
+
+def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row]:
+    """The rows of a text, as they stand there."""
+    try:
+        content = json.loads(text)
+    except RecursionError as error:
+        raise refused(what, path, f"is not JSON ({error})") from error
+    except ValueError as error:
+        if _ROW.search(text):
+            return list(_in_text(text, skipped))
+        if text.lstrip().startswith(("{", "[")):
+            raise refused(what, path, f"is not JSON ({error})") from error
+        return _of_csv(text, path, what)
+    if isinstance(content, dict) and "log_history" in content:
+        content, where = content["log_history"], "has a `log_history` that"
+    elif isinstance(content, dict) and {"loss", "step"} & content.keys():
+        content, where = [content], ""
+    elif isinstance(content, dict):
+        raise refused(what, path, "lacks the key `log_history`")
+    else:
+        where = f"holds {kind(content)} at its top level that"
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise refused(what, path, f"{where} is not a list of objects")
+    if not content:
+        raise refused(what, path, f"{where} is empty")
+    return content
+
+
+def _in_text(text: str, skipped: Counter[str]) -> Iterator[Row]:
+    """The rows in lines of JSON, or printed as Python dicts among other text."""
+    for found in _ROW.findall(text):
+        try:
+            row = json.loads(found)
+        except ValueError:
+            row = _literal(found)
+        if isinstance(row, dict):
+            yield row
+        elif "loss" in found or "rewards" in found:
+            skipped[_UNREADABLE] += 1
+
+
+def _literal(text: str) -> Row | None:
+    """A dict of literals, in which `nan` and `inf` are numbers; None for anything else."""
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not isinstance(node, ast.Dict):
+            return None
+        keys = [ast.literal_eval(key) for key in node.keys if key is not None]
+        return dict(zip(keys, map(_value, node.values), strict=True))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def _value(node: ast.expr) -> object:
+    if isinstance(node, ast.Name) and node.id in _LITERALS:
+        return _LITERALS[node.id]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner = _value(node.operand)
+        if isinstance(inner, float):
+            return -inner
+    return ast.literal_eval(node)
+
+
+def _of_csv(text: str, path: Path, what: str) -> list[Row]:
+    """The rows of a table with a header, one quantity a column or one a row."""
+    first = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    table = list(csv.DictReader(io.StringIO(text.lstrip()), delimiter=delimiter))
+    columns = {str(key).strip().lower() for key in (table[0] if table else ())}
+    if {"tag", "step", "value"} <= columns:
+        return _by_step([{k.lower(): v for k, v in row.items() if k} for row in table])
+    if columns == {"wall time", "step", "value"}:
+        raise refused(
+            what,
+            path,
+            "holds one quantity, as TensorBoard exports it; give one table with a column for each "
+            "of `rewards/chosen` and `rewards/rejected`, or columns tag, step and value",
+        )
+    if not any("rewards/" in name or name.endswith("loss") for name in columns):
+        raise refused(
+            what, path, "is neither JSON, nor lines with rows, nor a table of them in CSV"
+        )
+    runs = {str(key).rpartition(" - ")[0] for key in table[0] if " - " in str(key)}
+    if len(runs) > 1:
+        raise refused(what, path, f"holds {len(runs)} runs; export one run for each file")
+    return [{k: v for k, v in row.items() if k and v not in ("", None)} for row in table]
+
+
+def _by_step(table: list[Row]) -> list[Row]:
+    """Rows of one quantity each gathered into rows of a step each, evaluations apart."""
+    found: dict[tuple[str, bool], Row] = {}
+    for entry in table:
+        evaluation = str(entry["tag"]).startswith("eval")
+        row = found.setdefault((entry["step"], evaluation), {"step": entry["step"]})
+        row[entry["tag"]] = entry["value"]
+    return list(found.values())
+
+
+def _renamed(row: Row) -> Row:
+    """A row with the keys of TRL, whatever tool put what in front of them."""
+    named: Row = {}
+    for key, value in row.items():
+        name = str(key).rpartition(" - ")[2].strip()
+        if name.endswith(("__MIN", "__MAX")):
+            continue
+        name = name.removeprefix("train/")
+        name = f"eval_{name[5:]}" if name.startswith("eval/") else name
+        named[{"lr": "learning_rate", "Step": "step"}.get(name, name)] = value
+    return {**named, **_step_of(named)}
+
+
+def _step_of(row: Row) -> Row:
+    """The step of a row, under its name."""
+    held = [row[key] for key in _STEPS if row.get(key) not in (None, "")]
+    return {"step": held[0]} if held else {}
+
+
+def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str]) -> list[Row]:
+    """Rows by rising steps; of a step that was done again, after a resumption, the last row."""
+    by_step: dict[float, Row] = {}
+    for row in training:
+        if "step" not in row:
+            skipped[_NO_STEP] += 1
+            continue
+        step = number(row, "step", path, what)
+        if not math.isfinite(step) or step < 0:
+            raise refused(what, path, f"holds {row['step']!r} for `step`, which is no step")
+        skipped[_SAME_STEP] += step in by_step
+        by_step[step] = row
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _counted(training: list[Row]) -> list[Row]:
+    return [{**row, "step": place} for place, row in enumerate(training, 1)]

@@ -1,0 +1,244 @@
+"""A diagnosis in words, as JSON, and as a page with pictures."""
+
+import math
+import re
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowlab import _pages, _tables
+from flowlab._files import check_folder, write_json
+from flowlab.logs.diagnosis import Diagnosis, Side
+from flowlab.logs.windows import windows
+
+__all__ = ["DIAGNOSIS", "blocks", "moves", "text", "to_json", "write"]
+
+DIAGNOSIS = "diagnosis.json"
+_WIDTH = 88  # columns of the text, at which lines are still read with ease
+_MOVES = "%moves%"  # where the table of what moved goes
+
+
+def text(found: Diagnosis) -> str:
+    """What a diagnosis says, in plain English, for a terminal."""
+    parts = []
+    for block in blocks(found):
+        if block.startswith("## "):
+            title = block.removeprefix("## ")
+            parts.append(f"{title}\n{'-' * len(title)}")
+        elif block == _MOVES:
+            parts.append(_tables.table(moves(found), "lr"))
+        elif block.startswith("- "):
+            lines = (textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in _items(block))
+            parts.append("\n".join(lines))
+        else:
+            parts.append(textwrap.fill(block, _WIDTH))
+    return "\n\n".join(parts)
+
+
+def blocks(found: Diagnosis) -> list[str]:
+    """The headings (`## `), lists (`- `), paragraphs and the place of the table, in their order."""
+    told = _pages.rendered("diagnosis.txt", **_values(found))
+    parts = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", told).strip())
+    return [
+        part.strip() if part.lstrip().startswith("- ") else " ".join(part.split()) for part in parts
+    ]
+
+
+def moves(found: Diagnosis) -> list[tuple[str, ...]]:
+    """The table of what moved: a header, and a row for each quantity."""
+    seen = found.windows
+    kind = "log-probability" if found.reference_free else "log-ratio"
+    header = ("", "first rows", "last rows", "change")
+    if len(seen):
+        ends = (seen.first_step[0], seen.last_step[0]), (seen.first_step[-1], seen.last_step[-1])
+        word = "step" if found.log.numbered else "row"
+        spans = (f"{word} {a:g}" if a == b else f"{word}s {a:g}–{b:g}" for a, b in ends)
+        header = ("", *spans, "change")
+    sides = {f"chosen {kind}": found.chosen, f"rejected {kind}": found.rejected}
+    sides["margin"] = found.margin
+    return [header, *(_move(name, side) for name, side in sides.items() if side is not None)]
+
+
+def to_json(found: Diagnosis) -> dict[str, Any]:
+    """What a diagnosis says as JSON holds it; null for what is not known."""
+    told, log = found.displacement, found.log
+    return {
+        "file": log.path.name,
+        "beta": log.beta,
+        "loss": found.name,
+        "loss_assumed": found.assumed,
+        "reference_free": found.reference_free,
+        "training_rows": int(log.step.size),
+        "evaluations": len(log.evaluations),
+        "skipped_rows": sum(log.skipped.values()),
+        "skipped": log.skipped,
+        "nan_from": log.nan_from,
+        "learning_rates": log.rates,
+        "moved": found.moved,
+        **{name: _side(getattr(found, name)) for name in ("chosen", "rejected", "margin")},
+        "displacement": {
+            "falls": told.falls,
+            "transient": told.transient,
+            "from_step": told.from_step,
+            "depth": told.depth,
+            "error": told.error,
+        },
+        "coupling": {
+            "value": _number(found.coupling.value),
+            "low": _number(found.coupling.low),
+            "high": _number(found.coupling.high),
+        },
+        "k_wl_over_k_ww": None if found.kernels is None else list(map(_number, found.kernels)),
+        "other_losses": found.effects,
+        "dpo_shift_lambda": found.shift,
+        "sft_weight": found.likelihood,
+        "rest": found.rest,
+        "rest_per_token": found.per_token,
+        "rest_done": found.rest_done,
+        "most_gain": {"chosen": _number(found.bounds[0]), "rejected": _number(found.bounds[1])},
+        "forecast": None if found.forecast is None else _ends(found.forecast.end),
+        "back_test": None
+        if found.back_test is None
+        else {
+            "forecast": _ends(found.back_test.forecast.end),
+            "measured": _ends(found.back_test.measured),
+            "margin_error": _number(found.back_test.margin_share),
+        },
+        "doubts": found.doubts,
+    }
+
+
+def write(found: Sequence[Diagnosis], folder: Path, *, what: str = "Argument `folder`") -> None:
+    """Write `report.html`, `diagnosis.json` and the pictures of diagnoses to a folder.
+
+    Args:
+        found: The diagnoses, of at least one run.
+        folder: A new folder, an empty one, or one with an earlier report, which is replaced.
+        what: How messages call it.
+
+    Raises:
+        ValueError: If it is a file or holds something else.
+        OSError: If it cannot be written.
+    """
+    check_folder(what, folder, _pages.REPORT)
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [_pictures([one], folder, _stem(found, place)) for place, one in enumerate(found, 1)]
+    together = {} if len(found) == 1 else _pictures(found, folder, "all_runs")
+    records = [to_json(one) for one in found]
+    write_json(records[0] if len(records) == 1 else records, folder / DIAGNOSIS)
+    runs = [
+        {
+            "id": f"run-{place}",
+            "found": one,
+            "blocks": blocks(one),
+            "moves": moves(one),
+            "pictures": drawn,
+        }
+        for place, (one, drawn) in enumerate(zip(found, pictures, strict=True), 1)
+    ]
+    page = _pages.rendered("training.html", runs=runs, together=together)
+    (folder / _pages.REPORT).write_text(page, encoding="utf-8")
+
+
+def _stem(found: Sequence[Diagnosis], place: int) -> str:
+    return "training" if len(found) == 1 else f"training_{place}"
+
+
+def _pictures(found: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, Path]:
+    """The pictures of runs that can be drawn, by the name of what they show."""
+    from flowlab import plots
+
+    drawn: dict[str, Path] = {}
+    least = min(2, len(found))  # of several, pictures show two at least
+    found = [one for one in found if one.moved]
+    plane = [one for one in found if one.drawable]
+    if len(plane) >= least:
+        figure: Any = plots.training_run(*plane).figure
+        drawn["plane"] = plots.save(figure, folder / f"{stem}_plane")[0]
+    if len(found) >= least and len({one.reference_free for one in found}) == 1:
+        figure: Any = plots.training_steps(*found).figure
+        drawn["steps"] = plots.save(figure, folder / f"{stem}_steps")[0]
+    return drawn
+
+
+def _values(found: Diagnosis) -> dict[str, Any]:
+    """What the template works with."""
+    log, margin = found.log, found.margin
+    room = float(found.bounds[0]) if np.isfinite(found.bounds[0]) else None
+    room = None if found.reference_free else room
+    rates = log.learning_rate[np.isfinite(log.learning_rate)]
+    ends = (found.step[0], found.step[-1]) if found.step.size else (None, None)
+    odds = windows(log.step, log.time, log.log_odds[:, None]).mean[:, 0]
+    return {
+        **{name: getattr(found, name) for name in _TOLD},
+        "fallen": found.displacement,
+        "free": found.reference_free,
+        "rows": int(found.step.size),
+        "first_step": ends[0],
+        "last_step": ends[1],
+        "known_noise": found.displacement.falls is not None,
+        "applied": float(rates.max()) if rates.size and rates.max() > 0 else None,
+        "per_token": log.trainer == "orpo",
+        "rest_per_token": found.per_token,
+        "log_odds": (odds[0], odds[-1]) if odds.size > 1 else None,
+        "room": room,
+        "forced": 0.0 if room is None or margin is None else max(0.0, margin.last - room),
+        "timed": bool(np.all(np.isfinite(log.time))),
+    }
+
+
+_TOLD = (
+    "log",
+    "name",
+    "assumed",
+    "evaluated",
+    "windows",
+    "moved",
+    "chosen",
+    "rejected",
+    "margin",
+    "coupling",
+    "kernels",
+    "effects",
+    "shift",
+    "likelihood",
+    "rest",
+    "rest_done",
+    "forecast",
+    "back_test",
+    "doubts",
+)
+
+
+def _move(name: str, side: Side) -> tuple[str, ...]:
+    change = _pages.signed(side.change) + (
+        "" if side.error is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{side.error:.2f}"
+    )
+    return name, _pages.signed(side.first), _pages.signed(side.last), change
+
+
+def _side(side: Side | None) -> dict[str, Any] | None:
+    if side is None:
+        return None
+    return {
+        "first": side.first,
+        "last": side.last,
+        "change": side.change,
+        "error": side.error,
+        "rows": side.rows,
+    }
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _ends(point: np.ndarray) -> dict[str, float | None]:
+    return {"chosen": _number(point[0]), "rejected": _number(point[1])}
+
+
+def _items(block: str) -> list[str]:
+    return ["- " + " ".join(item.split()) for item in re.split(r"(?m)^- ", block) if item.strip()]

@@ -1,0 +1,354 @@
+"""Training logs as points on the log-ratio plane.
+
+What holds for the numbers that TRL logs (1.16, and older releases where they differ):
+
+- `rewards/chosen` is β·u_w, averaged over the batch; β itself is not in the file. Losses without a
+  reference (ORPO, CPO, SimPO) log β·log π there, and have no log-ratios.
+- A row is written after an optimiser step, but the rewards in it come from the forward passes
+  before that step: the first row of a run with a reference equal to its start has rewards of 0.
+- With `logging_steps = k` a row holds the mean over the k steps since the row before.
+- `learning_rate` is the rate with which step number `step` was made; in older releases of
+  Transformers it is that of the step after. The ends of a schedule tell which.
+- `grad_norm` is that of the last step alone, before clipping.
+- KTO's batches may lack one side, which is then missing or NaN. A reward of exactly 0 beside a
+  side that is missing is a sum over no examples, not a measurement.
+
+The optimiser is not in the file either. Only plain gradient descent with small steps follows the
+gradient flow, so for any other optimiser compare the path and not the time.
+"""
+
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from flowlab._checks import positive
+from flowlab.logs.reading import Row, Rows, number, refused, rows
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["TrainingLog", "read", "read_named"]
+
+Rates = Literal["own", "next", "unknown"]
+
+_CHOSEN, _REJECTED = "rewards/chosen", "rewards/rejected"
+_SIDES = ((_CHOSEN, "logps/chosen"), (_REJECTED, "logps/rejected"))
+_NO_REWARDS = "training rows without a reward of either response"
+_EMPTY_SIDE = "training rows with a reward of exactly 0 beside a missing one"
+_SAME_RATIO = 1e-3  # rewards are float32 means, and logs round them: β·log π keeps three digits
+_NEAR_STEP = 0.3  # steps by which the zero of a schedule may be missed; the two kinds differ by 1
+_UNITS = {
+    "step": "steps",
+    "time": "learning rate × steps",
+    "u_chosen": "nats",
+    "u_rejected": "nats",
+    "margin": "nats",
+    "logp_chosen": "nats",
+    "logp_rejected": "nats",
+}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingLog:
+    """The training rows of one run as arrays, with its evaluations and summary apart.
+
+    Arrays have one value per training row, in the order of the steps; NaN stands for what the file
+    does not tell. All values are means over the batches that a row stands for.
+
+    Attributes:
+        path: The file.
+        beta: β, as given to `read`.
+        step: Number of the last optimiser step that the row stands for, counted from 1; the number
+            of the row where the file does not tell steps.
+        learning_rate: Learning rate of that step.
+        time: Flow time (learning rate × steps) at which the point was measured. The row of step s
+            that stands for k steps describes the policy after s − k to s − 1 steps, so its time is
+            the sum of the learning rates of the first s − k steps plus (k − 1)/2 times its own: for
+            k = 1 the first time is 0.
+        u_chosen: Log-ratio u_w of the chosen response, `rewards/chosen` / β; NaN without reference.
+        u_rejected: Log-ratio u_l of the rejected response, `rewards/rejected` / β.
+        margin: h = u_w − u_l.
+        logp_chosen: Log-probability of the chosen response: summed, but per token for losses that
+            average it (ORPO, SimPO).
+        logp_rejected: Log-probability of the rejected response.
+        loss: The loss that was trained.
+        gradient_norm: Euclidean norm of the loss's gradient in the parameters, before clipping.
+        accuracy: Share of pairs whose chosen reward is above the rejected one.
+        log_odds: Log odds of the chosen response less those of the rejected one, which ORPO logs.
+        evaluations: The evaluation rows, with the keys of TRL. Those of step s describe the policy
+            after s steps.
+        summary: The last row with `train_runtime` as it stands in the file, which may hold the
+            means over steps after the last training row; empty where training was cut short.
+        reference_free: Whether the rewards are β·log π, so that there are no log-ratios.
+        reward_per_nat: What the rewards are times the log-probabilities, where that is one number:
+            the β of a loss without a reference. None elsewhere.
+        trainer: The loss that the keys betray, `"orpo"` or `"kto"`; None where they do not.
+        rates: Whether the logged learning rate is that of the row's `"own"` step or of the
+            `"next"`; `"unknown"` where the schedule does not show it, and then taken as its own.
+        numbered: Whether the file tells the steps.
+        nan_from: The first step whose row has a NaN for the loss or a reward; None without any.
+        skipped: How many rows were left out, by the reason.
+    """
+
+    path: Path
+    beta: float
+    step: Float[np.ndarray, " row"]
+    learning_rate: Float[np.ndarray, " row"]
+    time: Float[np.ndarray, " row"]
+    u_chosen: Float[np.ndarray, " row"]
+    u_rejected: Float[np.ndarray, " row"]
+    margin: Float[np.ndarray, " row"]
+    logp_chosen: Float[np.ndarray, " row"]
+    logp_rejected: Float[np.ndarray, " row"]
+    loss: Float[np.ndarray, " row"]
+    gradient_norm: Float[np.ndarray, " row"]
+    accuracy: Float[np.ndarray, " row"]
+    log_odds: Float[np.ndarray, " row"]
+    evaluations: tuple[Row, ...]
+    summary: Row
+    reference_free: bool = False
+    reward_per_nat: float | None = None
+    trainer: str | None = None
+    rates: Rates = "unknown"
+    numbered: bool = True
+    nan_from: float | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def points(self) -> Float[np.ndarray, "row 2"]:
+        """The run on the log-ratio plane: (u_w, u_l) of the rows that have both."""
+        both = np.stack([self.u_chosen, self.u_rejected], axis=1)
+        return both[np.all(np.isfinite(both), axis=1)]
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the rows on the log-ratio plane, coloured by step; see `flowlab.plots.log_path`.
+
+        Args:
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+
+        Raises:
+            ValueError: If the log has no log-ratios.
+        """
+        from flowlab import plots
+
+        return plots.log_path(self, ax=ax)
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """The training rows as a labelled Dataset over `row`, with units as attributes."""
+        import xarray
+
+        columns = {name: ("row", held) for name, held in self._columns().items()}
+        attributes = {"path": str(self.path), "beta": self.beta, "rates": self.rates}
+        dataset = xarray.Dataset(columns, attrs=attributes)
+        for name, unit in _UNITS.items():
+            dataset[name].attrs["units"] = unit
+        return dataset.set_coords(["step", "time"])
+
+    def __repr__(self) -> str:
+        parts = [f"{self.path.name!r}", f"beta={self.beta:g}", f"{self.step.size} training rows"]
+        if self.step.size:
+            what = "step" if self.numbered else "row"
+            parts[-1] += f" ({what} {self.step[0]:g} to {self.step[-1]:g})"
+        if self.evaluations:
+            parts.append(f"{len(self.evaluations)} evaluations")
+        if self.reference_free:
+            parts.append("without a reference")
+        elif len(self.points):
+            ends = [f"({w:.3g}, {r:.3g})" for w, r in self.points[[0, -1]]]
+            parts.append(f"(u_w, u_l) from {ends[0]} to {ends[1]} nats")
+        if self.skipped:
+            parts.append(f"{sum(self.skipped.values())} rows left out")
+        return f"TrainingLog({', '.join(parts)})"
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+
+
+def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
+    """The training log in a file, which may be of any of the kinds that people have.
+
+    The kind is told by the content: TRL's `trainer_state.json`, a list of its rows, lines of JSON,
+    rows printed as Python dicts in a text, tables in CSV as W&B exports them (`train/` and `eval/`
+    before the keys), or with columns tag, step and value. Training rows are those with a `loss` or
+    a key that starts with `rewards/`; evaluation rows are those with a key that starts with
+    `eval_`. What is left out is counted in `skipped`. Nothing in a file is executed.
+
+    Args:
+        path: The file (not its folder).
+        beta: β of the run, which the file does not hold.
+
+    Returns:
+        A `TrainingLog` in float64. With evaluation rows alone, its arrays are empty.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        IsADirectoryError: `path` is a directory.
+        ValueError: `beta` is not a positive finite number; the file is of no such kind, holds no
+            rows, or losses without any reward, or something else than a number where one belongs.
+
+    Source: TRL 1.16.0, `trl/trainer/dpo_trainer.py`, `_compute_loss` and `log`.
+
+    Accuracy: rewards are float32 means. `time` takes the learning rate as constant over the steps
+        that a row stands for, so it is exact for `logging_steps = 1` or a constant rate.
+    """
+    return read_named(Path(path), beta=positive("beta", beta), what="Argument `path`")
+
+
+def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
+    """What `read` gives, with a name of one's own for the file in messages."""
+    found = rows(path, what)
+    skipped = +found.skipped
+    used = _with_rewards(found, path, what, skipped)
+    column = {key: _column(found.training, key, path, what) for key in _keys(found.training)}
+    nan = np.full(len(found.training), math.nan)
+    step, rate = column.get("step", nan), column.get("learning_rate", nan)
+    rates = _rates(step, rate, found.summary)
+    time = _measured_time(step, _of_own_step(rate) if rates == "next" else rate)
+
+    def get(key: str) -> np.ndarray:
+        return column.get(key, nan)[used]
+
+    ratio = _reward_per_nat({key: held[used] for key, held in column.items()})
+    free = ratio is not None or _trainer(found) == "orpo"
+    per_reward = math.nan if free else 1 / beta
+    u_chosen, u_rejected = get(_CHOSEN) * per_reward, get(_REJECTED) * per_reward
+    return TrainingLog(
+        path=path,
+        beta=beta,
+        step=step[used],
+        learning_rate=rate[used],
+        time=time[used],
+        u_chosen=u_chosen,
+        u_rejected=u_rejected,
+        margin=u_chosen - u_rejected,
+        logp_chosen=get("logps/chosen"),
+        logp_rejected=get("logps/rejected"),
+        loss=get("loss"),
+        gradient_norm=get("grad_norm"),
+        accuracy=get("rewards/accuracies"),
+        log_odds=get("log_odds_chosen"),
+        evaluations=found.evaluations,
+        summary=found.summary,
+        reference_free=free,
+        reward_per_nat=ratio,
+        trainer=_trainer(found),
+        rates=rates,
+        numbered=found.numbered,
+        nan_from=_first_nan(found.training, path, what),
+        skipped=dict(skipped),
+    )
+
+
+def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> list[int]:
+    """The places of the training rows that tell a reward of one side at least, if it is one."""
+    kept: list[int] = []
+    for place, row in enumerate(found.training):
+        sides = [number(row, key, path, what) for key in (_CHOSEN, _REJECTED)]
+        known = [value for value in sides if math.isfinite(value)]
+        if not known:
+            skipped[_NO_REWARDS] += 1
+        elif place and known == [0.0]:
+            skipped[_EMPTY_SIDE] += 1
+        else:
+            kept.append(place)
+    evaluated = any("eval_rewards/chosen" in row for row in found.evaluations)
+    if not kept and not evaluated:
+        reason = "holds losses without `rewards/chosen`, from which log-probabilities would follow"
+        give = "give the trainer_state.json of a preference run; trainers that write another log, "
+        beside = "such as LLaMA-Factory's trainer_log.jsonl, write it beside that"
+        raise refused(what, path, f"{reason}; {give}{beside}")
+    return kept
+
+
+def _keys(training: list[Row]) -> list[str]:
+    known = ("step", "learning_rate", "loss", "grad_norm", "log_odds_chosen")
+    known = (*known, "rewards/accuracies", *(key for side in _SIDES for key in side))
+    return [key for key in known if any(key in row for row in training)]
+
+
+def _column(training: list[Row], key: str, path: Path, what: str) -> Float[np.ndarray, " row"]:
+    held = np.array([number(row, key, path, what) for row in training], dtype=np.float64)
+    return np.where(np.isfinite(held), held, math.nan) if key.startswith("rewards/") else held
+
+
+def _reward_per_nat(column: dict[str, np.ndarray]) -> float | None:
+    """The one multiple of the log-probabilities that the rewards are, in every row; else None."""
+    ratios: list[np.ndarray] = []
+    for reward, log_probability in _SIDES:
+        if reward not in column or log_probability not in column:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = column[reward] / column[log_probability]
+        ratios.append(ratio[np.isfinite(ratio)])
+    found = np.concatenate(ratios)
+    if min(map(len, ratios)) < 2 or not np.ptp(found) < _SAME_RATIO * abs(found.mean()):
+        return None
+    return float(found.mean())
+
+
+def _trainer(found: Rows) -> str | None:
+    keys = {key.removeprefix("eval_") for row in _all(found) for key in row}
+    if "log_odds_chosen" in keys:
+        return "orpo"
+    return "kto" if "kl" in keys else None
+
+
+def _all(found: Rows) -> list[Row]:
+    return [*found.training, *found.evaluations]
+
+
+def _first_nan(training: list[Row], path: Path, what: str) -> float | None:
+    keys = ("loss", _CHOSEN, _REJECTED)
+    for row in training:
+        if any(k in row and math.isnan(number(row, k, path, what)) for k in keys):
+            return float(row["step"])
+    return None
+
+
+def _rates(step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], summary: Row) -> Rates:
+    """Whose the logged rates are, by where a schedule begins or ends at 0.
+
+    The first step of a warm-up, and the step that would follow the last of a decay, have a rate of
+    0. The rates of their own steps are 0 at steps 1 and S + 1; those of the next at 0 and S.
+    """
+    if len(step) < 2 or not np.all(np.isfinite(rate)) or not np.any(rate):
+        return "unknown"
+    if rate[0] == 0 or rate[-1] == 0:
+        return "own" if rate[0] == 0 else "next"
+    begins = _zero(step[:2], rate[:2]) if rate[1] > rate[0] else None
+    ends = None
+    if len(step) > 2 and rate[-3] > rate[-2] > rate[-1] and "step" in summary:
+        # The last rows of a linear decay lie on one line; those of a cosine do not.
+        last, before = _zero(step[-2:], rate[-2:]), _zero(step[-3:-1], rate[-3:-1])
+        ends = last if abs(last - before) < _NEAR_STEP else None
+    for zero, of_next in ((begins, 0.0), (ends, float(summary.get("step", 0)))):
+        if zero is not None and abs(zero - of_next) < _NEAR_STEP:
+            return "next"
+        if zero is not None and abs(zero - of_next - 1) < _NEAR_STEP:
+            return "own"
+    return "unknown"
+
+
+def _zero(step: Float[np.ndarray, "2"], rate: Float[np.ndarray, "2"]) -> float:
+    """The step at which the line through two rates is 0."""
+    return float(step[0] - rate[0] * (step[1] - step[0]) / (rate[1] - rate[0]))
+
+
+def _of_own_step(rate: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
+    """The rates of the rows' own steps, from those of the next; the first by extrapolation."""
+    return np.concatenate([[max(0.0, 2 * rate[0] - rate[1])], rate[:-1]])
+
+
+def _measured_time(
+    step: Float[np.ndarray, " row"], learning_rate: Float[np.ndarray, " row"]
+) -> Float[np.ndarray, " row"]:
+    steps_of_row = np.diff(step, prepend=0.0)
+    time_after = np.cumsum(learning_rate * steps_of_row)
+    time_before = np.concatenate([[0.0], time_after[:-1]])[: len(step)]
+    return time_before + learning_rate * (steps_of_row - 1) / 2

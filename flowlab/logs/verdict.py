@@ -1,0 +1,73 @@
+"""Whether the chosen response of a run fell, and came back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from flowlab.logs.windows import CONFIDENCE, Windows
+
+__all__ = ["Displacement", "displacement"]
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """Likelihood displacement: the log-probability of the chosen response falls.
+
+    Attributes:
+        falls: Whether the last window lies below the first by more than their noise; None where the
+            noise is not known.
+        transient: Whether some window did, and the last does not; None likewise.
+        from_step: The first step from which on every window lies below the first by more than their
+            noise (`falls`), or of the first that does (`transient`); None without either.
+        depth: By how much the lowest window lies below the first, nats; None likewise.
+        error: Half the width of the interval of `depth`.
+    """
+
+    falls: bool | None = None
+    transient: bool | None = None
+    from_step: float | None = None
+    depth: float | None = None
+    error: float | None = None
+
+
+def displacement(windows: Windows) -> Displacement:
+    """The verdict on the first quantity of windows, the chosen response.
+
+    The last window is compared with the first at 95 %; all others together, as many as they are,
+    at 95 % too (Bonferroni), so that a run that only scatters is called transient as rarely.
+
+    Args:
+        windows: Windows of a run.
+    """
+    if len(windows) < 2 or not np.all(np.isfinite(windows.freedom)):
+        return Displacement()
+    below = _below(windows, CONFIDENCE)
+    falls = bool(below[-1])
+    between = _below(windows, 1 - (1 - CONFIDENCE) / max(1, len(windows) - 2))
+    transient = not falls and bool(np.any(between[1:-1]))
+    if not (falls or transient):
+        return Displacement(falls, transient)
+    # Of a fall, the first window from which on all are below; of a dip, the first that is.
+    since = len(windows) - int(np.argmin(np.append(below[::-1], False)))
+    begin = since if falls else int(np.argmax(between))
+    lowest = int(np.argmin(windows.mean[:, 0]))
+    change = windows.change(0, lowest)
+    return Displacement(
+        falls,
+        transient,
+        float(windows.first_step[begin]),
+        float(-change.value[0]),
+        change.error(_chosen(windows)),
+    )
+
+
+def _below(windows: Windows, confidence: float) -> Bool[np.ndarray, " w"]:
+    """The windows that lie below the first by more than the noise of the two."""
+    changes = [windows.change(0, place) for place in range(len(windows))]
+    error = [change.error(_chosen(windows), confidence) for change in changes]
+    return np.array([c.value[0] < -e for c, e in zip(changes, error, strict=True)])
+
+
+def _chosen(windows: Windows) -> np.ndarray:
+    return np.eye(windows.mean.shape[1])[0]

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from flowlab.ensemble import BACKEND
 from flowlab.flow import AbstractFlow
 from flowlab.plans.described import described, without_code
 from flowlab.plans.plan import Plan
-from flowlab.solve import make_problem, one_call, one_of
+from flowlab.solve import default_rtol, make_method, make_problem, one_call, one_of
 
 __all__ = ["Identity", "drawn_checksum", "identity_of"]
 
@@ -87,8 +88,13 @@ def identity_of(plan: Plan) -> Identity:
             if operations and operations not in values:
                 values[operations] = _values(flow, points)
             cases.append([_digest(_description(plan, case)), operations])
-    options = {name: value for name, value in plan.options.items() if name != "clock"}
-    common = {"starts": _unsized(plan), "measures": plan.measures, "options": options}
+    common = {
+        "starts": _unsized(plan),
+        "measures": plan.measures,
+        "options": {n: v for n, v in plan.options.items() if n not in ("clock", "solver")},
+        "solver": _solver(plan, points.dtype),
+        "backend": BACKEND,
+    }
     return Identity(
         cases=cases,
         values=values,
@@ -114,11 +120,18 @@ def drawn_checksum(starts: Any, count: int) -> int:
     return digest
 
 
+def _solver(plan: Plan, dtype: Any) -> str:
+    """The name of the solver that cases are solved with, where none is asked for as well."""
+    rtol = plan.options["rtol"]
+    rtol = default_rtol(dtype) if rtol is None else rtol
+    return make_method(plan.options["solver"], rtol=rtol).name
+
+
 def _operations(plan: Plan, case: tuple[int, ...], points: np.ndarray) -> str:
     options: dict[str, Any] = {
         name: value
         for name, value in plan.options.items()
-        if name not in ("block_size", "max_steps")
+        if name not in ("solver", "block_size", "max_steps")
     }
     with jax.enable_x64(points.dtype == np.float64):
         return make_problem(

@@ -34,8 +34,9 @@ def result(tmp_path_factory):
     data = studied()
     shorter = {"map_cells": 32, "claim_cells": CELLS, "quick": True}
 
-    def collected(settings, log, progress):
+    def collected(settings, log, progress, tell):
         assert settings == data.settings and progress is False
+        tell("the last one")
         return replace(data, log=log)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,6 +1,8 @@
 """Stores that grow without solving again what they hold, and what they are known by."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,47 @@ def test_what_is_damaged_in_a_store_that_grows_is_solved_again(tmp_path):
     found, solved = run(made(24), tmp_path / "s")
     assert solved == 2 + 1
     assert np.isfinite(found["time"].values).all()
+
+
+def test_a_kill_while_a_store_is_replaced_costs_nothing(tmp_path, monkeypatch):
+    one, beside = tmp_path / "s", tmp_path / ".s.zarr.0123456789abcdef0123456789abcdef.replaced"
+    run(made(8), one)
+    shutil.copytree(one, beside)  # of another store, in whose name this one's begins
+    rename, calls = os.rename, []
+
+    def killed(source: Any, target: Any) -> None:
+        calls.append(target)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "rename", killed)
+        run(made(16), one)
+    (left,) = set(tmp_path.glob(".s.*.replaced")) - {beside}
+    assert not one.exists()
+    assert plans.read_recipe(one) is None and plans.status(one).done == 2
+    one.rename(left)
+    half = left.with_suffix(".partial")
+    half.mkdir()
+    found, solved = run(made(16), one)
+    assert (solved, np.isfinite(found["block_finished"].values).all()) == (2, True)
+    assert beside.is_dir() and not left.exists() and not half.exists()
+    shutil.copytree(one, left)  # killed after the swap: what stands in place stays
+    assert run(made(16), one)[1] == 0 and not left.exists()
+
+
+def test_a_store_that_cannot_grow_leaves_nothing_beside_it(tmp_path, monkeypatch):
+    run(made(8), tmp_path / "s")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(BlockStore, "copy", full_disk)
+        run(made(16), tmp_path / "s")
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert run(made(8), tmp_path / "s")[1] == 0
+
+
+def full_disk(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("kind", ["grid", "latin"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 from flowlab.plans.identity import Identity, drawn_checksum
 from flowlab.plans.plan import Plan
 from flowlab.store.blocks import Block, BlockStore
-from flowlab.store.metadata import is_address, sibling
-from flowlab.store.runs import put_in_place
+from flowlab.store.metadata import is_address
+from flowlab.store.places import clear, put_in_place, sibling
 
 __all__ = ["grown", "places_of"]
 
@@ -68,15 +69,24 @@ def grown(
         store.layout, axes=plan.axes, count=plan.starts.count, attributes=kept
     )
     place = Path(path).resolve()
+    clear(place)
     half_made = sibling(place)
-    made = BlockStore.create(half_made, layout, attributes)
+    try:
+        _copied(store, BlockStore.laid_out(half_made, layout, attributes), plan, places)
+        put_in_place(half_made, place)
+    except BaseException:
+        shutil.rmtree(half_made, ignore_errors=True)
+        raise
+    return BlockStore.open(place)
+
+
+def _copied(store: BlockStore, made: BlockStore, plan: Plan, places: list[int]) -> None:
+    """Copy what a store holds to the places that it has in one with more room."""
     cases = list(plan.cases())
     for number, case in enumerate(np.ndindex(*store.layout.shape)):
         for block in range(store.layout.blocks_of_a_case):
-            if store.layout.starts_of(block) == layout.starts_of(block):
+            if store.layout.starts_of(block) == made.layout.starts_of(block):
                 made.copy(store, Block(case, block), Block(cases[places[number]], block))
-    put_in_place(half_made, place)
-    return BlockStore.open(place)
 
 
 def _check_levels(store: BlockStore, plan: Plan, path: str | os.PathLike[str]) -> None:

@@ -23,6 +23,7 @@ from flowlab.plans.matching import RECIPE, attributes_of, matched
 from flowlab.plans.plan import BLOCK, Plan
 from flowlab.store.blocks import FINISHED, Block, BlockStore, Damage
 from flowlab.store.metadata import is_address
+from flowlab.store.places import bring_back, lost
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ def run(
         store.check_free(path, overwrite=True)
     with _alone(path), _stoppable():
         try:
+            if not is_address(path):
+                bring_back(path)
             if overwrite:
                 work = _begun(plan, path, force, tell, overwrite=True)
             else:
@@ -176,7 +179,11 @@ def read_recipe(path: str | os.PathLike[str]) -> str | None:
     Raises:
         FileNotFoundError: If there is no store.
         ValueError: If what is there is no store that is filled block by block.
+        BlockingIOError: If a process that replaces it right now has it out of its place.
     """
+    if not is_address(path) and lost(path):
+        with _alone(path):
+            bring_back(path)
     found = BlockStore.open(path, write=False).attributes.get(RECIPE)
     return None if found is None else str(found)
 

@@ -27,10 +27,10 @@ from flowlab.store.metadata import (
     is_address,
     metadata_told,
     opened,
-    sibling,
     versions,
     without_warnings,
 )
+from flowlab.store.places import bring_back, clear, sibling
 
 if TYPE_CHECKING:
     import xarray
@@ -92,14 +92,13 @@ class BlockStore:
             OSError: If it cannot be written.
         """
         if is_address(path):
-            _lay_out(str(path), layout, attributes)
-            return cls.open(path)
+            return cls.laid_out(path, layout, attributes)
         place = Path(path).resolve()
+        bring_back(place)
         if place.exists():
             raise FileExistsError(f"Argument `path` must be free, but {path} exists.")
         place.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in place.parent.glob(f".{place.name}.*.partial"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        clear(place)
         half_made = sibling(place)
         try:
             _lay_out(str(half_made), layout, attributes)
@@ -108,6 +107,14 @@ class BlockStore:
             shutil.rmtree(half_made, ignore_errors=True)
             raise
         return cls.open(place)
+
+    @classmethod
+    def laid_out(
+        cls, path: str | os.PathLike[str], layout: Layout, attributes: Mapping[str, Any]
+    ) -> "BlockStore":
+        """Allocate a store right where it shall be, which for a while is half made there."""
+        _lay_out(str(path), layout, attributes)
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, write: bool = True) -> "BlockStore":

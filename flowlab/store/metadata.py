@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,6 @@ __all__ = [
     "is_store",
     "metadata_told",
     "opened",
-    "sibling",
     "versions",
     "without_warnings",
 ]
@@ -103,11 +101,6 @@ def without_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         warnings.filterwarnings("ignore", message=".* does not have a Zarr V3 specification")
         yield
-
-
-def sibling(place: Path) -> Path:
-    """A new hidden name beside a place, for what is not yet whole."""
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.partial")
 
 
 def is_store(place: Path) -> bool:

@@ -19,15 +19,15 @@ from flowlab.store.metadata import (
     is_store,
     metadata_told,
     opened,
-    sibling,
     versions,
     without_warnings,
 )
+from flowlab.store.places import bring_back, put_in_place, sibling, take_away
 
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["check_free", "description", "put_in_place", "read", "remove", "write"]
+__all__ = ["check_free", "description", "read", "remove", "write"]
 
 DESCRIPTION = "flowlab_description"
 
@@ -61,6 +61,7 @@ def write(
     text = None if description is None else as_json(description)
     dataset = _as_dataset(runs)
     told = {} if text is None else {DESCRIPTION: text}
+    bring_back(path)
     check_free(path, overwrite=overwrite)
     place = Path(path).resolve()  # a link stays one: what it leads to is replaced
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +154,7 @@ def remove(path: str | os.PathLike[str]) -> None:
     place = Path(path)
     check_free(place, overwrite=True)
     if place.exists():
-        _take_away(place)
+        take_away(place)
 
 
 def _opened(path: str | os.PathLike[str]) -> "xarray.Dataset":
@@ -185,29 +186,6 @@ def _note_checksums(place: Path) -> None:
         found = {name: int(checksum({name: values})) for name, values in numbers.items()}
         group.attrs.update({CHECKSUMS: found})
         zarr.consolidate_metadata(group.store)
-
-
-def put_in_place(new: Path, place: Path) -> None:
-    """Rename a whole store to its place; the one that stood there goes only once it has gone well.
-
-    Its files are removed under another name, metadata first: half removed, it is no store.
-    """
-    if not place.exists():
-        os.rename(new, place)
-        return
-    old = sibling(place)
-    os.rename(place, old)
-    try:
-        os.rename(new, place)
-    except BaseException:
-        os.rename(old, place)
-        raise
-    _take_away(old)
-
-
-def _take_away(place: Path) -> None:
-    (place / METADATA).unlink()
-    shutil.rmtree(place)
 
 
 def as_json(description: Mapping[str, Any]) -> str:

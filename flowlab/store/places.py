@@ -1,0 +1,85 @@
+"""The place of a store, and the hidden names beside it, while it is made or replaced.
+
+What is not yet whole ends in `.partial`, and may be removed by whoever comes next. A whole store
+that another one replaces ends in `.replaced` until that stands in its place: where a process was
+killed in between, it is the only one, and goes back.
+"""
+
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowlab.store.metadata import METADATA, is_store
+
+__all__ = ["bring_back", "clear", "lost", "put_in_place", "sibling", "take_away"]
+
+_PARTIAL, _REPLACED = "partial", "replaced"
+
+
+def sibling(place: Path) -> Path:
+    """A new hidden name beside a place, for what is not yet whole."""
+    return _named(place, _PARTIAL)
+
+
+def put_in_place(new: Path, place: Path) -> None:
+    """Rename a whole store to its place; the one that stood there goes only once it has gone well.
+
+    Its files are removed under another name, metadata first: half removed, it is no store.
+    """
+    if not place.exists():
+        os.rename(new, place)
+        return
+    old = _named(place, _REPLACED)
+    try:
+        os.rename(place, old)
+        os.rename(new, place)
+    except BaseException:
+        if not place.exists():
+            os.rename(old, place)
+        raise
+    take_away(old)
+
+
+def bring_back(path: str | os.PathLike[str]) -> None:
+    """Mend what a process left that was killed while it replaced a store.
+
+    The store goes back to its place where none stands there now; else what is left of it is
+    removed. Only for who alone writes to the path.
+    """
+    place = Path(path).resolve()
+    for left in _beside(place, _REPLACED):
+        if is_store(place) or not is_store(left):
+            shutil.rmtree(left, ignore_errors=True)
+        elif not place.exists():
+            os.rename(left, place)
+
+
+def lost(path: str | os.PathLike[str]) -> bool:
+    """True where nothing stands at a path, but the store that did can be brought back."""
+    place = Path(path).resolve()
+    return not place.exists() and any(map(is_store, _beside(place, _REPLACED)))
+
+
+def clear(place: Path) -> None:
+    """Remove what was left half made beside a place."""
+    for left in _beside(place, _PARTIAL):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def take_away(place: Path) -> None:
+    """Remove a store, metadata first, so that half removed it is none."""
+    (place / METADATA).unlink()
+    shutil.rmtree(place)
+
+
+def _named(place: Path, ending: str) -> Path:
+    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.{ending}")
+
+
+def _beside(place: Path, ending: str) -> Iterator[Path]:
+    """What bears a name that `_named` gave; `s.zarr` beside `s` has others."""
+    digits = "[0-9a-f]" * len(uuid.uuid4().hex)
+    return iter(sorted(place.parent.glob(f".{glob.escape(place.name)}.{digits}.{ending}")))

@@ -1,6 +1,7 @@
 """Stores that are filled block by block: whole at any time, and honest about damage."""
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -197,6 +198,17 @@ def test_runs_of_other_starts_than_those_of_the_block_are_refused(made):
     with pytest.raises(ValueError, match="must be of the 4 starts of the block, but is of 10"):
         made.write(Block((0, 0), 0), runs(0, COUNT, 0.0), 0.1)
     assert len(made.missing()) == 6
+
+
+def test_what_was_opened_does_not_write_to_the_store_that_replaced_it(made, tmp_path):
+    BlockStore.create(tmp_path / "other", made.layout, {})
+    os.rename(tmp_path / "s", tmp_path / "before")
+    with pytest.raises(OSError, match=r"/s has been replaced since it was opened, .*\.$"):
+        fill(made, (0, 1))
+    os.rename(tmp_path / "other", tmp_path / "s")
+    with pytest.raises(OSError, match=r"/s has been replaced since it was opened"):
+        fill(made, (0, 1))
+    assert len(BlockStore.open(tmp_path / "s").missing()) == 6
 
 
 def test_what_is_no_such_store_is_refused(tmp_path):

@@ -14,9 +14,10 @@ import xarray
 
 import flowlab as fl
 from flowlab import losses, plans, policies, store, until
-from flowlab.plans import identity
+from flowlab.plans import identity, matching, running
 from flowlab.plans.described import described
 from flowlab.store import BlockStore
+from flowlab.store.blocks import Block
 
 BLOCK = 8
 RESULTS = ("outcome", "time", "end_time", "end", "level_times", "steps", "starts")
@@ -112,6 +113,19 @@ def test_a_kill_while_a_store_is_replaced_costs_nothing(tmp_path, monkeypatch):
     assert beside.is_dir() and not left.exists() and not half.exists()
     shutil.copytree(one, left)  # killed after the swap: what stands in place stays
     assert run(made(16), one)[1] == 0 and not left.exists()
+
+
+def test_a_worker_that_is_late_does_not_write_to_the_store_of_another_plan(tmp_path):
+    small = made(8, over={"beta": [0.1]})
+    run(small, tmp_path / "s")
+    begun = matching.held_by(BlockStore.open(tmp_path / "s"))
+    block = Block((0,), 0)
+    assert running._task(small, tmp_path / "s", begun, block, (0, 8)) == block
+    with run(made(8, over={"beta": [0.3, 0.1]}), tmp_path / "s")[0] as before:
+        wanted = before["time"].load()
+    with pytest.raises(OSError, match=r"has come to hold another plan since its block 0 was begun"):
+        running._task(small, tmp_path / "s", begun, block, (0, 8))
+    np.testing.assert_array_equal(store.read(tmp_path / "s")["time"], wanted)
 
 
 def test_a_store_that_cannot_grow_leaves_nothing_beside_it(tmp_path, monkeypatch):

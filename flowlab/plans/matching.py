@@ -18,7 +18,7 @@ from flowlab.store.blocks import Block, BlockStore
 from flowlab.store.metadata import versions
 from flowlab.store.runs import DESCRIPTION, as_json
 
-__all__ = ["RECIPE", "attributes_of", "matched"]
+__all__ = ["RECIPE", "attributes_of", "held_by", "matched"]
 
 RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
 _IDENTITY = "flowlab_identity"
@@ -65,6 +65,11 @@ def attributes_of(plan: Plan, identity: Identity) -> dict[str, Any]:
         **({} if recipe is None else {RECIPE: as_json(recipe)}),
         **({} if (commit := _commit()) is None else {_COMMIT: commit}),
     }
+
+
+def held_by(found: BlockStore) -> str:
+    """The plan that a store says it holds."""
+    return str(found.attributes.get(_PLAN))
 
 
 def _stored_identity(found: BlockStore) -> Identity | None:

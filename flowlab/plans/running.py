@@ -19,7 +19,7 @@ from tqdm import tqdm
 from flowlab import ensemble, store
 from flowlab.plans.estimate import planned_layout, tried
 from flowlab.plans.identity import identity_of
-from flowlab.plans.matching import RECIPE, attributes_of, matched
+from flowlab.plans.matching import RECIPE, attributes_of, held_by, matched
 from flowlab.plans.plan import BLOCK, Plan
 from flowlab.store.blocks import FINISHED, Block, BlockStore, Damage
 from flowlab.store.metadata import is_address
@@ -255,7 +255,9 @@ def _fill(
     total = plan.runs
     done = total - sum(work.layout.starts_of(block.number) for block in missing)
     way = (
-        _here(plan, work, missing, devices) if client is None else _on(client, plan, path, missing)
+        _here(plan, work, missing, devices)
+        if client is None
+        else _on(client, plan, path, work, missing)
     )
     options = ensemble.bar_options(progress)
     bar = tqdm(total=total, initial=done, unit="run", unit_scale=True, **options)
@@ -293,14 +295,17 @@ def _written(work: BlockStore, block: Block, runs: "xarray.Dataset", seconds: fl
     return block
 
 
-def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Generator[Block, None, None]:
+def _on(
+    client: Any, plan: Plan, path: Any, work: BlockStore, missing: list[Block]
+) -> Generator[Block, None, None]:
     """Solve each block as a task of a Dask cluster; one whose worker dies is done elsewhere."""
     from distributed import as_completed
 
     # The plan travels with the tasks: what is scattered is lost with the workers that hold it.
     futures = client.map(
-        partial(_task, plan, path),
+        partial(_task, plan, path, held_by(work)),
         missing,
+        [work.layout.part(block.number) for block in missing],
         pure=False,
         retries=_RETRIES,
         key="flowlab-block",
@@ -312,10 +317,23 @@ def _on(client: Any, plan: Plan, path: Any, missing: list[Block]) -> Generator[B
         client.cancel(futures)
 
 
-def _task(plan: Plan, path: Any, block: Block) -> Block:
-    """Solve a block and write it, on a worker, however often it is asked to."""
+def _task(plan: Plan, path: Any, held: str, block: Block, part: tuple[int, int]) -> Block:
+    """Solve a block and write it, on a worker, however often it is asked to.
+
+    The store is opened once the block is solved: a worker that nobody waits for any longer must not
+    write to what has come to hold another plan, where the block is one of another case.
+
+    Raises:
+        OSError: If it has.
+    """
+    solved = _solved(plan, block, part)
     work = BlockStore.open(path)
-    return _written(work, block, *_solved(plan, block, work.layout.part(block.number)))
+    if held_by(work) != held:
+        raise OSError(
+            f"{path} has come to hold another plan since its block {block.number} was begun, as "
+            "when it grew; run that plan again."
+        )
+    return _written(work, block, *solved)
 
 
 def _audit(plan: Plan, work: BlockStore) -> None:

@@ -30,7 +30,7 @@ from flowlab.store.metadata import (
     versions,
     without_warnings,
 )
-from flowlab.store.places import bring_back, clear, sibling
+from flowlab.store.places import bring_back, clear, folder_of, sibling
 
 if TYPE_CHECKING:
     import xarray
@@ -69,9 +69,15 @@ class BlockStore:
         layout: What it has room for.
     """
 
-    def __init__(self, group: "zarr.Group", layout: Layout) -> None:
+    def __init__(
+        self,
+        group: "zarr.Group",
+        layout: Layout,
+        place: tuple[str | os.PathLike[str], tuple[int, int] | None] | None = None,
+    ) -> None:
         self._group = group
         self.layout = layout
+        self._place = place  # its path, and the folder that this led to when it was opened
 
     @classmethod
     def create(
@@ -124,6 +130,7 @@ class BlockStore:
             FileNotFoundError: If there is none.
             ValueError: If what is there is no store of flowlab that is filled block by block.
         """
+        place = (path, folder_of(path))  # first: what is put there meanwhile is another one
         group = opened(path, write=write)
         if not cls.is_in(group):
             raise ValueError(
@@ -131,7 +138,7 @@ class BlockStore:
                 f"`flowlab sweep` writes it, but {path} is another one."
             )
         with metadata_told(path):
-            return cls.of(group)
+            return cls(group, _read_layout(group), place)
 
     @staticmethod
     def is_in(group: "zarr.Group") -> bool:
@@ -187,8 +194,14 @@ class BlockStore:
 
         Raises:
             ValueError: If the runs are of another number of starts than the block.
-            OSError: If they cannot be written; the block is not marked then.
+            OSError: If they cannot be written, or another store has taken the place of this one,
+                whose layout it need not have; the block is not marked then.
         """
+        if self._place is not None and folder_of(self._place[0]) != self._place[1]:
+            raise OSError(
+                f"{self._place[0]} has been replaced since it was opened, as when it grew; run the "
+                "plan again that it is to hold."
+            )
         self._put(block, self._padded(block, runs), seconds, time.time())
 
     def copy(self, other: "BlockStore", block: Block, to: Block) -> bool:

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from flowlab.store.metadata import METADATA, is_store
+from flowlab.store.metadata import METADATA, is_address, is_store
 
-__all__ = ["bring_back", "clear", "lost", "put_in_place", "sibling", "take_away"]
+__all__ = ["bring_back", "clear", "folder_of", "lost", "put_in_place", "sibling", "take_away"]
 
 _PARTIAL, _REPLACED = "partial", "replaced"
 
@@ -61,6 +61,17 @@ def lost(path: str | os.PathLike[str]) -> bool:
     """True where nothing stands at a path, but the store that did can be brought back."""
     place = Path(path).resolve()
     return not place.exists() and any(map(is_store, _beside(place, _REPLACED)))
+
+
+def folder_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """The folder that a path leads to, whatever it is called; None for an address, or nothing."""
+    if is_address(path):
+        return None
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def clear(place: Path) -> None:

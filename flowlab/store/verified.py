@@ -10,7 +10,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from flowlab.store.blocks import Block, BlockStore, checksum, damage_told
-from flowlab.store.metadata import is_address
+from flowlab.store.places import folder_of
 
 if TYPE_CHECKING:
     import xarray
@@ -40,7 +40,7 @@ def verified(
     else:
         known: Any = dataset.attrs.get(CHECKSUMS, {})
         checks = {name: _whole(group[name], name, known[name], path) for name in known}
-    place = _place_of(path)
+    place = folder_of(path)
     for name, check in checks.items():
         if name in dataset.variables:
             held = dataset[name].variable
@@ -72,20 +72,12 @@ class _Verified(BackendArray):
         return np.asarray(self.array.oindex[key], self.dtype)
 
 
-def _place_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """The folder that a path leads to, whatever it is called; None for an address."""
-    if is_address(path):
-        return None
-    found = os.stat(path)
-    return found.st_dev, found.st_ino
-
-
 def _check_is_there(
     path: str | os.PathLike[str], place: tuple[int, int] | None, key: Sequence[Any]
 ) -> None:
     """Refuse to read by what was known of a store that has been replaced, or has grown, since."""
     del key
-    if place is not None and (not os.path.exists(path) or _place_of(path) != place):
+    if folder_of(path) != place:
         raise OSError(
             f"{path} has been replaced since it was read, as when it grew; read it again."
         )

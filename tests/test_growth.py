@@ -152,6 +152,18 @@ def test_a_store_does_not_grow_by_starts_that_are_others(kind, tmp_path):
         run(made(starts=drawn(24)), tmp_path / "s")
 
 
+def test_one_start_among_many_that_is_another_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "_SLICES", 2)
+    monkeypatch.setattr(identity, "_SLICE", 2)  # where there are 65,536, made small
+    points = made().starts.part(0, 16)
+    run(made(starts=points), tmp_path / "s")
+    moved = points.copy()
+    moved[11] = 0.5
+    with pytest.raises(ValueError, match=r"holds another: `starts.points"):
+        run(made(starts=moved), tmp_path / "s")
+    assert run(made(starts=points), tmp_path / "s")[1] == 0
+
+
 def test_a_store_does_not_grow_by_another_tolerance(tmp_path):
     run(made(), tmp_path / "s")
     with pytest.raises(ValueError, match=r"`rtol` is missing in the store and 1e-08 here"):

@@ -108,9 +108,14 @@ def identity_of(plan: Plan) -> Identity:
 
 
 def drawn_checksum(starts: Any, count: int) -> int:
-    """The CRC-32 of the first of some starts as they are drawn; of many, of evenly spaced parts."""
+    """The CRC-32 of the first of some starts.
+
+    Of many that are drawn one by one, that of evenly spaced parts: what draws one of them otherwise
+    draws others otherwise. Starts at hand may differ anywhere, and a Latin hypercube is drawn as a
+    whole.
+    """
     parts: Iterator[tuple[int, int]] = iter([(0, count)])
-    if count > _SLICES * _SLICE and getattr(starts, "kind", "") != "latin":
+    if count > _SLICES * _SLICE and getattr(starts, "kind", "latin") != "latin":
         firsts = np.linspace(0, count - _SLICE, _SLICES).astype(int)
         parts = ((first, first + _SLICE) for first in firsts.tolist())
     digest = 0

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,12 +195,63 @@ def a_rule_for_reverse_mode() -> tuple[Any, CHANGE]:
     return lambda y: norm(y), lambda: held.__setitem__(0, 2.0)
 
 
+def on_the_host(host: Any) -> Any:
+    """A potential of which a part is computed by a function on the host."""
+
+    def potential(y: Any) -> Any:
+        shape, held = jax.ShapeDtypeStruct((), y.dtype), jax.lax.stop_gradient(y)
+        return jnp.sum(y**2) + jax.pure_callback(host, shape, held, vmap_method="sequential")
+
+    return potential
+
+
+def a_value_that_the_host_captured() -> tuple[Any, CHANGE]:
+    held = {"scale": np.ones(2)}
+    potential = on_the_host(lambda y: np.sum(held["scale"] * y))
+    return potential, lambda: held.update(scale=np.full(2, 2.0))
+
+
+def host(y: Any) -> Any:
+    return np.sum(host_helper(y))
+
+
+def host_helper(y: Any) -> Any:
+    return SCALE * np.asarray(y)
+
+
+def a_global_of_a_helper_on_the_host() -> tuple[Any, CHANGE]:
+    return on_the_host(host), lambda: globals().update(SCALE=2.0)
+
+
+def an_attribute_of_an_object_on_the_host() -> tuple[Any, CHANGE]:
+    made = Bowl()
+    return on_the_host(made.method), lambda: setattr(made, "scale", 2.0)
+
+
+def a_constant_on_the_host() -> tuple[Any, CHANGE]:
+    made: list[Any] = [lambda y: 1.0 * np.sum(y)]
+    potential = lambda y: on_the_host(made[0])(y)  # noqa: E731
+    return potential, lambda: made.__setitem__(0, lambda y: 2.0 * np.sum(y))
+
+
+def what_is_printed_from_the_host() -> tuple[Any, CHANGE]:
+    held = [1.0]
+
+    def potential(y: Any) -> Any:
+        jax.debug.callback(lambda y: held[0] * y, y)
+        return jnp.sum(y**2)
+
+    return potential, lambda: held.__setitem__(0, 2.0)
+
+
 CHANGED = [
     a_global, a_global_of_a_helper, a_closure, a_default, a_keyword_default,
     an_attribute_of_a_function, an_attribute_of_a_callable_object, an_attribute_behind_a_method,
     an_attribute_of_a_class, a_method_of_a_class, a_list_behind_a_partial, another_partial, a_dict,
     a_captured_numpy_array, a_captured_array_of_jax, a_branch_of_python, the_length_of_a_loop,
     the_body_of_a_loop, a_rule_for_a_derivative, a_rule_for_reverse_mode,
+    a_value_that_the_host_captured, a_global_of_a_helper_on_the_host,
+    an_attribute_of_an_object_on_the_host, a_constant_on_the_host, what_is_printed_from_the_host,
 ]  # fmt: skip
 
 
@@ -229,6 +281,23 @@ def test_a_module_that_is_loaded_again_is_another_one_if_it_computes_something_e
     assert operations(importlib.reload(module).V) == before
     written("def V(y): return 2 * (y**2).sum()")
     assert operations(importlib.reload(module).V) != before
+
+
+def test_what_the_host_holds_is_told_by_what_it_is_and_not_by_where_it_lies():
+    def potential(*held: Any) -> str:
+        return operations(on_the_host(lambda y: np.sum(y) * len(held)))
+
+    around: list[Any] = []
+    around.append(around)
+    one, two = [1.0], [1.0]
+    assert potential(one, one) == potential(one, two) != potential(one, [2.0])
+    assert potential(np.random.default_rng(0).normal, {"a", "b"}) == potential(
+        np.random.default_rng(0).normal, {"b", "a"}
+    )
+    assert potential({"a": 1}.get) != potential({"a": 2}.get)
+    assert potential(around, logging.getLogger("flowlab")) == potential(
+        around, logging.getLogger("flowlab")
+    )
 
 
 def test_what_computes_the_same_is_the_same():

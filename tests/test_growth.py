@@ -211,6 +211,32 @@ def test_where_jax_writes_other_operations_values_are_compared(tmp_path):
         plans.run(of_a_function(), tmp_path / "s", progress=False, force=True)
 
 
+def test_what_has_the_same_operations_and_other_values_is_another(tmp_path):
+    run(of_a_function(), tmp_path / "s")
+    ((operations, values),) = identity.identity_of(of_a_function()).values.items()
+    apart = [2 * value for value in values]  # type: ignore[operator]
+    changed_identity(tmp_path / "s", values={operations: apart})
+    with pytest.raises(ValueError, match="computes something else"):
+        run(of_a_function(), tmp_path / "s")
+
+
+class Steeper(losses.AbstractLoss):
+    beta: Any
+
+    def __call__(self, pair: losses.Pair) -> Any:
+        return jnp.exp(-SCALE * self.beta * pair.margin)
+
+
+def test_values_of_other_hyper_parameters_are_not_compared():
+    few, more = (
+        identity.identity_of(made(loss=Steeper(jnp.asarray(0.1)), over={"beta": betas}))
+        for betas in ([0.1], [0.3, 0.1])
+    )
+    (operations,) = few.values
+    assert list(more.values) == [operations] and few.values != more.values
+    assert more.holds(few, 0, same_jax=True) == 1
+
+
 def test_values_at_some_starts_are_those_of_the_function():
     (values,) = identity.identity_of(of_a_function()).values.values()
     points = made().starts.part(0, 4)

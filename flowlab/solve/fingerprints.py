@@ -7,8 +7,11 @@ else is compiled anew, whatever has changed; one that computes the same is not.
 
 A fingerprint sees what JAX sees. A function that the user has compiled with `jax.jit` keeps the
 values that its globals had when it was compiled, for JAX too: call `clear_cache()` on it. The same
-goes for functions that JAX itself keeps, as bodies of `lax.scan` or `lax.fori_loop` that are
-defined once, outside of the function that loops.
+goes for functions that JAX itself keeps, where they are defined once, outside of the function that
+uses them: bodies of `lax.scan` or `lax.fori_loop`, branches of `lax.cond` and `lax.switch`, and
+what `jax.checkpoint` makes. Of a function that runs on the host (`jax.pure_callback`), it sees the
+code, and what it holds and names, in Python; not what it reads elsewhere, as from a file, what
+installed libraries hold, or what it finds by names that are made as it runs.
 """
 
 import dataclasses
@@ -30,13 +33,9 @@ from jaxtyping import Array, Float, PyTree
 
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures import Ends, Measure, Nodes
+from flowlab.solve.captured import LIBRARIES, add_array, add_held
 
 __all__ = ["fingerprint", "motion_of", "observed", "one_call", "one_of", "operations_at"]
-
-_LIBRARIES = frozenset(
-    "builtins diffrax equinox flowlab functools jax jaxlib lineax numpy optax optimistix".split()
-)
-"""Whose functions compute the same as long as a process lives."""
 
 _KNOWN: ContextVar[dict[Any, str] | None] = ContextVar("known", default=None)
 
@@ -45,6 +44,8 @@ _BACKWARDS: ContextVar[bool] = ContextVar("backwards", default=False)
 
 _REVERSE_ALONE = ("custom_lin", "custom_vjp")
 """Operations that stand for a rule of a user's for reverse mode, which is not in them."""
+
+_CALLBACK = "callback"  # the parameter of an operation that is a function of the host
 
 _NAMES = ("name", "debug_info", "metadata")  # parameters of an operation that name it, for people
 
@@ -233,7 +234,7 @@ def _is_known(thing: Any) -> bool:
 
 
 def _is_of_library(thing: Any) -> bool:
-    return str(thing.__module__).partition(".")[0] in _LIBRARIES
+    return str(thing.__module__).partition(".")[0] in LIBRARIES
 
 
 def _add_closed(digest: Any, closed: ClosedJaxpr) -> None:
@@ -270,7 +271,8 @@ def _add_operations(digest: Any, jaxpr: Jaxpr) -> None:
         for name, value in equation.params.items():
             if name not in _NAMES:
                 digest.update(name.encode())
-                _add(digest, value)
+                # JAX sees nothing of a function that runs on the host: all that it holds is told.
+                (add_held if name == _CALLBACK else _add)(digest, value)
         add_variables(equation.outvars)
     digest.update(b"->")
     add_variables(jaxpr.outvars)
@@ -285,7 +287,7 @@ def _add(digest: Any, value: Any) -> None:
     elif isinstance(value, Jaxpr):
         _add_operations(digest, value)
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
-        _add_array(digest, value)
+        add_array(digest, value)
     elif isinstance(value, tuple | list):
         digest.update(b"(%d" % len(value))
         for part in value:
@@ -299,11 +301,3 @@ def _add(digest: Any, value: Any) -> None:
         digest.update(type(value).__qualname__.encode())
     else:
         digest.update(repr(value).encode())
-
-
-def _add_array(digest: Any, value: Any) -> None:
-    if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-    array = np.asarray(value)
-    digest.update(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())

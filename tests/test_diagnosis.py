@@ -216,6 +216,32 @@ def test_a_forecast_solves_the_flow_with_the_fitted_coupling_and_stops_at_probab
     assert ahead.end[0] == pytest.approx(bound)
 
 
+def test_a_run_beyond_the_rest_of_its_loss_is_not_foretold():
+    # The slope is 0 at log(9)/0.1 = 22 nats, so the time from 18 to 26 nats is infinite.
+    slope, open_ended = forecast.slope_of(losses.ConservativeDPO(0.1, 0.1)), np.full(2, np.inf)
+    steps = np.arange(1.0, 61)
+    for margins in ((0.0, 30.0), (18.0, 26.0), (30.0, 40.0)):
+        run = np.linspace(*margins, 60)
+        seen = windows(steps, steps, np.stack([run / 3, -run * 2 / 3], axis=1))
+        assert forecast.forecast(seen, slope, open_ended, time=30.0) is None
+    run = np.linspace(40.0, 30.0, 60)  # comes back, and goes on to do so
+    seen = windows(steps, steps, np.stack([run / 3, -run * 2 / 3], axis=1))
+    back = forecast.forecast(seen, slope, open_ended, time=30.0)
+    assert back is not None and 21.97 < back.end @ [1.0, -1.0] < 30.5
+
+
+def test_rows_of_one_side_alone_are_told(tmp_path):
+    rng = np.random.default_rng(5)
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        rows = [{"step": s, f"rewards/{side}": -0.1 * s + rng.normal()} for s in range(1, 31)]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        found = logs.diagnose(logs.read(tmp_path / "rows.json", beta=0.1))
+        said = " ".join(report.text(found).split())
+        assert f"{side} log-ratio" in said and f"{other} log-ratio" not in said
+        assert "needs at least 8 rows with both rewards" in said
+        assert ("In short: the chosen responses became less likely" in said) == (side == "chosen")
+
+
 def test_an_adamw_run_falls_with_a_coupling_near_minus_a_half():
     found = read(ADAMW)
     assert found.displacement.falls and not found.displacement.transient

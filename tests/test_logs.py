@@ -362,6 +362,15 @@ def test_a_schedule_shows_whose_the_logged_rates_are(tmp_path, rates, whose, tim
     np.testing.assert_allclose(log.time, times, rtol=1e-12, atol=1e-18)
 
 
+def test_a_step_of_null_is_no_step(tmp_path):
+    rows = [row(step, learning_rate=1e-3 * (4 - step)) for step in (1, 2, 3)]
+    ends = {"step": None, "train_runtime": 1.0}
+    log = logs.read(written(tmp_path, *rows, row(None), ends), beta=BETA)  # type: ignore[arg-type]
+    assert log.rates == "unknown"
+    assert log.skipped == {"training rows without a step": 1}
+    np.testing.assert_array_equal(log.step, [1, 2, 3])
+
+
 def test_a_dataset_of_a_log_has_its_columns_with_units():
     log = logs.read(SIMILAR, beta=BETA)
     dataset = log.to_xarray()

@@ -124,14 +124,15 @@ def forecast(
         time: How far it goes, in the time of the windows.
 
     Returns:
-        The line; None where the margin did not move downhill, so that there is no pace.
+        The line; None where the margin did not move downhill all the way, as where it passed the
+        rest of the loss: then there is no pace.
     """
     begin = windows.mean[fitted_to]
     moved, elapsed = windows.change(0, fitted_to).value, windows.time[fitted_to] - windows.time[0]
     way = moved[0] - moved[1]
     margins = windows.mean[[0, fitted_to]] @ np.array([1.0, -1.0])
-    passed = _needed(slope, *margins) if way else 0.0
-    if not (passed > 0 and elapsed > 0 and np.isfinite(passed)):
+    passed = _needed(slope, *margins)
+    if passed is None or not elapsed > 0:
         return None
     gained = _gained(slope, margins[1], passed / elapsed * time, np.sign(way))
     step = moved / way * gained
@@ -152,11 +153,17 @@ def back_test(windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]) -
     return None if made is None else BackTest(made, windows.mean[-1])
 
 
-def _needed(slope: Slope, begin: float, end: float) -> float:
-    """∫ dh/s(h): the time from one margin to another at κ = 1."""
+def _needed(slope: Slope, begin: float, end: float) -> float | None:
+    """∫ dh/s(h): the time from one margin to another at κ = 1.
+
+    None unless the slope leads there all the way: 1/s has a pole where the loss rests.
+    """
     grid = np.linspace(begin, end, MOST_POINTS)
-    with np.errstate(divide="ignore"):
-        return float(np.trapezoid(1 / slope(grid), grid))
+    along = np.sign(end - begin) * slope(grid)
+    if not np.all(along > 0):
+        return None
+    passed = float(np.trapezoid(1 / along, np.abs(grid - begin)))
+    return passed if np.isfinite(passed) else None
 
 
 def _gained(slope: Slope, begin: float, time: float, toward: float) -> float:
@@ -171,6 +178,8 @@ def _gained(slope: Slope, begin: float, time: float, toward: float) -> float:
     along = toward * slope(grid)
     ends = np.flatnonzero(along <= 0)
     stop = int(ends[0]) if ends.size else len(grid)
+    if stop == 0:
+        return 0.0
     pace = 1 / along[:stop]
     spacing = reach / (MOST_POINTS - 1)
     spent = np.concatenate([[0.0], np.cumsum((pace[1:] + pace[:-1]) / 2 * spacing)])

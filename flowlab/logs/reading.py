@@ -26,6 +26,7 @@ _OTHER = "rows that are neither of training nor of an evaluation"
 _NO_STEP = "training rows without a step"
 _SAME_STEP = "rows that a later row of the same step replaces"
 _STEPS = ("global_step", "step", "current_steps")  # the first that a row has is its step
+_NOTHING = (None, "")  # what stands where a row does not tell a value
 _NEVER_OPENED = "training_args.bin"  # a pickle, which runs what is in it when it is loaded
 _LITERALS = {"nan": math.nan, "inf": math.inf, "NaN": math.nan, "Infinity": math.inf}
 
@@ -85,7 +86,7 @@ def rows(path: Path, what: str) -> Rows:
             "holds no training rows, with `loss` and `rewards/chosen`; give the trainer_state.json "
             "of a preference run",
         )
-    numbered = not training or any("step" in row for row in training)
+    numbered = not training or any(row.get("step") not in _NOTHING for row in training)
     kept = _in_order(training, path, what, skipped) if numbered else _counted(training)
     return Rows(kept, tuple(evaluations), summary, skipped, numbered)
 
@@ -102,7 +103,7 @@ def number(row: Row, key: str, path: Path, what: str) -> float:
         ValueError: If it holds something else.
     """
     value = row.get(key)
-    if value is None or value == "":
+    if value in _NOTHING:
         return math.nan
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -257,7 +258,7 @@ def _renamed(row: Row) -> Row:
 
 def _step_of(row: Row) -> Row:
     """The step of a row, under its name."""
-    held = [row[key] for key in _STEPS if row.get(key) not in (None, "")]
+    held = [row[key] for key in _STEPS if row.get(key) not in _NOTHING]
     return {"step": held[0]} if held else {}
 
 
@@ -265,7 +266,7 @@ def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str])
     """Rows by rising steps; of a step that was done again, after a resumption, the last row."""
     by_step: dict[float, Row] = {}
     for row in training:
-        if "step" not in row:
+        if row.get("step") in _NOTHING:
             skipped[_NO_STEP] += 1
             continue
         step = number(row, "step", path, what)

@@ -208,7 +208,7 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
     column = {key: _column(found.training, key, path, what) for key in _keys(found.training)}
     nan = np.full(len(found.training), math.nan)
     step, rate = column.get("step", nan), column.get("learning_rate", nan)
-    rates = _rates(step, rate, found.summary)
+    rates = _rates(step, rate, number(found.summary, "step", path, what))
     time = _measured_time(step, _of_own_step(rate) if rates == "next" else rate)
 
     def get(key: str) -> np.ndarray:
@@ -311,8 +311,12 @@ def _first_nan(training: list[Row], path: Path, what: str) -> float | None:
     return None
 
 
-def _rates(step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], summary: Row) -> Rates:
+def _rates(
+    step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], all_steps: float
+) -> Rates:
     """Whose the logged rates are, by where a schedule begins or ends at 0.
+
+    How many steps were made in all is NaN where the file does not tell it.
 
     The first step of a warm-up, and the step that would follow the last of a decay, have a rate of
     0. The rates of their own steps are 0 at steps 1 and S + 1; those of the next at 0 and S.
@@ -323,11 +327,11 @@ def _rates(step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], sum
         return "own" if rate[0] == 0 else "next"
     begins = _zero(step[:2], rate[:2]) if rate[1] > rate[0] else None
     ends = None
-    if len(step) > 2 and rate[-3] > rate[-2] > rate[-1] and "step" in summary:
+    if len(step) > 2 and rate[-3] > rate[-2] > rate[-1] and math.isfinite(all_steps):
         # The last rows of a linear decay lie on one line; those of a cosine do not.
         last, before = _zero(step[-2:], rate[-2:]), _zero(step[-3:-1], rate[-3:-1])
         ends = last if abs(last - before) < _NEAR_STEP else None
-    for zero, of_next in ((begins, 0.0), (ends, float(summary.get("step", 0)))):
+    for zero, of_next in ((begins, 0.0), (ends, all_steps)):
         if zero is not None and abs(zero - of_next) < _NEAR_STEP:
             return "next"
         if zero is not None and abs(zero - of_next - 1) < _NEAR_STEP:

@@ -216,6 +216,46 @@ def test_a_forecast_solves_the_flow_with_the_fitted_coupling_and_stops_at_probab
     assert ahead.end[0] == pytest.approx(bound)
 
 
+def log_of(folder, chosen, rejected, beta=0.1):
+    """A log of two log-ratios over the steps, with noise of batches in all rows but the first."""
+    noise = np.random.default_rng(6).normal(size=(len(chosen), 2))
+    noise[0] = 0.0
+    rewards = beta * (np.stack([chosen, rejected], axis=1) + noise)
+    rows = [
+        {"step": s, "rewards/chosen": w, "rewards/rejected": r}
+        for s, (w, r) in enumerate(rewards.tolist(), 1)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return logs.read(folder / "rows.json", beta=beta)
+
+
+def test_the_sft_weight_holds_at_the_steepest_place_of_a_run_and_at_none_beyond_the_rest(tmp_path):
+    time = np.linspace(0, 1, 60)
+    below = log_of(tmp_path, -10 * time, 60 - 40 * time)  # begins 60 nats below the reference
+    found = logs.diagnose(below)
+    assert found.shift is not None
+    steepest = 0.1 * scipy.special.expit(-0.1 * (found.windows.mean @ [1.0, -1.0]).min())
+    assert steepest > 0.099
+    assert found.likelihood == pytest.approx(steepest * (1 / found.shift - 1), rel=1e-9)
+    assert "at the mean margins of this run" in " ".join(report.text(found).split())
+    passed = log_of(tmp_path, -10 * time, -40 * time)
+    found = logs.diagnose(passed, losses.ConservativeDPO(0.1, 0.2))  # rests at 13.9 of 30 nats
+    assert found.shift is not None and found.likelihood is None
+    assert "SFT term" not in report.text(found) and "DPO-Shift" in report.text(found)
+
+
+def test_a_flat_loss_is_said_to_be_flat_and_another_to_pull_back(tmp_path):
+    hinge = read(DISTINCT, loss=losses.Hinge(0.1))  # its margin ends far beyond 1/β
+    assert hinge.rest == pytest.approx(10.0, rel=1e-5) and hinge.pulls_back is False
+    said = " ".join(report.text(hinge).split())
+    assert "is flat from a margin of 10 nats on" in said and "larger one back" not in said
+    assert report.to_json(hinge)["rest_pulls_back"] is False
+    smooth = read(DISTINCT, loss=losses.ConservativeDPO(0.1, 0.1))
+    assert smooth.pulls_back is True and "and pulls a larger one back" in report.text(smooth)
+    assert forecast.rest(forecast.slope_of(losses.Hinge(0.1)), 30.0, 0.1) == pytest.approx(10.0)
+    assert read(DISTINCT).pulls_back is None
+
+
 def test_a_run_beyond_the_rest_of_its_loss_is_not_foretold():
     # The slope is 0 at log(9)/0.1 = 22 nats, so the time from 18 to 26 nats is infinite.
     slope, open_ended = forecast.slope_of(losses.ConservativeDPO(0.1, 0.1)), np.full(2, np.inf)

@@ -162,7 +162,7 @@ def shift_that_holds(coupling: Coupling) -> float | None:
 
 
 def likelihood_that_holds(coupling: Coupling, slope: float) -> float | None:
-    """The smallest weight of −log π(chosen) beside a loss of the margin that surely holds it.
+    """The smallest weight of −log π(chosen) beside a loss of the margin that holds it at a slope.
 
     With the slope s of the loss, the pushes are (s + w, −s): w ≥ s·(1/|ρ| − 1).
 

@@ -77,7 +77,8 @@ class Diagnosis:
         effects: What each loss of the catalogue would do to the chosen response; None where it
             cannot be said.
         shift: The λ of DPO-Shift up to which it surely holds the chosen response.
-        likelihood: The weight of −log π(chosen) from which on it surely does.
+        likelihood: The weight of −log π(chosen) from which on it does at the reference and at the
+            mean margins of the run; None also where the loss rests at one of them.
         rest: The margin at which the loss rests, nats, or nats per token for `IPO`; None without.
         references: Log-probabilities under the reference, by the first rows; None if not known.
         bounds: How far u_w and u_l can rise, for a probability is at most 1; inf if not known.
@@ -344,14 +345,22 @@ def _with_slope(found: Diagnosis, slope: Slope) -> Diagnosis:
     if found.effects is None:
         return found
     ahead = _LOOK_AHEAD * float(seen.time[-1] - seen.time[0])
-    steepest = float(slope(np.zeros(1))[0])
     return replace(
         found,
         shift=coupled.shift_that_holds(coupling),
-        likelihood=coupled.likelihood_that_holds(coupling, steepest),
+        likelihood=_likelihood(found, slope),
         forecast=forecast(seen, slope, found.bounds, time=ahead),
         back_test=back_test(seen, slope, found.bounds),
     )
+
+
+def _likelihood(found: Diagnosis, slope: Slope) -> float | None:
+    """The weight that holds at the reference and at every mean margin; None beyond the rest."""
+    margins = found.windows.mean @ np.array([1.0, -1.0])
+    slopes = slope(np.concatenate([[0.0], margins]))
+    if not np.all(slopes > 0):
+        return None
+    return coupled.likelihood_that_holds(found.coupling, float(slopes.max()))
 
 
 def _uncoupled(found: Diagnosis) -> Float[np.ndarray, "2 2"]:

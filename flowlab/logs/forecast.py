@@ -21,6 +21,7 @@ __all__ = [
     "Slope",
     "back_test",
     "forecast",
+    "pulls_back",
     "rest",
     "slope_of",
 ]
@@ -29,6 +30,7 @@ Slope = Callable[[Float[np.ndarray, " m"]], Float[np.ndarray, " m"]]
 
 _FARTHEST = 40.0  # β·margin beyond which a logistic slope is below rounding
 _REFINEMENTS = 3  # each divides the interval by 511: from 80 to 6e-7 in β·margin
+_BEYOND = 1e-2  # of β·margin: far above the error of a resting point, far below any loss's scale
 FEWEST_WINDOWS = 4  # so that each half has two
 
 
@@ -87,12 +89,16 @@ def slope_of(loss: AbstractLoss) -> Slope:
 def rest(slope: Slope, margin: float, beta: float) -> float | None:
     """The margin at which a loss would rest, from the present one on downhill; None without one.
 
+    Where it rests already, the first such margin from 0 on: a hinge is flat from 1/β on.
+
     Args:
         slope: Its slope.
         margin: The present margin.
         beta: β, which sets how far to look.
     """
     here = float(slope(np.full(MOST_POINTS, margin))[0])
+    if here == 0:
+        margin, here = 0.0, float(slope(np.zeros(MOST_POINTS))[0])
     if here == 0:
         return margin
     toward = 1.0 if here > 0 else -1.0
@@ -104,6 +110,17 @@ def rest(slope: Slope, margin: float, beta: float) -> float | None:
             return None
         low, high = grid[passed[0] - 1], grid[passed[0]]
     return float(high)
+
+
+def pulls_back(slope: Slope, rest: float, beta: float) -> bool:
+    """Whether a loss lowers a margin just beyond the one at which it rests.
+
+    Args:
+        slope: Its slope.
+        rest: The margin at which it rests.
+        beta: β, in whose units "just" is meant.
+    """
+    return bool(slope(np.full(MOST_POINTS, rest + _BEYOND / beta))[0] < 0)
 
 
 def forecast(

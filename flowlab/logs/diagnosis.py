@@ -89,7 +89,7 @@ class Diagnosis:
         likelihood: The weight of −log π(chosen) from which on it does at the reference and at the
             mean margins of the run; None also where the loss rests at one of them.
         rest: The margin at which the loss rests, nats, or nats per token for `IPO`; None without.
-        pulls_back: Whether a margin beyond `rest` is pulled back, or the loss is flat from there on;
+        pulls_back: Whether a margin beyond `rest` is pulled back, or the loss is flat from there;
             None without `rest`.
         references: Log-probabilities under the reference, by the first rows; None if not known.
         bounds: How far u_w and u_l can rise, for a probability is at most 1; inf if not known.

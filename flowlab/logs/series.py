@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab._checks import positive
-from flowlab.logs.reading import Row, Rows, number, refused, rows
+from flowlab.logs.reading import Row, Rows, left_out, number, refused, rows
 
 if TYPE_CHECKING:
     import xarray
@@ -70,7 +70,8 @@ class TrainingLog:
         time: Flow time (learning rate × steps) at which the point was measured. The row of step s
             that stands for k steps describes the policy after s − k to s − 1 steps, so its time is
             the sum of the learning rates of the first s − k steps plus (k − 1)/2 times its own: for
-            k = 1 the first time is 0.
+            k = 1 the first time is 0. The first row stands for no more steps than the second;
+            those before it, in a log that begins late, count with its rate.
         u_chosen: Log-ratio u_w of the chosen response, `rewards/chosen` / β; NaN without reference.
         u_rejected: Log-ratio u_l of the rejected response, `rewards/rejected` / β.
         margin: h = u_w − u_l.
@@ -262,7 +263,7 @@ def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> 
         reason = "holds losses without `rewards/chosen`, from which log-probabilities would follow"
         give = "give the trainer_state.json of a preference run; trainers that write another log, "
         beside = "such as LLaMA-Factory's trainer_log.jsonl, write it beside that"
-        raise refused(what, path, f"{reason}; {give}{beside}")
+        raise refused(what, path, f"{reason}{left_out(skipped)}; {give}{beside}")
     return kept
 
 
@@ -354,5 +355,6 @@ def _measured_time(
 ) -> Float[np.ndarray, " row"]:
     steps_of_row = np.diff(step, prepend=0.0)
     time_after = np.cumsum(learning_rate * steps_of_row)
-    time_before = np.concatenate([[0.0], time_after[:-1]])[: len(step)]
-    return time_before + learning_rate * (steps_of_row - 1) / 2
+    if len(step) > 1:  # a log that begins late has no rows for the steps before
+        steps_of_row[0] = min(step[0], step[1] - step[0])
+    return time_after - learning_rate * (steps_of_row + 1) / 2

@@ -150,6 +150,40 @@ def test_an_interval_of_couplings_is_certain_only_of_what_holds_at_each():
     assert coupling.kernel_range(Coupling(-1.5, -1.7, -1.3)) is None
 
 
+@pytest.mark.parametrize(
+    ("interval", "rises", "wanted"),
+    [
+        ((-0.6, -0.5, -0.4), False, (1.0, 2.5)),
+        ((-1.2, -0.9, -0.8), False, (1.0, 1.25)),  # of −1.2 there is no kernel
+        ((0.1, 0.2, 0.3), False, (-10.0, 1.0)),
+        ((-0.1, 0.1, 0.3), False, (-np.inf, np.inf)),
+        ((0.0, 0.1, 0.2), False, (-np.inf, 1.0)),
+        ((-0.2, -0.1, 0.0), False, (1.0, np.inf)),
+        ((1.25, 1.5, 2.0), True, (0.5, 1.0)),
+        ((0.9, 1.5, 2.0), True, (0.5, 1.0)),
+    ],
+)
+def test_the_range_of_kernels_is_that_of_every_coupling_of_the_interval(interval, rises, wanted):
+    low, value, high = interval
+    found = coupling.kernel_range(Coupling(value, low, high, rises))
+    assert found == pytest.approx(wanted)  # b/a at the end nearest 0, and 1
+
+
+def test_a_coupling_that_may_be_zero_leaves_the_kernel_open(tmp_path):
+    time = np.linspace(0, 1, 60)
+    found = logs.diagnose(log_of(tmp_path, 0 * time, -20 * time))
+    assert found.coupling.low < 0 < found.coupling.high
+    said = " ".join(report.text(found).split())
+    assert "(k_wl/k_ww). The log leaves that open, since ρ may be 0." in said
+    assert report.to_json(found)["k_wl_over_k_ww"] == [None, None]
+    known = read(ADAMW)
+    told = " ".join(report.text(known).split())
+    assert (
+        f"It can be anything from 1.00 to {-1 / known.coupling.high:.2f} over that interval of ρ."
+        in told
+    )
+
+
 def test_slopes_are_the_derivatives_of_the_losses():
     points = np.array([[0.0, 0.0], [-1.0, -2.5], [0.5, -7.0]])
     found = slopes.push(slopes.catalogue(0.3), points, (-12.0, -15.0), (10.0,))
@@ -289,7 +323,7 @@ def test_an_adamw_run_falls_with_a_coupling_near_minus_a_half():
     assert found.displacement.depth == pytest.approx(2.217, abs=1e-3)
     assert found.coupling.value == pytest.approx(-0.516, abs=1e-3)
     assert -0.65 < found.coupling.low < -0.5 < found.coupling.high < -0.4
-    assert found.kernels == pytest.approx((1.0, 1 / 0.5164), rel=1e-3)
+    assert found.kernels == pytest.approx((1.0, -1 / found.coupling.high))
     assert found.effects is not None
     assert {found.effects[name] for name in ("dpo", "ipo", "hinge", "exo", "odpo")} == {"lowers"}
     assert found.effects["sft"] == "raises"
@@ -319,7 +353,7 @@ def test_a_run_of_distinct_responses_gains_on_both_sides():
     found = read(DISTINCT)
     assert found.displacement.falls is False
     assert found.coupling.value == pytest.approx(0.097, abs=1e-3)
-    assert found.kernels == pytest.approx((-1 / 0.09673, 1.0), rel=1e-3)
+    assert found.kernels == pytest.approx((-1 / found.coupling.low, 1.0))
     said = " ".join(report.text(found).split())
     assert "at least 36.38 had to come from a fall of the rejected responses" in said
 

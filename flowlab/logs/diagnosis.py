@@ -82,7 +82,7 @@ class Diagnosis:
         margin: Their difference.
         displacement: Whether the chosen response fell.
         coupling: ρ.
-        kernels: The range of k_wl/k_ww that ρ leaves, for losses of the margin.
+        kernels: The range of k_wl/k_ww that the interval of ρ leaves, for losses of the margin.
         effects: What each loss of the catalogue would do to the chosen response; None where it
             cannot be said.
         shift: The λ of DPO-Shift up to which it surely holds the chosen response.

@@ -8,6 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
+from matplotlib.patches import Ellipse
 
 from flowlab import logs, losses, plots
 from flowlab.logs import coupling, forecast, report, slopes
@@ -490,6 +491,34 @@ def test_runs_are_drawn_over_each_other_with_ellipses_of_their_noise():
     assert {run.title for run in runs} <= set(steps.get_legend_handles_labels()[1])
     with pytest.raises(ValueError, match="all have a reference or all have none"):
         plots.training_steps(runs[0], read("log_orpo.json"))
+
+
+def test_ellipses_and_bands_hold_95_percent_with_the_few_rows_that_tell_the_noise(tmp_path):
+    time = np.linspace(0, 1, 12)
+    found = logs.diagnose(log_of(tmp_path, -10 * time, -40 * time))
+    seen, freedom = found.windows, found.windows.freedom[0]
+    assert seen.pooled and 5 < freedom < 7
+    # Hotelling's T² of two quantities, and Student's t of one.
+    square = 2 * freedom / (freedom - 1) * scipy.stats.f.ppf(0.95, 2, freedom - 1)
+    ellipse = plots.training_run(found).patches[0]
+    assert isinstance(ellipse, Ellipse)
+    axes = np.sort([ellipse.get_width(), ellipse.get_height()])
+    wanted = 2 * np.sqrt(square * np.linalg.eigvalsh(seen.covariance[0]))
+    np.testing.assert_allclose(axes, wanted, rtol=1e-9)
+    band = plots.training_steps(found).collections[0].get_paths()[0].vertices
+    half = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(seen.covariance[:, 0, 0])
+    assert np.ptp(np.asarray(band)[:, 1]) == pytest.approx(
+        np.max(seen.mean[:, 0] + half) - np.min(seen.mean[:, 0] - half)
+    )
+    # Over all windows of 500 runs of this many rows it holds the mean in 95 of 100, about.
+    rng, steps = np.random.default_rng(7), np.arange(1.0, 13)
+    runs = [windows(steps, steps, rng.normal(size=(12, 2))) for _ in range(500)]
+    means, inverses = (
+        np.stack([r.mean for r in runs]),
+        np.linalg.inv([r.covariance for r in runs]),
+    )
+    off = np.einsum("rwi,rwij,rwj->rw", means, inverses, means)
+    assert 0.94 <= np.mean(off <= square) <= 0.98 and np.mean(off <= 5.991) < 0.85
 
 
 def test_a_page_holds_the_text_the_pictures_and_a_table_of_contents(tmp_path):

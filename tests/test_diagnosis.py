@@ -8,6 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.special
 import scipy.stats
+from matplotlib.patches import Ellipse
 
 from flowlab import logs, losses, plots
 from flowlab.logs import coupling, forecast, report, slopes
@@ -150,6 +151,40 @@ def test_an_interval_of_couplings_is_certain_only_of_what_holds_at_each():
     assert coupling.kernel_range(Coupling(-1.5, -1.7, -1.3)) is None
 
 
+@pytest.mark.parametrize(
+    ("interval", "rises", "wanted"),
+    [
+        ((-0.6, -0.5, -0.4), False, (1.0, 2.5)),
+        ((-1.2, -0.9, -0.8), False, (1.0, 1.25)),  # of −1.2 there is no kernel
+        ((0.1, 0.2, 0.3), False, (-10.0, 1.0)),
+        ((-0.1, 0.1, 0.3), False, (-np.inf, np.inf)),
+        ((0.0, 0.1, 0.2), False, (-np.inf, 1.0)),
+        ((-0.2, -0.1, 0.0), False, (1.0, np.inf)),
+        ((1.25, 1.5, 2.0), True, (0.5, 1.0)),
+        ((0.9, 1.5, 2.0), True, (0.5, 1.0)),
+    ],
+)
+def test_the_range_of_kernels_is_that_of_every_coupling_of_the_interval(interval, rises, wanted):
+    low, value, high = interval
+    found = coupling.kernel_range(Coupling(value, low, high, rises))
+    assert found == pytest.approx(wanted)  # b/a at the end nearest 0, and 1
+
+
+def test_a_coupling_that_may_be_zero_leaves_the_kernel_open(tmp_path):
+    time = np.linspace(0, 1, 60)
+    found = logs.diagnose(log_of(tmp_path, 0 * time, -20 * time))
+    assert found.coupling.low < 0 < found.coupling.high
+    said = " ".join(report.text(found).split())
+    assert "(k_wl/k_ww). The log leaves that open, since ρ may be 0." in said
+    assert report.to_json(found)["k_wl_over_k_ww"] == [None, None]
+    known = read(ADAMW)
+    told = " ".join(report.text(known).split())
+    assert (
+        f"It can be anything from 1.00 to {-1 / known.coupling.high:.2f} over that interval of ρ."
+        in told
+    )
+
+
 def test_slopes_are_the_derivatives_of_the_losses():
     points = np.array([[0.0, 0.0], [-1.0, -2.5], [0.5, -7.0]])
     found = slopes.push(slopes.catalogue(0.3), points, (-12.0, -15.0), (10.0,))
@@ -216,6 +251,72 @@ def test_a_forecast_solves_the_flow_with_the_fitted_coupling_and_stops_at_probab
     assert ahead.end[0] == pytest.approx(bound)
 
 
+def log_of(folder, chosen, rejected, beta=0.1):
+    """A log of two log-ratios over the steps, with noise of batches in all rows but the first."""
+    noise = np.random.default_rng(6).normal(size=(len(chosen), 2))
+    noise[0] = 0.0
+    rewards = beta * (np.stack([chosen, rejected], axis=1) + noise)
+    rows = [
+        {"step": s, "rewards/chosen": w, "rewards/rejected": r}
+        for s, (w, r) in enumerate(rewards.tolist(), 1)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return logs.read(folder / "rows.json", beta=beta)
+
+
+def test_the_sft_weight_holds_at_the_steepest_place_of_a_run_and_at_none_beyond_the_rest(tmp_path):
+    time = np.linspace(0, 1, 60)
+    below = log_of(tmp_path, -10 * time, 60 - 40 * time)  # begins 60 nats below the reference
+    found = logs.diagnose(below)
+    assert found.shift is not None
+    steepest = 0.1 * scipy.special.expit(-0.1 * (found.windows.mean @ [1.0, -1.0]).min())
+    assert steepest > 0.099
+    assert found.likelihood == pytest.approx(steepest * (1 / found.shift - 1), rel=1e-9)
+    assert "at the mean margins of this run" in " ".join(report.text(found).split())
+    passed = log_of(tmp_path, -10 * time, -40 * time)
+    found = logs.diagnose(passed, losses.ConservativeDPO(0.1, 0.2))  # rests at 13.9 of 30 nats
+    assert found.shift is not None and found.likelihood is None
+    assert "SFT term" not in report.text(found) and "DPO-Shift" in report.text(found)
+
+
+def test_a_flat_loss_is_said_to_be_flat_and_another_to_pull_back(tmp_path):
+    hinge = read(DISTINCT, loss=losses.Hinge(0.1))  # its margin ends far beyond 1/β
+    assert hinge.rest == pytest.approx(10.0, rel=1e-5) and hinge.pulls_back is False
+    said = " ".join(report.text(hinge).split())
+    assert "is flat from a margin of 10 nats on" in said and "larger one back" not in said
+    assert report.to_json(hinge)["rest_pulls_back"] is False
+    smooth = read(DISTINCT, loss=losses.ConservativeDPO(0.1, 0.1))
+    assert smooth.pulls_back is True and "and pulls a larger one back" in report.text(smooth)
+    assert forecast.rest(forecast.slope_of(losses.Hinge(0.1)), 30.0, 0.1) == pytest.approx(10.0)
+    assert read(DISTINCT).pulls_back is None
+
+
+def test_a_run_beyond_the_rest_of_its_loss_is_not_foretold():
+    # The slope is 0 at log(9)/0.1 = 22 nats, so the time from 18 to 26 nats is infinite.
+    slope, open_ended = forecast.slope_of(losses.ConservativeDPO(0.1, 0.1)), np.full(2, np.inf)
+    steps = np.arange(1.0, 61)
+    for margins in ((0.0, 30.0), (18.0, 26.0), (30.0, 40.0)):
+        run = np.linspace(*margins, 60)
+        seen = windows(steps, steps, np.stack([run / 3, -run * 2 / 3], axis=1))
+        assert forecast.forecast(seen, slope, open_ended, time=30.0) is None
+    run = np.linspace(40.0, 30.0, 60)  # comes back, and goes on to do so
+    seen = windows(steps, steps, np.stack([run / 3, -run * 2 / 3], axis=1))
+    back = forecast.forecast(seen, slope, open_ended, time=30.0)
+    assert back is not None and 21.97 < back.end @ [1.0, -1.0] < 30.5
+
+
+def test_rows_of_one_side_alone_are_told(tmp_path):
+    rng = np.random.default_rng(5)
+    for side, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        rows = [{"step": s, f"rewards/{side}": -0.1 * s + rng.normal()} for s in range(1, 31)]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        found = logs.diagnose(logs.read(tmp_path / "rows.json", beta=0.1))
+        said = " ".join(report.text(found).split())
+        assert f"{side} log-ratio" in said and f"{other} log-ratio" not in said
+        assert "needs at least 8 rows with both rewards" in said
+        assert ("In short: the chosen responses became less likely" in said) == (side == "chosen")
+
+
 def test_an_adamw_run_falls_with_a_coupling_near_minus_a_half():
     found = read(ADAMW)
     assert found.displacement.falls and not found.displacement.transient
@@ -223,7 +324,7 @@ def test_an_adamw_run_falls_with_a_coupling_near_minus_a_half():
     assert found.displacement.depth == pytest.approx(2.217, abs=1e-3)
     assert found.coupling.value == pytest.approx(-0.516, abs=1e-3)
     assert -0.65 < found.coupling.low < -0.5 < found.coupling.high < -0.4
-    assert found.kernels == pytest.approx((1.0, 1 / 0.5164), rel=1e-3)
+    assert found.kernels == pytest.approx((1.0, -1 / found.coupling.high))
     assert found.effects is not None
     assert {found.effects[name] for name in ("dpo", "ipo", "hinge", "exo", "odpo")} == {"lowers"}
     assert found.effects["sft"] == "raises"
@@ -253,7 +354,7 @@ def test_a_run_of_distinct_responses_gains_on_both_sides():
     found = read(DISTINCT)
     assert found.displacement.falls is False
     assert found.coupling.value == pytest.approx(0.097, abs=1e-3)
-    assert found.kernels == pytest.approx((-1 / 0.09673, 1.0), rel=1e-3)
+    assert found.kernels == pytest.approx((-1 / found.coupling.low, 1.0))
     said = " ".join(report.text(found).split())
     assert "at least 36.38 had to come from a fall of the rejected responses" in said
 
@@ -390,6 +491,34 @@ def test_runs_are_drawn_over_each_other_with_ellipses_of_their_noise():
     assert {run.title for run in runs} <= set(steps.get_legend_handles_labels()[1])
     with pytest.raises(ValueError, match="all have a reference or all have none"):
         plots.training_steps(runs[0], read("log_orpo.json"))
+
+
+def test_ellipses_and_bands_hold_95_percent_with_the_few_rows_that_tell_the_noise(tmp_path):
+    time = np.linspace(0, 1, 12)
+    found = logs.diagnose(log_of(tmp_path, -10 * time, -40 * time))
+    seen, freedom = found.windows, found.windows.freedom[0]
+    assert seen.pooled and 5 < freedom < 7
+    # Hotelling's T² of two quantities, and Student's t of one.
+    square = 2 * freedom / (freedom - 1) * scipy.stats.f.ppf(0.95, 2, freedom - 1)
+    ellipse = plots.training_run(found).patches[0]
+    assert isinstance(ellipse, Ellipse)
+    axes = np.sort([ellipse.get_width(), ellipse.get_height()])
+    wanted = 2 * np.sqrt(square * np.linalg.eigvalsh(seen.covariance[0]))
+    np.testing.assert_allclose(axes, wanted, rtol=1e-9)
+    band = plots.training_steps(found).collections[0].get_paths()[0].vertices
+    half = scipy.stats.t.ppf(0.975, freedom) * np.sqrt(seen.covariance[:, 0, 0])
+    assert np.ptp(np.asarray(band)[:, 1]) == pytest.approx(
+        np.max(seen.mean[:, 0] + half) - np.min(seen.mean[:, 0] - half)
+    )
+    # Over all windows of 500 runs of this many rows it holds the mean in 95 of 100, about.
+    rng, steps = np.random.default_rng(7), np.arange(1.0, 13)
+    runs = [windows(steps, steps, rng.normal(size=(12, 2))) for _ in range(500)]
+    means, inverses = (
+        np.stack([r.mean for r in runs]),
+        np.linalg.inv([r.covariance for r in runs]),
+    )
+    off = np.einsum("rwi,rwij,rwj->rw", means, inverses, means)
+    assert 0.94 <= np.mean(off <= square) <= 0.98 and np.mean(off <= 5.991) < 0.85
 
 
 def test_a_page_holds_the_text_the_pictures_and_a_table_of_contents(tmp_path):

@@ -306,15 +306,123 @@ def test_the_same_rows_are_read_from_every_form_that_they_come_in(tmp_path, form
 
 def test_printed_rows_are_literals_and_nothing_else_of_them_is_read(tmp_path):
     path = tmp_path / "out.log"
-    call = "{'loss': __import__('os').system('exit 1'), 'rewards/chosen': 1.0}"
+    made = tmp_path / "made"
+    call = f"{{'loss': __import__('pathlib').Path({str(made)!r}).touch(), 'rewards/chosen': 1.0}}"
     good = "{'loss': nan, 'rewards/chosen': -0.5, 'rewards/rejected': -inf}"
-    path.write_text(f"{good}\n{call}\n{{'loss': 0.1, 'rewards/chosen': -0.25}}")
+    broken = "{'loss': <object at 0x7f>, 'rewards/chosen': 1.0}"
+    path.write_text(f"{good}\n{call}\n{broken}\n{{'loss': 0.1, 'rewards/chosen': -0.25}}")
     log = logs.read(path, beta=0.5)
-    np.testing.assert_array_equal(log.u_chosen, [-1.0, -0.5])
-    assert np.all(np.isnan(log.u_rejected))
+    np.testing.assert_array_equal(log.u_chosen, [-1.0, 2.0, -0.5])
+    np.testing.assert_array_equal(log.loss, [np.nan, np.nan, 0.1])
+    assert np.all(np.isnan(log.u_rejected)) and not made.exists()
     assert not log.numbered and log.nan_from == 1
-    np.testing.assert_array_equal(log.step, [1, 2])
+    np.testing.assert_array_equal(log.step, [1, 2, 3])
     assert log.skipped == {"lines that look like rows and cannot be read": 1}
+
+
+def test_numbers_of_numpy_and_torch_are_read_from_printed_rows(tmp_path):
+    path = tmp_path / "out.log"
+    path.write_text(
+        "{'step': 1, 'loss': np.float64(0.6), 'rewards/chosen': tensor(0.2, device='cuda:0')}\n"
+        "{'step': 2, 'loss': 0.5, 'rewards/chosen': numpy.float32(-0.4), 'note': <b> if 1 else 2}\n"
+        "{'step': 3, 'loss': tensor([0.1, 0.2]), 'rewards/chosen': np.float64(nan)}\n"
+    )
+    log = logs.read(path, beta=0.2)
+    np.testing.assert_array_equal(log.loss, [0.6])
+    np.testing.assert_allclose(log.u_chosen, [1.0])
+    assert log.skipped == {
+        "lines that look like rows and cannot be read": 1,
+        "training rows without a reward of either response": 1,
+    }
+    path.write_text("{'loss': <object>, 'rewards/chosen': 1.0}\n{'note': 1}")
+    said = refusal(path)
+    assert "lines that look like rows and cannot be read (1)" in said
+    assert "rows that are neither of training nor of an evaluation (1)" in said
+
+
+NESTED = {
+    "beside": lambda r: {**r, "memory": {"allocated": {"now": 1.0}}},
+    "in metrics": lambda r: {
+        "global_step": r["step"],
+        "metrics": {k: v for k, v in r.items() if k != "step"},
+    },
+    "by group": lambda r: {
+        "step": r["step"],
+        "train": {k: v for k, v in r.items() if k != "step" and not k.startswith("rewards/")},
+        "rewards": {side: r[f"rewards/{side}"] for side in ("chosen", "rejected")},
+        "eval": {"loss": 9.0},
+    },
+}
+
+
+@pytest.mark.parametrize("nested", NESTED)
+@pytest.mark.parametrize("form", ["lines", "state", "printed dicts"])
+def test_rows_with_objects_inside_are_read_whole(tmp_path, nested, form):
+    path = tmp_path / "rows.txt"
+    path.write_text(FORMS[form](list(map(NESTED[nested], ROWS))), newline="")
+    log = logs.read(path, beta=0.2)
+    np.testing.assert_array_equal(log.step, [10, 20])
+    np.testing.assert_array_equal(log.loss, [0.5, 0.5])
+    np.testing.assert_allclose(log.points, [[1.0, -1.5]] * 2)
+    np.testing.assert_allclose(log.logp_chosen, [-30.0, -60.0])
+    assert log.skipped == {}
+
+
+def test_rows_inside_an_object_that_is_no_row_are_found(tmp_path):
+    path = tmp_path / "state.txt"
+    state = json.dumps({"log_history": ROWS}, indent=1)
+    for text in (f"saved: {state}", state.replace("]", ",]"), state[:-4]):
+        path.write_text(text)
+        np.testing.assert_array_equal(logs.read(path, beta=0.2).step, [10, 20])
+
+
+def test_a_resumption_at_an_earlier_step_leaves_the_branch_that_it_abandons(tmp_path):
+    first = [row(step, loss=1.0) for step in range(1, 101)]
+    again = [row(step, loss=2.0) for step in range(51, 71)]
+    log = logs.read(written(tmp_path, *first, *again), beta=BETA)
+    np.testing.assert_array_equal(log.step, np.arange(1, 71))
+    np.testing.assert_array_equal(log.loss, [1.0] * 50 + [2.0] * 20)
+    assert log.skipped == {
+        "rows that a resumption at an earlier step, or a new run, leaves behind": 50
+    }
+    # A table that begins with the last row is turned over, and loses none.
+    log = logs.read(written(tmp_path, *first[::-1]), beta=BETA)
+    np.testing.assert_array_equal(log.step, np.arange(1, 101))
+    assert log.skipped == {}
+
+
+def test_of_two_runs_without_steps_in_one_text_the_later_is_read(tmp_path):
+    path = tmp_path / "out.log"
+    # Epochs are logged with few digits, so that neighbours share one.
+    runs = [
+        [{"loss": k, "rewards/chosen": 0.1, "epoch": round(n / 60, 2)} for n in range(30)]
+        for k in (1, 2)
+    ]
+    path.write_text("\n".join(map(str, runs[0] + runs[1])))
+    log = logs.read(path, beta=BETA)
+    np.testing.assert_array_equal(log.loss, [2.0] * 30)
+    np.testing.assert_array_equal(log.step, np.arange(1, 31))
+    assert log.skipped == {
+        "rows that a resumption at an earlier step, or a new run, leaves behind": 30
+    }
+    path.write_text("\n".join(map(str, runs[0] + runs[1][18:])))  # resumed at an epoch of 0.3
+    log = logs.read(path, beta=BETA)
+    np.testing.assert_array_equal(log.loss, [1.0] * 18 + [2.0] * 12)
+
+
+def test_quantities_of_a_table_in_any_order_of_steps_are_gathered(tmp_path):
+    path = tmp_path / "tags.csv"
+    sides = [f"{s},train/rewards/{side},0.1" for side in ("chosen", "rejected") for s in (10, 20)]
+    path.write_text("\n".join(["step,tag,value", *sides, "5,train/loss,0.6", "10,train/loss,0.5"]))
+    log = logs.read(path, beta=BETA)
+    np.testing.assert_array_equal(log.step, [10, 20])
+    np.testing.assert_array_equal(log.loss, [0.5, np.nan])
+
+
+def test_a_log_that_begins_late_has_its_first_row_in_the_middle_of_its_own_steps(tmp_path):
+    rows = [row(step, learning_rate=1e-3) for step in range(5010, 5050, 10)]
+    log = logs.read(written(tmp_path, *rows), beta=BETA)
+    np.testing.assert_allclose(log.time, 1e-3 * np.array([5004.5, 5014.5, 5024.5, 5034.5]))
 
 
 def test_evaluations_beside_training_rows_in_a_table_stand_apart(tmp_path):
@@ -360,6 +468,15 @@ def test_a_schedule_shows_whose_the_logged_rates_are(tmp_path, rates, whose, tim
     log = logs.read(written(tmp_path, *rows, {"step": 3, "train_runtime": 1.0}), beta=BETA)
     assert log.rates == whose
     np.testing.assert_allclose(log.time, times, rtol=1e-12, atol=1e-18)
+
+
+def test_a_step_of_null_is_no_step(tmp_path):
+    rows = [row(step, learning_rate=1e-3 * (4 - step)) for step in (1, 2, 3)]
+    ends = {"step": None, "train_runtime": 1.0}
+    log = logs.read(written(tmp_path, *rows, row(None), ends), beta=BETA)  # type: ignore[arg-type]
+    assert log.rates == "unknown"
+    assert log.skipped == {"training rows without a step": 1}
+    np.testing.assert_array_equal(log.step, [1, 2, 3])
 
 
 def test_a_dataset_of_a_log_has_its_columns_with_units():

@@ -87,7 +87,8 @@ def _mean_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
     """DPO's loss is convex in the margin, so its mean is not below its value at the mean."""
     if type(loss).__name__ != "DPO":
         return None
-    least = np.logaddexp(0, -log.beta * log.margin)
+    with np.errstate(invalid="ignore"):  # rows of one side have no margin
+        least = np.logaddexp(0, -log.beta * log.margin)
     known = np.isfinite(least) & np.isfinite(log.loss) & (least > _AT_REFERENCE)
     rounding = _LOSS_OFF * least + 1e-3
     below = known & (log.loss < least - rounding)

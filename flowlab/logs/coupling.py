@@ -91,16 +91,22 @@ def effective_coupling(change: Change) -> Coupling:
 
 
 def kernel_range(coupling: Coupling) -> tuple[float, float] | None:
-    """The range of k_wl/k_ww under a loss of the margin, at the value of ρ.
+    """The range of k_wl/k_ww under a loss of the margin, over the interval of ρ.
 
-    From one, w·wᵀ alone, to that of v·vᵀ, b/a; the lower end is −∞ where v·vᵀ has no k_ww. None
-    where ρ is not known, or no kernel gives it: the margin fell, or stayed.
+    At each ρ from one, w·wᵀ alone, to that of v·vᵀ, b/a, which has no bound near ρ = 0: the range
+    is unbounded on the side of the ends of the interval that reach 0, on both where 0 is inside.
+    None where ρ is not known, or no kernel gives its value: the margin fell, or stayed.
     """
     across = 1.0 if coupling.rejected_rises else -1.0
     if not coupling.known or coupling.value - across <= 0:
         return None
-    end = across / coupling.value if coupling.value else -math.inf
-    return min(1.0, end), max(1.0, end)
+    low, high = max(coupling.low, across), coupling.high
+    if low < 0 < high:
+        return -math.inf, math.inf
+    ends = [
+        across / rho if rho else across * side * math.inf for rho, side in ((low, 1), (high, -1))
+    ]
+    return min(1.0, *ends), max(1.0, *ends)
 
 
 def effects(
@@ -162,7 +168,7 @@ def shift_that_holds(coupling: Coupling) -> float | None:
 
 
 def likelihood_that_holds(coupling: Coupling, slope: float) -> float | None:
-    """The smallest weight of −log π(chosen) beside a loss of the margin that surely holds it.
+    """The smallest weight of −log π(chosen) beside a loss of the margin that holds it at a slope.
 
     With the slope s of the loss, the pushes are (s + w, −s): w ≥ s·(1/|ρ| − 1).
 

@@ -9,7 +9,16 @@ from jaxtyping import Float
 from flowlab.logs import coupling as coupled
 from flowlab.logs.checks import doubts
 from flowlab.logs.coupling import Coupling, Effect
-from flowlab.logs.forecast import BackTest, Forecast, Slope, back_test, forecast, rest, slope_of
+from flowlab.logs.forecast import (
+    BackTest,
+    Forecast,
+    Slope,
+    back_test,
+    forecast,
+    pulls_back,
+    rest,
+    slope_of,
+)
 from flowlab.logs.reading import number
 from flowlab.logs.series import TrainingLog
 from flowlab.logs.slopes import (
@@ -73,12 +82,15 @@ class Diagnosis:
         margin: Their difference.
         displacement: Whether the chosen response fell.
         coupling: ρ.
-        kernels: The range of k_wl/k_ww that ρ leaves, for losses of the margin.
+        kernels: The range of k_wl/k_ww that the interval of ρ leaves, for losses of the margin.
         effects: What each loss of the catalogue would do to the chosen response; None where it
             cannot be said.
         shift: The λ of DPO-Shift up to which it surely holds the chosen response.
-        likelihood: The weight of −log π(chosen) from which on it surely does.
+        likelihood: The weight of −log π(chosen) from which on it does at the reference and at the
+            mean margins of the run; None also where the loss rests at one of them.
         rest: The margin at which the loss rests, nats, or nats per token for `IPO`; None without.
+        pulls_back: Whether a margin beyond `rest` is pulled back, or the loss is flat from there;
+            None without `rest`.
         references: Log-probabilities under the reference, by the first rows; None if not known.
         bounds: How far u_w and u_l can rise, for a probability is at most 1; inf if not known.
         forecast: Where the run would go on to.
@@ -108,6 +120,7 @@ class Diagnosis:
     shift: float | None = None
     likelihood: float | None = None
     rest: float | None = None
+    pulls_back: bool | None = None
     forecast: Forecast | None = None
     back_test: BackTest | None = None
     uncoupled: Float[np.ndarray, "2 2"] | None = None
@@ -330,7 +343,7 @@ def _with_loss(found: Diagnosis, loss: AbstractLoss) -> Diagnosis:
         return found
     found = replace(found, uncoupled=_uncoupled(found))
     if isinstance(loss, IPO):
-        return replace(found, rest=1 / (2 * float(np.asarray(loss.beta))))
+        return replace(found, rest=1 / (2 * float(np.asarray(loss.beta))), pulls_back=True)
     if own.of_guesses:
         return found
     return _with_slope(found, slope_of(loss))
@@ -340,18 +353,29 @@ def _with_slope(found: Diagnosis, slope: Slope) -> Diagnosis:
     """A diagnosis with what follows from the slope of a loss of the margin."""
     seen, coupling = found.windows, found.coupling
     margin = float(seen.mean[-1] @ [1.0, -1.0])
-    found = replace(found, rest=rest(slope, margin, found.log.beta))
+    resting = rest(slope, margin, found.log.beta)
+    if resting is not None:
+        back = pulls_back(slope, resting, found.log.beta)
+        found = replace(found, rest=resting, pulls_back=back)
     if found.effects is None:
         return found
     ahead = _LOOK_AHEAD * float(seen.time[-1] - seen.time[0])
-    steepest = float(slope(np.zeros(1))[0])
     return replace(
         found,
         shift=coupled.shift_that_holds(coupling),
-        likelihood=coupled.likelihood_that_holds(coupling, steepest),
+        likelihood=_likelihood(found, slope),
         forecast=forecast(seen, slope, found.bounds, time=ahead),
         back_test=back_test(seen, slope, found.bounds),
     )
+
+
+def _likelihood(found: Diagnosis, slope: Slope) -> float | None:
+    """The weight that holds at the reference and at every mean margin; None beyond the rest."""
+    margins = found.windows.mean @ np.array([1.0, -1.0])
+    slopes = slope(np.concatenate([[0.0], margins]))
+    if not np.all(slopes > 0):
+        return None
+    return coupled.likelihood_that_holds(found.coupling, float(slopes.max()))
 
 
 def _uncoupled(found: Diagnosis) -> Float[np.ndarray, "2 2"]:

@@ -21,6 +21,7 @@ __all__ = [
     "Slope",
     "back_test",
     "forecast",
+    "pulls_back",
     "rest",
     "slope_of",
 ]
@@ -29,6 +30,7 @@ Slope = Callable[[Float[np.ndarray, " m"]], Float[np.ndarray, " m"]]
 
 _FARTHEST = 40.0  # β·margin beyond which a logistic slope is below rounding
 _REFINEMENTS = 3  # each divides the interval by 511: from 80 to 6e-7 in β·margin
+_BEYOND = 1e-2  # of β·margin: far above the error of a resting point, far below any loss's scale
 FEWEST_WINDOWS = 4  # so that each half has two
 
 
@@ -87,12 +89,16 @@ def slope_of(loss: AbstractLoss) -> Slope:
 def rest(slope: Slope, margin: float, beta: float) -> float | None:
     """The margin at which a loss would rest, from the present one on downhill; None without one.
 
+    Where it rests already, the first such margin from 0 on: a hinge is flat from 1/β on.
+
     Args:
         slope: Its slope.
         margin: The present margin.
         beta: β, which sets how far to look.
     """
     here = float(slope(np.full(MOST_POINTS, margin))[0])
+    if here == 0:
+        margin, here = 0.0, float(slope(np.zeros(MOST_POINTS))[0])
     if here == 0:
         return margin
     toward = 1.0 if here > 0 else -1.0
@@ -104,6 +110,17 @@ def rest(slope: Slope, margin: float, beta: float) -> float | None:
             return None
         low, high = grid[passed[0] - 1], grid[passed[0]]
     return float(high)
+
+
+def pulls_back(slope: Slope, rest: float, beta: float) -> bool:
+    """Whether a loss lowers a margin just beyond the one at which it rests.
+
+    Args:
+        slope: Its slope.
+        rest: The margin at which it rests.
+        beta: β, in whose units "just" is meant.
+    """
+    return bool(slope(np.full(MOST_POINTS, rest + _BEYOND / beta))[0] < 0)
 
 
 def forecast(
@@ -124,14 +141,15 @@ def forecast(
         time: How far it goes, in the time of the windows.
 
     Returns:
-        The line; None where the margin did not move downhill, so that there is no pace.
+        The line; None where the margin did not move downhill all the way, as where it passed the
+        rest of the loss: then there is no pace.
     """
     begin = windows.mean[fitted_to]
     moved, elapsed = windows.change(0, fitted_to).value, windows.time[fitted_to] - windows.time[0]
     way = moved[0] - moved[1]
     margins = windows.mean[[0, fitted_to]] @ np.array([1.0, -1.0])
-    passed = _needed(slope, *margins) if way else 0.0
-    if not (passed > 0 and elapsed > 0 and np.isfinite(passed)):
+    passed = _needed(slope, *margins)
+    if passed is None or not elapsed > 0:
         return None
     gained = _gained(slope, margins[1], passed / elapsed * time, np.sign(way))
     step = moved / way * gained
@@ -152,11 +170,17 @@ def back_test(windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]) -
     return None if made is None else BackTest(made, windows.mean[-1])
 
 
-def _needed(slope: Slope, begin: float, end: float) -> float:
-    """∫ dh/s(h): the time from one margin to another at κ = 1."""
+def _needed(slope: Slope, begin: float, end: float) -> float | None:
+    """∫ dh/s(h): the time from one margin to another at κ = 1.
+
+    None unless the slope leads there all the way: 1/s has a pole where the loss rests.
+    """
     grid = np.linspace(begin, end, MOST_POINTS)
-    with np.errstate(divide="ignore"):
-        return float(np.trapezoid(1 / slope(grid), grid))
+    along = np.sign(end - begin) * slope(grid)
+    if not np.all(along > 0):
+        return None
+    passed = float(np.trapezoid(1 / along, np.abs(grid - begin)))
+    return passed if np.isfinite(passed) else None
 
 
 def _gained(slope: Slope, begin: float, time: float, toward: float) -> float:
@@ -171,6 +195,8 @@ def _gained(slope: Slope, begin: float, time: float, toward: float) -> float:
     along = toward * slope(grid)
     ends = np.flatnonzero(along <= 0)
     stop = int(ends[0]) if ends.size else len(grid)
+    if stop == 0:
+        return 0.0
     pace = 1 / along[:stop]
     spacing = reach / (MOST_POINTS - 1)
     spent = np.concatenate([[0.0], np.cumsum((pace[1:] + pace[:-1]) / 2 * spacing)])

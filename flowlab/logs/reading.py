@@ -13,20 +13,26 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "Rows", "kind", "number", "refused", "rows"]
+__all__ = ["Row", "Rows", "kind", "left_out", "number", "refused", "rows"]
 
 Row = dict[str, Any]
 
-_ROW = re.compile(r"\{[^{}]*\}")  # a row has no dict inside
+_BRACE = re.compile(r"[{}]")
+_LONGEST_ROW = 20_000  # characters: what is longer is no row, but may have rows inside
+_WRAPPERS = ("metrics", "logs")  # objects in a row whose keys are those of the row
 _UNREADABLE = "lines that look like rows and cannot be read"
 _OTHER = "rows that are neither of training nor of an evaluation"
 _NO_STEP = "training rows without a step"
 _SAME_STEP = "rows that a later row of the same step replaces"
+_ABANDONED = "rows that a resumption at an earlier step, or a new run, leaves behind"
 _STEPS = ("global_step", "step", "current_steps")  # the first that a row has is its step
+_NOTHING = (None, "")  # what stands where a row does not tell a value
 _NEVER_OPENED = "training_args.bin"  # a pickle, which runs what is in it when it is loaded
+_CALLS = ("float64", "float32", "float16", "tensor")  # how NumPy and PyTorch print a number
 _LITERALS = {"nan": math.nan, "inf": math.inf, "NaN": math.nan, "Infinity": math.inf}
 
 
@@ -82,17 +88,26 @@ def rows(path: Path, what: str) -> Rows:
         raise refused(
             what,
             path,
-            "holds no training rows, with `loss` and `rewards/chosen`; give the trainer_state.json "
-            "of a preference run",
+            f"holds no training rows, with `loss` and `rewards/chosen`{left_out(skipped)}; give "
+            "the trainer_state.json of a preference run",
         )
-    numbered = not training or any("step" in row for row in training)
-    kept = _in_order(training, path, what, skipped) if numbered else _counted(training)
+    numbered = not training or any(row.get("step") not in _NOTHING for row in training)
+    if numbered:
+        kept = _in_order(training, path, what, skipped)
+    else:
+        kept = _counted(training, path, what, skipped)
     return Rows(kept, tuple(evaluations), summary, skipped, numbered)
 
 
 def refused(what: str, path: Path, reason: str) -> ValueError:
     """The error of a file that is no training log."""
     return ValueError(f"{what} must name a training log, but {path} {reason}.")
+
+
+def left_out(skipped: Counter[str]) -> str:
+    """What was left out of a file, as a parenthesis for messages; empty where nothing was."""
+    told = "; ".join(f"{reason} ({count})" for reason, count in (+skipped).items())
+    return f" (left out: {told})" if told else ""
 
 
 def number(row: Row, key: str, path: Path, what: str) -> float:
@@ -102,7 +117,7 @@ def number(row: Row, key: str, path: Path, what: str) -> float:
         ValueError: If it holds something else.
     """
     value = row.get(key)
-    if value is None or value == "":
+    if value in _NOTHING:
         return math.nan
     try:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -152,8 +167,12 @@ def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row
     except RecursionError as error:
         raise refused(what, path, f"is not JSON ({error})") from error
     except ValueError as error:
-        if _ROW.search(text):
-            return list(_in_text(text, skipped))
+        if (found := _of_lines(text)) or (found := list(_in_text(text, skipped))):
+            return found
+        if skipped:
+            raise refused(
+                what, path, f"holds no row that can be read{left_out(skipped)}"
+            ) from error
         if text.lstrip().startswith(("{", "[")):
             raise refused(what, path, f"is not JSON ({error})") from error
         return _of_csv(text, path, what)
@@ -172,39 +191,76 @@ def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row
     return content
 
 
+def _of_lines(text: str) -> list[Row] | None:
+    """The rows of a text of which each line is an object of JSON; None for another."""
+    try:
+        found = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError):
+        return None
+    return found if all(isinstance(row, dict) for row in found) else None
+
+
 def _in_text(text: str, skipped: Counter[str]) -> Iterator[Row]:
     """The rows in lines of JSON, or printed as Python dicts among other text."""
-    for found in _ROW.findall(text):
-        try:
-            row = json.loads(found)
-        except ValueError:
-            row = _literal(found)
-        if isinstance(row, dict):
+    pending = _braced(text)[::-1]
+    while pending:
+        begin, end, inside = pending.pop()
+        found = text[begin:end] if end - begin <= _LONGEST_ROW else ""
+        row = _literal(found)
+        if row is not None and "log_history" not in row:
             yield row
+        elif inside:
+            pending += inside[::-1]
         elif "loss" in found or "rewards" in found:
             skipped[_UNREADABLE] += 1
 
 
+_Braced = tuple[int, int, list["_Braced"]]
+
+
+def _braced(text: str) -> list[_Braced]:
+    """The outermost pairs of braces, as begin, end and the pairs inside, each likewise."""
+    opened: list[tuple[int, list[_Braced]]] = [(0, [])]
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append((brace.start(), []))
+        elif len(opened) > 1:
+            begin, inside = opened.pop()
+            opened[-1][1].append((begin, brace.end(), inside))
+    return [pair for _, inside in opened for pair in inside]
+
+
 def _literal(text: str) -> Row | None:
-    """A dict of literals, in which `nan` and `inf` are numbers; None for anything else."""
+    """An object of JSON or a dict of literals; None for anything else."""
     try:
-        node = ast.parse(text, mode="eval").body
-        if not isinstance(node, ast.Dict):
-            return None
-        keys = [ast.literal_eval(key) for key in node.keys if key is not None]
-        return dict(zip(keys, map(_value, node.values), strict=True))
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        row = None
+    try:
+        row = _value(ast.parse(text, mode="eval").body) if row is None else row
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
+    return row if isinstance(row, dict) else None
 
 
 def _value(node: ast.expr) -> object:
-    if isinstance(node, ast.Name) and node.id in _LITERALS:
-        return _LITERALS[node.id]
+    """A literal, in which `nan` and `inf` are numbers; None for what is none, and is not run."""
+    if isinstance(node, ast.Dict):
+        keys = [ast.literal_eval(key) for key in node.keys if key is not None]
+        return dict(zip(keys, map(_value, node.values), strict=True))
+    if isinstance(node, ast.Name):
+        return _LITERALS.get(node.id)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         inner = _value(node.operand)
-        if isinstance(inner, float):
-            return -inner
-    return ast.literal_eval(node)
+        return -inner if isinstance(inner, int | float) else None
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        inner = _value(node.args[0]) if name in _CALLS and node.args else None
+        return inner if isinstance(inner, int | float) else None
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError):
+        return None
 
 
 def _of_csv(text: str, path: Path, what: str) -> list[Row]:
@@ -214,7 +270,9 @@ def _of_csv(text: str, path: Path, what: str) -> list[Row]:
     table = list(csv.DictReader(io.StringIO(text.lstrip()), delimiter=delimiter))
     columns = {str(key).strip().lower() for key in (table[0] if table else ())}
     if {"tag", "step", "value"} <= columns:
-        return _by_step([{k.lower(): v for k, v in row.items() if k} for row in table])
+        rows = _by_step([{k.lower(): v for k, v in row.items() if k} for row in table])
+        # Quantities that not every row has put the steps out of order.
+        return sorted(rows, key=lambda row: number(row, "step", path, what))
     if columns == {"wall time", "step", "value"}:
         raise refused(
             what,
@@ -245,7 +303,7 @@ def _by_step(table: list[Row]) -> list[Row]:
 def _renamed(row: Row) -> Row:
     """A row with the keys of TRL, whatever tool put what in front of them."""
     named: Row = {}
-    for key, value in row.items():
+    for key, value in _flat(row).items():
         name = str(key).rpartition(" - ")[2].strip()
         if name.endswith(("__MIN", "__MAX")):
             continue
@@ -255,26 +313,66 @@ def _renamed(row: Row) -> Row:
     return {**named, **_step_of(named)}
 
 
+def _flat(row: Row) -> Row:
+    """A row with what is in objects inside it, whose names stand before a slash."""
+    while any(isinstance(value, dict) for value in row.values()):
+        inner: Row = {}
+        for key, value in row.items():
+            if isinstance(value, dict):
+                before = "" if key in _WRAPPERS else f"{key}/"
+                inner |= {f"{before}{name}": held for name, held in value.items()}
+        row = {**inner, **{k: v for k, v in row.items() if not isinstance(v, dict)}}
+    return row
+
+
 def _step_of(row: Row) -> Row:
     """The step of a row, under its name."""
-    held = [row[key] for key in _STEPS if row.get(key) not in (None, "")]
+    held = [row[key] for key in _STEPS if row.get(key) not in _NOTHING]
     return {"step": held[0]} if held else {}
 
 
 def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str]) -> list[Row]:
     """Rows by rising steps; of a step that was done again, after a resumption, the last row."""
-    by_step: dict[float, Row] = {}
+    placed: list[tuple[float, Row]] = []
     for row in training:
-        if "step" not in row:
+        if row.get("step") in _NOTHING:
             skipped[_NO_STEP] += 1
             continue
         step = number(row, "step", path, what)
         if not math.isfinite(step) or step < 0:
             raise refused(what, path, f"holds {row['step']!r} for `step`, which is no step")
-        skipped[_SAME_STEP] += step in by_step
-        by_step[step] = row
-    return [by_step[step] for step in sorted(by_step)]
+        placed.append((step, row))
+    if all(later[0] < earlier[0] for earlier, later in pairwise(placed)):
+        placed.reverse()  # a table with the last row on top
+    return _not_abandoned(placed, skipped, shared=False)
 
 
-def _counted(training: list[Row]) -> list[Row]:
-    return [{**row, "step": place} for place, row in enumerate(training, 1)]
+def _counted(training: list[Row], path: Path, what: str, skipped: Counter[str]) -> list[Row]:
+    """Rows with their numbers for steps; the epochs tell where a run was resumed or begun anew."""
+    placed, epoch = [], -math.inf
+    for row in training:
+        try:
+            told = number(row, "epoch", path, what)
+        except ValueError:
+            told = math.nan
+        epoch = told if math.isfinite(told) else epoch
+        placed.append((epoch, row))
+    kept = _not_abandoned(placed, skipped, shared=True)
+    return [{**row, "step": place} for place, row in enumerate(kept, 1)]
+
+
+def _not_abandoned(
+    placed: list[tuple[float, Row]], skipped: Counter[str], *, shared: bool
+) -> list[Row]:
+    """Rows without those from which on a later one begins again; `shared` if neighbours may tie."""
+    kept: list[tuple[float, Row]] = []
+    for place, row in placed:
+        if kept and place < kept[-1][0]:
+            while kept and kept[-1][0] >= place:
+                kept.pop()
+                skipped[_ABANDONED] += 1
+        elif kept and place == kept[-1][0] and not shared:
+            kept.pop()
+            skipped[_SAME_STEP] += 1
+        kept.append((place, row))
+    return [row for _, row in kept]

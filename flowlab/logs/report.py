@@ -96,6 +96,7 @@ def to_json(found: Diagnosis) -> dict[str, Any]:
         "dpo_shift_lambda": found.shift,
         "sft_weight": found.likelihood,
         "rest": found.rest,
+        "rest_pulls_back": found.pulls_back,
         "rest_per_token": found.per_token,
         "rest_done": found.rest_done,
         "most_gain": {"chosen": _number(found.bounds[0]), "rejected": _number(found.bounds[1])},
@@ -172,6 +173,7 @@ def _values(found: Diagnosis) -> dict[str, Any]:
     rates = log.learning_rate[np.isfinite(log.learning_rate)]
     ends = (found.step[0], found.step[-1]) if found.step.size else (None, None)
     odds = windows(log.step, log.time, log.log_odds[:, None]).mean[:, 0]
+    sides = found.chosen, found.rejected, margin
     return {
         **{name: getattr(found, name) for name in _TOLD},
         "fallen": found.displacement,
@@ -179,7 +181,7 @@ def _values(found: Diagnosis) -> dict[str, Any]:
         "rows": int(found.step.size),
         "first_step": ends[0],
         "last_step": ends[1],
-        "known_noise": found.displacement.falls is not None,
+        "known_noise": any(side is not None and side.error is not None for side in sides),
         "applied": float(rates.max()) if rates.size and rates.max() > 0 else None,
         "per_token": log.trainer == "orpo",
         "rest_per_token": found.per_token,
@@ -207,6 +209,7 @@ _TOLD = (
     "likelihood",
     "rest",
     "rest_done",
+    "pulls_back",
     "forecast",
     "back_test",
     "doubts",

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab._checks import positive
-from flowlab.logs.reading import Row, Rows, number, refused, rows
+from flowlab.logs.reading import Row, Rows, left_out, number, refused, rows
 
 if TYPE_CHECKING:
     import xarray
@@ -70,7 +70,8 @@ class TrainingLog:
         time: Flow time (learning rate × steps) at which the point was measured. The row of step s
             that stands for k steps describes the policy after s − k to s − 1 steps, so its time is
             the sum of the learning rates of the first s − k steps plus (k − 1)/2 times its own: for
-            k = 1 the first time is 0.
+            k = 1 the first time is 0. The first row stands for no more steps than the second;
+            those before it, in a log that begins late, count with its rate.
         u_chosen: Log-ratio u_w of the chosen response, `rewards/chosen` / β; NaN without reference.
         u_rejected: Log-ratio u_l of the rejected response, `rewards/rejected` / β.
         margin: h = u_w − u_l.
@@ -208,7 +209,7 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
     column = {key: _column(found.training, key, path, what) for key in _keys(found.training)}
     nan = np.full(len(found.training), math.nan)
     step, rate = column.get("step", nan), column.get("learning_rate", nan)
-    rates = _rates(step, rate, found.summary)
+    rates = _rates(step, rate, number(found.summary, "step", path, what))
     time = _measured_time(step, _of_own_step(rate) if rates == "next" else rate)
 
     def get(key: str) -> np.ndarray:
@@ -262,7 +263,7 @@ def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> 
         reason = "holds losses without `rewards/chosen`, from which log-probabilities would follow"
         give = "give the trainer_state.json of a preference run; trainers that write another log, "
         beside = "such as LLaMA-Factory's trainer_log.jsonl, write it beside that"
-        raise refused(what, path, f"{reason}; {give}{beside}")
+        raise refused(what, path, f"{reason}{left_out(skipped)}; {give}{beside}")
     return kept
 
 
@@ -311,8 +312,12 @@ def _first_nan(training: list[Row], path: Path, what: str) -> float | None:
     return None
 
 
-def _rates(step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], summary: Row) -> Rates:
+def _rates(
+    step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], all_steps: float
+) -> Rates:
     """Whose the logged rates are, by where a schedule begins or ends at 0.
+
+    How many steps were made in all is NaN where the file does not tell it.
 
     The first step of a warm-up, and the step that would follow the last of a decay, have a rate of
     0. The rates of their own steps are 0 at steps 1 and S + 1; those of the next at 0 and S.
@@ -323,11 +328,11 @@ def _rates(step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], sum
         return "own" if rate[0] == 0 else "next"
     begins = _zero(step[:2], rate[:2]) if rate[1] > rate[0] else None
     ends = None
-    if len(step) > 2 and rate[-3] > rate[-2] > rate[-1] and "step" in summary:
+    if len(step) > 2 and rate[-3] > rate[-2] > rate[-1] and math.isfinite(all_steps):
         # The last rows of a linear decay lie on one line; those of a cosine do not.
         last, before = _zero(step[-2:], rate[-2:]), _zero(step[-3:-1], rate[-3:-1])
         ends = last if abs(last - before) < _NEAR_STEP else None
-    for zero, of_next in ((begins, 0.0), (ends, float(summary.get("step", 0)))):
+    for zero, of_next in ((begins, 0.0), (ends, all_steps)):
         if zero is not None and abs(zero - of_next) < _NEAR_STEP:
             return "next"
         if zero is not None and abs(zero - of_next - 1) < _NEAR_STEP:
@@ -350,5 +355,6 @@ def _measured_time(
 ) -> Float[np.ndarray, " row"]:
     steps_of_row = np.diff(step, prepend=0.0)
     time_after = np.cumsum(learning_rate * steps_of_row)
-    time_before = np.concatenate([[0.0], time_after[:-1]])[: len(step)]
-    return time_before + learning_rate * (steps_of_row - 1) / 2
+    if len(step) > 1:  # a log that begins late has no rows for the steps before
+        steps_of_row[0] = min(step[0], step[1] - step[0])
+    return time_after - learning_rate * (steps_of_row + 1) / 2

@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
+from scipy.special import fdtri, stdtrit
 
 from flowlab.plots.canvas import LOG_RATIOS, Span, finish, target_axes
 from flowlab.plots.paths import draw_line
@@ -17,8 +18,7 @@ _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _RUNS = (_BLUE, _VERMILION, _GREEN, _PURPLE, "#e69f00", "#56b4e9")  # Okabe and Ito
 _WEIGHTS, _COLORS = ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0)), (_BLUE, _VERMILION, "black")
 _STYLES = ("-", "--", ":")  # of the chosen, the rejected response and the margin
-_ELLIPSE = 5.991  # chi-square of two, at 95 %
-_BAND = 1.96  # standard deviations, at 95 %
+_HELD = 0.95  # of the true means, by ellipses and bands
 _GRID = 61  # points of a side, for the levels of the loss
 _LEVELS = 8
 _MARGIN = 0.06  # of the range, around what is drawn
@@ -140,8 +140,8 @@ def _draw_run(ax: Axes, run: _Run, color: str, *, named: bool) -> None:
         ax.plot([], [], ".", color=color, alpha=0.4, label="rows of the log")
     label = run.title if named else "windows (ellipse: 95 %)"
     ax.plot(*seen.mean.T, "o-", color=color, markersize=3.5, linewidth=1.2, zorder=5, label=label)
-    for mean, covariance in zip(seen.mean, seen.covariance, strict=True):
-        _draw_ellipse(ax, mean, covariance, color)
+    for mean, covariance, freedom in zip(seen.mean, seen.covariance, seen.freedom, strict=True):
+        _draw_ellipse(ax, mean, covariance, freedom, color)
     ax.plot(*seen.mean[0], "s", color="white", markeredgecolor=color, markersize=6, zorder=6)
     if not named:
         ax.plot([], [], "s", color="white", markeredgecolor=color, label="first window")
@@ -157,13 +157,21 @@ def _draw_run(ax: Axes, run: _Run, color: str, *, named: bool) -> None:
 
 
 def _draw_ellipse(
-    ax: Axes, mean: Float[np.ndarray, " 2"], covariance: Float[np.ndarray, "2 2"], color: str
+    ax: Axes,
+    mean: Float[np.ndarray, " 2"],
+    covariance: Float[np.ndarray, "2 2"],
+    freedom: float,
+    color: str,
 ) -> None:
-    """The region that holds the true mean with 95 %, where the noise is known."""
-    if not np.all(np.isfinite(covariance)):
+    """The region that holds the true mean with 95 %, where the noise is known.
+
+    Hotelling's T², for the noise comes from few rows: normal quantiles would hold less.
+    """
+    if not (np.all(np.isfinite(covariance)) and freedom > 1):
         return
     values, vectors = np.linalg.eigh(covariance)
-    width, height = 2 * np.sqrt(_ELLIPSE * np.maximum(values, 0.0))
+    square = 2 * freedom / (freedom - 1) * fdtri(2, freedom - 1, _HELD)
+    width, height = 2 * np.sqrt(square * np.maximum(values, 0.0))
     angle = float(np.degrees(np.arctan2(vectors[1, 0], vectors[0, 0])))
     style: dict[str, Any] = dict(facecolor=color, edgecolor=color, alpha=0.18, zorder=3)
     ax.add_patch(Ellipse((float(mean[0]), float(mean[1])), width, height, angle=angle, **style))
@@ -202,7 +210,7 @@ def _draw_quantity(
         return
     middle, mean = (seen.first_step + seen.last_step) / 2, seen.mean @ weights
     noise = np.einsum("i,wij,j->w", weights, seen.covariance, weights)
-    band = _BAND * np.sqrt(np.maximum(noise, 0.0))
+    band = stdtrit(seen.freedom, (1 + _HELD) / 2) * np.sqrt(np.maximum(noise, 0.0))
     if np.all(np.isfinite(band)):
         ax.fill_between(middle, mean - band, mean + band, color=color, alpha=0.2, linewidth=0)
     ax.plot(middle, mean, style, marker="o", markersize=2.5, color=color, label=label or None)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.integrate
@@ -444,6 +445,13 @@ def test_a_reference_free_loss_is_told_by_the_rewards_or_by_its_name(tmp_path):
     path.write_text(json.dumps(with_log_probabilities))
     found = logs.diagnose(logs.read(path, beta=2.0))
     assert found.reference_free and found.name is None and not found.doubts
+    half = [
+        {k: float(jnp.bfloat16(0.85 * v if k.startswith("rewards/") else v)) for k, v in r.items()}
+        for r in with_log_probabilities
+    ]
+    path.write_text(json.dumps(half))
+    log = logs.read(path, beta=1.7)
+    assert log.reference_free and log.reward_per_nat == pytest.approx(1.7, rel=4e-3)
     assert report.to_json(found)["loss"] is None
 
 

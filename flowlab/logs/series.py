@@ -41,7 +41,7 @@ _CHOSEN, _REJECTED = "rewards/chosen", "rewards/rejected"
 _SIDES = ((_CHOSEN, "logps/chosen"), (_REJECTED, "logps/rejected"))
 _NO_REWARDS = "training rows without a reward of either response"
 _EMPTY_SIDE = "training rows with a reward of exactly 0 beside a missing one"
-_SAME_RATIO = 1e-3  # rewards are float32 means, and logs round them: β·log π keeps three digits
+_SAME_RATIO = 2**-6  # of two numbers in bfloat16, each rounded by up to 2^-8: from -2^-7 to 2^-7
 _NEAR_STEP = 0.3  # steps by which the zero of a schedule may be missed; the two kinds differ by 1
 _UNITS = {
     "step": "steps",

@@ -101,6 +101,7 @@ def test_a_store_tells_how_its_sweep_was_asked_for(tmp_path, solved_with):
         "measure": ["change:u"],
         "audit": 0.0,
         "dtype": "float64",
+        "block": 5,  # of its starts, by which it can grow
     }
 
 

@@ -103,5 +103,5 @@ def test_a_function_that_has_come_to_give_a_vector_is_refused():
     flow = fl.Flow(lambda y: y if held["vector"] else jnp.sum(y))
     check_states("starts", POINTS, flow, batched=True)
     held["vector"] = True
-    with pytest.raises(ValueError, match="one number under the potential"):
+    with pytest.raises(ValueError, match="`potential` must give one number"):
         check_states("starts", POINTS, flow, batched=True)

@@ -171,7 +171,7 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: Policy.from_function(jnp.sum, reference=np.zeros(2)),
         "`log_probs` must give the log-probabilities of at least two responses, shape (r,), finite,"
-        " but gives 0 of shape () at the reference.",
+        " but gives 0.0 of shape () at the reference.",
     ),
     (
         lambda: Policy.from_function(jnp.log, reference=np.array([1.0, 0.0])),

@@ -376,7 +376,7 @@ def test_what_happens_at_a_value_of_the_list_happens_as_between_two(name: str) -
     events, stretches = WANTED[name]
     assert told(found) == events
     assert kinds(found) == stretches
-    # Nothing leads to a point that is there at one value alone: how near is told by those beside it.
+    # Nothing leads to a point of one value alone: how near is told by the values beside it.
     check_values(found, 0, 0.5 if name == "moment" else SHARP)
 
 

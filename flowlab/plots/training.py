@@ -88,11 +88,18 @@ def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
     ax = target_axes(ax, size=_SIZE)
     spans = _spans(runs)
     _draw_levels(ax, runs[0], spans)
+    several = len(runs) > 1
     for color, run in zip(_RUNS * len(runs), runs, strict=False):
-        _draw_run(ax, run, color if len(runs) > 1 else _BLUE, named=len(runs) > 1)
-    bound = min(run.bounds[0] for run in runs)
-    if spans[0][0] < bound < spans[0][1]:
-        ax.axvline(bound, color="0.3", linewidth=1.2, linestyle=(0, (1, 1)))
+        _draw_run(ax, run, color if several else _BLUE, named=several)
+    # Each run has a bound of its own, as its responses have under its reference.
+    bounds = [run.bounds[0] for run in runs]
+    inside = [spans[0][0] < bound < spans[0][1] for bound in bounds]
+    for color, bound, seen in zip(_RUNS * len(runs), bounds, inside, strict=False):
+        if seen:
+            ax.axvline(
+                bound, color=color if several else "0.3", linewidth=1.2, linestyle=(0, (1, 1))
+            )
+    if any(inside):
         ax.plot([], [], color="0.3", linestyle=":", label="chosen probability 1")
     return finish(ax, LOG_RATIOS, spans, columns=2 if len(runs) == 1 else 1)
 

@@ -39,7 +39,7 @@ def _beta_without_reference(log: TrainingLog) -> str | None:
         return None
     return (
         f"The rewards in the file are {ratio:.3g} times the log-probabilities, so β was "
-        f"{ratio:.3g}, not {log.beta:g}."
+        f"{ratio:.3g}, not {log.beta:g}: read it again with --beta {ratio:.3g}."
     )
 
 

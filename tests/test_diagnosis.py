@@ -400,7 +400,8 @@ def test_a_log_of_orpo_has_log_probabilities_and_never_log_ratios():
     assert len(found.log.points) == 0 and np.all(np.isnan(found.log.u_chosen))
     np.testing.assert_allclose(found.points[[0, -1], 0], [-0.794, -0.692])
     assert found.doubts == [
-        "The rewards in the file are 0.05 times the log-probabilities, so β was 0.05, not 0.1."
+        "The rewards in the file are 0.05 times the log-probabilities, so β was 0.05, not 0.1:"
+        " read it again with --beta 0.05."
     ]
     said = report.text(found)
     assert "went from −0.98 to −0.79, by +0.19" in said.replace("\n", " ")

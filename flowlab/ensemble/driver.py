@@ -22,10 +22,10 @@ from flowlab.measures import Measure
 from flowlab.solve import (
     check_counts,
     check_states,
-    check_target,
     default_rtol,
     make_method,
     make_problem,
+    one_call,
     one_of,
 )
 from flowlab.until import AbstractTarget, Clock
@@ -94,27 +94,28 @@ def sweep(
     """
     check_counts(block_size, max_steps)
     between("audit", audit, 0, 1)
-    check_target(until)
     starts, dtype = check_states("starts", starts, flow, batched=True)
     rtol = default_rtol(dtype) if rtol is None else rtol
     values = checked_over(over, flow)
     flows = [_with_parameters(flow, values, case) for case in itertools.product(*values.values())]
-    for varied in flows:
-        until.check(varied)
     count = len(jax.tree.leaves(starts)[0])
     common: dict[str, Any] = dict(until=until, clock=clock, atol=atol, rtol=rtol, save_at=save_at)
     blocks: dict[str, Any] = dict(block_size=block_size, devices=devices, max_steps=max_steps)
     solve = worker(count, count * len(flows), **blocks, optimise=optimise)
     method = make_method(solver, rtol=rtol)
+    # All are made before the first is solved: what is wrong with one is told at once. A function is
+    # looked at once for all values of the hyper-parameters.
+    with jax.enable_x64(dtype == np.float64), one_call():
+        problems = [
+            make_problem(varied, dtype=dtype, state=one_of(starts), measures=measures, **common)
+            for varied in flows
+        ]
     results = []
     with tqdm(
         total=len(flows) * count, unit="start", unit_scale=True, **bar_options(progress)
     ) as bar:
-        for varied in flows:
+        for problem in problems:
             with jax.enable_x64(dtype == np.float64):
-                problem = make_problem(
-                    varied, dtype=dtype, state=one_of(starts), measures=measures, **common
-                )
                 results.append(solve(problem, method, starts, progress=bar.update))
     common |= blocks | {"solver": solver}
     return Runs(

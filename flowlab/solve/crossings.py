@@ -32,12 +32,17 @@ _STAGES = 16  # at least as many as the methods have, whose values at a step sta
 
 def interpolated(method: Method, dense: PyTree[Array], place: Float[Array, " n"]) -> Point:
     """The points of all lanes at places in [0, 1] of the step, one for each lane."""
-    cls = method.solver.interpolation_cls
 
     def of_lane(information: Any, at: Float[Array, ""]) -> Point:
-        return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information).evaluate(at)
+        return _interpolant(method, information, at).evaluate(at)
 
     return lanewise(of_lane, longest=_STAGES)(dense, place)
+
+
+def _interpolant(method: Method, information: Any, at: Float[Array, ""]) -> Any:
+    """The interpolant of one lane's step over [0, 1], to be evaluated at such a place."""
+    cls = method.solver.interpolation_cls
+    return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information)
 
 
 def first_crossing(
@@ -130,10 +135,9 @@ def _first_release(method: Method, lanes: Lanes, dense: PyTree[Array]) -> Float[
     The interpolant of the pressure's integral tells, so that nothing is evaluated.
     """
     along = {name: part.pressure for name, part in dense.items()}
-    cls = method.solver.interpolation_cls
 
     def pressed(information: Any, at: Float[Array, ""]) -> Float[Array, ""]:
-        step = cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information)
+        step = _interpolant(method, information, at)
         return jax.jvp(step.evaluate, (at,), (jnp.ones_like(at),))[1]
 
     places = jnp.linspace(0, 1, _LOOKS, endpoint=False, dtype=lanes.progress.dtype)[1:]

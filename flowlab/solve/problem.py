@@ -1,4 +1,4 @@
-"""The problem that a block of lanes solves, and the field its solver sees.
+"""The problem that a block of lanes solves, and where these are.
 
 A lane is one start on its way. Arrays of a block carry the lanes on their last axis, so that every
 component of a state is contiguous; mathematics is written for one lane and mapped over that axis.

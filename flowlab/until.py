@@ -138,6 +138,8 @@ class AbstractTarget(eqx.Module):
     """When a flow line has arrived: at one or several levels, met in their order."""
 
     kind: ClassVar[Literal["level", "time", "boundary"]]
+    absolute_below: ClassVar[float] = 0.0
+    """The size of a level below which a tolerance on it is absolute, not relative."""
     levels: eqx.AbstractVar[Float[ArrayLike, " k"]]
     time_limit: eqx.AbstractVar[Float[ArrayLike, ""]]
 
@@ -204,6 +206,7 @@ class _LossBelow(AbstractTarget):
 
 class _MarginAbove(AbstractTarget):
     kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
+    absolute_below: ClassVar[float] = 1.0  # nat
     levels: Float[ArrayLike, " k"]
     time_limit: Float[ArrayLike, ""]
     of: Literal["mean", "min"] = eqx.field(static=True)

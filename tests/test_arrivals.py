@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,6 +76,41 @@ def test_a_level_of_the_loss_is_reached_in_time_however_stiff_the_valley(conditi
     np.testing.assert_allclose(runs.time, wanted, rtol=100 * RTOL)
     ends = [float(potential(end)) for end in runs.end]
     np.testing.assert_allclose(ends, LEVEL, rtol=20 * RTOL)
+
+
+@pytest.mark.parametrize("condition", [1e3, pytest.param(1e5, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("centre", [1.0, -30.0])
+def test_a_speed_is_reached_in_time_however_stiff_the_valley(condition, centre):
+    # Across the valley an error within the tolerance of the state moves as fast as the level.
+    potential = valley(condition, centre)
+    starts, level = starts_around(potential), 0.1
+    runs = fl.sweep(
+        fl.Flow(potential), starts, until=until.speed_below(level), rtol=RTOL, max_steps=10**6
+    )
+
+    def time_to(start):
+        def above(time):
+            decayed = np.exp(-potential.rates * time)
+            return np.linalg.norm(potential.rates * (start - centre) * decayed) - level
+
+        return root(above, 0, 40)
+
+    assert runs.counts() == {"reached": 3}
+    np.testing.assert_allclose(runs.time, [time_to(start) for start in starts], rtol=RTOL)
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4])
+def test_a_stiff_valley_far_from_zero_is_followed_to_its_level_in_single_precision(condition):
+    # One lane of 1e2 is evicted past its level; at 1e4 the slope along the valley is 7e-4 of all.
+    potential = valley(condition, -30.0)
+    starts = starts_around(potential).astype(np.float32)
+    single = jax.tree.map(np.float32, potential)
+    runs = fl.sweep(
+        fl.Flow(single), starts, until=until.loss_below(LEVEL), rtol=1e-3, max_steps=10**6
+    )
+    assert runs.counts() == {"reached": 3}
+    wanted = [potential.time_to(LEVEL, start) for start in starts.astype(float)]
+    np.testing.assert_allclose(runs.time, wanted, rtol=2e-3)
 
 
 @pytest.mark.parametrize("clock", ["loss", "arc_length", "time"])

@@ -36,6 +36,7 @@ _EVICT_BELOW = 1e-5
 _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
 _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
+_ROUNDINGS = 4.0  # of a coordinate, that an error must exceed to count in a signal
 _PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
 _FIRST_STEP = {"time": 0.02, "loss": 0.05, "margin": 0.05, "arc_length": 0.01}
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
@@ -131,11 +132,40 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
         pressure = None if larger.pressure is None else coarse * larger.time + tiny
         allowed = Point.of(allowed, rest.time, rest.integrals, pressure)
         shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
+        if problem.target.kind == "level" and problem.clock != "margin":
+            shares.append(_signal_error(problem, lane, after, error))
         largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
         sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
         return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
 
     return lanewise(of_lane)(*lax.stop_gradient((lanes, after, error)))
+
+
+def _signal_error(
+    problem: Problem, lane: Lanes, after: Point, error: Point
+) -> Float[Array, ""]:
+    """The error that a step makes in the signal of its target, over what is allowed.
+
+    Across a stiff direction an error within the tolerance of the coordinates can be most of what is
+    left of a loss or a speed.
+    """
+
+    def signal(coordinates: Float[Array, " d"]) -> Float[Array, ""]:
+        state = problem.flow.domain.state(coordinates)
+        return problem.target.signal(problem.flow, state, after.time)[lane.level]
+
+    def without(x: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:
+        # No smaller step makes fewer roundings.
+        rounded = jnp.abs(error) <= _ROUNDINGS * jnp.finfo(x.dtype).eps * jnp.abs(x)
+        return jnp.where(rounded, x, x - error)
+
+    value = signal(after.coordinates)
+    change = jnp.abs(value - signal(jax.tree.map(without, after.coordinates, error.coordinates)))
+    level = jnp.asarray(problem.target.levels, value.dtype)[lane.level]
+    # Beyond a wall the potential need not be defined.
+    change = jnp.where(jnp.isfinite(change), change, 0)
+    size = jnp.maximum(jnp.abs(level) + jnp.abs(value), problem.target.absolute_below)
+    return change / (problem.rtol * size)
 
 
 def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int | None) -> _Loop:
@@ -349,6 +379,21 @@ def _checked_at_level(
     return lanes, due & there
 
 
+def _past_level(problem: Problem, lanes: Lanes, asked: Bool[Array, " n"]) -> Bool[Array, " n"]:
+    """The lanes among those asked whose level lies behind them, whatever their clock says.
+
+    From there none would come to it under another clock.
+    """
+    if not problem.ends_on_level:
+        return jnp.zeros_like(asked)
+
+    def look(lanes: Lanes) -> Bool[Array, " n"]:
+        return ~lanewise(lambda lane: _at_level(problem, lane))(lanes)[2]
+
+    frozen = lax.stop_gradient(lanes)
+    return lax.cond(jnp.any(asked), look, lambda lanes: jnp.zeros_like(asked), frozen)
+
+
 def _at_level(
     problem: Problem, lane: Lanes
 ) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
@@ -368,8 +413,7 @@ def _at_level(
         progress = rising * (value - lane.start_value) / lane.span
     # A logarithmic clock takes no difference of losses that would lose digits.
     whole = jnp.abs(level) + (0 if problem.logarithmic else jnp.abs(lane.start_value))
-    # Losses are met to a relative tolerance, margins to an absolute one below a nat.
-    size = jnp.maximum(jnp.abs(level), 1) if problem.clock == "margin" else jnp.abs(level)
+    size = jnp.maximum(jnp.abs(level), problem.target.absolute_below)
     allowed = _AT_LEVEL * problem.rtol * size + 64 * jnp.finfo(level.dtype).eps * whole
     return progress, jnp.abs(left) <= allowed, left > allowed
 
@@ -418,6 +462,8 @@ def _evict_limiting_lanes(
         outcome = jnp.where(limiting, code.astype(jnp.int32), lanes.outcome)
         lanes = eqx.tree_at(lambda x: x.outcome, lanes, outcome)
     else:
-        lanes = eqx.tree_at(lambda x: x.evicted, lanes, lanes.evicted | limiting)
+        strayed = lanes.strayed | limiting & _past_level(problem, lanes, limiting)
+        evicted = (lanes.evicted | limiting, strayed)
+        lanes = eqx.tree_at(lambda x: (x.evicted, x.strayed), lanes, evicted)
     relieved = jnp.any(limiting)
     return lanes, jnp.where(relieved, first, step), relieved

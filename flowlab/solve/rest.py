@@ -108,7 +108,7 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
         next_ = lifted(residual)
         left = inner(residual, next_)
         direction = jax.tree.map(lambda n, d: n + left / at.size * d, next_, at.direction)
-        more = curved & (left > 64 * epsilon * beginning) & _near(problem, lane, way)
+        more = curved & (left > (64 * epsilon) ** 2 * beginning) & _near(problem, lane, way)
         shortest = jnp.minimum(at.shortest, jnp.where(curved, length, jnp.inf))
         return _Search(way, residual, direction, left, shortest, at.steps + 1, more, ~curved)
 

@@ -22,15 +22,19 @@ from flowlab.until import AbstractTarget, Clock
 
 __all__ = ["ARC_LENGTH", "AbstractClock", "AbstractLevelClock", "Hand", "Moving", "clock_named"]
 
+Number = Float[Array, ""]
+Levels = Float[ArrayLike, " k"]
+Rates = tuple[Number, PyTree[Array]]
+
 _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
 
 
 class Hand(NamedTuple):
     """Where the clock of a lane stands: its reading at the start, its span, the progress made."""
 
-    began: Float[Array, ""]
-    span: Float[Array, ""]
-    progress: Float[Array, ""]
+    began: Number
+    span: Number
+    progress: Number
 
 
 class Moving(NamedTuple):
@@ -68,43 +72,32 @@ class AbstractClock(eqx.Module):
         del target
         return False
 
-    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Float[ArrayLike, " k"] | None:
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
         """The readings at which the levels of a target are met; None where it ends on none."""
         del flow, target
         return None
 
-    def reading(
-        self,
-        flow: AbstractFlow,
-        state: PyTree[Array],
-        potential: Float[Array, ""],
-    ) -> Float[Array, ""]:
+    def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
         """What the clock reads at a state, where the potential has a given value."""
         del flow, state
         return jnp.zeros_like(potential)
 
-    def way(self, first: Float[Array, ""], last: Float[Array, ""]) -> Float[Array, ""]:
+    def way(self, first: Number, last: Number) -> Number:
         """The way between two readings."""
         return last - first
 
     @abstractmethod
-    def rates(
-        self, flow: AbstractFlow, hand: Hand, at: Moving
-    ) -> tuple[Float[Array, ""], PyTree[Array]]:
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
         """Flow time, and the change of the coordinates, per unit of the clock."""
 
-    def span(
-        self, levels: Float[ArrayLike, " k"] | None, began: Float[Array, ""]
-    ) -> Float[Array, ""]:
+    def span(self, levels: Levels | None, began: Number) -> Number:
         """Length of the way to the last level: 1 where the clock has a unit of its own."""
         if levels is None:
             return jnp.ones_like(began)
         span = self.way(began, like(levels, began)[-1])
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
 
-    def goal(
-        self, hand: Hand, levels: Float[ArrayLike, " k"] | None, index: Int[Array, ""]
-    ) -> Float[Array, ""]:
+    def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
         """What the clock says at the level of an index; infinite where it ends on none."""
         if levels is None:
             return jnp.full_like(hand.progress, jnp.inf)
@@ -131,24 +124,18 @@ class AbstractLevelClock(AbstractClock):
         return True
 
     def arrival(
-        self,
-        hand: Hand,
-        reading: Float[Array, ""],
-        level: Float[Array, ""],
-        rtol: Float[Array, ""],
-    ) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+        self, hand: Hand, reading: Number, level: Number, rtol: Number
+    ) -> tuple[Number, Bool[Array, ""], Bool[Array, ""]]:
         """The progress really made at a reading, whether that is at a level, whether before it."""
         ahead, slack = self.ahead(reading, level), self.slack(level, hand.began, rtol)
         return self.way(hand.began, reading) / hand.span, jnp.abs(ahead) <= slack, ahead > slack
 
     @abstractmethod
-    def ahead(self, reading: Float[Array, ""], level: Float[Array, ""]) -> Float[Array, ""]:
+    def ahead(self, reading: Number, level: Number) -> Number:
         """How far a level is ahead of a reading, in its own unit; negative past it."""
 
     @abstractmethod
-    def slack(
-        self, level: Float[Array, ""], began: Float[Array, ""], rtol: Float[Array, ""]
-    ) -> Float[Array, ""]:
+    def slack(self, level: Number, began: Number, rtol: Number) -> Number:
         """How far from a level counts as at it."""
 
 
@@ -160,13 +147,11 @@ class _Time(AbstractClock):
     def ends_on(self, target: AbstractTarget) -> bool:
         return target.moments is not None
 
-    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Float[ArrayLike, " k"] | None:
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
         del flow
         return target.moments
 
-    def rates(
-        self, flow: AbstractFlow, hand: Hand, at: Moving
-    ) -> tuple[Float[Array, ""], PyTree[Array]]:
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
         del flow
         return _at_pace(hand.span, at)
 
@@ -176,9 +161,7 @@ class _ArcLength(AbstractClock):
     first_step: ClassVar[float] = 0.01
     regular: ClassVar[bool] = True
 
-    def rates(
-        self, flow: AbstractFlow, hand: Hand, at: Moving
-    ) -> tuple[Float[Array, ""], PyTree[Array]]:
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
         """By the length of the graph over time, without overflow."""
         del flow, hand
         scale = 1 / jnp.maximum(1, largest(at.push))
@@ -198,32 +181,26 @@ class _Loss(AbstractLevelClock):
     def towards(cls, target: AbstractTarget) -> "AbstractClock":
         return cls(logarithmic=bool(np.min(target.levels) > 0))
 
-    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Float[ArrayLike, " k"] | None:
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
         del flow
         return target.levels
 
-    def reading(
-        self, flow: AbstractFlow, state: PyTree[Array], potential: Float[Array, ""]
-    ) -> Float[Array, ""]:
+    def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
         del flow, state
         return potential
 
-    def way(self, first: Float[Array, ""], last: Float[Array, ""]) -> Float[Array, ""]:
+    def way(self, first: Number, last: Number) -> Number:
         return jnp.log(first / last) if self.logarithmic else first - last
 
-    def ahead(self, reading: Float[Array, ""], level: Float[Array, ""]) -> Float[Array, ""]:
+    def ahead(self, reading: Number, level: Number) -> Number:
         return reading - level
 
-    def slack(
-        self, level: Float[Array, ""], began: Float[Array, ""], rtol: Float[Array, ""]
-    ) -> Float[Array, ""]:
+    def slack(self, level: Number, began: Number, rtol: Number) -> Number:
         # A logarithmic clock takes no difference of losses that would lose digits.
         size = jnp.abs(level)
         return _slack(size, size if self.logarithmic else size + jnp.abs(began), rtol)
 
-    def rates(
-        self, flow: AbstractFlow, hand: Hand, at: Moving
-    ) -> tuple[Float[Array, ""], PyTree[Array]]:
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
         del flow
         if not self.logarithmic:
             return _at_pace(-hand.span / inner(at.gradient, at.velocity), at)
@@ -236,27 +213,21 @@ class _Margin(AbstractLevelClock):
     name: ClassVar[Clock] = "margin"
     first_step: ClassVar[float] = 0.05
 
-    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Float[ArrayLike, " k"] | None:
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
         return target.margins(flow)
 
-    def reading(
-        self, flow: AbstractFlow, state: PyTree[Array], potential: Float[Array, ""]
-    ) -> Float[Array, ""]:
+    def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
         del potential
         return _margin(flow, state)
 
-    def ahead(self, reading: Float[Array, ""], level: Float[Array, ""]) -> Float[Array, ""]:
+    def ahead(self, reading: Number, level: Number) -> Number:
         return level - reading
 
-    def slack(
-        self, level: Float[Array, ""], began: Float[Array, ""], rtol: Float[Array, ""]
-    ) -> Float[Array, ""]:
+    def slack(self, level: Number, began: Number, rtol: Number) -> Number:
         # Losses are met to a relative tolerance, margins to an absolute one below a nat.
         return _slack(jnp.maximum(jnp.abs(level), 1), jnp.abs(level) + jnp.abs(began), rtol)
 
-    def rates(
-        self, flow: AbstractFlow, hand: Hand, at: Moving
-    ) -> tuple[Float[Array, ""], PyTree[Array]]:
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
         """NaN where the margin does not go towards its goal."""
         _, rate = jax.jvp(lambda y: _margin(flow, y), (at.state,), (at.velocity,))
         pace = hand.span / rate
@@ -278,21 +249,19 @@ def clock_named(name: str) -> type[AbstractClock]:
     return _CLOCKS[name]
 
 
-def _margin(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, ""]:
+def _margin(flow: AbstractFlow, state: PyTree[Array]) -> Number:
     """The margin of the one pair of a preference flow."""
     return flow.pairs(state).margin  # type: ignore[attr-defined]
 
 
-def _at_pace(pace: Float[Array, ""], at: Moving) -> tuple[Float[Array, ""], PyTree[Array]]:
+def _at_pace(pace: Number, at: Moving) -> Rates:
     return pace, _times(at.push, pace)
 
 
-def _times(tree: PyTree[Array], factor: Float[Array, ""]) -> PyTree[Array]:
+def _times(tree: PyTree[Array], factor: Number) -> PyTree[Array]:
     return jax.tree.map(lambda leaf: factor * leaf, tree)
 
 
-def _slack(
-    size: Float[Array, ""], whole: Float[Array, ""], rtol: Float[Array, ""]
-) -> Float[Array, ""]:
+def _slack(size: Number, whole: Number, rtol: Number) -> Number:
     """The tolerance at a level of some size, and the rounding of the whole that it ends."""
     return _AT_LEVEL * rtol * size + 64 * jnp.finfo(size.dtype).eps * whole

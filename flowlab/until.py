@@ -135,13 +135,34 @@ def absorption(
 
 
 class AbstractTarget(eqx.Module):
-    """When a flow line has arrived: at one or several levels, met in their order."""
+    """When a flow line has arrived: at one or several levels, met in their order.
 
-    kind: ClassVar[Literal["level", "time", "boundary"]]
+    Attributes:
+        levels: The levels; a target without any has a single one that nothing looks at.
+        time_limit: Flow time at which to give up, infinite for never.
+        by_absorption: Whether a line arrives by being absorbed by the boundary of its domain.
+        absolute_below: Size of a level below which a tolerance on it is absolute, not relative.
+    """
+
+    levels: Float[ArrayLike, " k"]
+    time_limit: Float[ArrayLike, ""]
+    by_absorption: ClassVar[bool] = False
     absolute_below: ClassVar[float] = 0.0
-    """The size of a level below which a tolerance on it is absolute, not relative."""
-    levels: eqx.AbstractVar[Float[ArrayLike, " k"]]
-    time_limit: eqx.AbstractVar[Float[ArrayLike, ""]]
+
+    @property
+    def moments(self) -> Float[ArrayLike, " k"] | None:
+        """The flow times at which the levels are met, where the target says them; else None."""
+        return None
+
+    @property
+    def of_state(self) -> bool:
+        """Whether levels are those of a function of the state, met on the way down the flow."""
+        return self.moments is None and not self.by_absorption
+
+    @property
+    def deadline(self) -> tuple[Float[ArrayLike, ""], Outcome]:
+        """The flow time at which a line ends at last, and its outcome then."""
+        return self.time_limit, Outcome.time_limit
 
     @abstractmethod
     def signal(
@@ -167,10 +188,6 @@ class AbstractTarget(eqx.Module):
 
 
 class _LossBelow(AbstractTarget):
-    kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
-    levels: Float[ArrayLike, " k"]
-    time_limit: Float[ArrayLike, ""]
-
     def signal(
         self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
     ) -> Float[Array, " k"]:
@@ -205,10 +222,7 @@ class _LossBelow(AbstractTarget):
 
 
 class _MarginAbove(AbstractTarget):
-    kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
     absolute_below: ClassVar[float] = 1.0  # nat
-    levels: Float[ArrayLike, " k"]
-    time_limit: Float[ArrayLike, ""]
     of: Literal["mean", "min"] = eqx.field(static=True)
 
     def signal(
@@ -236,10 +250,6 @@ class _MarginAbove(AbstractTarget):
 
 
 class _SpeedBelow(AbstractTarget):
-    kind: ClassVar[Literal["level", "time", "boundary"]] = "level"
-    levels: Float[ArrayLike, " k"]
-    time_limit: Float[ArrayLike, ""]
-
     def signal(
         self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
     ) -> Float[Array, " k"]:
@@ -257,9 +267,13 @@ class _SpeedBelow(AbstractTarget):
 
 
 class _AtTime(AbstractTarget):
-    kind: ClassVar[Literal["level", "time", "boundary"]] = "time"
-    levels: Float[ArrayLike, " k"]
-    time_limit: Float[ArrayLike, ""]
+    @property
+    def moments(self) -> Float[ArrayLike, " k"] | None:
+        return self.levels
+
+    @property
+    def deadline(self) -> tuple[Float[ArrayLike, ""], Outcome]:
+        return self.levels[-1], Outcome.reached  # type: ignore[index]
 
     def signal(
         self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
@@ -272,9 +286,7 @@ class _AtTime(AbstractTarget):
 
 
 class _Boundary(AbstractTarget):
-    kind: ClassVar[Literal["level", "time", "boundary"]] = "boundary"
-    levels: Float[ArrayLike, " k"]
-    time_limit: Float[ArrayLike, ""]
+    by_absorption: ClassVar[bool] = True
 
     def signal(
         self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]

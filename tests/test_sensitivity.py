@@ -110,7 +110,7 @@ def test_lanes_left_behind_by_their_block_keep_their_derivatives(monkeypatch):
     later, before = [], sensitivities._PASSES
 
     def noted(*arguments):
-        later.append(arguments[0][0].clock)
+        later.append(arguments[0][0].clock.name)
         return before.later(*arguments)
 
     monkeypatch.setattr(sensitivities, "_PASSES", before._replace(later=noted, enough_blocks=1))

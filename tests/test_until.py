@@ -108,19 +108,34 @@ def test_the_first_clock_is_the_one_that_suits_the_target(target, flow, clocks):
     assert target.clocks(flow) == clocks
 
 
-@pytest.mark.parametrize(
-    ("target", "kind"),
-    [
-        (until.loss_below(1.0), "level"),
-        (until.margin_above(1.0), "level"),
-        (until.speed_below(1.0), "level"),
-        (until.time(1.0), "time"),
-        (until.boundary(), "boundary"),
-    ],
-)
-def test_every_target_says_of_what_kind_it_is_and_never_gives_up_unasked(target, kind):
-    assert target.kind == kind
-    assert target.time_limit == np.inf
+@pytest.mark.parametrize("target", [until.loss_below, until.margin_above, until.speed_below])
+def test_a_level_is_met_on_the_way_down_and_never_given_up_unasked(target):
+    made = target(1.0)
+    assert made.of_state and made.moments is None
+    assert made.deadline == (np.inf, until.Outcome.time_limit)
+
+
+def test_a_time_and_the_boundary_are_no_levels_of_a_state():
+    assert not until.time(1.5).of_state and not until.boundary().of_state
+    assert until.time(1.5).moments == [1.5]
+    assert until.time(1.5).deadline == (1.5, until.Outcome.reached)
+    assert until.boundary().by_absorption
+
+
+class Within(until.AbstractTarget):
+    """A distance from the origin."""
+
+    def signal(self, flow: fl.Flow, state: Array, at: Array) -> Array:
+        return jnp.sqrt(jnp.sum(state**2)) - jnp.asarray(self.levels, state.dtype)
+
+    def clocks(self, flow: fl.Flow) -> tuple[until.Clock, ...]:
+        return ("arc_length", "time")
+
+
+def test_a_target_of_ones_own_is_one_class():
+    target = Within(np.asarray([2.0, 1.0]), np.asarray(np.inf))
+    line = fl.flow_line(BOWL, np.asarray([3.0, 4.0]), until=target)
+    np.testing.assert_allclose(line.level_times, np.log([5 / 2, 5 / 1]), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

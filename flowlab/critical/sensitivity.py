@@ -208,8 +208,8 @@ def sensitivity(
         method = make_method(solver, rtol=rtol)
         _check_square(problem.flow, array, of)
         found = _solved(problem, method, array, block_size, devices, max_steps, optimise)
-        if until.kind == "time":
-            _at_rest(problem, array, float(np.asarray(until.levels)[-1]), found)
+        if until.moments is not None:
+            _at_rest(problem, array, float(np.asarray(until.moments)[-1]), found)
         if of != "state":
             _in_space(problem, array, of, found)
     return Sensitivity(array, of, *(found[name] for name in _SOLVED))

@@ -19,10 +19,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from flowlab._arrays import like
 from flowlab.measures import NODES, Nodes
+from flowlab.solve.clocks import ARC_LENGTH, AbstractLevelClock, Hand
 from flowlab.solve.crossings import first_crossing, followed, interpolated
 from flowlab.solve.events import apply_clock_event, apply_event
-from flowlab.solve.field import margin, motion
+from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
 from flowlab.solve.rest import rested
@@ -35,10 +37,8 @@ _EVICT_BELOW = 1e-5
 """Part of the first step under which the lanes that want a smaller one leave the block."""
 _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
-_AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
 _ROUNDINGS = 4.0  # of a coordinate, that an error must exceed to count in a signal
 _PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
-_FIRST_STEP = {"time": 0.02, "loss": 0.05, "margin": 0.05, "arc_length": 0.01}
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
@@ -72,7 +72,7 @@ class _Loop(eqx.Module):
 
 def safe_problem(problem: Problem) -> Problem:
     """The same problem under the clock that is regular everywhere."""
-    return dataclasses.replace(problem, clock="arc_length", logarithmic=False)
+    return dataclasses.replace(problem, clock=ARC_LENGTH)
 
 
 def resume(problem: Problem, lanes: Lanes) -> Lanes:
@@ -132,7 +132,7 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
         pressure = None if larger.pressure is None else coarse * larger.time + tiny
         allowed = Point.of(allowed, rest.time, rest.integrals, pressure)
         shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
-        if problem.target.kind == "level" and problem.clock != "margin":
+        if problem.target.of_state and not problem.clock.linear:
             shares.append(_signal_error(problem, lane, after, error))
         largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
         sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
@@ -193,7 +193,7 @@ def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int
 def _first_step(problem: Problem, method: Method) -> Float[Array, ""]:
     if method.constant_step is not None:
         return method.constant_step
-    return jnp.asarray(_FIRST_STEP[problem.clock], problem.rtol.dtype)
+    return jnp.asarray(problem.clock.first_step, problem.rtol.dtype)
 
 
 def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -> _Loop:
@@ -272,39 +272,28 @@ def _order(problem: Problem, method: Method) -> float:
 
 def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> Lanes:
     """Lanes that end on a level or a time within the step take the part that leads there."""
-    if problem.clock == "arc_length":
-        fraction = jnp.ones_like(lanes.progress)
-    else:
+    if problem.ends_by_clock:
         goal = lanewise(lambda lane: _goal(problem, lane))(lanes)
         fraction = jnp.clip((goal - lanes.progress) / step, 0, 1)
+    else:
+        fraction = jnp.ones_like(lanes.progress)
     fraction = jnp.where(lanes.active, fraction, 0)
     return eqx.tree_at(lambda x: x.fraction, lanes, fraction)
 
 
 def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
     """The value of the clock at which a lane's next level or time to save at lies."""
-    level = jnp.asarray(problem.target.levels, lane.progress.dtype)[lane.level]
-    if problem.ends_on_level and problem.levels == 1:
-        goal = jnp.ones_like(lane.progress)
-    elif problem.clock == "margin":
-        margins = problem.target.margins(problem.flow)
-        assert margins is not None
-        way = jnp.asarray(margins, lane.progress.dtype)[lane.level] - lane.start_value
-        goal = jnp.where(lane.level == problem.levels - 1, 1, way / lane.span)
-    elif problem.clock == "loss":
-        way = jnp.log(lane.start_value / level) if problem.logarithmic else lane.start_value - level
-        goal = jnp.where(lane.level == problem.levels - 1, 1, way / lane.span)
-    else:
-        goal = (
-            level / lane.span
-            if problem.target.kind == "time"
-            else jnp.full_like(lane.progress, jnp.inf)
-        )
-        if problem.save_at.size:
-            save = problem.save_at[jnp.minimum(lane.next_save, problem.save_at.size - 1)]
-            left = lane.next_save < problem.save_at.size
-            goal = jnp.minimum(goal, jnp.where(left, save / lane.span, jnp.inf))
+    clock = problem.clock
+    goal = clock.goal(_hand(lane), clock.levels(problem.flow, problem.target), lane.level)
+    if clock.keeps_time and problem.save_at.size:
+        save = problem.save_at[jnp.minimum(lane.next_save, problem.save_at.size - 1)]
+        left = lane.next_save < problem.save_at.size
+        goal = jnp.minimum(goal, jnp.where(left, save / lane.span, jnp.inf))
     return goal
+
+
+def _hand(lane: Lanes) -> Hand:
+    return Hand(lane.start_value, lane.span, lane.progress)
 
 
 def _arrived(
@@ -333,13 +322,13 @@ def _arrived(
         lanes, point=place, progress=progress, steps=lanes.steps + 1, folds=folds
     )
     moved = apply_event(problem, moved, fired)
-    if problem.clock != "arc_length":
+    if problem.ends_by_clock:
         goals = lanewise(lambda lane: _goal(problem, lane))(lanes)
         due = (end == 1) & (progress >= goals * (1 - 4 * jnp.finfo(progress.dtype).eps))
-        if problem.ends_on_level:
-            moved, due = _checked_at_level(problem, moved, due, lanes.progress)
+        if isinstance(problem.clock, AbstractLevelClock):
+            moved, due = _checked_at_level(problem, problem.clock, moved, due, lanes.progress)
         moved = lanewise(lambda lane, here: apply_clock_event(problem, lane, here))(moved, due)
-    if not problem.ends_on_level and problem.target.kind != "time":
+    if not problem.ends_on_level and problem.target.moments is None:
         moved = rested(problem, moved)
     moved = select(active, moved, lanes)
     jumped = jnp.any(active & ((fired >= 0) | (end < 1)))
@@ -351,7 +340,11 @@ def _arrived(
 
 
 def _checked_at_level(
-    problem: Problem, lanes: Lanes, due: Bool[Array, " n"], earlier: Float[Array, " n"]
+    problem: Problem,
+    clock: AbstractLevelClock,
+    lanes: Lanes,
+    due: Bool[Array, " n"],
+    earlier: Float[Array, " n"],
 ) -> tuple[Lanes, Bool[Array, " n"]]:
     """Lanes whose clock says that they are at a level, and which of them are.
 
@@ -362,7 +355,7 @@ def _checked_at_level(
     """
 
     def look(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
-        return lanewise(lambda lane: _at_level(problem, lane))(lanes)
+        return lanewise(lambda lane: _at_level(problem, clock, lane))(lanes)
 
     def trust(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
         return lanes.progress, lanes.evicted, lanes.evicted
@@ -384,38 +377,27 @@ def _past_level(problem: Problem, lanes: Lanes, asked: Bool[Array, " n"]) -> Boo
 
     From there none would come to it under another clock.
     """
-    if not problem.ends_on_level:
+    clock = problem.clock
+    if not isinstance(clock, AbstractLevelClock):
         return jnp.zeros_like(asked)
 
     def look(lanes: Lanes) -> Bool[Array, " n"]:
-        return ~lanewise(lambda lane: _at_level(problem, lane))(lanes)[2]
+        return ~lanewise(lambda lane: _at_level(problem, clock, lane))(lanes)[2]
 
     frozen = lax.stop_gradient(lanes)
     return lax.cond(jnp.any(asked), look, lambda lanes: jnp.zeros_like(asked), frozen)
 
 
 def _at_level(
-    problem: Problem, lane: Lanes
+    problem: Problem, clock: AbstractLevelClock, lane: Lanes
 ) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
     """The progress that a lane has really made, and whether it is at its level, or before it."""
     state = problem.flow.domain.state(lane.point.coordinates)
-    if problem.clock == "margin":
-        levels, value = problem.target.margins(problem.flow), margin(problem, state)
-        assert levels is not None
-    else:
-        levels, value = problem.target.levels, problem.flow.potential(state)
-    level = jnp.asarray(levels, value.dtype)[lane.level]
-    rising = -1 if problem.clock == "loss" else 1
-    left = rising * (level - value)
-    if problem.logarithmic:
-        progress = jnp.log(lane.start_value / value) / lane.span
-    else:
-        progress = rising * (value - lane.start_value) / lane.span
-    # A logarithmic clock takes no difference of losses that would lose digits.
-    whole = jnp.abs(level) + (0 if problem.logarithmic else jnp.abs(lane.start_value))
-    size = jnp.maximum(jnp.abs(level), problem.target.absolute_below)
-    allowed = _AT_LEVEL * problem.rtol * size + 64 * jnp.finfo(level.dtype).eps * whole
-    return progress, jnp.abs(left) <= allowed, left > allowed
+    reading = clock.reading(problem.flow, state, problem.flow.potential(state))
+    levels = clock.levels(problem.flow, problem.target)
+    assert levels is not None
+    level = like(levels, reading)[lane.level]
+    return clock.arrival(_hand(lane), reading, level, problem.rtol)
 
 
 def _folded(
@@ -454,7 +436,7 @@ def _evict_limiting_lanes(
 ) -> tuple[Lanes, Float[Array, ""], Bool[Array, ""]]:
     """A block without the lanes that would make its next step too small beside the first one."""
     step, first = steps
-    last_resort = problem.alone or problem.clock == "arc_length"
+    last_resort = problem.alone or problem.clock.regular
     smallest = _GIVE_UP_BELOW if last_resort else _EVICT_BELOW
     limiting = limiting & lanes.active & (step < smallest * first)
     if last_resort:

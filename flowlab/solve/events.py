@@ -63,7 +63,7 @@ def _ended(lane: Lanes, here: Bool[Array, ""], outcome: Outcome) -> Lanes:
 
 def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     """Every level that is due now counts as met at once."""
-    if problem.clock == "time" and problem.target.kind == "time":
+    if problem.clock.keeps_time and problem.target.moments is not None:
         last = jnp.asarray(problem.target.levels, lane.point.time.dtype)[lane.level]
         here = here & (_time_by_clock(problem, lane) >= last * (1 - 16 * jnp.finfo(last.dtype).eps))
     met = here & (jnp.arange(problem.levels, dtype=jnp.int32) == lane.level)
@@ -75,7 +75,7 @@ def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
 
 
 def _time_by_clock(problem: Problem, lane: Lanes) -> Float[Array, ""]:
-    return lane.progress * lane.span if problem.clock == "time" else lane.point.time
+    return lane.progress * lane.span if problem.clock.keeps_time else lane.point.time
 
 
 def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:

@@ -132,7 +132,7 @@ def exit_at_level(target: AbstractTarget) -> AbstractExit:
     Raises:
         ValueError: If the target is of another kind, or has several levels.
     """
-    if target.kind != "level" or np.shape(target.levels) != (1,):
+    if not target.of_state or np.shape(target.levels) != (1,):
         raise ValueError(
             "Argument `until` must be a time, a single level or an exit for a flow with noise, "
             f"but is {target!r}."

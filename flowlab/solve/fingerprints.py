@@ -155,8 +155,7 @@ def observed(problem: Any, state: PyTree[Array]) -> tuple[Any, ...]:
     seen: list[Any] = [motion_of(flow, state)]
     if not _is_known(target):
         seen.append(target.signal(flow, state, _zero(state)))
-    if problem.clock == "margin":
-        seen.append(target.margins(flow))
+    seen += problem.clock.watched(flow, target)
     seen += [_measured(one, flow, state) for one in problem.measures if not _is_known(one)]
     return tuple(seen)
 

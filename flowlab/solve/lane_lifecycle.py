@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from flowlab._arrays import all_finite
 from flowlab.domains import AbstractDomain
 from flowlab.measures import Ends
-from flowlab.solve.field import margin, motion
+from flowlab.solve.field import motion
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
 from flowlab.solve.rest import is_stationary
 from flowlab.solve.signals import absorbs, absorption_tail, signals
@@ -60,7 +60,8 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         (is_stationary(velocity), Outcome.at_wall),
     )
     atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
-    began = margin(problem, state) if problem.clock == "margin" else value
+    began = problem.clock.reading(flow, state, value)
+    levels = problem.clock.levels(flow, problem.target)
     lane = Lanes(
         point=_first_point(problem, coordinates, state, free),
         progress=zero,
@@ -79,7 +80,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         signals=zero,
         start=coordinates,
         start_value=began,
-        span=_span(problem, began),
+        span=problem.clock.span(levels, began),
         atol=None if atol is None else jnp.asarray(atol, zero.dtype),
     )
     return eqx.tree_at(lambda lane: lane.signals, lane, signals(problem, lane, lane.point))
@@ -151,41 +152,23 @@ def _turning_to(
     return (jnp.abs(normals @ now) <= nothing) & (normals @ change > 0)
 
 
-def _span(problem: Problem, value: Float[Array, ""]) -> Float[Array, ""]:
-    """Length of a lane's way in the clock: 1 where the clock has a unit of its own."""
-    last = jnp.asarray(problem.target.levels, value.dtype)[-1]
-    if problem.clock == "margin":
-        margins = problem.target.margins(problem.flow)
-        assert margins is not None
-        span = jnp.asarray(margins, value.dtype)[-1] - value
-        return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
-    if problem.clock == "loss":
-        span = jnp.log(value / last) if problem.logarithmic else value - last
-        return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
-    if problem.clock == "time" and problem.target.kind == "time":
-        return last
-    return jnp.ones_like(value)
-
-
 def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
     domain = problem.flow.domain
     outcome, end_time, arrived = _settlement(problem, lane)
     unfit = (lane.outcome == Outcome.outside_domain) | (lane.outcome == Outcome.non_finite)
     started = ~unfit | (lane.steps > 0)
     reached = outcome == Outcome.reached
-    level_times = lane.level_times
-    if problem.target.kind != "level":
-        level_times = jnp.where(reached, end_time, jnp.nan)[None]
     last = domain.state(lane.point.coordinates)
     end = _settled(lane, last, arrived)
     results = _measured(problem, lane, end, end_time)
     nan = jnp.asarray(jnp.nan, end_time.dtype)
+    time = jnp.where(reached, end_time, nan)
     end, results = jax.tree.map(lambda x: jnp.where(started, x, nan), (end, results))
     return {
         "outcome": outcome,
-        "time": jnp.where(reached, end_time, nan),
+        "time": time,
         "end_time": jnp.where(started, end_time, nan),
-        "level_times": level_times,
+        "level_times": jnp.concatenate([lane.level_times[:-1], time[None]]),
         "end": end,
         "saved": jax.vmap(domain.state)(lane.saved) if problem.save_at.size else None,
         "measures": results,
@@ -220,14 +203,13 @@ def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
         return lane.outcome, lane.point.time, jnp.zeros((), bool)
     tail = absorption_tail(problem, lane)
     arrived = lane.absorbed & jnp.isfinite(tail)
-    code = jnp.int32(Outcome.reached if target.kind == "boundary" else Outcome.at_wall)
+    code = jnp.int32(Outcome.reached if target.by_absorption else Outcome.at_wall)
     outcome = jnp.where(arrived, code, jnp.int32(Outcome.at_critical_point))
     outcome = jnp.where(lane.absorbed, outcome, lane.outcome)
     end_time = lane.point.time + jnp.where(arrived, tail, 0)
-    if target.kind == "time" or problem.timed:
-        levels, limit = (jnp.asarray(x, end_time.dtype) for x in (target.levels, target.time_limit))
-        limit = levels[-1] if target.kind == "time" else limit
-        first = Outcome.reached if target.kind == "time" else Outcome.time_limit
+    if target.moments is not None or problem.timed:
+        limit, first = target.deadline
+        limit = jnp.asarray(limit, end_time.dtype)
         earlier = lane.absorbed & (lane.point.time + tail > limit)
         arrived = arrived & ~earlier
         outcome = jnp.where(earlier, jnp.int32(first), outcome)

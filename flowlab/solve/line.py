@@ -157,7 +157,7 @@ def flow_line(
         event were compared at an rtol of 1e-11: they are right to 1e-6, and to 6e-6 where a wall is
         met and left again.
     """
-    clock = _clock_of_line(until, clock, reverse)
+    _check_reverse(until, reverse)
     traced = _is_traced(start) or _is_traced(flow)
     start, dtype = check_states("start", start, flow, batched=False)
     with jax.enable_x64(dtype == np.float64):
@@ -187,14 +187,13 @@ def flow_line(
     return _trimmed(_fit(line, start))
 
 
-def _clock_of_line(until: AbstractTarget, clock: Clock | None, reverse: bool) -> Clock | None:
+def _check_reverse(until: AbstractTarget, reverse: bool) -> None:
     check_target(until)
-    if reverse and until.kind == "level":
+    if reverse and until.of_state:
         raise ValueError(
             "Argument `reverse` must be False for a target that lies down the flow, but is True; "
             "use until.time or until.boundary."
         )
-    return "arc_length" if clock is None and until.kind == "level" else clock
 
 
 def _affordable_steps(method: Method, start: PyTree[Any]) -> int:

@@ -452,10 +452,11 @@ def _block_size(dimension: int) -> int:
 
 def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, float, Outcome]:
     """The set to leave, if any, the time at which a path ends at last, and its outcome then."""
-    if isinstance(until, AbstractTarget) and until.kind == "time":
-        return None, float(np.asarray(until.levels)[-1]), Outcome.reached
     left = until
     if isinstance(until, AbstractTarget):
+        if until.moments is not None:
+            last, outcome = until.deadline
+            return None, float(np.asarray(last)), outcome
         until.check(flow)
         left = exit_at_level(until)
     if not isinstance(left, AbstractExit):

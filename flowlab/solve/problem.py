@@ -22,6 +22,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 from flowlab._checks import floating, integer, real
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
+from flowlab.solve.clocks import AbstractClock, AbstractLevelClock, clock_named
 from flowlab.solve.fingerprints import fingerprint, observed
 from flowlab.solve.functions import check_functions
 from flowlab.solve.rows import lanewise
@@ -180,8 +181,7 @@ class Problem(eqx.Module):
     save_at: Float[Array, " s"]
     rtol: Float[Array, ""]
     atol: Float[Array, ""] | None
-    clock: Clock = eqx.field(static=True)
-    logarithmic: bool = eqx.field(static=True)
+    clock: AbstractClock
     timed: bool = eqx.field(static=True)
     reverse: bool = eqx.field(static=True)
     alone: bool = eqx.field(static=True)
@@ -191,15 +191,18 @@ class Problem(eqx.Module):
     @property
     def ends_on_level(self) -> bool:
         """Whether the clock itself ends on the levels of the target."""
-        return self.clock in ("loss", "margin")
+        return isinstance(self.clock, AbstractLevelClock)
+
+    @property
+    def ends_by_clock(self) -> bool:
+        """Whether the clock itself ends on anything: levels of the target, or times to save at."""
+        return self.ends_on_level or self.clock.keeps_time
 
     @property
     def eventful(self) -> bool:
         """Whether something can happen to a lane within a step, where its field may change."""
-        limited = self.timed or (self.save_at.size > 0 and self.clock != "time")
-        located = self.clock == "arc_length" or (
-            self.clock == "time" and self.target.kind != "time"
-        )
+        limited = self.timed or (self.save_at.size > 0 and not self.clock.keeps_time)
+        located = not self.clock.ends_on(self.target)
         domain = self.flow.domain
         walled = len(domain.walls()[0]) > 0 or (domain.absorbing and not self.ends_on_level)
         return limited or located or walled
@@ -234,7 +237,8 @@ def make_problem(
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
             time to save at is not positive and increasing, or a measure has no meaning here.
     """
-    clock = _checked_clock(clock, flow, until, save_at, reverse)
+    whole = alone or save_at is not None
+    kind = _checked_clock(clock, flow, until, reverse=reverse, whole=whole)
     until.check(flow)
     rtol = default_rtol(dtype) if rtol is None else rtol
     _check_tolerances(rtol, atol, dtype)
@@ -246,8 +250,7 @@ def make_problem(
         save_at=on_device(_checked_times(save_at), dtype),
         rtol=on_device(rtol, dtype),
         atol=None if atol is None else on_device(atol, dtype),
-        clock=clock,
-        logarithmic=bool(clock == "loss" and np.min(until.levels) > 0),
+        clock=kind.towards(until),
         timed=bool(np.isfinite(until.time_limit)),
         reverse=reverse,
         alone=alone,
@@ -311,20 +314,21 @@ def _checked_clock(
     clock: Clock | None,
     flow: AbstractFlow,
     until: AbstractTarget,
-    save_at: Any,
+    *,
     reverse: bool,
-) -> Clock:
+    whole: bool,
+) -> type[AbstractClock]:
+    """The clock asked for, or the target's own: of all on the way, where the whole way matters."""
     check_target(until)
     possible = until.clocks(flow)
-    if reverse:
-        possible: tuple[Clock, ...] = tuple(n for n in possible if n not in ("loss", "margin"))
+    others = tuple(n for n in possible if not issubclass(clock_named(n), AbstractLevelClock))
+    possible = others if reverse else possible
     if clock is None:
-        ends_on_level = possible[0] in ("loss", "margin")
-        return "arc_length" if save_at is not None and ends_on_level else possible[0]
+        return clock_named((others if whole else possible)[0])
     if clock not in possible:
         listed = ", ".join(f'"{name}"' for name in possible)
         raise ValueError(f"Argument `clock` must be one of {listed} here, but is {clock!r}.")
-    return clock
+    return clock_named(clock)
 
 
 def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:

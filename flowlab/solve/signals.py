@@ -96,20 +96,15 @@ def kinds(problem: Problem) -> list[str]:
     return kinds + (["limit"] if problem.timed else [])
 
 
-def _is_boundary(problem: Problem) -> bool:
-    return problem.target.kind == "boundary"
-
-
 def locates_levels(problem: Problem) -> bool:
     """Whether levels are found by a signal; they are the ends of the clock otherwise."""
-    if _is_boundary(problem) or problem.ends_on_level:
-        return False
-    return problem.clock == "arc_length" or problem.target.kind != "time"
+    target = problem.target
+    return not target.by_absorption and not problem.clock.ends_on(target)
 
 
 def locates_saves(problem: Problem) -> bool:
     """Whether times to save at are found by a signal."""
-    return problem.save_at.size > 0 and problem.clock != "time"
+    return problem.save_at.size > 0 and not problem.clock.keeps_time
 
 
 def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
@@ -129,7 +124,7 @@ def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[A
 def _above_the_boundary(problem: Problem, lane: Lanes, point: Point) -> Float[Array, ""]:
     number = jnp.finfo(point.time.dtype)
     decades = _DEEP_DECADES[number.dtype.itemsize]
-    if _is_boundary(problem):
+    if problem.target.by_absorption:
         decades = _BOUNDARY_DECADES
     floor = lane.start - decades * jnp.log(jnp.asarray(10.0, point.time.dtype))
     lowest = 0.9 * jnp.log(number.tiny)

@@ -138,7 +138,7 @@ def _told(problem: Problem, results: dict[str, Any], after: TangentLanes) -> dic
 
     There is none where a line is absorbed before a fixed time, or all but so.
     """
-    absorbed = after.lanes.absorbed & (problem.target.kind != "boundary")
+    absorbed = after.lanes.absorbed & (not problem.target.by_absorption)
     reached = results["outcome"] == Outcome.reached
     return {**results, "defined": reached & ~absorbed & after.agreed}
 

@@ -1,0 +1,271 @@
+"""Clocks: independent variables of an integration, by which a lane goes from its start to its goal.
+
+A clock runs from 0 at the start. Where it ends on the levels of a target it has a reading at each
+state, the loss or the margin, and the way between two readings is its unit: it is 1 at the last
+level. The names are those of `flowlab.until.Clock`, which says what each is good for.
+
+k: levels of the target.
+"""
+
+from abc import abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+
+from flowlab._arrays import like
+from flowlab.flow import AbstractFlow, inner, largest
+from flowlab.until import AbstractTarget, Clock
+
+__all__ = ["ARC_LENGTH", "AbstractClock", "AbstractLevelClock", "Hand", "Moving", "clock_named"]
+
+Number = Float[Array, ""]
+Levels = Float[ArrayLike, " k"]
+Rates = tuple[Number, PyTree[Array]]
+
+_AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
+
+
+class Hand(NamedTuple):
+    """Where the clock of a lane stands: its reading at the start, its span, the progress made."""
+
+    began: Number
+    span: Number
+    progress: Number
+
+
+class Moving(NamedTuple):
+    """A state, the gradient there, the velocity along the walls, and that of the coordinates."""
+
+    state: PyTree[Array]
+    gradient: PyTree[Array]
+    velocity: PyTree[Array]
+    push: PyTree[Array]
+
+
+class AbstractClock(eqx.Module):
+    """An independent variable.
+
+    Attributes:
+        name: What users call it.
+        first_step: The first step that is tried.
+        keeps_time: Whether it is flow time in another unit, and so ends on times to save at.
+        regular: Whether it is regular everywhere, so that there is no other to fall back upon.
+        linear: Whether it reads what is linear in the coordinates of a plane, where no error of
+            theirs grows, and what a target looks at follows from it.
+    """
+
+    name: ClassVar[Clock]
+    first_step: ClassVar[float]
+    keeps_time: ClassVar[bool] = False
+    regular: ClassVar[bool] = False
+    linear: ClassVar[bool] = False
+
+    @classmethod
+    def towards(cls, target: AbstractTarget) -> "AbstractClock":
+        """The clock for the way to a target."""
+        del target
+        return cls()
+
+    def ends_on(self, target: AbstractTarget) -> bool:
+        """Whether the clock itself ends on the levels of a target."""
+        del target
+        return False
+
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
+        """The readings at which the levels of a target are met; None where it ends on none."""
+        del flow, target
+        return None
+
+    def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
+        """What the clock reads at a state, where the potential has a given value."""
+        del flow, state
+        return jnp.zeros_like(potential)
+
+    def way(self, first: Number, last: Number) -> Number:
+        """The way between two readings."""
+        return last - first
+
+    @abstractmethod
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
+        """Flow time, and the change of the coordinates, per unit of the clock."""
+
+    def span(self, levels: Levels | None, began: Number) -> Number:
+        """Length of the way to the last level: 1 where the clock has a unit of its own."""
+        if levels is None:
+            return jnp.ones_like(began)
+        span = self.way(began, like(levels, began)[-1])
+        return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
+
+    def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
+        """What the clock says at the level of an index; infinite where it ends on none."""
+        if levels is None:
+            return jnp.full_like(hand.progress, jnp.inf)
+        last = np.shape(levels)[0] - 1
+        if last == 0:
+            return jnp.ones_like(hand.progress)
+        way = self.way(hand.began, like(levels, hand.progress)[index])
+        return jnp.where(index == last, 1, way / hand.span)
+
+    def watched(self, flow: AbstractFlow, target: AbstractTarget) -> tuple[Any, ...]:
+        """All that the clock asks of a flow beside its field and the signals of the target."""
+        del flow, target
+        return ()
+
+
+class AbstractLevelClock(AbstractClock):
+    """A clock that follows what the flow lowers, or raises, and ends on the levels of its target.
+
+    It is right as far as the solver resolves its rate: what it says is compared with its reading.
+    """
+
+    def ends_on(self, target: AbstractTarget) -> bool:
+        del target
+        return True
+
+    def arrival(
+        self, hand: Hand, reading: Number, level: Number, rtol: Number
+    ) -> tuple[Number, Bool[Array, ""], Bool[Array, ""]]:
+        """The progress really made at a reading, whether that is at a level, whether before it."""
+        ahead, slack = self.ahead(reading, level), self.slack(level, hand.began, rtol)
+        return self.way(hand.began, reading) / hand.span, jnp.abs(ahead) <= slack, ahead > slack
+
+    @abstractmethod
+    def ahead(self, reading: Number, level: Number) -> Number:
+        """How far a level is ahead of a reading, in its own unit; negative past it."""
+
+    @abstractmethod
+    def slack(self, level: Number, began: Number, rtol: Number) -> Number:
+        """How far from a level counts as at it."""
+
+
+class _Time(AbstractClock):
+    name: ClassVar[Clock] = "time"
+    first_step: ClassVar[float] = 0.02
+    keeps_time: ClassVar[bool] = True
+
+    def ends_on(self, target: AbstractTarget) -> bool:
+        return target.moments is not None
+
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
+        del flow
+        return target.moments
+
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
+        del flow
+        return _at_pace(hand.span, at)
+
+
+class _ArcLength(AbstractClock):
+    name: ClassVar[Clock] = "arc_length"
+    first_step: ClassVar[float] = 0.01
+    regular: ClassVar[bool] = True
+
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
+        """By the length of the graph over time, without overflow."""
+        del flow, hand
+        scale = 1 / jnp.maximum(1, largest(at.push))
+        small = _times(at.push, scale)
+        length = jnp.sqrt(scale**2 + inner(small, small))
+        return scale / length, _times(small, 1 / length)
+
+
+class _Loss(AbstractLevelClock):
+    """The loss; logarithmic where all levels are positive."""
+
+    name: ClassVar[Clock] = "loss"
+    first_step: ClassVar[float] = 0.05
+    logarithmic: bool = eqx.field(static=True)
+
+    @classmethod
+    def towards(cls, target: AbstractTarget) -> "AbstractClock":
+        return cls(logarithmic=bool(np.min(target.levels) > 0))
+
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
+        del flow
+        return target.levels
+
+    def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
+        del flow, state
+        return potential
+
+    def way(self, first: Number, last: Number) -> Number:
+        return jnp.log(first / last) if self.logarithmic else first - last
+
+    def ahead(self, reading: Number, level: Number) -> Number:
+        return reading - level
+
+    def slack(self, level: Number, began: Number, rtol: Number) -> Number:
+        # A logarithmic clock takes no difference of losses that would lose digits.
+        size = jnp.abs(level)
+        return _slack(size, size if self.logarithmic else size + jnp.abs(began), rtol)
+
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
+        del flow
+        if not self.logarithmic:
+            return _at_pace(-hand.span / inner(at.gradient, at.velocity), at)
+        # Relative to the loss at the start, no product leaves the range of numbers.
+        falls = -inner(jax.tree.map(lambda leaf: leaf / hand.began, at.gradient), at.velocity)
+        return _at_pace(hand.span * jnp.exp(-hand.span * hand.progress) / falls, at)
+
+
+class _Margin(AbstractLevelClock):
+    name: ClassVar[Clock] = "margin"
+    first_step: ClassVar[float] = 0.05
+    linear: ClassVar[bool] = True
+
+    def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
+        return target.margins(flow)
+
+    def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
+        del potential
+        return _margin(flow, state)
+
+    def ahead(self, reading: Number, level: Number) -> Number:
+        return level - reading
+
+    def slack(self, level: Number, began: Number, rtol: Number) -> Number:
+        # Losses are met to a relative tolerance, margins to an absolute one below a nat.
+        return _slack(jnp.maximum(jnp.abs(level), 1), jnp.abs(level) + jnp.abs(began), rtol)
+
+    def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
+        """NaN where the margin does not go towards its goal."""
+        _, rate = jax.jvp(lambda y: _margin(flow, y), (at.state,), (at.velocity,))
+        pace = hand.span / rate
+        return _at_pace(jnp.where(pace > 0, pace, jnp.nan), at)
+
+    def watched(self, flow: AbstractFlow, target: AbstractTarget) -> tuple[Any, ...]:
+        return (target.margins(flow),)
+
+
+ARC_LENGTH = _ArcLength()
+"""The clock that is regular everywhere."""
+_CLOCKS: dict[str, type[AbstractClock]] = {
+    kind.name: kind for kind in (_Time, _ArcLength, _Loss, _Margin)
+}
+
+
+def clock_named(name: str) -> type[AbstractClock]:
+    """The clock with a name of `flowlab.until.Clock`."""
+    return _CLOCKS[name]
+
+
+def _margin(flow: AbstractFlow, state: PyTree[Array]) -> Number:
+    """The margin of the one pair of a preference flow."""
+    return flow.pairs(state).margin  # type: ignore[attr-defined]
+
+
+def _at_pace(pace: Number, at: Moving) -> Rates:
+    return pace, _times(at.push, pace)
+
+
+def _times(tree: PyTree[Array], factor: Number) -> PyTree[Array]:
+    return jax.tree.map(lambda leaf: factor * leaf, tree)
+
+
+def _slack(size: Number, whole: Number, rtol: Number) -> Number:
+    """The tolerance at a level of some size, and the rounding of the whole that it ends."""
+    return _AT_LEVEL * rtol * size + 64 * jnp.finfo(size.dtype).eps * whole

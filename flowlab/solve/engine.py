@@ -141,9 +141,7 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
     return lanewise(of_lane)(*lax.stop_gradient((lanes, after, error)))
 
 
-def _signal_error(
-    problem: Problem, lane: Lanes, after: Point, error: Point
-) -> Float[Array, ""]:
+def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
     """The error that a step makes in the signal of its target, over what is allowed.
 
     Across a stiff direction an error within the tolerance of the coordinates can be most of what is

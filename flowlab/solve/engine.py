@@ -145,7 +145,7 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
     """The error that a step makes in the signal of its target, over what is allowed.
 
     Across a stiff direction an error within the tolerance of the coordinates can be most of what is
-    left of a loss or a speed.
+    left of a loss or a speed. A level of zero has no size that it could be small beside.
     """
 
     def signal(coordinates: Float[Array, " d"]) -> Float[Array, ""]:
@@ -163,7 +163,8 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
     # Beyond a wall the potential need not be defined.
     change = jnp.where(jnp.isfinite(change), change, 0)
     size = jnp.maximum(jnp.abs(level) + jnp.abs(value), problem.target.absolute_below)
-    return change / (problem.rtol * size)
+    sizeless = (level == 0) & (problem.target.absolute_below == 0)
+    return jnp.where(sizeless, 0, change / jnp.where(sizeless, 1, problem.rtol * size))
 
 
 def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int | None) -> _Loop:

@@ -19,6 +19,7 @@ PACKAGE = ROOT / "flowlab"
 
 # A module imports only from those above it. A module that grew into a folder keeps its place.
 LAYOUT = (
+    "_lazy",
     "_checks",
     "_files",
     "_arrays",

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from scipy.special import fdtri, stdtrit
 
-from flowlab.plots.canvas import LOG_RATIOS, Span, finish, target_axes
-from flowlab.plots.paths import draw_line
+from flowlab.plots.canvas import LOG_RATIOS, Span, draw_line, finish, target_axes
 
 __all__ = ["training_run", "training_steps"]
 

@@ -19,7 +19,6 @@ from flowlab._options import (
 from flowlab.flow import AbstractFlow, Flow, preference_flow
 from flowlab.logs import Diagnosis, diagnose
 from flowlab.logs.series import read_named
-from flowlab.logs.slopes import without_reference
 from flowlab.losses import CATALOGUE, AbstractLoss
 from flowlab.losses.asked import has_beta, loss, loss_asked
 
@@ -140,21 +139,17 @@ def displaced(
 
 
 def diagnoses(
-    files: Sequence[Path], beta: float, name: str | None, texts: Sequence[str] | None
+    files: Sequence[Path], betas: Sequence[float], name: str | None, texts: Sequence[str] | None
 ) -> list[Diagnosis]:
     """What each of some training logs says, with a beta and the loss named, if it is."""
+    refuse_unless(len(betas) == 1, "beta", "must be given once, but is {}", list(betas))
+    (beta,) = betas
     refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
     refuse_unless(name is not None or not texts, "parameters", "has no effect without {loss}")
     known = None if name is None else _trained(name, beta, loss_parameters(texts))
     found = []
     for file in files:
         log = read_named(file, beta=beta, what=f"Argument {as_flag('files')}")
-        right = known is None or not log.reference_free or without_reference(known)
-        words = (
-            "must name a loss without a reference, such as orpo, cpo or simpo, for the rewards in "
-            "{} are β·log π, but is {!r}"
-        )
-        refuse_unless(right, "loss", words, file, name)
         found.append(diagnose(log, known, name=name))
     return found
 

@@ -68,6 +68,7 @@ def to_json(found: Diagnosis) -> dict[str, Any]:
     return {
         "file": log.path.name,
         "beta": log.beta,
+        "beta_given": log.beta if found.beta_given is None else found.beta_given,
         "loss": found.name,
         "loss_assumed": found.assumed,
         "reference_free": found.reference_free,
@@ -213,6 +214,7 @@ _TOLD = (
     "forecast",
     "back_test",
     "doubts",
+    "unlike",
 )
 
 

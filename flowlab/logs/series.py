@@ -20,7 +20,7 @@ gradient flow, so for any other optimiser compare the path and not the time.
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -126,6 +126,16 @@ class TrainingLog:
         """The run on the log-ratio plane: (u_w, u_l) of the rows that have both."""
         both = np.stack([self.u_chosen, self.u_rejected], axis=1)
         return both[np.all(np.isfinite(both), axis=1)]
+
+    def with_beta(self, beta: float) -> "TrainingLog":
+        """The log as it is with another β: its rewards are what stands in the file.
+
+        Args:
+            beta: β, positive.
+        """
+        names = ("u_chosen", "u_rejected", "margin")
+        scaled: dict[str, Any] = {n: getattr(self, n) * (self.beta / beta) for n in names}
+        return replace(self, beta=beta, **scaled)
 
     def plot(self, *, ax: Any = None) -> Any:
         """Draw the rows on the log-ratio plane, coloured by step; see `flowlab.plots.log_path`.

@@ -216,9 +216,7 @@ def diagnose(
     if known is not None and without_reference(known):
         log = _as_without_reference(log)
     step, time, points, held, evaluated = _values(log)
-    both = windows(step, time, points)
-    if not np.all(np.diff(both.time) > 0):  # no rates in the file, or of 0: the pace is per step
-        both = windows(step, step, points)
+    both = _windows_of_both(step, time, points)
     chosen = windows(step, time, points[:, :1])
     fallen = displacement(chosen)
     together = windows(step, time, np.concatenate([held, points], axis=1))
@@ -316,6 +314,18 @@ def _values(log: TrainingLog) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     ratios = np.stack([column(f"rewards/{side}") for side in sides], axis=1) / log.beta
     points = held if log.reference_free and np.all(np.isfinite(held)) else ratios
     return step, np.full_like(step, np.nan), points, held, True
+
+
+def _windows_of_both(
+    step: Float[np.ndarray, " row"],
+    time: Float[np.ndarray, " row"],
+    points: Float[np.ndarray, "row 2"],
+) -> Windows:
+    """Windows of the rows that have both sides, over a time that passes."""
+    found = windows(step, time, points)
+    if np.all(np.diff(found.time) > 0):
+        return found
+    return windows(step, step, points)  # no rates in the file, or of 0: the pace is per step
 
 
 def _moved(points: Float[np.ndarray, "row 2"]) -> bool:

@@ -461,45 +461,6 @@ def test_a_reference_free_loss_is_told_by_the_rewards_or_by_its_name(tmp_path):
     assert report.to_json(found)["loss"] is None
 
 
-def test_a_beta_that_does_not_fit_is_named_and_that_of_the_file_is_taken():
-    right, wrong = (logs.diagnose(logs.read(DATA / DISTINCT, beta=b)) for b in (0.1, 0.05))
-    assert any("fits β = 0.1 better than 0.05" in one for one in wrong.doubts)
-    assert (right.beta_given, wrong.beta_given, wrong.log.beta) == (None, 0.05, 0.1)
-    np.testing.assert_allclose(wrong.points, right.points, rtol=1e-12)
-    assert wrong.loss == right.loss  # whose β it is, too
-    told, wanted = report.to_json(wrong), report.to_json(right)
-    assert (told.pop("beta_given"), wanted.pop("beta_given")) == (0.05, 0.1)
-    assert (len(told.pop("doubts")), len(wanted.pop("doubts"))) == (1, 0)
-    assert told.keys() == wanted.keys()
-    assert told["margin"] == pytest.approx(wanted["margin"])
-    assert "read with β = 0.1, not with the 0.05 that was given" in report.text(wrong).replace(
-        "\n", " "
-    )
-
-
-def test_nothing_follows_from_a_loss_that_does_not_fit():
-    other = read(ADAMW, loss=losses.SummedIPO(0.1))
-    assert any("has a loss of 0.6931" in one and "is 25 there" in one for one in other.doubts)
-    assert (other.effects, other.rest, other.forecast, other.shift) == (None,) * 4
-    assert other.coupling.value == pytest.approx(-0.516, abs=1e-3)  # which is measured
-    assert "does not fit the file" in report.text(other).replace("\n", " ")
-    assert not read(ADAMW, loss=losses.DPO(0.1)).doubts
-
-
-def test_rewards_of_another_kind_than_the_loss_needs_are_a_contradiction(tmp_path):
-    with pytest.raises(ValueError, match=r"one with a reference.*at step 1 they are not below 0"):
-        read(ADAMW, loss=losses.SimPO())
-    rows = [
-        {"step": s, "rewards/chosen": -0.2 - 0.01 * s, "rewards/rejected": -0.3 - 0.02 * s}
-        | {"logps/chosen": -20.0 - 0.1 * s, "logps/rejected": -30.0 + 0.1 * s}
-        for s in range(1, 21)
-    ]
-    path = tmp_path / "rows.json"
-    path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="no multiple of the log-probabilities"):
-        logs.diagnose(logs.read(path, beta=0.1), losses.SimPO())
-
-
 def test_a_loss_whose_answer_depends_on_a_number_is_told_with_that_number():
     found = read(ADAMW)
     assert found.shift == pytest.approx(0.45, abs=0.01)
@@ -509,16 +470,6 @@ def test_a_loss_whose_answer_depends_on_a_number_is_told_with_that_number():
     # Where λ does not decide it stays among the others.
     risen = read(DISTINCT)
     assert risen.shift is None and risen.effects is not None and "dpo_shift" in risen.effects
-
-
-def test_a_loss_below_its_value_at_the_mean_margin_is_noticed(tmp_path):
-    rows = [
-        {"step": s, "loss": 0.2, "rewards/chosen": 0.0, "rewards/rejected": -0.1 * s}
-        for s in range(1, 4)
-    ]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    found = logs.diagnose(logs.read(tmp_path / "rows.json", beta=0.1))
-    assert any("which cannot be" in one for one in found.doubts)
 
 
 def test_json_has_the_promised_keys_and_null_where_nothing_is_known():

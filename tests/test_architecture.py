@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -19,6 +20,7 @@ PACKAGE = ROOT / "flowlab"
 
 # A module imports only from those above it. A module that grew into a folder keeps its place.
 LAYOUT = (
+    "_lazy",
     "_checks",
     "_files",
     "_arrays",
@@ -209,6 +211,25 @@ def test_no_test_returns_instead_of_skipping() -> None:
 def test_importing_flowlab_loads_no_heavy_library() -> None:
     loaded = run("-X", "importtime", "-c", "import flowlab").stderr
     assert not heavy_imports(loaded) & {"matplotlib.pyplot", "xarray", "diffrax"}
+
+
+def test_a_log_is_read_without_the_solver_and_drawn_without_critical_points() -> None:
+    loaded = run("-X", "importtime", "-c", "import flowlab\nimport flowlab.cli._request").stderr
+    assert "flowlab.logs.diagnosis" in loaded
+    assert heavy_imports(loaded) <= {"jax", "scipy"}
+    loaded = run("-X", "importtime", "-c", "import flowlab\nimport flowlab.plots.training").stderr
+    assert "matplotlib.axes" in loaded and "flowlab.critical" not in loaded
+    assert heavy_imports(loaded) <= {"jax", "scipy"}
+
+
+@pytest.mark.parametrize("package", ["flowlab", "flowlab.plots", "flowlab.solve"])
+def test_a_package_that_imports_on_demand_has_all_that_it_offers(package: str) -> None:
+    offered = importlib.import_module(package)
+    assert set(offered.__all__) <= {*dir(offered), "__version__"}
+    for name in dir(offered):
+        assert getattr(offered, name) is not None
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing'"):
+        assert offered.nothing
 
 
 def test_a_name_means_the_same_once_all_modules_are_imported() -> None:

@@ -22,6 +22,7 @@ from flowlab.plots.canvas import (
     LOG_RATIOS,
     WITH_LEGEND,
     Span,
+    draw_line,
     legend_beside,
     name_axes,
     name_outer_axes,
@@ -32,7 +33,7 @@ from flowlab.plots.canvas import (
 )
 from flowlab.plots.critical import POINT_COLOR, draw_line_of_points, draw_point
 from flowlab.plots.fields import SampledFlow, evaluate, sample
-from flowlab.plots.paths import FINE_RTOL, draw_line
+from flowlab.plots.paths import FINE_RTOL
 from flowlab.plots.phase import (
     DOTTED,
     draw_arrows,

@@ -11,14 +11,14 @@ from flowlab._lazy import on_demand
 
 if TYPE_CHECKING:
     from flowlab.plots.canvas import LOG_RATIOS, RATIOS, panels, save, shared_legend
-    from flowlab.plots.compared import comparison
+    from flowlab.plots.card_comparison import comparison
+    from flowlab.plots.card_portraits import portrait, portraits
     from flowlab.plots.critical import basins, branches, critical_points, separatrices
-    from flowlab.plots.displaced import displacement, displacements
+    from flowlab.plots.displacement_maps import displacement, displacements
     from flowlab.plots.fields import field, loss_surface
     from flowlab.plots.maps import changes, map_of
     from flowlab.plots.paths import lines, log_path, walls
     from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
-    from flowlab.plots.portraits_of_cards import portrait, portraits
     from flowlab.plots.training import training_run, training_steps
 
 __all__ = [
@@ -55,14 +55,14 @@ __getattr__, __dir__ = on_demand(
     __name__,
     {
         "canvas": ("LOG_RATIOS", "RATIOS", "panels", "save", "shared_legend"),
-        "compared": ("comparison",),
+        "card_comparison": ("comparison",),
         "critical": ("basins", "branches", "critical_points", "separatrices"),
-        "displaced": ("displacement", "displacements"),
+        "displacement_maps": ("displacement", "displacements"),
         "fields": ("field", "loss_surface"),
         "maps": ("changes", "map_of"),
         "paths": ("lines", "log_path", "walls"),
         "phase": ("LAYERS", "nullclines", "phase_portrait", "slow_regions"),
-        "portraits_of_cards": ("portrait", "portraits"),
+        "card_portraits": ("portrait", "portraits"),
         "training": ("training_run", "training_steps"),
     },
 )

@@ -32,7 +32,7 @@ _DRAWN = {
     "grid": starts.grid,
     "sobol": starts.sobol,
     "uniform": starts.uniform,
-    "latin": starts.latin_hypercube,
+    "latin": starts.latin,
 }
 
 

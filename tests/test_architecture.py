@@ -53,8 +53,10 @@ LAYOUT = (
 # The package gathers what its modules offer, and running it starts the command: both may import
 # everything.
 ENTRANCES = ("flowlab", "flowlab.__main__")
-# 40 lines are the rule; what is above this has no excuse.
-LONGEST_FUNCTION = 60
+LONGEST_FUNCTION = 40
+LONGEST_OF_TESTS = 60  # a case that is told in one piece
+# Those that are still to be taken apart; nothing is added here.
+STILL_LONG = {"flowlab/logs/report.py to_json", "flowlab/logs/series.py read_named"}
 LONGEST_MODULE = 550
 # What jaxtyping can give a shape to, whatever the Python and the NumPy. Aliases of others may be
 # strange to it: from NumPy 2.5 on, `numpy.typing.ArrayLike` is an object with which imports fail.
@@ -160,13 +162,13 @@ def test_no_threshold_of_critical_points_and_cards_is_defined_twice() -> None:
 
 
 def test_no_function_is_too_long() -> None:
-    long = [
-        f"{place(path, node)} {node.name}: {length_without_docstring(node)} lines"
+    long = {
+        f"{relative(path)} {node.name}": length_without_docstring(node)
         for path in source_files()
         for node in ast.walk(tree(path))
-        if isinstance(node, FUNCTION) and length_without_docstring(node) > LONGEST_FUNCTION
-    ]
-    assert not long, long
+        if isinstance(node, FUNCTION) and length_without_docstring(node) > longest_in(path)
+    }
+    assert long.keys() <= STILL_LONG, long
 
 
 def test_no_file_is_too_long() -> None:
@@ -424,6 +426,11 @@ def assigned_names(path: Path) -> set[str]:
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
     return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def longest_in(path: Path) -> int:
+    """How long a function of a file may be."""
+    return LONGEST_FUNCTION if path.is_relative_to(PACKAGE) else LONGEST_OF_TESTS
 
 
 def length_without_docstring(function: FUNCTION) -> int:

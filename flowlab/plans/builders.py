@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowlab import domains, measures, policies, until
-from flowlab._options import OptionError, refuse_unless
+from flowlab._options import OPTIONS, OptionError, refuse_unless
 from flowlab.measures import Measure
 from flowlab.plans.plan import DrawnStarts
 from flowlab.policies import AbstractPolicy
@@ -69,39 +69,35 @@ def drawn_starts(asked: Mapping[str, Any]) -> DrawnStarts:
 def target(text: str, time_limit: float | None) -> AbstractTarget:
     """The target with a name and levels such as `loss_below=0.1`."""
     name, equals, value = text.partition("=")
-    if name == "boundary" and not equals:
-        return until.boundary(time_limit=time_limit)
-    refuse_unless(
-        name in ("loss_below", "margin_above", "speed_below", "time") and bool(value),
-        "until",
-        "must be loss_below=L, margin_above=H, speed_below=V, time=T or boundary, but is {!r}",
-        text,
-    )
-    levels = _numbers("until", value)
-    right = name == "loss_below" or len(levels) == 1
+    known = OPTIONS["until"]
+    right = name in known.takes and bool(equals) == bool(value) == bool(known.takes[name])
+    refuse_unless(right, "until", "must be {}, but is {!r}", known.listed, text)
+    levels = _numbers("until", value) if value else []
+    make = getattr(until, name)
+    taken = inspect.signature(make).parameters
+    several = any(one.kind is one.VAR_POSITIONAL for one in taken.values())
+    right = several or len(levels) <= 1
     refuse_unless(right, "until", "must have one number after {}=, but is {!r}", name, text)
-    if name == "time":
-        return until.time(levels[0])
-    return getattr(until, name)(*levels, time_limit=time_limit)
+    return make(*levels, **({"time_limit": time_limit} if "time_limit" in taken else {}))
 
 
 def measure(text: str) -> Measure:
     """The measure with a name, speed and space such as `dwell=0.1:u`."""
     parts = re.fullmatch(r"(\w+)(?:=([^:]*))?(?::(\w+))?", text)
     name, value, space = parts.groups() if parts else ("", None, None)
-    spaceless = ("margin_zero", "margin_at", "dip")
-    known = ("path_length", "dwell", "slowest", *spaceless, "change", "rate_ratio")
+    takes = OPTIONS["measure"].takes
+    known = ", ".join(takes)
+    refuse_unless(name in takes, "measure", "must be one of {}, but is {!r}", known, text)
+    numbered = (f"a {what.lower()} after {one}=" for one, what in takes.items() if what)
     refuse_unless(
-        name in known, "measure", "must be one of {}, but is {!r}", ", ".join(known), text
-    )
-    refuse_unless(
-        (value is not None) == (name in ("dwell", "margin_at")),
+        (value is not None) == bool(takes[name]),
         "measure",
-        "must have a speed after dwell=, a margin after margin_at=, and no number after another "
-        "name, but is {!r}",
+        "must have {}, and no number after another name, but is {!r}",
+        ", ".join(numbered),
         text,
     )
-    right = space is None or name not in spaceless
+    make = getattr(measures, name)
+    right = space is None or "of" in inspect.signature(make).parameters
     refuse_unless(right, "measure", "must have no space for {}, but is {!r}", name, text)
     levels = [] if value is None else _numbers("measure", value)
-    return getattr(measures, name)(*levels, **({} if space is None else {"of": space}))
+    return make(*levels, **({} if space is None else {"of": space}))

@@ -5,7 +5,7 @@ plane and on the log-ratio plane, walls and targets, and measures. For each chip
 problem lowers, or because of which operation it falls back to blocks.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from flowlab.domains import Box, Simplex
 from flowlab.ensemble.kernel import CHIPS, refusal
 from flowlab.solve import make_method, make_problem, one_of
 
-__all__ = ["DTYPES", "PLATFORMS", "Case", "Row", "cases", "lowered", "markdown", "unexpected"]
+__all__ = ["DTYPES", "PLATFORMS", "Case", "Row", "candidates", "lowered", "markdown", "unexpected"]
 
 PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}
 DTYPES = {"cuda": "float64", "tpu": "float32"}  # what a chip computes with
@@ -64,7 +64,7 @@ def _walled(domain: Any, wall: str, **options: Any) -> Case:
     return Case(partial(_on_ratios, dpo, domain, wall), (0.4, 0.3), **options)
 
 
-def cases() -> dict[str, Case]:
+def candidates() -> dict[str, Case]:
     """What is lowered, by name."""
     found = {f"problem {name}": _of_problem(problem) for name, problem in PROBLEMS.items()}
     to_margin = until.margin_above(MARGIN)
@@ -141,12 +141,6 @@ def lowered(case: Case, platform: str) -> str:
         method = make_method(rtol=float(problem.rtol))
         reason = refusal(problem, method, starts, CHIPS[PLATFORMS[platform]])
     return LOWERS if reason is None else f"falls back because of {reason}"
-
-
-def table(chosen: Mapping[str, Case], platforms: Sequence[str]) -> Iterator[Row]:
-    """The rows, as they are found."""
-    for name, case in chosen.items():
-        yield Row(name, {platform: lowered(case, platform) for platform in platforms})
 
 
 def unexpected(row: Row) -> list[str]:

@@ -254,7 +254,7 @@ def lowering(monkeypatch):
 sys.path.append(str(BENCHMARKS))
 ROWS = [
     (name, chip)
-    for name in importlib.import_module("_lowering").cases()
+    for name in importlib.import_module("_lowering").candidates()
     for chip in ("cuda", "tpu")
 ]
 sys.path.remove(str(BENCHMARKS))
@@ -264,5 +264,5 @@ sys.path.remove(str(BENCHMARKS))
     ("name", "platform"), thinned(ROWS, {("problem own_loss", "cuda"), ("problem ratio", "tpu")})
 )
 def test_a_problem_lowers_where_it_is_expected_to(lowering, name, platform):
-    row = lowering.Row(name, {platform: lowering.lowered(lowering.cases()[name], platform)})
+    row = lowering.Row(name, {platform: lowering.lowered(lowering.candidates()[name], platform)})
     assert not lowering.unexpected(row), row

@@ -32,8 +32,8 @@ INSIDE = SQUARE / 2
 LOGITS = np.random.default_rng(0).normal(size=(32, 4))
 
 
-def plane(domain=None, wall="stop"):
-    return fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(domain, wall=wall))
+def plane(*domain, wall="stop"):
+    return fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(*domain, wall=wall))
 
 
 def saddle(y):
@@ -45,14 +45,14 @@ SOFTMAX = fl.TabularSoftmax([0.1, 0.2, 0.3, 0.4], [(0, 1), (2, 1)])
 CASES = {
     "free": (plane(), SQUARE, LEVEL, {}),
     "box that is slid along": (
-        plane(Box(1, 1), "slide"),
+        plane(Box(1, 1), wall="slide"),
         SQUARE,
         LEVEL,
         {"measures": [measures.path_length(), measures.dip()]},
     ),
     "box that stops": (plane(Box(1, 1)), SQUARE, LEVEL, {"measures": [measures.path_length()]}),
     "simplex that stops": (plane(Simplex()), INSIDE, LEVEL, {}),
-    "simplex that is slid along": (plane(Simplex(), "slide"), INSIDE, LEVEL, {}),
+    "simplex that is slid along": (plane(Simplex(), wall="slide"), INSIDE, LEVEL, {}),
     "extinction": (plane(), SQUARE, until.boundary(), {}),
     "constant kernel": (fl.preference_flow(fl.DPO(0.3), KERNEL), SQUARE, LEVEL, {}),
     "responses of several pairs": (

@@ -126,6 +126,20 @@ CONTROL = {
 }
 
 
+# What no program in rows can do, and the names by which it says so.
+REFUSED = {
+    "a solution of equations": (FUNCTIONS["a solution of equations"], "lu|linear_solve"),
+    "a product with a larger matrix": (
+        functools.partial(large, np.ones((500, 5))),
+        "an array of 2,500 elements",
+    ),
+    "an array of very many": (
+        lambda y: jnp.sum(jnp.ones((y.size, 300)) * y[:, None]),
+        "of 1,500 elements",
+    ),
+}
+
+
 def in_one_program(function, arrays, **options):
     """A function of one lane as a kernel carries it out, outside a kernel."""
     one = jax.ShapeDtypeStruct(arrays.shape[:-1], arrays.dtype)
@@ -147,24 +161,33 @@ def in_one_program(function, arrays, **options):
 
 
 @pytest.mark.parametrize("size", thinned(["two", "five"], {"five"}))
-@pytest.mark.parametrize("name", [*FUNCTIONS, *CONTROL])
+@pytest.mark.parametrize("name", [n for n in (*FUNCTIONS, *CONTROL) if n not in REFUSED])
 def test_a_program_in_rows_gives_what_vmap_gives(name, size):
     function, arrays = {**FUNCTIONS, **CONTROL}[name], {"two": PLANE, "five": SPACE}[size]
-    if name == "a solution of equations":
-        with pytest.raises(NoRowsError, match="lu|triangular_solve|custom_linear_solve"):
-            in_one_program(function, arrays)
-        return
-    if name == "a product with a large shared matrix":
-        function = functools.partial(large, jnp.asarray(np.ones((500, 5))))
-        with pytest.raises(NoRowsError, match="array of 2,500 elements"):
-            in_one_program(function, SPACE)
-        return
     wanted = jax.jit(jax.vmap(function, in_axes=-1, out_axes=-1))(arrays)
     found = in_one_program(function, arrays)
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert mine.dtype == theirs.dtype
         np.testing.assert_allclose(mine, theirs, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_in_rows_is_named(name):
+    function, named = REFUSED[name]
+    with pytest.raises(NoRowsError, match=named):
+        in_one_program(function, SPACE)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_what_a_chip_lacks_is_written_otherwise_and_as_exact(dtype):
+    """By decades, of both signs, into overflow; against NumPy with more digits."""
+    numbers = np.concatenate([-np.logspace(-12, 2.9, 40), [0.0], np.logspace(-12, 2.9, 40)])
+    points = jnp.asarray(numbers[None], dtype)
+    found = in_one_program(lambda y: jnp.expm1(y[0]), points, lacking=("expm1",))
+    with np.errstate(over="ignore"):
+        wanted = np.expm1(np.asarray(points[0], np.longdouble)).astype(dtype)
+    np.testing.assert_allclose(found, wanted, rtol=8 * np.finfo(dtype).eps)
 
 
 FLOWS = {

@@ -291,16 +291,15 @@ def _cost(body: Jaxpr) -> float:
     """How many operations a function has, those within included; infinite where it has a loop."""
     total = 0.0
     for equation in body.eqns:
-        name, size = (
-            equation.primitive.name,
-            max((v.aval.size for v in equation.outvars), default=1),
-        )
-        if name in ("while", "scan"):
+        if equation.primitive.name in ("while", "scan"):
             return np.inf
-        inner = [v for v in equation.params.values() if isinstance(v, ClosedJaxpr | Jaxpr)]
+        outputs: list[Any] = list(equation.outvars)
+        values = equation.params.values()
+        inner: list[Any] = [value for value in values if isinstance(value, ClosedJaxpr | Jaxpr)]
         inner += list(equation.params.get("branches", ()))
         parts = [_cost(getattr(each, "jaxpr", each)) for each in inner]
-        total += sum(parts) if parts else size
+        own = max((variable.aval.size for variable in outputs), default=1)
+        total += sum(parts) if parts else own
     return total
 
 

@@ -24,6 +24,7 @@ __all__ = ["DTYPES", "PLATFORMS", "Case", "Row", "candidates", "lowered", "markd
 PLATFORMS = {"cuda": "gpu", "tpu": "tpu"}
 DTYPES = {"cuda": "float64", "tpu": "float32"}  # what a chip computes with
 LOWERS = "lowers"
+OFFSET = 1.0  # between the responses of a pair, in nats, which ODPO needs
 MARGIN = 2.0  # to which losses that have no common level are followed
 
 # What is not expected to lower, by the beginning of the name of a row, and for which chips.
@@ -48,11 +49,11 @@ class Row(NamedTuple):
 
 
 def _on_ratios(loss: Any, domain: Any = None, wall: Any = "stop") -> Any:
-    return flowlab.preference_flow(loss, flowlab.RatioPlane(domain, wall=wall))
+    return flowlab.preference_flow(loss, flowlab.RatioPlane(domain, wall=wall, offset=OFFSET))
 
 
 def _on_log_ratios(loss: Any) -> Any:
-    return flowlab.preference_flow(loss, flowlab.LogRatioPlane(KERNEL))
+    return flowlab.preference_flow(loss, flowlab.LogRatioPlane(KERNEL, offset=OFFSET))
 
 
 def _on_two_pairs(loss: Any) -> Any:

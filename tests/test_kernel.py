@@ -149,6 +149,27 @@ def test_lanes_that_run_out_of_steps_change_no_other():
     assert found["end"][~spent].tobytes() == whole["end"][~spent].tobytes()
 
 
+@pytest.mark.parametrize("devices", thinned([1, 2], {1}))
+def test_chunks_are_put_together_in_the_order_of_the_starts(devices, monkeypatch):
+    monkeypatch.setattr(kernel, "_CHUNK", len(SQUARE))
+    starts = np.concatenate([SQUARE, SQUARE[::-1], SQUARE[5:12], SQUARE[:20]])
+    seen, alone = [], interpreted(KEPT, SQUARE)
+    found = kernel.solved(
+        problem_of(KEPT),
+        make_method(rtol=RTOL),
+        starts,
+        devices=jax.devices()[:devices],
+        max_steps=4096,
+        progress=seen.append,
+        elsewhere=blocks.worker(len(starts), 1, jax.devices()[:1], 1, 4096, False),
+        interpret=True,
+    )
+    assert seen == [32, 32, 27]
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+        wanted = np.concatenate([theirs, theirs[::-1], theirs[5:12], theirs[:20]])
+        assert mine.tobytes() == wanted.tobytes()
+
+
 def two_floors(y):
     return (y**2).sum() + 0.3 * (1 + jnp.tanh(20 * y[1]))
 

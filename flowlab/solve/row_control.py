@@ -20,7 +20,7 @@ from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from flowlab.solve.row_indices import INDEXED, chosen, each_place, is_known
-from flowlab.solve.rows import Layout, NoRowsError, Rows, evaluated, shared
+from flowlab.solve.rows import Layout, NoRowsError, Rows, alike, evaluated, shared
 
 __all__ = ["program_in_rows"]
 
@@ -88,6 +88,8 @@ def _own(
         elements = inputs[0].elements
         made = each_place(elements.shape, lambda place: _REWRITTEN[name](elements[place]))
         return [Rows(made, inputs[0].dtype)]
+    if name == "polynomial":
+        return [Rows(_polynomial([value.elements for value in inputs], layout), inputs[0].dtype)]
     if name in INDEXED:
         made = INDEXED[name](equation, [value.elements for value in inputs], layout)
         if made is not None:
@@ -306,7 +308,10 @@ def _cost(body: Jaxpr) -> float:
 def _scan(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
     """A loop of known length: written out where it is short, or goes along arrays."""
     given = equation.params
-    constants, carried = given["num_consts"], given["num_carry"]
+    if "num_consts" in given:
+        constants, carried = given["num_consts"], given["num_carry"]
+    else:  # from JAX 0.12 on: constants, carry and arrays as trees
+        constants, carried = (len(part) for part in given["ft_in"].unpack()[:2])
     kept, carry = inputs[:constants], inputs[constants : constants + carried]
     along, length, body = inputs[constants + carried :], given["length"], given["jaxpr"]
     rows_out = len(equation.outvars) - carried
@@ -357,6 +362,21 @@ _CONTROL: dict[str, Callable[[Any, list[Rows], Layout], list[Rows]]] = {
     "stop_gradient": _copied,
     "optimization_barrier": _copied,
 }
+
+
+def _polynomial(operands: list[np.ndarray], layout: Layout) -> np.ndarray:
+    """A polynomial at the first operand, from its constant term on, by Horner's scheme."""
+    point, *coefficients = operands
+
+    def of_place(place: tuple[int, ...]) -> Any:
+        x, last = point[place], coefficients[::-1]
+        total, *others = [part[place if part.shape else ()] for part in last]
+        for coefficient in others:
+            product = lax.mul(*alike([total, x], layout))
+            total = lax.add(*alike([product, coefficient], layout))
+        return total
+
+    return each_place(point.shape, of_place)
 
 
 def _expm1(x: Any) -> Any:

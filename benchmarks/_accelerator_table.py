@@ -101,7 +101,7 @@ def _speeds(rows: Sequence[dict[str, Any]]) -> str:
     )
     lines = [
         (
-            row["way"],
+            _way(row),
             f"{row['chunk']:,}" if "chunk" in row else NOTHING,
             row["dtype"],
             f"{row['rtol']:.0e}",
@@ -118,6 +118,12 @@ def _speeds(rows: Sequence[dict[str, Any]]) -> str:
         for row in _grouped(rows, "way")
     ]
     return _columns("lrlllrrrrrrrr", head, lines)
+
+
+def _way(row: dict[str, Any]) -> str:
+    """The way of a speed, with the backend that a sweep found for itself."""
+    backend = row.get("backend", "")
+    return row["way"] if not backend or backend in row["way"] else f"{row['way']}, {backend}"
 
 
 def _grouped(rows: Sequence[dict[str, Any]], by: str) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ LOWER, UPPER = (0.01, 0.01), (1.0, 1.0)
 PROBLEM = f"ratio plane, DPO, beta {BETA}, starts uniform on [0.01, 1]^2, time to L = {LEVEL}"
 COMPARED = 65536  # starts, evenly spread, whose times are held against the closed form
 TINY = 1024
+OPTIONS = ("rtol", "block_size", "backend")  # of `flowlab.sweep`, that a variant may have
 FOLDER = Path(__file__).resolve().parent
 CELL = "import json, _problem; print(json.dumps(_problem.measured(**json.loads({!r}))))"
 
@@ -91,8 +92,8 @@ def measured(
     """Seconds, steps, errors and memory of sweeps, each variant in turn, in this process.
 
     Args:
-        variants: For each sweep `count`, and where it matters `dtype`, `rtol`, `block_size` and
-            `devices`, the number of JAX devices to use.
+        variants: For each sweep `count`, and where it matters `dtype`, `rtol`, `block_size`,
+            `backend`, and `devices`, the number of JAX devices to use.
         repetitions: Timed rounds at most, after the first call.
         enough_s: Seconds after which no further round begins.
         cores: Cores to use; None for all that this process may.
@@ -146,7 +147,7 @@ def timed(variant: Mapping[str, Any]) -> tuple[float, np.ndarray, Any]:
     """Seconds of one sweep, its starts and its runs."""
     import jax
 
-    options = {name: variant[name] for name in ("rtol", "block_size") if name in variant}
+    options = {name: variant[name] for name in OPTIONS if name in variant}
     if "devices" in variant:
         options["devices"] = jax.local_devices()[: variant["devices"]]
     some = points(variant["count"], variant.get("dtype", "float64"))
@@ -162,4 +163,5 @@ def first(variant: Mapping[str, Any]) -> dict[str, Any]:
     chosen = slice(None, None, max(1, len(some) // COMPARED))
     wanted = exact.ratio_plane_time(some[chosen].astype(np.float64), BETA, level=LEVEL)
     row |= {"steps": float(runs.steps.mean()), "outcomes": runs.counts()}
+    row["backend"] = runs.backend
     return {**row, **accuracy(runs.time[chosen], wanted), "seconds": []}

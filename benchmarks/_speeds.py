@@ -62,9 +62,11 @@ def method_of(dtype: str, rtol: float) -> Method:
     return Method(type(solver).__name__, tableau.num_stages - int(tableau.fsal))
 
 
-def sweep_speed(dtype: str, rtol: float, count: int, repetitions: int) -> Row:
+def sweep_speed(
+    dtype: str, rtol: float, count: int, repetitions: int, backend: str | None = None
+) -> Row:
     """A sweep, repeated; its first call compiles, if nothing before it has."""
-    variant = {"count": count, "dtype": dtype, "rtol": rtol}
+    variant = {"count": count, "dtype": dtype, "rtol": rtol, "backend": backend}
     row = first(variant)
     while len(row["seconds"]) < repetitions and sum(row["seconds"]) < ENOUGH_S:
         row["seconds"].append(timed(variant)[0])

@@ -1,7 +1,8 @@
 """Correctness and speed of flowlab on this device, beside the most that the device can do.
 
 One command, which ends within its budget of seconds: what matters most comes first, and what was
-left out is named. Correctness: times against closed forms in both precisions, outcomes against
+left out is named. With `--lower cuda,tpu` it says instead which problems become kernels for these
+chips, and needs none. Correctness: times against closed forms in both precisions, outcomes against
 those of a CPU (`_accelerator_cpu.json`), the bits of equal blocks, a NaN among other starts, walls,
 a loss of one's own, a softmax of 20 responses. Speed: `flowlab.sweep` and `jax.vmap` of
 `diffrax.diffeqsolve`, with errors beside it and compilation apart. Roofs: a copy, and the field
@@ -30,11 +31,13 @@ from _checks import (
     write_cpu_outcomes,
 )
 from _common import GIB, age, device_memory, emit, free_memory, machine, parser
+from _lowering import PLATFORMS, Row, candidates, lowered, markdown, unexpected
 from _problem import PROBLEM
 from _roofs import copy_speed, field_speed
 from _speeds import WARM, method_of, sweep_speed, vmap_speed, warmed_sweep_speed
 
 import flowlab
+from flowlab.ensemble import default_backend
 
 BUDGET_S = 480.0
 RESERVED = 0.02  # of the budget, for what is left to do when it is over: the file and the table
@@ -53,7 +56,7 @@ PROBLEMS_CHECKED = {
     "own_loss": "a loss of one's own",
     "softmax": "softmax of 20 responses",
 }
-SWEEP, VMAP = "flowlab.sweep", "vmap(diffeqsolve)"
+SWEEP, VMAP, BLOCKS = "flowlab.sweep", "vmap(diffeqsolve)", "blocks"
 NO_TIME, CUT = "no time was left", "cut off at the end of the budget"
 BYTES_A_START = {"float64": 120, "float32": 80}  # of host memory, that a sweep takes at most
 DRAWN_PER_S = 2e7  # starts that are drawn in a second, at least
@@ -132,7 +135,7 @@ def plan(log: Log, size: Size, *, smoke: bool) -> Iterator[Task]:
     """Everything there is to find out, what matters most first."""
     cases = [case for case in CASES[: 2 if smoke else None] if _held(log, *case)]
     for case in cases[:2]:
-        yield _sweep(log, size, *case)
+        yield from _sweeps(log, size, *case)
     for dtype in DTYPES:
         yield _check(log, "bits of equal blocks", dtype, partial(same_bits, dtype, size.checked))
         yield _check(log, "one start is NaN", dtype, partial(nan_among_others, dtype, size.checked))
@@ -144,7 +147,7 @@ def plan(log: Log, size: Size, *, smoke: bool) -> Iterator[Task]:
         return
     yield _sweep_of_very_many(log, size, *cases[0])
     for case in cases[2:]:
-        yield _sweep(log, size, *case)
+        yield from _sweeps(log, size, *case)
     yield _sweep_of_very_many(log, size, *cases[1])
     yield _vmap(log, size, "time", *cases[1])
     yield from _checks_of_problems(log, size, "float32")
@@ -182,13 +185,21 @@ def _checks_of_problems(log: Log, size: Size, dtype: str) -> Iterator[Task]:
         yield _check(log, f"times, {words}", dtype, judged)
 
 
-def _sweep(log: Log, size: Size, dtype: str, rtol: float) -> Task:
+def _sweeps(log: Log, size: Size, dtype: str, rtol: float) -> Iterator[Task]:
+    """A sweep of many starts as it comes, and by blocks where that is a kernel."""
+    yield _sweep(log, size, dtype, rtol, None)
+    if default_backend() != BLOCKS:
+        yield _sweep(log, size, dtype, rtol, BLOCKS)
+
+
+def _sweep(log: Log, size: Size, dtype: str, rtol: float, backend: str | None) -> Task:
     """A sweep of many starts, whose times are judged too."""
-    name = f"times, ratio plane, rtol {rtol:.0e}"
+    by = "" if backend is None else f", {backend}"
+    name = f"times, ratio plane, rtol {rtol:.0e}{by}"
 
     def judged() -> Verdict:
-        row = sweep_speed(dtype, rtol, size.many, size.repetitions)
-        log.speeds.append({"way": SWEEP, **row})
+        row = sweep_speed(dtype, rtol, size.many, size.repetitions, backend)
+        log.speeds.append({"way": f"{SWEEP}{by}", **row})
         return judged_errors(row, rtol)
 
     return _check(log, name, dtype, judged)
@@ -292,7 +303,8 @@ def result_of(log: Log, tasks: list[Task], options: argparse.Namespace) -> dict[
     on_cpu, devices = jax.default_backend() == "cpu", len(jax.local_devices())
     for row in speeds:
         roof, speed = best[row["dtype"]], row["evaluations_per_start"] * row["starts_per_s"]
-        used = devices if row["way"] == SWEEP and not on_cpu else 1  # and a roof is that of one
+        ours = row["way"].startswith(SWEEP)
+        used = devices if ours and not on_cpu else 1  # and a roof is that of one
         row["part_of_field"] = None if roof is None else speed / (used * roof)
     return {
         "benchmark": "accelerator",
@@ -329,12 +341,41 @@ def arguments() -> argparse.Namespace:
         action="store_true",
         help="write the outcomes of a CPU anew, with which other devices are compared, and end",
     )
+    made.add_argument(
+        "--lower",
+        metavar="CHIPS",
+        help="print which problems become kernels for chips that need not be here, cuda,tpu, and "
+        "end: 1 if one that is expected to does not",
+    )
+    made.add_argument("--only", default="", help="of these problems those with this in their names")
     return made.parse_args()
+
+
+def lower(options: argparse.Namespace) -> int:
+    """Print the table of what becomes a kernel, as it is found; the exit code."""
+    chips = options.lower.split(",")
+    strange = sorted(set(chips) - set(PLATFORMS))
+    chosen = {name: case for name, case in candidates().items() if options.only in name}
+    if strange or not chosen:
+        wrong = f"--lower {strange[0]}" if strange else f"--only {options.only}"
+        sys.stderr.write(f"{wrong} names nothing that there is.\n")
+        return 2
+    rows = []
+    for name, case in list(chosen.items())[: len(PLATFORMS) if options.smoke else None]:
+        rows.append(Row(name, {chip: lowered(case, chip) for chip in chips}))
+        sys.stderr.write(f"{rows[-1].name}: {rows[-1].verdicts}\n")
+    sys.stdout.write(f"{markdown(rows, chips)}\n")
+    missed = [f"{row.name} ({chip})" for row in rows for chip in unexpected(row)]
+    if missed:
+        sys.stdout.write(f"\nExpected to lower: {', '.join(missed)}.\n")
+    return int(bool(missed))
 
 
 def main() -> None:
     """Check and measure within the budget, write the result, and print the table last."""
     began, options = time.perf_counter() - age(), arguments()
+    if options.lower is not None:
+        sys.exit(lower(options))
     if options.write_cpu_outcomes:
         sys.stdout.write(f"{write_cpu_outcomes()}\n")
         return

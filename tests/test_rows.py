@@ -12,7 +12,8 @@ import flowlab as fl
 from flowlab import until
 from flowlab.domains import Box, Simplex
 from flowlab.solve import Program
-from flowlab.solve.rows import in_rows, lanewise
+from flowlab.solve.row_control import program_in_rows
+from flowlab.solve.rows import NoRowsError, in_rows, lanewise
 
 LANES = 37
 RANDOM = np.random.default_rng(0)
@@ -76,6 +77,118 @@ def test_rows_give_what_vmap_gives(name, size):
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         assert mine.dtype == theirs.dtype
         np.testing.assert_allclose(mine, theirs, rtol=1e-13, atol=1e-14)
+
+
+def looked_up(y):
+    index = jnp.argmax(y)
+    return y[index], y[-index - 1], y.at[index].set(7.0), jnp.argmin(y)
+
+
+def counted(y):
+    def step(carry):
+        total, count = carry
+        return total + y[count % y.size] ** 2, count + 1
+
+    start = jnp.zeros(()), jnp.zeros((), jnp.int32)
+    return jax.lax.while_loop(lambda carry: carry[0] < 3.0, step, start)
+
+
+def nested(y):
+    def deep(x):
+        return jax.lax.cond(x.sum() > 2, recursive, lambda z: (z, -z)[1], x)
+
+    return jax.lax.switch(jnp.argmax(y), [jnp.sin, deep, lambda x: x], y)
+
+
+def large(matrix, y):
+    return matrix @ y
+
+
+def walked(y):
+    return jax.lax.scan(lambda total, x: (total + x, total * x), y[0], y, reverse=True)
+
+
+# What only a program in rows has rules for; `lanewise` maps it by `vmap`.
+CONTROL = {
+    "a look-up": looked_up,
+    "a loop that counts for each lane": counted,
+    "branches with loops in them": nested,
+    "a loop along an array": walked,
+    "a long loop": lambda y: jax.lax.fori_loop(0, 100, lambda _, x: jnp.cos(x), y),
+    "a sort and its gradient": jax.grad(
+        lambda y: (jnp.sort(y) * jnp.arange(1.0, y.size + 1)).sum()
+    ),
+    "a stable sort of several": lambda y: jax.lax.sort((jnp.round(y), y), num_keys=1),
+    "sums along an array": lambda y: (jnp.cumsum(y), jnp.cumprod(y), jax.lax.cummax(y)),
+    "elements at known places": lambda y: (y[np.array([1, 0, 1])], y.at[np.array([0, 0])].add(2.0)),
+    "a polynomial": lambda y: jnp.polyval(jnp.stack([y[0], y[1], 2.0 * y[0], y[1] - 1.0]), y),
+    "the next number": lambda y: jnp.nextafter(y, jnp.inf),
+    "a bit pattern": lambda y: jax.lax.bitcast_convert_type(y, jnp.int64) >> 3,
+}
+
+
+# What no program in rows can do, and the names by which it says so.
+REFUSED = {
+    "a solution of equations": (FUNCTIONS["a solution of equations"], "lu|linear_solve"),
+    "a product with a larger matrix": (
+        functools.partial(large, np.ones((500, 5))),
+        "an array of 2,500 elements",
+    ),
+    "an array of very many": (
+        lambda y: jnp.sum(jnp.ones((y.size, 300)) * y[:, None]),
+        "of 1,500 elements",
+    ),
+}
+
+
+def in_one_program(function, arrays, **options):
+    """A function of one lane as a kernel carries it out, outside a kernel."""
+    one = jax.ShapeDtypeStruct(arrays.shape[:-1], arrays.dtype)
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(one)
+
+    def carried_out(arrays):
+        rows = np.empty(one.shape, object)
+        for place in np.ndindex(*one.shape):
+            rows[place] = arrays[place]
+        found = program_in_rows(program, [rows], arrays.shape[-1:], **options)
+        return [
+            jnp.stack(list(x.flat)).reshape(*x.shape, -1)
+            if x.size
+            else jnp.zeros((*x.shape, LANES))
+            for x in found
+        ]
+
+    return jax.tree.unflatten(jax.tree.structure(shapes), jax.jit(carried_out)(arrays))
+
+
+@pytest.mark.parametrize("size", thinned(["two", "five"], {"five"}))
+@pytest.mark.parametrize("name", [n for n in (*FUNCTIONS, *CONTROL) if n not in REFUSED])
+def test_a_program_in_rows_gives_what_vmap_gives(name, size):
+    function, arrays = {**FUNCTIONS, **CONTROL}[name], {"two": PLANE, "five": SPACE}[size]
+    wanted = jax.jit(jax.vmap(function, in_axes=-1, out_axes=-1))(arrays)
+    found = in_one_program(function, arrays)
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert mine.dtype == theirs.dtype
+        np.testing.assert_allclose(mine, theirs, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_done_in_rows_is_named(name):
+    function, named = REFUSED[name]
+    with pytest.raises(NoRowsError, match=named):
+        in_one_program(function, SPACE)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_what_a_chip_lacks_is_written_otherwise_and_as_exact(dtype):
+    """By decades, of both signs, into overflow; against NumPy with more digits."""
+    numbers = np.concatenate([-np.logspace(-12, 2.9, 40), [0.0], np.logspace(-12, 2.9, 40)])
+    points = jnp.asarray(numbers[None], dtype)
+    found = in_one_program(lambda y: jnp.expm1(y[0]), points, lacking=("expm1",))
+    with np.errstate(over="ignore"):
+        wanted = np.expm1(np.asarray(points[0], np.longdouble)).astype(dtype)
+    np.testing.assert_allclose(found, wanted, rtol=8 * np.finfo(dtype).eps)
 
 
 FLOWS = {

@@ -1,12 +1,12 @@
 """Flow lines from many starts: the verb `sweep`, and `Runs`, what comes back."""
 
 from flowlab.ensemble.audit import Deviations, audited, chosen_for_audit, joined
-from flowlab.ensemble.blocks import BACKEND, worth_optimising
+from flowlab.ensemble.backends import default_backend
+from flowlab.ensemble.blocks import worth_optimising
 from flowlab.ensemble.driver import bar_options, checked_over, sweep
 from flowlab.ensemble.runs import Audit, Runs
 
 __all__ = [
-    "BACKEND",
     "Audit",
     "Deviations",
     "Runs",
@@ -14,6 +14,7 @@ __all__ = [
     "bar_options",
     "checked_over",
     "chosen_for_audit",
+    "default_backend",
     "joined",
     "sweep",
     "worth_optimising",

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int, PyTree
 
-from flowlab.ensemble.blocks import Device, worker
+from flowlab.ensemble.backends import Device, worker
 from flowlab.ensemble.runs import Audit
 from flowlab.flow import AbstractFlow
 from flowlab.solve import check_states, default_rtol, make_method, make_problem, one_of
@@ -57,6 +57,7 @@ def audited(
     save_at: npt.ArrayLike | None = None,
     block_size: int | None = None,
     devices: Sequence[Device] | None = None,
+    backend: str | None = None,
     max_steps: int = 4096,
 ) -> Deviations:
     """How far runs that were found lie from the same at tolerances a hundred times tighter.
@@ -73,13 +74,22 @@ def audited(
         save_at: Flow times at which their states were kept.
         block_size: Starts that share a step.
         devices: JAX devices to use.
+        backend: What solves them.
         max_steps: Steps that a block tries.
     """
     starts, dtype = check_states("starts", starts, flow, batched=True)
     rtol = default_rtol(dtype) if rtol is None else rtol
     tighter = max(rtol / _TIGHTER, _SMALLEST_RTOL)
     count = len(jax.tree.leaves(starts)[0])
-    solve = worker(count, count, devices, block_size, max_steps, None)
+    solve = worker(
+        count,
+        count,
+        backend=backend,
+        block_size=block_size,
+        devices=devices,
+        max_steps=max_steps,
+        optimise=None,
+    )
     again = jax.tree.map(lambda x: x.astype(np.float64), starts)
     with jax.enable_x64(True):
         problem = make_problem(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from flowlab._checks import between
 from flowlab.ensemble.audit import audit_of
-from flowlab.ensemble.blocks import BACKEND, Device, worker
+from flowlab.ensemble.backends import Device, worker
 from flowlab.ensemble.runs import Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
@@ -50,6 +50,7 @@ def sweep(
     solver: Any = None,
     block_size: int | None = None,
     devices: Sequence[Device] | None = None,
+    backend: str | None = None,
     max_steps: int = 4096,
     optimise: bool | None = None,
     audit: float = 0.0,
@@ -58,7 +59,8 @@ def sweep(
     """Flow lines from many starts, until a target.
 
     The starts are put in the order of their potential and solved in blocks that share a step, so
-    that a block's lanes are alike. A start that fails has an outcome, and touches no other.
+    that a block's lanes are alike; or, on a GPU or a TPU, each by itself in a kernel. A start that
+    fails has an outcome, and touches no other.
 
     Args:
         flow: What to follow.
@@ -79,10 +81,15 @@ def sweep(
         block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
+        backend: What solves them: "blocks", on any device; "kernel", on GPUs and TPUs, a single
+            program that takes all steps, or blocks where that cannot be compiled (`Runs.backend`
+            says which it was, and a line for debugging why). None for the kernel on GPUs and TPUs,
+            and for blocks elsewhere or where `block_size` is given.
         max_steps: Steps that a block tries, since a lane last left it for holding it up, before the
             outcome is `step_limit`.
         optimise: Whether the compiler optimises its code, which doubles or trebles its time,
-            and makes the run several times as fast; None where there are 4,000 runs or more.
+            and makes the run several times as fast; None where there are 4,000 runs or more. A
+            kernel always is.
         audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
@@ -104,6 +111,7 @@ def sweep(
     count = len(jax.tree.leaves(starts)[0])
     common: dict[str, Any] = dict(until=until, clock=clock, atol=atol, rtol=rtol, save_at=save_at)
     blocks: dict[str, Any] = dict(block_size=block_size, devices=devices, max_steps=max_steps)
+    blocks["backend"] = backend
     solve = worker(count, count * len(flows), **blocks, optimise=optimise)
     method = make_method(solver, rtol=rtol)
     problems = _problems(flows, starts, dtype, measures, common)
@@ -111,7 +119,7 @@ def sweep(
     runs = _gathered(flow, starts, values, results, measures, common)
     common |= blocks | {"solver": solver}
     audited = audit_of(audit, flows, starts, results, common) if audit > 0 else None
-    return replace(runs, audit=audited, solver=method.name, backend=BACKEND)
+    return replace(runs, audit=audited, solver=method.name, backend=solve.backend)
 
 
 def _problems(

@@ -66,7 +66,7 @@ class Runs:
             one not named is a state's.
         domain: The domain of the flow; None where it is not known.
         solver: The name of the Runge–Kutta method; empty where it is not known.
-        backend: What solved them, `blocks`; empty where it is not known.
+        backend: What solved them, `blocks` or `kernel`; empty where it is not known.
     """
 
     starts: PyTree[Float[np.ndarray, "n ..."]]

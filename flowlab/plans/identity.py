@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flowlab.ensemble import BACKEND
+from flowlab.ensemble import default_backend
 from flowlab.flow import AbstractFlow
 from flowlab.plans.described import described, without_code
 from flowlab.plans.plan import Plan
@@ -101,7 +101,7 @@ def identity_of(plan: Plan) -> Identity:
         "measures": plan.measures,
         "options": {n: v for n, v in plan.options.items() if n not in ("clock", "solver")},
         "solver": _solver(plan, points.dtype),
-        "backend": BACKEND,
+        "backend": default_backend(block_size=plan.options["block_size"]),
     }
     return Identity(
         cases=cases,

@@ -86,6 +86,21 @@ class Program:
         with exact_products():
             return self._call(self._arrays, *arguments)
 
+    @property
+    def key(self) -> Any:
+        """What programs share that differ in the values of arrays alone."""
+        return self._call
+
+    def lowered(self, *arguments: Any, platform: str | None = None) -> Any:
+        """What it comes to for such arguments, in shapes, on this platform or on one named."""
+        platforms = None if platform is None else (platform,)
+        with exact_products():
+            return self._call.trace(self._arrays, *arguments).lower(lowering_platforms=platforms)
+
+    def run(self, executable: Callable[..., Any], device: Any, *arguments: Any) -> Any:
+        """What is compiled of what one like it has been lowered to, called on a device."""
+        return executable(jax.device_put(self._arrays, device), *arguments)
+
 
 @lru_cache(maxsize=256)
 def _bound(
@@ -95,7 +110,7 @@ def _bound(
     others: tuple[Any, ...],
     optimise: bool,
     operations: str,
-) -> Callable[..., Any]:
+) -> Any:
     del operations  # which tells two programs apart that are otherwise the same
 
     def flat(given: list[Any], *arguments: Any) -> Any:

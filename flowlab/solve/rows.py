@@ -16,6 +16,7 @@ n: lanes.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial, reduce
 from itertools import product
 from typing import Any
@@ -27,7 +28,18 @@ from jax import lax
 from jax.extend.core import Jaxpr, Literal
 from jaxtyping import Array, PyTree
 
-__all__ = ["in_rows", "lanewise", "written_out"]
+__all__ = [
+    "Layout",
+    "NoRowsError",
+    "Rows",
+    "alike",
+    "evaluated",
+    "in_rows",
+    "lanewise",
+    "row",
+    "shared",
+    "written_out",
+]
 
 _SMALL = 64  # elements of an array above which it is mapped whole
 _LONGEST = 8  # elements of an argument up to which rows are faster, and compile as quickly
@@ -35,9 +47,10 @@ _LONGEST = 8  # elements of an argument up to which rows are faster, and compile
 _ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
     "convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv erfc exp exp2 "
-    "expm1 floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p logistic lt "
-    "max min mul ne neg nextafter not or pow reduce_precision rem round rsqrt select_n sign "
-    "sin sinh sqrt square stop_gradient sub tan tanh xor".split()
+    "expm1 floor ge gt igamma igammac integer_pow is_finite le lgamma log log1p log2 logistic "
+    "lt max min mul ne neg nextafter not one_minus_square or polynomial pow reduce_precision "
+    "rem round rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sign sin "
+    "sinh sqrt square stop_gradient sub tan tanh xor".split()
 )
 _FOLDS = {
     "reduce_sum": lax.add,
@@ -68,7 +81,7 @@ def written_out() -> bool:
     return _IN_ROWS.get()
 
 
-class _Rows:
+class Rows:
     """A small array whose elements are arrays: rows over the lanes, or numbers that all share."""
 
     def __init__(self, elements: np.ndarray, dtype: Any) -> None:
@@ -76,7 +89,28 @@ class _Rows:
         self.dtype = dtype
 
 
-_Value = Any  # _Rows, or an array with the lanes last, or a _Shared
+_Value = Any  # Rows, or an array with the lanes last, or a _Shared
+
+
+class NoRowsError(Exception):
+    """An operation, by name, that cannot be done in rows where everything must be."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How operations are done in rows.
+
+    Attributes:
+        lanes: Shape of a row.
+        largest: Elements of an array up to which it is held in rows.
+        own: Rules that go before those here, from an operation and its inputs to its outputs, or to
+            None where they have none. With them everything must be done in rows: nothing is mapped,
+            and an operation without a rule is a `NoRowsError`. None where the others are mapped.
+    """
+
+    lanes: tuple[int, ...]
+    largest: int = _SMALL
+    own: Callable[[Any, list[Any], "Layout"], list[Any] | None] | None = None
 
 
 class _Shared:
@@ -98,21 +132,24 @@ def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callab
 
     def mapped(*arguments: PyTree[Array]) -> PyTree[Array]:
         leaves, structure = jax.tree.flatten(arguments)
+        if all(leaf.shape[-1] == 1 for leaf in leaves):
+            return _alone(function, arguments)
         if not written_out() or any(leaf.size > longest * leaf.shape[-1] for leaf in leaves):
-            alone = all(leaf.shape[-1] == 1 for leaf in leaves)
-            return _alone(function, arguments) if alone else jax.vmap(function, -1, -1)(*arguments)
-        count = leaves[0].shape[-1]
+            return jax.vmap(function, -1, -1)(*arguments)
+        layout = Layout(leaves[0].shape[-1:])
         one = [jax.ShapeDtypeStruct(leaf.shape[:-1], leaf.dtype) for leaf in leaves]
         closed, shapes = jax.make_jaxpr(
             lambda *flat: function(*jax.tree.unflatten(structure, flat)), return_shape=True
         )(*one)
-        constants = [_shared(constant) for constant in closed.consts]
-        results = _evaluated(
-            closed.jaxpr, constants, [_taken_apart(leaf) for leaf in leaves], count
+        constants = [shared(constant, layout) for constant in closed.consts]
+        results = evaluated(
+            closed.jaxpr, constants, [_taken_apart(leaf, layout) for leaf in leaves], layout
         )
         as_given = dict(zip(closed.jaxpr.invars, leaves, strict=True))
         whole = [
-            as_given[variable] if _is_given(variable, as_given) else _with_lanes_last(result, count)
+            as_given[variable]
+            if _is_given(variable, as_given)
+            else _with_lanes_last(result, layout)
             for variable, result in zip(closed.jaxpr.outvars, results, strict=True)
         ]
         return jax.tree.unflatten(jax.tree.structure(shapes), whole)
@@ -130,48 +167,59 @@ def _is_given(variable: Any, as_given: dict[Any, Array]) -> bool:
     return not isinstance(variable, Literal) and variable in as_given
 
 
-def _evaluated(jaxpr: Jaxpr, constants: list[_Value], arguments: list[_Value], count: int) -> Any:
+def evaluated(
+    jaxpr: Jaxpr, constants: list[_Value], arguments: list[_Value], layout: Layout
+) -> list[Any]:
+    """The results of a function of one lane from its constants and arguments, in rows."""
     known: dict[Any, _Value] = {}
 
     def read(variable: Any) -> _Value:
         if isinstance(variable, Literal):
-            return _shared(np.asarray(variable.val, variable.aval.dtype))  # type: ignore[attr-defined]
+            return shared(np.asarray(variable.val, variable.aval.dtype), layout)  # type: ignore[attr-defined]
         return known[variable]
 
     known.update(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, arguments, strict=True))
     for equation in jaxpr.eqns:
         inputs = [read(variable) for variable in equation.invars]
-        outputs = _done(equation, inputs, count)
+        outputs = _done(equation, inputs, layout)
         known.update(zip(equation.outvars, outputs, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
 
 
-def _done(equation: Any, inputs: list[_Value], count: int) -> list[_Value]:
+def _done(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]:
     """The outputs of one operation: in rows where it can be done so, else mapped."""
     name, parameters = equation.primitive.name, equation.params
+    found = None if layout.own is None else layout.own(equation, inputs, layout)
+    if found is not None:
+        return found
     if name in _INLINED and "jaxpr" in parameters:
         inner = parameters["jaxpr"]
-        constants = [_shared(constant) for constant in getattr(inner, "consts", ())]
-        return _evaluated(getattr(inner, "jaxpr", inner), constants, inputs, count)
+        constants = [shared(constant, layout) for constant in getattr(inner, "consts", ())]
+        return evaluated(getattr(inner, "jaxpr", inner), constants, inputs, layout)
     sizes = [v.aval.size for v in (*equation.invars, *equation.outvars) if hasattr(v.aval, "size")]
-    if all(isinstance(value, _Rows) for value in inputs) and max(sizes, default=0) <= _SMALL:
+    if all(isinstance(value, Rows) for value in inputs) and max(sizes, default=0) <= layout.largest:
         elements = [value.elements for value in inputs]
+        if name in _PARTED:
+            parts = _PARTED[name](equation, *elements)
+            return [Rows(part, inputs[0].dtype) for part in parts]
         made = None
         if name in _ELEMENTWISE:
-            made = _each(equation, elements, count)
+            made = _each(equation, elements, layout)
         elif name in _MOVED:
             made = _MOVED[name](equation, *elements)
         elif name in _FOLDS and elements[0].size:
-            made = _folded(_FOLDS[name], elements[0], parameters["axes"], count)
+            made = _folded(_FOLDS[name], elements[0], parameters["axes"], layout)
         elif name == "dot_general" and elements[0].size:
-            made = _product(equation, (elements[0], elements[1]), count)
+            made = _product(equation, (elements[0], elements[1]), layout)
         if made is not None:
-            return [_Rows(made, equation.outvars[0].aval.dtype)]
-    return _mapped(equation, inputs, count)
+            return [Rows(made, equation.outvars[0].aval.dtype)]
+    if layout.own is not None:
+        raise NoRowsError(name)
+    return _mapped(equation, inputs, layout)
 
 
-def _each(equation: Any, operands: list[np.ndarray], count: int) -> np.ndarray:
+def _each(equation: Any, operands: list[np.ndarray], layout: Layout) -> np.ndarray:
     bind = partial(equation.primitive.bind, **equation.params)
     if "sharding" in equation.params:
         bind = partial(bind, sharding=None)
@@ -179,21 +227,21 @@ def _each(equation: Any, operands: list[np.ndarray], count: int) -> np.ndarray:
     spread = [np.broadcast_to(operand, shape) for operand in operands]
     result = np.empty(shape, object)
     for place in np.ndindex(*shape):
-        result[place] = bind(*_alike([operand[place] for operand in spread], count))
+        result[place] = bind(*alike([operand[place] for operand in spread], layout))
     return result
 
 
-def _folded(fold: Any, operand: np.ndarray, axes: tuple[int, ...], count: int) -> np.ndarray:
+def _folded(fold: Any, operand: np.ndarray, axes: tuple[int, ...], layout: Layout) -> np.ndarray:
     kept = [axis for axis in range(operand.ndim) if axis not in axes]
     flat = operand.transpose(*kept, *axes)
     flat = flat.reshape(*(operand.shape[axis] for axis in kept), -1)
     result = np.empty(flat.shape[:-1], object)
     for place in np.ndindex(*result.shape):
-        result[place] = reduce(lambda a, b: fold(*_alike([a, b], count)), flat[place])
+        result[place] = reduce(lambda a, b: fold(*alike([a, b], layout)), flat[place])
     return result
 
 
-def _product(equation: Any, factors: tuple[np.ndarray, np.ndarray], count: int) -> np.ndarray:
+def _product(equation: Any, factors: tuple[np.ndarray, np.ndarray], layout: Layout) -> np.ndarray:
     """A product of small arrays, written out."""
     left, right = factors
     (left_over, right_over), (left_batch, right_batch) = equation.params["dimension_numbers"]
@@ -208,8 +256,8 @@ def _product(equation: Any, factors: tuple[np.ndarray, np.ndarray], count: int) 
     result = np.empty((*batch, a.shape[-2], b.shape[-2]), object)
     for *lead, i, j in product(*map(range, result.shape)):
         pairs = zip(a[(*lead, i)], b[(*lead, j)], strict=True)
-        terms = [lax.mul(*_alike([x, y], count)) for x, y in pairs]
-        result[(*lead, i, j)] = reduce(lambda x, y: lax.add(*_alike([x, y], count)), terms)
+        terms = [lax.mul(*alike([x, y], layout)) for x, y in pairs]
+        result[(*lead, i, j)] = reduce(lambda x, y: lax.add(*alike([x, y], layout)), terms)
     wanted = equation.outvars[0].aval
     cast = np.frompyfunc(lambda x: lax.convert_element_type(x, wanted.dtype), 1, 1)
     return np.asarray(cast(result), object).reshape(wanted.shape)
@@ -248,6 +296,10 @@ def _reshaped(equation: Any, operand: np.ndarray, *_: Any) -> np.ndarray:
     return operand.reshape(equation.outvars[0].aval.shape)
 
 
+def _stacked(equation: Any, *operands: np.ndarray) -> np.ndarray:
+    return np.stack(operands, axis=equation.params["axis"])
+
+
 _MOVED: dict[str, Callable[..., np.ndarray]] = {
     "broadcast_in_dim": _broadcast,
     "concatenate": lambda e, *parts: np.concatenate(parts, axis=e.params["dimension"]),
@@ -257,11 +309,25 @@ _MOVED: dict[str, Callable[..., np.ndarray]] = {
     "rev": lambda e, operand: np.flip(operand, e.params["dimensions"]),
     "slice": _slice,
     "squeeze": _reshaped,
+    "stack": _stacked,
     "transpose": lambda e, operand: operand.transpose(e.params["permutation"]),
 }
 
 
-def _mapped(equation: Any, inputs: list[_Value], count: int) -> list[_Value]:
+def _split(equation: Any, operand: np.ndarray) -> list[np.ndarray]:
+    ends = np.cumsum(equation.params["sizes"])[:-1].tolist()
+    return np.split(operand, ends, axis=equation.params["axis"])
+
+
+def _unstacked(equation: Any, operand: np.ndarray) -> list[np.ndarray]:
+    parts = np.moveaxis(operand, equation.params["axis"], 0)
+    return [parts[index, ...] for index in range(len(parts))]
+
+
+_PARTED: dict[str, Callable[..., list[np.ndarray]]] = {"split": _split, "unstack": _unstacked}
+
+
+def _mapped(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]:
     """The outputs of an operation on whole arrays, by `jax.vmap`."""
     bound = equation.primitive.get_bind_params(equation.params)
     functions, parameters = bound if isinstance(bound, tuple) else ((), bound)
@@ -270,40 +336,40 @@ def _mapped(equation: Any, inputs: list[_Value], count: int) -> list[_Value]:
         result = equation.primitive.bind(*functions, *operands, **parameters)
         return list(result) if equation.primitive.multiple_results else [result]
 
-    shared = [_is_shared(value) for value in inputs]
+    common = [_is_shared(value) for value in inputs]
     operands = [
-        _one_array(value) if same else _with_lanes_last(value, count)
-        for value, same in zip(inputs, shared, strict=True)
+        _one_array(value) if same else _with_lanes_last(value, layout)
+        for value, same in zip(inputs, common, strict=True)
     ]
-    if all(shared):
-        return [_shared(result) for result in operation(*operands)]
-    axes = tuple(None if same else -1 for same in shared)
+    if all(common):
+        return [shared(result, layout) for result in operation(*operands)]
+    axes = tuple(None if same else -1 for same in common)
     results = jax.vmap(operation, in_axes=axes, out_axes=-1)(*operands)
-    return [_taken_apart(result) for result in results]
+    return [_taken_apart(result, layout) for result in results]
 
 
-def _shared(array: Any) -> _Value:
+def shared(array: Any, layout: Layout) -> _Value:
     """What all lanes share: as numbers where there are few of them."""
-    if np.size(array) > _SMALL:
+    if np.size(array) > layout.largest:
         return _Shared(array)
     result = np.empty(np.shape(array), object)
     for place in np.ndindex(*result.shape):
         result[place] = array[place] if result.shape else array
-    return _Rows(result, array.dtype)
+    return Rows(result, array.dtype)
 
 
-def _taken_apart(array: Array) -> _Value:
+def _taken_apart(array: Array, layout: Layout) -> _Value:
     shape = array.shape[:-1]
-    if int(np.prod(shape)) > _SMALL:
+    if int(np.prod(shape)) > layout.largest:
         return array
     result = np.empty(shape, object)
     for place in np.ndindex(*shape):
         result[place] = array[place]
-    return _Rows(result, array.dtype)
+    return Rows(result, array.dtype)
 
 
 def _is_shared(value: _Value) -> bool:
-    if isinstance(value, _Rows):
+    if isinstance(value, Rows):
         return all(np.ndim(element) == 0 for element in value.elements.flat)
     return isinstance(value, _Shared)
 
@@ -320,25 +386,26 @@ def _one_array(value: _Value) -> Any:
     return jnp.reshape(jnp.stack(elements), value.elements.shape)
 
 
-def _with_lanes_last(value: _Value, count: int) -> Array:
+def _with_lanes_last(value: _Value, layout: Layout) -> Array:
     if isinstance(value, _Shared):
-        return jnp.broadcast_to(value.array[..., None], (*value.array.shape, count))
-    if not isinstance(value, _Rows):
+        return jnp.broadcast_to(value.array[..., None], (*value.array.shape, *layout.lanes))
+    if not isinstance(value, Rows):
         return value
-    rows = [_row(element, count) for element in value.elements.flat]
+    rows = [row(element, layout) for element in value.elements.flat]
     if value.elements.ndim == 0:
         return rows[0]
     if not rows:
-        return jnp.zeros((*value.elements.shape, count), value.dtype)
-    return jnp.reshape(jnp.stack(rows), (*value.elements.shape, count))
+        return jnp.zeros((*value.elements.shape, *layout.lanes), value.dtype)
+    return jnp.reshape(jnp.stack(rows), (*value.elements.shape, *layout.lanes))
 
 
-def _row(element: Any, count: int) -> Array:
-    return element if np.ndim(element) else jnp.broadcast_to(element, (count,))
+def row(element: Any, layout: Layout) -> Array:
+    """An element as a row: itself, or a number that all lanes share, for each of them."""
+    return element if np.ndim(element) else jnp.broadcast_to(element, layout.lanes)
 
 
-def _alike(elements: list[Any], count: int) -> list[Any]:
+def alike(elements: list[Any], layout: Layout) -> list[Any]:
     """Elements as rows where one of them is."""
     if all(np.ndim(element) == 0 for element in elements):
         return elements
-    return [_row(element, count) for element in elements]
+    return [row(element, layout) for element in elements]

@@ -1,0 +1,117 @@
+"""Which backend solves a problem: `kernel` on GPUs and TPUs where it can be had, else `blocks`."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from flowlab._checks import choice
+from flowlab.ensemble import blocks, kernel
+from flowlab.solve import Method, Problem
+
+__all__ = ["Worker", "default_backend", "worker"]
+
+Device = Any  # jax.Device, which is no type to a type checker
+
+_LOG = logging.getLogger(__name__)
+
+
+def default_backend(
+    *, block_size: int | None = None, devices: Sequence[Device] | None = None
+) -> str:
+    """The name of the backend that is tried first where nobody names one.
+
+    Args:
+        block_size: Starts that share a step; a number of them asks for blocks.
+        devices: JAX devices to use; None for all local ones.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    fits = block_size is None and devices[0].platform in kernel.CHIPS
+    return kernel.BACKEND if fits else blocks.BACKEND
+
+
+def worker(
+    count: int,
+    runs: int,
+    *,
+    backend: str | None,
+    block_size: int | None,
+    devices: Sequence[Device] | None,
+    max_steps: int,
+    optimise: bool | None,
+) -> "Worker":
+    """What solves problems from so many starts, which are to come to so many runs.
+
+    Raises:
+        ValueError: If the backend is unknown, does not exist on the devices, or leaves another
+            option without effect.
+    """
+    devices = jax.local_devices() if devices is None else list(devices)
+    if backend is not None:
+        choice("backend", backend, blocks.BACKEND, kernel.BACKEND)
+    if backend == kernel.BACKEND:
+        _check_kernel(devices, block_size, optimise)
+    wanted = backend or default_backend(block_size=block_size, devices=devices)
+    in_blocks = blocks.worker(count, runs, devices, block_size, max_steps, optimise)
+    return Worker(wanted, in_blocks, devices, max_steps)
+
+
+def _check_kernel(devices: Sequence[Device], block_size: int | None, optimise: bool | None) -> None:
+    platform = devices[0].platform
+    if platform not in kernel.CHIPS:
+        raise ValueError(
+            'Argument `backend` must be "blocks" where starts are solved on a '
+            f"{platform.upper()}, but is {kernel.BACKEND!r}, which is for GPUs and TPUs."
+        )
+    for name, value in {"block_size": block_size, "optimise": optimise}.items():
+        if value is not None:
+            raise ValueError(
+                f"Argument `{name}` must be None with backend {kernel.BACKEND!r}, on which it has "
+                f"no effect, but is {value!r}."
+            )
+
+
+class Worker:
+    """Solves problems by the backend wanted, or by blocks where that cannot be had.
+
+    Attributes:
+        backend: The name of the backend that solved the last problem.
+    """
+
+    def __init__(
+        self,
+        wanted: str,
+        in_blocks: Callable[..., dict[str, Any]],
+        devices: Sequence[Device],
+        max_steps: int,
+    ) -> None:
+        self.backend = wanted
+        self._in_blocks, self._devices, self._max_steps = in_blocks, devices, max_steps
+
+    def __call__(
+        self,
+        problem: Problem,
+        method: Method,
+        starts: PyTree[np.ndarray],
+        *,
+        progress: Callable[[int], Any] = lambda n: None,
+    ) -> dict[str, Any]:
+        """The results for all starts, first axis n, in the order of the starts."""
+        if self.backend == kernel.BACKEND:
+            try:
+                return kernel.solved(
+                    problem,
+                    method,
+                    starts,
+                    devices=self._devices,
+                    max_steps=self._max_steps,
+                    progress=progress,
+                    elsewhere=self._in_blocks,
+                )
+            except kernel.RefusedError as reason:
+                _LOG.debug("blocks solve what no kernel can: %s", reason)
+                self.backend = blocks.BACKEND
+        return self._in_blocks(problem, method, starts, progress=progress)

@@ -1,0 +1,445 @@
+"""Every start in one program on the chip: all steps of a few lanes in a Pallas kernel.
+
+What `blocks` does with a block is done here with a single lane, by the same functions of a lane and
+the same loop over steps; `solve.row_control` carries that program out for a row of lanes at once.
+Each lane chooses its steps for itself, and nothing passes between lanes but whether one of them is
+still on its way: a lane has the same bits whatever lies beside it. Lanes that their clock leads
+nowhere begin again under the clock that is regular everywhere.
+
+n: starts; r: elements of what a lane reads or leaves behind.
+"""
+
+import re
+import warnings
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, PyTree
+
+from flowlab.solve import Method, Problem, Program, advance, begin, finish, safe_problem
+from flowlab.solve.row_control import program_in_rows
+from flowlab.solve.rows import NoRowsError, in_rows
+from flowlab.until import Outcome
+
+__all__ = ["BACKEND", "CHIPS", "Chip", "RefusedError", "refusal", "solved"]
+
+Device = Any  # jax.Device, which is no type to a type checker
+
+BACKEND = "kernel"
+"""The name of this way to solve a problem: lanes take all their steps in one program, by Pallas."""
+
+_CHUNK = 2**21  # starts of a call: some times as many as a chip has at work at once
+_CHUNK_BYTES = 2**30  # that a call may leave behind
+_AHEAD = 2  # calls on their way to each device while the results of one before are collected
+_SMALLEST = 1024  # starts up to which a call is filled up, so that few sizes are compiled
+
+
+class Chip(NamedTuple):
+    """How a kind of device is programmed.
+
+    Attributes:
+        platform: Its name in lowerings.
+        lanes: Shape of the lanes of a program.
+        kind: A device of the kind, by the name that its maker gives it.
+        lacking: Functions that its compiler does not know, which are written by others.
+    """
+
+    platform: str
+    lanes: tuple[int, ...]
+    kind: str
+    lacking: tuple[str, ...] = ()
+
+
+CHIPS = {
+    "gpu": Chip("cuda", (32,), "NVIDIA H100"),  # as many lanes as a warp has
+    "tpu": Chip("tpu", (8, 128), "TPU v5 lite", ("expm1",)),  # the registers of its vector unit
+}
+"""By the platform of a device, how it is programmed."""
+
+
+class RefusedError(Exception):
+    """A problem that cannot be made a kernel; the text names what stands in the way."""
+
+
+def solved(
+    problem: Problem,
+    method: Method,
+    starts: PyTree[np.ndarray],
+    *,
+    devices: Sequence[Device],
+    max_steps: int,
+    progress: Callable[[int], Any] = lambda n: None,
+    elsewhere: Callable[..., dict[str, Any]],
+    interpret: bool = False,
+) -> dict[str, Any]:
+    """The results for all starts, first axis n, in the order of the starts.
+
+    Args:
+        problem: What to solve.
+        method: What makes and chooses the steps.
+        starts: Leaves of shape (n, ...).
+        devices: Devices of one kind.
+        max_steps: Steps that a lane tries.
+        progress: Called with the number of starts that have ended since.
+        elsewhere: What solves a problem, a method and starts that cannot be made a kernel, of lanes
+            that begin again.
+        interpret: Whether to carry the kernel out operation by operation, on any device; slow.
+
+    Raises:
+        RefusedError: If the problem cannot be made a kernel for these devices.
+    """
+    chip = CHIPS["gpu"] if interpret else CHIPS[devices[0].platform]
+    count = len(jax.tree.leaves(starts)[0])
+    run = _Chunks(problem, method, starts, chip, interpret)
+    results: dict[str, Any] = {}
+    evicted = np.zeros(count, bool)
+    for place, found, left in run.results(devices, max_steps):
+        if not results:
+            results = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), found)
+        jax.tree.map(partial(_put, place), results, found)
+        evicted[place] = left
+        progress(len(left) - int(np.sum(left)))
+    if np.any(evicted):
+        safe = safe_problem(problem), method, jax.tree.map(lambda x: x[evicted], starts)
+        options: Any = dict(devices=devices, max_steps=max_steps, interpret=interpret)
+        try:
+            found = solved(*safe, progress=progress, elsewhere=elsewhere, **options)
+        except RefusedError:
+            found = elsewhere(*safe, progress=progress)
+        jax.tree.map(partial(_put, evicted), results, found)
+    return results
+
+
+def refusal(problem: Problem, method: Method, starts: PyTree[np.ndarray], chip: Chip) -> str | None:
+    """What keeps a problem from being lowered for a chip, which need not be here; None if nothing.
+
+    Args:
+        problem: What to solve.
+        method: What makes and chooses the steps.
+        starts: Some starts, leaves of shape (n, ...).
+        chip: The chip.
+    """
+    run = _Chunks(problem, method, starts, chip, False)
+    try:
+        with _as_if_on(chip), _quietly():
+            run.program.lowered(*run.shapes(None), platform=chip.platform)
+    except Exception as error:  # of many kinds, none of which is public
+        return _reason(error)
+    return None
+
+
+def _put(place: Any, target: np.ndarray, source: np.ndarray) -> None:
+    target[place] = source
+
+
+class _Chunks:
+    """Starts in chunks of one size, each of them solved in one call."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        method: Method,
+        starts: PyTree[np.ndarray],
+        chip: Chip,
+        interpret: bool,
+    ) -> None:
+        leaves = jax.tree.leaves(starts)
+        self.starts, self.count = starts, len(leaves[0])
+        self.wide = problem.rtol.dtype == np.float64
+        width = sum(int(np.prod(leaf.shape[1:])) * leaf.itemsize for leaf in leaves)
+        most = min(_CHUNK, max(_SMALLEST, 2 ** int(np.log2(_CHUNK_BYTES / (4 * width)))))
+        smallest = int(np.prod(chip.lanes)) if interpret else _SMALLEST
+        self.size = min(most, max(smallest, 2 ** int(np.ceil(np.log2(self.count)))))
+        self.program = Program(
+            _for_chip(chip, interpret), (problem, method), optimise=not interpret
+        )
+
+    def shapes(self, device: Device | None) -> tuple[Any, Any]:
+        """What a call takes: starts and the number of steps, as shapes on a device."""
+        place = None if device is None else jax.sharding.SingleDeviceSharding(device)
+
+        def shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
+            full = (self.size, *leaf.shape[1:])
+            return jax.ShapeDtypeStruct(full, leaf.dtype, sharding=place)
+
+        steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
+        return jax.tree.map(shape, self.starts), steps
+
+    def results(
+        self, devices: Sequence[Device], max_steps: int
+    ) -> Iterator[tuple[slice, dict[str, Any], Bool[np.ndarray, " n"]]]:
+        """Which starts, their results, and which of them are to begin again, chunk after chunk.
+
+        While one is collected, the next ones are solved.
+        """
+        with jax.enable_x64(self.wide):
+            calls = [_compiled(self, device) for device in devices]
+            under_way: deque[tuple[slice, Any]] = deque()
+            for number, first in enumerate(range(0, self.count, self.size)):
+                place = slice(first, min(first + self.size, self.count))
+                device = number % len(devices)
+                given = jax.device_put((self._filled(place), np.int32(max_steps)), devices[device])
+                found = self.program.run(calls[device], devices[device], *given)
+                for leaf in jax.tree.leaves(found):
+                    leaf.copy_to_host_async()
+                under_way.append((place, found))
+                if len(under_way) > _AHEAD * len(devices):
+                    yield self._collected(*under_way.popleft())
+            while under_way:
+                yield self._collected(*under_way.popleft())
+
+    def _filled(self, place: slice) -> PyTree[np.ndarray]:
+        """The starts of a chunk, filled up with NaN, which ends at once."""
+        missing = self.size - (place.stop - place.start)
+
+        def filled(leaf: np.ndarray) -> np.ndarray:
+            filling = np.full((missing, *leaf.shape[1:]), np.nan, leaf.dtype)
+            return np.concatenate([leaf[place], filling]) if missing else leaf[place]
+
+        return jax.tree.map(filled, self.starts)
+
+    def _collected(self, place: slice, found: Any) -> tuple[slice, Any, Any]:
+        number = place.stop - place.start
+        results, evicted = jax.tree.map(lambda x: np.asarray(x)[:number], found)
+        return place, results, evicted
+
+
+_EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # and why others are none
+_MOST_EXECUTABLES = 256  # as many programs as `solve.compilation` knows
+
+
+def _compiled(run: _Chunks, device: Device) -> Callable[..., Any]:
+    """The program of some chunks, compiled for a device; what has failed once fails at once.
+
+    Raises:
+        RefusedError: If it cannot be lowered, or not be compiled.
+    """
+    given = run.shapes(device)
+    shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(given))
+    key = (run.program.key, jax.tree.structure(given), shapes, device)
+    if key not in _EXECUTABLES:
+        try:
+            with _quietly():
+                _EXECUTABLES[key] = run.program.lowered(*given).compile()
+        except Exception as error:  # of many kinds, none of which is public
+            _EXECUTABLES[key] = RefusedError(_reason(error))
+        while len(_EXECUTABLES) > _MOST_EXECUTABLES:
+            _EXECUTABLES.popitem(last=False)
+    found = _EXECUTABLES[key]
+    if isinstance(found, RefusedError):
+        raise found
+    return found
+
+
+_NOTES = ("JaxStackTraceBeforeTransformation",)  # causes by which JAX says where it was
+
+
+def _reason(error: BaseException) -> str:
+    """What cannot be lowered: the name of a primitive, where one is to blame."""
+    while error.__cause__ is not None and type(error.__cause__).__name__ not in _NOTES:
+        error = error.__cause__
+    if isinstance(error, NoRowsError):
+        return str(error)
+    text = " ".join(str(error).split())
+    named = re.search(r"primitive in Pallas \w+ lowering(?: for \S+)?: ([\w-]+)", text)
+    return named.group(1) if named else f"{type(error).__name__}: {text[:160]}"
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the warning that Pallas may give its backend for GPUs up: then this falls back."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*Pallas Triton.*", DeprecationWarning)
+        yield
+
+
+def _as_if_on(chip: Chip) -> Any:
+    """A context in which newer releases of JAX lower for a chip that is not here."""
+    abstract = getattr(jax.sharding, "AbstractDevice", None)
+    if abstract is None or not hasattr(jax.sharding, "use_abstract_mesh"):
+        return nullcontext()
+    platform = "gpu" if chip.platform == "cuda" else chip.platform
+    device = abstract(platform=platform, device_kind=chip.kind, num_cores=None)
+    return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+
+
+def _compiler_options(chip: Chip) -> dict[str, Any]:
+    """Which of Pallas's backends lowers for a chip, and how: the one place that says so."""
+    if chip.platform != "cuda":
+        return {}
+    from jax.experimental.pallas import triton
+
+    return {"compiler_params": triton.CompilerParams(num_warps=1, num_stages=1)}
+
+
+@cache
+def _for_chip(chip: Chip, interpret: bool) -> Callable[..., Any]:
+    """`_all_steps` for a chip: the same object each time, by which programs are known."""
+    return partial(_all_steps, chip, interpret)
+
+
+class _Packing:
+    """Where the elements of some arrays stand, one after the other, in one array for each dtype.
+
+    Booleans stand as integers.
+    """
+
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self.arrays = arrays
+        self.sizes: dict[str, int] = {}
+        self.firsts: list[int] = []
+        for array in arrays:
+            name = _stored(array.dtype)
+            self.firsts.append(self.sizes.get(name, 0))
+            self.sizes[name] = self.firsts[-1] + int(np.prod(array.shape))
+
+    def joined(self, arrays: Sequence[Array], name: str, lead: tuple[int, ...]) -> Array:
+        """The elements of one dtype, of arrays with trailing axes beyond those that are packed."""
+        chosen = [
+            jnp.reshape(array, (-1, *lead)).astype(name)
+            for array, packed in zip(arrays, self.arrays, strict=True)
+            if _stored(packed.dtype) == name
+        ]
+        return jnp.concatenate(chosen)
+
+    def read(self, element: Callable[[str, int], Any]) -> list[np.ndarray]:
+        """The arrays with their elements as objects."""
+        found = []
+        for array, first in zip(self.arrays, self.firsts, strict=True):
+            name = _stored(array.dtype)
+            elements = np.empty(array.shape, object)
+            for number, place in enumerate(np.ndindex(*array.shape)):
+                value = element(name, first + number)
+                elements[place] = value != 0 if array.dtype == np.bool_ else value
+            found.append(elements)
+        return found
+
+
+def _stored(dtype: Any) -> str:
+    return "int32" if np.dtype(dtype) == np.bool_ else np.dtype(dtype).name
+
+
+def _lane(
+    solved: tuple[Problem, Method], start: PyTree[Array], max_steps: Int[Array, ""]
+) -> tuple[dict[str, Any], Bool[Array, ""]]:
+    """What becomes of one start, and whether it is to begin again under another clock."""
+    problem, method = solved
+    lanes = begin(problem, jax.tree.map(lambda leaf: leaf[..., None], start))
+    lanes, tries, _ = advance(problem, method, lanes, max_steps=max_steps)
+    results = finish(problem, lanes)
+    spent = lanes.active & (tries >= max_steps)
+    results["outcome"] = jnp.where(spent, jnp.int32(Outcome.step_limit), results["outcome"])
+    return jax.tree.map(lambda leaf: leaf[..., 0], (results, lanes.evicted & (lanes.outcome == 0)))
+
+
+def _all_steps(
+    chip: Chip,
+    interpret: bool,
+    solved: tuple[Problem, Method],
+    starts: PyTree[Array],
+    max_steps: Int[Array, ""],
+) -> tuple[dict[str, Any], Bool[Array, " n"]]:
+    """What becomes of starts (first axis), and which are to begin again: one kernel."""
+    shared, rest = eqx.partition((solved, max_steps), eqx.is_array)
+    numbers, structure = jax.tree.flatten(shared)
+    leaves, of_starts = jax.tree.flatten(starts)
+
+    def of_lane(numbers: list[Array], leaves: list[Array]) -> Any:
+        both, steps = eqx.combine(jax.tree.unflatten(structure, numbers), rest)
+        return _lane(both, jax.tree.unflatten(of_starts, leaves), steps)
+
+    given = [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+    with in_rows(True):
+        program, results = jax.make_jaxpr(of_lane, return_shape=True)(numbers, given)
+    packed = _Packing(numbers), _Packing(given), _Packing(jax.tree.leaves(results))
+    found = _called(chip, interpret, program, packed, numbers, leaves)
+    return jax.tree.unflatten(jax.tree.structure(results), found)
+
+
+def _called(
+    chip: Chip,
+    interpret: bool,
+    program: Any,
+    packed: tuple[_Packing, _Packing, _Packing],
+    numbers: list[Array],
+    leaves: list[Array],
+) -> list[Array]:
+    """The kernel that carries out a program of one lane, called: results with starts first."""
+    from jax.experimental import pallas
+
+    of_numbers, of_starts, of_results = packed
+    count, lanes = leaves[0].shape[0], chip.lanes
+    rows = (count,) if len(lanes) == 1 else (count // lanes[-1], lanes[-1])
+    last = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
+    operands = [_padded(of_numbers.joined(numbers, name, ())) for name in of_numbers.sizes]
+    operands += [of_starts.joined(last, name, rows) for name in of_starts.sizes]
+
+    def kernel(*refs: Any) -> None:
+        left = iter(refs)
+        shared, own, out = (
+            {name: next(left) for name in packing.sizes}
+            for packing in (of_numbers, of_starts, of_results)
+        )
+        arguments = of_numbers.read(lambda name, at: shared[name][at])
+        arguments += of_starts.read(lambda name, at: own[name][at])
+        results = program_in_rows(program, arguments, lanes, chip.lacking)
+        for result, first, array in zip(results, of_results.firsts, of_results.arrays, strict=True):
+            name = _stored(array.dtype)
+            for number, row in enumerate(result.flat):
+                out[name][first + number] = row.astype(name)
+
+    specs = [_of_all(chip, operand) for operand in operands[: len(of_numbers.sizes)]]
+    specs += [_of_rows(chip, size) for size in of_starts.sizes.values()]
+    sizes = of_results.sizes.items()
+    made = pallas.pallas_call(
+        kernel,
+        grid=(count // int(np.prod(lanes)),),
+        in_specs=specs,
+        out_specs=[_of_rows(chip, size) for _, size in sizes],
+        out_shape=[jax.ShapeDtypeStruct((size, *rows), name) for name, size in sizes],
+        interpret=interpret,
+        **_compiler_options(chip),
+    )(*operands)
+    whole = dict(zip(of_results.sizes, made, strict=True))
+    return [
+        jnp.moveaxis(
+            whole[_stored(array.dtype)][first : first + int(np.prod(array.shape))].reshape(
+                *array.shape, count
+            ),
+            -1,
+            0,
+        ).astype(array.dtype)
+        for array, first in zip(of_results.arrays, of_results.firsts, strict=True)
+    ]
+
+
+def _padded(numbers: Array) -> Array:
+    """Numbers filled up to a power of two of them, which is what Triton takes."""
+    length = 2 ** int(np.ceil(np.log2(numbers.size)))
+    return jnp.concatenate([numbers, jnp.zeros(length - numbers.size, numbers.dtype)])
+
+
+def _of_all(chip: Chip, operand: Array) -> Any:
+    """What every program reads whole: numbers one by one."""
+    from jax.experimental import pallas
+
+    if chip.platform == "tpu":
+        from jax.experimental.pallas import tpu
+
+        return pallas.BlockSpec(memory_space=tpu.SMEM)
+    return pallas.BlockSpec(operand.shape, lambda program: (0,))
+
+
+def _of_rows(chip: Chip, size: int) -> Any:
+    """What a program reads or writes for its own lanes, by rows."""
+    from jax.experimental import pallas
+
+    after = (0,) * (len(chip.lanes) - 1)
+    return pallas.BlockSpec((size, *chip.lanes), lambda program: (0, program, *after))

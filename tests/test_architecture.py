@@ -62,7 +62,17 @@ SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"
 
 # What is computed for one lane, and the modules a backend solves with: a second backend uses the
 # first of these and replaces the others.
-LANES = ("problem", "rows", "walls", "field", "signals", "events", "rest", "lane_lifecycle")
+LANES = (
+    "problem",
+    "clocks",
+    "rows",
+    "walls",
+    "field",
+    "signals",
+    "events",
+    "rest",
+    "lane_lifecycle",
+)
 BACKEND = ("method", "runge_kutta", "crossings", "engine")
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef

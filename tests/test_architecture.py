@@ -65,8 +65,8 @@ SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"
 # What is computed for one lane, and the modules a backend solves with: a second backend uses the
 # first of these and replaces the others.
 ROWS = ("rows", "row_indices", "row_control")
-LANES = ("problem", *ROWS, "walls", "field", "signals", "events", "rest", "lane_lifecycle")
-BACKEND = ("method", "runge_kutta", "crossings", "engine")
+LANES = ("problem", "clocks", *ROWS, "walls", "field", "signals", "events", "rest", "lane_lifecycle")
+BACKEND = ("method", "runge_kutta", "crossings", "errors", "engine")
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -13,6 +13,7 @@ from refusals import assert_refused
 import flowlab as fl
 from flowlab import losses, until
 from flowlab.domains import AbstractDomain, Quadrant, WholeSpace
+from flowlab.flow import AbstractFlow
 from flowlab.policies import AbstractPolicy, WallRule
 
 BOWL = fl.Flow(lambda y: 0.5 * (y**2).sum())
@@ -125,10 +126,10 @@ def test_a_time_and_the_boundary_are_no_levels_of_a_state():
 class Within(until.AbstractTarget):
     """A distance from the origin."""
 
-    def signal(self, flow: fl.Flow, state: Array, at: Array) -> Array:
+    def signal(self, flow: AbstractFlow, state: Array, at: Array) -> Array:
         return jnp.sqrt(jnp.sum(state**2)) - jnp.asarray(self.levels, state.dtype)
 
-    def clocks(self, flow: fl.Flow) -> tuple[until.Clock, ...]:
+    def clocks(self, flow: AbstractFlow) -> tuple[until.Clock, ...]:
         return ("arc_length", "time")
 
 

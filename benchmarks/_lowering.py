@@ -27,9 +27,6 @@ LOWERS = "lowers"
 OFFSET = 1.0  # between the responses of a pair, in nats, which ODPO needs
 MARGIN = 2.0  # to which losses that have no common level are followed
 
-# What is not expected to lower, by the beginning of the name of a row, and for which chips.
-FALLS_BACK: dict[str, tuple[str, ...]] = {}
-
 
 class Case(NamedTuple):
     """What is to be solved, from a start like this one."""
@@ -145,14 +142,8 @@ def lowered(case: Case, platform: str) -> str:
 
 
 def unexpected(row: Row) -> list[str]:
-    """The chips for which a row was expected to lower and does not."""
-    excused = {
-        platform
-        for beginning, platforms in FALLS_BACK.items()
-        if row.name.startswith(beginning)
-        for platform in platforms
-    }
-    return [p for p, verdict in row.verdicts.items() if verdict != LOWERS and p not in excused]
+    """The chips for which a row does not lower: all are expected to."""
+    return [platform for platform, verdict in row.verdicts.items() if verdict != LOWERS]
 
 
 def markdown(rows: Sequence[Row], platforms: Sequence[str]) -> str:

@@ -170,17 +170,18 @@ def test_chunks_are_put_together_in_the_order_of_the_starts(devices, monkeypatch
         assert mine.tobytes() == wanted.tobytes()
 
 
-def two_floors(y):
-    return (y**2).sum() + 0.3 * (1 + jnp.tanh(20 * y[1]))
+def two_wells(y):
+    return (y[0] ** 2 - 1) ** 2 + 0.2 * y[0] + 2 + 0.5 * y[1] ** 2
 
 
 @pytest.mark.exhaustive
 def test_lanes_that_their_clock_leads_nowhere_begin_again_and_change_no_other():
-    """Above the step the valley's floor is 0.6, and the target is never met."""
-    flow, target = fl.Flow(two_floors), until.loss_below(0.45)
-    points = np.array([[x, y] for x in np.linspace(-1, 1, 16) for y in (-0.9, 0.9)])
-    alone = np.where(points[:, 1:] > 0, np.nan, points)
-    problem = make_problem(flow, until=target, dtype=np.float64, state=one_of(points), rtol=RTOL)
+    """The well on the right ends above the level."""
+    flow, target = fl.Flow(two_wells), until.loss_below(1.9)
+    points = np.array([[x, y] for y in np.linspace(0.5, 1.5, 16) for x in (-0.5, 0.5)])
+    alone = np.where(points[:, :1] > 0, np.nan, points)
+    state: dict = dict(dtype=np.float64, state=one_of(points))
+    problem = make_problem(flow, until=target, clock="loss", rtol=RTOL, **state)
     given = problem, make_method(rtol=RTOL)
     options: dict = dict(devices=jax.devices()[:1], max_steps=4096, interpret=True)
     seen = []
@@ -194,6 +195,7 @@ def test_lanes_that_their_clock_leads_nowhere_begin_again_and_change_no_other():
     assert sum(seen) == len(points)
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(others), strict=True):
         assert mine[::2].tobytes() == theirs[::2].tobytes()
+    assert set(found["outcome"][1::2]) == {Outcome.at_critical_point}
     runs = fl.sweep(flow, points, until=target, rtol=RTOL, clock="arc_length")
     np.testing.assert_array_equal(found["outcome"], runs.outcome)
     np.testing.assert_allclose(found["time"], runs.time, rtol=1e-5)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache, lru_cache
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -93,9 +93,9 @@ class Program:
 
     def lowered(self, *arguments: Any, platform: str | None = None) -> Any:
         """What it comes to for such arguments, in shapes, on this platform or on one named."""
-        platforms = None if platform is None else (platform,)
+        platforms, program = None if platform is None else (platform,), cast(Any, self._call)
         with exact_products():
-            return self._call.trace(self._arrays, *arguments).lower(lowering_platforms=platforms)
+            return program.trace(self._arrays, *arguments).lower(lowering_platforms=platforms)
 
     def run(self, executable: Callable[..., Any], device: Any, *arguments: Any) -> Any:
         """What is compiled of what one like it has been lowered to, called on a device."""

@@ -366,17 +366,17 @@ _CONTROL: dict[str, Callable[[Any, list[Rows], Layout], list[Rows]]] = {
 
 def _polynomial(operands: list[np.ndarray], layout: Layout) -> np.ndarray:
     """A polynomial at the first operand, from its constant term on, by Horner's scheme."""
-    point, *coefficients = operands
+    shape = np.broadcast_shapes(*(operand.shape for operand in operands))
+    point, *coefficients = (np.broadcast_to(operand, shape) for operand in operands)
 
     def of_place(place: tuple[int, ...]) -> Any:
-        x, last = point[place], coefficients[::-1]
-        total, *others = [part[place if part.shape else ()] for part in last]
+        x, total, *others = [part[place] for part in (point, *coefficients[::-1])]
         for coefficient in others:
             product = lax.mul(*alike([total, x], layout))
             total = lax.add(*alike([product, coefficient], layout))
         return total
 
-    return each_place(point.shape, of_place)
+    return each_place(shape, of_place)
 
 
 def _expm1(x: Any) -> Any:

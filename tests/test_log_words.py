@@ -56,9 +56,9 @@ def test_every_bound_in_the_text_is_on_its_safe_side(said):
     assert "ρ = −0.52, between −0.59 and −0.44 with" in said["adamw"]
     assert "with w at least 0.062 at the mean margins" in said["adamw"]
     # The margin is 1417.18 nats and the ceiling 21.6787: 1395.5.
-    assert "can never exceed +21.68. Of the margin of 1417 nats at least 1395 had" in said[
-        "overshoot"
-    ]
+    assert (
+        "can never exceed +21.68. Of the margin of 1417 nats at least 1395 had" in said["overshoot"]
+    )
     assert "k is at most 1.00; the log sets no useful lower limit" in said["sgd"]
     assert "30.99" not in said["sgd"]
 

@@ -19,7 +19,7 @@ def told(*asked):
 def test_a_log_is_told_in_words_of_at_most_88_columns():
     said = told(LOG, "--beta", "0.1")
     assert "In short: the chosen responses became less likely" in said
-    assert "ρ = −0.52, between −0.58 and −0.45" in " ".join(said.split())
+    assert "ρ = −0.52, between −0.59 and −0.44" in " ".join(said.split())
     assert "{" not in said and "  \n" not in said
     assert max(map(len, said.splitlines())) <= 88
 

@@ -183,7 +183,7 @@ def test_a_coupling_that_may_be_zero_leaves_the_kernel_open(tmp_path):
     found = logs.diagnose(log_of(tmp_path, 0 * time, -20 * time))
     assert found.coupling.low < 0 < found.coupling.high
     said = " ".join(report.text(found).split())
-    assert "The log leaves that open, since ρ may be 0." in said
+    assert "The log leaves k open, since ρ may be 0." in said
     assert report.to_json(found)["k_wl_over_k_ww"] == [None, None]
     known = read(ADAMW)
     told = " ".join(report.text(known).split())

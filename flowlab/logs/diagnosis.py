@@ -30,7 +30,7 @@ from flowlab.logs.slopes import (
     push,
     without_reference,
 )
-from flowlab.logs.verdict import Displacement, displacement
+from flowlab.logs.verdict import Displacement, displacement, has_diverged
 from flowlab.logs.windows import Windows, windows
 from flowlab.losses import CPO, CPOIPO, IPO, AbstractLoss, CPOHinge, named
 
@@ -144,6 +144,16 @@ class Diagnosis:
         if self.rest is None or self.margin is None or self.per_token or self.rest == 0:
             return None
         return self.margin.last / self.rest
+
+    @property
+    def diverged(self) -> dict[str, Side]:
+        """The responses whose log-probability changed by more than training can want."""
+        sides = {"rejected": self.rejected, "chosen": self.chosen}
+        return {
+            name: side
+            for name, side in sides.items()
+            if side is not None and has_diverged(side.change, self.log.beta)
+        }
 
     @property
     def drawable(self) -> bool:

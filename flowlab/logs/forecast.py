@@ -70,6 +70,13 @@ class BackTest:
         return np.array([*miss, miss[0] - miss[1]])
 
     @property
+    def margins(self) -> tuple[float, float, float]:
+        """The margin in the middle, the one that was foretold for the end, and that of the end."""
+        points = self.forecast.begin, self.forecast.end, self.measured
+        begin, end, measured = (float(point[0] - point[1]) for point in points)
+        return begin, end, measured
+
+    @property
     def margin_share(self) -> float:
         """Error of the change of the margin, as a share of the change that was measured."""
         moved = self.measured - self.forecast.begin

@@ -13,13 +13,19 @@ from flowlab import _pages, _tables
 from flowlab._files import check_folder, write_json
 from flowlab.logs.diagnosis import Diagnosis, Side
 from flowlab.logs.forecast import BackTest
+from flowlab.logs.rounding import down, down_to, up, up_to
 from flowlab.logs.windows import windows
+from flowlab.losses import CATALOGUE
+from flowlab.losses.trl import loss_type_of
 
 __all__ = ["DIAGNOSIS", "blocks", "moves", "text", "to_json", "write"]
 
 DIAGNOSIS = "diagnosis.json"
 _WIDTH = 88  # columns of the text, at which lines are still read with ease
 _MOVES = "%moves%"  # where the table of what moved goes
+# Beyond it a limit of |k| says nothing: a kernel is semidefinite, so k² is at most k_ll/k_ww, and
+# the rejected response would have to learn a hundred times as fast as the chosen one.
+_NO_LIMIT = 10.0
 
 
 def text(found: Diagnosis) -> str:
@@ -50,17 +56,22 @@ def blocks(found: Diagnosis) -> list[str]:
 
 def moves(found: Diagnosis) -> list[tuple[str, ...]]:
     """The table of what moved: a header, and a row for each quantity."""
-    seen = found.windows
     kind = "log-probability" if found.reference_free else "log-ratio"
-    header = ("", "first rows", "last rows", "change")
-    if len(seen):
-        ends = (seen.first_step[0], seen.last_step[0]), (seen.first_step[-1], seen.last_step[-1])
-        word = "step" if found.log.numbered else "row"
-        spans = (f"{word} {a:g}" if a == b else f"{word}s {a:g}–{b:g}" for a, b in ends)
-        header = ("", *spans, "change")
+    header = ("", *_spans(found), "change")
     sides = {f"chosen {kind}": found.chosen, f"rejected {kind}": found.rejected}
     sides["margin"] = found.margin
     return [header, *(_move(name, side) for name, side in sides.items() if side is not None)]
+
+
+def _spans(found: Diagnosis) -> tuple[str, str]:
+    """The steps of the first window and of the last, in words."""
+    seen = found.windows
+    if not len(seen):
+        return "first rows", "last rows"
+    ends = (seen.first_step[0], seen.last_step[0]), (seen.first_step[-1], seen.last_step[-1])
+    word = "step" if found.log.numbered else "row"
+    first, last = (f"{word} {a:g}" if a == b else f"{word}s {a:g}–{b:g}" for a, b in ends)
+    return first, last
 
 
 def to_json(found: Diagnosis) -> dict[str, Any]:
@@ -200,7 +211,18 @@ def _values(found: Diagnosis) -> dict[str, Any]:
         "room": room,
         "forced": 0.0 if room is None or margin is None else max(0.0, margin.last - room),
         "timed": bool(np.all(np.isfinite(log.time))),
+        "spans": _spans(found),
+        "averaged": not len(found.windows) or int(found.windows.count.max()) > 1,
+        "called": {name: _with_loss_type(name) for name in found.effects or {}},
+        "no_limit": _NO_LIMIT,
+        **{rounding.__name__: rounding for rounding in (down, down_to, up, up_to)},
     }
+
+
+def _with_loss_type(name: str) -> str:
+    """The name of a loss, with TRL's in brackets where it has another."""
+    in_trl = loss_type_of(CATALOGUE[name])
+    return name if in_trl in (None, name) else f"{name} ({in_trl})"
 
 
 _TOLD = (
@@ -210,6 +232,7 @@ _TOLD = (
     "evaluated",
     "windows",
     "moved",
+    "diverged",
     "chosen",
     "rejected",
     "margin",
@@ -230,7 +253,7 @@ _TOLD = (
 
 def _move(name: str, side: Side) -> tuple[str, ...]:
     change = _pages.signed(side.change) + (
-        "" if side.error is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{side.error:.2f}"
+        "" if side.error is None else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{up(side.error)}"
     )
     return name, _pages.signed(side.first), _pages.signed(side.last), change
 

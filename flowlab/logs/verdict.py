@@ -1,4 +1,4 @@
-"""Whether the chosen response of a run fell, and came back."""
+"""Whether the chosen response of a run fell, and came back, and whether a run diverged."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,14 @@ from jaxtyping import Bool
 
 from flowlab.logs.windows import CONFIDENCE, Windows
 
-__all__ = ["Displacement", "displacement"]
+__all__ = ["Displacement", "displacement", "has_diverged"]
+
+_FLOAT32 = np.finfo(np.float32)
+# Nats: a probability changed by a factor below the smallest normal number of single precision.
+_FAR = -float(np.log(_FLOAT32.smallest_normal))
+# Of β·Δu: the logistic slope there is below the rounding of its value at the reference, so that no
+# loss of this scale asks for it. With a small β many nats alone are no sign: margins scale as 1/β.
+_UNASKED = -float(np.log(_FLOAT32.eps))
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,16 @@ def displacement(windows: Windows) -> Displacement:
         float(-change.value[0]),
         change.error(_chosen(windows)),
     )
+
+
+def has_diverged(change: float, beta: float) -> bool:
+    """Whether a log-probability changed by more than training with a β can want.
+
+    Args:
+        change: The change, nats.
+        beta: β.
+    """
+    return abs(change) > _FAR and beta * abs(change) > _UNASKED
 
 
 def _below(windows: Windows, confidence: float) -> Bool[np.ndarray, " w"]:

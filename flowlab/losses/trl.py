@@ -13,7 +13,7 @@ from flowlab.losses.base import AbstractLoss
 from flowlab.losses.divergences import AbstractDivergence
 from flowlab.losses.sums import WeightedSum
 
-__all__ = ["from_trl"]
+__all__ = ["from_trl", "loss_type_of"]
 
 
 def from_trl(
@@ -138,6 +138,31 @@ def _minimised(
     _check_effects(kind, names, values)
     _check_smoothing(names, values)
     return _weighted([_loss(kind.losses[name], values) for name in names], loss_weights)
+
+
+def loss_type_of(loss: AbstractLoss) -> str | None:
+    """The `loss_type` by which TRL knows the class of a loss, with what it takes beside it.
+
+    The trainer is named where it is not that for DPO, and `f_divergence_type` where it is not
+    TRL's default. None where TRL has no such loss, or makes it from another by a field.
+
+    Args:
+        loss: A loss; its other hyper-parameters do not matter.
+    """
+    for trainer, kind in _TRAINERS.items():
+        for name, recipe in kind.losses.items():
+            if recipe.make is type(loss) and name is not None:
+                other = _divergence_of(loss)
+                where = "" if trainer == "dpo" else f" of {trainer.upper()}"
+                return name + where + ("" if other is None else f" with {other}")
+    return None
+
+
+def _divergence_of(loss: AbstractLoss) -> str | None:
+    """The `f_divergence_type` of a loss; None for the default, or without one."""
+    kind = type(getattr(loss, "divergence", divergences.ReverseKL()))
+    names = [name for name, one in _DIVERGENCES.items() if one is kind]
+    return names[0] if names and kind is not divergences.ReverseKL else None
 
 
 class _Recipe(NamedTuple):

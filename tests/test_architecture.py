@@ -63,7 +63,8 @@ SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"
 # What is computed for one lane, and the modules a backend solves with: a second backend uses the
 # first of these and replaces the others.
 ROWS = ("rows", "row_indices", "row_control")
-LANES = ("problem", "clocks", *ROWS, "walls", "field", "signals", "events", "rest", "lane_lifecycle")
+SEEN = ("signals", "events", "rest", "lane_lifecycle")
+LANES = ("problem", "clocks", *ROWS, "walls", "field", *SEEN)
 BACKEND = ("method", "runge_kutta", "crossings", "errors", "engine")
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef

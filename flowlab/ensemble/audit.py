@@ -81,15 +81,8 @@ def audited(
     rtol = default_rtol(dtype) if rtol is None else rtol
     tighter = max(rtol / _TIGHTER, _SMALLEST_RTOL)
     count = len(jax.tree.leaves(starts)[0])
-    solve = worker(
-        count,
-        count,
-        backend=backend,
-        block_size=block_size,
-        devices=devices,
-        max_steps=max_steps,
-        optimise=None,
-    )
+    limits: dict[str, Any] = dict(block_size=block_size, devices=devices, max_steps=max_steps)
+    solve = worker(count, count, backend=backend, **limits, optimise=None)
     again = jax.tree.map(lambda x: x.astype(np.float64), starts)
     with jax.enable_x64(True):
         problem = make_problem(

@@ -9,6 +9,7 @@ nowhere begin again under the clock that is regular everywhere.
 n: starts; r: elements of what a lane reads or leaves behind.
 """
 
+import math
 import re
 import warnings
 from collections import OrderedDict, deque
@@ -383,10 +384,7 @@ def _called(
 
     def kernel(*refs: Any) -> None:
         left = iter(refs)
-        shared, own, out = (
-            {name: next(left) for name in packing.sizes}
-            for packing in (of_numbers, of_starts, of_results)
-        )
+        shared, own, out = ({name: next(left) for name in part.sizes} for part in packed)
         arguments = of_numbers.read(lambda name, at: shared[name][at])
         arguments += of_starts.read(lambda name, at: own[name][at])
         results = program_in_rows(program, arguments, lanes, chip.lacking)
@@ -407,17 +405,18 @@ def _called(
         interpret=interpret,
         **_compiler_options(chip),
     )(*operands)
-    whole = dict(zip(of_results.sizes, made, strict=True))
-    return [
-        jnp.moveaxis(
-            whole[_stored(array.dtype)][first : first + int(np.prod(array.shape))].reshape(
-                *array.shape, count
-            ),
-            -1,
-            0,
-        ).astype(array.dtype)
-        for array, first in zip(of_results.arrays, of_results.firsts, strict=True)
-    ]
+    return _apart(of_results, made, count)
+
+
+def _apart(packing: _Packing, made: Sequence[Array], count: int) -> list[Array]:
+    """The arrays that rows of so many lanes were made of, starts first."""
+    whole = dict(zip(packing.sizes, made, strict=True))
+    arrays = []
+    for array, first in zip(packing.arrays, packing.firsts, strict=True):
+        rows = whole[_stored(array.dtype)][first : first + math.prod(array.shape)]
+        last = rows.reshape(*array.shape, count)
+        arrays.append(jnp.moveaxis(last, -1, 0).astype(array.dtype))
+    return arrays
 
 
 def _padded(numbers: Array) -> Array:

@@ -140,6 +140,7 @@ def test_a_full_disk_does_no_harm_and_leaves_nothing_that_lasts(tmp_path):
     assert torn.stat().st_size > 1000
 
 
+@pytest.mark.exhaustive
 def test_a_cache_without_bounds_is_kept(tmp_path):
     unbounded = {"JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
     assert said(started(tmp_path, ONE_PROGRAM, **unbounded)) == KEPT

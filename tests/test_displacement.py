@@ -50,7 +50,7 @@ PLANES = {
 }
 
 
-@pytest.mark.parametrize("name", thinned(PLANES, {"ratio plane, box", "probability plane"}))
+@pytest.mark.parametrize("name", thinned(PLANES, {"probability plane"}))
 def test_for_one_pair_on_a_plane_dpo_never_lowers_the_chosen(name):
     policy, points = PLANES[name]
     runs = swept(policy, points, 20.0)
@@ -60,6 +60,7 @@ def test_for_one_pair_on_a_plane_dpo_never_lowers_the_chosen(name):
     assert not {"non_finite", "step_limit"} & set(runs.counts())
 
 
+@pytest.mark.exhaustive
 def test_on_the_wall_of_the_simplex_dpo_raises_the_chosen_until_the_flow_is_released():
     policy = fl.RatioPlane(domains.Simplex(0.5, 0.5), wall="slide")
     inside = starts.uniform(1300, (0.01, 0.01), (1.9, 1.9), seed=6)
@@ -121,7 +122,7 @@ PAST_ITS_TARGET = {
 }
 
 
-@pytest.mark.parametrize("name", thinned(PAST_ITS_TARGET, {"DiscoPOP", "cDPO"}))
+@pytest.mark.parametrize("name", thinned(PAST_ITS_TARGET, {"cDPO"}))
 def test_where_a_loss_of_the_margin_wants_a_smaller_one_the_reverse_holds(name):
     loss, past = PAST_ITS_TARGET[name]
     margins = np.sort(MARGINS)
@@ -156,7 +157,7 @@ def by_autodiff(loss, points):
     return slopes, -slopes[:, 0] / np.where(slopes[:, 1] == 0, np.nan, slopes[:, 1])
 
 
-@pytest.mark.parametrize("loss", OTHERS, ids=lambda loss: type(loss).__name__)
+@pytest.mark.parametrize("loss", thinned(OTHERS, OTHERS[:1]), ids=lambda loss: type(loss).__name__)
 def test_other_losses_lower_the_chosen_at_once_exactly_beyond_their_boundary(loss):
     ratios = [-0.4, 0.3, 0.95, 1.15]
     # DPOP soon comes to its kink at u_w = 0, along which no solver of ours can slide.
@@ -306,6 +307,7 @@ def test_a_map_says_what_it_was_made_of_and_writes_it_down():
     assert [axis.get_title().split("\n")[0] for axis in axes] == ["one", "two"]
 
 
+@pytest.mark.exhaustive
 def test_lines_that_end_early_and_starts_without_a_line_are_shown_as_such():
     margins = [30.0, 45.0]
     found = displacement.displacement(losses.ORPO(), margins=margins, ratios=[0.0, 0.5], time=400.0)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import xarray
+from grids import thinned
 
 import flowlab
 from flowlab import ensemble, exact, losses, measures, plans, policies, store, until
@@ -87,7 +88,7 @@ class Stops(plans.Plan):
         return super().solve(*arguments, **options)
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+@pytest.mark.parametrize("after", thinned([1, 3, 6], {3}))
 def test_what_was_interrupted_goes_on_to_the_same_bits(after, whole, tmp_path):
     plan = made()
     plan.__class__ = Stops
@@ -132,6 +133,7 @@ def test_a_damaged_block_is_found_and_done_again(whole, tmp_path):
     assert told[0].startswith("1 of 8 blocks is damaged and will be done again (block 2: ")
 
 
+@pytest.mark.exhaustive
 def test_results_have_the_same_bits_on_one_and_on_eight_devices(tmp_path, monkeypatch):
     used = set()
     put = jax.device_put

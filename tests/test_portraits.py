@@ -96,6 +96,7 @@ def shaded(ax: Axes, label: str, place: tuple[float, float]) -> bool:
     return any(path.contains_point(place) for one in fills for path in one.get_paths())
 
 
+@pytest.mark.exhaustive
 def test_the_portrait_of_a_loss_of_ones_own_shows_where_its_card_says_it_rests(well):
     ax = plots.portrait(well, lines=0)
     (mark,) = labelled(ax, "stable equilibrium")
@@ -212,6 +213,7 @@ class Shelf(fl.losses.AbstractLoss):
         return jnp.maximum(pairs.margin + 10, 0.0)
 
 
+@pytest.mark.exhaustive
 def test_what_is_slow_because_it_rests_is_no_plateau(ring):
     label = "wrong side, and speed below\n1 % of that at (0, 0)"
     rests = rest("line", (-2.0, 2.0), "stable", margin=-4.0, path=level(-4.0))
@@ -230,6 +232,7 @@ class Wrong(fl.losses.AbstractLoss):
         return (pairs.margin + 4) ** 2
 
 
+@pytest.mark.exhaustive
 def test_a_region_of_equilibria_and_what_is_not_defined_are_shaded(ring):
     region = rest("region", (5.0, -5.0), "stable")
     ax = plots.portrait(card_of(losses.Hinge(0.1), ring, region), lines=0)

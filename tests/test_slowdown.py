@@ -78,6 +78,7 @@ def test_a_slowdown_becomes_a_dataset_and_words(beside):
     assert "12 of 12 lines within 0.5, 12 passed it" in str(found)
 
 
+@pytest.mark.exhaustive
 def test_beside_a_curved_saddle_the_slope_is_that_of_its_rate():
     potential = potentials.Himmelblau()
     flow = fl.Flow(potential)

@@ -49,7 +49,7 @@ def square(request):
 TARGETS = [(0.1, 1e-6), (0.1, 1e-9), (0.0, 1e-6), (0.0, 1e-9)]
 
 
-@pytest.mark.parametrize(("level", "rtol"), thinned(TARGETS, [(0.1, 1e-6), (0.0, 1e-9)]))
+@pytest.mark.parametrize(("level", "rtol"), thinned(TARGETS, [(0.1, 1e-9)]))
 def test_times_on_the_free_ratio_plane_agree_with_the_incomplete_beta_function(square, level, rtol):
     target = until.loss_below(level) if level else until.boundary()
     flow = fl.preference_flow(fl.DPO(0.1), fl.RatioPlane())
@@ -109,7 +109,7 @@ def test_times_under_a_constant_kernel_agree_with_the_wright_omega_law(kernel, r
         assert np.nanmax(errors) <= 100
 
 
-@pytest.mark.parametrize("clock", ["loss", "arc_length", "time"])
+@pytest.mark.parametrize("clock", thinned(["loss", "arc_length", "time"], {"arc_length"}))
 @pytest.mark.parametrize("beta", [0.3, 1.9])
 def test_flow_lines_keep_their_radius_to_1e_8(clock, beta):
     flow = fl.preference_flow(fl.DPO(beta), fl.RatioPlane())
@@ -131,8 +131,8 @@ def test_flow_lines_on_the_log_ratio_plane_are_straight_and_follow_the_margin_la
 @pytest.mark.parametrize(
     ("solver", "duration", "steps"),
     [
-        (diffrax.Heun(), 2.0, (64, 128)),
-        (diffrax.Bosh3(), 2.0, (64, 128)),
+        pytest.param(diffrax.Heun(), 2.0, (64, 128), marks=pytest.mark.exhaustive),
+        pytest.param(diffrax.Bosh3(), 2.0, (64, 128), marks=pytest.mark.exhaustive),
         (diffrax.Tsit5(), 2.0, (64, 128)),
         (diffrax.Dopri8(), 4.0, (16, 32)),
     ],

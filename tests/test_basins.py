@@ -117,6 +117,7 @@ def test_a_plateau_is_never_reported_as_arrival() -> None:
     assert np.all(found.labels == UNRESOLVED)
 
 
+@pytest.mark.exhaustive
 def test_a_start_ends_on_a_line_of_minima() -> None:
     flow = preference_flow(IPO(2.0), LogRatioPlane())
     points = critical_points(flow, [(-20, 20), (-20, 20)])

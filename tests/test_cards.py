@@ -20,8 +20,8 @@ STEP = 1e-30
 INF = np.inf
 
 
-# A loss that falls for ever and rests nowhere, one with a line of minima and a plateau, and one that
-# has no bound: what else a card can tell is left to the exhaustive run.
+# A loss that falls for ever and rests nowhere, one with a line of minima and a plateau, and one
+# without a bound: what else a card can tell is left to the exhaustive run.
 KEPT = {"dpo", "exo", "sft"}
 
 

@@ -215,6 +215,7 @@ def test_a_coupled_kernel_slows_the_margin():
     assert rests(SummedIPO(0.1), space=coupled)[0].rates == pytest.approx((0, 2))
 
 
+@pytest.mark.exhaustive
 def test_a_weighted_sum_has_a_card():
     # u_w' = βσ(−z) + ½/N, u_l' = −βσ(−z).
     found = cards.card(WeightedSum((DPO(), SFT()), (1.0, 0.5)))

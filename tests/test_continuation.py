@@ -143,6 +143,7 @@ def test_a_point_that_moves_far_from_value_to_value_stays_one_branch() -> None:
     assert np.allclose(branch.places[:, 0], branch.values, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_a_point_that_leaves_the_region_or_enters_it_makes_no_event() -> None:
     found = followed(MOVING, np.array([-3.0, -1.0, 1.0, 3.0]))
     (branch,) = found.branches
@@ -274,6 +275,7 @@ def test_a_point_on_a_wall_has_the_rates_of_the_search_wherever_it_was_followed_
     assert segment.described(-1).rates == pytest.approx(second.rates)
 
 
+@pytest.mark.exhaustive
 def test_the_line_of_minima_of_ipo_moves_with_its_target() -> None:
     flow = preference_flow(IPO(1.0), LogRatioPlane())
     found = continuation(flow, "beta", [0.25, 0.5, 1.0, 2.0], [(-80, 80), (-80, 80)], starts=64)

@@ -247,6 +247,7 @@ def test_wells_that_are_small_beside_the_region_are_found() -> None:
     assert place == pytest.approx(np.tanh(2 * place), rel=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_a_level_that_an_isolated_minimum_shares_with_a_sphere_of_them_hides_neither() -> None:
     def sphere_and_point(y: jax.Array) -> jax.Array:
         return (jnp.sum(y**2) - 1) ** 2 * jnp.sum((y - jnp.array([3.0, 0.0, 0.0])) ** 2)

@@ -90,6 +90,7 @@ def test_the_distance_to_the_flow_line_is_first_order_in_the_learning_rate(halvi
     np.testing.assert_allclose(distance(shifted, line), 0.2, atol=1e-3)  # across the line
 
 
+@pytest.mark.exhaustive
 def test_the_nearest_point_is_that_of_the_line_and_not_of_its_corners():
     bowl = fl.Flow(lambda y: 0.5 * y @ y)
     line = fl.flow_line(bowl, np.array([1.0, 0.0]), until=until.time(2.0), rtol=1e-10)
@@ -158,6 +159,7 @@ def test_a_run_ends_where_the_loss_is_not_finite():
     assert np.all(np.isfinite(run.losses))
 
 
+@pytest.mark.exhaustive
 def test_steps_are_kept_as_often_as_asked():
     every = descend(FLOW, START, optax.adam(0.1), steps=12)
     third = descend(FLOW, START, optax.adam(0.1), steps=12, keep_every=3)

@@ -51,6 +51,7 @@ def test_lanes_that_never_arrive_do_not_use_up_the_steps_of_those_that_do():
     np.testing.assert_allclose(runs.time, safe.time, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_start_on_a_wall_that_stops_is_stopped_at_once():
     flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(Box(1, 1)))
     runs = fl.sweep(flow, np.array([[1.0, 0.8], [0.5, 0.5]]), until=until.loss_below(0.1))
@@ -97,6 +98,7 @@ def test_a_line_slides_along_a_wall_in_the_metric_of_its_flow():
     np.testing.assert_allclose(line.end, wanted, rtol=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_a_line_leaves_one_wall_for_another_where_the_flow_turns():
     def bent(y):
         return -y[0] + 2 * (y[1] - 0.3) ** 2
@@ -106,6 +108,7 @@ def test_a_line_leaves_one_wall_for_another_where_the_flow_turns():
     np.testing.assert_allclose(runs.end[0], [1.0, 0.3], atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_state_is_saved_at_the_time_of_the_target_too():
     times = np.linspace(0.05, 0.2, 4)
     runs = fl.sweep(FLOW, SQUARE[200:300], until=until.time(0.2), save_at=times)
@@ -210,6 +213,7 @@ def test_an_audit_counts_what_it_solved_again():
     assert np.isnan(runs.audit.time_largest)
 
 
+@pytest.mark.exhaustive
 def test_a_plateau_is_not_taken_for_rest():
     flow = fl.Flow(lambda y: -1e-7 * y[0] - 0.5 * jnp.tanh(y[0] - 30.0))
     runs = fl.sweep(flow, np.array([[0.0]]), until=until.loss_below(0.3))

@@ -111,6 +111,7 @@ def test_lanes_evicted_from_a_block_do_not_disturb_those_that_arrive():
     assert np.array_equal(runs.outcome[::2], alone.outcome)
 
 
+@pytest.mark.exhaustive
 def test_the_bowl_takes_the_time_of_its_closed_form():
     points = starts.uniform(200, (-3.0, -3.0), (3.0, 3.0), seed=1)
     runs = fl.sweep(quadratic(1.7), points, until=until.speed_below(1e-3), rtol=1e-8)
@@ -193,6 +194,7 @@ def test_several_levels_are_timed_in_one_pass():
     assert np.array_equal(runs.time, runs.level_times[:, -1])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("clock", thinned(["loss", "arc_length", "time"], {"time"}))
 def test_the_clock_does_not_change_the_result(clock):
     flow = fl.preference_flow(fl.DPO(0.4), fl.LogRatioPlane([[1.0, 0.5], [0.5, 2.0]]))
@@ -221,6 +223,7 @@ def test_states_are_saved_at_given_times():
     assert np.all(np.isnan(early.saved[:, 1]))
 
 
+@pytest.mark.exhaustive
 def test_margins_are_a_target():
     flow = fl.preference_flow(fl.DPO(0.5), fl.LogRatioPlane())
     points = starts.uniform(50, (-1.0, -1.0), (1.0, 1.0), seed=6)

@@ -66,6 +66,7 @@ def test_the_margin_of_a_softmax_follows_the_wright_omega_law(count):
     np.testing.assert_allclose(found, wright_omega(np.asarray(first), 2.0), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_the_margin_of_a_log_linear_policy_contracts_at_the_distance_of_its_features():
     rng = np.random.default_rng(5)
     features = rng.normal(size=(5, 3))
@@ -75,6 +76,7 @@ def test_the_margin_of_a_log_linear_policy_contracts_at_the_distance_of_its_feat
     np.testing.assert_allclose(found, wright_omega(np.asarray(first), contraction), rtol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_disjoint_pairs_over_prompts_contract_at_their_share_of_the_mean():
     rng = np.random.default_rng(6)
     policy = fl.TabularSoftmax(rng.dirichlet(np.ones(3), 4), [(i, 0, 2) for i in range(4)])

@@ -82,6 +82,7 @@ def test_following_a_line_backwards_leads_to_its_start():
     np.testing.assert_allclose(back.end, START, rtol=1e-7)
 
 
+@pytest.mark.exhaustive
 def test_lines_can_be_mapped_and_jitted():
     points = jnp.asarray([[0.1, 0.9], [0.5, 0.5], [0.9, 0.2]])
 
@@ -93,6 +94,7 @@ def test_lines_can_be_mapped_and_jitted():
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_traced_line_gives_its_dense_output_too():
     @quickly
     def states(start):
@@ -134,6 +136,7 @@ def test_the_derivative_through_a_wall_is_that_of_the_closed_form():
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_the_line_to_extinction_includes_the_stretch_that_is_added():
     flow = fl.preference_flow(fl.DPO(1.9), fl.RatioPlane())
     line = fl.flow_line(flow, np.array([0.6, 0.8]), until=until.boundary(), rtol=1e-9)
@@ -172,8 +175,10 @@ def test_a_line_says_that_the_boundary_absorbed_it_and_what_measures_that():
 
 @pytest.mark.parametrize("reverse", thinned([jax.grad, jax.jacrev], {jax.grad}))
 def test_reverse_mode_is_refused_in_a_sentence_that_names_forward_mode(reverse):
+    bowl = fl.Flow(lambda y: 0.5 * y @ y)
+
     def time(start):
-        return fl.flow_line(FLOW, start, until=TARGET, max_steps=64).time
+        return fl.flow_line(bowl, start, until=TARGET, max_steps=64).time
 
     with pytest.raises(RuntimeError, match=r"forward mode alone: use jax\.jvp or jax\.jacfwd"):
         jax.jit(reverse(time))(jnp.asarray(START))
@@ -184,6 +189,7 @@ def test_a_target_that_is_none_is_refused():
         fl.flow_line(FLOW, START, until=0.1)  # type: ignore[arg-type]
 
 
+@pytest.mark.exhaustive
 def test_float32_starts_give_float32_lines_without_touching_the_configuration():
     line = fl.flow_line(FLOW, START.astype(np.float32), until=TARGET, rtol=1e-4)
     assert line.states.dtype == np.float32

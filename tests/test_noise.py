@@ -128,6 +128,7 @@ def settled():
     )
 
 
+@pytest.mark.exhaustive
 def test_paths_in_a_bowl_settle_to_the_variance_temperature_over_curvature(settled):
     assert np.all(settled.outcome == Outcome.reached) and not np.any(settled.exited)
     np.testing.assert_allclose(settled.end_time, 4.0, rtol=1e-12)
@@ -280,6 +281,7 @@ def test_a_level_is_an_exit_too():
     np.testing.assert_allclose(0.5 * np.sum(level.end**2, axis=1), 0.5, rtol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_every_start_has_an_outcome_of_its_own():
     flow = fl.Flow(lambda y: -0.25 * jnp.sum(y**4))  # runs away in finite time
     starts = np.array([[0.1, 0.0], [2.0, 0.0], [np.nan, 0.0], [1e150, 0.0], [1e80, 0.0]])
@@ -299,6 +301,7 @@ def test_every_start_has_an_outcome_of_its_own():
         runs.mean_exit_time()
 
 
+@pytest.mark.exhaustive
 def test_paths_end_after_the_most_steps_allowed():
     runs = noisy_runs(
         fl.Flow(Bowl()),
@@ -313,6 +316,7 @@ def test_paths_end_after_the_most_steps_allowed():
     np.testing.assert_allclose(runs.end_time, 0.7)
 
 
+@pytest.mark.exhaustive
 def test_a_step_is_shortened_to_a_whole_part_of_the_time():
     runs = noisy_runs(
         fl.Flow(Bowl()),

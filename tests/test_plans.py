@@ -162,6 +162,7 @@ def test_a_hopeless_start_has_an_outcome_and_changes_no_other(whole, tmp_path):
     np.testing.assert_allclose(found["time"][:, others], whole["time"][:, others], rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_an_audit_compares_with_tighter_tolerances_once_all_is_done(tmp_path):
     found = plans.run(made(audit=0.1), tmp_path / "s", progress=False)
     assert found.attrs["audit_count"] == 2 * COUNT // 10

@@ -194,6 +194,7 @@ def test_the_chosen_log_ratio_falls_where_it_is_shaded(ring):
     assert label not in told(plots.portrait(card_of(fl.DPO(0.1), ring), lines=0))
 
 
+@pytest.mark.exhaustive
 def test_plateaus_are_shaded_on_the_wrong_side_alone(ring):
     label = "wrong side, and speed below\n1 % of that at (0, 0)"
     ax = plots.portrait(card_of(losses.named("dpo_forward_kl"), ring), lines=0)

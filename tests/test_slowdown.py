@@ -170,6 +170,7 @@ def test_cells_past_the_target_are_in_no_plateau(steps):
     assert np.array_equal(steps.labels > 0, slow & ~steps.past)
 
 
+@pytest.mark.exhaustive
 def test_a_plateau_is_never_reported_as_arrival():
     # EXO's gradient vanishes far on the wrong side: most lines from there have not arrived at the
     # end, and those from around it have.
@@ -185,6 +186,7 @@ def test_a_plateau_is_never_reported_as_arrival():
     assert not plateau.holds_rest
 
 
+@pytest.mark.exhaustive
 def test_the_surroundings_of_a_minimum_are_told_from_a_plateau():
     flow = fl.Flow(potentials.Bowl(1.0))
     target = until.loss_below(-1.0, time_limit=1e3)
@@ -197,6 +199,7 @@ def test_the_surroundings_of_a_minimum_are_told_from_a_plateau():
     assert str(found).startswith("slow region around a critical point")
 
 
+@pytest.mark.exhaustive
 def test_a_line_at_rest_where_no_gradient_vanishes_is_unresolved(monkeypatch):
     # Newton's method is what tells a rest from a crawl: without a root there is none.
     def no_roots(flow, places, scale, width):

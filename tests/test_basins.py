@@ -106,6 +106,7 @@ def test_a_time_limit_holds_for_the_whole_way_and_what_it_ends_has_not_arrived()
     assert found.end[0, 0] == pytest.approx(121**-0.5, rel=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_plateau_is_never_reported_as_arrival() -> None:
     # Beyond y = 6 the slope is below 1e-15 of what it is in the middle, but nowhere zero.
     flow = Flow(lambda y: jnp.exp(-(y[0] ** 2)) + 0.5 * y[1] ** 2)

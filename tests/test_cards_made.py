@@ -205,6 +205,7 @@ def test_lengths_of_a_pair_tilt_the_line_of_ipo():
     np.testing.assert_allclose(found.approach["chosen"].limit, rest.place[0], rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_coupled_kernel_slows_the_margin():
     # c = 1 + 1 − 2·½ = 1 in z + e^z = 1 + β²ct.
     coupled = LogRatioPlane([[1, 0.5], [0.5, 1]])

@@ -7,7 +7,6 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from grids import thinned
 from jaxtyping import Array, Float
 
 from flowlab import Flow, LogRatioPlane, preference_flow
@@ -380,7 +379,8 @@ WANTED: dict[str, tuple[list[tuple[str, str, str]], list[list[str]]]] = {
 }
 
 
-@pytest.mark.parametrize("name", thinned(WANTED, {"crossing", "line", "moment"}))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", WANTED)
 def test_what_happens_at_a_value_of_the_list_happens_as_between_two(name: str) -> None:
     found = normal_form(name)
     events, stretches = WANTED[name]
@@ -429,6 +429,7 @@ class Branching(eqx.Module):
         return state[0] ** 2 if self.strength < 5 else state[0] ** 4 - state[0] ** 2
 
 
+@pytest.mark.exhaustive
 def test_a_potential_in_which_python_looks_at_the_parameter_is_followed_too() -> None:
     found = continuation(Flow(Branching()), "strength", [1.0, 2.0], [(-2.0, 2.1)], starts=8)
     assert kinds(found) == [["minimum"]]

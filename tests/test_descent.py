@@ -184,6 +184,7 @@ def test_a_run_ends_where_a_step_is_not_finite():
     assert np.all(np.isfinite(run.states))
 
 
+@pytest.mark.exhaustive
 def test_trees_of_single_precision_are_trained_in_it():
     model = FeatureModel([[1, 0.5], [1, -0.5], [0, 3]], [0.3, 0])
     start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model.reference_state)
@@ -193,6 +194,7 @@ def test_trees_of_single_precision_are_trained_in_it():
     assert run.losses[-1] < run.losses[0]
 
 
+@pytest.mark.exhaustive
 def test_optimisers_that_look_at_the_loss_itself_get_it():
     bowl = fl.Flow(lambda y: 0.5 * y @ (np.array([1.0, 30.0]) * y))
     run = descend(bowl, np.array([1.0, 1.0]), optax.lbfgs(), steps=15)

@@ -122,7 +122,8 @@ PAST_ITS_TARGET = {
 }
 
 
-@pytest.mark.parametrize("name", thinned(PAST_ITS_TARGET, {"cDPO"}))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", PAST_ITS_TARGET)
 def test_where_a_loss_of_the_margin_wants_a_smaller_one_the_reverse_holds(name):
     loss, past = PAST_ITS_TARGET[name]
     margins = np.sort(MARGINS)

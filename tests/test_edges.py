@@ -167,6 +167,7 @@ def test_the_derivative_of_a_state_at_a_time_passes_through_a_wall_in_the_time_c
     assert found == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_slow_decay_towards_an_axis_is_not_taken_for_arrival():
     flow = fl.Flow(lambda y: 0.5 * (y**2).sum(), domain=Quadrant())
     runs = fl.sweep(flow, np.array([[0.5, 0.7]]), until=until.time(300.0), rtol=1e-9)
@@ -174,6 +175,7 @@ def test_slow_decay_towards_an_axis_is_not_taken_for_arrival():
     np.testing.assert_allclose(runs.end[0], np.array([0.5, 0.7]) * np.exp(-300.0), rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_a_time_limit_within_the_last_stretch_is_kept():
     flow = fl.preference_flow(fl.DPO(1.9), fl.RatioPlane())
     start = np.array([[0.6, 0.8]])

@@ -220,6 +220,7 @@ def test_in_a_feature_model_the_chosen_dips_a_third_response_peaks_and_the_chose
     assert of_line(DIP_END)[0] > first[0] + 0.5
 
 
+@pytest.mark.exhaustive
 def test_pairs_that_share_responses_lower_a_chosen_one_where_each_alone_raises_it():
     start = np.log(PROBABILITIES)
     rates = {}
@@ -265,6 +266,7 @@ def coupled():
     return runs, starts, ratios
 
 
+@pytest.mark.exhaustive
 def test_a_kernel_of_the_state_moves_log_ratios_as_scipy_has_them():
     def kernel(u):
         axis = jnp.stack([jnp.sin(u[0]), jnp.cos(u[1])])

@@ -68,7 +68,7 @@ GROWTHS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", thinned(GROWTHS, {"more starts", "one more loss"}))
+@pytest.mark.parametrize("way", thinned(GROWTHS, {"more starts"}))
 def test_a_store_that_grows_has_the_bits_of_one_made_at_once(way, tmp_path):
     small, large, lacking = GROWTHS[way]
     run(made(**small), tmp_path / "s")

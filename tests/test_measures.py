@@ -66,6 +66,7 @@ def test_changes_are_end_less_start_in_each_space(runs):
         )
 
 
+@pytest.mark.exhaustive
 def test_probabilities_are_ratios_times_the_reference():
     policy = fl.RatioPlane(ref_chosen=np.log(0.25), ref_rejected=np.log(0.5))
     flow = fl.preference_flow(fl.DPO(BETA), policy)

@@ -330,6 +330,7 @@ def test_a_step_is_shortened_to_a_whole_part_of_the_time():
     np.testing.assert_array_equal(runs.end_time, 1.0)
 
 
+@pytest.mark.exhaustive
 def test_the_precision_and_the_structure_of_the_starts_are_those_of_the_ends():
     starts = {"a": np.ones((3, 2), np.float32), "b": np.zeros((3,), np.float32)}
     flow = fl.Flow(lambda y: 0.5 * jnp.sum(y["a"] ** 2) + y["b"] ** 2)

@@ -192,6 +192,7 @@ def test_what_is_given_by_name_becomes_an_axis():
     assert plan.target((0, 0, 0, 1)) is not TARGET
 
 
+@pytest.mark.exhaustive
 def test_targets_with_other_numbers_of_levels_share_a_store(tmp_path):
     targets = {"once": TARGET, "twice": until.loss_below(0.3, 0.1)}
     plan = made(until=targets, over=None, starts=STARTS.part(0, 20), block=20)
@@ -347,6 +348,7 @@ def test_an_estimate_counts_the_bytes_of_the_arrays(tmp_path, monkeypatch):
     assert found.lacking() == []
 
 
+@pytest.mark.exhaustive
 def test_an_estimate_counts_what_other_kinds_of_cases_cost(tmp_path, monkeypatch):
     policies_ = {"cheap": policies.RatioPlane(), "dear": policies.LogRatioPlane()}
     plan = made(policy=policies_, starts=STARTS.part(0, 64))

@@ -263,6 +263,7 @@ def test_a_portrait_has_a_legend_with_every_entry_once_unless_none_is_wanted(rin
     assert plots.portrait(ring, lines=2, legend=False).get_legend() is None
 
 
+@pytest.mark.exhaustive
 def test_a_sheet_has_one_legend_and_the_same_axes_for_all(ring):
     dpo = card_of(fl.DPO(0.1), ring)
     figure, axes = plots.portraits(
@@ -284,6 +285,7 @@ def test_a_sheet_has_one_legend_and_the_same_axes_for_all(ring):
     assert "stable line of equilibria" in words
 
 
+@pytest.mark.exhaustive
 def test_lines_compared_are_the_numbers_of_the_comparison():
     both = {"dpo": fl.DPO(0.1), "hinge": losses.Hinge(0.1)}
     found = cards.compare(both, times=np.geomspace(0.1, 40, 9).tolist(), margins=[1.0, 5.0])

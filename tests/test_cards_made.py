@@ -295,6 +295,7 @@ def test_the_texts_of_a_card_say_what_it_holds(hyperbola):
     assert "t^0.33" in cards.description(hyperbola)
 
 
+@pytest.mark.exhaustive
 def test_cards_as_json_are_strict_json():
     found = {"sft": cards.card(SFT()), "ipo": cards.card(SummedIPO(0.1))}
     text = json.dumps(cards.to_json(found), allow_nan=False)

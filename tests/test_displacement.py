@@ -50,7 +50,7 @@ PLANES = {
 }
 
 
-@pytest.mark.parametrize("name", thinned(PLANES, {"probability plane"}))
+@pytest.mark.parametrize("name", thinned(PLANES, {"log-ratio plane"}))
 def test_for_one_pair_on_a_plane_dpo_never_lowers_the_chosen(name):
     policy, points = PLANES[name]
     runs = swept(policy, points, 20.0)

@@ -159,12 +159,14 @@ def test_a_termination_says_how_to_resume(undisturbed, environment, tmp_path):
 
 def test_two_processes_on_one_store_do_not_disturb_each_other(undisturbed, processes, tmp_path):
     answers = processes.SimpleQueue()
-    first, second = (processes.Process(target=told, args=(tmp_path / "s", answers)) for _ in "12")
+    first, second = (
+        processes.Process(target=told, args=(tmp_path / "s", answers)) for _ in range(2)
+    )
     first.start()
     while not marks(tmp_path / "s"):
         time.sleep(0.05)
     second.start()
-    errors = sorted(answers.get() for _ in "12")
+    errors = sorted(answers.get() for _ in range(2))
     first.join()
     second.join()
     assert errors[0] == ""

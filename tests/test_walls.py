@@ -214,7 +214,8 @@ def test_walls_in_a_simplex_and_a_cuboid_let_go_where_the_flow_turns():
     np.testing.assert_allclose(runs.end[0], wanted, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", thinned([np.float64, np.float32], [np.float32]))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kind", [np.float64, np.float32])
 def test_small_components_move_on_along_the_wall_of_a_simplex(kind):
     # At unit speed x1 comes to the wall. x2 falls at a rate of 1e-3 until then and of 1.001 along
     # it, wherever it is: M n = (1, x2), so that x2' = −1e-3·x2 − x2 where x2 is small.

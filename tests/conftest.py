@@ -56,7 +56,7 @@ TOGETHER = {"test_claims": "the study", "test_study": "the study"}
 MOST_MEMORY = 4 * 2**30  # bytes, of each process
 # What takes longest comes first, so that no process is left alone with it at the end.
 FIRST = (
-    *("the study", "test_faults", "test_accuracy", "test_ensemble", "test_noise", "test_loss_range"),
+    *("the study", "test_faults", "test_accuracy", "test_ensemble", "test_noise"),
     # These are dear where everything runs.
     *("test_cards", "test_cards_made", "test_walls", "test_second_derivatives"),
 )

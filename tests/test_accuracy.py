@@ -172,6 +172,7 @@ def test_float32_runs_agree_with_the_closed_form_to_their_tolerance():
     assert_within_the_promise(runs.time, wanted, points.astype(float), 0.3, 1e-4)
 
 
+@pytest.mark.exhaustive
 def test_tightening_the_tolerance_brings_the_error_down_with_it():
     flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
     wanted = exact.ratio_plane_time(SQUARE[:500], 0.3, level=0.1)

@@ -63,6 +63,7 @@ def test_what_leaves_the_surroundings_has_run_away() -> None:
     assert found.fractions == {"runaway": (1.0, 0.0)}
 
 
+@pytest.mark.exhaustive
 def test_the_paper_s_plane_leads_to_the_edge_where_the_rejected_is_extinct() -> None:
     flow = preference_flow(DPO(0.3), RatioPlane())
     points = critical_points(flow, [(0, 1), (0, 1)])

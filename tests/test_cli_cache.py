@@ -127,6 +127,7 @@ def one_kept(tmp_path_factory) -> Path:
     return caches
 
 
+@pytest.mark.exhaustive
 def test_two_processes_keep_the_same_programs_at_once(tmp_path):
     both = [started(tmp_path / "caches", ONE_PROGRAM) for _ in range(2)]
     assert {said(process) for process in both} <= {KEPT, TAKEN}

@@ -243,7 +243,10 @@ class Walled(eqx.Module):
             ],
             marks=pytest.mark.exhaustive,
         ),
-        (1, 1.0, [("appears", "", "minimum on y0 = 1"), ("vanishes", "minimum", "")]),
+        pytest.param(
+            *(1, 1.0, [("appears", "", "minimum on y0 = 1"), ("vanishes", "minimum", "")]),
+            marks=pytest.mark.exhaustive,
+        ),
         (2, 0.0, [("appears", "", "minimum on y0 = 1 and y1 = 1")]),
     ],
 )

@@ -228,6 +228,7 @@ class Steeper(losses.AbstractLoss):
         return jnp.exp(-SCALE * self.beta * pair.margin)
 
 
+@pytest.mark.exhaustive
 def test_values_of_other_hyper_parameters_are_not_compared():
     few, more = (
         identity.identity_of(made(loss=Steeper(jnp.asarray(0.1)), over={"beta": betas}))

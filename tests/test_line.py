@@ -107,7 +107,8 @@ def test_a_traced_line_gives_its_dense_output_too():
     )
 
 
-@pytest.mark.parametrize("clock", thinned(["arc_length", "loss"], {"loss"}))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("clock", ["arc_length", "loss"])
 def test_the_derivative_of_the_arrival_time_is_that_of_the_closed_form(clock):
     def time(start):
         return fl.flow_line(FLOW, start, until=TARGET, rtol=1e-9, clock=clock).time

@@ -147,9 +147,8 @@ class WithoutDrift(Thermal):
         return jnp.zeros_like(state)
 
 
-@pytest.mark.parametrize(
-    ("noise", "power"), thinned([(Thermal, 0), (WithoutDrift, 1)], [(Thermal, 0)])
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("noise", "power"), [(Thermal, 0), (WithoutDrift, 1)])
 def test_the_gibbs_density_of_a_bent_metric_needs_the_divergence_of_the_metric(noise, power):
     # Stationary is e^(−L/T) with the term, and e^(−L/T)/M without it.
     flow, temperature = fl.Flow(Bowl(1.0), metric=bent), 0.25

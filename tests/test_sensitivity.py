@@ -73,6 +73,7 @@ def test_an_exponent_is_undefined_where_neighbours_are_nearer_than_numbers_can_s
     assert found.undefined == 40
 
 
+@pytest.mark.exhaustive
 def test_the_exponent_near_a_minimum_falls_to_the_least_eigenvalue_of_its_hessian():
     points = starts.uniform(12, (2.9, 1.9), (3.1, 2.1), seed=5)
     flow = fl.Flow(Himmelblau())
@@ -167,6 +168,7 @@ def at_level():
     return sensitivity(PLANE, SQUARE, until=until.loss_below(LEVEL), rtol=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_ends_at_a_level_move_along_their_ray_as_the_radius_of_the_start(at_level):
     radius = np.linalg.norm(SQUARE, axis=1, keepdims=True)
     wanted = matrices(at_level.end / radius, SQUARE / radius)

@@ -234,6 +234,7 @@ def test_regions_and_cells_that_make_no_grid_are_refused():
         plateaus(fl.Flow(SADDLE), [(0, 1)] * 2, below=0.0, until=until.time(1.0))
 
 
+@pytest.mark.exhaustive
 def test_a_bowl_slows_a_line_as_long_as_its_closed_form_says():
     start = np.array([[0.6, 0.8]])
     flow = fl.Flow(potentials.Bowl(1.5))

@@ -134,7 +134,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", thinned(CASES, {"level, margin"}))
+@pytest.mark.parametrize("name", thinned(CASES, {"level, margin", "time"}))
 def test_second_derivatives_through_an_event_are_those_of_the_closed_form(name):
     function, closed_form, at = CASES[name]
     found = partial(compiled, optimise=False)(derivatives(function, 2))(jnp.asarray(at))

@@ -189,6 +189,7 @@ def test_a_line_on_an_edge_of_a_cube_goes_on_along_it():
     np.testing.assert_allclose(runs.end, np.c_[np.ones(3), -np.ones(3), along], atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_line_ends_in_the_corner_of_a_cube_that_holds_it():
     cube = Enclosure(WholeSpace(), [1.0] * 3, [9.0] * 3)
     flow = fl.Flow(lambda y: y[0] + 2 * y[1] + 4 * y[2], domain=cube, wall="slide")

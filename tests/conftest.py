@@ -55,7 +55,11 @@ hypothesis.settings.load_profile("flowlab")
 TOGETHER = {"test_claims": "the study", "test_study": "the study"}
 MOST_MEMORY = 4 * 2**30  # bytes, of each process
 # What takes longest comes first, so that no process is left alone with it at the end.
-FIRST = ("test_cards", "test_cards_made", "the study", "test_faults", "test_accuracy")
+FIRST = (
+    *("the study", "test_faults", "test_accuracy", "test_ensemble", "test_noise"),
+    # These are dear where everything runs.
+    *("test_cards", "test_cards_made", "test_walls", "test_second_derivatives"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -38,7 +38,9 @@ def ends_by_scipy(potential: AbstractPotential, starts: np.ndarray) -> np.ndarra
     return solved.y[:, -1].reshape(starts.shape)
 
 
-@pytest.mark.parametrize("potential", [Himmelblau(), MuellerBrown()])
+@pytest.mark.parametrize(
+    "potential", [Himmelblau(), pytest.param(MuellerBrown(), marks=pytest.mark.exhaustive)]
+)
 def test_basins_are_those_of_a_brute_force_integration(potential: AbstractPotential) -> None:
     low, high = np.array(potential.region, float).T
     starts = np.random.default_rng(5).uniform(low, high, (COUNT, 2))
@@ -52,6 +54,7 @@ def test_basins_are_those_of_a_brute_force_integration(potential: AbstractPotent
     assert np.array_equal(found.labels, nearest)
 
 
+@pytest.mark.exhaustive
 def test_what_leaves_the_surroundings_has_run_away() -> None:
     flow = Flow(MonkeySaddle())
     starts = np.random.default_rng(1).uniform(-2, 2, (64, 2))
@@ -60,6 +63,7 @@ def test_what_leaves_the_surroundings_has_run_away() -> None:
     assert found.fractions == {"runaway": (1.0, 0.0)}
 
 
+@pytest.mark.exhaustive
 def test_the_paper_s_plane_leads_to_the_edge_where_the_rejected_is_extinct() -> None:
     flow = preference_flow(DPO(0.3), RatioPlane())
     points = critical_points(flow, [(0, 1), (0, 1)])
@@ -71,6 +75,7 @@ def test_the_paper_s_plane_leads_to_the_edge_where_the_rejected_is_extinct() -> 
     assert np.all(basins(flow, starts, without).labels == BOUNDARY)
 
 
+@pytest.mark.exhaustive
 def test_a_line_that_a_wall_stops_ends_on_the_boundary() -> None:
     flow = preference_flow(DPO(0.3), RatioPlane(Box(1, 1)))
     points = critical_points(flow, [(0, 1), (0, 1)])
@@ -80,6 +85,7 @@ def test_a_line_that_a_wall_stops_ends_on_the_boundary() -> None:
     assert found.name(int(found.labels[1])).startswith("line of minima on x_rejected = 0")
 
 
+@pytest.mark.exhaustive
 def test_a_line_that_slides_ends_on_the_line_of_minima_of_its_wall() -> None:
     flow = Flow(lambda y: -y[0], domain=Box(1, 1), wall="slide")
     found = basins(flow, np.array([[0.3, 0.8], [0.9, 0.1]]), region=[(0, 1), (0, 1)])
@@ -87,6 +93,7 @@ def test_a_line_that_slides_ends_on_the_line_of_minima_of_its_wall() -> None:
     assert found.minima[0].name == "line of minima on y0 = 1"
 
 
+@pytest.mark.exhaustive
 def test_a_time_limit_holds_for_the_whole_way_and_what_it_ends_has_not_arrived() -> None:
     flow = preference_flow(DPO(0.3), RatioPlane())
     points = critical_points(flow, [(0, 1), (0, 1)])
@@ -100,6 +107,7 @@ def test_a_time_limit_holds_for_the_whole_way_and_what_it_ends_has_not_arrived()
     assert found.end[0, 0] == pytest.approx(121**-0.5, rel=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_plateau_is_never_reported_as_arrival() -> None:
     # Beyond y = 6 the slope is below 1e-15 of what it is in the middle, but nowhere zero.
     flow = Flow(lambda y: jnp.exp(-(y[0] ** 2)) + 0.5 * y[1] ** 2)
@@ -111,6 +119,7 @@ def test_a_plateau_is_never_reported_as_arrival() -> None:
     assert np.all(found.labels == UNRESOLVED)
 
 
+@pytest.mark.exhaustive
 def test_a_start_ends_on_a_line_of_minima() -> None:
     flow = preference_flow(IPO(2.0), LogRatioPlane())
     points = critical_points(flow, [(-20, 20), (-20, 20)])
@@ -171,6 +180,7 @@ def test_the_separatrices_of_a_linear_saddle_are_its_stable_axis() -> None:
         assert half.saddle.kind == "saddle"
 
 
+@pytest.mark.exhaustive
 def test_basins_differ_on_the_two_sides_of_every_separatrix() -> None:
     flow = Flow(MuellerBrown())
     points = critical_points(flow, MuellerBrown().region)

@@ -68,6 +68,7 @@ def accelerator(monkeypatch):
     return importlib.import_module("accelerator")
 
 
+@pytest.mark.exhaustive
 def test_accelerator_without_what_is_for_stores_and_plots_and_without_time(tmp_path):
     out = tmp_path / "result.json"
     options = ["accelerator.py", "--smoke", "--budget", "0", "--out", str(out)]

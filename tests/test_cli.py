@@ -69,6 +69,7 @@ def test_a_sweep_writes_what_the_closed_form_gives(tmp_path):
     assert result.stdout.rstrip().endswith(f"store: {tmp_path / 'sweep'}")
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_says_what_the_boundary_absorbed_and_what_domain_starts_lie_outside_of(tmp_path):
     late = {"--until": "time=100", "--domain": "box", "--upper": ("1.2", "1.2")}
     result = swept(tmp_path / "sweep", RATIO, GRID, late)

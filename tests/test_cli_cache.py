@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import pytest
+import xarray
 from command import GRID, RATIO, ROOT, flowlab_command, made_up, swept
 from jax._src import compilation_cache as entries  # no public way to what is in an entry
 from typer.testing import CliRunner
@@ -65,40 +66,57 @@ def kept_in(caches: Path) -> list[Path]:
     return sorted(caches.rglob("*-cache"))
 
 
+def counts(process: subprocess.Popen[str]) -> tuple[int, ...]:
+    """How many programs a process compiled and how many it took from the cache."""
+    return tuple(map(int, said(process).split()))
+
+
 @pytest.fixture(scope="module")
-def swept_thrice(tmp_path_factory) -> types.SimpleNamespace:
-    """One sweep without the cache, with an empty one and with a full one: stores and counts."""
+def swept_twice(tmp_path_factory) -> types.SimpleNamespace:
+    """One sweep with an empty cache and again with a full one: stores and counts."""
     here = tmp_path_factory.mktemp("swept")
-    without = started(here / "other", COMMAND, *SWEEP, here / "without", "--no-cache")
-    empty = started(here / "caches", COMMAND, *SWEEP, here / "empty")
-    counts = {"without": said(without), "empty": said(empty)}
-    counts["full"] = said(started(here / "caches", COMMAND, *SWEEP, here / "full"))
-    taken = {name: tuple(map(int, words.split())) for name, words in counts.items()}
-    return types.SimpleNamespace(folder=here, counts=taken)
+    empty = counts(started(here / "caches", COMMAND, *SWEEP, here / "empty"))
+    full = counts(started(here / "caches", COMMAND, *SWEEP, here / "full"))
+    return types.SimpleNamespace(folder=here, empty=empty, full=full)
 
 
-def test_a_second_sweep_compiles_nothing(swept_thrice):
-    kept, _ = swept_thrice.counts["empty"]
+@pytest.fixture(scope="module")
+def swept_without(swept_twice) -> tuple[int, ...]:
+    """The counts of that sweep without the cache."""
+    here = swept_twice.folder
+    return counts(started(here / "other", COMMAND, *SWEEP, here / "without", "--no-cache"))
+
+
+def bits(runs: xarray.Dataset) -> dict[str, Any]:
+    held = {str(n): runs[n] for n in runs.variables if "block" not in runs[n].dims}
+    return {n: (v.dtype, v.shape, v.values.tobytes()) for n, v in held.items()}
+
+
+def test_a_second_sweep_compiles_nothing(swept_twice):
+    kept, _ = swept_twice.empty
     assert kept > 1
-    assert kept == len(kept_in(swept_thrice.folder / "caches"))
-    again, taken = swept_thrice.counts["full"]
+    assert kept == len(kept_in(swept_twice.folder / "caches"))
+    again, taken = swept_twice.full
     assert again == 0
     assert taken >= kept
 
 
-def test_without_the_cache_nothing_is_kept_or_taken(swept_thrice):
-    assert swept_thrice.counts["without"] == (0, 0)
-    assert not (swept_thrice.folder / "other").exists()
+def test_results_have_the_same_bits_whether_programs_are_taken_or_compiled(swept_twice):
+    empty, full = (bits(store.read(swept_twice.folder / name)) for name in ("empty", "full"))
+    assert {"time", "end", "outcome"} <= set(empty)
+    assert empty == full
 
 
-def test_results_have_the_same_bits_with_the_cache_and_without(swept_thrice):
-    def bits(name: str) -> dict[str, Any]:
-        runs = store.read(swept_thrice.folder / name)
-        held = {str(n): runs[n] for n in runs.variables if "block" not in runs[n].dims}
-        return {n: (v.dtype, v.shape, v.values.tobytes()) for n, v in held.items()}
+@pytest.mark.exhaustive
+def test_without_the_cache_nothing_is_kept_or_taken(swept_twice, swept_without):
+    assert swept_without == (0, 0)
+    assert not (swept_twice.folder / "other").exists()
 
-    assert {"time", "end", "outcome"} <= set(bits("without"))
-    assert bits("empty") == bits("full") == bits("without")
+
+@pytest.mark.exhaustive
+def test_results_have_the_same_bits_with_the_cache_and_without(swept_twice, swept_without):
+    without, full = (bits(store.read(swept_twice.folder / name)) for name in ("without", "full"))
+    assert full == without
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +127,7 @@ def one_kept(tmp_path_factory) -> Path:
     return caches
 
 
+@pytest.mark.exhaustive
 def test_two_processes_keep_the_same_programs_at_once(tmp_path):
     both = [started(tmp_path / "caches", ONE_PROGRAM) for _ in range(2)]
     assert {said(process) for process in both} <= {KEPT, TAKEN}
@@ -128,6 +147,7 @@ def test_garbage_in_the_folder_does_no_harm(one_kept, tmp_path):
     assert said(started(caches, ONE_PROGRAM)) == KEPT
 
 
+@pytest.mark.exhaustive
 def test_a_full_disk_does_no_harm_and_leaves_nothing_that_lasts(tmp_path):
     pytest.importorskip("resource")
     assert said(started(tmp_path, FULL + ONE_PROGRAM)) == KEPT  # so it believes
@@ -140,6 +160,7 @@ def test_a_full_disk_does_no_harm_and_leaves_nothing_that_lasts(tmp_path):
     assert torn.stat().st_size > 1000
 
 
+@pytest.mark.exhaustive
 def test_a_cache_without_bounds_is_kept(tmp_path):
     unbounded = {"JAX_COMPILATION_CACHE_MAX_SIZE": "-1"}
     assert said(started(tmp_path, ONE_PROGRAM, **unbounded)) == KEPT

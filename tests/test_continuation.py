@@ -87,6 +87,7 @@ def test_a_pitchfork_changes_the_index_of_one_point_and_makes_two(pitchfork: Con
     check_values(pitchfork, 0)
 
 
+@pytest.mark.exhaustive
 def test_a_pitchfork_the_other_way_keeps_the_middle_and_ends_the_sides() -> None:
     found = followed(polynomial((0, 0, 0, 1), (0, 1, 0, 0)))
     assert told(found) == [
@@ -99,18 +100,21 @@ def test_a_pitchfork_the_other_way_keeps_the_middle_and_ends_the_sides() -> None
     assert np.allclose(middle.places, 0, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_a_pitchfork_with_a_stiff_direction_beside_it_turns_at_the_same_value() -> None:
     found = followed(polynomial((0, 0, 0, 1), (0, -1, 0, 0), stiffness=1e5))
     assert [what for what, _, _ in told(found)] == ["appears", "appears", "changes index"]
     check_values(found, 0, room=1e-7)  # rounding is that of the stiff direction
 
 
+@pytest.mark.exhaustive
 def test_a_pitchfork_at_a_value_of_the_list_happens_there() -> None:
     found = followed(PITCHFORK, np.linspace(-1, 1, 5))
     assert [what for what, _, _ in told(found)] == ["appears", "appears", "changes index"]
     check_values(found, 0)
 
 
+@pytest.mark.exhaustive
 def test_a_tilted_pitchfork_keeps_its_minimum_and_adds_a_fold_beside_it() -> None:
     tilt = 0.01
     found = followed(polynomial((tilt, 0, 0, 1), (0, -1, 0, 0)))
@@ -138,6 +142,7 @@ def test_a_point_that_moves_far_from_value_to_value_stays_one_branch() -> None:
     assert np.allclose(branch.places[:, 0], branch.values, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_a_point_that_leaves_the_region_or_enters_it_makes_no_event() -> None:
     found = followed(MOVING, np.array([-3.0, -1.0, 1.0, 3.0]))
     (branch,) = found.branches
@@ -199,6 +204,7 @@ def test_a_fold_makes_a_minimum_and_a_saddle_at_one_value(fold: Continuation) ->
         assert np.allclose(event.place, 0, atol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_a_fold_the_other_way_vanishes() -> None:
     found = followed(polynomial((0, 0, 1, 0), (1, 0, 0, 0)))
     assert [event.what for event in found.events] == ["vanishes", "vanishes"]
@@ -227,7 +233,7 @@ class Walled(eqx.Module):
 @pytest.mark.parametrize(
     ("kind", "value", "wanted"),
     [
-        (
+        pytest.param(
             0,
             0.0,
             [
@@ -235,8 +241,12 @@ class Walled(eqx.Module):
                 ("appears", "", "minimum on y0 = 1"),
                 ("changes index", "minimum on y0 = 1", "maximum on y0 = 1"),
             ],
+            marks=pytest.mark.exhaustive,
         ),
-        (1, 1.0, [("appears", "", "minimum on y0 = 1"), ("vanishes", "minimum", "")]),
+        pytest.param(
+            *(1, 1.0, [("appears", "", "minimum on y0 = 1"), ("vanishes", "minimum", "")]),
+            marks=pytest.mark.exhaustive,
+        ),
         (2, 0.0, [("appears", "", "minimum on y0 = 1 and y1 = 1")]),
     ],
 )
@@ -250,6 +260,7 @@ def test_what_happens_on_a_wall_and_at_it_is_located_too(
     check_values(found, value)
 
 
+@pytest.mark.exhaustive
 def test_a_point_on_a_wall_has_the_rates_of_the_search_wherever_it_was_followed_to() -> None:
     metric = np.array([[1.0, 0.5], [0.5, 1.0]])
     flow = Flow(
@@ -266,6 +277,7 @@ def test_a_point_on_a_wall_has_the_rates_of_the_search_wherever_it_was_followed_
     assert segment.described(-1).rates == pytest.approx(second.rates)
 
 
+@pytest.mark.exhaustive
 def test_the_line_of_minima_of_ipo_moves_with_its_target() -> None:
     flow = preference_flow(IPO(1.0), LogRatioPlane())
     found = continuation(flow, "beta", [0.25, 0.5, 1.0, 2.0], [(-80, 80), (-80, 80)], starts=64)
@@ -370,6 +382,7 @@ WANTED: dict[str, tuple[list[tuple[str, str, str]], list[list[str]]]] = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", WANTED)
 def test_what_happens_at_a_value_of_the_list_happens_as_between_two(name: str) -> None:
     found = normal_form(name)
@@ -380,6 +393,7 @@ def test_what_happens_at_a_value_of_the_list_happens_as_between_two(name: str) -
     check_values(found, 0, 0.5 if name == "moment" else SHARP)
 
 
+@pytest.mark.exhaustive
 def test_two_curvatures_that_vanish_at_once_are_one_change_and_those_apart_are_two() -> None:
     found = {name: normal_form(name, np.array([-0.13, 0.2]), size=3) for name in ("both", "two")}
     (at_once,) = found["both"].events
@@ -392,6 +406,7 @@ def test_two_curvatures_that_vanish_at_once_are_one_change_and_those_apart_are_t
     assert np.allclose([event.value for event in found["two"].events], [0, 0.1], atol=SHARP)
 
 
+@pytest.mark.exhaustive
 def test_what_happens_at_the_first_or_last_value_is_told_of() -> None:
     first = normal_form("pitchfork", np.array([0.0, 0.5]))
     assert first.events == ()
@@ -417,6 +432,7 @@ class Branching(eqx.Module):
         return state[0] ** 2 if self.strength < 5 else state[0] ** 4 - state[0] ** 2
 
 
+@pytest.mark.exhaustive
 def test_a_potential_in_which_python_looks_at_the_parameter_is_followed_too() -> None:
     found = continuation(Flow(Branching()), "strength", [1.0, 2.0], [(-2.0, 2.1)], starts=8)
     assert kinds(found) == [["minimum"]]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from grids import thinned
 from scipy.integrate import solve_ivp
 
 from flowlab import (
@@ -66,7 +67,10 @@ def paper() -> CriticalPoints:
     return critical_points(preference_flow(DPO(0.3), RatioPlane()), PAPER)
 
 
-@pytest.mark.parametrize("potential", [MuellerBrown(), Himmelblau(), Rosenbrock(), MonkeySaddle()])
+PUBLISHED = [MuellerBrown(), Himmelblau(), Rosenbrock(), MonkeySaddle()]
+
+
+@pytest.mark.parametrize("potential", thinned(PUBLISHED, PUBLISHED[:2]))
 def test_every_published_point_is_found_with_its_name_and_no_others(
     potential: AbstractPotential,
 ) -> None:
@@ -208,6 +212,7 @@ def test_a_line_whose_kind_changes_is_one_line_of_each_kind() -> None:
     assert minima.spectrum == pytest.approx([0, 2 * minima.place[0]])
 
 
+@pytest.mark.exhaustive
 def test_two_lines_that_lie_close_are_both_found() -> None:
     # u³/3 − c²u with u = y0 − y1: a maximum across u = −c, a minimum across u = c.
     found = critical_points(
@@ -216,6 +221,7 @@ def test_two_lines_that_lie_close_are_both_found() -> None:
     assert sorted(point.name for point in found) == ["line of maxima", "line of minima"]
 
 
+@pytest.mark.exhaustive
 def test_the_unit_of_the_potential_changes_nothing() -> None:
     factor = 1e-8
     ring = {(4, 0): factor, (2, 2): 2 * factor, (0, 4): factor}
@@ -228,6 +234,7 @@ def test_the_unit_of_the_potential_changes_nothing() -> None:
     assert np.allclose(4 * found[0].place[0] * (found[0].place[0] ** 2 - 1), -0.1, atol=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_wells_that_are_small_beside_the_region_are_found() -> None:
     def wells(y: jax.Array) -> jax.Array:
         first, second = ((y[0] - 1) ** 2 + y[1] ** 2, (y[0] + 1) ** 2 + y[1] ** 2)
@@ -240,6 +247,7 @@ def test_wells_that_are_small_beside_the_region_are_found() -> None:
     assert place == pytest.approx(np.tanh(2 * place), rel=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_a_level_that_an_isolated_minimum_shares_with_a_sphere_of_them_hides_neither() -> None:
     def sphere_and_point(y: jax.Array) -> jax.Array:
         return (jnp.sum(y**2) - 1) ** 2 * jnp.sum((y - jnp.array([3.0, 0.0, 0.0])) ** 2)
@@ -265,6 +273,7 @@ def test_points_on_the_sides_of_the_region_are_in_it() -> None:
     assert np.all(line.path[:, 1] >= 0)
 
 
+@pytest.mark.exhaustive
 def test_the_logits_of_a_softmax_have_manifolds_of_minima() -> None:
     flow = preference_flow(IPO(2.0), TabularSoftmax([0.1, 0.05, 0.8, 0.05]))
     found = critical_points(flow, [(-40, 40)] * 4, starts=64)
@@ -287,6 +296,7 @@ def test_a_wall_holds_the_point_nearest_to_a_minimum_behind_it() -> None:
     assert point.gradient_norm == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.exhaustive
 def test_rates_on_a_wall_are_those_with_which_a_line_that_slides_comes_to_rest() -> None:
     metric = np.array([[1.0, 0.5], [0.5, 1.0]])
     flow = boxed(BESIDE_A_WALL, metric=lambda y, p: metric @ p)
@@ -342,6 +352,7 @@ def test_a_line_on_a_wall_ends_where_the_flow_no_longer_presses() -> None:
     assert line.path[:, 1].max() == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.exhaustive
 def test_a_point_on_an_edge_is_found_where_the_edge_is_not_one_of_critical_points() -> None:
     bowl = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): 1.0}  # (y0 − 1/2)² + y1²
     (point,) = found_in(polynomial(bowl, domain=Quadrant()), [(0, 1), (0, 1)])

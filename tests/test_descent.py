@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from grids import thinned
 
 import flowlab as fl
 from flowlab import losses, until
@@ -69,10 +70,11 @@ def test_the_step_is_taken_in_the_metric_of_the_policy():
     np.testing.assert_allclose(run.states[1], wanted, rtol=1e-12)
 
 
-def test_the_distance_to_the_flow_line_is_first_order_in_the_learning_rate():
+@pytest.mark.parametrize("halvings", thinned([1, 3], {1}))
+def test_the_distance_to_the_flow_line_is_first_order_in_the_learning_rate(halvings):
     # The line goes on for longer than the runs: its end would be near to whatever went past it.
     line = fl.flow_line(FLOW, START, until=until.time(20.0), rtol=1e-12)
-    rates = 0.4 / 2.0 ** np.arange(4)
+    rates = 0.05 * 2.0 ** np.arange(halvings, -1, -1)
     runs = [descend(FLOW, START, optax.sgd(rate), steps=round(16 / rate)) for rate in rates]
     pairs = list(zip(runs, rates, strict=True))
     for found in (
@@ -88,6 +90,7 @@ def test_the_distance_to_the_flow_line_is_first_order_in_the_learning_rate():
     np.testing.assert_allclose(distance(shifted, line), 0.2, atol=1e-3)  # across the line
 
 
+@pytest.mark.exhaustive
 def test_the_nearest_point_is_that_of_the_line_and_not_of_its_corners():
     bowl = fl.Flow(lambda y: 0.5 * y @ y)
     line = fl.flow_line(bowl, np.array([1.0, 0.0]), until=until.time(2.0), rtol=1e-10)
@@ -101,21 +104,22 @@ def test_the_nearest_point_is_that_of_the_line_and_not_of_its_corners():
     np.testing.assert_array_equal(np.isnan(beyond), [False, False, False, True])
 
 
-def test_every_minibatch_of_one_pair_steps_along_that_pair_as_often_as_it_weighs():
+@pytest.mark.parametrize("draws", thinned([100, 300], {100}))
+def test_every_minibatch_of_one_pair_steps_along_that_pair_as_often_as_it_weighs(draws):
     weights = np.array([0.6, 0.3, 0.1])
     flow = fl.preference_flow(fl.DPO(0.8), POLICY, weights=weights)
     optimiser = optax.sgd(1.0)
     alone = np.array([START - gradient_by_hand(START, weights=one) for one in np.eye(3)])
     counts = np.zeros(3)
-    for seed in range(300):
+    for seed in range(draws):
         run = descend(flow, START, optimiser, steps=1, batch_size=1, seed=seed)
         (pair,) = np.flatnonzero(np.all(np.abs(run.states[1] - alone) < 1e-12, axis=1))
         counts[pair] += 1
         moves = run.states[1] - START
         whole = np.log1p(np.exp(0.8 * (moves[[1, 3, 1]] - moves[[0, 2, 2]]))) @ weights
         np.testing.assert_allclose(run.losses[1], whole, rtol=1e-13)
-    spread = np.sqrt(300 * weights * (1 - weights))
-    assert np.all(np.abs(counts - 300 * weights) < 4 * spread), counts
+    spread = np.sqrt(draws * weights * (1 - weights))
+    assert np.all(np.abs(counts - draws * weights) < 4 * spread), counts
 
 
 def test_the_same_seed_gives_the_same_minibatches_and_another_seed_others():
@@ -127,6 +131,7 @@ def test_the_same_seed_gives_the_same_minibatches_and_another_seed_others():
     assert np.any(run.states != other.states)
 
 
+@pytest.mark.exhaustive
 def test_the_end_of_a_line_is_met_in_single_precision_too():
     line = fl.flow_line(FLOW, START.astype(np.float32), until=until.time(2.3))
     run = descend(FLOW, START.astype(np.float32), optax.sgd(0.1), steps=23)
@@ -154,6 +159,7 @@ def test_a_run_ends_where_the_loss_is_not_finite():
     assert np.all(np.isfinite(run.losses))
 
 
+@pytest.mark.exhaustive
 def test_steps_are_kept_as_often_as_asked():
     every = descend(FLOW, START, optax.adam(0.1), steps=12)
     third = descend(FLOW, START, optax.adam(0.1), steps=12, keep_every=3)
@@ -178,6 +184,7 @@ def test_a_run_ends_where_a_step_is_not_finite():
     assert np.all(np.isfinite(run.states))
 
 
+@pytest.mark.exhaustive
 def test_trees_of_single_precision_are_trained_in_it():
     model = FeatureModel([[1, 0.5], [1, -0.5], [0, 3]], [0.3, 0])
     start = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model.reference_state)
@@ -187,6 +194,7 @@ def test_trees_of_single_precision_are_trained_in_it():
     assert run.losses[-1] < run.losses[0]
 
 
+@pytest.mark.exhaustive
 def test_optimisers_that_look_at_the_loss_itself_get_it():
     bowl = fl.Flow(lambda y: 0.5 * y @ (np.array([1.0, 30.0]) * y))
     run = descend(bowl, np.array([1.0, 1.0]), optax.lbfgs(), steps=15)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from every_policy import PAIRS, POLICIES, PROBABILITIES, network, parameters
+from grids import thinned
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 from scipy.special import expit, log_softmax
@@ -57,7 +58,7 @@ def test_a_flow_knows_its_clocks_where_64_bits_are_off_without_a_warning(name):
         assert (until.loss_below(0.1).clocks(flow)[0] == "margin") == of_one_pair
 
 
-@pytest.mark.parametrize("count", [2, 3, 10, 1000])
+@pytest.mark.parametrize("count", thinned([2, 3, 10, 1000], {3}))
 def test_the_margin_of_a_softmax_follows_the_wright_omega_law(count):
     rng = np.random.default_rng(count)
     policy = fl.TabularSoftmax(rng.dirichlet(np.ones(count)) * 0.9 + 0.1 / count)
@@ -65,6 +66,7 @@ def test_the_margin_of_a_softmax_follows_the_wright_omega_law(count):
     np.testing.assert_allclose(found, wright_omega(np.asarray(first), 2.0), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_the_margin_of_a_log_linear_policy_contracts_at_the_distance_of_its_features():
     rng = np.random.default_rng(5)
     features = rng.normal(size=(5, 3))
@@ -74,6 +76,7 @@ def test_the_margin_of_a_log_linear_policy_contracts_at_the_distance_of_its_feat
     np.testing.assert_allclose(found, wright_omega(np.asarray(first), contraction), rtol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_disjoint_pairs_over_prompts_contract_at_their_share_of_the_mean():
     rng = np.random.default_rng(6)
     policy = fl.TabularSoftmax(rng.dirichlet(np.ones(3), 4), [(i, 0, 2) for i in range(4)])
@@ -83,6 +86,7 @@ def test_disjoint_pairs_over_prompts_contract_at_their_share_of_the_mean():
         np.testing.assert_allclose(found[..., pair], wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_weights_share_the_mean_among_disjoint_pairs():
     weights = np.array([3.0, 1.0])
     policy = fl.TabularSoftmax(np.full((2, 2), 0.5), [(0, 0, 1), (1, 0, 1)])
@@ -138,6 +142,7 @@ def test_where_references_are_alike_the_probability_plane_is_the_ratio_plane_in_
     np.testing.assert_allclose((runs.end**2).sum(axis=1), (starts**2).sum(axis=1), rtol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_where_references_differ_the_probability_plane_moves_as_scipy_has_it():
     references, beta, start = np.array([0.3, 0.05]), 0.5, np.array([0.1, 0.2])
 
@@ -215,6 +220,7 @@ def test_in_a_feature_model_the_chosen_dips_a_third_response_peaks_and_the_chose
     assert of_line(DIP_END)[0] > first[0] + 0.5
 
 
+@pytest.mark.exhaustive
 def test_pairs_that_share_responses_lower_a_chosen_one_where_each_alone_raises_it():
     start = np.log(PROBABILITIES)
     rates = {}
@@ -260,6 +266,7 @@ def coupled():
     return runs, starts, ratios
 
 
+@pytest.mark.exhaustive
 def test_a_kernel_of_the_state_moves_log_ratios_as_scipy_has_them():
     def kernel(u):
         axis = jnp.stack([jnp.sin(u[0]), jnp.cos(u[1])])
@@ -276,6 +283,7 @@ def test_a_kernel_of_the_state_moves_log_ratios_as_scipy_has_them():
     np.testing.assert_allclose(line.at(times), solved(field, start, times)[0], rtol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_several_pairs_go_through_measures_and_targets_of_pairs():
     policy = fl.TabularSoftmax(PROBABILITIES, PAIRS)
     flow = fl.preference_flow(fl.DPO(0.5), policy)

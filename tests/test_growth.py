@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray
+from grids import thinned
 
 import flowlab as fl
 from flowlab import losses, plans, policies, store, until
@@ -67,7 +68,7 @@ GROWTHS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("way", GROWTHS)
+@pytest.mark.parametrize("way", thinned(GROWTHS, {"more starts"}))
 def test_a_store_that_grows_has_the_bits_of_one_made_at_once(way, tmp_path):
     small, large, lacking = GROWTHS[way]
     run(made(**small), tmp_path / "s")
@@ -227,6 +228,7 @@ class Steeper(losses.AbstractLoss):
         return jnp.exp(-SCALE * self.beta * pair.margin)
 
 
+@pytest.mark.exhaustive
 def test_values_of_other_hyper_parameters_are_not_compared():
     few, more = (
         identity.identity_of(made(loss=Steeper(jnp.asarray(0.1)), over={"beta": betas}))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from grids import thinned
 from refusals import assert_refused
 
 import flowlab as fl
@@ -313,7 +314,7 @@ def test_a_hyper_parameter_inside_its_range_is_an_array_leaf(kind, name, wanted)
     assert len(jax.tree.leaves(kind())) == len(RANGES[kind])
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", thinned(CATALOGUE, {"dpo", "ipo", "exo", "orpo"}))
 def test_double_precision_hyper_parameters_do_not_raise_single_precision_work(name):
     loss, six = CATALOGUE[name], [-3, -4, -2.5, -4.5, 5, 6, 0.5]
     single = fl.Pair(*(jnp.full(4, value, np.float32) for value in six))
@@ -322,7 +323,7 @@ def test_double_precision_hyper_parameters_do_not_raise_single_precision_work(na
     np.testing.assert_allclose(loss(single), loss(double), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize("name", thinned(CATALOGUE, {"dpo", "ipo", "exo", "orpo"}))
 def test_compiling_again_is_not_needed_for_another_hyper_parameter(name):
     loss, traces = CATALOGUE[name], []
     pair = fl.Pair(*(jnp.full(4, value) for value in [-3, -4, -2.5, -4.5, 5, 6, 0.5]))

@@ -66,6 +66,7 @@ def test_changes_are_end_less_start_in_each_space(runs):
         )
 
 
+@pytest.mark.exhaustive
 def test_probabilities_are_ratios_times_the_reference():
     policy = fl.RatioPlane(ref_chosen=np.log(0.25), ref_rejected=np.log(0.5))
     flow = fl.preference_flow(fl.DPO(BETA), policy)
@@ -169,6 +170,7 @@ def exact_dwell(start, end, speed):
     return total
 
 
+@pytest.mark.exhaustive
 def test_speed_on_the_log_ratio_plane_falls_so_that_dwell_ends_the_line():
     threshold = 0.1
     runs = fl.sweep(
@@ -226,6 +228,7 @@ def test_a_measure_of_ones_own_is_a_rate_a_fold_or_what_its_ends_are():
     np.testing.assert_array_equal(found["b"], found["lowest"])
 
 
+@pytest.mark.exhaustive
 def test_measures_that_differ_in_numbers_alone_share_a_program():
     traced = []
 
@@ -297,6 +300,7 @@ def featured():
     return runs.measures, solve_ivp(field, (0, 60.0), begin, **options).sol
 
 
+@pytest.mark.exhaustive
 def test_a_feature_model_dips_and_recovers_when_scipy_says(featured):
     found, solved = featured
 

@@ -74,6 +74,7 @@ def test_the_exit_from_a_saddle_is_that_of_the_closed_form_over_eleven_decades(r
     np.testing.assert_allclose(runs.time[small], wanted, rtol=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_default_tolerances_give_the_time_beside_a_saddle_to_a_millionth():
     found = beside_the_saddle(1e-6).measures
     entry, inside, distance, _ = np.array([passage(x) for x in OFFSETS]).T
@@ -146,6 +147,7 @@ def test_a_line_that_comes_to_rest_inside_stays_until_the_end(bowl):
     np.testing.assert_allclose(found["near_rest_distance_time"], 9.0, rtol=1e-9)
 
 
+@pytest.mark.exhaustive
 def test_a_curved_line_spends_the_time_that_scipy_finds():
     potential = potentials.Himmelblau()
     saddle, begin = np.array([3.38515418, 0.07385188]), np.array([[4.1, 0.17]])
@@ -168,6 +170,7 @@ def test_a_curved_line_spends_the_time_that_scipy_finds():
     assert runs.measures["near_saddle_time"][0] == pytest.approx(leave - enter, rel=1e-7)
 
 
+@pytest.mark.exhaustive
 def test_a_point_on_the_boundary_is_reached_where_the_line_is_absorbed():
     flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane())
     begin = np.array([[0.6, 0.8], [0.1, 0.9]])

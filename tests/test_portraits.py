@@ -96,6 +96,7 @@ def shaded(ax: Axes, label: str, place: tuple[float, float]) -> bool:
     return any(path.contains_point(place) for one in fills for path in one.get_paths())
 
 
+@pytest.mark.exhaustive
 def test_the_portrait_of_a_loss_of_ones_own_shows_where_its_card_says_it_rests(well):
     ax = plots.portrait(well, lines=0)
     (mark,) = labelled(ax, "stable critical point")
@@ -193,6 +194,7 @@ def test_the_chosen_log_ratio_falls_where_it_is_shaded(ring):
     assert label not in told(plots.portrait(card_of(fl.DPO(0.1), ring), lines=0))
 
 
+@pytest.mark.exhaustive
 def test_plateaus_are_shaded_on_the_wrong_side_alone(ring):
     label = "wrong side, and speed below\n1 % of that at (0, 0)"
     ax = plots.portrait(card_of(losses.named("dpo_forward_kl"), ring), lines=0)
@@ -212,6 +214,7 @@ class Shelf(fl.losses.AbstractLoss):
         return jnp.maximum(pairs.margin + 10, 0.0)
 
 
+@pytest.mark.exhaustive
 def test_what_is_slow_because_it_rests_is_no_plateau(ring):
     label = "wrong side, and speed below\n1 % of that at (0, 0)"
     rests = rest("line", (-2.0, 2.0), "stable", margin=-4.0, path=level(-4.0))
@@ -230,6 +233,7 @@ class Wrong(fl.losses.AbstractLoss):
         return (pairs.margin + 4) ** 2
 
 
+@pytest.mark.exhaustive
 def test_a_region_of_critical_points_and_what_is_not_defined_are_shaded(ring):
     region = rest("region", (5.0, -5.0), "stable")
     ax = plots.portrait(card_of(losses.Hinge(0.1), ring, region), lines=0)
@@ -259,6 +263,7 @@ def test_a_portrait_has_a_legend_with_every_entry_once_unless_none_is_wanted(rin
     assert plots.portrait(ring, lines=2, legend=False).get_legend() is None
 
 
+@pytest.mark.exhaustive
 def test_a_sheet_has_one_legend_and_the_same_axes_for_all(ring):
     dpo = card_of(fl.DPO(0.1), ring)
     figure, axes = plots.portraits(
@@ -280,6 +285,7 @@ def test_a_sheet_has_one_legend_and_the_same_axes_for_all(ring):
     assert "stable line of critical points" in words
 
 
+@pytest.mark.exhaustive
 def test_lines_compared_are_the_numbers_of_the_comparison():
     both = {"dpo": fl.DPO(0.1), "hinge": losses.Hinge(0.1)}
     found = cards.compare(both, times=np.geomspace(0.1, 40, 9).tolist(), margins=[1.0, 5.0])

@@ -231,6 +231,7 @@ def test_a_sweep_whose_store_is_being_written_is_refused(tmp_path):
         assert "another process is writing" in refusal(swept(tmp_path / "s", RATIO, GRID), code=1)
 
 
+@pytest.mark.exhaustive
 def test_a_store_without_a_recipe_cannot_be_resumed_by_the_command(tmp_path):
     plan = plans.Plan(
         np.full((3, 2), 0.5),
@@ -246,6 +247,7 @@ def test_a_store_without_a_recipe_cannot_be_resumed_by_the_command(tmp_path):
         assert "must name a store" in refusal(flowlab_command(command, tmp_path / "nothing"))
 
 
+@pytest.mark.exhaustive
 def test_the_means_over_cells_are_drawn_for_starts_that_are_no_grid(tmp_path):
     for plane, starts in ((RATIO, UNIFORM), (LOG_RATIO, {**UNIFORM, "--count": "40"})):
         out = tmp_path / f"{plane['--policy']}"

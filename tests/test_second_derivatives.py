@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from grids import thinned
 
 import flowlab as fl
 from flowlab import exact, measures, until
@@ -133,7 +134,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thinned(CASES, {"level, margin", "time"}))
 def test_second_derivatives_through_an_event_are_those_of_the_closed_form(name):
     function, closed_form, at = CASES[name]
     found = partial(compiled, optimise=False)(derivatives(function, 2))(jnp.asarray(at))
@@ -144,6 +145,7 @@ def test_second_derivatives_through_an_event_are_those_of_the_closed_form(name):
         np.testing.assert_allclose(got, wanted, rtol=rtol, atol=1e-7)
 
 
+@pytest.mark.exhaustive
 def test_third_derivatives_are_those_of_the_closed_form():
     time = solved(BOWL, until.loss_below(0.02), along_a_ray, time_of, rtol=1e-12)
     found = partial(compiled, optimise=False)(derivatives(time, 3))(jnp.asarray(5.0))

@@ -73,6 +73,7 @@ def test_an_exponent_is_undefined_where_neighbours_are_nearer_than_numbers_can_s
     assert found.undefined == 40
 
 
+@pytest.mark.exhaustive
 def test_the_exponent_near_a_minimum_falls_to_the_least_eigenvalue_of_its_hessian():
     points = starts.uniform(12, (2.9, 1.9), (3.1, 2.1), seed=5)
     flow = fl.Flow(Himmelblau())
@@ -103,6 +104,7 @@ def test_derivatives_do_not_depend_on_the_blocks_beyond_the_tolerance():
     assert not np.array_equal(small.jacobian, whole.jacobian)
 
 
+@pytest.mark.exhaustive
 def test_lanes_left_behind_by_their_block_keep_their_derivatives(monkeypatch):
     # Beside the stable manifold the loss all but rests, and as a clock it stops: those lines hold
     # up their block, and end under another clock. Others end later than most.
@@ -166,6 +168,7 @@ def at_level():
     return sensitivity(PLANE, SQUARE, until=until.loss_below(LEVEL), rtol=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_ends_at_a_level_move_along_their_ray_as_the_radius_of_the_start(at_level):
     radius = np.linalg.norm(SQUARE, axis=1, keepdims=True)
     wanted = matrices(at_level.end / radius, SQUARE / radius)
@@ -200,6 +203,7 @@ def at_time():
     return duration, sensitivity(PLANE, SQUARE, until=until.time(duration), rtol=1e-8)
 
 
+@pytest.mark.exhaustive
 def test_starts_absorbed_before_a_fixed_time_have_no_derivative_and_are_counted(at_time):
     duration, moved = at_time
     lasting = exact.ratio_plane_time(SQUARE, BETA, level=0.0) > duration
@@ -236,6 +240,7 @@ def velocities(points):
 # Walls ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_a_slide_brings_neighbours_together_and_keeps_the_gradient_of_the_time():
     points = np.array([[0.5, 0.95], [0.8, 0.9], [0.2, 0.8], [0.7, 0.3]])
     flow = fl.preference_flow(fl.DPO(BETA), fl.RatioPlane(Box(1.0, 1.0), wall="slide"))

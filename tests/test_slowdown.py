@@ -78,6 +78,7 @@ def test_a_slowdown_becomes_a_dataset_and_words(beside):
     assert "12 of 12 lines within 0.5, 12 passed it" in str(found)
 
 
+@pytest.mark.exhaustive
 def test_beside_a_curved_saddle_the_slope_is_that_of_its_rate():
     potential = potentials.Himmelblau()
     flow = fl.Flow(potential)
@@ -169,6 +170,7 @@ def test_cells_past_the_target_are_in_no_plateau(steps):
     assert np.array_equal(steps.labels > 0, slow & ~steps.past)
 
 
+@pytest.mark.exhaustive
 def test_a_plateau_is_never_reported_as_arrival():
     # EXO's gradient vanishes far on the wrong side: most lines from there have not arrived at the
     # end, and those from around it have.
@@ -184,6 +186,7 @@ def test_a_plateau_is_never_reported_as_arrival():
     assert not plateau.holds_rest
 
 
+@pytest.mark.exhaustive
 def test_the_surroundings_of_a_minimum_are_told_from_a_plateau():
     flow = fl.Flow(potentials.Bowl(1.0))
     target = until.loss_below(-1.0, time_limit=1e3)
@@ -196,6 +199,7 @@ def test_the_surroundings_of_a_minimum_are_told_from_a_plateau():
     assert str(found).startswith("slow region around a critical point")
 
 
+@pytest.mark.exhaustive
 def test_a_line_at_rest_where_no_gradient_vanishes_is_unresolved(monkeypatch):
     # Newton's method is what tells a rest from a crawl: without a root there is none.
     def no_roots(flow, places, scale, width):
@@ -230,6 +234,7 @@ def test_regions_and_cells_that_make_no_grid_are_refused():
         plateaus(fl.Flow(SADDLE), [(0, 1)] * 2, below=0.0, until=until.time(1.0))
 
 
+@pytest.mark.exhaustive
 def test_a_bowl_slows_a_line_as_long_as_its_closed_form_says():
     start = np.array([[0.6, 0.8]])
     flow = fl.Flow(potentials.Bowl(1.5))

@@ -133,6 +133,7 @@ def test_a_part_that_is_none_is_refused(draw, part):
         draw(part=part)
 
 
+@pytest.mark.exhaustive
 def test_a_part_far_from_the_beginning_comes_without_what_lies_before_it():
     far = (10**9, 10**9 + 3)
     for draw in (DRAWN["sobol"], DRAWN["uniform"]):

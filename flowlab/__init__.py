@@ -2,8 +2,8 @@
 
 The verbs and nouns most people need are here; everything else is in the public submodules
 (`domains`, `losses`, `policies`, `potentials`, `flow`, `exact`, `until`, `measures`, `logs`,
-`starts`, `store`, `plans`, `critical`, `cards`, `displacement`, `descent`, `plots`, `study`).
-Submodules are imported when they are first used, so that the import itself stays quick.
+`starts`, `store`, `plans`, `models`, `critical`, `cards`, `displacement`, `descent`, `plots`,
+`study`). Submodules are imported when they are first used, so that the import itself stays quick.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ _SUBMODULES = frozenset(
         "logs",
         "losses",
         "measures",
+        "models",
         "plans",
         "plots",
         "policies",

@@ -41,6 +41,7 @@ LAYOUT = (
     "plans",
     "critical",
     "cards",
+    "models",
     "displacement",
     "descent",
     "plots",

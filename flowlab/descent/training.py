@@ -1,8 +1,4 @@
-"""Discrete training on the loss and policy of a flow: any optimiser of optax, step by step.
-
-A flow is what plain gradient descent does in the limit of small steps. Here are the steps
-themselves, with momentum, adaptive step sizes or the noise of minibatches, and how far they go
-from the flow line.
+"""Training runs of an optimiser on the loss of a flow, and how far they go from its flow lines.
 
 k: steps that were kept, the start included.
 """

@@ -2,8 +2,9 @@
 
 The verbs and nouns most people need are here; everything else is in the public submodules
 (`domains`, `losses`, `policies`, `potentials`, `flow`, `exact`, `until`, `measures`, `logs`,
-`starts`, `store`, `plans`, `models`, `critical`, `cards`, `displacement`, `descent`, `plots`,
-`study`). Submodules are imported when they are first used, so that the import itself stays quick.
+`starts`, `store`, `plans`, `models`, `data`, `critical`, `cards`, `displacement`, `descent`,
+`plots`, `study`). Submodules are imported when they are first used, so that the import itself
+stays quick.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ _SUBMODULES = frozenset(
         "cards",
         "cli",
         "critical",
+        "data",
         "descent",
         "displacement",
         "domains",

@@ -42,6 +42,7 @@ LAYOUT = (
     "critical",
     "cards",
     "models",
+    "data",
     "displacement",
     "descent",
     "plots",

@@ -3,8 +3,8 @@
 The verbs and nouns most people need are here; everything else is in the public submodules
 (`domains`, `losses`, `policies`, `potentials`, `flow`, `exact`, `until`, `measures`, `logs`,
 `starts`, `store`, `plans`, `models`, `data`, `critical`, `cards`, `displacement`, `descent`,
-`plots`, `study`). Submodules are imported when they are first used, so that the import itself
-stays quick.
+`replay`, `plots`, `study`). Submodules are imported when they are first used, so that the import
+itself stays quick.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ _SUBMODULES = frozenset(
         "plots",
         "policies",
         "potentials",
+        "replay",
     }
     | {"solve", "starts", "store", "study", "until"}
 )

@@ -47,6 +47,7 @@ LAYOUT = (
     "descent",
     "plots",
     "logs",
+    "replay",
     "study",
     "cli",
 )

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,9 @@ class Config:
 
 def is_positive(value: object) -> bool:
     """True of a positive finite number."""
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < float("inf")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value < float("inf")
 
 
 def read_tensors(
@@ -107,12 +108,12 @@ def read_tensors(
     """
     shapes = architecture.shapes()
     found: dict[str, np.ndarray] = {}
-    repeated: dict[str, np.ndarray] = {}
+    repeated: list[tuple[str, str, np.ndarray]] = []
     extra: list[str] = []
     for file, stored in _stored(folder):
         twin, name = architecture.twin(stored), architecture.parameter(stored)
         if twin is not None:
-            repeated[stored] = _tensor(folder, file, stored, shapes[twin])
+            repeated.append((stored, twin, _tensor(folder, file, stored, shapes[twin])))
         elif name in shapes:
             found[name] = _tensor(folder, file, stored, shapes[name])
         elif name is not None:
@@ -122,11 +123,11 @@ def read_tensors(
             raise _refused(
                 "hold the tensors of its config.json", f"{folder} {wrong} {_listed(names)}"
             )
-    for stored, tensor in repeated.items():
-        if not np.array_equal(tensor, found[architecture.twin(stored)]):
+    for stored, twin, tensor in repeated:
+        if not np.array_equal(tensor, found[twin]):
             raise _refused(
                 "hold tied embeddings, as its config.json says",
-                f"in {folder} {stored} differs from {architecture.twin(stored)}",
+                f"in {folder} {stored} differs from {twin}",
             )
     return {name: found[name] for name in shapes}
 

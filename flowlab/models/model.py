@@ -4,13 +4,13 @@ b: sequences; t: tokens of a sequence; v: tokens of the vocabulary.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowlab.models.architecture import AbstractArchitecture
 from flowlab.models.checkpoint import Config, read_tensors
@@ -52,7 +52,7 @@ class Model:
         return self._architecture.longest
 
     def apply(
-        self, parameters: dict[str, Array], tokens: Int[Array, "b t"]
+        self, parameters: Mapping[str, Float[ArrayLike, "..."]], tokens: Int[ArrayLike, "b t"]
     ) -> Float[Array, "b t v"]:
         """Logits of the token that follows each token.
 
@@ -84,7 +84,8 @@ class Model:
                 f"Argument `tokens` must have at most {self.longest} tokens in a sequence, the "
                 f"positions that the model has, but has {tokens.shape[1]}."
             )
-        return self._architecture.logits(jax.tree.map(jnp.asarray, parameters), tokens)
+        held = {name: jnp.asarray(array) for name, array in parameters.items()}
+        return self._architecture.logits(held, tokens)
 
     def __repr__(self) -> str:
         """Family and size, on one line."""

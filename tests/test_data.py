@@ -28,9 +28,15 @@ def written(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("case", GOLDEN, ids=["prompts", "cut", "implied prompts"])
+NAMES = ("prompts", "cut", "implied prompts", "conversations", "implied prompts of conversations")
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=NAMES)
 def test_tokens_are_those_of_trl(case: dict[str, Any], file: Path) -> None:
-    pairs = data.preferences(written(file, case["rows"]), REVERSAL, max_length=case["max_length"])
+    folder = shutil.copytree(REVERSAL, file.parent / "model")
+    if "chat_template" in case:
+        (folder / "chat_template.jinja").write_text(case["chat_template"], "utf-8")
+    pairs = data.preferences(written(file, case["rows"]), folder, max_length=case["max_length"])
     # TRL has all chosen responses first, then all rejected ones.
     np.testing.assert_array_equal(np.concatenate(pairs.tokens.swapaxes(0, 1)), case["input_ids"])
     mask = np.concatenate(pairs.mask.swapaxes(0, 1))
@@ -68,20 +74,20 @@ def test_parquet_is_read_as_lines_are(file: Path) -> None:
         data.preferences(table, REVERSAL)
 
 
+WANTED = "have a text or a conversation as `{}` in each row"
+SAID = [{"role": "assistant", "content": "one"}]
 GOOD = {"prompt": "sort the list ", "chosen": "one", "rejected": "two"}
 
 
 @pytest.mark.parametrize(
     ("row", "wanted", "found"),
     [
-        ({"chosen": "one"}, "have a text as `rejected` in each row", "has none in row 1"),
-        (GOOD | {"prompt": 3}, "have a text as `prompt` in each row", "has none in row 1"),
-        ("text", "have a text as `prompt` in each row", "has none in row 1"),
-        (
-            GOOD | {"chosen": [{"role": "user"}]},
-            "have a text as `chosen` in each row",
-            "has a conversation in row 1",
-        ),
+        ({"chosen": "one"}, WANTED.format("rejected"), "has none in row 1"),
+        (GOOD | {"prompt": 3}, WANTED.format("prompt"), "has none in row 1"),
+        ("text", WANTED.format("prompt"), "has none in row 1"),
+        (GOOD | {"chosen": [{"role": "user"}]}, WANTED.format("chosen"), "has none in row 1"),
+        (GOOD | {"chosen": SAID}, "have texts or conversations in a row", "has both in row 1"),
+        (GOOD | {"tools": [{}]}, "have conversations without tools", "has some in row 1"),
         (GOOD | {"chosen": ""}, "have responses with tokens", "has no chosen one in row 1"),
         (GOOD | {"prompt": " "}, "have prompts with tokens", "has none in row 1"),
     ],
@@ -98,16 +104,20 @@ def test_rows_that_are_no_preferences_are_refused(
 
 
 def test_files_that_are_no_preferences_are_refused(file: Path) -> None:
-    refused = partial(assert_refused, data.preferences)
-    refused(f"Argument `path` must be a file of preferences, but {file} is none.", file, REVERSAL)
+    assert_sentence = partial(assert_refused, data.preferences)
+    assert_sentence(
+        f"Argument `path` must be a file of preferences, but {file} is none.", file, REVERSAL
+    )
     cut = "have a pair whose responses are not cut off"
-    refused(f"Argument `path` must {cut}, but {file} is empty.", written(file, []), REVERSAL)
-    refused(
+    assert_sentence(
+        f"Argument `path` must {cut}, but {file} is empty.", written(file, []), REVERSAL
+    )
+    assert_sentence(
         f"Argument `path` must {cut}, but {file} has prompts of 3 tokens or more alone.",
         *(written(file, [GOOD]), REVERSAL),
         max_length=3,
     )
-    refused(
+    assert_sentence(
         "Argument `max_length` must be an int of at least 2, but is 1.",
         file,
         REVERSAL,
@@ -117,7 +127,7 @@ def test_files_that_are_no_preferences_are_refused(file: Path) -> None:
     with pytest.raises(ValueError, match="must hold JSON lines, but .* has none in line 2: "):
         data.preferences(file, REVERSAL)
     file.write_bytes(b"\xff\xfe\xff")
-    refused(
+    assert_sentence(
         f"Argument `path` must be a file of JSON lines, but {file} is no text in UTF-8.",
         file,
         REVERSAL,
@@ -125,8 +135,8 @@ def test_files_that_are_no_preferences_are_refused(file: Path) -> None:
 
 
 def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, file: Path) -> None:
-    refused = partial(assert_refused, data.preferences, path=written(file, [GOOD]))
-    refused(
+    assert_sentence = partial(assert_refused, data.preferences, path=written(file, [GOOD]))
+    assert_sentence(
         "Argument `tokenizer` must be the folder of a checkpoint with a tokenizer.json, but "
         f"{tmp_path} has none.",
         tokenizer=tmp_path,
@@ -134,12 +144,12 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, file: Path) -> 
     shutil.copy(REVERSAL / "tokenizer.json", tmp_path)
     wanted = "name a token of its vocabulary as `eos_token` in tokenizer_config.json"
     described = tmp_path / "tokenizer_config.json"
-    refused(
+    assert_sentence(
         f"Argument `tokenizer` must {wanted}, but that of {tmp_path} names None.",
         tokenizer=tmp_path,
     )
     described.write_text('{"eos_token": "<other>"}', "utf-8")
-    refused(
+    assert_sentence(
         f"Argument `tokenizer` must {wanted}, but that of {tmp_path} names '<other>'.",
         tokenizer=tmp_path,
     )
@@ -151,3 +161,28 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, file: Path) -> 
     (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
     with pytest.raises(ValueError, match="must hold a tokenizer, but that of .* cannot be read"):
         data.preferences(file, tmp_path)
+
+
+def test_templates_are_rendered_in_a_sandbox_and_refused_where_they_fail(file: Path) -> None:
+    folder = shutil.copytree(REVERSAL, file.parent / "model")
+    rows = [{"prompt": SAID, "chosen": SAID, "rejected": SAID}]
+    read = partial(data.preferences, written(file, rows), folder)
+    assert_refused(
+        read,
+        "Argument `tokenizer` must have a chat template, for data with conversations, but there is "
+        "neither a chat_template.jinja nor an entry in tokenizer_config.json.",
+    )
+    described = folder / "tokenizer_config.json"
+    for source, reason in (
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ raise_exception('no users') }}", "no users"),
+    ):
+        several = [{"name": "tools", "template": ""}, {"name": "default", "template": source}]
+        for held in (source, several):
+            described.write_text(json.dumps({"eos_token": "<eos>", "chat_template": held}), "utf-8")
+            with pytest.raises(ValueError, match=f"that takes the conversations, .*{reason}"):
+                read()
+    described.write_text(json.dumps({"eos_token": "<eos>", "chat_template": "{% if"}), "utf-8")
+    with pytest.raises(ValueError, match="must have a chat template in jinja2, but that of .* is"):
+        read()

@@ -56,10 +56,11 @@ def preferences(
     """The preference pairs in a file, as the DPO trainer of TRL makes tokens of them.
 
     A row has the texts `prompt`, `chosen` and `rejected`; without `prompt`, it is what the two
-    others begin with. The end token is added to responses that do not end in it. Prompt and
-    response are encoded as one text, and the response begins where that of the prompt alone and
-    those with the two responses differ. Longer sequences lose their ends, and rows whose prompt
-    alone is too long are left out.
+    others begin with. The end token is added to responses that do not end in it. Or all three are
+    conversations, lists of messages with a `role` and a `content`, which become texts by the chat
+    template of the checkpoint, in a sandbox. Prompt and response are encoded as one text, and the
+    response begins where that of the prompt alone and those with the two responses differ. Longer
+    sequences lose their ends, and rows whose prompt alone is too long are left out.
 
     Args:
         path: A file of JSON lines, or of parquet where its name ends so.
@@ -67,9 +68,10 @@ def preferences(
         max_length: Tokens that a sequence is cut to; None to cut none.
 
     Raises:
-        ValueError: If the file is missing, of another kind or empty; a row lacks one of the texts,
-            or has another thing in its place; a response has no tokens, or none is left of it; a
-            prompt has no tokens; or the tokenizer cannot be read.
+        ValueError: If the file is missing, of another kind or empty; a row lacks one of the texts
+            or conversations, has another thing in its place, has tools or mixes both kinds; a
+            response or a prompt has no tokens, or none is left of any response; or the tokenizer or
+            the chat template cannot be read or used.
         ModuleNotFoundError: If tokenizers, or pyarrow for parquet, is not installed.
 
     Source: `DPOTrainer` and `DataCollatorForPreference` of TRL 1.16.
@@ -119,10 +121,14 @@ def _encoded(
     row: Any, index: int, path: Path, reader: Tokenizer
 ) -> tuple[list[int], list[int], list[int]]:
     """Tokens of the prompt, of the chosen and of the rejected response of a row."""
-    prompt, *responses = _texts(row, index, path)
-    responses = [one if one.endswith(reader.end) else one + reader.end for one in responses]
-    alone = reader.tokens(prompt)
-    whole = [reader.tokens(prompt + response) for response in responses]
+    prompt, *responses = _parts(row, index, path)
+    if isinstance(prompt, str):
+        responses = [one if one.endswith(reader.end) else one + reader.end for one in responses]
+        alone = reader.tokens(prompt)
+        whole = [reader.tokens(prompt + response) for response in responses]
+    else:
+        alone = reader.conversation(prompt, prompts=True)
+        whole = [reader.conversation(prompt + one, prompts=False) for one in responses]
     begin = min(_common(alone, tokens) for tokens in whole)
     if not begin:
         raise _refused("have prompts with tokens", path, f"has none in row {index}")
@@ -132,26 +138,42 @@ def _encoded(
     return whole[0][:begin], whole[0][begin:], whole[1][begin:]
 
 
-def _texts(row: Any, index: int, path: Path) -> tuple[str, str, str]:
+def _parts(row: Any, index: int, path: Path) -> tuple[Any, Any, Any]:
     """Prompt, chosen and rejected response of a row, the prompt taken out where it is implied."""
-    for key in ("prompt", *_SIDES):
-        value = row.get(key) if isinstance(row, dict) else None
-        if isinstance(value, str) or (key == "prompt" and isinstance(row, dict) and key not in row):
-            continue
-        found = "has a conversation" if isinstance(value, list) else "has none"
-        raise _refused(f"have a text as `{key}` in each row", path, f"{found} in row {index}")
-    chosen, rejected = row["chosen"], row["rejected"]
+    held = row if isinstance(row, dict) else {}
+    keys = _SIDES if held and "prompt" not in held else ("prompt", *_SIDES)
+    for key in keys:
+        if not isinstance(held.get(key), str) and not _is_conversation(held.get(key)):
+            raise _refused(
+                f"have a text or a conversation as `{key}` in each row",
+                path,
+                f"has none in row {index}",
+            )
+    if len({isinstance(held[key], str) for key in keys}) > 1:
+        raise _refused("have texts or conversations in a row", path, f"has both in row {index}")
+    if held.get("tools") or held.get("chat_template_kwargs"):
+        raise _refused("have conversations without tools", path, f"has some in row {index}")
+    chosen, rejected = held["chosen"], held["rejected"]
     for side in _SIDES:
-        if not row[side]:
+        if not held[side]:
             raise _refused("have responses with tokens", path, f"has no {side} one in row {index}")
-    if "prompt" in row:
-        return row["prompt"], chosen, rejected
-    # As TRL: at least the last character is left to each response, and a space goes with it.
+    if "prompt" in held:
+        return held["prompt"], chosen, rejected
+    # As TRL: something is left to each response, its last character or message at least, and a
+    # space before it goes with it.
     begin = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
     differs = begin == _common(chosen, rejected)
     if differs and begin and chosen[begin - 1] == " ":
         begin -= 1
     return chosen[:begin], chosen[begin:], rejected[begin:]
+
+
+def _is_conversation(value: Any) -> bool:
+    """True of a list of messages, each with a role and a content."""
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("role"), str) and "content" in one
+        for one in value
+    )
 
 
 def _common(one: Any, other: Any) -> int:

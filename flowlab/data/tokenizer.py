@@ -1,9 +1,11 @@
-"""The tokenizer of a Hugging Face checkpoint, by the library tokenizers: nothing is executed."""
+"""The tokenizer of a Hugging Face checkpoint, by the library tokenizers, and its chat template."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from flowlab.data.template import Render, chat_template
 
 __all__ = ["Tokenizer", "imported"]
 
@@ -16,18 +18,21 @@ class Tokenizer:
         encoder: The tokenizer of the library.
         end: The text of the token that ends a response.
         padding: Id of the token that fills rows up: that of the checkpoint, else the end token's.
+        render: The chat template; None where there is none.
     """
 
     encoder: Any
     end: str
     padding: int
+    render: Render | None
 
     @classmethod
     def read(cls, folder: Path) -> "Tokenizer":
         """The tokenizer in the folder of a checkpoint.
 
         Raises:
-            ValueError: If there is none, or it does not know how a response ends.
+            ValueError: If there is none, it does not know how a response ends, or its chat template
+                is none.
         """
         library = imported("tokenizers")
         if not (folder / "tokenizer.json").is_file():
@@ -50,11 +55,41 @@ class Tokenizer:
                 f"that of {folder} names {described.get('eos_token')!r}",
             )
         padding = encoder.token_to_id(_text(described.get("pad_token")) or end)
-        return cls(encoder, end, encoder.token_to_id(end) if padding is None else padding)
+        try:
+            render = chat_template(folder, described)
+        except Exception as error:  # templates are programs, and fail in any way
+            raise _refused(
+                "have a chat template in jinja2", f"that of {folder} is none: {error}"
+            ) from None
+        padding = encoder.token_to_id(end) if padding is None else padding
+        return cls(encoder, end, padding, render)
 
     def tokens(self, text: str) -> list[int]:
         """Ids of the tokens of a text, with the special tokens that the tokenizer adds."""
         return self.encoder.encode(text).ids
+
+    def conversation(self, messages: list[dict[str, Any]], *, prompts: bool) -> list[int]:
+        """Ids of the tokens of a conversation.
+
+        Args:
+            messages: What was said, by whom.
+            prompts: Whether to end in what comes before an answer.
+
+        Raises:
+            ValueError: If the checkpoint has no chat template, or it refuses the conversation.
+        """
+        if self.render is None:
+            raise _refused(
+                "have a chat template, for data with conversations",
+                "there is neither a chat_template.jinja nor an entry in tokenizer_config.json",
+            )
+        try:
+            text = self.render(messages, prompts)
+        except Exception as error:  # templates are programs, and fail in any way
+            raise _refused(
+                "have a chat template that takes the conversations", f"it fails: {error}"
+            ) from None
+        return self.encoder.encode(text, add_special_tokens=False).ids
 
 
 def imported(library: str) -> Any:

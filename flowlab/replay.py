@@ -149,7 +149,7 @@ def replay(
         in float32 is met within 3e-6 nats at every step.
     """
     steps = _checked(order, len(pairs))
-    dtype = jnp.result_type(*(np.asarray(x).dtype for x in jax.tree.leaves(parameters)))
+    dtype = np.result_type(*(np.asarray(x).dtype for x in jax.tree.leaves(parameters)))
     with jax.enable_x64(dtype == np.float64), exact_products():
         state = jax.tree.map(jnp.asarray, parameters)
         references = _references(apply, state, pairs, max(map(len, steps)), chunk)

@@ -189,27 +189,27 @@ def test_positions_and_heads_that_are_not_computed_are_refused(
 
 
 def test_tensors_that_are_not_those_of_the_configuration_are_refused(checkpoint: Path) -> None:
-    refused = partial(assert_refused, models.load)
+    assert_sentence = partial(assert_refused, models.load)
     bias = "transformer.h.1.mlp.c_fc.bias"
     resaved(checkpoint, lambda tensors: tensors.update(spare=np.zeros(1, np.float32)))
     wanted = "Argument `folder` must hold the tensors of its config.json, but"
-    refused(f"{wanted} {checkpoint} also has spare.", checkpoint)
+    assert_sentence(f"{wanted} {checkpoint} also has spare.", checkpoint)
     resaved(checkpoint, lambda tensors: (tensors.pop("spare"), tensors.pop(bias)))
-    refused(f"{wanted} {checkpoint} lacks {bias}.", checkpoint)
+    assert_sentence(f"{wanted} {checkpoint} lacks {bias}.", checkpoint)
     resaved(checkpoint, lambda tensors: tensors.update({bias: np.zeros(31, np.float32)}))
-    refused(
+    assert_sentence(
         "Argument `folder` must hold tensors of the shapes that its config.json gives, but in "
         f"{checkpoint} {bias} has shape (31,) instead of (32,).",
         checkpoint,
     )
     resaved(checkpoint, lambda tensors: tensors.update({bias: np.full(32, np.nan, np.float32)}))
-    refused(
+    assert_sentence(
         f"Argument `folder` must hold finite weights, but in {checkpoint} {bias} holds NaN or "
         "infinity.",
         checkpoint,
     )
     resaved(checkpoint, lambda tensors: tensors.update({bias: np.zeros(32, np.int8)}))
-    refused(
+    assert_sentence(
         "Argument `folder` must hold weights in float64, float32, float16 or bfloat16, but in "
         f"{checkpoint} {bias} is of type I8.",
         checkpoint,
@@ -221,7 +221,7 @@ def test_tensors_that_are_not_those_of_the_configuration_are_refused(checkpoint:
             {bias: np.zeros(32, np.float32), "lm_head.weight": tensors[wte] + 1}
         ),
     )
-    refused(
+    assert_sentence(
         "Argument `folder` must hold tied embeddings, as its config.json says, but in "
         f"{checkpoint} lm_head.weight differs from {wte}.",
         checkpoint,
@@ -229,24 +229,24 @@ def test_tensors_that_are_not_those_of_the_configuration_are_refused(checkpoint:
 
 
 def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    refused = partial(assert_refused, models.load)
+    assert_sentence = partial(assert_refused, models.load)
     nowhere, weights = tmp_path / "nowhere", checkpoint / "model.safetensors"
-    refused(
+    assert_sentence(
         f"Argument `folder` must be the folder of a checkpoint, but {nowhere} is none.", nowhere
     )
-    refused(
+    assert_sentence(
         "Argument `folder` must be that of a checkpoint, with a config.json, but "
         f"{tmp_path} has none.",
         tmp_path,
     )
     weights.unlink()
-    refused(
+    assert_sentence(
         f"Argument `folder` must hold its weights in safetensors, but {checkpoint} lacks "
         "model.safetensors.",
         checkpoint,
     )
     (checkpoint / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    refused(
+    assert_sentence(
         f"Argument `folder` must hold its weights in model.safetensors, but {checkpoint} has "
         "pytorch_model.bin alone, a pickle, which can run any code when it is read: save the model "
         "again with save_pretrained(..., safe_serialization=True).",
@@ -254,7 +254,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
     )
     index = checkpoint / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "../gpt2/model.safetensors"}}', "utf-8")
-    refused(
+    assert_sentence(
         "Argument `folder` must hold a model.safetensors.index.json that names files beside it, "
         f"but that of {checkpoint} does not.",
         checkpoint,
@@ -264,7 +264,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match="must hold weights in safetensors, but .* cannot be read"):
         models.load(checkpoint)
     reconfigured(checkpoint, quantization_config={"bits": 4})
-    refused(
+    assert_sentence(
         "Argument `folder` must hold weights in float64, float32, float16 or bfloat16, but the "
         f"config.json of {checkpoint} says that they are quantised.",
         checkpoint,
@@ -273,7 +273,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"must hold a config\.json in JSON, but that of"):
         models.load(checkpoint)
     (checkpoint / "config.json").write_text("[]", "utf-8")
-    refused(
+    assert_sentence(
         f"Argument `folder` must hold a config.json with a JSON object, but that of {checkpoint} "
         "has none.",
         checkpoint,

@@ -42,11 +42,13 @@ def test_steps_that_accumulate_are_batches_in_a_row_and_end_with_the_epoch() -> 
 
 
 def test_orders_that_there_are_none_of_are_refused() -> None:
-    refused = partial(assert_refused, hf_order)
-    refused("Argument `epochs` must be a positive int, but is 0.", 4, 0, 2)
-    refused("Argument `n` must be an int from 1 to 214748363, but is 214748364.", 214748364, 1, 2)
-    refused("Argument `drop_last` must be True or False, but is 1.", 4, 1, 2, drop_last=1)
-    refused(
+    assert_sentence = partial(assert_refused, hf_order)
+    assert_sentence("Argument `epochs` must be a positive int, but is 0.", 4, 0, 2)
+    assert_sentence(
+        "Argument `n` must be an int from 1 to 214748363, but is 214748364.", 214748364, 1, 2
+    )
+    assert_sentence("Argument `drop_last` must be True or False, but is 1.", 4, 1, 2, drop_last=1)
+    assert_sentence(
         "Argument `n` must be at least 6, the samples of one batch of every process, where "
         "`drop_last` is True, but is 5.",
         *(5, 1, 3),

@@ -119,6 +119,13 @@ def test_a_step_goes_down_the_mean_loss_of_its_pairs() -> None:
     np.testing.assert_allclose([found.u_chosen[1], found.u_rejected[1]], ratios, rtol=1e-12)
 
 
+def test_the_precision_is_that_of_the_parameters_whatever_the_configuration() -> None:
+    with jax.enable_x64(False):
+        found = replay(bigrams, TABLE, SMALL, DPO(0.5), optax.sgd(0.2), [[0, 1]])
+    assert found.parameters.dtype == np.float64
+    np.testing.assert_allclose(found.loss, np.log(2), rtol=1e-14)
+
+
 def test_rows_that_stand_for_several_steps_are_compared_with_their_means() -> None:
     u = np.arange(6.0)
     found = Replay(u, -u, u, u, u, parameters=TABLE)
@@ -153,15 +160,15 @@ def test_another_order_is_seen_at_once(model: models.Model, pairs: data.Pairs) -
 
 
 def test_orders_and_tokens_that_do_not_fit_are_refused(model: models.Model) -> None:
-    refused = partial(assert_refused, replay)
+    assert_sentence = partial(assert_refused, replay)
     run = (bigrams, TABLE, SMALL, DPO(0.1), optax.sgd(0.1))
-    refused("Argument `order` must have a step at least, but is empty.", *run, [])
-    refused(
+    assert_sentence("Argument `order` must have a step at least, but is empty.", *run, [])
+    assert_sentence(
         "Argument `order` must name some of the 2 pairs in each step, counted from 0, but step 2 "
         "is [2].",
         *(*run, [[0], [2]]),
     )
-    refused(
+    assert_sentence(
         "Argument `pairs` must have finite log-probabilities under the model, but those of pair 1 "
         "are [nan, nan]: make its tokens with the tokenizer of the model.",
         *(model.apply, model.parameters, strangers(), DPO(0.1), optax.sgd(0.1), [[0, 1]]),

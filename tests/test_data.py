@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,13 @@ def test_templates_are_rendered_in_a_sandbox_and_refused_where_they_fail(file: P
     described.write_text(json.dumps({"eos_token": "<eos>", "chat_template": "{% if"}), "utf-8")
     with pytest.raises(ValueError, match="must have a chat template in jinja2, but that of .* is"):
         read()
+
+
+def test_what_is_not_installed_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        data.preferences(REVERSAL / "pairs.jsonl", REVERSAL)
+    assert str(caught.value) == (
+        "Preference data is read with tokenizers, which is not installed: "
+        "pip install 'flowlab-jax[models]'."
+    )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -277,4 +278,14 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
         f"Argument `folder` must hold a config.json with a JSON object, but that of {checkpoint} "
         "has none.",
         checkpoint,
+    )
+
+
+def test_what_is_not_installed_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        models.load(MODELS / "gpt2")
+    assert str(caught.value) == (
+        "Checkpoints are read by safetensors, which is not installed: "
+        "pip install 'flowlab-jax[models]'."
     )

@@ -188,9 +188,9 @@ def _padded(kept: list[Any], max_length: int | None, padding: int) -> Pairs:
     begins = np.array([len(prompt) for _, prompt, *_ in kept])[:, None]
     ends = np.array([[len(tokens) for tokens in two] for two in whole])
     tokens = np.full((*ends.shape, ends.max()), padding, np.int32)
-    for pair, two in zip(tokens, whole, strict=True):
-        for line, one in zip(pair, two, strict=True):
-            line[: len(one)] = one
+    lines = tokens.reshape(-1, tokens.shape[-1])  # a view
+    for index, one in enumerate(one for two in whole for one in two):
+        lines[index, : len(one)] = one
     places = np.arange(tokens.shape[-1])
     return Pairs(
         tokens=tokens,

@@ -9,8 +9,9 @@ itself stays quick.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from flowlab._lazy import on_demand
 
 __version__ = "0.1.0"
 
@@ -43,22 +44,16 @@ __all__ = [
     "sweep",
 ]
 
-_HOME = {
-    "DPO": "losses",
-    "Flow": "flow",
-    "LogRatioPlane": "policies",
-    "Pair": "losses",
-    "Policy": "policies",
-    "ProbabilityPlane": "policies",
-    "RatioPlane": "policies",
-    "Runs": "ensemble",
-    "TabularSoftmax": "policies",
-    "flow_line": "solve",
-    "preference_flow": "flow",
-    "sweep": "ensemble",
-}
-_SUBMODULES = frozenset(
+__getattr__, __dir__ = on_demand(
+    __name__,
     {
+        "ensemble": ("Runs", "sweep"),
+        "flow": ("Flow", "preference_flow"),
+        "losses": ("DPO", "Pair"),
+        "policies": ("LogRatioPlane", "Policy", "ProbabilityPlane", "RatioPlane", "TabularSoftmax"),
+        "solve": ("flow_line",),
+    },
+    submodules=(
         "cards",
         "cli",
         "critical",
@@ -78,18 +73,10 @@ _SUBMODULES = frozenset(
         "policies",
         "potentials",
         "replay",
-    }
-    | {"solve", "starts", "store", "study", "until"}
+        "solve",
+        "starts",
+        "store",
+        "study",
+        "until",
+    ),
 )
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"flowlab.{_HOME[name]}"), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"flowlab.{name}")
-    raise AttributeError(f"module 'flowlab' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *_SUBMODULES})

@@ -54,6 +54,8 @@ class Option:
         metavar: What stands for its value there; None to tell its type.
         flag: Its name on the command line, in capitals for an argument; made of `name` if empty.
         choices: The words that it can be; any value of its type if empty.
+        words: The words that its text begins with, of the library's functions that make of it what
+            it names, with `=` and what stands behind that; told in the help in place of `{words}`.
         default: What it is where it has an effect and is not given; None leaves that to others.
         least: Its smallest value.
         variable: An environment variable that gives it as well.
@@ -69,11 +71,26 @@ class Option:
     metavar: str | None = None
     flag: str = ""
     choices: Sequence[str] = ()
+    words: Sequence[str] = ()
     default: Any = None
     least: int | None = None
     variable: str | None = None
     only: Sequence[str] = ()
     required: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        """Write the words out in the help."""
+        object.__setattr__(self, "help", self.help.replace("{words}", self.listed))
+
+    @property
+    def listed(self) -> str:
+        """Its words as a sentence lists them."""
+        return " or ".join(filter(None, (", ".join(self.words[:-1]), *self.words[-1:])))
+
+    @property
+    def takes(self) -> dict[str, str]:
+        """What stands behind the `=` of each of its words; empty where they have none."""
+        return {name: value for name, _, value in (word.partition("=") for word in self.words)}
 
     @property
     def annotation(self) -> Any:

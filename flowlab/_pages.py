@@ -50,7 +50,8 @@ def share(value: float) -> str:
 
 def signed(value: float) -> str:
     """A number with its sign: two decimals, and none from 100 on."""
-    return f"{value:+.{0 if abs(value) >= _LARGE else 2}f}".replace("-", "−")
+    digits = 0 if abs(value) >= _LARGE else 2
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: there is no −0
 
 
 def factor(logarithm: float) -> str:

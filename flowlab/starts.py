@@ -27,7 +27,7 @@ from flowlab import _checks as checks
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["from_array", "from_log", "grid", "latin_hypercube", "ring", "sobol", "uniform"]
+__all__ = ["from_array", "from_log", "grid", "latin", "ring", "sobol", "uniform"]
 
 
 class _LogOfPoints(Protocol):
@@ -133,7 +133,7 @@ def sobol(
     return _scaled(unit, low, high, dtype)
 
 
-def latin_hypercube(
+def latin(
     count: int,
     lower: ArrayLike,
     upper: ArrayLike,

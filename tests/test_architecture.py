@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import importlib
 import importlib.metadata
 import subprocess
 import sys
@@ -19,6 +20,7 @@ PACKAGE = ROOT / "flowlab"
 
 # A module imports only from those above it. A module that grew into a folder keeps its place.
 LAYOUT = (
+    "_lazy",
     "_checks",
     "_files",
     "_arrays",
@@ -54,8 +56,10 @@ LAYOUT = (
 # The package gathers what its modules offer, and running it starts the command: both may import
 # everything.
 ENTRANCES = ("flowlab", "flowlab.__main__")
-# 40 lines are the rule; what is above this has no excuse.
-LONGEST_FUNCTION = 60
+LONGEST_FUNCTION = 40
+LONGEST_OF_TESTS = 60  # a case that is told in one piece
+# Those that are still to be taken apart; nothing is added here.
+STILL_LONG = {"flowlab/logs/report.py to_json", "flowlab/logs/series.py read_named"}
 LONGEST_MODULE = 550
 # What jaxtyping can give a shape to, whatever the Python and the NumPy. Aliases of others may be
 # strange to it: from NumPy 2.5 on, `numpy.typing.ArrayLike` is an object with which imports fail.
@@ -161,13 +165,13 @@ def test_no_threshold_of_critical_points_and_cards_is_defined_twice() -> None:
 
 
 def test_no_function_is_too_long() -> None:
-    long = [
-        f"{place(path, node)} {node.name}: {length_without_docstring(node)} lines"
+    long = {
+        f"{relative(path)} {node.name}": length_without_docstring(node)
         for path in source_files()
         for node in ast.walk(tree(path))
-        if isinstance(node, FUNCTION) and length_without_docstring(node) > LONGEST_FUNCTION
-    ]
-    assert not long, long
+        if isinstance(node, FUNCTION) and length_without_docstring(node) > longest_in(path)
+    }
+    assert long.keys() <= STILL_LONG, long
 
 
 def test_no_file_is_too_long() -> None:
@@ -212,6 +216,25 @@ def test_no_test_returns_instead_of_skipping() -> None:
 def test_importing_flowlab_loads_no_heavy_library() -> None:
     loaded = run("-X", "importtime", "-c", "import flowlab").stderr
     assert not heavy_imports(loaded) & {"matplotlib.pyplot", "xarray", "diffrax"}
+
+
+def test_a_log_is_read_without_the_solver_and_drawn_without_critical_points() -> None:
+    loaded = run("-X", "importtime", "-c", "import flowlab\nimport flowlab.cli._request").stderr
+    assert "flowlab.logs.diagnosis" in loaded
+    assert heavy_imports(loaded) <= {"jax", "scipy"}
+    loaded = run("-X", "importtime", "-c", "import flowlab\nimport flowlab.plots.training").stderr
+    assert "matplotlib.axes" in loaded and "flowlab.critical" not in loaded
+    assert heavy_imports(loaded) <= {"jax", "scipy"}
+
+
+@pytest.mark.parametrize("package", ["flowlab", "flowlab.plots", "flowlab.solve"])
+def test_a_package_that_imports_on_demand_has_all_that_it_offers(package: str) -> None:
+    offered = importlib.import_module(package)
+    assert set(offered.__all__) <= {*dir(offered), "__version__"}
+    for name in dir(offered):
+        assert getattr(offered, name) is not None
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing'"):
+        assert offered.nothing
 
 
 def test_a_name_means_the_same_once_all_modules_are_imported() -> None:
@@ -406,6 +429,11 @@ def assigned_names(path: Path) -> set[str]:
     targets = [target for node in body if isinstance(node, ast.Assign) for target in node.targets]
     targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
     return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def longest_in(path: Path) -> int:
+    """How long a function of a file may be."""
+    return LONGEST_FUNCTION if path.is_relative_to(PACKAGE) else LONGEST_OF_TESTS
 
 
 def length_without_docstring(function: FUNCTION) -> int:

@@ -10,7 +10,7 @@ import pytest
 from scipy import optimize
 
 import flowlab as fl
-from flowlab import until
+from flowlab import measures, until
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.policies import AbstractPolicy, WallRule
 
@@ -97,6 +97,36 @@ def test_a_speed_is_reached_in_time_however_stiff_the_valley(condition, centre):
 
     assert runs.counts() == {"reached": 3}
     np.testing.assert_allclose(runs.time, [time_to(start) for start in starts], rtol=RTOL)
+
+
+@pytest.mark.parametrize("condition", [1e4, pytest.param(1e5, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("centre", [1.0, -30.0])
+def test_what_is_measured_of_speeds_holds_however_stiff_the_valley(condition, centre):
+    potential = valley(condition, centre)
+    starts, last, slow = starts_around(potential), 3.0, 0.1
+    runs = fl.sweep(
+        fl.Flow(potential),
+        starts,
+        until=until.time(last),
+        rtol=RTOL,
+        max_steps=10**6,
+        measures=[measures.dwell(slow), measures.slowest(), measures.path_length()],
+    )
+    grid = np.concatenate([[0], np.geomspace(1e-4 / condition, last, 4000)])
+    nodes, weights = np.polynomial.legendre.leggauss(6)
+    half = np.diff(grid) / 2
+    times = grid[:-1, None] + half[:, None] * (1 + nodes)
+    for i, start in enumerate(starts):
+        way = potential.rates * (start - centre)
+
+        def speed(time, way=way):
+            decayed = way * np.exp(-potential.rates * np.asarray(time)[..., None])
+            return np.linalg.norm(decayed, axis=-1)
+
+        length = np.sum(half[:, None] * weights * speed(times))
+        dwelt = last - root(lambda time, speed=speed: speed(time) - slow, 0, last)
+        found = [runs.measures[name][i] for name in ("dwell", "slowest_speed", "path_length")]
+        np.testing.assert_allclose(found, [dwelt, speed(last), length], rtol=10 * RTOL)
 
 
 @pytest.mark.parametrize("condition", [1e2, 1e4])

@@ -330,7 +330,7 @@ def test_value_gradient_and_speed_at_the_reference_point_are_those_of_the_formul
 
 @pytest.mark.parametrize("name", thinned(NAMES, KEPT))
 def test_the_flow_rests_where_algebra_says(catalogue, name):
-    found = catalogue[name].equilibria
+    found = catalogue[name].critical_sets
     expected = RESTS.get(name, [])
     assert [e.kind for e in found] == [kind for kind, *_ in expected]
     for rest, (_, place, margin, stability, rates) in zip(found, expected, strict=True):

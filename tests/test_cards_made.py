@@ -11,7 +11,7 @@ from scipy.special import wrightomega
 
 import flowlab
 from flowlab import cards, until
-from flowlab.cards.equilibria import find
+from flowlab.cards.critical_sets import find
 from flowlab.cards.plane import Plane
 from flowlab.cards.regions import bound, fall
 from flowlab.losses import (
@@ -93,7 +93,7 @@ def test_a_loss_written_by_a_user_gets_value_flow_sweep_and_card(hyperbola):
     runs = flowlab.sweep(flow, start, until=until.time(2.0), rtol=1e-9, progress=False)
     np.testing.assert_allclose(runs.end[0].sum(), -0.1, rtol=1e-8)
     assert (hyperbola.value, hyperbola.gradient) == (1, (-1, 1))
-    assert hyperbola.equilibria == ()
+    assert hyperbola.critical_sets == ()
     assert hyperbola.conserved == "u_w + u_l"
     # h' ~ h⁻², so that h ~ (3t)^{1/3}.
     assert hyperbola.approach["margin"].kind == "power law"
@@ -105,7 +105,7 @@ def test_a_loss_written_by_a_user_gets_value_flow_sweep_and_card(hyperbola):
 
 def test_an_isolated_saddle_is_found_and_called_one():
     found = cards.card(Saddle(), reach=10)
-    (rest,) = found.equilibria
+    (rest,) = found.critical_sets
     assert (rest.kind, rest.stability) == ("point", "saddle")
     np.testing.assert_allclose(rest.place, (3, 2), rtol=1e-9)
     np.testing.assert_allclose(rest.rates, (-4, 1), rtol=1e-9)
@@ -119,7 +119,7 @@ def test_an_isolated_saddle_is_found_and_called_one():
 
 def test_a_minimum_of_fourth_order_is_approached_algebraically():
     found = cards.card(Fourth())
-    (rest,) = found.equilibria
+    (rest,) = found.critical_sets
     assert rest.kind == "line"
     assert rest.margin == pytest.approx(5, rel=1e-6)
     # (h − 5)' = −8(h − 5)³, so that h − 5 ~ (16t)^{−1/2}.
@@ -137,13 +137,13 @@ def test_a_flat_wrong_side_is_a_trap_of_zero_gradient():
     assert (found.approach["margin"].number, found.approach["margin"].limit) == pytest.approx(
         (2.5, 5)
     )
-    assert "region" in {rest.kind for rest in found.equilibria}
+    assert "region" in {rest.kind for rest in found.critical_sets}
 
 
 @pytest.mark.exhaustive
 def test_a_loss_that_rests_at_the_reference_point_does_not_move_from_there():
     found = cards.card(Bowl(3.0))
-    (rest,) = found.equilibria
+    (rest,) = found.critical_sets
     assert (rest.kind, rest.stability, rest.place) == ("point", "stable", pytest.approx((0, 0)))
     assert rest.rates == pytest.approx((3, 3))
     assert {approach.kind for approach in found.approach.values()} == {"constant"}
@@ -155,7 +155,7 @@ def test_a_loss_that_rests_at_the_reference_point_does_not_move_from_there():
 @pytest.mark.parametrize("beta", [0.003, 0.5, 5.0])
 def test_the_card_of_dpo_scales_with_beta(beta):
     found = cards.card(DPO(beta))
-    assert found.equilibria == ()
+    assert found.critical_sets == ()
     assert found.approach["margin"].kind == "logarithmic"
     np.testing.assert_allclose(found.approach["margin"].number, 1 / beta, rtol=5e-3)
     followed = 1e6 / max(beta**2 / 2, beta / np.sqrt(2))
@@ -193,7 +193,7 @@ def test_lengths_of_a_pair_tilt_the_line_of_ipo():
     # L = (u_w/7 − u_l/31 − 5)², K = 1: the normal is (1/7, −1/31), the rate 2|normal|².
     found = cards.card(IPO(), plane=LogRatioPlane(chosen_length=7, rejected_length=31))
     normal = np.array([1 / 7, -1 / 31])
-    (rest,) = found.equilibria
+    (rest,) = found.critical_sets
     assert (rest.kind, rest.margin, rest.straight) == ("line", None, True)
     np.testing.assert_allclose(rest.place, 5 * normal / (normal @ normal), rtol=1e-8)
     np.testing.assert_allclose(rest.rates, (0, float(2 * normal @ normal)), rtol=1e-8, atol=1e-15)
@@ -297,7 +297,7 @@ def test_cards_as_json_are_strict_json():
     assert sft["bound"] == {"below": False, "lowest": "-inf"}
     assert sft["approach"]["chosen"]["limit"] == "inf"
     assert sft["plateau"]["distance"] is None
-    assert ipo["equilibria"][0]["margin"] == pytest.approx(5)
+    assert ipo["critical_sets"][0]["margin"] == pytest.approx(5)
     assert ipo["crossings"][1]["time"] is None
 
 
@@ -339,7 +339,7 @@ def test_a_line_that_ends_before_its_time_says_how(loss, kind, number, limit):
     np.testing.assert_allclose([found.number, found.limit], [number, limit], rtol=1e-4)
 
 
-def test_a_ring_of_equilibria_is_one_line_around_its_centre():
+def test_a_ring_of_critical_points_is_one_line_around_its_centre():
     centre, ring = rests(Made(lambda w, v: ((w - 10) ** 2 + v**2 - 900) ** 2 / 1e4))
     assert (centre.kind, centre.stability, ring.kind, ring.stability) == (
         *("point", "unstable"),
@@ -352,13 +352,13 @@ def test_a_ring_of_equilibria_is_one_line_around_its_centre():
     np.testing.assert_allclose(np.hypot(*(ring.path - [10, 0]).T), 30, rtol=1e-6)
 
 
-def test_a_tail_is_no_line_of_equilibria():
+def test_a_tail_is_no_line_of_critical_points():
     # ∂L/∂u_l = ½βσ(βu_l) > 0: the smaller u_l, the nearer to 0, but nowhere 0.
     assert rests(NCA(5.0)) == ()
     assert rests(NCA(), reach=400.0) == ()
 
 
-def test_equilibria_beside_the_reference_point_are_found():
+def test_critical_points_beside_the_reference_point_are_found():
     first, second = rests(DiscoPOP(5.0))
     assert (first.stability, second.stability) == ("unstable", "stable")
     assert (first.margin, second.margin) == pytest.approx((0.0144012, -0.0237140), rel=1e-5)

@@ -256,7 +256,7 @@ def test_starts_are_those_of_the_library(tmp_path, solved_with):
         "grid": flowlab.starts.grid((3, 4), low, high),
         "sobol": flowlab.starts.sobol(5, low, high, seed=7),
         "uniform": flowlab.starts.uniform(5, low, high, seed=7),
-        "latin": flowlab.starts.latin_hypercube(5, low, high, seed=7),
+        "latin": flowlab.starts.latin(5, low, high, seed=7),
     }
     for name, points in expected.items():
         given = GRID if name == "grid" else {"--starts": name, "--count": "5", "--seed": "7"}

@@ -342,7 +342,7 @@ def test_a_line_on_a_wall_ends_where_the_flow_no_longer_presses() -> None:
     assert line.path[:, 1].max() == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_point_on_an_edge_is_found_where_the_edge_is_not_one_of_equilibria() -> None:
+def test_a_point_on_an_edge_is_found_where_the_edge_is_not_one_of_critical_points() -> None:
     bowl = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): 1.0}  # (y0 − 1/2)² + y1²
     (point,) = found_in(polynomial(bowl, domain=Quadrant()), [(0, 1), (0, 1)])
     assert point.name == "minimum on component 1 = 0"

@@ -391,6 +391,29 @@ def test_a_resumption_at_an_earlier_step_leaves_the_branch_that_it_abandons(tmp_
     assert log.skipped == {}
 
 
+def test_evaluations_of_an_abandoned_branch_are_left_out_and_counted(tmp_path):
+    def run(begin, end, mark):
+        for step in range(begin, end + 1):
+            yield row(step, loss=mark)
+            if step % 10 == 0:
+                yield {"step": step, "eval_loss": mark}
+
+    # Resumed at 50 after 100 steps, and cut short before it came to the evaluation at 80.
+    path = written(tmp_path, *run(1, 100, 1.0), *run(51, 75, 2.0))
+    log = logs.read(path, beta=BETA)
+    told = [(one["step"], one["eval_loss"]) for one in log.evaluations]
+    assert told == [*((10 * k, 1.0) for k in range(1, 6)), (60, 2.0), (70, 2.0)]
+    behind = "rows that a resumption at an earlier step, or a new run, leaves behind"
+    assert log.skipped == {behind: 50, f"evaluation {behind}": 5}
+    # Several sets evaluated at one step are no resumption; nor is a table with the last row on top.
+    twice = [{"step": s, f"eval_{n}_loss": s} for s in (10, 20) for n in "ab"]
+    whole = [row(1), *twice, row(21)]
+    for rows in (whole, whole[::-1]):
+        log = logs.read(written(tmp_path, *rows), beta=BETA)
+        assert [one["step"] for one in log.evaluations] == [10, 10, 20, 20]
+        assert log.skipped == {}
+
+
 def test_of_two_runs_without_steps_in_one_text_the_later_is_read(tmp_path):
     path = tmp_path / "out.log"
     # Epochs are logged with few digits, so that neighbours share one.

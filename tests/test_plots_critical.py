@@ -141,7 +141,7 @@ def test_critical_points_are_marked_by_kind_and_named_once():
     assert (ax.get_xlabel(), ax.get_ylabel()) == plots.RATIOS
 
 
-def test_a_line_of_equilibria_is_drawn_along_its_path():
+def test_a_line_of_critical_points_is_drawn_along_its_path():
     path = np.stack([np.linspace(0, 1, 5), np.zeros(5)], axis=1)
     ax = plots.critical_points(points(point((0.5, 0), dimension=1, path=path, on=("edge",))))
     (line,) = drawn(ax, "line of minima on edge")

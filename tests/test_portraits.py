@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 import flowlab as fl
 from flowlab import cards, losses, plots
-from flowlab.cards import Card, Comparison, Equilibrium
+from flowlab.cards import Card, Comparison, CriticalSet
 
 CENTRE, RADIUS = np.array([2.0, -1.0]), 5.0
 SQUARE = ((-10.0, 10.0), (-10.0, 10.0))
@@ -50,11 +50,11 @@ def ring(well: Card) -> Card:
     return card_of(Ring(), replace(well, reach=20.0), middle, around)
 
 
-def card_of(loss: losses.AbstractLoss, ring: Card, *equilibria: Equilibrium) -> Card:
-    """What a portrait reads of the card of a loss, with equilibria made up."""
+def card_of(loss: losses.AbstractLoss, ring: Card, *critical_sets: CriticalSet) -> Card:
+    """What a portrait reads of the card of a loss, with critical points made up."""
     plane = fl.LogRatioPlane()
     speed = float(fl.preference_flow(loss, plane).speed(np.zeros(2)))
-    return replace(ring, loss=loss, plane=plane, speed=speed, equilibria=equilibria)
+    return replace(ring, loss=loss, plane=plane, speed=speed, critical_sets=critical_sets)
 
 
 def level(margin: float) -> np.ndarray:
@@ -62,8 +62,8 @@ def level(margin: float) -> np.ndarray:
     return np.array([[-100.0, -100.0 - margin], [100.0, 100.0 - margin]])
 
 
-def rest(kind: Any, place: tuple[float, float], stability: Any, **more: Any) -> Equilibrium:
-    return Equilibrium(kind, place, stability, (0.0, 1.0), more.pop("margin", None), **more)
+def rest(kind: Any, place: tuple[float, float], stability: Any, **more: Any) -> CriticalSet:
+    return CriticalSet(kind, place, stability, (0.0, 1.0), more.pop("margin", None), **more)
 
 
 def labelled(ax: Axes, label: str) -> list[Line2D]:
@@ -98,16 +98,16 @@ def shaded(ax: Axes, label: str, place: tuple[float, float]) -> bool:
 
 def test_the_portrait_of_a_loss_of_ones_own_shows_where_its_card_says_it_rests(well):
     ax = plots.portrait(well, lines=0)
-    (mark,) = labelled(ax, "stable equilibrium")
+    (mark,) = labelled(ax, "stable critical point")
     assert points(mark)[0] == pytest.approx([3, -4], abs=1e-6)
     assert ax.get_title() == "Well()"
     assert (ax.get_xlabel(), ax.get_ylabel()) == plots.LOG_RATIOS
     assert (ax.get_xlim(), ax.get_ylim()) == ((-20, 20), (-20, 20))
 
 
-def test_a_curved_line_of_equilibria_is_drawn_all_around(ring):
+def test_a_curved_line_of_critical_points_is_drawn_all_around(ring):
     ax = plots.portrait(ring, x=SQUARE[0], y=SQUARE[1], lines=6)
-    (circle,) = labelled(ax, "stable line of equilibria")
+    (circle,) = labelled(ax, "stable line of critical points")
     assert np.linalg.norm(points(circle) - CENTRE, axis=1) == pytest.approx(RADIUS, rel=1e-5)
     around = np.unwrap(np.arctan2(*(points(circle) - CENTRE).T[::-1]))
     assert abs(around[-1] - around[0]) == pytest.approx(2 * np.pi, rel=1e-2)
@@ -138,10 +138,10 @@ def test_flow_lines_start_on_a_ring_and_at_the_reference_point_and_end_at_rest(r
 
 
 MARKS = {
-    "stable equilibrium": (rest("point", (3.0, -4.0), "stable"), "o", "#d55e00"),
-    "unstable equilibrium": (rest("point", (3.0, -4.0), "unstable"), "o", "white"),
+    "stable critical point": (rest("point", (3.0, -4.0), "stable"), "o", "#d55e00"),
+    "unstable critical point": (rest("point", (3.0, -4.0), "unstable"), "o", "white"),
     "saddle": (rest("point", (3.0, -4.0), "saddle"), "X", "#d55e00"),
-    "neutral equilibrium": (rest("point", (3.0, -4.0), "neutral"), "s", "white"),
+    "neutral critical point": (rest("point", (3.0, -4.0), "neutral"), "s", "white"),
 }
 
 
@@ -158,9 +158,9 @@ def test_straight_lines_are_drawn_along_the_path_that_the_card_gives(ring):
     sloping = rest("line", (2.0, -2.0), "unstable", margin=4.0, path=level(4.0))
     upright = rest("line", (5.0, 0.0), "stable", path=np.array([[5.0, -100.0], [5.0, 100.0]]))
     ax = plots.portrait(card_of(Upright(), ring, sloping, upright), lines=0)
-    (unstable,) = labelled(ax, "unstable line of equilibria")
+    (unstable,) = labelled(ax, "unstable line of critical points")
     assert points(unstable) @ [1, -1] == pytest.approx(4)
-    (stable,) = labelled(ax, "stable line of equilibria")
+    (stable,) = labelled(ax, "stable line of critical points")
     assert points(stable)[:, 0] == pytest.approx(5)
     for line, path in ((unstable, sloping.path), (stable, upright.path)):
         assert points(line)[[0, -1]] == pytest.approx(path)
@@ -182,7 +182,7 @@ def test_what_rests_outside_of_the_axes_is_told_in_words(ring):
     (text,) = written(ax)
     words = "outside: stable line at margin 100; saddle point (0, 30); 1 more"
     assert text.replace("\n", " ") == words
-    assert not [label for label in told(ax) if "equilibri" in label or label == "saddle"]
+    assert not [label for label in told(ax) if "critical point" in label or label == "saddle"]
 
 
 def test_the_chosen_log_ratio_falls_where_it_is_shaded(ring):
@@ -230,11 +230,11 @@ class Wrong(fl.losses.AbstractLoss):
         return (pairs.margin + 4) ** 2
 
 
-def test_a_region_of_equilibria_and_what_is_not_defined_are_shaded(ring):
+def test_a_region_of_critical_points_and_what_is_not_defined_are_shaded(ring):
     region = rest("region", (5.0, -5.0), "stable")
     ax = plots.portrait(card_of(losses.Hinge(0.1), ring, region), lines=0)
     for place, expected in (((15, 0), True), ((9, 0), False)):
-        assert shaded(ax, "stable region of equilibria", place) == expected
+        assert shaded(ax, "stable region of critical points", place) == expected
     assert not written(ax)
     ax = plots.portrait(card_of(losses.ORPO(), ring), x=(0, 40), lines=4)
     for place, expected in (((30, 0), True), ((10, 0), False)):
@@ -277,7 +277,7 @@ def test_a_sheet_has_one_legend_and_the_same_axes_for_all(ring):
     (legend,) = figure.legends
     words = [text.get_text() for text in legend.get_texts()]
     assert words.count("margin 0") == 1
-    assert "stable line of equilibria" in words
+    assert "stable line of critical points" in words
 
 
 def test_lines_compared_are_the_numbers_of_the_comparison():

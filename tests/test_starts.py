@@ -27,21 +27,19 @@ LOG = Path(__file__).parent / "data" / "dpo_beta0.1_distinct_sft30.json"
 
 DRAWN = {
     "sobol": lambda count, seed, **kw: starts.sobol(count, LOWER, UPPER, seed=seed, **kw),
-    "latin_hypercube": lambda count, seed, **kw: starts.latin_hypercube(
-        count, LOWER, UPPER, seed=seed, **kw
-    ),
+    "latin": lambda count, seed, **kw: starts.latin(count, LOWER, UPPER, seed=seed, **kw),
     "uniform": lambda count, seed, **kw: starts.uniform(count, LOWER, UPPER, seed=seed, **kw),
 }
 ON_A_BOX = {
     "grid": lambda lower, upper: starts.grid(2, lower, upper),
     "sobol": lambda lower, upper: starts.sobol(2, lower, upper, seed=0),
-    "latin_hypercube": lambda lower, upper: starts.latin_hypercube(2, lower, upper, seed=0),
+    "latin": lambda lower, upper: starts.latin(2, lower, upper, seed=0),
     "uniform": lambda lower, upper: starts.uniform(2, lower, upper, seed=0),
 }
 ANY_DTYPE = {
     "grid": lambda **kw: starts.grid(3, **kw),
     "sobol": lambda **kw: DRAWN["sobol"](4, 0, **kw),
-    "latin_hypercube": lambda **kw: DRAWN["latin_hypercube"](4, 0, **kw),
+    "latin": lambda **kw: DRAWN["latin"](4, 0, **kw),
     "uniform": lambda **kw: DRAWN["uniform"](4, 0, **kw),
     "ring": lambda **kw: starts.ring((0.0, 0.0), 1.0, 4, **kw),
     "from_log": lambda **kw: starts.from_log(Log(np.zeros((3, 2))), **kw),
@@ -151,7 +149,7 @@ def test_a_power_of_two_of_sobol_points_has_one_in_each_interval(exponent, seed)
 @given(count=st.integers(1, 300), seed=st.integers(0, 2**32))
 @settings(max_examples=20)
 def test_a_latin_hypercube_has_one_start_in_each_interval(count, seed):
-    strata = in_strata(DRAWN["latin_hypercube"](count, seed))
+    strata = in_strata(DRAWN["latin"](count, seed))
     assert np.all(np.sort(strata, axis=0) == np.arange(count)[:, None])
 
 

@@ -23,7 +23,7 @@ def made_up_card(loss: losses.AbstractLoss, *, reach: float) -> Card:
         value=0.25,
         gradient=(-0.5, 0.5),
         speed=0.75,
-        equilibria=(),
+        critical_sets=(),
         approach={"chosen": still, "rejected": still, "margin": still},
         plateau=cards.Plateau(0.0, np.nan),
         traps=cards.Traps(False, 0.0, 0.0, 0.0),

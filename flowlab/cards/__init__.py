@@ -3,7 +3,7 @@
 from flowlab.cards.approach import Approach
 from flowlab.cards.card import REACH, Card, card
 from flowlab.cards.comparison import Comparison, compare
-from flowlab.cards.equilibria import Equilibrium
+from flowlab.cards.critical_sets import CriticalSet
 from flowlab.cards.formats import COLUMNS, description, row, table, to_json
 from flowlab.cards.lines import Crossing, Traps
 from flowlab.cards.regions import Bound, Fall, Plateau
@@ -16,7 +16,7 @@ __all__ = [
     "Card",
     "Comparison",
     "Crossing",
-    "Equilibrium",
+    "CriticalSet",
     "Fall",
     "Plateau",
     "Traps",

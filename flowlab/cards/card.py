@@ -6,7 +6,7 @@ import numpy as np
 
 from flowlab._checks import positive
 from flowlab.cards.approach import Approach
-from flowlab.cards.equilibria import Equilibrium, find
+from flowlab.cards.critical_sets import CriticalSet, find
 from flowlab.cards.lines import (
     Crossing,
     Traps,
@@ -38,7 +38,7 @@ class Card:
         value: The loss at the reference point.
         gradient: (∂L/∂u_w, ∂L/∂u_l) there.
         speed: The length of the velocity there, nats per unit of flow time.
-        equilibria: Where the flow rests within reach, the nearest first; empty if nowhere.
+        critical_sets: Where the flow rests within reach, the nearest first; empty if nowhere.
         approach: The long run from the reference point, by "chosen", "rejected" and "margin".
         plateau: Slow parts of the wrong side.
         traps: Starts that flow to a wrong margin.
@@ -54,7 +54,7 @@ class Card:
     value: float
     gradient: tuple[float, float]
     speed: float
-    equilibria: tuple[Equilibrium, ...]
+    critical_sets: tuple[CriticalSet, ...]
     approach: dict[str, Approach]
     plateau: Plateau
     traps: Traps
@@ -100,7 +100,7 @@ def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float
     ends = np.concatenate([lines.reference.end, lines.ends])
     near = np.all(np.abs(ends) <= 10 * space.reach, axis=1)
     guesses = np.concatenate([space.rings(), lines.starts, ends[near], space.square(25)])
-    equilibria = find(space, guesses)
+    critical_sets = find(space, guesses)
     return Card(
         loss=loss,
         plane=space.flow.policy,  # type: ignore[arg-type]
@@ -108,13 +108,13 @@ def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float
         value=float(reference.value[0]),
         gradient=(float(reference.gradient[0, 0]), float(reference.gradient[0, 1])),
         speed=float(reference.speed[0]),
-        equilibria=equilibria,
+        critical_sets=critical_sets,
         approach=approaches(space, lines),
-        plateau=plateau(space, equilibria),
+        plateau=plateau(space, critical_sets),
         traps=traps(space, lines),
         fall=fall(space),
         conserved=conserved(space),
-        bound=bound(space, equilibria, lines.reference.end[0]),
+        bound=bound(space, critical_sets, lines.reference.end[0]),
         crossings=crossings(space, lines),
     )
 

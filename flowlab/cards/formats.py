@@ -10,7 +10,7 @@ import numpy as np
 from flowlab import _tables
 from flowlab.cards.approach import Approach
 from flowlab.cards.card import Card
-from flowlab.cards.equilibria import Equilibrium
+from flowlab.cards.critical_sets import CriticalSet
 
 __all__ = ["COLUMNS", "description", "row", "table", "to_json"]
 
@@ -52,7 +52,7 @@ def row(name: str, card: Card) -> tuple[str, ...]:
         name,
         f"{card.value:.4g}",
         f"{card.speed:.4g}",
-        "; ".join(map(_short, card.equilibria)) or "nowhere",
+        "; ".join(map(_short, card.critical_sets)) or "nowhere",
         _long_run(card.approach["margin"]),
         _wrong_side(card),
         _falls(card),
@@ -72,7 +72,7 @@ def description(card: Card) -> str:
         ("loss", repr(card.loss)),
         ("plane", _stated(card)),
         ("at u = (0, 0)", _reference(card)),
-        ("rests at", "; ".join(map(_long, card.equilibria)) or "nowhere within reach"),
+        ("rests at", "; ".join(map(_long, card.critical_sets)) or "nowhere within reach"),
         *((f"{name}, long run", _long_run(card.approach[name])) for name in card.approach),
         ("plateaus", _plateaus(card)),
         ("traps", _traps(card)),
@@ -90,7 +90,7 @@ def to_json(cards: Mapping[str, Card]) -> list[dict[str, Any]]:
 
 
 def _record(card: Card) -> dict[str, Any]:
-    parts = ("equilibria", "approach", "plateau", "traps", "fall", "bound", "crossings")
+    parts = ("critical_sets", "approach", "plateau", "traps", "fall", "bound", "crossings")
     plane = {
         f.metadata.get("argument", f.name): np.asarray(getattr(card.plane, f.name)).tolist()
         for f in fields(card.plane)
@@ -149,16 +149,16 @@ def _reference(card: Card) -> str:
     )
 
 
-def _short(rest: Equilibrium) -> str:
+def _short(rest: CriticalSet) -> str:
     return f"{rest.stability} {rest.kind} {_place(rest)}"
 
 
-def _long(rest: Equilibrium) -> str:
+def _long(rest: CriticalSet) -> str:
     rates = "" if rest.kind == "region" else f", rates {rest.rates[0]:.4g} and {rest.rates[1]:.4g}"
     return f"{_short(rest)}{rates}"
 
 
-def _place(rest: Equilibrium) -> str:
+def _place(rest: CriticalSet) -> str:
     chosen, rejected = rest.place
     if rest.kind == "line" and rest.margin is not None:
         return f"h = {rest.margin:.4g}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flowlab.cards.equilibria import BALL, Equilibrium
+from flowlab.cards.critical_sets import BALL, CriticalSet
 from flowlab.cards.plane import Plane
 from flowlab.critical.critical_sets import distance_to_path
 from flowlab.critical.flat_regions import flat_around
@@ -78,7 +78,7 @@ class Bound:
     lowest: float
 
 
-def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
+def plateau(plane: Plane, critical_sets: Sequence[CriticalSet]) -> Plateau:
     """Slow parts of the wrong side, away from critical points."""
     points = plane.square(_POINTS_A_SIDE)
     points = points[points[:, 0] < points[:, 1]]
@@ -86,7 +86,7 @@ def plateau(plane: Plane, equilibria: Sequence[Equilibrium]) -> Plateau:
     reference = float(plane.reference.speed[0])
     typical = reference if reference > 0 else plane.scale * np.linalg.norm(plane.kernel, 2)
     with np.errstate(invalid="ignore"):
-        slow = (field.speed < SLOW * typical) & _away(plane, points, equilibria)
+        slow = (field.speed < SLOW * typical) & _away(plane, points, critical_sets)
     if not slow.any():
         return Plateau(0.0, float("nan"))
     nearest = np.linalg.norm(points[slow], axis=1).min()
@@ -120,7 +120,9 @@ def conserved(plane: Plane) -> str:
     return linear or _powers(plane)
 
 
-def bound(plane: Plane, equilibria: Sequence[Equilibrium], end: Float[np.ndarray, " 2"]) -> Bound:
+def bound(
+    plane: Plane, critical_sets: Sequence[CriticalSet], end: Float[np.ndarray, " 2"]
+) -> Bound:
     """The lower bound of the loss, from its values along rays out to 1e9 times the reach.
 
     The rays are 64 all round, and the one on which the line from the reference point ended. A ray
@@ -135,7 +137,7 @@ def bound(plane: Plane, equilibria: Sequence[Equilibrium], end: Float[np.ndarray
     values = values.reshape(_RADII, -1)
     # Far out, rounding moves the last ray across, and not the others.
     least = np.r_[np.full(len(rays) - 1, 1e-9), 1e-9 * radii[-1] * plane.scale]
-    places = np.array([rest.place for rest in equilibria]).reshape(-1, 2)
+    places = np.array([rest.place for rest in critical_sets]).reshape(-1, 2)
     inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), places])).value
     if np.any(np.isneginf(values)) or np.any(np.isneginf(inner)):
         return Bound(False, float("-inf"))
@@ -160,11 +162,11 @@ def _rays() -> Float[np.ndarray, "n 2"]:
 
 
 def _away(
-    plane: Plane, points: Float[np.ndarray, "n 2"], equilibria: Sequence[Equilibrium]
+    plane: Plane, points: Float[np.ndarray, "n 2"], critical_sets: Sequence[CriticalSet]
 ) -> Bool[np.ndarray, " n"]:
     """Points that are far from all critical points."""
     away = np.ones(len(points), bool)
-    for rest in equilibria:
+    for rest in critical_sets:
         if rest.kind == "region":
             away &= ~flat_around(plane.flow, points, BALL * plane.reach)
             continue

@@ -331,7 +331,7 @@ def displacement(
 @with_options()
 def log(
     files: list[Path],
-    beta: float,
+    beta: list[float],
     loss: str | None = None,
     parameters: list[str] | None = None,
     out: Path | None = None,

@@ -56,7 +56,7 @@ def carry_out(
     with _client(scheduler) as client:
         shown = False if quiet else None
         say(lambda: plans.resume_hint(out))
-        try:
+        with _failures_told(out):
             runs = plans.run(
                 plan,
                 out,
@@ -66,18 +66,27 @@ def carry_out(
                 progress=shown,
                 tell=tell,
             )
-        except plans.DoesNotFitError as error:
-            raise ValueError(str(error)) from None
-        except OSError as error:
-            if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
-                raise
-            raise OSError(f"{error}; {plans.resume_hint(out)}") from error
     if not quiet:
         typer.echo(summary(runs))
         if int(Outcome.outside_domain) in store.counts(runs["outcome"]):
             domains = {plan.flow(case).domain.described for case in plan.cases()}
             typer.echo(f"\noutside_domain: the domain is {' or '.join(sorted(domains))}")
         typer.echo(f"\nstore: {out}")
+
+
+@contextmanager
+def _failures_told(out: str) -> Iterator[None]:
+    """What hinders a plan, as a refusal, or with how to resume what it has written."""
+    from flowlab import plans
+
+    try:
+        yield
+    except plans.DoesNotFitError as error:
+        raise ValueError(str(error)) from None
+    except OSError as error:
+        if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
+            raise
+        raise OSError(f"{error}; {plans.resume_hint(out)}") from error
 
 
 def progress(found: "Status", path: str) -> str:

@@ -1,11 +1,13 @@
-"""From the options of the commands to what the library takes."""
+"""From the options of the commands to what the library takes.
+
+What only some commands need is imported where they do: a log is read without the solver.
+"""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flowlab import displacement, plans, potentials
 from flowlab._options import (
     OF_POLICY,
     OptionError,
@@ -17,16 +19,19 @@ from flowlab._options import (
 from flowlab.flow import AbstractFlow, Flow, preference_flow
 from flowlab.logs import Diagnosis, diagnose
 from flowlab.logs.series import read_named
-from flowlab.logs.slopes import without_reference
 from flowlab.losses import CATALOGUE, AbstractLoss
-from flowlab.plans import builders
-from flowlab.plans.builders import has_beta, loss
+from flowlab.losses.asked import has_beta, loss, loss_asked
+
+if TYPE_CHECKING:
+    from flowlab.plans import Plan
 
 Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 
-def plan(asked: dict[str, Any], file: Path | None, *, float32: bool) -> plans.Plan:
+def plan(asked: dict[str, Any], file: Path | None, *, float32: bool) -> "Plan":
     """The plan in a file, or of the options."""
+    from flowlab import plans
+
     given = {name: value for name, value in asked.items() if value not in (None, [])}
     if file is None:
         for name in ("loss", "policy", "starts", "until"):
@@ -55,6 +60,8 @@ def loss_parameters(texts: Sequence[str] | None) -> dict[str, float]:
 
 def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, Ranges]:
     """The flow on a plane that is to be drawn, and where it is usually looked at."""
+    from flowlab.plans import builders
+
     if potential is not None:
         for name, value in asked.items():
             refuse_unless(value in (None, []), name, "has no effect with {potential}")
@@ -62,7 +69,7 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
     for name in ("loss", "policy"):
         refuse_unless(asked[name] is not None, name, "must be given, or {potential} instead")
     refuse_idle(asked, OF_POLICY)
-    chosen = builders.loss_asked(asked, loss_parameters(asked["parameters"]))
+    chosen = loss_asked(asked, loss_parameters(asked["parameters"]))
     plane = builders.policy(asked)
     assert plane.region is not None
     return preference_flow(chosen, plane), plane.region
@@ -70,6 +77,8 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
 
 def _potential(name: str) -> tuple[AbstractFlow, Ranges]:
     """The flow of a classical potential with a name, and where it is usually looked at."""
+    from flowlab import potentials
+
     kinds = potentials.AbstractPotential.__subclasses__()
     known = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): kind for kind in kinds}
     key, listed = name.lower().replace("-", "_"), ", ".join(sorted(known))
@@ -123,28 +132,24 @@ def displaced(
     refuse_unless(alone or not texts, "parameters", "must come with one {loss} alone")
     parameters = loss_parameters(texts)
     asked = {"beta": beta, "offset": None}
-    found = {name: builders.loss_asked({**asked, "loss": name}, parameters) for name in names}
+    found = {name: loss_asked({**asked, "loss": name}, parameters) for name in names}
     for name, one in found.items():
         refuse_batch(one, name, "loss")
     return found
 
 
 def diagnoses(
-    files: Sequence[Path], beta: float, name: str | None, texts: Sequence[str] | None
+    files: Sequence[Path], betas: Sequence[float], name: str | None, texts: Sequence[str] | None
 ) -> list[Diagnosis]:
     """What each of some training logs says, with a beta and the loss named, if it is."""
+    refuse_unless(len(betas) == 1, "beta", "must be given once, but is {}", list(betas))
+    (beta,) = betas
     refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
     refuse_unless(name is not None or not texts, "parameters", "has no effect without {loss}")
     known = None if name is None else _trained(name, beta, loss_parameters(texts))
     found = []
     for file in files:
         log = read_named(file, beta=beta, what=f"Argument {as_flag('files')}")
-        right = known is None or not log.reference_free or without_reference(known)
-        words = (
-            "must name a loss without a reference, such as orpo, cpo or simpo, for the rewards in "
-            "{} are β·log π, but is {!r}"
-        )
-        refuse_unless(right, "loss", words, file, name)
         found.append(diagnose(log, known, name=name))
     return found
 
@@ -167,6 +172,8 @@ def grid(
     rejected: float | None, span: tuple[float, float] | None, cells: int | None
 ) -> dict[str, Any]:
     """Margins, ratios k_wl/k_ww and k_ll/k_ww, of what was asked for."""
+    from flowlab import displacement
+
     ratio = displacement.REJECTED if rejected is None else rejected
     positive = 0 < ratio < float("inf")
     refuse_unless(positive, "rejected_kernel", "must be positive and finite, but is {:g}", ratio)

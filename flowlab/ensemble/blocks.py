@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from flowlab.solve import (
     Lanes,
@@ -210,20 +210,35 @@ def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndar
     """
     if count <= work.size:
         return np.arange(count)
+    values = _potentials(work, starts, count)
     length = work.size * _BLOCKS_OF_A_SLAB
     number = -(-count // length)
     dealt = np.concatenate([np.arange(k, count, number) for k in range(number)])
     slabs = [dealt[i : i + length] for i in range(0, count, length)]
 
-    length = min(length, count)
-    potential = Program(potentials, work.problem, optimise=work.optimise)
+    def sort(slab: np.ndarray, _: Device) -> np.ndarray:
+        return slab[np.argsort(values[slab])]
 
-    def sort(slab: np.ndarray, device: Device) -> np.ndarray:
-        chosen = _lanes_last(starts, filled(slab, length))
-        values = np.asarray(potential(jax.device_put(chosen, device)))
-        return slab[np.argsort(values[: len(slab)])]
+    return np.concatenate(list(_in_parallel(sort, slabs, work, fresh=False)))
 
-    return np.concatenate(list(_in_parallel(sort, slabs, work, potential.fresh)))
+
+def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np.ndarray, " n"]:
+    """The potential at the starts, as they come: nothing is moved for it but to the device."""
+    length = min(work.size * _BLOCKS_OF_A_SLAB, count)
+    # The last part, as long as the others, overlaps the one before.
+    firsts = [min(first, count - length) for first in range(0, count, length)]
+    program = Program(potentials, work.problem, optimise=work.optimise)
+
+    def of_part(first: int, device: Device) -> np.ndarray:
+        part = jax.tree.map(lambda x: np.moveaxis(x[first : first + length], 0, -1), starts)
+        return np.asarray(program(jax.device_put(part, device)))
+
+    values = np.empty(count, work.problem.rtol.dtype)
+    for first, found in zip(
+        firsts, _in_parallel(of_part, firsts, work, program.fresh), strict=True
+    ):
+        values[first : first + length] = found
+    return values
 
 
 def _first_passes(
@@ -239,9 +254,8 @@ def _first_passes(
     limits = (np.int32(keep), np.int32(work.max_steps))
 
     def first(batch: np.ndarray, device: Device) -> tuple[int, list[_LeftBehind]]:
-        chosen = _without_padding(_lanes_last(starts, filled(batch, length)), len(batch))
-        apart = jax.tree.map(lambda x: _in_blocks(x, together), chosen)
-        return _sorted_out(work, batch, *program(jax.device_put(apart, device), *limits))
+        chosen = jax.tree.map(lambda x: _in_blocks(x, batch, together, work.size), starts)
+        return _sorted_out(work, batch, *program(jax.device_put(chosen, device), *limits))
 
     return _gathered(work, _in_parallel(first, batches, work, program.fresh))
 
@@ -304,11 +318,14 @@ def _sorted_out(
 def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _LeftBehind:
     if not len(chosen):
         return _LeftBehind(batch[chosen], lanes)
+    blocks, places = np.divmod(chosen, lanes.outcome.shape[-1])
 
-    def lanes_last(leaf: Any) -> np.ndarray:
-        return np.moveaxis(_starts_first(leaf)[chosen], 0, -1)
+    def picked(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        parts = [leaf[block][..., places[blocks == block]] for block in np.unique(blocks)]
+        return np.concatenate(parts, axis=-1)
 
-    return _LeftBehind(batch[chosen], jax.tree.map(lanes_last, lanes))
+    return _LeftBehind(batch[chosen], jax.tree.map(picked, lanes))
 
 
 def _gathered(
@@ -323,23 +340,16 @@ def _gathered(
     return running, evicted
 
 
-def _lanes_last(starts: PyTree[np.ndarray], chosen: np.ndarray) -> PyTree[np.ndarray]:
-    return jax.tree.map(lambda x: np.moveaxis(np.take(x, chosen, axis=0), 0, -1), starts)
+def _in_blocks(
+    starts: np.ndarray, chosen: np.ndarray, blocks: int, size: int
+) -> Float[np.ndarray, "b ... s"]:
+    """Chosen starts as blocks, each with its lanes on the last axis.
 
-
-def _without_padding(starts: PyTree[np.ndarray], count: int) -> PyTree[np.ndarray]:
-    """Starts of which those that only fill up a block are NaN, and end at once."""
-    filling = len(jax.tree.leaves(starts)) and jax.tree.leaves(starts)[0].shape[-1] - count
-    if not filling:
-        return starts
-    missing = np.arange(count + filling) >= count
-    return jax.tree.map(lambda x: np.where(missing, np.asarray(np.nan, x.dtype), x), starts)
-
-
-def _in_blocks(array: np.ndarray, blocks: int) -> np.ndarray:
-    """Lanes on the last axis as blocks on the first axis, each with its lanes on the last."""
-    apart = array.reshape(*array.shape[:-1], blocks, -1)
-    return np.ascontiguousarray(np.moveaxis(apart, -2, 0))
+    What only fills up the blocks is NaN, and ends at once.
+    """
+    taken = np.take(starts, filled(chosen, blocks * size), axis=0)
+    taken[len(chosen) :] = np.nan
+    return np.moveaxis(taken.reshape(blocks, size, *starts.shape[1:]), 1, -1)
 
 
 def _starts_first(array: Any) -> np.ndarray:

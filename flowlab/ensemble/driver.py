@@ -4,7 +4,8 @@ n: starts; k: levels of the target; s: times to save at; v: values of a swept hy
 """
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,6 +21,8 @@ from flowlab.ensemble.runs import Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
 from flowlab.solve import (
+    Method,
+    Problem,
     check_counts,
     check_states,
     default_rtol,
@@ -103,33 +106,69 @@ def sweep(
     blocks: dict[str, Any] = dict(block_size=block_size, devices=devices, max_steps=max_steps)
     solve = worker(count, count * len(flows), **blocks, optimise=optimise)
     method = make_method(solver, rtol=rtol)
-    # All are made before the first is solved: what is wrong with one is told at once. A function is
-    # looked at once for all values of the hyper-parameters.
-    with jax.enable_x64(dtype == np.float64), one_call():
-        problems = [
-            make_problem(varied, dtype=dtype, state=one_of(starts), measures=measures, **common)
-            for varied in flows
-        ]
-    results = []
-    with tqdm(
-        total=len(flows) * count, unit="start", unit_scale=True, **bar_options(progress)
-    ) as bar:
-        for problem in problems:
-            with jax.enable_x64(dtype == np.float64):
-                results.append(solve(problem, method, starts, progress=bar.update))
+    problems = _problems(flows, starts, dtype, measures, common)
+    results = _solutions(problems, method, starts, solve, progress)
+    runs = _gathered(flow, starts, values, results, measures, common)
     common |= blocks | {"solver": solver}
+    audited = audit_of(audit, flows, starts, results, common) if audit > 0 else None
+    return replace(runs, audit=audited, solver=method.name, backend=BACKEND)
+
+
+def _problems(
+    flows: Sequence[AbstractFlow],
+    starts: PyTree[np.ndarray],
+    dtype: Any,
+    measures: Sequence[Measure],
+    common: Mapping[str, Any],
+) -> list[Problem]:
+    """The problems of all flows, so that what is wrong with one is told before any is solved.
+
+    A function is looked at once for all values of the hyper-parameters.
+    """
+    state = one_of(starts)
+    with jax.enable_x64(dtype == np.float64), one_call():
+        return [
+            make_problem(flow, dtype=dtype, state=state, measures=measures, **common)
+            for flow in flows
+        ]
+
+
+def _solutions(
+    problems: Sequence[Problem],
+    method: Method,
+    starts: PyTree[np.ndarray],
+    solve: Callable[..., dict[str, Any]],
+    progress: bool | None,
+) -> list[dict[str, Any]]:
+    """The results of all problems, one after the other, under a bar for all."""
+    total = len(problems) * len(jax.tree.leaves(starts)[0])
+    results = []
+    with tqdm(total=total, unit="start", unit_scale=True, **bar_options(progress)) as bar:
+        for problem in problems:
+            with jax.enable_x64(problem.rtol.dtype == np.float64):
+                results.append(solve(problem, method, starts, progress=bar.update))
+    return results
+
+
+def _gathered(
+    flow: AbstractFlow,
+    starts: PyTree[np.ndarray],
+    values: Mapping[str, list[float]],
+    results: list[dict[str, Any]],
+    measures: Sequence[Measure],
+    common: Mapping[str, Any],
+) -> Runs:
+    """The runs of all cases, with the names of their axes."""
+    save_at = common["save_at"]
     return Runs(
         starts,
         **_stacked(results, list(values.values())),
         over={name: np.asarray(listed, dtype=float) for name, listed in values.items()},
         save_at=np.asarray([] if save_at is None else save_at, dtype=float),
-        rtol=rtol,
-        audit=audit_of(audit, flows, starts, results, common) if audit > 0 else None,
+        rtol=common["rtol"],
         components=flow.components,
         measure_axes={name: m.axis for m in measures if m.axis for name in m.names},
         domain=flow.domain,
-        solver=method.name,
-        backend=BACKEND,
     )
 
 

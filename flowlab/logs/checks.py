@@ -1,4 +1,4 @@
-"""Whether the β and the loss that somebody names fit the numbers in a log."""
+"""Whether the β and the loss that somebody names fit the numbers in a log, and which β does."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from flowlab.logs.slopes import LENGTHS, UNKNOWN, loss_values, without_reference
 from flowlab.logs.windows import windows
 from flowlab.losses import AbstractLoss
 
-__all__ = ["doubts"]
+__all__ = ["doubts", "fitted", "reference_shown"]
 
 _SURE = 0.999  # of an interval that leaves a β out: a doubt is to be rare where all is well
 _CLOSE = 0.02  # relative: a difference of β too small to matter
@@ -15,37 +15,72 @@ _LOSS_OFF = 0.05  # relative: losses are logged with four digits, and summed in 
 _AT_REFERENCE = 1e-6  # nats: the policy is the reference itself
 
 
-def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
-    """What does not fit, a sentence each.
+def fitted(log: TrainingLog) -> tuple[TrainingLog, str | None]:
+    """A log read with the β that it shows, and a sentence on that; the log itself where β fits.
 
-    Rewards against log-probabilities give β: they move by β·Δlog π. The loss of the first row,
-    where the policy is the reference, gives the β of losses such as IPO. A loss of the margin that
-    is convex cannot be below its value at the mean margin.
+    Rewards against log-probabilities give β: rewards without a reference are β·log π, others move
+    by β·Δlog π.
+
+    Args:
+        log: A log.
+
+    Accuracy: a β of a log with a reference is off by the noise of batches, some percent as a rule.
+    """
+    found = _beta_without_reference(log) if log.reference_free else _beta_of_sides(log)
+    if found is None:
+        return log, None
+    beta, sentence = found
+    return log.with_beta(beta), (
+        f"{sentence} So what follows is read with β = {beta:g}, not with the {log.beta:g} that was "
+        "given."
+    )
+
+
+def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
+    """What does not fit the loss, a sentence each.
+
+    The loss of the first row, where the policy is the reference, gives the β of losses such as IPO.
+    A loss of the margin that is convex cannot be below its value at the mean margin.
 
     Args:
         log: A log.
         loss: The loss as it was named; None where it is not known.
     """
-    found = [_beta_without_reference(log)] if log.reference_free else _betas_of_sides(log)
-    if loss is not None and not log.reference_free and not without_reference(loss):
-        found.append(_first_loss(log, loss))
-        found.append(_mean_loss(log, loss))
+    if loss is None or log.reference_free or without_reference(loss):
+        return []
+    found = _first_loss(log, loss), _mean_loss(log, loss)
     return [sentence for sentence in found if sentence is not None]
 
 
-def _beta_without_reference(log: TrainingLog) -> str | None:
+def reference_shown(log: TrainingLog) -> str | None:
+    """What in a log shows that its rewards are not β·log π; None where nothing does.
+
+    Args:
+        log: A log.
+    """
+    if log.reference_free:
+        return None
+    ratios = np.stack([log.u_chosen, log.u_rejected], axis=1)
+    above = np.flatnonzero(np.any(ratios > 0, axis=1) | np.all(ratios == 0, axis=1))
+    if above.size:
+        return f"at step {log.step[above[0]]:g} they are not below 0, as β·log π is"
+    told = np.stack([log.logp_chosen, log.logp_rejected], axis=1)
+    both = np.all(np.isfinite(ratios) & np.isfinite(told), axis=1)
+    # Were they one multiple of the log-probabilities, the log would be one without a reference.
+    return "they are no multiple of the log-probabilities" if np.sum(both) >= 2 else None
+
+
+def _beta_without_reference(log: TrainingLog) -> tuple[float, str] | None:
     ratio = log.reward_per_nat
     if ratio is None or abs(ratio / log.beta - 1) <= _CLOSE:
         return None
-    return (
-        f"The rewards in the file are {ratio:.3g} times the log-probabilities, so β was "
-        f"{ratio:.3g}, not {log.beta:g}: read it again with --beta {ratio:.3g}."
-    )
+    beta = _rounded(ratio)
+    return beta, f"The rewards in the file are {beta:g} times the log-probabilities, so β was that."
 
 
-def _betas_of_sides(log: TrainingLog) -> list[str | None]:
-    """The side that moved more, in its own rewards and log-probabilities."""
-    found: list[tuple[float, str | None]] = []
+def _beta_of_sides(log: TrainingLog) -> tuple[float, str] | None:
+    """By the side that moved more, in its own rewards and log-probabilities."""
+    found: list[tuple[float, tuple[float, str] | None]] = []
     sides = (
         ("chosen", log.u_chosen, log.logp_chosen),
         ("rejected", log.u_rejected, log.logp_rejected),
@@ -60,13 +95,19 @@ def _betas_of_sides(log: TrainingLog) -> list[str | None]:
         off = change.value[0] - change.value[1]
         told = change.value[0] / change.value[1] if change.value[1] else np.nan
         wrong = np.isfinite(error) and abs(off) > error and told > 0 and abs(told - 1) > _CLOSE
+        beta = _rounded(told * log.beta)
         sentence = (
             f"The {name} log-probability in the file moved by {change.value[1]:.3g} nats, its "
-            f"reward by {change.value[0] * log.beta:.3g}: that fits β = {told * log.beta:.3g} "
-            f"better than {log.beta:g}."
+            f"reward by {change.value[0] * log.beta:.3g}: that fits β = {beta:g} better than "
+            f"{log.beta:g}."
         )
-        found.append((abs(change.value[1]), sentence if wrong else None))
-    return [max(found, key=lambda one: one[0])[1]] if found else []
+        found.append((abs(change.value[1]), (beta, sentence) if wrong else None))
+    return max(found, key=lambda one: one[0])[1] if found else None
+
+
+def _rounded(beta: float) -> float:
+    """To three digits, so that the β that is told is the one that is used."""
+    return float(f"{beta:.3g}")
 
 
 def _first_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from flowlab._parameters import replaced
 from flowlab.logs import coupling as coupled
-from flowlab.logs.checks import doubts
+from flowlab.logs.checks import doubts, fitted, reference_shown
 from flowlab.logs.coupling import Coupling, Effect
 from flowlab.logs.forecast import (
     BackTest,
@@ -37,6 +38,7 @@ __all__ = ["Diagnosis", "Side", "diagnose"]
 
 _LOOK_AHEAD = 0.5  # of the run's length: as far as the back-test looks
 _USUAL = "dpo"
+_SHIFTED = "dpo_shift"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Diagnosis:
         coupling: ρ.
         kernels: The range of k_wl/k_ww that the interval of ρ leaves, for losses of the margin.
         effects: What each loss of the catalogue would do to the chosen response; None where it
-            cannot be said.
+            cannot be said. Without DPO-Shift where its λ decides: see `shift`.
         shift: The λ of DPO-Shift up to which it surely holds the chosen response.
         likelihood: The weight of −log π(chosen) from which on it does at the reference and at the
             mean margins of the run; None also where the loss rests at one of them.
@@ -96,7 +98,10 @@ class Diagnosis:
         forecast: Where the run would go on to.
         back_test: The second half of the run, foretold from the first.
         uncoupled: The straight line to the same margin without coupling, shape (2, 2), or None.
-        doubts: What in the file does not fit β or the loss, in sentences.
+        beta_given: β as it was given, if the file shows another, with which `log` is read then.
+        unlike: What in the file does not fit the loss, in sentences. Nothing is said then of what
+            would follow from the loss.
+        doubts: That, and what does not fit the β that was given.
     """
 
     log: TrainingLog
@@ -124,6 +129,8 @@ class Diagnosis:
     forecast: Forecast | None = None
     back_test: BackTest | None = None
     uncoupled: Float[np.ndarray, "2 2"] | None = None
+    beta_given: float | None = None
+    unlike: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
 
     @property
@@ -174,7 +181,7 @@ class Diagnosis:
         Args:
             points: The points.
         """
-        if self.loss is None or self.reference_free:
+        if self.loss is None or self.reference_free or self.unlike:
             return None
         values = []
         for reference in UNKNOWN if self.references is None else (self.references,):
@@ -200,20 +207,22 @@ def diagnose(
         name: Its name; None for that of its class.
 
     Raises:
-        ValueError: If `loss` has a reference and the rewards of the file have none.
+        ValueError: If `loss` has a reference and the rewards of the file have none, or the reverse.
     """
+    given = log.beta
+    log, unfit = fitted(log)
+    loss = loss if unfit is None else _with_beta(loss, given, log.beta)
     known, kind, assumed = _loss(log, loss, name)
     if known is not None and without_reference(known):
         log = _as_without_reference(log)
     step, time, points, held, evaluated = _values(log)
-    both = windows(step, time, points)
-    if not np.all(np.diff(both.time) > 0):  # no rates in the file, or of 0: the pace is per step
-        both = windows(step, step, points)
+    both = _windows_of_both(step, time, points)
     chosen = windows(step, time, points[:, :1])
     fallen = displacement(chosen)
     together = windows(step, time, np.concatenate([held, points], axis=1))
     references = None if log.reference_free else _references(together)
     bounds = np.zeros(2) if log.reference_free else np.full(2, np.inf)
+    unlike = doubts(log, known)
     found = Diagnosis(
         log=log,
         name=kind,
@@ -231,9 +240,19 @@ def diagnose(
         coupling=coupled.effective_coupling(both.change()) if len(both) > 1 else Coupling(),
         references=references,
         bounds=bounds if references is None else -np.array(references),
-        doubts=doubts(log, known),
+        beta_given=None if unfit is None else given,
+        unlike=unlike,
+        doubts=unlike if unfit is None else [unfit, *unlike],
     )
-    return found if known is None or not len(both) else _with_loss(found, known)
+    return found if known is None or unlike or not len(both) else _with_loss(found, known)
+
+
+def _with_beta(loss: AbstractLoss | None, given: float, beta: float) -> AbstractLoss | None:
+    """A loss with the β of the file, if it had the one that was given."""
+    held = getattr(loss, "beta", None)
+    if loss is None or held is None or not np.all(np.asarray(held) == given):
+        return loss
+    return replaced(loss, "beta", beta)
 
 
 def _loss(
@@ -244,7 +263,13 @@ def _loss(
         if log.reference_free and not without_reference(loss):
             raise ValueError(
                 "Argument `loss` must be one without a reference, such as ORPO, CPO or SimPO, for "
-                f"the rewards in {log.path} are β·log π, but is {type(loss).__name__}."
+                f"the rewards in {log.path} are β·log π, but is {name or type(loss).__name__}."
+            )
+        shown = reference_shown(log) if without_reference(loss) else None
+        if shown is not None:
+            raise ValueError(
+                f"Argument `loss` must be one with a reference, such as DPO, for {log.path} "
+                f"contradicts rewards of β·log π ({shown}), but is {name or type(loss).__name__}."
             )
         return loss, name or type(loss).__name__, False
     if log.trainer is not None:
@@ -289,6 +314,18 @@ def _values(log: TrainingLog) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     ratios = np.stack([column(f"rewards/{side}") for side in sides], axis=1) / log.beta
     points = held if log.reference_free and np.all(np.isfinite(held)) else ratios
     return step, np.full_like(step, np.nan), points, held, True
+
+
+def _windows_of_both(
+    step: Float[np.ndarray, " row"],
+    time: Float[np.ndarray, " row"],
+    points: Float[np.ndarray, "row 2"],
+) -> Windows:
+    """Windows of the rows that have both sides, over a time that passes."""
+    found = windows(step, time, points)
+    if np.all(np.diff(found.time) > 0):
+        return found
+    return windows(step, step, points)  # no rates in the file, or of 0: the pace is per step
 
 
 def _moved(points: Float[np.ndarray, "row 2"]) -> bool:
@@ -360,9 +397,13 @@ def _with_slope(found: Diagnosis, slope: Slope) -> Diagnosis:
     if found.effects is None:
         return found
     ahead = _LOOK_AHEAD * float(seen.time[-1] - seen.time[0])
+    shift, effects = coupled.shift_that_holds(coupling), dict(found.effects)
+    if shift is not None and effects[_SHIFTED] == "either":
+        del effects[_SHIFTED]  # its λ decides, and `shift` says from which on
     return replace(
         found,
-        shift=coupled.shift_that_holds(coupling),
+        effects=effects,
+        shift=shift,
         likelihood=_likelihood(found, slope),
         forecast=forecast(seen, slope, found.bounds, time=ahead),
         back_test=back_test(seen, slope, found.bounds),

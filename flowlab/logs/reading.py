@@ -12,6 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +30,7 @@ _OTHER = "rows that are neither of training nor of an evaluation"
 _NO_STEP = "training rows without a step"
 _SAME_STEP = "rows that a later row of the same step replaces"
 _ABANDONED = "rows that a resumption at an earlier step, or a new run, leaves behind"
+_ABANDONED_EVALUATION = f"evaluation {_ABANDONED}"
 _STEPS = ("global_step", "step", "current_steps")  # the first that a row has is its step
 _NOTHING = (None, "")  # what stands where a row does not tell a value
 _NEVER_OPENED = "training_args.bin"  # a pickle, which runs what is in it when it is loaded
@@ -69,22 +71,11 @@ def rows(path: Path, what: str) -> Rows:
     """
     skipped: Counter[str] = Counter()
     listed = [_renamed(row) for row in _listed(_text(path, what), path, what, skipped)]
-    training: list[Row] = []
-    evaluations: list[Row] = []
-    summary: Row = {}
-    for row in listed:
-        evaluated = {k: v for k, v in row.items() if k.startswith("eval_")}
-        trained = {k: v for k, v in row.items() if k not in evaluated}
-        of_training = "loss" in row or any(key.startswith("rewards/") for key in trained)
-        if "train_runtime" in row:
-            summary = row
-        elif of_training:
-            training.append(trained)
-        elif not evaluated:
-            skipped[_OTHER] += 1
-        if evaluated and "train_runtime" not in row:
-            evaluations.append(row if not of_training else {**evaluated, **_step_of(row)})
-    if not training and not evaluations:
+    summary: Row = next((row for row in listed[::-1] if "train_runtime" in row), {})
+    parts = [_parted(row) for row in listed if "train_runtime" not in row]
+    training = [trained for trained, _ in parts if trained]
+    skipped[_OTHER] += sum(not trained and not evaluated for trained, evaluated in parts)
+    if not any(trained or evaluated for trained, evaluated in parts):
         raise refused(
             what,
             path,
@@ -96,7 +87,17 @@ def rows(path: Path, what: str) -> Rows:
         kept = _in_order(training, path, what, skipped)
     else:
         kept = _counted(training, path, what, skipped)
-    return Rows(kept, tuple(evaluations), summary, skipped, numbered)
+    evaluations = _evaluations(parts, "step" if numbered else "epoch", skipped)
+    return Rows(kept, evaluations, summary, +skipped, numbered)
+
+
+def _parted(row: Row) -> tuple[Row, Row]:
+    """What a row tells of training and of an evaluation; each is empty where it tells nothing."""
+    evaluated = {k: v for k, v in row.items() if k.startswith("eval_")}
+    trained = {k: v for k, v in row.items() if k not in evaluated}
+    if "loss" in row or any(key.startswith("rewards/") for key in trained):
+        return trained, {**evaluated, **_step_of(row)} if evaluated else {}
+    return {}, row if evaluated else {}
 
 
 def refused(what: str, path: Path, reason: str) -> ValueError:
@@ -342,8 +343,8 @@ def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str])
         if not math.isfinite(step) or step < 0:
             raise refused(what, path, f"holds {row['step']!r} for `step`, which is no step")
         placed.append((step, row))
-    if all(later[0] < earlier[0] for earlier, later in pairwise(placed)):
-        placed.reverse()  # a table with the last row on top
+    if _falls(placed, strictly=True):
+        placed.reverse()
     return _not_abandoned(placed, skipped, shared=False)
 
 
@@ -359,6 +360,35 @@ def _counted(training: list[Row], path: Path, what: str, skipped: Counter[str]) 
         placed.append((epoch, row))
     kept = _not_abandoned(placed, skipped, shared=True)
     return [{**row, "step": place} for place, row in enumerate(kept, 1)]
+
+
+def _evaluations(parts: list[tuple[Row, Row]], key: str, skipped: Counter[str]) -> tuple[Row, ...]:
+    """Evaluations by rising steps, without those of a branch that a later row leaves behind."""
+    placed: list[tuple[float, Row]] = []
+    place = -math.inf
+    for trained, evaluated in parts:
+        with suppress(ValueError, TypeError):  # a row that does not tell it stands where it is
+            place = float({**evaluated, **trained}.get(key, place))
+        placed.append((place, evaluated))
+    if placed and placed[0][0] > placed[-1][0] and _falls(placed, strictly=False):
+        placed.reverse()
+    kept: list[tuple[float, Row]] = []
+    before = -math.inf
+    for place, evaluated in placed:
+        if place < before:
+            skipped[_ABANDONED_EVALUATION] += sum(held >= place for held, _ in kept)
+            kept = [one for one in kept if one[0] < place]
+        kept += [(place, evaluated)] if evaluated else []
+        before = place
+    return tuple(evaluated for _, evaluated in kept)
+
+
+def _falls(placed: list[tuple[float, Row]], *, strictly: bool) -> bool:
+    """Whether each row stands before the one above it, as in a table with the last row on top."""
+    return all(
+        later[0] < earlier[0] or (not strictly and later[0] == earlier[0])
+        for earlier, later in pairwise(placed)
+    )
 
 
 def _not_abandoned(

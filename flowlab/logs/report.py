@@ -12,6 +12,7 @@ import numpy as np
 from flowlab import _pages, _tables
 from flowlab._files import check_folder, write_json
 from flowlab.logs.diagnosis import Diagnosis, Side
+from flowlab.logs.forecast import BackTest
 from flowlab.logs.windows import windows
 
 __all__ = ["DIAGNOSIS", "blocks", "moves", "text", "to_json", "write"]
@@ -64,10 +65,15 @@ def moves(found: Diagnosis) -> list[tuple[str, ...]]:
 
 def to_json(found: Diagnosis) -> dict[str, Any]:
     """What a diagnosis says as JSON holds it; null for what is not known."""
-    told, log = found.displacement, found.log
+    return {**_of_file(found), **_of_run(found), **_of_loss(found), "doubts": found.doubts}
+
+
+def _of_file(found: Diagnosis) -> dict[str, Any]:
+    log = found.log
     return {
         "file": log.path.name,
         "beta": log.beta,
+        "beta_given": log.beta if found.beta_given is None else found.beta_given,
         "loss": found.name,
         "loss_assumed": found.assumed,
         "reference_free": found.reference_free,
@@ -77,20 +83,25 @@ def to_json(found: Diagnosis) -> dict[str, Any]:
         "skipped": log.skipped,
         "nan_from": log.nan_from,
         "learning_rates": log.rates,
+    }
+
+
+def _of_run(found: Diagnosis) -> dict[str, Any]:
+    """What was measured, whatever the loss was."""
+    coupling = found.coupling
+    return {
         "moved": found.moved,
         **{name: _side(getattr(found, name)) for name in ("chosen", "rejected", "margin")},
-        "displacement": {
-            "falls": told.falls,
-            "transient": told.transient,
-            "from_step": told.from_step,
-            "depth": told.depth,
-            "error": told.error,
-        },
-        "coupling": {
-            "value": _number(found.coupling.value),
-            "low": _number(found.coupling.low),
-            "high": _number(found.coupling.high),
-        },
+        "displacement": vars(found.displacement),
+        "coupling": {name: _number(getattr(coupling, name)) for name in ("value", "low", "high")},
+        "most_gain": _ends(found.bounds),
+    }
+
+
+def _of_loss(found: Diagnosis) -> dict[str, Any]:
+    """What follows from the loss."""
+    ahead, test = found.forecast, found.back_test
+    return {
         "k_wl_over_k_ww": None if found.kernels is None else list(map(_number, found.kernels)),
         "other_losses": found.effects,
         "dpo_shift_lambda": found.shift,
@@ -99,16 +110,16 @@ def to_json(found: Diagnosis) -> dict[str, Any]:
         "rest_pulls_back": found.pulls_back,
         "rest_per_token": found.per_token,
         "rest_done": found.rest_done,
-        "most_gain": {"chosen": _number(found.bounds[0]), "rejected": _number(found.bounds[1])},
-        "forecast": None if found.forecast is None else _ends(found.forecast.end),
-        "back_test": None
-        if found.back_test is None
-        else {
-            "forecast": _ends(found.back_test.forecast.end),
-            "measured": _ends(found.back_test.measured),
-            "margin_error": _number(found.back_test.margin_share),
-        },
-        "doubts": found.doubts,
+        "forecast": None if ahead is None else _ends(ahead.end),
+        "back_test": None if test is None else _back_test(test),
+    }
+
+
+def _back_test(test: BackTest) -> dict[str, Any]:
+    return {
+        "forecast": _ends(test.forecast.end),
+        "measured": _ends(test.measured),
+        "margin_error": _number(test.margin_share),
     }
 
 
@@ -213,6 +224,7 @@ _TOLD = (
     "forecast",
     "back_test",
     "doubts",
+    "unlike",
 )
 
 
@@ -224,15 +236,7 @@ def _move(name: str, side: Side) -> tuple[str, ...]:
 
 
 def _side(side: Side | None) -> dict[str, Any] | None:
-    if side is None:
-        return None
-    return {
-        "first": side.first,
-        "last": side.last,
-        "change": side.change,
-        "error": side.error,
-        "rows": side.rows,
-    }
+    return None if side is None else vars(side)
 
 
 def _number(value: float) -> float | None:

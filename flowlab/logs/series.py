@@ -20,7 +20,7 @@ gradient flow, so for any other optimiser compare the path and not the time.
 import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +38,19 @@ __all__ = ["TrainingLog", "read", "read_named"]
 Rates = Literal["own", "next", "unknown"]
 
 _CHOSEN, _REJECTED = "rewards/chosen", "rewards/rejected"
-_SIDES = ((_CHOSEN, "logps/chosen"), (_REJECTED, "logps/rejected"))
+_SIDES = ("chosen", "rejected")
+_KEYS = {
+    "step": "step",
+    "learning_rate": "learning_rate",
+    "u_chosen": _CHOSEN,
+    "u_rejected": _REJECTED,
+    "logp_chosen": "logps/chosen",
+    "logp_rejected": "logps/rejected",
+    "loss": "loss",
+    "gradient_norm": "grad_norm",
+    "accuracy": "rewards/accuracies",
+    "log_odds": "log_odds_chosen",
+}
 _NO_REWARDS = "training rows without a reward of either response"
 _EMPTY_SIDE = "training rows with a reward of exactly 0 beside a missing one"
 _SAME_RATIO = 2**-6  # of two numbers in bfloat16, each rounded by up to 2^-8: from -2^-7 to 2^-7
@@ -127,6 +139,16 @@ class TrainingLog:
         both = np.stack([self.u_chosen, self.u_rejected], axis=1)
         return both[np.all(np.isfinite(both), axis=1)]
 
+    def with_beta(self, beta: float) -> "TrainingLog":
+        """The log as it is with another β: its rewards are what stands in the file.
+
+        Args:
+            beta: β, positive.
+        """
+        names = ("u_chosen", "u_rejected", "margin")
+        scaled: dict[str, Any] = {n: getattr(self, n) * (self.beta / beta) for n in names}
+        return replace(self, beta=beta, **scaled)
+
     def plot(self, *, ax: Any = None) -> Any:
         """Draw the rows on the log-ratio plane, coloured by step; see `flowlab.plots.log_path`.
 
@@ -206,42 +228,34 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
     found = rows(path, what)
     skipped = +found.skipped
     used = _with_rewards(found, path, what, skipped)
-    column = {key: _column(found.training, key, path, what) for key in _keys(found.training)}
-    nan = np.full(len(found.training), math.nan)
-    step, rate = column.get("step", nan), column.get("learning_rate", nan)
-    rates = _rates(step, rate, number(found.summary, "step", path, what))
-    time = _measured_time(step, _of_own_step(rate) if rates == "next" else rate)
-
-    def get(key: str) -> np.ndarray:
-        return column.get(key, nan)[used]
-
-    ratio = _reward_per_nat({key: held[used] for key, held in column.items()})
-    free = ratio is not None or _trainer(found) == "orpo"
+    columns = _columns(found, path, what)
+    rates = _rates(
+        columns["step"], columns["learning_rate"], number(found.summary, "step", path, what)
+    )
+    # Of all rows, those without rewards too: their steps count in the time of the others.
+    columns["time"] = _measured_time(columns["step"], columns["learning_rate"], rates)
+    nan_from = _first_nan(found.training, path, what)
+    columns = {name: held[used] for name, held in columns.items()}
+    ratio = _reward_per_nat(columns)
+    trainer = _trainer(found)
+    free = ratio is not None or trainer == "orpo"
     per_reward = math.nan if free else 1 / beta
-    u_chosen, u_rejected = get(_CHOSEN) * per_reward, get(_REJECTED) * per_reward
+    u_chosen, u_rejected = (columns.pop(f"u_{side}") * per_reward for side in _SIDES)
     return TrainingLog(
         path=path,
         beta=beta,
-        step=step[used],
-        learning_rate=rate[used],
-        time=time[used],
         u_chosen=u_chosen,
         u_rejected=u_rejected,
         margin=u_chosen - u_rejected,
-        logp_chosen=get("logps/chosen"),
-        logp_rejected=get("logps/rejected"),
-        loss=get("loss"),
-        gradient_norm=get("grad_norm"),
-        accuracy=get("rewards/accuracies"),
-        log_odds=get("log_odds_chosen"),
+        **columns,
         evaluations=found.evaluations,
         summary=found.summary,
         reference_free=free,
         reward_per_nat=ratio,
-        trainer=_trainer(found),
+        trainer=trainer,
         rates=rates,
         numbered=found.numbered,
-        nan_from=_first_nan(found.training, path, what),
+        nan_from=nan_from,
         skipped=dict(skipped),
     )
 
@@ -267,25 +281,26 @@ def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> 
     return kept
 
 
-def _keys(training: list[Row]) -> list[str]:
-    known = ("step", "learning_rate", "loss", "grad_norm", "log_odds_chosen")
-    known = (*known, "rewards/accuracies", *(key for side in _SIDES for key in side))
-    return [key for key in known if any(key in row for row in training)]
+def _columns(found: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, " row"]]:
+    """The columns of all training rows by the name of what they hold; NaN where there is nothing.
+
+    Those of the log-ratios hold the rewards as they stand in the file.
+    """
+    columns: dict[str, Float[np.ndarray, " row"]] = {}
+    for name, key in _KEYS.items():
+        told = [number(row, key, path, what) for row in found.training]
+        held = np.array(told, dtype=np.float64)
+        rewards = key.startswith("rewards/")
+        columns[name] = np.where(np.isfinite(held), held, math.nan) if rewards else held
+    return columns
 
 
-def _column(training: list[Row], key: str, path: Path, what: str) -> Float[np.ndarray, " row"]:
-    held = np.array([number(row, key, path, what) for row in training], dtype=np.float64)
-    return np.where(np.isfinite(held), held, math.nan) if key.startswith("rewards/") else held
-
-
-def _reward_per_nat(column: dict[str, np.ndarray]) -> float | None:
+def _reward_per_nat(columns: dict[str, np.ndarray]) -> float | None:
     """The one multiple of the log-probabilities that the rewards are, in every row; else None."""
     ratios: list[np.ndarray] = []
-    for reward, log_probability in _SIDES:
-        if reward not in column or log_probability not in column:
-            return None
+    for side in _SIDES:
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = column[reward] / column[log_probability]
+            ratio = columns[f"u_{side}"] / columns[f"logp_{side}"]
         ratios.append(ratio[np.isfinite(ratio)])
     found = np.concatenate(ratios)
     if min(map(len, ratios)) < 2 or not np.ptp(found) < _SAME_RATIO * abs(found.mean()):
@@ -351,8 +366,9 @@ def _of_own_step(rate: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
 
 
 def _measured_time(
-    step: Float[np.ndarray, " row"], learning_rate: Float[np.ndarray, " row"]
+    step: Float[np.ndarray, " row"], logged: Float[np.ndarray, " row"], rates: Rates
 ) -> Float[np.ndarray, " row"]:
+    learning_rate = _of_own_step(logged) if rates == "next" else logged
     steps_of_row = np.diff(step, prepend=0.0)
     time_after = np.cumsum(learning_rate * steps_of_row)
     if len(step) > 1:  # a log that begins late has no rows for the steps before

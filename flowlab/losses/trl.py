@@ -120,6 +120,16 @@ def from_trl(
     }
     given = {field: value for field, value in given.items() if value is not None}
     trainer = _trainer(of_training, given) if trainer is None else trainer
+    return _minimised(trainer, loss_type, loss_weights, given)
+
+
+def _minimised(
+    trainer: str,
+    loss_type: str | Sequence[str] | None,
+    loss_weights: Sequence[float] | None,
+    given: Mapping[str, Any],
+) -> AbstractLoss:
+    """The loss that a trainer minimises, with the fields that are given; refused as TRL does."""
     kind = _kind(trainer)
     names = _loss_types(trainer, kind, loss_type)
     _check_known(trainer, kind, given)

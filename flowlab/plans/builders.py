@@ -1,6 +1,5 @@
 """The library's objects, built from what options and recipes say."""
 
-import dataclasses
 import inspect
 import re
 from collections.abc import Mapping
@@ -9,59 +8,13 @@ from typing import Any
 import numpy as np
 
 from flowlab import domains, measures, policies, until
-from flowlab._options import OptionError, refuse_unless
-from flowlab.losses import CATALOGUE, ODPO, AbstractLoss, named
+from flowlab._options import OPTIONS, OptionError, refuse_unless
 from flowlab.measures import Measure
 from flowlab.plans.plan import DrawnStarts
 from flowlab.policies import AbstractPolicy
 from flowlab.until import AbstractTarget
 
-__all__ = ["drawn_starts", "has_beta", "loss", "loss_asked", "measure", "policy", "target"]
-
-
-def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> AbstractLoss:
-    """The loss with a name and hyper-parameters; the option is what named it."""
-    # `parameters` could hold a key `name`, which no loss has.
-    refuse_unless(
-        "name" not in parameters, "parameters", "must name hyper-parameters, but names 'name'"
-    )
-    try:
-        plain = named(name)
-    except ValueError:
-        known = ", ".join(CATALOGUE)
-        raise OptionError(option, "must be one of {}, but is {!r}", known, name) from None
-    for key in parameters:
-        number = not dataclasses.is_dataclass(getattr(plain, key, None))
-        refuse_unless(number, "parameters", "must name numbers, but {} is none", key)
-    try:
-        return named(name, **parameters)
-    except ValueError as error:
-        said = re.match(r"Argument `(\w+)` (.*)\.$", str(error), re.DOTALL)
-        if said is None or said[1] not in ("parameters", *parameters):
-            raise
-        named_so = "" if said[1] == "parameters" else f"{said[1]} "
-        asked = "beta" if said[1] == "beta" else "parameters"  # which has an option of its own
-        raise OptionError(asked, "{}", said[2] if asked == "beta" else named_so + said[2]) from None
-
-
-def has_beta(found: AbstractLoss) -> bool:
-    """True where a loss has a hyper-parameter beta."""
-    return hasattr(found, "beta")
-
-
-def loss_asked(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
-    """The loss that was asked for, with its beta, or the first of several."""
-    name, beta, offset = asked["loss"], asked["beta"], asked["offset"]
-    refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
-    found = loss(name, parameters)
-    if beta:
-        refuse_unless(has_beta(found), "beta", "has no effect with {loss} {}, which has none", name)
-        first = beta[0] if isinstance(beta, list) else beta
-        found = loss(name, {**parameters, "beta": first})
-    wanted = isinstance(found, ODPO)
-    refuse_unless(wanted or offset is None, "offset", "has no effect with {loss} {}", name)
-    refuse_unless(not wanted or offset is not None, "offset", "must be given with {loss} {}", name)
-    return found
+__all__ = ["drawn_starts", "measure", "policy", "target"]
 
 
 def policy(asked: Mapping[str, Any]) -> AbstractPolicy:
@@ -116,39 +69,35 @@ def drawn_starts(asked: Mapping[str, Any]) -> DrawnStarts:
 def target(text: str, time_limit: float | None) -> AbstractTarget:
     """The target with a name and levels such as `loss_below=0.1`."""
     name, equals, value = text.partition("=")
-    if name == "boundary" and not equals:
-        return until.boundary(time_limit=time_limit)
-    refuse_unless(
-        name in ("loss_below", "margin_above", "speed_below", "time") and bool(value),
-        "until",
-        "must be loss_below=L, margin_above=H, speed_below=V, time=T or boundary, but is {!r}",
-        text,
-    )
-    levels = _numbers("until", value)
-    right = name == "loss_below" or len(levels) == 1
+    known = OPTIONS["until"]
+    right = name in known.takes and bool(equals) == bool(value) == bool(known.takes[name])
+    refuse_unless(right, "until", "must be {}, but is {!r}", known.listed, text)
+    levels = _numbers("until", value) if value else []
+    make = getattr(until, name)
+    taken = inspect.signature(make).parameters
+    several = any(one.kind is one.VAR_POSITIONAL for one in taken.values())
+    right = several or len(levels) <= 1
     refuse_unless(right, "until", "must have one number after {}=, but is {!r}", name, text)
-    if name == "time":
-        return until.time(levels[0])
-    return getattr(until, name)(*levels, time_limit=time_limit)
+    return make(*levels, **({"time_limit": time_limit} if "time_limit" in taken else {}))
 
 
 def measure(text: str) -> Measure:
     """The measure with a name, speed and space such as `dwell=0.1:u`."""
     parts = re.fullmatch(r"(\w+)(?:=([^:]*))?(?::(\w+))?", text)
     name, value, space = parts.groups() if parts else ("", None, None)
-    spaceless = ("margin_zero", "margin_at", "dip")
-    known = ("path_length", "dwell", "slowest", *spaceless, "change", "rate_ratio")
+    takes = OPTIONS["measure"].takes
+    known = ", ".join(takes)
+    refuse_unless(name in takes, "measure", "must be one of {}, but is {!r}", known, text)
+    numbered = (f"a {what.lower()} after {one}=" for one, what in takes.items() if what)
     refuse_unless(
-        name in known, "measure", "must be one of {}, but is {!r}", ", ".join(known), text
-    )
-    refuse_unless(
-        (value is not None) == (name in ("dwell", "margin_at")),
+        (value is not None) == bool(takes[name]),
         "measure",
-        "must have a speed after dwell=, a margin after margin_at=, and no number after another "
-        "name, but is {!r}",
+        "must have {}, and no number after another name, but is {!r}",
+        ", ".join(numbered),
         text,
     )
-    right = space is None or name not in spaceless
+    make = getattr(measures, name)
+    right = space is None or "of" in inspect.signature(make).parameters
     refuse_unless(right, "measure", "must have no space for {}, but is {!r}", name, text)
     levels = [] if value is None else _numbers("measure", value)
-    return getattr(measures, name)(*levels, **({} if space is None else {"of": space}))
+    return make(*levels, **({} if space is None else {"of": space}))

@@ -32,7 +32,7 @@ _DRAWN = {
     "grid": starts.grid,
     "sobol": starts.sobol,
     "uniform": starts.uniform,
-    "latin": starts.latin_hypercube,
+    "latin": starts.latin,
 }
 
 
@@ -165,15 +165,9 @@ class Plan:
         named = {"loss": loss, "policy": policy, "flow": flow, "target": until}
         self._choices = {name: _choices(name, given) for name, given in named.items()}
         self._over = ensemble.checked_over(over, self._flow(self._first))
-        self._options: dict[str, Any] = dict(
-            clock=clock,
-            rtol=rtol,
-            atol=atol,
-            solver=solver,
-            save_at=save_at,
-            block_size=block_size,
-            max_steps=max_steps,
-        )
+        exactness: dict[str, Any] = dict(clock=clock, rtol=rtol, atol=atol, solver=solver)
+        self._options = {**exactness, "save_at": save_at, "block_size": block_size}
+        self._options["max_steps"] = max_steps
         self.most = BLOCK if block is None else integer("block", block)
         self.block = _even_block(self.starts.count, self.most)
         self.optimised = ensemble.worth_optimising(self.runs)

@@ -30,6 +30,7 @@ from flowlab._options import (
     refuse_unless,
 )
 from flowlab.flow import preference_flow
+from flowlab.losses.asked import has_beta, loss, loss_asked
 from flowlab.plans import builders
 from flowlab.plans.plan import Plan
 from flowlab.policies import AbstractPolicy
@@ -146,7 +147,7 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
     refuse_unless(right, "parameters", wanted, parameters)
     over = {name: values for name, values in parameters.items() if isinstance(values, list)}
     fixed = {n: values[0] if n in over else values for n, values in parameters.items()}
-    losses = {name: builders.loss_asked({**asked, "loss": name}, fixed) for name in names}
+    losses = {name: loss_asked({**asked, "loss": name}, fixed) for name in names}
     if asked["beta"] and len(asked["beta"]) > 1:
         over = {"beta": asked["beta"], **over}
     return losses, over or None
@@ -176,7 +177,7 @@ def _described(asked: dict[str, Any]) -> dict[str, Any]:
     said = {name: value for name, value in asked.items() if value not in (None, {}, [])}
     said |= {"lower": list(asked["lower"]), "upper": list(asked["upper"])}
     if not asked["beta"] and isinstance(asked["loss"], str):
-        found = builders.loss(asked["loss"], {})
-        if builders.has_beta(found):
+        found = loss(asked["loss"], {})
+        if has_beta(found):
             said["beta"] = [float(found.beta)]  # type: ignore[attr-defined]
     return said

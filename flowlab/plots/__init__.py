@@ -5,22 +5,21 @@ is made; it is reached as `ax.figure`. Axes are named for what they show unless 
 already, and the legend above an Axes gathers the entries of everything that was drawn on it.
 """
 
-from flowlab.plots.canvas import (
-    LOG_RATIOS,
-    RATIOS,
-    panels,
-    save,
-    shared_legend,
-)
-from flowlab.plots.comparison import comparison
-from flowlab.plots.critical import basins, branches, critical_points, separatrices
-from flowlab.plots.displacement import displacement, displacements
-from flowlab.plots.fields import field, loss_surface
-from flowlab.plots.maps import changes, map_of
-from flowlab.plots.paths import lines, log_path, walls
-from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
-from flowlab.plots.portraits import portrait, portraits
-from flowlab.plots.training import training_run, training_steps
+from typing import TYPE_CHECKING
+
+from flowlab._lazy import on_demand
+
+if TYPE_CHECKING:
+    from flowlab.plots.canvas import LOG_RATIOS, RATIOS, panels, save, shared_legend
+    from flowlab.plots.card_comparison import comparison
+    from flowlab.plots.card_portraits import portrait, portraits
+    from flowlab.plots.critical import basins, branches, critical_points, separatrices
+    from flowlab.plots.displacement_maps import displacement, displacements
+    from flowlab.plots.fields import field, loss_surface
+    from flowlab.plots.maps import changes, map_of
+    from flowlab.plots.paths import lines, log_path, walls
+    from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
+    from flowlab.plots.training import training_run, training_steps
 
 __all__ = [
     "LAYERS",
@@ -51,3 +50,19 @@ __all__ = [
     "training_steps",
     "walls",
 ]
+
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        "canvas": ("LOG_RATIOS", "RATIOS", "panels", "save", "shared_legend"),
+        "card_comparison": ("comparison",),
+        "critical": ("basins", "branches", "critical_points", "separatrices"),
+        "displacement_maps": ("displacement", "displacements"),
+        "fields": ("field", "loss_surface"),
+        "maps": ("changes", "map_of"),
+        "paths": ("lines", "log_path", "walls"),
+        "phase": ("LAYERS", "nullclines", "phase_portrait", "slow_regions"),
+        "card_portraits": ("portrait", "portraits"),
+        "training": ("training_run", "training_steps"),
+    },
+)

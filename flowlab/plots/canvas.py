@@ -21,6 +21,7 @@ __all__ = [
     "cell_edges",
     "check_plane",
     "checked_states",
+    "draw_line",
     "finish",
     "legend_beside",
     "name_axes",
@@ -194,6 +195,42 @@ def _gathered(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
         if legend is not None:
             legend.remove()
     return list(entries.values()), list(entries)
+
+
+def draw_line(
+    ax: Axes,
+    path: Float[np.ndarray, "k 2"],
+    color: str,
+    *,
+    width: float = 1.1,
+    order: float = 3,
+    dot: bool = True,
+    spans: tuple[Span, Span] = ((-np.inf, np.inf), (-np.inf, np.inf)),
+    shortest: float = 0.0,
+) -> None:
+    """Draw one flow line, with an arrowhead halfway along the part of it within the ranges.
+
+    Args:
+        ax: Where to draw.
+        path: Successive states.
+        color: Colour of the line.
+        width: Width of the line, points.
+        order: Place among what is drawn, as matplotlib's `zorder`.
+        dot: Whether its start has a dot.
+        spans: The ranges.
+        shortest: Length of that part up to which there is no arrowhead.
+    """
+    ax.plot(*path.T, color=color, linewidth=width, zorder=order)
+    if dot:
+        ax.plot(*path[0], color=color, marker="o", markersize=3.5, zorder=order + 0.2)
+    low, high = np.transpose(spans)
+    seen = np.all((low <= path) & (path <= high), axis=1)
+    lengths = np.hypot(*np.diff(path, axis=0).T) * (seen[1:] & seen[:-1])
+    if lengths.sum() <= shortest:
+        return
+    half = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))
+    style = dict(arrowstyle="-|>", color=color, linewidth=width, shrinkA=0, shrinkB=0)
+    ax.annotate("", tuple(path[half + 1]), tuple(path[half]), arrowprops=style, zorder=order)
 
 
 def cell_edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:

@@ -15,6 +15,7 @@ from flowlab.plots.canvas import (
     LOG_RATIOS,
     Span,
     checked_states,
+    draw_line,
     finish,
     names_for,
     target_axes,
@@ -22,7 +23,7 @@ from flowlab.plots.canvas import (
 from flowlab.solve import Line, flow_line
 from flowlab.until import AbstractTarget
 
-__all__ = ["FINE_RTOL", "LoggedRun", "draw_line", "lines", "log_path", "walls"]
+__all__ = ["FINE_RTOL", "LoggedRun", "lines", "log_path", "walls"]
 
 FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
 _ON_WALL = 1e-5
@@ -166,42 +167,6 @@ def log_path(log: LoggedRun, *, ax: Axes | None = None) -> Axes:
     ax.plot(*log.points[0], linestyle="none", zorder=6, label="its first point", **first)
     ax.figure.colorbar(drawn, ax=ax, label="optimiser step")
     return finish(ax, LOG_RATIOS)
-
-
-def draw_line(
-    ax: Axes,
-    path: Float[np.ndarray, "k 2"],
-    color: str,
-    *,
-    width: float = 1.1,
-    order: float = 3,
-    dot: bool = True,
-    spans: tuple[Span, Span] = ((-np.inf, np.inf), (-np.inf, np.inf)),
-    shortest: float = 0.0,
-) -> None:
-    """Draw one flow line, with an arrowhead halfway along the part of it within the ranges.
-
-    Args:
-        ax: Where to draw.
-        path: Successive states.
-        color: Colour of the line.
-        width: Width of the line, points.
-        order: Place among what is drawn, as matplotlib's `zorder`.
-        dot: Whether its start has a dot.
-        spans: The ranges.
-        shortest: Length of that part up to which there is no arrowhead.
-    """
-    ax.plot(*path.T, color=color, linewidth=width, zorder=order)
-    if dot:
-        ax.plot(*path[0], color=color, marker="o", markersize=3.5, zorder=order + 0.2)
-    low, high = np.transpose(spans)
-    seen = np.all((low <= path) & (path <= high), axis=1)
-    lengths = np.hypot(*np.diff(path, axis=0).T) * (seen[1:] & seen[:-1])
-    if lengths.sum() <= shortest:
-        return
-    half = int(np.searchsorted(np.cumsum(lengths), lengths.sum() / 2))
-    style = dict(arrowstyle="-|>", color=color, linewidth=width, shrinkA=0, shrinkB=0)
-    ax.annotate("", tuple(path[half + 1]), tuple(path[half]), arrowprops=style, zorder=order)
 
 
 def _sliding_parts(

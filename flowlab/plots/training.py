@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Ellipse
 from scipy.special import fdtri, stdtrit
 
-from flowlab.plots.canvas import LOG_RATIOS, Span, finish, target_axes
-from flowlab.plots.paths import draw_line
+from flowlab.plots.canvas import Span, draw_line, finish, target_axes
 
 __all__ = ["training_run", "training_steps"]
 
@@ -17,6 +16,8 @@ _SIZE = (5.2, 4.8)  # inches: as wide as a phone, with letters that are read the
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _RUNS = (_BLUE, _VERMILION, _GREEN, _PURPLE, "#e69f00", "#56b4e9")  # Okabe and Ito
 _WEIGHTS, _COLORS = ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0)), (_BLUE, _VERMILION, "black")
+# In words: whoever reads a report of a run has not met the symbols of the plane.
+_NAMES = ("chosen log-ratio (nats)", "rejected log-ratio (nats)")
 _STYLES = ("-", "--", ":")  # of the chosen, the rejected response and the margin
 _HELD = 0.95  # of the true means, by ellipses and bands
 _GRID = 61  # points of a side, for the levels of the loss
@@ -100,8 +101,8 @@ def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
                 bound, color=color if several else "0.3", linewidth=1.2, linestyle=(0, (1, 1))
             )
     if any(inside):
-        ax.plot([], [], color="0.3", linestyle=":", label="chosen probability 1")
-    return finish(ax, LOG_RATIOS, spans, columns=2 if len(runs) == 1 else 1)
+        ax.plot([], [], color="0.3", linestyle=":", label="ceiling: probability 1")
+    return finish(ax, _NAMES, spans, columns=2 if len(runs) == 1 else 1)
 
 
 def training_steps(*runs: _Run, ax: Axes | None = None) -> Axes:
@@ -144,23 +145,23 @@ def _draw_run(ax: Axes, run: _Run, color: str, *, named: bool) -> None:
     seen = run.windows
     ax.plot(*run.points.T, ".", color=color, alpha=0.25, markersize=3, zorder=2, linewidth=0)
     if not named:
-        ax.plot([], [], ".", color=color, alpha=0.4, label="rows of the log")
-    label = run.title if named else "windows (ellipse: 95 %)"
+        ax.plot([], [], ".", color=color, alpha=0.4, label="single rows of the log")
+    label = run.title if named else "averages of rows (ellipse: 95 %)"
     ax.plot(*seen.mean.T, "o-", color=color, markersize=3.5, linewidth=1.2, zorder=5, label=label)
     for mean, covariance, freedom in zip(seen.mean, seen.covariance, seen.freedom, strict=True):
         _draw_ellipse(ax, mean, covariance, freedom, color)
     ax.plot(*seen.mean[0], "s", color="white", markeredgecolor=color, markersize=6, zorder=6)
     if not named:
-        ax.plot([], [], "s", color="white", markeredgecolor=color, label="first window")
+        ax.plot([], [], "s", color="white", markeredgecolor=color, label="first average")
     if run.coupled is not None:
         dark = "black" if not named else color
         draw_line(ax, run.coupled[:2], dark, width=1.6, order=4, dot=False)
         ax.plot(*run.coupled[1:].T, color=dark, linewidth=1.4, linestyle="--", zorder=4)
         if not named:
-            ax.plot([], [], color=dark, label="fitted coupling (dashed: ahead)")
+            ax.plot([], [], color=dark, label="straight path (dashed: forecast)")
     if run.uncoupled is not None and not named:
         ax.plot(*run.uncoupled.T, color="0.35", linewidth=0.8, zorder=3)
-        ax.plot([], [], color="0.35", linewidth=0.8, label="no coupling")
+        ax.plot([], [], color="0.35", linewidth=0.8, label="path without coupling")
 
 
 def _draw_ellipse(
@@ -195,7 +196,7 @@ def _draw_levels(ax: Axes, run: _Run, spans: tuple[Span, Span]) -> None:
     levels = np.unique(np.quantile(values, np.linspace(0, 1, _LEVELS + 2)[1:-1]))
     drawn = ax.contour(*axes, grid, levels=levels, colors="0.82", linewidths=0.8, zorder=0.5)
     ax.clabel(drawn, fontsize="x-small", colors="0.5", fmt=lambda value: f"{value:.3g}")
-    ax.plot([], [], color="0.75", linewidth=0.8, label="levels of the loss")
+    ax.plot([], [], color="0.75", linewidth=0.8, label="equal loss")
 
 
 def _draw_quantity(

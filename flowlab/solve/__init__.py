@@ -1,24 +1,29 @@
 """One flow line, or a block of lanes: the only module that knows diffrax."""
 
-from flowlab.solve.compilation import Program, compiled, exact_products
-from flowlab.solve.engine import advance, resume, safe_problem
-from flowlab.solve.exits import exit_from, exit_from_interval
-from flowlab.solve.fingerprints import fingerprint, motion_of, one_call, one_of, operations_at
-from flowlab.solve.lane_lifecycle import begin, finish, potentials
-from flowlab.solve.line import Line, flow_line
-from flowlab.solve.method import Method, make_method
-from flowlab.solve.noise import Minibatch, Thermal
-from flowlab.solve.paths import NoisyRuns, noisy_runs
-from flowlab.solve.problem import (
-    Lanes,
-    Problem,
-    check_counts,
-    check_states,
-    check_target,
-    default_rtol,
-    filled,
-    make_problem,
-)
+from typing import TYPE_CHECKING
+
+from flowlab._lazy import on_demand
+
+if TYPE_CHECKING:
+    from flowlab.solve.compilation import Program, compiled, exact_products
+    from flowlab.solve.engine import advance, resume, safe_problem
+    from flowlab.solve.exits import exit_from, exit_from_interval
+    from flowlab.solve.fingerprints import fingerprint, motion_of, one_call, one_of, operations_at
+    from flowlab.solve.lane_lifecycle import begin, finish, potentials
+    from flowlab.solve.line import Line, flow_line
+    from flowlab.solve.method import Method, make_method
+    from flowlab.solve.noise import Minibatch, Thermal
+    from flowlab.solve.paths import NoisyRuns, noisy_runs
+    from flowlab.solve.problem import (
+        Lanes,
+        Problem,
+        check_counts,
+        check_states,
+        check_target,
+        default_rtol,
+        filled,
+        make_problem,
+    )
 
 __all__ = [
     "Lanes",
@@ -54,3 +59,28 @@ __all__ = [
     "resume",
     "safe_problem",
 ]
+
+__getattr__, __dir__ = on_demand(
+    __name__,
+    {
+        "compilation": ("Program", "compiled", "exact_products"),
+        "engine": ("advance", "resume", "safe_problem"),
+        "exits": ("exit_from", "exit_from_interval"),
+        "fingerprints": ("fingerprint", "motion_of", "one_call", "one_of", "operations_at"),
+        "lane_lifecycle": ("begin", "finish", "potentials"),
+        "line": ("Line", "flow_line"),
+        "method": ("Method", "make_method"),
+        "noise": ("Minibatch", "Thermal"),
+        "paths": ("NoisyRuns", "noisy_runs"),
+        "problem": (
+            "Lanes",
+            "Problem",
+            "check_counts",
+            "check_states",
+            "check_target",
+            "default_rtol",
+            "filled",
+            "make_problem",
+        ),
+    },
+)

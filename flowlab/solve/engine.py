@@ -10,7 +10,7 @@ elsewhere under the clock that is regular everywhere; a lane that fails leaves w
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -23,6 +23,7 @@ from flowlab._arrays import like
 from flowlab.measures import NODES, Nodes
 from flowlab.solve.clocks import ARC_LENGTH, AbstractLevelClock, Hand
 from flowlab.solve.crossings import first_crossing, followed, interpolated
+from flowlab.solve.errors import lane_errors
 from flowlab.solve.events import apply_clock_event, apply_event
 from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
@@ -31,14 +32,12 @@ from flowlab.solve.rest import rested
 from flowlab.solve.signals import signals, signals_after
 from flowlab.until import Outcome
 
-__all__ = ["Lanes", "Problem", "Tape", "advance", "lane_errors", "resume", "safe_problem"]
+__all__ = ["Lanes", "Problem", "Tape", "advance", "resume", "safe_problem"]
 
 _EVICT_BELOW = 1e-5
 """Part of the first step under which the lanes that want a smaller one leave the block."""
 _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
-_ROUNDINGS = 4.0  # of a coordinate, that an error must exceed to count in a signal
-_PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
@@ -115,56 +114,6 @@ def advance(
 
     loop = lax.while_loop(going, lambda loop: _stepped(problem, method, loop, errors), loop)
     return loop.lanes, loop.tries, loop.tape
-
-
-def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
-    """Largest error of each lane over what is allowed; infinite where it is not finite."""
-
-    def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-        domain, before = problem.flow.domain, lane.point
-        larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
-        # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
-        place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
-        allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
-        tiny = jnp.finfo(after.time.dtype).tiny
-        rest = jax.tree.map(lambda x: problem.rtol * x + tiny, larger)
-        coarse = jnp.maximum(problem.rtol, _PRESSURE)
-        pressure = None if larger.pressure is None else coarse * larger.time + tiny
-        allowed = Point.of(allowed, rest.time, rest.integrals, pressure)
-        shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
-        if problem.target.of_state and not problem.clock.linear:
-            shares.append(_signal_error(problem, lane, after, error))
-        largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
-        sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
-        return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
-
-    return lanewise(of_lane)(*lax.stop_gradient((lanes, after, error)))
-
-
-def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The error that a step makes in the signal of its target, over what is allowed.
-
-    Across a stiff direction an error within the tolerance of the coordinates can be most of what is
-    left of a loss or a speed. A level of zero has no size that it could be small beside.
-    """
-
-    def signal(coordinates: Float[Array, " d"]) -> Float[Array, ""]:
-        state = problem.flow.domain.state(coordinates)
-        return problem.target.signal(problem.flow, state, after.time)[lane.level]
-
-    def without(x: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:
-        # No smaller step makes fewer roundings.
-        rounded = jnp.abs(error) <= _ROUNDINGS * jnp.finfo(x.dtype).eps * jnp.abs(x)
-        return jnp.where(rounded, x, x - error)
-
-    value = signal(after.coordinates)
-    change = jnp.abs(value - signal(jax.tree.map(without, after.coordinates, error.coordinates)))
-    level = jnp.asarray(problem.target.levels, value.dtype)[lane.level]
-    # Beyond a wall the potential need not be defined.
-    change = jnp.where(jnp.isfinite(change), change, 0)
-    size = jnp.maximum(jnp.abs(level) + jnp.abs(value), problem.target.absolute_below)
-    sizeless = (level == 0) & (problem.target.absolute_below == 0)
-    return jnp.where(sizeless, 0, change / jnp.where(sizeless, 1, problem.rtol * size))
 
 
 def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int | None) -> _Loop:

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from flowlab._arrays import all_finite
 from flowlab.domains import AbstractDomain
@@ -48,17 +48,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
     state = domain.state(coordinates)
     walls, velocity, free = _first_walls(problem, state)
     value = flow.potential(state)
-    ahead = problem.target.signal(flow, state, zero)
-    level = jnp.sum(ahead <= 0).astype(jnp.int32)
-    defined = jnp.isfinite(value) & all_finite(free) & all_finite(ahead)
-    outcome = _first_outcome(
-        (~finite, Outcome.non_finite),
-        (~inside, Outcome.outside_domain),
-        (~defined, Outcome.non_finite),
-        (level >= problem.levels, Outcome.started_past_target),
-        (is_stationary(free), Outcome.at_critical_point),
-        (is_stationary(velocity), Outcome.at_wall),
-    )
+    level, outcome = _first_outcome(problem, state, value, (velocity, free), (finite, inside))
     atol = domain.default_atol(state, problem.rtol) if problem.atol is None else problem.atol
     began = problem.clock.reading(flow, state, value)
     levels = problem.clock.levels(flow, problem.target)
@@ -79,6 +69,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
         steps=no,
         signals=zero,
         start=coordinates,
+        start_velocity=velocity if problem.measures else None,
         start_value=began,
         span=problem.clock.span(levels, began),
         atol=None if atol is None else jnp.asarray(atol, zero.dtype),
@@ -105,10 +96,31 @@ def _first_coordinates(
     return finite, inside, jax.tree.map(lambda x: jnp.where(inside, x, 0), somewhere)
 
 
-def _first_outcome(*codes: tuple[Bool[Array, ""], Outcome]) -> Array:
-    """The outcome of the first condition that holds; 0 for none."""
+def _first_outcome(
+    problem: Problem,
+    state: PyTree[Array],
+    value: Float[Array, ""],
+    velocities: tuple[PyTree[Array], PyTree[Array]],
+    fit: tuple[Bool[Array, ""], Bool[Array, ""]],
+) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The number of levels met at a start, and its outcome before any step; 0 for none.
+
+    Its velocities are that along the walls and the free one; it is fit if finite, and inside.
+    """
+    (velocity, free), (finite, inside) = velocities, fit
+    ahead = problem.target.signal(problem.flow, state, jnp.zeros((), value.dtype))
+    level = jnp.sum(ahead <= 0).astype(jnp.int32)
+    defined = jnp.isfinite(value) & all_finite(free) & all_finite(ahead)
+    codes = (
+        (~finite, Outcome.non_finite),
+        (~inside, Outcome.outside_domain),
+        (~defined, Outcome.non_finite),
+        (level >= problem.levels, Outcome.started_past_target),
+        (is_stationary(free), Outcome.at_critical_point),
+        (is_stationary(velocity), Outcome.at_wall),
+    )
     running = jnp.zeros((), jnp.int32)
-    return jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], running)
+    return level, jnp.select([c for c, _ in codes], [jnp.int32(o) for _, o in codes], running)
 
 
 def _first_point(
@@ -228,6 +240,5 @@ def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTre
 def _ends(problem: Problem, lane: Lanes, end: PyTree[Array], time: Float[Array, ""]) -> Ends:
     domain = problem.flow.domain
     start, last = domain.state(lane.start), domain.state(lane.point.coordinates)
-    _, first_velocity, _ = _first_walls(problem, start)
     last_velocity = motion(problem, last, lane.walls).velocity
-    return Ends(start, first_velocity, last, last_velocity, end, time, time - lane.point.time)
+    return Ends(start, lane.start_velocity, last, last_velocity, end, time, time - lane.point.time)

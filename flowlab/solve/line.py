@@ -176,14 +176,23 @@ def flow_line(
         )
         method = make_method(solver, rtol=default_rtol(dtype) if rtol is None else rtol)
         max_steps = _affordable_steps(method, start) if max_steps is None else max_steps
-        if traced:
-            with exact_products():
-                line, _ = _line((problem, method), start, max_steps)
-            return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
-        line, strayed = _as_numpy(_compiled_line((problem, method), start, max_steps))
-        if strayed:
-            safe = (safe_problem(problem), method)
-            line, _ = _as_numpy(_compiled_line(safe, start, max_steps))
+        followed = _traced_line if traced else _line_now
+        return followed((problem, method), start, max_steps)
+
+
+def _traced_line(solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int) -> Line:
+    """A line within a program that is traced; whoever runs that sees to what becomes of it."""
+    with exact_products():
+        line, _ = _line(solved, start, max_steps)
+    return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
+
+
+def _line_now(solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_steps: int) -> Line:
+    """A line in NumPy, followed again under the clock regular everywhere if its own led astray."""
+    line, strayed = _as_numpy(_compiled_line(solved, start, max_steps))
+    if strayed:
+        problem, method = solved
+        line, _ = _as_numpy(_compiled_line((safe_problem(problem), method), start, max_steps))
     return _trimmed(_fit(line, start))
 
 

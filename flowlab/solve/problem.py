@@ -136,6 +136,7 @@ class Lanes(eqx.Module):
         steps: Accepted steps.
         signals: Positive until an event happens; shape (m, n).
         start: Coordinates at the start.
+        start_velocity: Velocity there, along the walls; None where nothing is measured.
         start_value: Potential at the start, or margin where that is the clock.
         span: Length of the way in the clock.
         atol: Absolute tolerance of the state; None for none.
@@ -157,6 +158,7 @@ class Lanes(eqx.Module):
     steps: Int[Array, "*n"]
     signals: Float[Array, "m *n"]
     start: PyTree[Float[Array, "*n"]]
+    start_velocity: PyTree[Float[Array, "*n"]] | None
     start_value: Float[Array, "*n"]
     span: Float[Array, "*n"]
     atol: Float[Array, "*n"] | None

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from flowlab.solve.engine import advance, lane_errors, resume
+from flowlab.solve.engine import advance, resume
+from flowlab.solve.errors import lane_errors
 from flowlab.solve.lane_lifecycle import begin, finish
 from flowlab.solve.method import Method
 from flowlab.solve.problem import Lanes, Point, Problem

@@ -88,37 +88,43 @@ def run(
     check_folder("Argument `out`", folder, _pages.REPORT)
     settings = _settings(betas, quick, dtype)
     folder.mkdir(parents=True, exist_ok=True)
-    # A step for each geometry, on which the sweeps take most of the time, and for each other stage.
-    total = len(GEOMETRIES) + len(_STAGES) - 1
-    with tqdm(total=total, disable=_pages.disabled(progress), leave=False) as bar:
-
-        def stage(name: str) -> None:
-            done = len(GEOMETRIES) + _STAGES.index(name) - 1
-            bar.update(done - bar.n if name != _STAGES[0] else 0)
-            bar.set_description(name)
-
-        def geometry_done(name: str) -> None:
-            bar.update()
-            bar.set_postfix_str(name)
-
-        stage(_STAGES[0])
-        data = collect(settings, log, progress, geometry_done)
+    with _Bar(disable=_pages.disabled(progress), leave=False) as bar:
+        bar.begin(_STAGES[0])
+        data = collect(settings, log, progress, bar.geometry_done)
         bar.set_postfix_str("")
-        stage(_STAGES[1])
+        bar.begin(_STAGES[1])
         claims = evaluate(data)
         accuracy = {beta: _accuracy(data, beta) for beta in settings.betas}
-        stage(_STAGES[2])
+        bar.begin(_STAGES[2])
         drawn = figures.draw(data, folder / "figures", bar.set_postfix_str)
-        stage(_STAGES[3])
+        bar.begin(_STAGES[3])
         store.write(
             _dataset(data), folder / "sweep.zarr", description=_description(data), overwrite=True
         )
-        stage(_STAGES[4])
+        bar.begin(_STAGES[4])
         seconds = time.perf_counter() - begun
         study = Study(folder, data, claims, likeness(), accuracy, seconds)
         write_json(to_json(claims), folder / "claims.json")
         (folder / _pages.REPORT).write_text(_page(study, drawn), encoding="utf-8")
     return study
+
+
+class _Bar(tqdm):
+    """A step for each geometry, on which sweeps take most of the time, and for each later stage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(total=len(GEOMETRIES) + len(_STAGES) - 1, **options)
+
+    def begin(self, stage: str) -> None:
+        """Tell of a stage, before which all others are done."""
+        done = len(GEOMETRIES) + _STAGES.index(stage) - 1
+        self.update(done - self.n if stage != _STAGES[0] else 0)
+        self.set_description(stage)
+
+    def geometry_done(self, name: str) -> None:
+        """Tell of a geometry that is done."""
+        self.update()
+        self.set_postfix_str(name)
 
 
 def _settings(betas: Sequence[float] | None, quick: bool, dtype: Any) -> Settings:

@@ -16,7 +16,7 @@ from flowlab.critical.points import described, distinct, refined
 from flowlab.critical.tolerances import EXACT_STEP, NEWTON_STEPS
 from flowlab.critical.types import CriticalPoint, Kind
 
-__all__ = ["BALL", "Equilibrium", "find"]
+__all__ = ["BALL", "CriticalSet", "find"]
 
 Stability = Literal["stable", "unstable", "saddle", "neutral"]
 
@@ -32,7 +32,7 @@ _STRAIGHT = 1e-6  # of the reach, by which a straight line may bend, and of 1, b
 
 
 @dataclass(frozen=True)
-class Equilibrium:
+class CriticalSet:
     """A point, a line or a region where the velocity vanishes.
 
     Attributes:
@@ -61,7 +61,7 @@ class Equilibrium:
         return min(dying, default=float("nan"))
 
 
-def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[Equilibrium, ...]:
+def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[CriticalSet, ...]:
     """The critical points within reach that Newton's method finds, and the nearest flat region.
 
     A tail along which the gradient falls to zero has none: there Newton's step does not shrink.
@@ -79,12 +79,12 @@ def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[Equilibrium, 
     return tuple(sorted(found, key=_from_reference))
 
 
-def _from_reference(found: Equilibrium) -> tuple[float, float, float]:
+def _from_reference(found: CriticalSet) -> tuple[float, float, float]:
     """The key to sort by: distance from the reference point; the place where that is equal."""
     return round(float(np.hypot(*found.place)), 9), *found.place
 
 
-def _in_words(plane: Plane, point: CriticalPoint) -> Equilibrium:
+def _in_words(plane: Plane, point: CriticalPoint) -> CriticalSet:
     """A critical point, or a line of them, as a card tells it."""
     margin: float | None = float(point.place[0] - point.place[1])
     straight, path = True, point.path
@@ -100,7 +100,7 @@ def _in_words(plane: Plane, point: CriticalPoint) -> Equilibrium:
     (chosen, rejected), (least, most) = map(np.ndarray.tolist, (point.place, point.rates))
     kind: Literal["point", "line"] = "point" if path is None else "line"
     stability = _STABILITY[point.kind]
-    return Equilibrium(kind, (chosen, rejected), stability, (least, most), margin, straight, path)
+    return CriticalSet(kind, (chosen, rejected), stability, (least, most), margin, straight, path)
 
 
 def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " 2"]:
@@ -131,12 +131,12 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, 
 
 def _regions(
     plane: Plane, flat: Float[np.ndarray, "n 2"], outer: Float[np.ndarray, "m 2"]
-) -> list[Equilibrium]:
+) -> list[CriticalSet]:
     """The flat region that is nearest to the reference point, from places in such and outside."""
     if not len(flat):
         return []
     if not len(outer):
-        return [Equilibrium("region", (0.0, 0.0), "neutral", (0.0, 0.0), None)]
+        return [CriticalSet("region", (0.0, 0.0), "neutral", (0.0, 0.0), None)]
     anchor = np.broadcast_to(outer[np.argmin(np.linalg.norm(outer, axis=1))], flat.shape)
     inside, outside, jumps = rims(plane.flow, flat, anchor, plane.scale)
     if not jumps.any():
@@ -145,4 +145,4 @@ def _regions(
     into = (inside - outside)[nearest] @ plane.field(outside[[nearest]]).velocity[0]
     chosen, rejected = inside[nearest].tolist()
     stability: Stability = "stable" if into > 0 else "unstable"
-    return [Equilibrium("region", (chosen, rejected), stability, (0.0, 0.0), None)]
+    return [CriticalSet("region", (chosen, rejected), stability, (0.0, 0.0), None)]

@@ -16,12 +16,13 @@ from scipy.spatial import KDTree
 
 from flowlab import _checks as checks
 from flowlab import until
-from flowlab.cards import Card, Equilibrium
+from flowlab.cards import Card, CriticalSet
 from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.plots.canvas import (
     LOG_RATIOS,
     WITH_LEGEND,
     Span,
+    draw_line,
     legend_beside,
     name_axes,
     name_outer_axes,
@@ -32,7 +33,7 @@ from flowlab.plots.canvas import (
 )
 from flowlab.plots.critical import POINT_COLOR, draw_line_of_points, draw_point
 from flowlab.plots.fields import SampledFlow, evaluate, sample
-from flowlab.plots.paths import FINE_RTOL, draw_line
+from flowlab.plots.paths import FINE_RTOL
 from flowlab.plots.phase import (
     DOTTED,
     draw_arrows,
@@ -60,7 +61,7 @@ _KINDS = {"stable": "minimum", "unstable": "maximum", "saddle": "saddle", "neutr
 
 Spans = tuple[Span, Span]
 # Critical points, lines and regions of a card, each with the points that are drawn of it.
-CriticalSets = Sequence[tuple[Equilibrium, Float[np.ndarray, "k 2"]]]
+CriticalSets = Sequence[tuple[CriticalSet, Float[np.ndarray, "k 2"]]]
 
 
 def portrait(
@@ -100,7 +101,7 @@ def portrait(
     grid = sample(flow, x, y)
     speed = card.speed or typical_speed(grid)
     spacing = _SPACING * _width(spans)
-    critical_sets = [(critical, _points_of(critical, spacing)) for critical in card.equilibria]
+    critical_sets = [(critical, _points_of(critical, spacing)) for critical in card.critical_sets]
     ax = target_axes(ax, size=WITH_LEGEND)
     name_axes(ax, LOG_RATIOS)
     _shade_parts(ax, grid, _SLOW * speed, critical_sets)
@@ -149,7 +150,7 @@ def portraits(
     return figure, axes
 
 
-def _points_of(critical: Equilibrium, spacing: float) -> Float[np.ndarray, "k 2"]:
+def _points_of(critical: CriticalSet, spacing: float) -> Float[np.ndarray, "k 2"]:
     """A point, or points along a line, by a spline through those of the card."""
     path = np.array([critical.place]) if critical.path is None else critical.path
     lengths = np.hypot(*np.diff(path, axis=0).T)
@@ -257,14 +258,14 @@ def _draw_critical_points(ax: Axes, critical_sets: CriticalSets, spans: Spans) -
     ax.text(0.02, 0.02, textwrap.fill(words, _OUTSIDE), transform=ax.transAxes, **style)
 
 
-def _name_of(critical: Equilibrium) -> str:
+def _name_of(critical: CriticalSet) -> str:
     """The entry in the legend."""
     if critical.kind != "point":
-        return f"{critical.stability} {critical.kind} of equilibria"
-    return "saddle" if critical.stability == "saddle" else f"{critical.stability} equilibrium"
+        return f"{critical.stability} {critical.kind} of critical points"
+    return "saddle" if critical.stability == "saddle" else f"{critical.stability} critical point"
 
 
-def _words(critical: Equilibrium) -> str:
+def _words(critical: CriticalSet) -> str:
     """The kind and the place, for what lies outside of the axes."""
     at = f"({critical.place[0]:.4g}, {critical.place[1]:.4g})"
     if critical.kind == "line" and critical.margin is not None:

@@ -1,0 +1,32 @@
+"""Packages that import what they offer when it is first used."""
+
+import importlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+__all__ = ["on_demand"]
+
+
+def on_demand(
+    package: str, homes: Mapping[str, Sequence[str]], submodules: Collection[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """The functions `__getattr__` and `__dir__` of a package that imports its parts when asked.
+
+    No part may have the name of something that is offered: once it is imported, Python would bind
+    that name to it.
+
+    Args:
+        package: Its name.
+        homes: What it offers, by the module of it that has it.
+        submodules: Further modules that are reached as its attributes.
+    """
+    home = {name: module for module, names in homes.items() for name in names}
+
+    def found(name: str) -> Any:
+        if name in home:
+            return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
+        if name in submodules:
+            return importlib.import_module(f"{package}.{name}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return found, lambda: sorted({*home, *submodules})

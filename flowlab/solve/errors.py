@@ -1,0 +1,90 @@
+"""Errors of a step over what is allowed, by which the next one is chosen.
+
+The solver estimates the error e of the coordinates. Across a stiff direction, an e within their
+tolerance can be most of what is left of a loss, or move as fast as the whole line does: what a
+target or a measure looks at is therefore compared at y and at y − e.
+"""
+
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from flowlab.flow import largest
+from flowlab.solve.field import velocity_of_coordinates
+from flowlab.solve.problem import Lanes, Point, Problem, lanewise
+
+__all__ = ["lane_errors"]
+
+_ROUNDINGS = 4.0  # of a coordinate, that its error must exceed to count: no step makes fewer
+_PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
+_SPEED = 10.0  # tolerances, relative to itself, of a velocity that is measured
+
+
+def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
+    """Largest error of each lane over what is allowed; infinite where it is not finite."""
+
+    def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
+        domain, before = problem.flow.domain, lane.point
+        larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
+        # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
+        place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
+        allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
+        tiny = jnp.finfo(after.time.dtype).tiny
+        rest = jax.tree.map(lambda x: problem.rtol * x + tiny, larger)
+        coarse = jnp.maximum(problem.rtol, _PRESSURE)
+        pressure = None if larger.pressure is None else coarse * larger.time + tiny
+        allowed = Point.of(allowed, rest.time, rest.integrals, pressure)
+        shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
+        if problem.target.of_state and not problem.clock.linear:
+            shares.append(_signal_error(problem, lane, after, error))
+        if problem.measures:
+            shares.append(_velocity_error(problem, lane, after, error))
+        largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
+        sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
+        return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
+
+    return lanewise(of_lane)(*lax.stop_gradient((lanes, after, error)))
+
+
+def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
+    """The error in the signal of the target. A level of zero has no size to be small beside."""
+
+    def signal(coordinates: PyTree[Array]) -> Float[Array, ""]:
+        state = problem.flow.domain.state(coordinates)
+        return problem.target.signal(problem.flow, state, after.time)[lane.level]
+
+    value, change = _change(signal, after, error)
+    level = jnp.asarray(problem.target.levels, value.dtype)[lane.level]
+    size = jnp.maximum(jnp.abs(level) + jnp.abs(value), problem.target.absolute_below)
+    sizeless = (level == 0) & (problem.target.absolute_below == 0)
+    return jnp.where(sizeless, 0, change / jnp.where(sizeless, 1, problem.rtol * size))
+
+
+def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
+    """The error in the velocity that measures see."""
+    value, change = _change(velocity_of_coordinates(problem, lane), after, error)
+    speed = largest(value)
+    return jnp.where(speed > 0, largest(change) / (_SPEED * problem.rtol * speed), 0)
+
+
+def _change(
+    function: Callable[[PyTree[Array]], PyTree[Array]], after: Point, error: Point
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """What a function of the coordinates is after a step, and how far the error changes it.
+
+    Beyond a wall it need not be defined: there it is not changed.
+    """
+
+    def without(x: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:
+        rounded = jnp.abs(error) <= _ROUNDINGS * jnp.finfo(x.dtype).eps * jnp.abs(x)
+        return jnp.where(rounded, x, x - error)
+
+    value = function(after.coordinates)
+    other = function(jax.tree.map(without, after.coordinates, error.coordinates))
+    apart = jax.tree.map(lambda x, y: jnp.abs(x - y), value, other)
+    return value, jax.tree.map(lambda x: jnp.where(jnp.isfinite(x), x, 0), apart)

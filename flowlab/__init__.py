@@ -2,8 +2,9 @@
 
 The verbs and nouns most people need are here; everything else is in the public submodules
 (`domains`, `losses`, `policies`, `potentials`, `flow`, `exact`, `until`, `measures`, `logs`,
-`starts`, `store`, `plans`, `critical`, `cards`, `displacement`, `descent`, `plots`, `study`).
-Submodules are imported when they are first used, so that the import itself stays quick.
+`starts`, `store`, `plans`, `models`, `data`, `critical`, `cards`, `displacement`, `descent`,
+`replay`, `plots`, `study`). Submodules are imported when they are first used, so that the import
+itself stays quick.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ __getattr__, __dir__ = on_demand(
         "cards",
         "cli",
         "critical",
+        "data",
         "descent",
         "displacement",
         "domains",
@@ -65,10 +67,12 @@ __getattr__, __dir__ = on_demand(
         "logs",
         "losses",
         "measures",
+        "models",
         "plans",
         "plots",
         "policies",
         "potentials",
+        "replay",
         "solve",
         "starts",
         "store",

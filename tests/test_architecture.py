@@ -43,10 +43,13 @@ LAYOUT = (
     "plans",
     "critical",
     "cards",
+    "models",
+    "data",
     "displacement",
     "descent",
     "plots",
     "logs",
+    "replay",
     "study",
     "cli",
 )

@@ -1,8 +1,4 @@
-"""Discrete training on the loss and policy of a flow: any optimiser of optax, step by step.
-
-A flow is what plain gradient descent does in the limit of small steps. Here are the steps
-themselves, with momentum, adaptive step sizes or the noise of minibatches, and how far they go
-from the flow line.
+"""Training runs of an optimiser on the loss of a flow, and how far they go from its flow lines.
 
 k: steps that were kept, the start included.
 """
@@ -29,7 +25,7 @@ from flowlab.until import Outcome
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["Descent", "descend", "distance"]
+__all__ = ["Descent", "descend", "distance", "lenient"]
 
 _BETWEEN = 8  # points of a flow line looked at in each of its steps
 
@@ -180,7 +176,7 @@ def _run(
         carry = lax.fori_loop(0, counts[1], step, carry)
         return carry, _row(flow, carry)
 
-    with _lenient():
+    with lenient():
         memory = jax.tree.map(jnp.asarray, optimiser.init(start))
     first = (start, memory, jnp.zeros((), jnp.int32), _outcome(flow, start), key)
     _, rows = lax.scan(kept, first, length=counts[0])
@@ -193,7 +189,7 @@ def _observed(things: tuple[AbstractFlow, Any], state: PyTree[Array]) -> tuple[A
     """All that the functions of a flow and of an optimiser compute at a state."""
     flow, optimiser = things
     value = flow.potential(state)
-    with _lenient():
+    with lenient():
         updates = optimiser.update(
             state, optimiser.init(state), state, value=value, grad=state, value_fn=flow.potential
         )
@@ -208,7 +204,7 @@ def _step(
     seen, key = _seen(flow, state, batch_size, key)
     value, gradient = jax.value_and_grad(seen.potential)(state)
     direction = seen.metric(state, gradient)
-    with _lenient():
+    with lenient():
         updates, after_memory = optimiser.update(
             direction, memory, state, value=value, grad=gradient, value_fn=seen.potential
         )
@@ -232,7 +228,7 @@ def _ended(code: int, *, began: int) -> Outcome:
 
 
 @contextmanager
-def _lenient() -> Iterator[None]:
+def lenient() -> Iterator[None]:
     """JAX's own rules of promotion, whatever the caller has set: optax relies on them."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -1,0 +1,204 @@
+"""Preference pairs as tokens, read from JSON lines or parquet as TRL does.
+
+n: pairs; t: tokens of the longest sequence.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from flowlab import _checks as checks
+from flowlab.data.tokenizer import Tokenizer, imported
+
+__all__ = ["Pairs", "preferences"]
+
+_SIDES = ("chosen", "rejected")
+_TRL_LENGTH = 1024  # `max_length` of TRL's trainers unless told otherwise
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs:
+    """Prompts with a chosen and a rejected response each, as tokens; made by `preferences`.
+
+    Attributes:
+        tokens: Ids of the prompt and a response, padded at the right; the chosen response first,
+            shape (n, 2, t).
+        mask: True where a token belongs to the response, shape (n, 2, t).
+        lengths: Tokens of each response, shape (n, 2).
+        rows: The row of the file that each pair is from, counted from 0, shape (n,).
+    """
+
+    tokens: Int[np.ndarray, "n 2 t"]
+    mask: Bool[np.ndarray, "n 2 t"]
+    lengths: Float[np.ndarray, "n 2"]
+    rows: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        """Their number and the longest sequence, on one line."""
+        return f"Pairs({len(self)} pairs, up to {self.tokens.shape[-1]} tokens)"
+
+
+def preferences(
+    path: str | os.PathLike[str],
+    tokenizer: str | os.PathLike[str],
+    *,
+    max_length: int | None = _TRL_LENGTH,
+) -> Pairs:
+    """The preference pairs in a file, as the DPO trainer of TRL makes tokens of them.
+
+    A row has the texts `prompt`, `chosen` and `rejected`; without `prompt`, it is what the two
+    others begin with. The end token is added to responses that do not end in it. Or all three are
+    conversations, lists of messages with a `role` and a `content`, which become texts by the chat
+    template of the checkpoint, in a sandbox. Prompt and response are encoded as one text, and the
+    response begins where that of the prompt alone and those with the two responses differ. Longer
+    sequences lose their ends, and rows whose prompt alone is too long are left out.
+
+    Args:
+        path: A file of JSON lines, or of parquet where its name ends so.
+        tokenizer: The folder of a checkpoint, with `tokenizer.json` and `tokenizer_config.json`.
+        max_length: Tokens that a sequence is cut to; None to cut none.
+
+    Raises:
+        ValueError: If the file is missing, of another kind or empty; a row lacks one of the texts
+            or conversations, has another thing in its place, has tools or mixes both kinds; a
+            response or a prompt has no tokens, or none is left of any response; or the tokenizer or
+            the chat template cannot be read or used.
+        ModuleNotFoundError: If tokenizers, or pyarrow for parquet, is not installed.
+
+    Source: `DPOTrainer` and `DataCollatorForPreference` of TRL 1.16.
+    """
+    if max_length is not None:
+        checks.integer("max_length", max_length, 2)
+    path, reader = Path(path), Tokenizer.read(Path(tokenizer))
+    encoded = [_encoded(row, index, path, reader) for index, row in enumerate(_rows(path))]
+    kept = [
+        (index, *one)
+        for index, one in enumerate(encoded)
+        if max_length is None or len(one[0]) < max_length
+    ]
+    if not kept:
+        found = f"has prompts of {max_length} tokens or more alone" if encoded else "is empty"
+        raise _refused("have a pair whose responses are not cut off", path, found)
+    return _padded(kept, max_length, reader.padding)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file."""
+    if not path.is_file():
+        raise _refused("be a file of preferences", path, "is none")
+    if path.suffix == ".parquet":
+        parquet = imported("pyarrow.parquet")
+        try:
+            yield from parquet.read_table(path).to_pylist()
+        except imported("pyarrow").ArrowException as error:
+            raise _refused("be a file of parquet", path, f"cannot be read: {error}") from None
+        return
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise _refused("be a file of JSON lines", path, "is no text in UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise _refused(
+                    "hold JSON lines", path, f"has none in line {number}: {error}"
+                ) from None
+            yield row
+
+
+def _encoded(
+    row: Any, index: int, path: Path, reader: Tokenizer
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens of the prompt, of the chosen and of the rejected response of a row."""
+    prompt, *responses = _parts(row, index, path)
+    if isinstance(prompt, str):
+        responses = [one if one.endswith(reader.end) else one + reader.end for one in responses]
+        alone = reader.tokens(prompt)
+        whole = [reader.tokens(prompt + response) for response in responses]
+    else:
+        alone = reader.conversation(prompt, prompts=True)
+        whole = [reader.conversation(prompt + one, prompts=False) for one in responses]
+    begin = min(_common(alone, tokens) for tokens in whole)
+    if not begin:
+        raise _refused("have prompts with tokens", path, f"has none in row {index}")
+    for side, tokens in zip(_SIDES, whole, strict=True):
+        if len(tokens) == begin:
+            raise _refused("have responses with tokens", path, f"has no {side} one in row {index}")
+    return whole[0][:begin], whole[0][begin:], whole[1][begin:]
+
+
+def _parts(row: Any, index: int, path: Path) -> tuple[Any, Any, Any]:
+    """Prompt, chosen and rejected response of a row, the prompt taken out where it is implied."""
+    held = row if isinstance(row, dict) else {}
+    keys = _SIDES if held and "prompt" not in held else ("prompt", *_SIDES)
+    for key in keys:
+        if not isinstance(held.get(key), str) and not _is_conversation(held.get(key)):
+            raise _refused(
+                f"have a text or a conversation as `{key}` in each row",
+                path,
+                f"has none in row {index}",
+            )
+    if len({isinstance(held[key], str) for key in keys}) > 1:
+        raise _refused("have texts or conversations in a row", path, f"has both in row {index}")
+    if held.get("tools") or held.get("chat_template_kwargs"):
+        raise _refused("have conversations without tools", path, f"has some in row {index}")
+    chosen, rejected = held["chosen"], held["rejected"]
+    for side in _SIDES:
+        if not held[side]:
+            raise _refused("have responses with tokens", path, f"has no {side} one in row {index}")
+    if "prompt" in held:
+        return held["prompt"], chosen, rejected
+    # As TRL: something is left to each response, its last character or message at least, and a
+    # space before it goes with it.
+    begin = min(_common(chosen, rejected), len(chosen) - 1, len(rejected) - 1)
+    differs = begin == _common(chosen, rejected)
+    if differs and begin and chosen[begin - 1] == " ":
+        begin -= 1
+    return chosen[:begin], chosen[begin:], rejected[begin:]
+
+
+def _is_conversation(value: Any) -> bool:
+    """True of a list of messages, each with a role and a content."""
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("role"), str) and "content" in one
+        for one in value
+    )
+
+
+def _common(one: Any, other: Any) -> int:
+    """Elements that two sequences have in common at their beginnings."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _padded(kept: list[Any], max_length: int | None, padding: int) -> Pairs:
+    """Pairs of token ids, cut at the right, in arrays of one length."""
+    whole = [[(prompt + one)[:max_length] for one in responses] for _, prompt, *responses in kept]
+    begins = np.array([len(prompt) for _, prompt, *_ in kept])[:, None]
+    ends = np.array([[len(tokens) for tokens in two] for two in whole])
+    tokens = np.full((*ends.shape, ends.max()), padding, np.int32)
+    lines = tokens.reshape(-1, tokens.shape[-1])  # a view
+    for index, one in enumerate(one for two in whole for one in two):
+        lines[index, : len(one)] = one
+    places = np.arange(tokens.shape[-1])
+    return Pairs(
+        tokens=tokens,
+        mask=(places >= begins[..., None]) & (places < ends[..., None]),
+        lengths=(ends - begins).astype(float),
+        rows=np.array([index for index, *_ in kept]),
+    )
+
+
+def _refused(wanted: str, path: Path, found: str) -> ValueError:
+    return ValueError(f"Argument `path` must {wanted}, but {path} {found}.")

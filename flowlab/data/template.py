@@ -1,0 +1,86 @@
+"""Chat templates: what a conversation is as a text, rendered in a sandbox."""
+
+import json
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+__all__ = ["Render", "chat_template"]
+
+Messages = list[dict[str, Any]]
+Render = Callable[[Messages, bool], str]
+"""From messages, and whether the prompt of an answer follows, to a text."""
+
+
+class _Generation(Extension):
+    """The block `{% generation %}`, with which templates mark what a model says."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def chat_template(folder: Path, described: Mapping[str, Any]) -> Render | None:
+    """The function that a checkpoint has for conversations; None where it has none.
+
+    The template is rendered in the sandbox of jinja2, which lets it neither reach into Python nor
+    change what it is given.
+
+    Args:
+        folder: The folder of the checkpoint.
+        described: What its `tokenizer_config.json` says.
+
+    Raises:
+        jinja2.TemplateError: If it is no template.
+    """
+    file, source = folder / "chat_template.jinja", described.get("chat_template")
+    if file.is_file():
+        source = file.read_text("utf-8")
+    elif isinstance(source, list):  # several, by name
+        source = {one.get("name"): one.get("template") for one in source}.get("default")
+    if not isinstance(source, str):
+        return None
+    template = _environment().from_string(source)
+    special = {
+        key: value.get("content") if isinstance(value, dict) else value
+        for key, value in described.items()
+        if key.endswith("_token")
+    }
+
+    def render(messages: Messages, prompts: bool) -> str:
+        given = {"messages": messages, "add_generation_prompt": prompts}
+        return template.render(tools=None, documents=None, **special, **given)
+
+    return render
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """What transformers offers to templates."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(raise_exception=_refuse, strftime_now=_now)
+    return environment
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    """JSON as it is, where jinja2's own filter escapes what HTML would take for its own."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,130 @@
+"""The tokenizer of a Hugging Face checkpoint, by the library tokenizers, and its chat template."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowlab.data.template import Render, chat_template
+
+__all__ = ["Tokenizer", "imported"]
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer and its special tokens.
+
+    Attributes:
+        encoder: The tokenizer of the library.
+        end: The text of the token that ends a response.
+        padding: Id of the token that fills rows up: that of the checkpoint, else the end token's.
+        render: The chat template; None where there is none.
+    """
+
+    encoder: Any
+    end: str
+    padding: int
+    render: Render | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer in the folder of a checkpoint.
+
+        Raises:
+            ValueError: If there is none, it does not know how a response ends, or its chat template
+                is none.
+        """
+        library = imported("tokenizers")
+        if not (folder / "tokenizer.json").is_file():
+            raise _refused(
+                "be the folder of a checkpoint with a tokenizer.json", f"{folder} has none"
+            )
+        try:
+            encoder = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises nothing more special
+            raise _refused(
+                "hold a tokenizer", f"that of {folder} cannot be read: {error}"
+            ) from None
+        encoder.no_padding()
+        encoder.no_truncation()
+        described = _described(folder)
+        end = _text(described.get("eos_token"))
+        if end is None or encoder.token_to_id(end) is None:
+            raise _refused(
+                "name a token of its vocabulary as `eos_token` in tokenizer_config.json",
+                f"that of {folder} names {described.get('eos_token')!r}",
+            )
+        padding = encoder.token_to_id(_text(described.get("pad_token")) or end)
+        try:
+            render = chat_template(folder, described)
+        except Exception as error:  # templates are programs, and fail in any way
+            raise _refused(
+                "have a chat template in jinja2", f"that of {folder} is none: {error}"
+            ) from None
+        padding = encoder.token_to_id(end) if padding is None else padding
+        return cls(encoder, end, padding, render)
+
+    def tokens(self, text: str) -> list[int]:
+        """Ids of the tokens of a text, with the special tokens that the tokenizer adds."""
+        return self.encoder.encode(text).ids
+
+    def conversation(self, messages: list[dict[str, Any]], *, prompts: bool) -> list[int]:
+        """Ids of the tokens of a conversation.
+
+        Args:
+            messages: What was said, by whom.
+            prompts: Whether to end in what comes before an answer.
+
+        Raises:
+            ValueError: If the checkpoint has no chat template, or it refuses the conversation.
+        """
+        if self.render is None:
+            raise _refused(
+                "have a chat template, for data with conversations",
+                "there is neither a chat_template.jinja nor an entry in tokenizer_config.json",
+            )
+        try:
+            text = self.render(messages, prompts)
+        except Exception as error:  # templates are programs, and fail in any way
+            raise _refused(
+                "have a chat template that takes the conversations", f"it fails: {error}"
+            ) from None
+        return self.encoder.encode(text, add_special_tokens=False).ids
+
+
+def imported(library: str) -> Any:
+    """A library of the extra `models`.
+
+    Raises:
+        ModuleNotFoundError: If it is not installed, with what to do.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(library)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"Preference data is read with {library}, which is not installed: "
+            "pip install 'flowlab-jax[models]'.",
+            name=error.name,
+        ) from None
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """What `tokenizer_config.json` says; nothing where there is none."""
+    path = folder / "tokenizer_config.json"
+    try:
+        held = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise _refused("hold a tokenizer_config.json in JSON", f"{path} is none: {error}") from None
+    return held if isinstance(held, dict) else {}
+
+
+def _text(token: Any) -> str | None:
+    """The text of a special token, which may be an object that holds it."""
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None
+
+
+def _refused(wanted: str, found: str) -> ValueError:
+    return ValueError(f"Argument `tokenizer` must {wanted}, but {found}.")

@@ -1,0 +1,85 @@
+"""The order in which the Trainer of Hugging Face takes its samples, without torch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int
+
+from flowlab import _checks as checks
+
+__all__ = ["hf_order"]
+
+_MOST = 2**32 // 20  # from so many samples on, torch draws permutations in another way
+_SEEDS = 2**32  # what the generator of torch makes of a seed: its lowest 32 bits
+
+
+def hf_order(
+    n: int,
+    epochs: int,
+    batch_size: int,
+    seed: int = 42,
+    accumulation: int = 1,
+    processes: int = 1,
+    drop_last: bool = False,
+) -> list[Int[np.ndarray, " sample"]]:
+    """Samples of each optimiser step, as the Trainer of transformers and accelerate draw them.
+
+    Every epoch is `torch.randperm(n)` of a generator for the processor with seed `seed` + epoch, in
+    batches; those of the processes stand one after the other in a step, and those that gradients
+    are accumulated over as well. The last step of an epoch has fewer samples where they do not
+    suffice; with several processes the epoch is filled up from its beginning instead.
+
+    Args:
+        n: Samples, fewer than 214,748,364.
+        epochs: Times that all are gone through.
+        batch_size: Samples of a batch, per process (`per_device_train_batch_size`).
+        seed: The `seed` of the arguments, or their `data_seed` where that is given.
+        accumulation: Batches of a step, per process (`gradient_accumulation_steps`).
+        processes: Processes that train side by side.
+        drop_last: Leave out what does not fill a batch of every process
+            (`dataloader_drop_last`).
+
+    Returns:
+        For each optimiser step, indices of samples, shape (sample,).
+
+    Raises:
+        ValueError: If a number is out of its range, `drop_last` is no bool, or an epoch has no
+            batch.
+
+    Source: `randperm` for processors of PyTorch 2.13, a Fisher–Yates shuffle over the 32-bit
+        outputs of MT19937; `SeedableRandomSampler` and `BatchSamplerShard` of accelerate 1.15.
+
+    Accuracy: exact.
+    """
+    n = checks.integer("n", n, most=_MOST - 1)
+    seed = checks.integer("seed", seed, 0)
+    width = checks.integer("batch_size", batch_size) * checks.integer("processes", processes)
+    step = width * checks.integer("accumulation", accumulation)
+    if not isinstance(drop_last, bool):
+        raise ValueError(f"Argument `drop_last` must be True or False, but is {drop_last!r}.")
+    if drop_last and n < width:
+        raise ValueError(
+            f"Argument `n` must be at least {width}, the samples of one batch of every process, "
+            f"where `drop_last` is True, but is {n}."
+        )
+    taken = n - n % width if drop_last else n if processes == 1 else -(-n // width) * width
+    found: list[np.ndarray] = []
+    for epoch in range(checks.integer("epochs", epochs)):
+        # Of fewer samples than are to be taken, the first are taken again.
+        found.extend(_split(np.resize(_permutation(n, seed + epoch), taken), step))
+    return found
+
+
+def _split(order: Int[np.ndarray, " n"], step: int) -> Iterator[Int[np.ndarray, " sample"]]:
+    """The samples of each step of an epoch."""
+    return (order[first : first + step] for first in range(0, len(order), step))
+
+
+def _permutation(n: int, seed: int) -> Int[np.ndarray, " n"]:
+    """`torch.randperm(n)` of a generator for the processor with this seed."""
+    drawn = np.random.RandomState(seed % _SEEDS).randint(0, 2**32, size=n - 1, dtype=np.uint32)
+    swaps = (np.arange(n - 1) + drawn % (n - np.arange(n - 1))).tolist()
+    order = list(range(n))
+    for here, there in enumerate(swaps):
+        order[here], order[there] = order[there], order[here]
+    return np.array(order)

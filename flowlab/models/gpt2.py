@@ -1,0 +1,160 @@
+"""GPT-2: learned positions, layer norms before attention and perceptron, tied embeddings.
+
+b: sequences; t: tokens; m: width of the model; v: tokens of the vocabulary.
+"""
+
+import re
+from dataclasses import dataclass
+from math import sqrt
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from flowlab.models.architecture import AbstractArchitecture
+from flowlab.models.checkpoint import Config
+from flowlab.models.layers import ACTIVATIONS, attend, embedded, layer_norm, projected
+
+__all__ = ["GPT2"]
+
+_HEAD = "lm_head.weight"
+_EMBEDDING = "transformer.wte.weight"
+# The causal mask, which early checkpoints hold.
+_BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+
+
+@dataclass(frozen=True)
+class GPT2(AbstractArchitecture):
+    """Sizes and options of a GPT-2.
+
+    Attributes:
+        vocabulary: Tokens of the vocabulary.
+        positions: Tokens that a sequence may have.
+        width: Width of the model.
+        layers: Blocks.
+        heads: Heads of attention.
+        inner: Width of the perceptrons.
+        activation: Name of their activation.
+        epsilon: Constant of the norms.
+        tied: True where the embedding is the read-out, too.
+        scaled: True where attention is scaled by the width of its heads.
+        scaled_by_layer: True where that of layer i, from 1, is divided by i.
+
+    Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019); options as
+        in transformers.
+    """
+
+    vocabulary: int
+    positions: int
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    activation: str
+    epsilon: float
+    tied: bool
+    scaled: bool
+    scaled_by_layer: bool
+
+    @classmethod
+    def from_config(cls, config: Config) -> "GPT2":
+        """The architecture that a configuration describes.
+
+        Raises:
+            ValueError: If an entry is missing or of another kind, or asks for something else.
+        """
+        width, heads = config.size("n_embd"), config.size("n_head")
+        if width % heads:
+            raise config.wrong("n_head", f"a divisor of `n_embd`, {width},", heads)
+        if config.flag("add_cross_attention", False):
+            raise config.wrong("add_cross_attention", "false", True)
+        return cls(
+            vocabulary=config.size("vocab_size"),
+            positions=config.size("n_positions"),
+            width=width,
+            layers=config.size("n_layer"),
+            heads=heads,
+            inner=config.size("n_inner", 4 * width),
+            activation=config.choice("activation_function", *ACTIVATIONS, default="gelu_new"),
+            epsilon=config.positive("layer_norm_epsilon", 1e-5),
+            tied=config.flag("tie_word_embeddings", True),
+            scaled=config.flag("scale_attn_weights", True),
+            scaled_by_layer=config.flag("scale_attn_by_inverse_layer_idx", False),
+        )
+
+    @property
+    def longest(self) -> int:
+        return self.positions
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        width, inner = self.width, self.inner
+        shapes: dict[str, tuple[int, ...]] = {
+            _EMBEDDING: (self.vocabulary, width),
+            "transformer.wpe.weight": (self.positions, width),
+        }
+        block: dict[str, tuple[int, int]] = {
+            "attn.c_attn": (width, 3 * width),
+            "attn.c_proj": (width, width),
+            "mlp.c_fc": (width, inner),
+            "mlp.c_proj": (inner, width),
+        }
+        for layer in range(self.layers):
+            for norm in ("ln_1", "ln_2"):
+                shapes |= {f"{_block(layer)}{norm}.{part}": (width,) for part in ("weight", "bias")}
+            for name, shape in block.items():
+                shapes[f"{_block(layer)}{name}.weight"] = shape
+                shapes[f"{_block(layer)}{name}.bias"] = shape[1:]
+        shapes |= {f"transformer.ln_f.{part}": (width,) for part in ("weight", "bias")}
+        return shapes if self.tied else {**shapes, _HEAD: (self.vocabulary, width)}
+
+    def parameter(self, stored: str) -> str | None:
+        # The first checkpoints were saved without the read-out, and so without the prefix.
+        name = stored if stored.startswith(("transformer.", _HEAD)) else f"transformer.{stored}"
+        return None if _BUFFER.fullmatch(name) else name
+
+    def twin(self, stored: str) -> str | None:
+        return _EMBEDDING if self.tied and stored == _HEAD else None
+
+    def logits(
+        self, parameters: dict[str, Array], tokens: Int[Array, "b t"]
+    ) -> Float[Array, "b t v"]:
+        embedding = parameters[_EMBEDDING]
+        positions = parameters["transformer.wpe.weight"][: tokens.shape[1]]
+        x = embedded(embedding, tokens)
+        x = x + jnp.broadcast_to(positions, x.shape)
+        for layer in range(self.layers):
+            x = self._after_block(parameters, layer, x)
+        x = self._normed(parameters, "transformer.ln_f", x)
+        return projected(x, (embedding if self.tied else parameters[_HEAD]).T, None)
+
+    def _after_block(
+        self, parameters: dict[str, Array], layer: int, x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        """The residual stream after one block."""
+        block = _block(layer)
+        mixed = _linear(
+            parameters, f"{block}attn.c_attn", self._normed(parameters, f"{block}ln_1", x)
+        )
+        shape = (*x.shape[:2], self.heads, self.width // self.heads)
+        queries, keys, values = (part.reshape(shape) for part in jnp.split(mixed, 3, axis=-1))
+        scale = 1 / sqrt(shape[-1]) if self.scaled else 1.0
+        scale = scale / (layer + 1) if self.scaled_by_layer else scale
+        attended = attend(queries, keys, values, scale=scale)
+        x = x + _linear(parameters, f"{block}attn.c_proj", attended)
+        inner = _linear(parameters, f"{block}mlp.c_fc", self._normed(parameters, f"{block}ln_2", x))
+        return x + _linear(parameters, f"{block}mlp.c_proj", ACTIVATIONS[self.activation](inner))
+
+    def _normed(
+        self, parameters: dict[str, Array], name: str, x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        return layer_norm(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], self.epsilon)
+
+
+def _block(layer: int) -> str:
+    return f"transformer.h.{layer}."
+
+
+def _linear(
+    parameters: dict[str, Array], name: str, x: Float[Array, "b t m"]
+) -> Float[Array, "b t n"]:
+    """A projection whose weight is stored with inputs first, as GPT-2 alone does."""
+    return projected(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])

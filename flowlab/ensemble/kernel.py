@@ -378,9 +378,6 @@ def _called(
     of_numbers, of_starts, of_results = packed
     count, lanes = leaves[0].shape[0], chip.lanes
     rows = (count,) if len(lanes) == 1 else (count // lanes[-1], lanes[-1])
-    last = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
-    operands = [_padded(of_numbers.joined(numbers, name, ())) for name in of_numbers.sizes]
-    operands += [of_starts.joined(last, name, rows) for name in of_starts.sizes]
 
     def kernel(*refs: Any) -> None:
         left = iter(refs)
@@ -388,20 +385,25 @@ def _called(
         arguments = of_numbers.read(lambda name, at: shared[name][at])
         arguments += of_starts.read(lambda name, at: own[name][at])
         results = program_in_rows(program, arguments, lanes, chip.lacking)
-        for result, first, array in zip(results, of_results.firsts, of_results.arrays, strict=True):
+        places = zip(of_results.firsts, of_results.arrays, strict=True)
+        for result, (first, array) in zip(results, places, strict=True):
             name = _stored(array.dtype)
             for number, row in enumerate(result.flat):
                 out[name][first + number] = row.astype(name)
 
-    specs = [_of_all(chip, operand) for operand in operands[: len(of_numbers.sizes)]]
+    last = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
+    operands = [_padded(of_numbers.joined(numbers, name, ())) for name in of_numbers.sizes]
+    specs = [_of_all(chip, operand) for operand in operands]
+    operands += [of_starts.joined(last, name, rows) for name in of_starts.sizes]
     specs += [_of_rows(chip, size) for size in of_starts.sizes.values()]
     sizes = of_results.sizes.items()
+    shapes = [jax.ShapeDtypeStruct((size, *rows), name) for name, size in sizes]
     made = pallas.pallas_call(
         kernel,
-        grid=(count // int(np.prod(lanes)),),
+        grid=(count // math.prod(lanes),),
         in_specs=specs,
         out_specs=[_of_rows(chip, size) for _, size in sizes],
-        out_shape=[jax.ShapeDtypeStruct((size, *rows), name) for name, size in sizes],
+        out_shape=shapes,
         interpret=interpret,
         **_compiler_options(chip),
     )(*operands)

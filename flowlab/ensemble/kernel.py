@@ -364,6 +364,25 @@ def _all_steps(
     return jax.tree.unflatten(jax.tree.structure(results), found)
 
 
+def _in_rows(chip: Chip, program: Any, packed: tuple[_Packing, ...]) -> Callable[..., None]:
+    """A program of one lane as a kernel for a row of them: numbers, starts and results, packed."""
+    of_numbers, of_starts, of_results = packed
+
+    def kernel(*refs: Any) -> None:
+        left = iter(refs)
+        shared, own, out = ({name: next(left) for name in part.sizes} for part in packed)
+        arguments = of_numbers.read(lambda name, at: shared[name][at])
+        arguments += of_starts.read(lambda name, at: own[name][at])
+        results = program_in_rows(program, arguments, chip.lanes, chip.lacking)
+        places = zip(of_results.firsts, of_results.arrays, strict=True)
+        for result, (first, array) in zip(results, places, strict=True):
+            name = _stored(array.dtype)
+            for number, row in enumerate(result.flat):
+                out[name][first + number] = row.astype(name)
+
+    return kernel
+
+
 def _called(
     chip: Chip,
     interpret: bool,
@@ -379,18 +398,6 @@ def _called(
     count, lanes = leaves[0].shape[0], chip.lanes
     rows = (count,) if len(lanes) == 1 else (count // lanes[-1], lanes[-1])
 
-    def kernel(*refs: Any) -> None:
-        left = iter(refs)
-        shared, own, out = ({name: next(left) for name in part.sizes} for part in packed)
-        arguments = of_numbers.read(lambda name, at: shared[name][at])
-        arguments += of_starts.read(lambda name, at: own[name][at])
-        results = program_in_rows(program, arguments, lanes, chip.lacking)
-        places = zip(of_results.firsts, of_results.arrays, strict=True)
-        for result, (first, array) in zip(results, places, strict=True):
-            name = _stored(array.dtype)
-            for number, row in enumerate(result.flat):
-                out[name][first + number] = row.astype(name)
-
     last = [jnp.moveaxis(leaf, 0, -1) for leaf in leaves]
     operands = [_padded(of_numbers.joined(numbers, name, ())) for name in of_numbers.sizes]
     specs = [_of_all(chip, operand) for operand in operands]
@@ -399,7 +406,7 @@ def _called(
     sizes = of_results.sizes.items()
     shapes = [jax.ShapeDtypeStruct((size, *rows), name) for name, size in sizes]
     made = pallas.pallas_call(
-        kernel,
+        _in_rows(chip, program, packed),
         grid=(count // math.prod(lanes),),
         in_specs=specs,
         out_specs=[_of_rows(chip, size) for _, size in sizes],

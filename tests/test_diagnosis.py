@@ -277,7 +277,7 @@ def test_the_sft_weight_holds_at_the_steepest_place_of_a_run_and_at_none_beyond_
     steepest = 0.1 * scipy.special.expit(-0.1 * (found.windows.mean @ [1.0, -1.0]).min())
     assert steepest > 0.099
     assert found.likelihood == pytest.approx(steepest * (1 / found.shift - 1), rel=1e-9)
-    assert "at the mean margins of this run" in " ".join(report.text(found).split())
+    assert "Pairs of negative margin are pushed harder" in " ".join(report.text(found).split())
     passed = log_of(tmp_path, -10 * time, -40 * time)
     found = logs.diagnose(passed, losses.ConservativeDPO(0.1, 0.2))  # rests at 13.9 of 30 nats
     assert found.shift is not None and found.likelihood is None

@@ -2,7 +2,8 @@
 
 The solver estimates the error e of the coordinates. Across a stiff direction, an e within their
 tolerance can be most of what is left of a loss, or move as fast as the whole line does: what a
-target or a measure looks at is therefore compared at y and at y − e.
+target or a measure looks at is therefore compared at y and at y − e, once a lane has taken so many
+steps that it may be stiff.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ __all__ = ["lane_errors"]
 _ROUNDINGS = 4.0  # of a coordinate, that its error must exceed to count: no step makes fewer
 _PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
 _SPEED = 10.0  # tolerances, relative to itself, of a velocity that is measured
+_LATE = 32  # steps of a lane from which on it may be stiff; most lanes that are not have arrived
 
 
 def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
@@ -40,15 +42,27 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
         pressure = None if larger.pressure is None else coarse * larger.time + tiny
         allowed = Point.of(allowed, rest.time, rest.integrals, pressure)
         shares = jax.tree.leaves(jax.tree.map(lambda e, s: jnp.abs(e) / s, error, allowed))
-        if problem.target.of_state and not problem.clock.linear:
-            shares.append(_signal_error(problem, lane, after, error))
-        if problem.measures:
-            shares.append(_velocity_error(problem, lane, after, error))
         largest = reduce(jnp.maximum, [jnp.max(share) for share in shares])
         sound = jnp.isfinite(reduce(jnp.add, [jnp.sum(x) for x in jax.tree.leaves(after)]))
         return jnp.where(lane.active, jnp.where(sound & (largest >= 0), largest, jnp.inf), 0)
 
-    return lanewise(of_lane)(*lax.stop_gradient((lanes, after, error)))
+    given = lax.stop_gradient((lanes, after, error))
+    errors = lanewise(of_lane)(*given)
+    checks = [_signal_error] if problem.target.of_state and not problem.clock.linear else []
+    checks += [_velocity_error] if problem.measures else []
+    if not checks:
+        return errors
+
+    def look(lanes: Lanes, after: Point, error: Point) -> Float[Array, " n"]:
+        def of_lane(*at: Any) -> Float[Array, ""]:
+            return reduce(jnp.maximum, [check(problem, *at) for check in checks])
+
+        return lanewise(of_lane)(lanes, after, error)
+
+    late = lanes.active & (lanes.steps >= _LATE)
+    seen = lax.cond(jnp.any(late), look, lambda *_: jnp.zeros_like(errors), *given)
+    larger = jnp.where(seen >= 0, jnp.maximum(errors, seen), jnp.inf)
+    return jnp.where(late, larger, errors)
 
 
 def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:

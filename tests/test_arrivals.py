@@ -97,7 +97,7 @@ def test_a_speed_is_reached_in_time_however_stiff_the_valley(condition, centre):
         return root(above, 0, 40)
 
     assert runs.counts() == {"reached": 3}
-    np.testing.assert_allclose(runs.time, [time_to(start) for start in starts], rtol=RTOL)
+    np.testing.assert_allclose(runs.time, [time_to(start) for start in starts], rtol=10 * RTOL)
 
 
 @pytest.mark.parametrize("condition", [1e4, pytest.param(1e5, marks=pytest.mark.exhaustive)])
@@ -127,7 +127,7 @@ def test_what_is_measured_of_speeds_holds_however_stiff_the_valley(condition, ce
         length = np.sum(half[:, None] * weights * speed(times))
         dwelt = last - root(lambda time, speed=speed: speed(time) - slow, 0, last)
         found = [runs.measures[name][i] for name in ("dwell", "slowest_speed", "path_length")]
-        np.testing.assert_allclose(found, [dwelt, speed(last), length], rtol=10 * RTOL)
+        np.testing.assert_allclose(found, [dwelt, speed(last), length], rtol=100 * RTOL)
 
 
 @pytest.mark.parametrize("condition", [1e2, 1e4])
@@ -141,7 +141,7 @@ def test_a_stiff_valley_far_from_zero_is_followed_to_its_level_in_single_precisi
     )
     assert runs.counts() == {"reached": 3}
     wanted = [potential.time_to(LEVEL, start) for start in starts.astype(float)]
-    np.testing.assert_allclose(runs.time, wanted, rtol=2e-3)
+    np.testing.assert_allclose(runs.time, wanted, rtol=1e-2)
 
 
 @pytest.mark.parametrize("clock", ["loss", "arc_length", "time"])

@@ -121,7 +121,9 @@ CONTROL = {
     "a stable sort of several": lambda y: jax.lax.sort((jnp.round(y), y), num_keys=1),
     "sums along an array": lambda y: (jnp.cumsum(y), jnp.cumprod(y), jax.lax.cummax(y)),
     "elements at known places": lambda y: (y[np.array([1, 0, 1])], y.at[np.array([0, 0])].add(2.0)),
-    "polynomials at many points": lambda y: jnp.polyval(jnp.stack([y, 2.0 * y])[..., None], y[None, :1]),
+    "polynomials at many points": lambda y: jnp.polyval(
+        jnp.stack([y, 2.0 * y])[..., None], y[None, :1]
+    ),
     "a polynomial": lambda y: jnp.polyval(jnp.stack([y[0], y[1], 2.0 * y[0], y[1] - 1.0]), y),
     "the next number": lambda y: jnp.nextafter(y, jnp.inf),
     "a bit pattern": lambda y: jax.lax.bitcast_convert_type(y, jnp.int64) >> 3,

@@ -1,16 +1,38 @@
-"""The base of all architectures: the tensors one has, and its logits."""
+"""The base of all architectures: the tensors one has, and its logits.
+
+b: sequences; t: tokens; m: width of the model; v: tokens of the vocabulary.
+"""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from jaxtyping import Array, Float, Int
 
-__all__ = ["AbstractArchitecture"]
+from flowlab.models.layers import embedded, projected
+
+__all__ = ["READ_OUT", "AbstractArchitecture"]
+
+READ_OUT = "lm_head.weight"
+"""The parameter by which the last states become logits, where it is not the embedding itself."""
 
 
 class AbstractArchitecture(ABC):
-    """Sizes and options of a model, and what they make of parameters and tokens."""
+    """Sizes and options of a model, and what they make of parameters and tokens.
 
+    Attributes:
+        embedding: Name of the embedding among the parameters.
+        vocabulary: Tokens of the vocabulary.
+        tied: True where the embedding is the read-out, too.
+    """
+
+    embedding: ClassVar[str]
     vocabulary: int
+    tied: bool
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Blocks, one after the other."""
 
     @property
     def longest(self) -> int | None:
@@ -31,11 +53,34 @@ class AbstractArchitecture(ABC):
 
     def twin(self, stored: str) -> str | None:
         """The parameter that a tensor of a checkpoint repeats, where it is tied to one."""
-        del stored
-        return None
+        return self.embedding if self.tied and stored == READ_OUT else None
 
-    @abstractmethod
     def logits(
         self, parameters: dict[str, Array], tokens: Int[Array, "b t"]
     ) -> Float[Array, "b t v"]:
         """Logits of the token that follows each token."""
+        embedding = parameters[self.embedding]
+        x = self._placed(parameters, embedded(embedding, tokens))
+        for layer in range(self.depth):
+            x = self._after_block(parameters, layer, x)
+        x = self._last_norm(parameters, x)
+        return projected(x, (embedding if self.tied else parameters[READ_OUT]).T, None)
+
+    def _placed(
+        self, parameters: dict[str, Array], x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        """The embedded tokens with what tells their positions, where that is added to them."""
+        del parameters
+        return x
+
+    @abstractmethod
+    def _after_block(
+        self, parameters: dict[str, Array], layer: int, x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        """The residual stream after one block."""
+
+    @abstractmethod
+    def _last_norm(
+        self, parameters: dict[str, Array], x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        """The norm before the read-out."""

@@ -6,18 +6,17 @@ b: sequences; t: tokens; m: width of the model; v: tokens of the vocabulary.
 import re
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from flowlab.models.architecture import AbstractArchitecture
+from flowlab.models.architecture import READ_OUT, AbstractArchitecture
 from flowlab.models.checkpoint import Config
-from flowlab.models.layers import ACTIVATIONS, attend, embedded, layer_norm, projected
+from flowlab.models.layers import ACTIVATIONS, attend, layer_norm, projected
 
 __all__ = ["GPT2"]
 
-_HEAD = "lm_head.weight"
-_EMBEDDING = "transformer.wte.weight"
 # The causal mask, which early checkpoints hold.
 _BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -43,6 +42,7 @@ class GPT2(AbstractArchitecture):
         in transformers.
     """
 
+    embedding: ClassVar[str] = "transformer.wte.weight"
     vocabulary: int
     positions: int
     width: int
@@ -88,7 +88,7 @@ class GPT2(AbstractArchitecture):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         width, inner = self.width, self.inner
         shapes: dict[str, tuple[int, ...]] = {
-            _EMBEDDING: (self.vocabulary, width),
+            self.embedding: (self.vocabulary, width),
             "transformer.wpe.weight": (self.positions, width),
         }
         block: dict[str, tuple[int, int]] = {
@@ -104,32 +104,31 @@ class GPT2(AbstractArchitecture):
                 shapes[f"{_block(layer)}{name}.weight"] = shape
                 shapes[f"{_block(layer)}{name}.bias"] = shape[1:]
         shapes |= {f"transformer.ln_f.{part}": (width,) for part in ("weight", "bias")}
-        return shapes if self.tied else {**shapes, _HEAD: (self.vocabulary, width)}
+        return shapes if self.tied else {**shapes, READ_OUT: (self.vocabulary, width)}
 
     def parameter(self, stored: str) -> str | None:
         # The first checkpoints were saved without the read-out, and so without the prefix.
-        name = stored if stored.startswith(("transformer.", _HEAD)) else f"transformer.{stored}"
+        name = stored if stored.startswith(("transformer.", READ_OUT)) else f"transformer.{stored}"
         return None if _BUFFER.fullmatch(name) else name
 
-    def twin(self, stored: str) -> str | None:
-        return _EMBEDDING if self.tied and stored == _HEAD else None
+    @property
+    def depth(self) -> int:
+        return self.layers
 
-    def logits(
-        self, parameters: dict[str, Array], tokens: Int[Array, "b t"]
-    ) -> Float[Array, "b t v"]:
-        embedding = parameters[_EMBEDDING]
-        positions = parameters["transformer.wpe.weight"][: tokens.shape[1]]
-        x = embedded(embedding, tokens)
-        x = x + jnp.broadcast_to(positions, x.shape)
-        for layer in range(self.layers):
-            x = self._after_block(parameters, layer, x)
-        x = self._normed(parameters, "transformer.ln_f", x)
-        return projected(x, (embedding if self.tied else parameters[_HEAD]).T, None)
+    def _placed(
+        self, parameters: dict[str, Array], x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        positions = parameters["transformer.wpe.weight"][: x.shape[1]]
+        return x + jnp.broadcast_to(positions, x.shape)
+
+    def _last_norm(
+        self, parameters: dict[str, Array], x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        return self._normed(parameters, "transformer.ln_f", x)
 
     def _after_block(
         self, parameters: dict[str, Array], layer: int, x: Float[Array, "b t m"]
     ) -> Float[Array, "b t m"]:
-        """The residual stream after one block."""
         block = _block(layer)
         mixed = _linear(
             parameters, f"{block}attn.c_attn", self._normed(parameters, f"{block}ln_1", x)

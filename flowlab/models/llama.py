@@ -5,19 +5,18 @@ b: sequences; t: tokens; m: width of the model; v: tokens of the vocabulary.
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from flowlab.models.architecture import AbstractArchitecture
+from flowlab.models.architecture import READ_OUT, AbstractArchitecture
 from flowlab.models.checkpoint import Config
-from flowlab.models.layers import ACTIVATIONS, attend, embedded, projected, rms_norm
+from flowlab.models.layers import ACTIVATIONS, attend, projected, rms_norm
 from flowlab.models.rotary import angular_frequencies, rotated
 
 __all__ = ["Llama"]
 
-_HEAD = "lm_head.weight"
-_EMBEDDING = "model.embed_tokens.weight"
 _FREQUENCIES = "rotary_emb.inv_freq"  # which early checkpoints hold
 _MISTRAL_WINDOW = 4096  # what transformers takes where the configuration of a Mistral is silent
 
@@ -44,6 +43,7 @@ class Llama(AbstractArchitecture):
         Mistral, Yang et al. (arXiv 2407.10671) for Qwen2; options as in transformers.
     """
 
+    embedding: ClassVar[str] = "model.embed_tokens.weight"
     vocabulary: int
     width: int
     heads: int
@@ -94,8 +94,8 @@ class Llama(AbstractArchitecture):
             "mlp.up_proj": (self.inner, self.width),
             "mlp.down_proj": (self.width, self.inner),
         }
-        shapes: dict[str, tuple[int, ...]] = {_EMBEDDING: (self.vocabulary, self.width)}
-        for layer in range(len(self.windows)):
+        shapes: dict[str, tuple[int, ...]] = {self.embedding: (self.vocabulary, self.width)}
+        for layer in range(self.depth):
             for norm in ("input_layernorm", "post_attention_layernorm"):
                 shapes[f"{_block(layer)}{norm}.weight"] = (self.width,)
             for name, shape in block.items():
@@ -103,28 +103,23 @@ class Llama(AbstractArchitecture):
                 if name.partition(".")[2] in self.biased:
                     shapes[f"{_block(layer)}{name}.bias"] = shape[:1]
         shapes["model.norm.weight"] = (self.width,)
-        return shapes if self.tied else {**shapes, _HEAD: (self.vocabulary, self.width)}
+        return shapes if self.tied else {**shapes, READ_OUT: (self.vocabulary, self.width)}
 
     def parameter(self, stored: str) -> str | None:
         return None if stored.endswith(_FREQUENCIES) else stored
 
-    def twin(self, stored: str) -> str | None:
-        return _EMBEDDING if self.tied and stored == _HEAD else None
+    @property
+    def depth(self) -> int:
+        return len(self.windows)
 
-    def logits(
-        self, parameters: dict[str, Array], tokens: Int[Array, "b t"]
-    ) -> Float[Array, "b t v"]:
-        embedding = parameters[_EMBEDDING]
-        x = embedded(embedding, tokens)
-        for layer in range(len(self.windows)):
-            x = self._after_block(parameters, layer, x)
-        x = rms_norm(x, parameters["model.norm.weight"], self.epsilon)
-        return projected(x, (embedding if self.tied else parameters[_HEAD]).T, None)
+    def _last_norm(
+        self, parameters: dict[str, Array], x: Float[Array, "b t m"]
+    ) -> Float[Array, "b t m"]:
+        return rms_norm(x, parameters["model.norm.weight"], self.epsilon)
 
     def _after_block(
         self, parameters: dict[str, Array], layer: int, x: Float[Array, "b t m"]
     ) -> Float[Array, "b t m"]:
-        """The residual stream after one block."""
         block = _block(layer)
         seen = rms_norm(x, parameters[f"{block}input_layernorm.weight"], self.epsilon)
         queries, keys, values = (

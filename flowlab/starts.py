@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from flowlab import _checks as checks
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
-__all__ = ["from_array", "from_log", "grid", "latin", "ring", "sobol", "uniform"]
+__all__ = ["DrawnStarts", "from_array", "from_log", "grid", "latin", "ring", "sobol", "uniform"]
 
 
 class _LogOfPoints(Protocol):
@@ -310,6 +311,64 @@ def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.
     if dtype is None:
         dtype = np.float32 if numbers.dtype.newbyteorder("=") == np.float32 else np.float64
     return np.array(numbers, dtype=_floating(dtype), order="C")
+
+
+_DRAWN = {"grid": grid, "sobol": sobol, "uniform": uniform, "latin": latin}
+
+
+@dataclass(frozen=True)
+class DrawnStarts:
+    """Starts that are drawn by their index, whenever and wherever a part of them is solved.
+
+    `flowlab.sweep` and plans take them in place of an array. On a GPU or a TPU, those of a grid and
+    uniform ones are drawn on the device, with the same bits.
+
+    Attributes:
+        kind: `grid`, `sobol`, `uniform` or `latin`, as in `flowlab.starts`. A Latin hypercube is
+            drawn as a whole for each block, and suits small plans.
+        size: The number of starts, or the cells of a grid, one number for each component or one
+            for all.
+        lower: Lower corner of the box, shape (d,).
+        upper: Upper corner of the box, shape (d,).
+        seed: Seed; a grid has none.
+        dtype: `float64` or `float32`.
+
+    Raises:
+        ValueError: Where `flowlab.starts` would.
+    """
+
+    kind: Literal["grid", "sobol", "uniform", "latin"]
+    size: int | tuple[int, ...]
+    lower: tuple[float, ...]
+    upper: tuple[float, ...]
+    seed: int = 0
+    dtype: Literal["float64", "float32"] = "float64"
+
+    def __post_init__(self) -> None:
+        if self.kind not in _DRAWN:
+            known = ", ".join(map(repr, _DRAWN))
+            raise ValueError(f"Argument `kind` must be one of {known}, but is {self.kind!r}.")
+        # What JSON and TOML hold are lists.
+        for name in ("lower", "upper", "size"):
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+        self.part(0, 1)
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # a type may have been given
+
+    @property
+    def count(self) -> int:
+        """The number of starts."""
+        if self.kind == "grid" and isinstance(self.size, int):
+            return self.size ** len(self.lower)
+        return int(np.prod(self.size, dtype=np.int64))
+
+    def part(self, first: int, last: int) -> Float[np.ndarray, "n d"]:
+        """The starts from one index up to another."""
+        options: dict[str, Any] = {"part": (first, last), "dtype": self.dtype}
+        if self.kind != "grid":
+            options["seed"] = self.seed
+        return _DRAWN[self.kind](self.size, self.lower, self.upper, **options)
 
 
 def _box(

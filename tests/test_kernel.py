@@ -225,6 +225,27 @@ def test_a_sweep_says_which_backend_solved_it():
 
 
 @pytest.mark.usefixtures("on_a_chip")
+def test_starts_are_drawn_where_they_are_solved(monkeypatch):
+    monkeypatch.setattr(kernel, "_CHUNK", len(SQUARE))
+    flow, _, target, options = CASES[KEPT]
+    options = {"until": target, "rtol": RTOL, **options}
+    drawn = fl.starts.DrawnStarts("uniform", 70, (0.05, 0.05), (0.95, 0.95), seed=7)
+    points, asked, part = drawn.part(0, 70), [], fl.starts.DrawnStarts.part
+    with monkeypatch.context() as patch:
+        patch.setattr(fl.starts.DrawnStarts, "part", lambda s, *p: asked.append(p) or part(s, *p))
+        runs = fl.sweep(flow, drawn, **options)
+    assert set(asked) == {(0, 1)}  # for its shape: the host draws no other
+    assert runs.backend == "kernel"
+    assert "starts" not in vars(runs)
+    assert runs.starts.tobytes() == points.tobytes()
+    assert runs.time.tobytes() == fl.sweep(flow, points, **options).time.tobytes()
+    few = fl.starts.DrawnStarts("uniform", 32, (0.05, 0.05), (0.95, 0.95), seed=7)
+    blocked = [fl.sweep(flow, some, block_size=32, **options) for some in (few, SQUARE)]
+    assert blocked[0].time.tobytes() == blocked[1].time.tobytes()
+    assert blocked[0].to_xarray().equals(blocked[1].to_xarray())
+
+
+@pytest.mark.usefixtures("on_a_chip")
 @pytest.mark.parametrize("backend", [None, "kernel"])
 def test_what_cannot_be_a_kernel_is_solved_in_blocks_and_the_log_says_why(backend, caplog):
     with caplog.at_level(logging.DEBUG, logger="flowlab"):

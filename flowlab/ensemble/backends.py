@@ -10,7 +10,9 @@ from jaxtyping import PyTree
 
 from flowlab._checks import choice
 from flowlab.ensemble import blocks, kernel
+from flowlab.ensemble.drawing import whole
 from flowlab.solve import Method, Problem
+from flowlab.starts import DrawnStarts
 
 __all__ = ["Worker", "default_backend", "worker"]
 
@@ -95,7 +97,7 @@ class Worker:
         self,
         problem: Problem,
         method: Method,
-        starts: PyTree[np.ndarray],
+        starts: PyTree[np.ndarray] | DrawnStarts,
         *,
         progress: Callable[[int], Any] = lambda n: None,
     ) -> dict[str, Any]:
@@ -114,4 +116,4 @@ class Worker:
             except kernel.RefusedError as reason:
                 _LOG.debug("blocks solve what no kernel can: %s", reason)
                 self.backend = blocks.BACKEND
-        return self._in_blocks(problem, method, starts, progress=progress)
+        return self._in_blocks(problem, method, whole(starts), progress=progress)

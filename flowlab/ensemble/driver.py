@@ -17,6 +17,7 @@ from tqdm import tqdm
 from flowlab._checks import between
 from flowlab.ensemble.audit import audit_of
 from flowlab.ensemble.backends import Device, worker
+from flowlab.ensemble.drawing import count_of, first_of
 from flowlab.ensemble.runs import Runs
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
@@ -31,6 +32,7 @@ from flowlab.solve import (
     one_call,
     one_of,
 )
+from flowlab.starts import DrawnStarts
 from flowlab.until import AbstractTarget, Clock
 
 __all__ = ["bar_options", "checked_over", "sweep"]
@@ -38,7 +40,7 @@ __all__ = ["bar_options", "checked_over", "sweep"]
 
 def sweep(
     flow: AbstractFlow,
-    starts: PyTree[Float[ArrayLike, "n ..."]],
+    starts: PyTree[Float[ArrayLike, "n ..."]] | DrawnStarts,
     *,
     until: AbstractTarget,
     over: Mapping[str, Sequence[float]] | None = None,
@@ -65,7 +67,8 @@ def sweep(
     Args:
         flow: What to follow.
         starts: Shape (n, d), or a PyTree with a leading axis n. Its dtype, float32 or float64, is
-            the dtype of the work.
+            the dtype of the work. Or `starts.DrawnStarts`: a kernel draws them on the device, part
+            after part, and nothing holds them all.
         until: When to stop, from `flowlab.until`.
         over: Hyper-parameters of the flow to sweep, by name: each becomes a labelled leading axis.
             Nothing is compiled again for their values.
@@ -104,21 +107,22 @@ def sweep(
     """
     check_counts(block_size, max_steps)
     between("audit", audit, 0, 1)
-    starts, dtype = check_states("starts", starts, flow, batched=True)
+    checked, dtype = check_states("starts", first_of(starts), flow, batched=True)
+    given = starts if isinstance(starts, DrawnStarts) else checked
     rtol = default_rtol(dtype) if rtol is None else rtol
     values = checked_over(over, flow)
     flows = [_with_parameters(flow, values, case) for case in itertools.product(*values.values())]
-    count = len(jax.tree.leaves(starts)[0])
+    count = count_of(given)
     common: dict[str, Any] = dict(until=until, clock=clock, atol=atol, rtol=rtol, save_at=save_at)
     blocks: dict[str, Any] = dict(block_size=block_size, devices=devices, max_steps=max_steps)
     blocks["backend"] = backend
     solve = worker(count, count * len(flows), **blocks, optimise=optimise)
     method = make_method(solver, rtol=rtol)
-    problems = _problems(flows, starts, dtype, measures, common)
-    results = _solutions(problems, method, starts, solve, progress)
-    runs = _gathered(flow, starts, values, results, measures, common)
+    problems = _problems(flows, checked, dtype, measures, common)
+    results = _solutions(problems, method, given, solve, progress)
+    runs = _gathered(flow, given, values, results, measures, common)
     common |= blocks | {"solver": solver}
-    audited = audit_of(audit, flows, starts, results, common) if audit > 0 else None
+    audited = audit_of(audit, flows, runs.starts, results, common) if audit > 0 else None
     return replace(runs, audit=audited, solver=method.name, backend=solve.backend)
 
 
@@ -144,12 +148,12 @@ def _problems(
 def _solutions(
     problems: Sequence[Problem],
     method: Method,
-    starts: PyTree[np.ndarray],
+    starts: PyTree[np.ndarray] | DrawnStarts,
     solve: Callable[..., dict[str, Any]],
     progress: bool | None,
 ) -> list[dict[str, Any]]:
     """The results of all problems, one after the other, under a bar for all."""
-    total = len(problems) * len(jax.tree.leaves(starts)[0])
+    total = len(problems) * count_of(starts)
     results = []
     with tqdm(total=total, unit="start", unit_scale=True, **bar_options(progress)) as bar:
         for problem in problems:
@@ -160,7 +164,7 @@ def _solutions(
 
 def _gathered(
     flow: AbstractFlow,
-    starts: PyTree[np.ndarray],
+    starts: PyTree[np.ndarray] | DrawnStarts,
     values: Mapping[str, list[float]],
     results: list[dict[str, Any]],
     measures: Sequence[Measure],

@@ -24,9 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
+from flowlab.ensemble.drawing import chunk_on, count_of, first_of
 from flowlab.solve import Method, Problem, Program, advance, begin, finish, safe_problem
 from flowlab.solve.row_control import program_in_rows
 from flowlab.solve.rows import NoRowsError, in_rows
+from flowlab.starts import DrawnStarts
 from flowlab.until import Outcome
 
 __all__ = ["BACKEND", "CHIPS", "Chip", "RefusedError", "refusal", "solved"]
@@ -72,7 +74,7 @@ class RefusedError(Exception):
 def solved(
     problem: Problem,
     method: Method,
-    starts: PyTree[np.ndarray],
+    starts: PyTree[np.ndarray] | DrawnStarts,
     *,
     devices: Sequence[Device],
     max_steps: int,
@@ -85,7 +87,7 @@ def solved(
     Args:
         problem: What to solve.
         method: What makes and chooses the steps.
-        starts: Leaves of shape (n, ...).
+        starts: Leaves of shape (n, ...), or how they are drawn.
         devices: Devices of one kind.
         max_steps: Steps that a lane tries.
         progress: Called with the number of starts that have ended since.
@@ -97,18 +99,19 @@ def solved(
         RefusedError: If the problem cannot be made a kernel for these devices.
     """
     chip = CHIPS["gpu"] if interpret else CHIPS[devices[0].platform]
-    count = len(jax.tree.leaves(starts)[0])
+    count = count_of(starts)
     run = _Chunks(problem, method, starts, chip, interpret)
     results: dict[str, Any] = {}
-    evicted = np.zeros(count, bool)
-    for place, found, left in run.results(devices, max_steps):
+    evicted, again = np.zeros(count, bool), []
+    for place, found, left, strayed in run.results(devices, max_steps):
         if not results:
             results = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), found)
         jax.tree.map(partial(_put, place), results, found)
         evicted[place] = left
+        again += [strayed] if np.any(left) else []
         progress(len(left) - int(np.sum(left)))
-    if np.any(evicted):
-        safe = safe_problem(problem), method, jax.tree.map(lambda x: x[evicted], starts)
+    if again:
+        safe = safe_problem(problem), method, jax.tree.map(lambda *x: np.concatenate(x), *again)
         options: Any = dict(devices=devices, max_steps=max_steps, interpret=interpret)
         try:
             found = solved(*safe, progress=progress, elsewhere=elsewhere, **options)
@@ -147,12 +150,12 @@ class _Chunks:
         self,
         problem: Problem,
         method: Method,
-        starts: PyTree[np.ndarray],
+        starts: PyTree[np.ndarray] | DrawnStarts,
         chip: Chip,
         interpret: bool,
     ) -> None:
-        leaves = jax.tree.leaves(starts)
-        self.starts, self.count = starts, len(leaves[0])
+        self.starts, self.count = starts, count_of(starts)
+        leaves = jax.tree.leaves(first_of(starts))
         self.wide = problem.rtol.dtype == np.float64
         width = sum(int(np.prod(leaf.shape[1:])) * leaf.itemsize for leaf in leaves)
         most = min(_CHUNK, max(_SMALLEST, 2 ** int(np.log2(_CHUNK_BYTES / (4 * width)))))
@@ -171,45 +174,38 @@ class _Chunks:
             return jax.ShapeDtypeStruct(full, leaf.dtype, sharding=place)
 
         steps = jax.ShapeDtypeStruct((), jnp.int32, sharding=place)
-        return jax.tree.map(shape, self.starts), steps
+        return jax.tree.map(shape, first_of(self.starts)), steps
 
     def results(
         self, devices: Sequence[Device], max_steps: int
-    ) -> Iterator[tuple[slice, dict[str, Any], Bool[np.ndarray, " n"]]]:
-        """Which starts, their results, and which of them are to begin again, chunk after chunk.
+    ) -> Iterator[tuple[slice, dict[str, Any], Bool[np.ndarray, " n"], PyTree[np.ndarray]]]:
+        """Which starts, their results, which are to begin again, and these, chunk after chunk.
 
         While one is collected, the next ones are solved.
         """
         with jax.enable_x64(self.wide):
             calls = [_compiled(self, device) for device in devices]
-            under_way: deque[tuple[slice, Any]] = deque()
+            under_way: deque[tuple[slice, Any, Any]] = deque()
             for number, first in enumerate(range(0, self.count, self.size)):
                 place = slice(first, min(first + self.size, self.count))
-                device = number % len(devices)
-                given = jax.device_put((self._filled(place), np.int32(max_steps)), devices[device])
-                found = self.program.run(calls[device], devices[device], *given)
+                device, call = list(zip(devices, calls, strict=True))[number % len(devices)]
+                given = chunk_on(device, self.starts, first, self.size)
+                steps = jax.device_put(np.int32(max_steps), device)
+                found = self.program.run(call, device, given, steps)
                 for leaf in jax.tree.leaves(found):
                     leaf.copy_to_host_async()
-                under_way.append((place, found))
+                under_way.append((place, given, found))
                 if len(under_way) > _AHEAD * len(devices):
                     yield self._collected(*under_way.popleft())
             while under_way:
                 yield self._collected(*under_way.popleft())
 
-    def _filled(self, place: slice) -> PyTree[np.ndarray]:
-        """The starts of a chunk, filled up with NaN, which ends at once."""
-        missing = self.size - (place.stop - place.start)
-
-        def filled(leaf: np.ndarray) -> np.ndarray:
-            filling = np.full((missing, *leaf.shape[1:]), np.nan, leaf.dtype)
-            return np.concatenate([leaf[place], filling]) if missing else leaf[place]
-
-        return jax.tree.map(filled, self.starts)
-
-    def _collected(self, place: slice, found: Any) -> tuple[slice, Any, Any]:
+    def _collected(self, place: slice, given: Any, found: Any) -> tuple[slice, Any, Any, Any]:
         number = place.stop - place.start
         results, evicted = jax.tree.map(lambda x: np.asarray(x)[:number], found)
-        return place, results, evicted
+        strayed = np.flatnonzero(evicted)
+        again = jax.tree.map(lambda x: np.asarray(x[strayed]), given) if len(strayed) else None
+        return place, results, evicted, again
 
 
 _EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # and why others are none

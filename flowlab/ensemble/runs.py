@@ -4,12 +4,15 @@ n: starts; k: levels of the target; s: times to save at; v: values of a swept hy
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
 from flowlab.domains import AbstractDomain
+from flowlab.ensemble.drawing import whole
+from flowlab.starts import DrawnStarts
 from flowlab.until import Outcome, counted, told_of_domain
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ class Runs:
     """What became of many starts. NumPy arrays; swept hyper-parameters are leading axes.
 
     Attributes:
-        starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
+        given: The starts as `sweep` was given them: arrays, or how they are drawn.
         outcome: A code of `until.Outcome` for every start, shape (*v, n).
         time: Flow time at which the target (its last level) was reached; NaN where it was not.
         end_time: Flow time at which the line ended, for whatever reason; NaN for unfit starts.
@@ -69,7 +72,7 @@ class Runs:
         backend: What solved them, `blocks` or `kernel`; empty where it is not known.
     """
 
-    starts: PyTree[Float[np.ndarray, "n ..."]]
+    given: PyTree[Float[np.ndarray, "n ..."]] | DrawnStarts
     outcome: Int[np.ndarray, "*v n"]
     time: Float[np.ndarray, "*v n"]
     end_time: Float[np.ndarray, "*v n"]
@@ -87,6 +90,14 @@ class Runs:
     domain: AbstractDomain | None = None
     solver: str = ""
     backend: str = ""
+
+    @cached_property
+    def starts(self) -> PyTree[Float[np.ndarray, "n ..."]]:
+        """The starts, shape (n, d), or a PyTree of leaves (n, ...), drawn when they are asked for.
+
+        Those that `sweep` was given as `DrawnStarts` have the bits of the ones that were solved.
+        """
+        return whole(self.given)
 
     def __repr__(self) -> str:
         """What was run, and how it ended, on one line."""

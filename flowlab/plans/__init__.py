@@ -1,7 +1,7 @@
 """Sweeps that outlive the machine: plans, carried out block by block, and resumed."""
 
 from flowlab.plans.estimate import Estimate, duration, estimate
-from flowlab.plans.plan import DrawnStarts, Plan
+from flowlab.plans.plan import Plan
 from flowlab.plans.recipes import from_json, from_recipe, from_toml
 from flowlab.plans.running import (
     DoesNotFitError,
@@ -12,6 +12,7 @@ from flowlab.plans.running import (
     run,
     status,
 )
+from flowlab.starts import DrawnStarts
 
 __all__ = [
     "DoesNotFitError",

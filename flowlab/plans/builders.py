@@ -10,8 +10,8 @@ import numpy as np
 from flowlab import domains, measures, policies, until
 from flowlab._options import OPTIONS, OptionError, refuse_unless
 from flowlab.measures import Measure
-from flowlab.plans.plan import DrawnStarts
 from flowlab.policies import AbstractPolicy
+from flowlab.starts import DrawnStarts
 from flowlab.until import AbstractTarget
 
 __all__ = ["drawn_starts", "measure", "policy", "target"]

@@ -15,6 +15,8 @@ import numpy as np
 
 __all__ = ["described", "differences", "without_code"]
 
+_KNOWN_AS = {"flowlab.starts.DrawnStarts": "flowlab.plans.plan.DrawnStarts"}
+# what has moved, by the names that stores know
 _WRITTEN_OUT = 64  # numbers of an array that are written out; of a larger one, their checksum is
 
 
@@ -102,7 +104,8 @@ def _add_code(digest: Any, code: types.CodeType) -> None:
 
 
 def _name(thing: Any) -> str:
-    return f"{thing.__module__}.{thing.__qualname__}"
+    name = f"{thing.__module__}.{thing.__qualname__}"
+    return _KNOWN_AS.get(name, name)
 
 
 def _short(value: Any) -> str:

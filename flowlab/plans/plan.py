@@ -8,13 +8,13 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import ArrayLike, Float
 
-from flowlab import ensemble, starts
+from flowlab import ensemble
 from flowlab._checks import between, floating, integer, real
 from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
@@ -23,66 +23,12 @@ from flowlab.measures.base import shapes
 from flowlab.plans.described import described
 from flowlab.policies import AbstractPolicy
 from flowlab.solve.problem import listed_measures
+from flowlab.starts import DrawnStarts
 from flowlab.until import AbstractTarget, Clock
 
-__all__ = ["DrawnStarts", "Plan"]
+__all__ = ["Plan"]
 
 BLOCK = 1 << 18  # starts of a block: some tenths of a second of work at the least
-_DRAWN = {
-    "grid": starts.grid,
-    "sobol": starts.sobol,
-    "uniform": starts.uniform,
-    "latin": starts.latin,
-}
-
-
-@dataclass(frozen=True)
-class DrawnStarts:
-    """Starts that are drawn by their index, whenever and wherever a block of them is solved.
-
-    Attributes:
-        kind: `grid`, `sobol`, `uniform` or `latin`, as in `flowlab.starts`. A Latin hypercube is
-            drawn as a whole for each block, and suits small plans.
-        size: The number of starts, or the cells of a grid, one number per component.
-        lower: Lower corner of the box, shape (d,).
-        upper: Upper corner of the box, shape (d,).
-        seed: Seed; a grid has none.
-        dtype: `float64` or `float32`.
-
-    Raises:
-        ValueError: Where `flowlab.starts` would.
-    """
-
-    kind: Literal["grid", "sobol", "uniform", "latin"]
-    size: int | tuple[int, ...]
-    lower: tuple[float, ...]
-    upper: tuple[float, ...]
-    seed: int = 0
-    dtype: Literal["float64", "float32"] = "float64"
-
-    def __post_init__(self) -> None:
-        if self.kind not in _DRAWN:
-            known = ", ".join(map(repr, _DRAWN))
-            raise ValueError(f"Argument `kind` must be one of {known}, but is {self.kind!r}.")
-        # What JSON and TOML hold are lists.
-        for name in ("lower", "upper", "size"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(value))
-        self.part(0, 1)
-        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # a type may have been given
-
-    @property
-    def count(self) -> int:
-        """The number of starts."""
-        return int(np.prod(self.size, dtype=np.int64))
-
-    def part(self, first: int, last: int) -> Float[np.ndarray, "n d"]:
-        """The starts from one index up to another."""
-        options: dict[str, Any] = {"part": (first, last), "dtype": self.dtype}
-        if self.kind != "grid":
-            options["seed"] = self.seed
-        return _DRAWN[self.kind](self.size, self.lower, self.upper, **options)
 
 
 @dataclass(frozen=True)

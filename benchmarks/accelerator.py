@@ -4,9 +4,9 @@ One command, which ends within its budget of seconds: what matters most comes fi
 left out is named. With `--lower cuda,tpu` it says instead which problems become kernels for these
 chips, and needs none. Correctness: times against closed forms in both precisions, outcomes against
 those of a CPU (`_accelerator_cpu.json`), the bits of equal blocks, a NaN among other starts, walls,
-a loss of one's own, a softmax of 20 responses. Speed: `flowlab.sweep` and `jax.vmap` of
-`diffrax.diffeqsolve`, with errors beside it and compilation apart. Roofs: a copy, and the field
-alone. A table comes last. The exit code is 1 if a check of correctness fails.
+a loss of one's own, a softmax of 20 responses. Speed, of these problems too: `flowlab.sweep`, and
+`jax.vmap` of `diffrax.diffeqsolve`, with errors beside it and compilation apart. Roofs: a copy, and
+the field alone. A table comes last. The exit code is 1 if a check of correctness fails.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from _checks import (
 )
 from _common import GIB, age, device_memory, emit, free_memory, machine, parser
 from _lowering import PLATFORMS, Row, candidates, lowered, markdown, unexpected
-from _problem import PROBLEM
+from _peers.problems import PROBLEMS
 from _roofs import copy_speed, field_speed
 from _speeds import WARM, method_of, sweep_speed, vmap_speed, warmed_sweep_speed
 
@@ -56,6 +56,7 @@ PROBLEMS_CHECKED = {
     "own_loss": "a loss of one's own",
     "softmax": "softmax of 20 responses",
 }
+STANDARD = "ratio"
 SWEEP, VMAP, BLOCKS = "flowlab.sweep", "vmap(diffeqsolve)", "blocks"
 NO_TIME, CUT = "no time was left", "cut off at the end of the budget"
 BYTES_A_START = {"float64": 120, "float32": 80}  # of host memory, that a sweep takes at most
@@ -135,27 +136,31 @@ def plan(log: Log, size: Size, *, smoke: bool) -> Iterator[Task]:
     """Everything there is to find out, what matters most first."""
     cases = [case for case in CASES[: 2 if smoke else None] if _held(log, *case)]
     for case in cases[:2]:
-        yield from _sweeps(log, size, *case)
+        yield from _sweeps(log, size, STANDARD, *case)
     for dtype in DTYPES:
         yield _check(log, "bits of equal blocks", dtype, partial(same_bits, dtype, size.checked))
         yield _check(log, "one start is NaN", dtype, partial(nan_among_others, dtype, size.checked))
     yield from _checks_of_problems(log, size, "float64")
     for dtype in DTYPES:
         yield from _roofs(log, size, dtype)
-    yield _vmap(log, size, "margin" if smoke else "time", *cases[0])  # margin compiles sooner
+    clock = "margin" if smoke else "time"  # margin compiles sooner
+    yield _vmap(log, size, STANDARD, clock, *cases[0])
     if smoke:
         return
     yield _sweep_of_very_many(log, size, *cases[0])
+    for name in PROBLEMS_CHECKED:
+        yield from _sweeps(log, size, name, *cases[0])
+        yield _vmap(log, size, name, "time", *cases[0])
     for case in cases[2:]:
-        yield from _sweeps(log, size, *case)
+        yield from _sweeps(log, size, STANDARD, *case)
     yield _sweep_of_very_many(log, size, *cases[1])
-    yield _vmap(log, size, "time", *cases[1])
+    yield _vmap(log, size, STANDARD, "time", *cases[1])
     yield from _checks_of_problems(log, size, "float32")
     for case in cases[2:]:
-        yield _vmap(log, size, "time", *case)
+        yield _vmap(log, size, STANDARD, "time", *case)
         yield _sweep_of_very_many(log, size, *case)
     for case in cases:
-        yield _vmap(log, size, "margin", *case)
+        yield _vmap(log, size, STANDARD, "margin", *case)
 
 
 def _held(log: Log, dtype: str, rtol: float) -> bool:
@@ -185,20 +190,22 @@ def _checks_of_problems(log: Log, size: Size, dtype: str) -> Iterator[Task]:
         yield _check(log, f"times, {words}", dtype, judged)
 
 
-def _sweeps(log: Log, size: Size, dtype: str, rtol: float) -> Iterator[Task]:
+def _sweeps(log: Log, size: Size, problem: str, dtype: str, rtol: float) -> Iterator[Task]:
     """A sweep of many starts as it comes, and by blocks where that is a kernel."""
-    yield _sweep(log, size, dtype, rtol, None)
+    yield _sweep(log, size, problem, dtype, rtol, None)
     if default_backend() != BLOCKS:
-        yield _sweep(log, size, dtype, rtol, BLOCKS)
+        yield _sweep(log, size, problem, dtype, rtol, BLOCKS)
 
 
-def _sweep(log: Log, size: Size, dtype: str, rtol: float, backend: str | None) -> Task:
+def _sweep(
+    log: Log, size: Size, problem: str, dtype: str, rtol: float, backend: str | None
+) -> Task:
     """A sweep of many starts, whose times are judged too."""
     by = "" if backend is None else f", {backend}"
-    name = f"times, ratio plane, rtol {rtol:.0e}{by}"
+    name = f"times, {problem}, rtol {rtol:.0e}{by}"
 
     def judged() -> Verdict:
-        row = sweep_speed(dtype, rtol, size.many, size.repetitions, backend)
+        row = sweep_speed(problem, dtype, rtol, size.many, size.repetitions, backend)
         log.speeds.append({"way": f"{SWEEP}{by}", **row})
         return judged_errors(row, rtol)
 
@@ -208,7 +215,7 @@ def _sweep(log: Log, size: Size, dtype: str, rtol: float, backend: str | None) -
 def _sweep_of_very_many(log: Log, size: Size, dtype: str, rtol: float) -> Task:
     """A sweep of very many starts, where time and memory suffice."""
     count = size.very_many
-    name = f"times, ratio plane, {count:,} starts, rtol {rtol:.0e}"
+    name = f"times, {STANDARD}, {count:,} starts, rtol {rtol:.0e}"
 
     def judged() -> Verdict:
         smaller = _row_of(log, SWEEP, dtype, rtol)
@@ -231,17 +238,18 @@ def _sweep_of_very_many(log: Log, size: Size, dtype: str, rtol: float) -> Task:
     return _check(log, name, dtype, judged)
 
 
-def _vmap(log: Log, size: Size, clock: str, dtype: str, rtol: float) -> Task:
+def _vmap(log: Log, size: Size, problem: str, clock: str, dtype: str, rtol: float) -> Task:
     """`jax.vmap` of diffrax, in chunks of the size that was best before in this dtype."""
     way = f"{VMAP}, {clock}"
 
     def do() -> None:
-        before = next((r for r in log.speeds if (r["way"], r["dtype"]) == (way, dtype)), None)
+        same = {"way": way, "dtype": dtype, "problem": problem}
+        before = next((row for row in log.speeds if same.items() <= row.items()), None)
         chunks = size.chunks if before is None else (before["chunk"],)
-        row = vmap_speed(clock, dtype, rtol, size.many, chunks, log.left)
+        row = vmap_speed(problem, clock, dtype, rtol, size.many, chunks, log.left)
         log.speeds.append({"way": way, **row})
 
-    return Task(f"{way}, rtol {rtol:.0e}, {dtype}", "speed", do)
+    return Task(f"{way}, {problem}, rtol {rtol:.0e}, {dtype}", "speed", do)
 
 
 def _roofs(log: Log, size: Size, dtype: str) -> Iterator[Task]:
@@ -261,8 +269,8 @@ def _roofs(log: Log, size: Size, dtype: str) -> Iterator[Task]:
 
 
 def _row_of(log: Log, way: str, dtype: str, rtol: float) -> dict[str, Any] | None:
-    """The first speed of a way at a tolerance."""
-    wanted = {"way": way, "dtype": dtype, "rtol": rtol}
+    """The first speed of a way at a tolerance, of the standard problem."""
+    wanted = {"way": way, "dtype": dtype, "rtol": rtol, "problem": STANDARD}
     return next((row for row in log.speeds if wanted.items() <= row.items()), None)
 
 
@@ -305,11 +313,12 @@ def result_of(log: Log, tasks: list[Task], options: argparse.Namespace) -> dict[
         roof, speed = best[row["dtype"]], row["evaluations_per_start"] * row["starts_per_s"]
         ours = row["way"].startswith(SWEEP)
         used = devices if ours and not on_cpu else 1  # and a roof is that of one
-        row["part_of_field"] = None if roof is None else speed / (used * roof)
+        comparable = row["problem"] == STANDARD  # whose field the roof's is
+        row["part_of_field"] = speed / (used * roof) if roof and comparable else None
     return {
         "benchmark": "accelerator",
         "flowlab": flowlab.__version__,
-        "problem": PROBLEM,
+        "problems": {row["problem"]: PROBLEMS[row["problem"]].text for row in speeds},
         "smoke": options.smoke,
         "budget_s": options.budget,
         "took_s": age(),

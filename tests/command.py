@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from typer.testing import CliRunner, Result
 
-from flowlab import cli, until
+from flowlab import LogRatioPlane, cards, cli, losses, until
 from flowlab.ensemble import Runs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,4 +59,24 @@ def made_up(starts: np.ndarray, time: float = 1.5) -> Runs:
         over={},
         save_at=np.zeros(0),
         rtol=1e-6,
+    )
+
+
+def made_up_card(loss: losses.AbstractLoss, *, reach: float) -> cards.Card:
+    still = cards.Approach("constant", 0.0, 0.0)
+    return cards.Card(
+        loss=loss,
+        plane=LogRatioPlane(),
+        reach=reach,
+        value=0.25,
+        gradient=(-0.5, 0.5),
+        speed=0.75,
+        critical_sets=(),
+        approach={"chosen": still, "rejected": still, "margin": still},
+        plateau=cards.Plateau(0.0, np.nan),
+        traps=cards.Traps(False, 0.0, 0.0, 0.0),
+        fall=cards.Fall(0.0, False, ""),
+        conserved="u_w + u_l",
+        bound=cards.Bound(True, 0.0),
+        crossings=(),
     )

@@ -124,6 +124,23 @@ def bounded_memory() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture
+def solved_with(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments of every call of `ensemble.sweep`, which then solves nothing."""
+    from command import made_up
+
+    from flowlab import ensemble
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def note(*args: Any, **kwargs: Any) -> ensemble.Runs:
+        calls.append((args, kwargs))
+        return made_up(args[1])
+
+    monkeypatch.setattr(ensemble, "sweep", note)
+    return calls
+
+
 def resident_bytes() -> float:
     """The memory of this process, where the system tells; else infinite."""
     told = Path("/proc/self/statm")

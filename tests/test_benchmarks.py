@@ -113,7 +113,7 @@ def test_a_sweep_without_room_is_left_out_and_says_why(
 ):
     monkeypatch.setattr(accelerator, "free_memory", lambda: free)
     log = accelerator.Log(time.perf_counter() + 1000)
-    row = {"way": accelerator.SWEEP, "dtype": "float64", "rtol": 1e-6}
+    row = {"way": accelerator.SWEEP, "problem": "ratio", "dtype": "float64", "rtol": 1e-6}
     log.speeds.append({**row, "starts_per_s": speed, "compile_s": 0.0})
     task = accelerator._sweep_of_very_many(log, accelerator.ON_CPU, "float64", 1e-6)
     accelerator.carry_out([task], log)

@@ -27,26 +27,12 @@ from typer.testing import Result
 
 import flowlab
 from flowlab import domains, ensemble, exact, logs, measures, plots, policies, store, until
-from flowlab.ensemble import Runs
 from flowlab.plans import running
 
 
 def table(result: Result) -> list[list[str]]:
     """The words of each line on stdout."""
     return [line.split() for line in result.stdout.splitlines()]
-
-
-@pytest.fixture
-def solved_with(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The arguments of every call of `ensemble.sweep`, which then solves nothing."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def note(*args: Any, **kwargs: Any) -> Runs:
-        calls.append((args, kwargs))
-        return made_up(args[1])
-
-    monkeypatch.setattr(ensemble, "sweep", note)
-    return calls
 
 
 def test_a_sweep_writes_what_the_closed_form_gives(tmp_path):

@@ -8,26 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import GRID, LOG, LOG_RATIO, RATIO, flowlab_command, made_up, refusal, swept
+from command import GRID, LOG, LOG_RATIO, RATIO, flowlab_command, made_up_card, refusal, swept
 from grids import thinned
 
 import flowlab
-from flowlab import cards, ensemble, losses, store
-from flowlab.ensemble import Runs
-
-
-@pytest.fixture
-def solved_with(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """The arguments of every call of `ensemble.sweep`, which then solves nothing."""
-    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def note(*args: Any, **kwargs: Any) -> Runs:
-        calls.append((args, kwargs))
-        return made_up(args[1])
-
-    monkeypatch.setattr(ensemble, "sweep", note)
-    return calls
-
+from flowlab import cards, losses, store
 
 LOSSES: dict[str, tuple[dict[str, Any], losses.AbstractLoss]] = {
     "ipo": ({}, losses.IPO(0.3)),
@@ -97,30 +82,10 @@ def carded_with(monkeypatch: pytest.MonkeyPatch) -> list[tuple[losses.AbstractLo
 
     def note(loss: losses.AbstractLoss, *, reach: float) -> cards.Card:
         asked.append((loss, reach))
-        return made_up_card(loss, reach)
+        return made_up_card(loss, reach=reach)
 
     monkeypatch.setattr(cards, "card", note)
     return asked
-
-
-def made_up_card(loss: losses.AbstractLoss, reach: float) -> cards.Card:
-    still = cards.Approach("constant", 0.0, 0.0)
-    return cards.Card(
-        loss=loss,
-        plane=flowlab.LogRatioPlane(),
-        reach=reach,
-        value=0.25,
-        gradient=(-0.5, 0.5),
-        speed=0.75,
-        critical_sets=(),
-        approach={"chosen": still, "rejected": still, "margin": still},
-        plateau=cards.Plateau(0.0, np.nan),
-        traps=cards.Traps(False, 0.0, 0.0, 0.0),
-        fall=cards.Fall(0.0, False, ""),
-        conserved="u_w + u_l",
-        bound=cards.Bound(True, 0.0),
-        crossings=(),
-    )
 
 
 def test_the_table_has_a_row_for_every_loss_of_the_catalogue(carded_with):
@@ -154,7 +119,7 @@ def test_what_was_there_when_the_table_is_interrupted_is_printed(monkeypatch):
     def note(loss: losses.AbstractLoss, *, reach: float) -> cards.Card:
         if isinstance(loss, losses.IPO):
             raise KeyboardInterrupt
-        return made_up_card(loss, reach)
+        return made_up_card(loss, reach=reach)
 
     monkeypatch.setattr(cards, "card", note)
     result = flowlab_command("losses")
@@ -172,7 +137,7 @@ def test_one_loss_is_described_and_drawn(suffix, carded_with, tmp_path):
     assert result.exit_code == 0, result.stderr
     ((loss, reach),) = carded_with
     assert (repr(loss), reach) == (repr(losses.IPO(0.2)), 30.0)
-    expected = cards.description(made_up_card(losses.IPO(0.2), 30.0))
+    expected = cards.description(made_up_card(losses.IPO(0.2), reach=30.0))
     assert result.stdout == f"{expected}\n\nfigure: {picture}\n"
     begins = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
     assert picture.read_bytes().startswith(begins[suffix])

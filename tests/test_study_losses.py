@@ -6,32 +6,12 @@ import time
 
 import numpy as np
 import pytest
+from command import made_up_card
 
 import flowlab as fl
 from flowlab import cards, losses, study
-from flowlab.cards import Card
 
 BOTH = {"dpo": fl.DPO(0.1), "hinge": losses.Hinge(0.1)}
-
-
-def made_up_card(loss: losses.AbstractLoss, *, reach: float) -> Card:
-    still = cards.Approach("constant", 0.0, 0.0)
-    return Card(
-        loss=loss,
-        plane=fl.LogRatioPlane(),
-        reach=reach,
-        value=0.25,
-        gradient=(-0.5, 0.5),
-        speed=0.75,
-        critical_sets=(),
-        approach={"chosen": still, "rejected": still, "margin": still},
-        plateau=cards.Plateau(0.0, np.nan),
-        traps=cards.Traps(False, 0.0, 0.0, 0.0),
-        fall=cards.Fall(0.0, False, ""),
-        conserved="u_w + u_l",
-        bound=cards.Bound(True, 0.0),
-        crossings=(),
-    )
 
 
 @pytest.fixture(scope="module")

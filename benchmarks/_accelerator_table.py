@@ -123,7 +123,7 @@ def _speeds(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _gains(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How many times as fast as the fastest `jax.vmap` the fastest sweep is, case by case."""
+    """Speed of the fastest sweep over that of the fastest `jax.vmap`, case by case."""
     best: dict[tuple[str, str, float], dict[bool, float]] = {}
     for row in rows:
         case = best.setdefault((row["problem"], row["dtype"], row["rtol"]), {})

@@ -1,4 +1,4 @@
-"""Which problems become kernels for which chips, found out by lowering them here, without a chip.
+"""The problems that become kernels for each chip, found by lowering them without a chip.
 
 A row of the table is a problem: those of `ensemble.py`, every loss of the catalogue on the ratio
 plane and on the log-ratio plane, walls and targets, and measures. For each chip it says that the
@@ -29,7 +29,7 @@ MARGIN = 2.0  # to which losses that have no common level are followed
 
 
 class Case(NamedTuple):
-    """What is to be solved, from a start like this one."""
+    """A problem with an example of a start."""
 
     flow: Callable[[], Any]
     start: tuple[float, ...]
@@ -63,7 +63,7 @@ def _walled(domain: Any, wall: str, **options: Any) -> Case:
 
 
 def candidates() -> dict[str, Case]:
-    """What is lowered, by name."""
+    """The problems that are lowered, by name."""
     found = {f"problem {name}": _of_problem(problem) for name, problem in PROBLEMS.items()}
     to_margin = until.margin_above(MARGIN)
     for name, loss in losses.CATALOGUE.items():

@@ -89,7 +89,7 @@ class Option:
 
     @property
     def takes(self) -> dict[str, str]:
-        """What stands behind the `=` of each of its words; empty where they have none."""
+        """Values that may follow the `=` of each of its words; empty where they take none."""
         return {name: value for name, _, value in (word.partition("=") for word in self.words)}
 
     @property
@@ -255,7 +255,7 @@ def filled(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _applies(option: Option, asked: Mapping[str, Any]) -> bool:
-    """Whether an option has an effect beside the others."""
+    """True if an option has an effect beside the others."""
     if not option.only:
         return True
     other, *words = option.only

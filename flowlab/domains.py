@@ -84,7 +84,7 @@ class AbstractDomain(eqx.Module):
         return like(normals, state), like(offsets, state)
 
     def distances(self, state: Float[Array, " d"]) -> Float[Array, " m"]:
-        """How far a state lies inside of each wall, in units of its normal."""
+        """Distances of a state from each wall, positive inside, in units of the wall's normal."""
         normals, offsets = self.walls_like(state)
         return offsets - normals @ state
 

@@ -51,7 +51,7 @@ Clock = Literal["time", "arc_length", "loss", "margin"]
 
 
 class Outcome(IntEnum):
-    """What became of a start.
+    """The outcome of a start.
 
     `reached`: the target. `started_past_target`: it was met at the start. `at_critical_point`: the
     line starts at, or has come to rest near, a point where the velocity vanishes. `at_wall`: it
@@ -75,7 +75,7 @@ class Outcome(IntEnum):
 
 
 def counted(outcomes: npt.ArrayLike) -> dict[str, int]:
-    """How often each outcome occurs, by name; outcomes that do not occur are left out."""
+    """Number of occurrences of each outcome, by name; those that do not occur are left out."""
     codes, numbers = np.unique(np.asarray(outcomes), return_counts=True)
     return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
 
@@ -156,7 +156,7 @@ class AbstractTarget(eqx.Module):
 
     @property
     def of_state(self) -> bool:
-        """Whether levels are those of a function of the state, met on the way down the flow."""
+        """True if levels are those of a function of the state, met on the way down the flow."""
         return self.moments is None and not self.by_absorption
 
     @property
@@ -182,7 +182,7 @@ class AbstractTarget(eqx.Module):
         del flow
 
     def may_turn_back(self, flow: AbstractFlow) -> bool:
-        """Whether a flow line can come to a level and leave it again the way that it came."""
+        """True if a flow line can come to a level and leave it again the way that it came."""
         del flow
         return False
 
@@ -371,7 +371,7 @@ def boundary(*, time_limit: float | None = None) -> AbstractTarget:
 
 
 def _falls_with_the_margin(flow: AbstractFlow, levels: Float[ArrayLike, " k"]) -> bool:
-    """Whether a flow says at which margins it has given levels; nothing is computed.
+    """True if a flow can say at which margins it has given levels; nothing is computed.
 
     A loss that looks at the numbers to tell cannot do so in a compiled program.
     """

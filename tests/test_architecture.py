@@ -59,6 +59,8 @@ ENTRANCES = ("flowlab", "flowlab.__main__")
 LONGEST_FUNCTION = 40
 LONGEST_OF_TESTS = 60  # a case that is told in one piece
 LONGEST_MODULE = 550
+QUESTIONS = {"What", "How", "Whether", "Where", "Which"}  # instead of a noun or an imperative
+BENCHMARKS = tuple((ROOT / "benchmarks").glob("**/*.py"))
 # What jaxtyping can give a shape to, whatever the Python and the NumPy. Aliases of others may be
 # strange to it: from NumPy 2.5 on, `numpy.typing.ArrayLike` is an object with which imports fail.
 SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"}
@@ -126,6 +128,18 @@ def test_every_public_module_says_what_it_offers() -> None:
         if not name.rsplit(".", 1)[-1].startswith("_") and "__all__" not in assigned_names(path)
     ]
     assert not silent, f"These modules have no __all__: {silent}."
+
+
+def test_a_docstring_begins_with_what_one_gets() -> None:
+    questions = [
+        f"{place(path, node.body[0])} {text.splitlines()[0]}"
+        for path in (*modules().values(), *BENCHMARKS)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Module | ast.ClassDef | FUNCTION)
+        and (text := ast.get_docstring(node)) is not None
+        and text.split()[0] in QUESTIONS
+    ]
+    assert not questions, questions
 
 
 def test_no_file_imports_a_star() -> None:

@@ -76,7 +76,7 @@ def carry_out(
 
 @contextmanager
 def _failures_told(out: str) -> Iterator[None]:
-    """What hinders a plan, as a refusal, or with how to resume what it has written."""
+    """Context in which failures of a plan are refusals, or say how to resume what was written."""
     from flowlab import plans
 
     try:

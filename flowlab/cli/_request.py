@@ -141,7 +141,7 @@ def displaced(
 def diagnoses(
     files: Sequence[Path], betas: Sequence[float], name: str | None, texts: Sequence[str] | None
 ) -> list[Diagnosis]:
-    """What each of some training logs says, with a beta and the loss named, if it is."""
+    """Diagnoses of training logs, with a β and with the loss that was named, if any."""
     refuse_unless(len(betas) == 1, "beta", "must be given once, but is {}", list(betas))
     (beta,) = betas
     refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)

@@ -155,7 +155,7 @@ class BranchSegment:
         return changes
 
     def _beyond(self, before: At, change: At, goal: At) -> At:
-        """Where a point has an index between those before and at a goal; the goal if nowhere."""
+        """The value where a point has an index between two others; the goal where none has."""
         first, last = (self.follow.index(*at, self.face) for at in (before, goal))
         ahead = change[0] + _APART * abs(self.toward)
         if abs(first - last) < 2 or ahead >= goal[0]:
@@ -275,7 +275,7 @@ class Follower:
     def met(
         self, segment: BranchSegment, value: float, found: Sequence[CriticalPoint]
     ) -> CriticalPoint | None:
-        """What of what was found at a value a segment leads to, or up to; None for nothing."""
+        """The critical point at a value that a segment leads to, or up to; None for none."""
         place, last = segment.places[-1], segment.point
         if not segment.is_at(segment.values[-1], value):
             return None

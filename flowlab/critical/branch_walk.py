@@ -276,5 +276,5 @@ def is_linked(point: CriticalPoint) -> bool:
 
 
 def sort_of(point: CriticalPoint) -> tuple[bool, int, tuple[str, ...]]:
-    """What two points must share to be linked without being followed."""
+    """The properties that two points must share to be linked without being followed."""
     return is_linked(point), point.dimension, point.on

@@ -115,7 +115,7 @@ class Continuation:
         return "\n".join(lines)
 
     def _told(self, branch: Branch) -> str:
-        """What a branch is, from which value to which."""
+        """Description of a branch: its kind, and the values that it spans."""
         parts = []
         for name, first, last in branch.stretches:
             span = f"{first:.6g}" if first == last else f"{first:.6g} to {last:.6g}"

@@ -80,7 +80,7 @@ class _Passed:
                 self._alone(point)
 
     def _linked(self, number: int) -> CriticalPoint | None:
-        """What a branch is at the value, added to it; None where it does not come here."""
+        """The branch with its critical point at the value added; None where it ends before."""
         branch = self.walk.branches[number]
         position = int(np.searchsorted(branch.values, self.value))
         if position == 0 and branch.values[0] != self.ends[1]:
@@ -99,13 +99,13 @@ class _Passed:
         return point
 
     def _at(self, segment: BranchSegment) -> CriticalPoint | None:
-        """What a segment leads to."""
+        """The critical point that a segment leads to."""
         point = self.walk.follow.met(segment, self.value, self.found)
         inside = self.walk.follow.inside(segment.places[-1])
         return segment.described(-1) if point is None and segment.reached and inside else point
 
     def _nearest_alike(self, last: CriticalPoint) -> CriticalPoint | None:
-        """What is found of the sort of a point that cannot be followed."""
+        """The nearest critical point of the same kind as one that cannot be followed."""
         alike = [point for point in self.found if sort_of(point) == sort_of(last)]
         return min(alike, key=lambda point: _gap(point, last), default=None)
 

@@ -64,7 +64,7 @@ def chat_template(folder: Path, described: Mapping[str, Any]) -> Render | None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What transformers offers to templates."""
+    """The environment that transformers gives to templates."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )

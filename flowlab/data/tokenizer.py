@@ -111,7 +111,7 @@ def imported(library: str) -> Any:
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    """What `tokenizer_config.json` says; nothing where there is none."""
+    """The entries of `tokenizer_config.json`; none where there is no such file."""
     path = folder / "tokenizer_config.json"
     try:
         held = json.loads(path.read_text("utf-8")) if path.is_file() else {}

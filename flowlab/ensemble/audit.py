@@ -27,7 +27,7 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class Deviations:
-    """How far runs lie from the same at tighter tolerances.
+    """Deviations of runs from the same runs at tighter tolerances.
 
     Attributes:
         rtol: The tolerance of the second solution.
@@ -60,7 +60,7 @@ def audited(
     backend: str | None = None,
     max_steps: int = 4096,
 ) -> Deviations:
-    """How far runs that were found lie from the same at tolerances a hundred times tighter.
+    """Deviations of runs from the same runs at tolerances a hundred times tighter.
 
     Args:
         flow: As `sweep` was given it, and so is all else that is not named here.

@@ -1,4 +1,4 @@
-"""Which backend solves a problem: `kernel` on GPUs and TPUs where it can be had, else `blocks`."""
+"""The choice of a backend: `kernel` on GPUs and TPUs where it can be had, else `blocks`."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -45,7 +45,7 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> "Worker":
-    """What solves problems from so many starts, which are to come to so many runs.
+    """A solver of problems from so many starts, for so many runs in all.
 
     Raises:
         ValueError: If the backend is unknown, does not exist on the devices, or leaves another

@@ -66,7 +66,7 @@ _WORTH_OPTIMISING = 4_000  # runs
 
 
 class Passes(NamedTuple):
-    """What is done with blocks: functions of a problem, of blocks, and of two limits.
+    """The programs for blocks: functions of a problem, of blocks, and of two limits.
 
     Attributes:
         first: Of the starts of a batch of blocks: their results, lanes, and the steps tried.
@@ -107,7 +107,7 @@ def block_size_on(device: Device) -> int:
 
 
 def worth_optimising(runs: int) -> bool:
-    """Whether runs are so many that they would take longer than what it costs to optimise."""
+    """True if there are so many runs that optimising the program pays."""
     return runs >= _WORTH_OPTIMISING
 
 

@@ -50,7 +50,7 @@ def whole(starts: PyTree[np.ndarray] | DrawnStarts) -> PyTree[np.ndarray]:
 
 
 def drawn_on_device(starts: PyTree[np.ndarray] | DrawnStarts) -> bool:
-    """Whether starts are drawn on the device: those of a grid, and uniform ones."""
+    """True if starts are drawn on the device: those of a grid, and uniform ones."""
     return isinstance(starts, DrawnStarts) and starts.kind in ("grid", "uniform")
 
 
@@ -91,7 +91,7 @@ def _drawn(device: Device, starts: DrawnStarts, first: int, size: int) -> Float[
 
 @partial(jax.jit, static_argnames="size")
 def _grid(first: Array, count: Array, axes: list[Array], *, size: int) -> Float[Array, "m d"]:
-    """What `flowlab.starts.grid` gives from an index on, from its values along each axis."""
+    """The starts of a grid from an index on, from its values along each axis."""
     indices = first + jnp.arange(size)
     places = jnp.unravel_index(indices, tuple(len(axis) for axis in axes))
     points = [axis[place] for axis, place in zip(axes, places, strict=True)]
@@ -110,7 +110,7 @@ def _uniform(
     size: int,
     dtype: str,
 ) -> Float[Array, "m d"]:
-    """What `flowlab.starts.uniform` gives from an index on."""
+    """The starts of `flowlab.starts.uniform` from an index on."""
     width = lower.size
     before = first * width
     counters = -(-size * width // _WORDS) + 1  # one more, since a start may begin amid four

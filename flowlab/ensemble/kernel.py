@@ -45,7 +45,7 @@ _SMALLEST = 1024  # starts up to which a call is filled up, so that few sizes ar
 
 
 class Chip(NamedTuple):
-    """How a kind of device is programmed.
+    """A kind of device, and how kernels are written for it.
 
     Attributes:
         platform: Its name in lowerings.
@@ -122,7 +122,7 @@ def solved(
 
 
 def refusal(problem: Problem, method: Method, starts: PyTree[np.ndarray], chip: Chip) -> str | None:
-    """What keeps a problem from being lowered for a chip, which need not be here; None if nothing.
+    """Why a problem cannot be lowered for a chip, which need not be present; None if it can.
 
     Args:
         problem: What to solve.
@@ -166,7 +166,7 @@ class _Chunks:
         )
 
     def shapes(self, device: Device | None) -> tuple[Any, Any]:
-        """What a call takes: starts and the number of steps, as shapes on a device."""
+        """The arguments of a call, as shapes on a device: starts and the number of steps."""
         place = None if device is None else jax.sharding.SingleDeviceSharding(device)
 
         def shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -179,7 +179,7 @@ class _Chunks:
     def results(
         self, devices: Sequence[Device], max_steps: int
     ) -> Iterator[tuple[slice, dict[str, Any], Bool[np.ndarray, " n"], PyTree[np.ndarray]]]:
-        """Which starts, their results, which are to begin again, and these, chunk after chunk.
+        """For each chunk: its indices, its results, and the starts to begin again with their mask.
 
         While one is collected, the next ones are solved.
         """
@@ -239,7 +239,7 @@ _NOTES = ("JaxStackTraceBeforeTransformation",)  # causes by which JAX says wher
 
 
 def _reason(error: BaseException) -> str:
-    """What cannot be lowered: the name of a primitive, where one is to blame."""
+    """The reason of an error while lowering: the name of a primitive, where one is to blame."""
     while error.__cause__ is not None and type(error.__cause__).__name__ not in _NOTES:
         error = error.__cause__
     if isinstance(error, NoRowsError):
@@ -268,7 +268,7 @@ def _as_if_on(chip: Chip) -> Any:
 
 
 def _compiler_options(chip: Chip) -> dict[str, Any]:
-    """Which of Pallas's backends lowers for a chip, and how: the one place that says so."""
+    """The Pallas backend that lowers for a chip, with its options: chosen here and nowhere else."""
     if chip.platform != "cuda":
         return {}
     from jax.experimental.pallas import triton
@@ -283,7 +283,7 @@ def _for_chip(chip: Chip, interpret: bool) -> Callable[..., Any]:
 
 
 class _Packing:
-    """Where the elements of some arrays stand, one after the other, in one array for each dtype.
+    """The layout of the elements of several arrays in one array for each dtype.
 
     Booleans stand as integers.
     """
@@ -326,7 +326,7 @@ def _stored(dtype: Any) -> str:
 def _lane(
     solved: tuple[Problem, Method], start: PyTree[Array], max_steps: Int[Array, ""]
 ) -> tuple[dict[str, Any], Bool[Array, ""]]:
-    """What becomes of one start, and whether it is to begin again under another clock."""
+    """The results of one start, and whether it is to begin again under another clock."""
     problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda leaf: leaf[..., None], start))
     lanes, tries, _ = advance(problem, method, lanes, max_steps=max_steps)
@@ -343,7 +343,7 @@ def _all_steps(
     starts: PyTree[Array],
     max_steps: Int[Array, ""],
 ) -> tuple[dict[str, Any], Bool[Array, " n"]]:
-    """What becomes of starts (first axis), and which are to begin again: one kernel."""
+    """The results of starts (first axis), and a mask of those to begin again: one kernel."""
     shared, rest = eqx.partition((solved, max_steps), eqx.is_array)
     numbers, structure = jax.tree.flatten(shared)
     leaves, of_starts = jax.tree.flatten(starts)
@@ -431,7 +431,7 @@ def _padded(numbers: Array) -> Array:
 
 
 def _of_all(chip: Chip, operand: Array) -> Any:
-    """What every program reads whole: numbers one by one."""
+    """The block specification of numbers that every program reads whole."""
     from jax.experimental import pallas
 
     if chip.platform == "tpu":
@@ -442,7 +442,7 @@ def _of_all(chip: Chip, operand: Array) -> Any:
 
 
 def _of_rows(chip: Chip, size: int) -> Any:
-    """What a program reads or writes for its own lanes, by rows."""
+    """The block specification of what a program reads or writes for its own lanes, by rows."""
     from jax.experimental import pallas
 
     after = (0,) * (len(chip.lanes) - 1)

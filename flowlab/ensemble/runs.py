@@ -1,4 +1,4 @@
-"""What became of many starts.
+"""Results of many starts.
 
 n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
 """
@@ -23,7 +23,7 @@ __all__ = ["Audit", "Runs"]
 
 @dataclass(frozen=True)
 class Audit:
-    """How far a random part of the runs lies from the same runs at tighter tolerances.
+    """Deviations of a random sample of the runs from the same runs at tighter tolerances.
 
     Solved in float64 at tolerances a hundred times tighter (not below 1e-13).
 
@@ -48,7 +48,7 @@ class Audit:
 
 @dataclass(frozen=True)
 class Runs:
-    """What became of many starts. NumPy arrays; swept hyper-parameters are leading axes.
+    """Results of many starts, as NumPy arrays; swept hyper-parameters are leading axes.
 
     Attributes:
         given: The starts as `sweep` was given them: arrays, or how they are drawn.
@@ -100,13 +100,13 @@ class Runs:
         return whole(self.given)
 
     def __repr__(self) -> str:
-        """What was run, and how it ended, on one line."""
+        """A summary on one line: the starts, and how many had each outcome."""
         over = "".join(f", {name} of {values.tolist()}" for name, values in self.over.items())
         told = told_of_domain(self.domain, self.outcome, self.end, self.end_time, self.components)
         return f"Runs({self.outcome.shape[-1]:,} starts{over}: {self.counts()}{told})"
 
     def counts(self) -> dict[str, int]:
-        """How many runs had each outcome, by name; outcomes that did not occur are left out."""
+        """Number of runs with each outcome, by name; outcomes that did not occur are left out."""
         return counted(self.outcome)
 
     def to_xarray(self) -> "xarray.Dataset":

@@ -1,4 +1,4 @@
-"""Whether the β and the loss that somebody names fit the numbers in a log, and which β does."""
+"""Checks of a named β and loss against the numbers in a log, and the β that fits them."""
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def fitted(log: TrainingLog) -> tuple[TrainingLog, str | None]:
 
 
 def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
-    """What does not fit the loss, a sentence each.
+    """Sentences on what does not fit the loss.
 
     The loss of the first row, where the policy is the reference, gives the β of losses such as IPO.
     A loss of the margin that is convex cannot be below its value at the mean margin.
@@ -53,7 +53,7 @@ def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
 
 
 def reference_shown(log: TrainingLog) -> str | None:
-    """What in a log shows that its rewards are not β·log π; None where nothing does.
+    """Evidence in a log that its rewards are not β·log π; None where there is none.
 
     Args:
         log: A log.

@@ -55,7 +55,7 @@ class Coupling:
 
     @property
     def known(self) -> bool:
-        """Whether the interval is bounded."""
+        """True if the interval is bounded."""
         return math.isfinite(self.value)
 
 
@@ -112,7 +112,7 @@ def kernel_range(coupling: Coupling) -> tuple[float, float] | None:
 def effects(
     coupling: Coupling, own: Slopes, others: Mapping[str, Slopes]
 ) -> dict[str, Effect] | None:
-    """What each loss would do to the chosen response, under every kernel that the run allows.
+    """Effects of each loss on the chosen response, under every kernel consistent with the run.
 
     `"lowers"` and `"raises"` hold for every ρ of the interval, every kernel, every place that the
     slopes were taken at and both lengths; else `"either"`. `"still"` is a loss that does not push.

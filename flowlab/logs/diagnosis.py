@@ -1,4 +1,4 @@
-"""What a training log says of its run, by algebra alone."""
+"""Diagnosis of a training run from its log, by algebra alone."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -43,7 +43,7 @@ _SHIFTED = "dpo_shift"
 
 @dataclass(frozen=True)
 class Side:
-    """How one quantity of a run moved: from its first window to its last.
+    """Change of one quantity of a run from its first window to its last.
 
     Attributes:
         first: Mean of the first window, nats.
@@ -61,13 +61,13 @@ class Side:
 
     @property
     def sure(self) -> bool:
-        """Whether it changed by more than its noise."""
+        """True if it changed by more than its noise."""
         return self.error is not None and abs(self.change) > self.error
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a log says of its run. Everything is read off windows of rows.
+    """Diagnosis of a training run. Everything is read off windows of rows.
 
     Attributes:
         log: The log.
@@ -135,12 +135,12 @@ class Diagnosis:
 
     @property
     def per_token(self) -> bool:
-        """Whether `rest` is per token."""
+        """True if `rest` is per token."""
         return isinstance(self.loss, IPO)
 
     @property
     def rest_done(self) -> float | None:
-        """How much of the way from the reference to `rest` is done; None where it is not known."""
+        """Fraction of the way from the reference to `rest` that is done; None where unknown."""
         if self.rest is None or self.margin is None or self.per_token or self.rest == 0:
             return None
         return self.margin.last / self.rest
@@ -157,7 +157,7 @@ class Diagnosis:
 
     @property
     def drawable(self) -> bool:
-        """Whether there are log-ratios of training rows, for the plane."""
+        """True if there are log-ratios of training rows, for the plane."""
         return not self.reference_free and not self.evaluated and len(self.windows) > 0
 
     def plot(self, *, ax: Any = None) -> Any:
@@ -201,14 +201,14 @@ class Diagnosis:
 
     @property
     def reference_free(self) -> bool:
-        """Whether the values are log-probabilities, for want of a reference."""
+        """True if the values are log-probabilities, for want of a reference."""
         return self.log.reference_free
 
 
 def diagnose(
     log: TrainingLog, loss: AbstractLoss | None = None, *, name: str | None = None
 ) -> Diagnosis:
-    """What a log says: what moved, whether the chosen response fell, and which coupling shows.
+    """Diagnose a run from its log: what moved, whether the chosen response fell, and the coupling.
 
     Args:
         log: A log.
@@ -339,7 +339,7 @@ def _windows_of_both(
 
 
 def _moved(points: Float[np.ndarray, "row 2"]) -> bool:
-    """Whether any value differs from the first of its column, or from the reference."""
+    """True if any value differs from the first of its column, or from the reference."""
     for column in points.T:
         known = column[np.isfinite(column)]
         if known.size and (np.ptp(known) > 0 or (known.size == 1 and known[0] != 0)):

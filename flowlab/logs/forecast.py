@@ -1,4 +1,4 @@
-"""Where a loss of the margin rests, and where a run would go on to with the coupling it had.
+"""The margin at which a loss comes to rest, and a forecast of a run with the coupling it had.
 
 With a coupling that stays, the flow of such a loss is a straight line in (u_w, u_l), and its margin
 solves h' = κ·s(h), with s the slope of the loss: κ·T = ∫ dh/s(h), a quadrature.
@@ -120,7 +120,7 @@ def rest(slope: Slope, margin: float, beta: float) -> float | None:
 
 
 def pulls_back(slope: Slope, rest: float, beta: float) -> bool:
-    """Whether a loss lowers a margin just beyond the one at which it rests.
+    """True if a loss lowers a margin just beyond the one at which it rests.
 
     Args:
         slope: Its slope.

@@ -92,7 +92,7 @@ def rows(path: Path, what: str) -> Rows:
 
 
 def _parted(row: Row) -> tuple[Row, Row]:
-    """What a row tells of training and of an evaluation; each is empty where it tells nothing."""
+    """The entries of a row on training and on an evaluation; empty where there are none."""
     evaluated = {k: v for k, v in row.items() if k.startswith("eval_")}
     trained = {k: v for k, v in row.items() if k not in evaluated}
     if "loss" in row or any(key.startswith("rewards/") for key in trained):
@@ -106,7 +106,7 @@ def refused(what: str, path: Path, reason: str) -> ValueError:
 
 
 def left_out(skipped: Counter[str]) -> str:
-    """What was left out of a file, as a parenthesis for messages; empty where nothing was."""
+    """The rows left out of a file, as a parenthesis for messages; empty where there are none."""
     told = "; ".join(f"{reason} ({count})" for reason, count in (+skipped).items())
     return f" (left out: {told})" if told else ""
 
@@ -132,7 +132,7 @@ def number(row: Row, key: str, path: Path, what: str) -> float:
 
 
 def kind(value: object) -> str:
-    """What a value of JSON is, in words."""
+    """The type of a JSON value, in words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
     return names.get(type(value), "null" if value is None else "a number")
 
@@ -384,7 +384,7 @@ def _evaluations(parts: list[tuple[Row, Row]], key: str, skipped: Counter[str]) 
 
 
 def _falls(placed: list[tuple[float, Row]], *, strictly: bool) -> bool:
-    """Whether each row stands before the one above it, as in a table with the last row on top."""
+    """True if each row stands before the one above it, as in a table with the last row on top."""
     return all(
         later[0] < earlier[0] or (not strictly and later[0] == earlier[0])
         for earlier, later in pairwise(placed)

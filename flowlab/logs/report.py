@@ -29,7 +29,7 @@ _NO_LIMIT = 10.0
 
 
 def text(found: Diagnosis) -> str:
-    """What a diagnosis says, in plain English, for a terminal."""
+    """Text of a diagnosis in plain English, for a terminal."""
     parts = []
     for block in blocks(found):
         if block.startswith("## "):
@@ -75,7 +75,7 @@ def _spans(found: Diagnosis) -> tuple[str, str]:
 
 
 def to_json(found: Diagnosis) -> dict[str, Any]:
-    """What a diagnosis says as JSON holds it; null for what is not known."""
+    """A diagnosis as JSON; null for what is not known."""
     return {**_of_file(found), **_of_run(found), **_of_loss(found), "doubts": found.doubts}
 
 
@@ -98,7 +98,7 @@ def _of_file(found: Diagnosis) -> dict[str, Any]:
 
 
 def _of_run(found: Diagnosis) -> dict[str, Any]:
-    """What was measured, whatever the loss was."""
+    """The paragraphs on what was measured, whatever the loss was."""
     coupling = found.coupling
     return {
         "moved": found.moved,
@@ -110,7 +110,7 @@ def _of_run(found: Diagnosis) -> dict[str, Any]:
 
 
 def _of_loss(found: Diagnosis) -> dict[str, Any]:
-    """What follows from the loss."""
+    """The paragraphs on what follows from the loss."""
     ahead, test = found.forecast, found.back_test
     return {
         "k_wl_over_k_ww": None if found.kernels is None else list(map(_number, found.kernels)),
@@ -188,7 +188,7 @@ def _pictures(found: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, 
 
 
 def _values(found: Diagnosis) -> dict[str, Any]:
-    """What the template works with."""
+    """The variables of the template."""
     log, margin = found.log, found.margin
     room = float(found.bounds[0]) if np.isfinite(found.bounds[0]) else None
     room = None if found.reference_free else room

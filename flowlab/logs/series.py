@@ -224,7 +224,7 @@ def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
 
 
 def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
-    """What `read` gives, with a name of one's own for the file in messages."""
+    """Read a log as `read` does, with another name for the file in messages."""
     found = rows(path, what)
     skipped = +found.skipped
     used = _with_rewards(found, path, what, skipped)

@@ -1,4 +1,4 @@
-"""How losses push on the two responses, at the places that a run went through.
+"""Slopes of losses in the two log-probabilities, at the points that a run went through.
 
 A log tells neither lengths nor, always, log-probabilities. What is said of a loss is what holds for
 short and for long responses, the two of a pair being equally long.
@@ -39,7 +39,7 @@ _ALIKE = 1e-9  # relative: two slopes of double precision, computed in two ways
 
 @dataclass(frozen=True)
 class Slopes:
-    """How one loss pushes.
+    """Slopes of one loss.
 
     Attributes:
         chosen: −∂L/∂log π of the chosen response, at each point: positive where the loss gains by
@@ -62,13 +62,13 @@ class Slopes:
 
     @property
     def of_margin(self) -> bool:
-        """Whether both sides are pushed alike everywhere, as by a loss of the margin."""
+        """True if both sides are pushed alike everywhere, as by a loss of the margin."""
         size = np.abs(self.chosen) + np.abs(self.rejected)
         return bool(np.all(np.abs(self.chosen - self.rejected) <= _ALIKE * size))
 
     @property
     def of_guesses(self) -> bool:
-        """Whether they depend on what a log does not tell: lengths, or log-probabilities."""
+        """True if they depend on what a log does not tell: lengths, or log-probabilities."""
         parts = np.stack([self.chosen, self.rejected]).reshape(2, -1, self.places)
         return bool(np.any(np.abs(parts - parts[:, :1]) > _ALIKE * np.abs(parts).max(axis=0)))
 
@@ -83,7 +83,7 @@ def catalogue(beta: float) -> dict[str, AbstractLoss]:
 
 
 def without_reference(loss: AbstractLoss) -> bool:
-    """Whether the rewards that TRL logs for a loss are β·log π, not β times a log-ratio."""
+    """True if the rewards that TRL logs for a loss are β·log π, not β times a log-ratio."""
     return type(loss).__module__ == "flowlab.losses.reference_free"
 
 

@@ -1,4 +1,4 @@
-"""Whether the chosen response of a run fell, and came back, and whether a run diverged."""
+"""Verdicts on a run: its chosen response fell, came back, or not; the run diverged."""
 
 from dataclasses import dataclass
 
@@ -70,7 +70,7 @@ def displacement(windows: Windows) -> Displacement:
 
 
 def has_diverged(change: float, beta: float) -> bool:
-    """Whether a log-probability changed by more than training with a β can want.
+    """True if a log-probability changed by more than training with a β can want.
 
     Args:
         change: The change, nats.

@@ -1,4 +1,4 @@
-"""What a plan computes, to tell whether a store holds it, in whole or in part.
+"""The identity of a plan, by which a store is known to hold it, in whole or in part.
 
 A case is known by the description of what it solves and by the fingerprint of what functions of
 the user compute in it. Fingerprints are of operations, which another release of JAX may write in
@@ -31,7 +31,7 @@ _SLICES, _SLICE = 64, 1024  # of the starts that are looked at where there are m
 
 @dataclass(frozen=True)
 class Identity:
-    """What a plan computes, in terms of JSON.
+    """The identity of a plan, as JSON.
 
     Attributes:
         cases: Of each case a digest of its description, and its fingerprint.
@@ -86,7 +86,7 @@ class Identity:
 
 
 def identity_of(plan: Plan) -> Identity:
-    """What a plan computes."""
+    """The identity of a plan."""
     cases: list[list[str]] = []
     values: dict[str, list[float | None]] = {}
     points = plan.starts.part(0, min(_LOOKED_AT, plan.starts.count))
@@ -173,7 +173,7 @@ def _alike(here: Any, there: Any, tolerance: float) -> bool:
 
 
 def _description(plan: Plan, case: tuple[int, ...]) -> dict[str, Any]:
-    """What a case solves, with its clock: the one that it has where none is asked for."""
+    """Description of a case, with the clock that it has where none is asked for."""
     flow, target = plan.flow(case), plan.target(case)
     clock = plan.options["clock"]
     if clock is None and plan.options["save_at"] is None:

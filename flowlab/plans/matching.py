@@ -1,4 +1,4 @@
-"""Whether a store holds a plan: the same, a part of it, or another one."""
+"""Comparison of a plan with a store: the same plan, a part of it, or another one."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def held_by(found: BlockStore) -> str:
 
 
 def _stored_identity(found: BlockStore) -> Identity | None:
-    """What a store computes; None of one that an earlier release wrote without a recipe."""
+    """The identity of a store; None where an earlier release wrote it without a recipe."""
     if _IDENTITY in found.attributes:
         return Identity.of_json(str(found.attributes[_IDENTITY]))
     recipe = found.attributes.get(RECIPE)
@@ -103,7 +103,7 @@ def _differences(
 
 
 def _starts_are_there(found: BlockStore, plan: Plan) -> bool:
-    """Whether the first block that is done, and whole, has the starts that are drawn now."""
+    """True if the first complete block has the starts that are drawn now."""
     first = (0,) * len(plan.shape)
     marks, checksums = found.marks()
     for number in range(found.layout.blocks_of_a_case):

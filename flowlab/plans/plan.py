@@ -123,7 +123,7 @@ class Plan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What cases are solved with beside what the plan varies, as `sweep` takes it."""
+        """Options that all cases share, as `sweep` takes them."""
         return dict(self._options)
 
     def as_in(self, block: int, *, optimised: bool) -> "Plan":

@@ -28,7 +28,7 @@ _FARTHEST = 0.6  # of the range of the rows: how far a line may reach beyond and
 
 
 class _Run(Protocol):
-    """What is drawn of a run, as `flowlab.logs.Diagnosis` has it, whose attributes it names."""
+    """The part of a run that is drawn, with the attributes of `flowlab.logs.Diagnosis`."""
 
     @property
     def title(self) -> str: ...

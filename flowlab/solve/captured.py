@@ -1,4 +1,4 @@
-"""What functions that run on the host hold, in Python, where JAX sees nothing of them.
+"""Contents of functions that run on the host, which JAX does not see when it traces.
 
 Of a function of the user, that is its code, with constants, defaults, attributes, what it encloses
 and the globals that it names, and of these again the same. Whatever is installed is taken for what
@@ -74,7 +74,7 @@ def add_array(digest: Any, value: Any) -> None:
 
 
 def _parts(thing: Any) -> Iterator[bytes | tuple[Any]]:
-    """What a thing is made of: bytes, and other things, each as a tuple of one."""
+    """The contents of an object: bytes, and other objects, each as a tuple of one."""
     kind = type(thing)
     yield f"{kind.__module__}.{kind.__qualname__}(".encode()
     if isinstance(thing, Mapping):

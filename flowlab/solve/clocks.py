@@ -30,7 +30,7 @@ _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has co
 
 
 class Hand(NamedTuple):
-    """Where the clock of a lane stands: its reading at the start, its span, the progress made."""
+    """State of a lane's clock: its reading at the start, its span, the progress made."""
 
     began: Number
     span: Number
@@ -71,7 +71,7 @@ class AbstractClock(eqx.Module):
         return cls()
 
     def ends_on(self, target: AbstractTarget) -> bool:
-        """Whether the clock itself ends on the levels of a target."""
+        """True if the clock itself ends on the levels of a target."""
         del target
         return False
 
@@ -81,7 +81,7 @@ class AbstractClock(eqx.Module):
         return None
 
     def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
-        """What the clock reads at a state, where the potential has a given value."""
+        """The clock's reading at a state, where the potential has a given value."""
         del flow, state
         return jnp.zeros_like(potential)
 
@@ -101,7 +101,7 @@ class AbstractClock(eqx.Module):
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
 
     def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
-        """What the clock says at the level of an index; infinite where it ends on none."""
+        """The clock's reading at the level of an index; infinite where it ends on none."""
         if levels is None:
             return jnp.full_like(hand.progress, jnp.inf)
         last = np.shape(levels)[0] - 1
@@ -135,11 +135,11 @@ class AbstractLevelClock(AbstractClock):
 
     @abstractmethod
     def ahead(self, reading: Number, level: Number) -> Number:
-        """How far a level is ahead of a reading, in its own unit; negative past it."""
+        """Distance from a reading to a level, in the clock's unit; negative past the level."""
 
     @abstractmethod
     def slack(self, level: Number, began: Number, rtol: Number) -> Number:
-        """How far from a level counts as at it."""
+        """Distance from a level within which a lane counts as having reached it."""
 
 
 class _Time(AbstractClock):

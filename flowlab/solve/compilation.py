@@ -1,4 +1,4 @@
-"""How the engine's programs are compiled."""
+"""Compilation of the engine's programs."""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -88,17 +88,17 @@ class Program:
 
     @property
     def key(self) -> Any:
-        """What programs share that differ in the values of arrays alone."""
+        """The key that programs share if they differ in the values of arrays alone."""
         return self._call
 
     def lowered(self, *arguments: Any, platform: str | None = None) -> Any:
-        """What it comes to for such arguments, in shapes, on this platform or on one named."""
+        """Lower the program for arguments of such shapes, on this platform or on a named one."""
         platforms, program = None if platform is None else (platform,), cast(Any, self._call)
         with exact_products():
             return program.trace(self._arrays, *arguments).lower(lowering_platforms=platforms)
 
     def run(self, executable: Callable[..., Any], device: Any, *arguments: Any) -> Any:
-        """What is compiled of what one like it has been lowered to, called on a device."""
+        """Call a program, compiled from what one like it was lowered to, on a device."""
         return executable(jax.device_put(self._arrays, device), *arguments)
 
 
@@ -126,7 +126,7 @@ def _bound(
 
 
 def _with_constants_of_its_own(function: Callable[..., Any], *arguments: Any) -> PyTree[Any]:
-    """What a function gives while it is traced, with copies of the NumPy arrays that it captures.
+    """Call a function while it is traced, with copies of the NumPy arrays that it captures.
 
     JAX keeps for each NumPy array what it first made of it, its numbers and precision then, as long
     as a program holds that. A program that holds none leaves it to be made again: an array that has

@@ -1,4 +1,4 @@
-"""Where signals of lanes change sign within a step.
+"""Sign changes of the lanes' signals within a step.
 
 A signal is positive until its event. The first event of a step is where the smallest of the
 signals that were positive at the beginning of the step meets zero, found in the step's interpolant.
@@ -48,7 +48,7 @@ def _interpolant(method: Method, information: Any, at: Float[Array, ""]) -> Any:
 def first_crossing(
     problem: Problem, method: Method, lanes: Lanes, after: Point, dense: PyTree[Array]
 ) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
-    """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
+    """The first event of a lane in its step: if there is one, its position in [0, 1], its index."""
     live = lanes.signals > 0
 
     def values(point: Point, lanes: Lanes = lanes) -> Float[Array, "m n"]:
@@ -148,7 +148,7 @@ def _first_release(method: Method, lanes: Lanes, dense: PyTree[Array]) -> Float[
 
 
 def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:
-    """What a lane began its step on and is past at the end: a wall met, or one left; or -1."""
+    """Index of a wall that a lane is at when its step begins and past at its end; -1 for none."""
     past = (lane.signals <= 0) & (found < 0) & lane.active
     first = jnp.full((), -1, jnp.int32)
     for wall in reversed(range(wall_count(problem.flow))):
@@ -165,7 +165,7 @@ def root(
     last: Float[Array, " n"],
     wanted: Bool[Array, " n"],
 ) -> Float[Array, " n"]:
-    """Where functions that fall from positive to non-positive on [0, 1] change sign.
+    """Roots of functions that fall from positive to non-positive on [0, 1].
 
     The Illinois method, with a bisection in a third step where the interval shrinks more slowly
     than by halves in two steps, to bound the work.

@@ -186,7 +186,7 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
 def _judged(
     problem: Problem, method: Method, loop: _Loop, error: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], Float[Array, ""], PyTree[Array]]:
-    """Whether a step is accepted, the next one, and the state of the controller."""
+    """The controller's decision: whether the step is accepted, the next step, and its state."""
     zero, order = jnp.zeros_like(loop.step), _order(problem, method)
     keep, _, end, _, state, _ = method.controller.adapt_step_size(
         zero, loop.step, zero, zero, None, error, order, loop.controller_state

@@ -89,7 +89,7 @@ def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -
 def _change(
     function: Callable[[PyTree[Array]], PyTree[Array]], after: Point, error: Point
 ) -> tuple[PyTree[Array], PyTree[Array]]:
-    """What a function of the coordinates is after a step, and how far the error changes it.
+    """Value of a function of the coordinates after a step, and its change by the step's error.
 
     Beyond a wall it need not be defined: there it is not changed.
     """

@@ -1,4 +1,4 @@
-"""What happens to one lane at an event: a level or a time is met, or a wall.
+"""Events of one lane: a level, a time to save at, or a wall is met.
 
 n: lanes.
 """

@@ -16,7 +16,7 @@ __all__ = ["Motion", "motion", "vector_field", "velocity_of_coordinates"]
 
 
 class Motion(NamedTuple):
-    """How one lane moves: without walls, with those that hold it, and the pressure on these.
+    """Velocity of one lane without walls, with those that hold it, and the pressure on these.
 
     `pressure`, shape (m,), is 0 for walls that do not hold the lane; None where no lane slides.
     """

@@ -89,7 +89,7 @@ def _not_yet(like: Float[Array, "..."], times: int) -> Float[Array, "t ..."]:
 def _first_coordinates(
     domain: AbstractDomain, start: PyTree[Array]
 ) -> tuple[Bool[Array, ""], Bool[Array, ""], PyTree[Array]]:
-    """Whether a start is finite, whether it lies in the domain, and coordinates: 0 if not."""
+    """Checks that a start is finite and in the domain, and its coordinates, 0 if it is not."""
     finite = all_finite(start)
     inside = finite & domain.contains(start)
     somewhere = domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start))

@@ -70,7 +70,7 @@ class Line(eqx.Module):
     _tape: Tape
 
     def __repr__(self) -> str:
-        """How the line ended, on one line; of a traced line, that it is one."""
+        """A summary on one line: how the line ended; of a traced line, that it is one."""
         if _is_traced(self):
             return "Line(traced)"
         name = Outcome(int(self.outcome)).name
@@ -105,7 +105,7 @@ class Line(eqx.Module):
             return _as_numpy(_compiled_states_at(self, asked))
 
     def covers(self, time: npt.ArrayLike) -> Bool[np.ndarray, "..."]:
-        """Which flow times lie on the line, give or take its rounding; not for a traced line."""
+        """Mask of the flow times that lie on the line, up to rounding; not for a traced line."""
         times = np.asarray(self.times)
         asked, last = np.asarray(time, times.dtype), max(float(self.end_time), float(times[-1]))
         return (asked >= 0) & (asked <= _just_past(last, times.dtype))
@@ -290,7 +290,7 @@ def _just_past(time: Any, dtype: Any) -> Any:
 
 
 def _place_of(method: Method, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:
-    """Where in its step each time lies; its derivatives are those of the implicit function."""
+    """Position of each time in its step; its derivatives are those of the implicit function."""
     frozen = lax.stop_gradient(dense)
 
     def ahead(place: Float[Array, " q"]) -> Float[Array, " q"]:

@@ -1,4 +1,4 @@
-"""How blocks step: a Runge–Kutta method of diffrax, and the controller that chooses its steps."""
+"""The method that steps blocks: a Runge–Kutta method of diffrax and its step-size controller."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over
 
 
 class Method(eqx.Module):
-    """What makes the steps of a block, and what chooses them; `constant_step` is None if chosen."""
+    """A Runge–Kutta method and a step-size controller; `constant_step` is None if steps adapt."""
 
     solver: RungeKutta
     controller: diffrax.AbstractStepSizeController

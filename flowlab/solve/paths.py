@@ -43,7 +43,7 @@ _WHOLE = 1e-9  # what a number of steps may be above a whole one by rounding
 
 @dataclass(frozen=True)
 class NoisyRuns:
-    """What became of many paths. NumPy arrays.
+    """Results of many paths, as NumPy arrays.
 
     Attributes:
         starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
@@ -65,13 +65,13 @@ class NoisyRuns:
     step: float
 
     def __repr__(self) -> str:
-        """How many paths there are, and how they ended, on one line."""
+        """A summary on one line: the number of paths, and how they ended."""
         named = counted(self.outcome)
         return f"NoisyRuns({len(self.outcome):,} paths of steps {self.step:g}: {named})"
 
     @property
     def exited(self) -> Bool[np.ndarray, " n"]:
-        """Which paths left the set or reached the level."""
+        """Mask of the paths that left the set or reached the level."""
         return np.isfinite(self.exit_time)
 
     def mean_exit_time(self) -> tuple[float, float]:
@@ -145,7 +145,7 @@ def noisy_runs(
 
 
 class _Problem(eqx.Module):
-    """What all paths share; `example` is a state, and `last` the number of steps at most."""
+    """The data that all paths share; `example` is a state, `last` the largest number of steps."""
 
     flow: AbstractFlow
     noise: AbstractNoise
@@ -179,7 +179,7 @@ class _Problem(eqx.Module):
 
 
 class _Paths(eqx.Module):
-    """Where paths are; what they draw depends on `index` and `count` alone.
+    """State of paths; what they draw depends on `index` and `count` alone.
 
     Attributes:
         index: Number of the path.
@@ -404,7 +404,7 @@ def _crossing_place(
     factor: Float[Array, "d k"],
     crossing: tuple[Array, Array],
 ) -> Float[Array, " d"]:
-    """Where a path crosses, given the boundary and the part of the step.
+    """Position at which a path crosses, given the boundary and the fraction of the step.
 
     What does not correlate with the gap is a bridge of its own; the gap is brought to zero.
     """

@@ -69,7 +69,7 @@ class Components(eqx.Module):
 
 
 class Point(eqx.Module):
-    """What the solver integrates: coordinates, flow time, integrals of measures, and pressure.
+    """The integrated quantities: coordinates, flow time, integrals of measures, and pressure.
 
     Coordinates that are one short vector are held as its `Components`: what is computed for a lane
     is then computed for a whole row of lanes at once, without a transposition, which is three to
@@ -117,7 +117,7 @@ def joined(held: PyTree[Array]) -> PyTree[Array]:
 
 
 class Lanes(eqx.Module):
-    """Where the lanes of a block are. Nothing else is needed to go on from here.
+    """State of the lanes of a block, from which they can be continued.
 
     Attributes:
         point: What is integrated.
@@ -165,12 +165,12 @@ class Lanes(eqx.Module):
 
     @property
     def active(self) -> Bool[Array, "*n"]:
-        """Whether a lane is still on its way in this block."""
+        """True if a lane is still on its way in this block."""
         return (self.outcome == 0) & ~self.evicted
 
 
 class Problem(eqx.Module):
-    """What to solve, and how exactly; arrays are leaves, whose values do not compile again.
+    """A problem and its tolerances; arrays are leaves, whose values do not compile again.
 
     `alone` says that one line is solved for its own sake, so that nobody is held up by it, and
     `tangents` that derivatives are to pass through its events. `operations` is the fingerprint of
@@ -192,17 +192,17 @@ class Problem(eqx.Module):
 
     @property
     def ends_on_level(self) -> bool:
-        """Whether the clock itself ends on the levels of the target."""
+        """True if the clock itself ends on the levels of the target."""
         return isinstance(self.clock, AbstractLevelClock)
 
     @property
     def ends_by_clock(self) -> bool:
-        """Whether the clock itself ends on anything: levels of the target, or times to save at."""
+        """True if the clock itself ends on anything: levels of the target, or times to save at."""
         return self.ends_on_level or self.clock.keeps_time
 
     @property
     def eventful(self) -> bool:
-        """Whether something can happen to a lane within a step, where its field may change."""
+        """True if something can happen to a lane within a step, where its field may change."""
         limited = self.timed or (self.save_at.size > 0 and not self.clock.keeps_time)
         located = not self.clock.ends_on(self.target)
         domain = self.flow.domain
@@ -211,7 +211,7 @@ class Problem(eqx.Module):
 
     @property
     def levels(self) -> int:
-        """How many levels the target has."""
+        """Number of levels of the target."""
         return np.shape(self.target.levels)[0]
 
 

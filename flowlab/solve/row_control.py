@@ -128,7 +128,7 @@ def _as_rows(value: Rows, layout: Layout) -> np.ndarray:
 
 
 def _any(condition: Any) -> Any:
-    """Whether a condition holds for one of the lanes."""
+    """True if a condition holds for one of the lanes."""
     if np.ndim(condition) == 0:
         return condition
     return jnp.max(condition.astype(jnp.int32)) > 0
@@ -192,7 +192,7 @@ def _while(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
 
 
 def _moving(body: Jaxpr, constants: int) -> list[bool]:
-    """Which parts of the carry of a loop its body changes."""
+    """Mask of the parts of a loop's carry that its body changes."""
     carry = body.invars[constants:]
     return [out is not variable for out, variable in zip(_sources(body), carry, strict=True)]
 
@@ -290,7 +290,7 @@ def _branch(
 
 
 def _cost(body: Jaxpr) -> float:
-    """How many operations a function has, those within included; infinite where it has a loop."""
+    """Number of operations of a function, nested ones included; infinite where it has a loop."""
     total = 0.0
     for equation in body.eqns:
         if equation.primitive.name in ("while", "scan"):

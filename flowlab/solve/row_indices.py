@@ -22,7 +22,7 @@ Rule = Callable[[Any, list[np.ndarray], Layout], list[np.ndarray] | None]
 
 
 def is_known(element: Any) -> bool:
-    """Whether an element is a number already, and not computed when the program runs."""
+    """True if an element is a number already, rather than computed when the program runs."""
     return not isinstance(element, Tracer)
 
 
@@ -44,7 +44,7 @@ def each_place(shape: tuple[int, ...], of_place: Callable[..., Any]) -> np.ndarr
 
 
 def _among(indices: list[Any], sizes: list[int], made: Callable[..., Any], layout: Layout) -> Any:
-    """What is made of indices that lanes hold, each of them below its size and clipped to that."""
+    """Result of an operation on traced indices, each clipped to its range."""
     if not indices:
         return made()
     first, *others = indices
@@ -117,7 +117,7 @@ def _gather(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[n
     outside = np.asarray(np.nan if fill is None else fill, equation.outvars[0].aval.dtype)
 
     def element(known: np.ndarray, place: tuple[int, ...]) -> Any:
-        """What stands at a place for known indices: found by gathering the numbers of places."""
+        """The element at known indices, found by gathering the numbers of positions."""
         with jax.ensure_compile_time_eval():
             number = np.asarray(
                 equation.primitive.bind(places, known, **{**given, "fill_value": 0})
@@ -152,7 +152,7 @@ def _as_integers(indices: np.ndarray) -> np.ndarray:
 def _where_inside(
     indices: list[Any], sizes: list[int], found: Any, outside: Any, layout: Layout
 ) -> Any:
-    """What was found where indices that lanes hold are no smaller than 0 and below their sizes."""
+    """Values where traced indices are within their ranges, and a filling elsewhere."""
     for index, size in zip(indices, sizes, strict=True):
         dtype = index.dtype
         low, high = np.asarray(0, dtype), np.asarray(size, dtype)
@@ -238,7 +238,7 @@ def _sort(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.
 
 
 def _comes_first(this: Any, other: Any, better: Any, layout: Layout) -> Any:
-    """Whether one element is better than another, or is a number where the other is NaN."""
+    """True if one element is better than another, or is a number where the other is NaN."""
     a, b = alike([this, other], layout)
     return lax.bitwise_or(better(a, b), lax.bitwise_and(lax.eq(a, a), lax.ne(b, b)))
 
@@ -268,7 +268,7 @@ def _extreme(better: Any) -> Rule:
 
 
 def _cumulated(fold: Any) -> Rule:
-    """What comes of all elements along an axis up to each."""
+    """Cumulative reductions along an axis."""
 
     def of(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
         axis, reverse = equation.params["axis"], equation.params["reverse"]

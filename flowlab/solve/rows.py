@@ -77,7 +77,7 @@ def in_rows(wanted: bool) -> Iterator[None]:
 
 
 def written_out() -> bool:
-    """Whether the program that is being traced is to run fast, rather than to compile fast."""
+    """True if the program that is being traced is to run fast, rather than to compile fast."""
     return _IN_ROWS.get()
 
 
@@ -98,7 +98,7 @@ class NoRowsError(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """How operations are done in rows.
+    """The rules by which operations are carried out in rows.
 
     Attributes:
         lanes: Shape of a row.
@@ -349,7 +349,7 @@ def _mapped(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]
 
 
 def shared(array: Any, layout: Layout) -> _Value:
-    """What all lanes share: as numbers where there are few of them."""
+    """Values that all lanes share, as numbers where there are few of them."""
     if np.size(array) > layout.largest:
         return _Shared(array)
     result = np.empty(np.shape(array), object)
@@ -375,7 +375,7 @@ def _is_shared(value: _Value) -> bool:
 
 
 def _one_array(value: _Value) -> Any:
-    """What all lanes share, as one array."""
+    """Values that all lanes share, as one array."""
     if isinstance(value, _Shared):
         return value.array
     elements = [jnp.asarray(element) for element in value.elements.flat]

@@ -58,7 +58,7 @@ class RungeKutta(diffrax.AbstractSolver):
         return terms.vf(t0, y0, args) if self._tableau.fsal else None
 
     def blank(self, y0: PyTree[Array]) -> PyTree[Array] | None:
-        """What `init` gives, of zeros: for a first step that is told of a jump."""
+        """The state that `init` returns, of zeros, for a first step after a jump."""
         return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
 
     def step(

@@ -64,7 +64,7 @@ def signals_after(problem: Problem, lane: Lanes, fired: Int[Array, ""]) -> Float
 
 
 def absorbs(problem: Problem) -> bool:
-    """Whether a lane can end on the boundary of its domain, rather than on a level before it."""
+    """True if a lane can end on the boundary of its domain, rather than on a level before it."""
     return problem.flow.domain.absorbing and not problem.ends_on_level
 
 
@@ -97,13 +97,13 @@ def kinds(problem: Problem) -> list[str]:
 
 
 def locates_levels(problem: Problem) -> bool:
-    """Whether levels are found by a signal; they are the ends of the clock otherwise."""
+    """True if levels are found by a signal; otherwise the clock ends on them."""
     target = problem.target
     return not target.by_absorption and not problem.clock.ends_on(target)
 
 
 def locates_saves(problem: Problem) -> bool:
-    """Whether times to save at are found by a signal."""
+    """True if times to save at are found by a signal."""
     return problem.save_at.size > 0 and not problem.clock.keeps_time
 
 

@@ -35,7 +35,7 @@ _LOOSER = 10.0  # than the state's: the tolerance of a derivative, relative to a
 
 
 class TangentLanes(eqx.Module):
-    """Where the lanes of a block are, and how that moves with their starts.
+    """State of the lanes of a block, and its derivatives with respect to their starts.
 
     Attributes:
         lanes: Where they are.
@@ -55,12 +55,12 @@ class TangentLanes(eqx.Module):
 
     @property
     def evicted(self) -> Bool[Array, "*n"]:
-        """Whether a lane holds up its block and is to go on elsewhere."""
+        """True where a lane holds up its block and is to go on elsewhere."""
         return self.lanes.evicted
 
     @property
     def strayed(self) -> Bool[Array, "*n"]:
-        """Whether a lane's clock has led it off its way, so that it must begin again."""
+        """True where a lane's clock has led it astray, so that it must begin again."""
         return self.lanes.strayed
 
 
@@ -197,6 +197,6 @@ def _held(lanes: Lanes) -> Lanes:
 
 
 def _apart(size: int, array: Float[Array, "*k dn"]) -> Float[Array, "d *k n"]:
-    """What stands side by side on the last axis, on a first axis of its own."""
+    """Blocks of the last axis, moved to a new first axis."""
     *lead, last = array.shape
     return jnp.moveaxis(jnp.reshape(array, (*lead, size, last // size)), -2, 0)

@@ -241,7 +241,7 @@ class BlockStore:
         return np.asarray(self._array(name)[self._region(name, block)])
 
     def marks(self) -> tuple[Bool[np.ndarray, "*c b"], np.ndarray]:
-        """Which blocks are marked as done, and the checksums of all."""
+        """The blocks that are marked as done, and the checksums of all."""
         return self.done(), self.about(CHECKSUM)
 
     def damaged(self) -> Iterator[Damage | None]:
@@ -253,7 +253,7 @@ class BlockStore:
                 yield self.damage(block, checksums[place])
 
     def damage(self, block: Block, known: np.uint64) -> Damage | None:
-        """What is wrong with a block whose checksum is known; None where nothing is."""
+        """Description of the damage to a block whose checksum is known; None if it is intact."""
         try:
             results = {name: self.values(name, block) for name in self._names(block)}
         except Exception as error:  # whatever a codec makes of bytes that are not its own

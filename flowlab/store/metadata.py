@@ -1,4 +1,4 @@
-"""What makes a folder, or an address, a store of flowlab: its metadata."""
+"""The metadata that make a folder, or an address, a store of flowlab."""
 
 import json
 import os

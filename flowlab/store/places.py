@@ -91,6 +91,6 @@ def _named(place: Path, ending: str) -> Path:
 
 
 def _beside(place: Path, ending: str) -> Iterator[Path]:
-    """What bears a name that `_named` gave; `s.zarr` beside `s` has others."""
+    """The entries whose names `_named` made; those of `s.zarr` beside `s` differ."""
     digits = "[0-9a-f]" * len(uuid.uuid4().hex)
     return iter(sorted(place.parent.glob(f".{glob.escape(place.name)}.{digits}.{ending}")))

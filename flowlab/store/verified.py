@@ -92,7 +92,7 @@ class _Blocks:
         self._whole = np.zeros(self._marks.shape, bool)
 
     def check_of(self, name: str) -> Callable[[Sequence[Any]], None]:
-        """What verifies a part of a variable, given by an index along each of its dimensions."""
+        """The check of a part of a variable, given by an index along each of its dimensions."""
         layout = self.store.layout
         cases = len(layout.shape) if layout.variables[name].of_cases else 0
 
@@ -125,7 +125,7 @@ class _Blocks:
 def _whole(
     array: Any, name: str, known: int, path: str | os.PathLike[str]
 ) -> Callable[[Iterable[Any]], None]:
-    """What verifies an array as a whole."""
+    """The check of an array as a whole."""
     seen = []
 
     def check(key: Iterable[Any]) -> None:

@@ -238,7 +238,7 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
 
 
 def _training(log: TrainingLog | None) -> dict[str, Any] | None:
-    """What a training log says, in the blocks of its report."""
+    """The sections of the report on a training log."""
     if log is None:
         return None
     found = diagnose(log)

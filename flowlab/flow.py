@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab._checks import numbers
 from flowlab._parameters import parameter_names, replaced
@@ -164,11 +164,21 @@ class PreferenceFlow(AbstractFlow):
 
     @property
     def reference_state(self) -> PyTree[Array] | None:
-        return self.policy.reference_state
+        return self.policy.example_state
 
     def pairs(self, state: PyTree[Array]) -> Pair:
         """The pairs of log-probabilities at a state."""
         return self.policy.pairs(state)
+
+    def subset(self, indices: Int[ArrayLike, " b"]) -> "PreferenceFlow":
+        """The flow of some of the pairs, such as those of a minibatch.
+
+        Args:
+            indices: Which pairs, counted from 0; one may come more than once.
+        """
+        taken = jnp.asarray(indices)
+        weights = None if self.weights is None else jnp.asarray(self.weights)[taken]
+        return PreferenceFlow(self.loss.subset(taken), self.policy.subset(taken), weights)
 
     def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
         pairs = _pairs_of(self.policy)
@@ -303,12 +313,12 @@ def _pairs_of(policy: AbstractPolicy) -> Any:
         if policy.state_shape is not None:
             reference: Any = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
         else:
-            reference = policy.reference_state
+            reference = policy.example_state
         return None if reference is None else jax.eval_shape(policy.pairs, _widened(reference))
 
 
 def _widened(state: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float64), state)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float64), state)
 
 
 def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:

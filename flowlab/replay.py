@@ -11,22 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from flowlab import _checks as checks
 from flowlab.data import Pairs
 from flowlab.descent.training import lenient
 from flowlab.logs import TrainingLog
 from flowlab.losses import AbstractLoss, Pair
+from flowlab.policies import response_log_probs
+from flowlab.policies.language import Apply
 from flowlab.solve import exact_products
 
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["Replay", "replay", "response_log_probs"]
-
-Apply = Callable[[Any, Array], Array]
+__all__ = ["Replay", "replay"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,41 +78,6 @@ class Replay:
         """The end of the run, on one line."""
         end = f"({self.u_chosen[-1]:.6g}, {self.u_rejected[-1]:.6g})"
         return f"Replay({self.loss.size} steps, (u_w, u_l) to {end} nats)"
-
-
-def response_log_probs(
-    apply: Apply,
-    parameters: PyTree[Array],
-    tokens: Int[ArrayLike, "*b t"],
-    mask: Bool[ArrayLike, "*b t"],
-    *,
-    chunk: int | None = None,
-) -> Float[Array, "*b"]:
-    """Summed log-probabilities of responses under a language model, nats.
-
-    Args:
-        apply: From parameters and tokens, shape (s, t), to logits, shape (s, t, v), such as
-            `Model.apply`.
-        parameters: Its parameters.
-        tokens: Prompts and responses, such as `Pairs.tokens`, or some of its rows.
-        mask: True where a token belongs to the response.
-        chunk: Sequences at a time, which bounds the memory of logits and activations, those of
-            gradients included; None for all at once.
-    """
-    tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
-    lines = (tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]))
-
-    def summed(line: tuple[Array, Array]) -> Float[Array, ""]:
-        one, response = line
-        logs = jax.nn.log_softmax(apply(parameters, one[None])[0, :-1])
-        taken = jnp.take_along_axis(logs, one[1:, None], axis=-1)[:, 0]
-        return jnp.sum(jnp.where(response[1:], taken, 0))
-
-    if chunk is None:
-        return jax.vmap(summed)(lines).reshape(tokens.shape[:-1])
-    chunk = min(checks.integer("chunk", chunk), len(lines[0]))
-    logs = lax.map(jax.checkpoint(summed), lines, batch_size=chunk)
-    return logs.reshape(tokens.shape[:-1])
 
 
 def replay(

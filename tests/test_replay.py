@@ -6,16 +6,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from bigrams import MASK, SMALL, TABLE, TOKENS, bigrams, by_hand
 from refusals import assert_refused
 
 from flowlab import data, logs, models
 from flowlab.descent import hf_order
 from flowlab.losses import DPO
-from flowlab.replay import Replay, replay, response_log_probs
+from flowlab.replay import Replay, replay
 
 DATA = Path(__file__).parent / "data"
 REVERSAL = DATA / "reversal"
@@ -68,45 +68,6 @@ def test_a_run_of_adamw_is_met_up_to_the_drift_of_single_precision(
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), adamw)
     found = replayed(model, pairs, optimiser, 120)
     assert np.max(np.abs(found.deviation(log))) < 2e-2
-
-
-# A language model with one logit for each couple of a token and its successor: log-probabilities
-# and their gradients are written down at once.
-TOKENS = np.array([[[0, 1, 2, 0], [0, 2, 0, 0]], [[1, 2, 2, 1], [1, 0, 0, 0]]])
-MASK = np.array([[[0, 1, 1, 0], [0, 1, 0, 0]], [[0, 0, 1, 1], [0, 1, 1, 1]]], bool)
-SMALL = data.Pairs(TOKENS, MASK, MASK.sum(-1).astype(float), np.arange(2))
-TABLE = np.random.default_rng(0).standard_normal((3, 3))
-
-
-def bigrams(table: jax.Array, tokens: jax.Array) -> jax.Array:
-    return table[tokens]
-
-
-def by_hand(table: np.ndarray) -> np.ndarray:
-    """Log-probabilities of the responses of `SMALL`, token by token."""
-    logs = table - np.log(np.sum(np.exp(table), axis=1, keepdims=True))
-    return np.array(
-        [
-            [logs[0, 1] + logs[1, 2], logs[0, 2]],
-            [logs[2, 2] + logs[2, 1], logs[1, 0] + logs[0, 0] + logs[0, 0]],
-        ]
-    )
-
-
-@pytest.mark.parametrize("chunk", [None, 3])
-def test_log_probabilities_are_sums_over_the_tokens_of_a_response(chunk: int | None) -> None:
-    @jax.jit
-    def at(table: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logs, pull = jax.vjp(
-            lambda table: response_log_probs(bigrams, table, TOKENS, MASK, chunk=chunk), table
-        )
-        return logs, *pull(jnp.zeros_like(logs).at[1, 0].set(1))
-
-    logs, gradient = at(jnp.asarray(TABLE))
-    np.testing.assert_allclose(logs, by_hand(TABLE), rtol=1e-13)
-    expected = np.zeros((3, 3))
-    expected[2] = [0, 1, 1] - 2 * np.exp(TABLE[2]) / np.sum(np.exp(TABLE[2]))
-    np.testing.assert_allclose(gradient, expected, atol=1e-14)
 
 
 def test_a_step_goes_down_the_mean_loss_of_its_pairs() -> None:

@@ -8,10 +8,11 @@ from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowlab._arrays import floats, like
 from flowlab.losses.functions import weighted
@@ -119,6 +120,15 @@ class AbstractLoss(eqx.Module):
                 too, reverse mode makes NaN of the gradient by its log-probabilities.
         """
         return weighted_mean(self(pairs), weights)
+
+    def subset(self, indices: Int[ArrayLike, " b"]) -> "AbstractLoss":
+        """The loss for some of the pairs: hyper-parameters with a value for each have theirs.
+
+        Args:
+            indices: Which pairs, counted from 0; one may come more than once.
+        """
+        taken = jnp.asarray(indices)
+        return jax.tree.map(lambda held: jnp.asarray(held)[taken] if jnp.ndim(held) else held, self)
 
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)

@@ -5,9 +5,10 @@ p: pairs, any shape, a scalar for one pair.
 
 from collections.abc import Sequence
 
+import equinox as eqx
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowlab._arrays import like
 from flowlab._parameters import parameter
@@ -70,6 +71,10 @@ class WeightedSum(AbstractLoss):
 
     def mean(self, pairs: Pair, weights: Float[ArrayLike, "*p"] | None = None) -> Float[Array, ""]:
         return self._sum([loss.mean(pairs, weights) for loss in self.losses])
+
+    def subset(self, indices: Int[ArrayLike, " b"]) -> "WeightedSum":
+        parts = tuple(loss.subset(indices) for loss in self.losses)  # the weights are of these
+        return eqx.tree_at(lambda held: held.losses, self, parts)
 
     def lower_bound(self) -> LowerBound | None:
         if isinstance(self.weights, Tracer):

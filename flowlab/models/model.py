@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,8 @@ from flowlab.models.architecture import AbstractArchitecture
 from flowlab.models.checkpoint import Config, read_tensors
 from flowlab.models.gpt2 import GPT2
 from flowlab.models.llama import Llama
+from flowlab.policies import LanguageModel, Policy
+from flowlab.policies.language import TokenPairs
 
 __all__ = ["Model", "load"]
 
@@ -86,6 +89,25 @@ class Model:
             )
         held = {name: jnp.asarray(array) for name, array in parameters.items()}
         return self._architecture.logits(held, tokens)
+
+    def policy(self, pairs: TokenPairs, **options: Any) -> LanguageModel:
+        """The policy of the model on preference data; `start` is the state that it has now.
+
+        Args:
+            pairs: The data, such as `data.preferences` reads.
+            **options: `chunk`, `trainable` and `reference`, as for `Policy.from_model`.
+
+        Raises:
+            ValueError: If a token is none of the vocabulary, or as for `Policy.from_model`.
+        """
+        tokens = np.asarray(pairs.tokens)
+        if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
+            raise ValueError(
+                f"Argument `pairs` must have tokens from 0 to {self.vocabulary - 1}, the "
+                f"vocabulary of the model, but has {tokens.min()} to {tokens.max()}: make them with the "
+                "tokenizer of the model."
+            )
+        return Policy.from_model(self.apply, self.parameters, pairs, **options)
 
     def __repr__(self) -> str:
         """Family and size, on one line."""

@@ -12,6 +12,7 @@ from flowlab.policies.autoregressive import Autoregressive
 from flowlab.policies.base import AbstractPolicy, AbstractStates, WallRule, check_wall
 from flowlab.policies.features import FeatureModel
 from flowlab.policies.function import Policy
+from flowlab.policies.language import LanguageModel, response_log_probs
 from flowlab.policies.planes import CoupledKernel, LogRatioPlane, ProbabilityPlane, RatioPlane
 from flowlab.policies.responses import AbstractResponses
 from flowlab.policies.softmax import LogLinear, TabularSoftmax
@@ -24,6 +25,7 @@ __all__ = [
     "Autoregressive",
     "CoupledKernel",
     "FeatureModel",
+    "LanguageModel",
     "LogLinear",
     "LogRatioPlane",
     "Policy",
@@ -32,6 +34,7 @@ __all__ = [
     "TabularSoftmax",
     "WallRule",
     "check_wall",
+    "response_log_probs",
 ]
 
 PLANES: Mapping[str, Callable[..., AbstractPolicy]] = MappingProxyType(

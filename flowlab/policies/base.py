@@ -9,7 +9,7 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab._checks import choice
 from flowlab.domains import AbstractDomain
@@ -55,6 +55,11 @@ class AbstractPolicy(AbstractStates):
         return None
 
     @property
+    def example_state(self) -> PyTree[ArrayLike] | None:
+        """A state that has the structure and shapes of all others; None if none is known."""
+        return self.reference_state
+
+    @property
     def region(self) -> Region | None:
         """The part of a plane that is usually looked at: (low, high) of both components, or None.
 
@@ -65,6 +70,16 @@ class AbstractPolicy(AbstractStates):
     @abstractmethod
     def pairs(self, state: PyTree[Array]) -> Pair:
         """The pairs of log-probabilities that a state gives."""
+
+    def subset(self, indices: Int[ArrayLike, " b"]) -> "AbstractPolicy":
+        """The policy of some of its pairs alone, such as those of a minibatch.
+
+        Unless overridden it computes all pairs and takes some.
+
+        Args:
+            indices: Which pairs, counted from 0; one may come more than once.
+        """
+        return _SomePairs(self, jnp.asarray(indices), self.domain, self.wall)
 
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
         """M(state) applied to a covector such as a gradient; the identity unless overridden."""
@@ -104,6 +119,33 @@ class AbstractPolicy(AbstractStates):
     def velocity(self, state: PyTree[Array], gradient: PyTree[Array]) -> PyTree[Array]:
         """−M(state)·gradient: the velocity of the free flow, before any wall."""
         return jax.tree.map(jnp.negative, self.metric(state, gradient))
+
+
+class _SomePairs(AbstractPolicy):
+    """Some of the pairs of a policy."""
+
+    policy: AbstractPolicy
+    indices: Int[Array, " b"]
+    domain: AbstractDomain
+    wall: WallRule = eqx.field(static=True)
+
+    @property
+    def state_shape(self) -> tuple[int, ...] | None:
+        return self.policy.state_shape
+
+    @property
+    def reference_state(self) -> PyTree[ArrayLike] | None:
+        return self.policy.reference_state
+
+    @property
+    def example_state(self) -> PyTree[ArrayLike] | None:
+        return self.policy.example_state
+
+    def pairs(self, state: PyTree[Array]) -> Pair:
+        return jax.tree.map(lambda held: held[self.indices], self.policy.pairs(state))
+
+    def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
+        return self.policy.metric(state, covector)
 
 
 def check_wall(wall: str) -> WallRule:

@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from flowlab._checks import shown
 from flowlab.domains import AbstractDomain
 from flowlab.policies.base import WallRule
+from flowlab.policies.language import Apply, LanguageModel, TokenPairs, language_model
 from flowlab.policies.responses import AbstractResponses
 
 __all__ = ["Policy"]
@@ -25,7 +26,10 @@ Metric = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
 
 
 class Policy(AbstractResponses):
-    """A model of your own: any JAX function of any PyTree; made by `Policy.from_function`."""
+    """A model of your own: any JAX function of any PyTree; made by `Policy.from_function`.
+
+    `Policy.from_model` makes that of a language model.
+    """
 
     function: LogProbs = eqx.field(metadata={"argument": "log_probs"})
     operator: Metric | None = eqx.field(metadata={"argument": "metric"})
@@ -101,6 +105,49 @@ class Policy(AbstractResponses):
                 twice, or another argument is out of its range.
         """
         return cls(log_probs, reference, preferences, metric, domain, wall, lengths, offset)
+
+    @classmethod
+    def from_model(
+        cls,
+        apply: Apply,
+        parameters: PyTree[ArrayLike],
+        pairs: TokenPairs,
+        *,
+        chunk: int | None = None,
+        trainable: Callable[[str], bool] | PyTree[bool] | None = None,
+        reference: PyTree[ArrayLike] | None = None,
+    ) -> LanguageModel:
+        """The policy of a language model on preference data, a pair for each of its rows.
+
+        What is trained of the parameters is the state, and `start` the one before training:
+        `flow_line(preference_flow(DPO(0.1), policy), policy.start, ...)` follows the flow of all
+        parameters together, `descent.descend` trains in steps. Of a checkpoint,
+        `models.load(folder).policy(pairs)` does the same.
+
+        Args:
+            apply: From parameters and tokens, shape (s, t), to logits, shape (s, t, v): that of
+                `models.load`, or of a model in equinox, NNX or flax, without dropout.
+            parameters: The parameters before training, any PyTree of arrays; NumPy's or JAX's.
+                Their dtype is the dtype of the work.
+            pairs: The data, such as `data.preferences` reads: tokens and mask, (n, 2, t), and
+                lengths, (n, 2).
+            chunk: Sequences at a time, to bound the memory of more than so many, whose gradient is
+                then computed with each chunk's activations once more; None for all at once.
+            trainable: What is trained: a function of the path of a leaf in the PyTree, its keys
+                with slashes between them, such as `lambda path: "lora" in path`, or a PyTree of
+                bools like the parameters; None for all arrays of floats.
+            reference: The parameters of the reference where it is not the start, like `parameters`;
+                None for the start.
+
+        Raises:
+            ValueError: If `apply` is no function or gives no logits; nothing is trained, or what is
+                trained is no array of floats; a pair has no prompt or an empty response, or a
+                log-probability under the reference is not finite, as where the tokenizer is that of
+                another model or a weight is NaN; or `reference` is not like `parameters`.
+
+        Accuracy: that of the precision of the parameters, for the reference too.
+        """
+        return language_model(apply, parameters, pairs, chunk, trainable, reference)
 
     @property
     def state_shape(self) -> tuple[int, ...] | None:

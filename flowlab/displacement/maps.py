@@ -1,31 +1,6 @@
-"""Displacement: where the chosen log-probability falls, how far and for how long.
+"""Maps of the fall of the chosen log-probability of one pair, over starts and couplings.
 
-Why do my chosen log-probabilities fall? Because of the rejected ones, not of the loss alone. One
-step on a pair moves the log-probability of its chosen response by
-
-    u_w' = −(k_ww ∂L/∂u_w + k_wl ∂L/∂u_l),
-
-k_ww the squared length of the gradient of log π(y_w) by the parameters, and k_wl its inner product
-with that of log π(y_l). For a loss of the margin h = u_w − u_l, such as DPO, this is −L'(h)·(k_ww −
-k_wl): while the loss wants a larger margin, L' < 0, the chosen falls exactly where k_wl > k_ww. The
-two responses are then so alike, and the rejected one moves the model so much more easily (k_wl² ≤
-k_ww k_ll, so k_ll > k_ww), that pushing it down drags the chosen one along. DPO keeps its word all
-the same: the margin grows, since the rejected falls further. The probability goes to responses
-outside the pair; `measures.mass()` says which.
-
-For one pair on the ratio plane, the log-ratio plane, or under a softmax table this cannot happen:
-there k_wl ≤ k_ww everywhere. It takes shared parameters (features of chosen and rejected that
-overlap), or several pairs that share responses. Losses past their target, L' > 0, do the reverse:
-the chosen falls where k_wl < k_ww. Losses that are none of the margin have a boundary of their own
-at every point, k_wl/k_ww = r*, which `boundary` gives.
-
-So measure k_ww and k_wl on a batch: `rates(flow, state)` does it for any policy. Against the fall
-helps what lowers k_wl/k_ww (pairs that differ more), or a loss with a higher boundary (with SFT, or
-a weight on the chosen response, it lies above 1).
-
-n: starts; v: ratios k_wl/k_ww; p: pairs, none for a single one.
-
-Source: arXiv 2410.08847 for the inner products; the closed form is the gradient flow of one pair.
+n: starts; v: ratios k_wl/k_ww.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,19 +8,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowlab import _checks as checks
 from flowlab import _tables, measures, until
 from flowlab.ensemble import sweep
-from flowlab.flow import AbstractFlow, PreferenceFlow, preference_flow
+from flowlab.flow import PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.policies import CoupledKernel, LogRatioPlane
-from flowlab.solve import check_states, compiled, fingerprint, operations_at
+from flowlab.solve import compiled, operations_at
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
@@ -55,12 +29,12 @@ __all__ = [
     "MARGINS",
     "REJECTED",
     "Displacement",
-    "Rates",
     "boundary",
+    "boundary_of_slopes",
     "default_margins",
     "default_ratios",
     "displacement",
-    "rates",
+    "jsonable",
     "table",
     "to_json",
 ]
@@ -81,80 +55,6 @@ _VALUES = (
 )
 
 
-@dataclass(frozen=True)
-class Rates:
-    """Causes of the motion of each chosen log-probability at a state. All of shape (*p,).
-
-    chosen = from_chosen + from_rejected + from_others, for the free flow, before any wall.
-
-    Attributes:
-        chosen: u_w', nats per unit of flow time.
-        from_chosen: −k_ww ∂L/∂u_w, the part of the pair's own chosen response.
-        from_rejected: −k_wl ∂L/∂u_l, the part of its rejected response.
-        from_others: The part of all other pairs; 0 for a single pair.
-        k_ww: Squared length, in the metric, of the gradient of the chosen log-probability.
-        k_wl: Its inner product with that of the rejected.
-        k_ll: Squared length of the gradient of the rejected.
-        slope_chosen: ∂L/∂u_w, L the (weighted) mean over pairs.
-        slope_rejected: ∂L/∂u_l.
-    """
-
-    chosen: Float[np.ndarray, "*p"]
-    from_chosen: Float[np.ndarray, "*p"]
-    from_rejected: Float[np.ndarray, "*p"]
-    from_others: Float[np.ndarray, "*p"]
-    k_ww: Float[np.ndarray, "*p"]
-    k_wl: Float[np.ndarray, "*p"]
-    k_ll: Float[np.ndarray, "*p"]
-    slope_chosen: Float[np.ndarray, "*p"]
-    slope_rejected: Float[np.ndarray, "*p"]
-
-    @property
-    def falls(self) -> Bool[np.ndarray, "*p"]:
-        """Mask of the pairs whose chosen log-probability falls."""
-        return self.chosen < 0
-
-    @property
-    def boundary(self) -> Float[np.ndarray, "*p"]:
-        """r* = −(∂L/∂u_w)/(∂L/∂u_l): the k_wl/k_ww at which the pair alone leaves it in place."""
-        return _boundary(self.slope_chosen, self.slope_rejected)
-
-
-def rates(flow: AbstractFlow, state: PyTree[ArrayLike]) -> Rates:
-    """The rate of the chosen log-probability of each pair at a state, and its causes.
-
-    Args:
-        flow: The flow of a preference loss under any policy.
-        state: One state.
-
-    Raises:
-        ValueError: If the flow has no pairs, or the state is none of its policy.
-    """
-    if not isinstance(flow, PreferenceFlow):
-        raise ValueError(
-            "Argument `flow` must be a flow of a preference loss, made by preference_flow, "
-            f"but is {flow!r}."
-        )
-    state, _ = check_states("state", state, flow, batched=False)
-    with jax.enable_x64(True):
-        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), state)
-        operations = fingerprint(flow, wide, _kernel_and_slopes)
-        found = _kernel_and_slopes_compiled(flow, wide, operations=operations)
-        kernel, slopes = jax.tree.map(np.asarray, found)
-    pairs = slopes[0].shape
-    gradient = np.stack(slopes, axis=-1).reshape(-1, 2)
-    count = len(gradient)
-    kernel = kernel.reshape(count, 2, count, 2)
-    parts = -kernel[:, 0] * gradient
-    own = np.arange(count), np.arange(count)
-    total, mine = _total(*parts.reshape(count, -1).T), parts[own]
-    k_ww, k_wl = kernel[own[0], 0, own[1]].T
-    k_ll = kernel[own[0], 1, own[1], 1]
-    others = total - mine.sum(axis=1) if count > 1 else np.zeros(1)
-    found = (total, *mine.T, others, k_ww, k_wl, k_ll, *gradient.T)
-    return Rates(*(values.reshape(pairs) for values in found))
-
-
 def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.ndarray, " n"]:
     """The k_wl/k_ww at which a loss leaves the chosen log-probability of one pair where it is.
 
@@ -170,7 +70,7 @@ def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.nd
         ValueError: If `loss` is none of one pair, or the starts have another shape.
     """
     points = checks.array("starts", starts, ("n", 2))
-    return _boundary(*_slopes(loss, points).T)
+    return boundary_of_slopes(*_slopes(loss, points).T)
 
 
 @dataclass(frozen=True)
@@ -323,7 +223,7 @@ def displacement(
         ratios=couplings,
         rejected=rejected,
         time=time,
-        boundary=_boundary(*slopes.T),
+        boundary=boundary_of_slopes(*slopes.T),
         rate=_total(-slopes[:, 0], -couplings[:, None] * slopes[:, 1]),
         change_chosen=chosen,
         change_margin=chosen - other,
@@ -377,12 +277,13 @@ def to_json(found: Mapping[str, Displacement]) -> list[dict[str, Any]]:
 
 def _record(one: Displacement) -> dict[str, Any]:
     names = ("starts", "margins", "ratios", "rejected", "time", "boundary", *_VALUES)
-    record = {"loss": repr(one.loss), **{name: _jsonable(getattr(one, name)) for name in names}}
+    record = {"loss": repr(one.loss), **{name: jsonable(getattr(one, name)) for name in names}}
     record["outcome"] = [[Outcome(code).name for code in row] for row in one.outcome]
-    return record | {"shares": {name: _jsonable(values) for name, values in one.shares.items()}}
+    return record | {"shares": {name: jsonable(values) for name, values in one.shares.items()}}
 
 
-def _jsonable(values: ArrayLike) -> Any:
+def jsonable(values: ArrayLike) -> Any:
+    """Numbers as JSON can hold them: lists, and None for those that are not finite."""
     array = np.asarray(values, dtype=float)
     record = array.astype(object)
     record[~np.isfinite(array)] = None
@@ -434,7 +335,8 @@ def _cell(values: np.ndarray, of: Any) -> str:
     return f"{of(values):.4g}" if values.size else "—"
 
 
-def _boundary(slope_chosen: np.ndarray, slope_rejected: np.ndarray) -> np.ndarray:
+def boundary_of_slopes(slope_chosen: np.ndarray, slope_rejected: np.ndarray) -> np.ndarray:
+    """r* = −(∂L/∂u_w)/(∂L/∂u_l), infinite or NaN without a slope of the rejected response."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return -slope_chosen / slope_rejected
 
@@ -443,21 +345,6 @@ def _total(*parts: np.ndarray) -> np.ndarray:
     """The sum of the parts of a rate; 0 where it is within the rounding of its parts."""
     total, size = sum(parts), sum(map(np.abs, parts))
     return np.where(np.abs(total) <= _ROUNDING * np.finfo(float).eps * size, 0.0, total)
-
-
-def _kernel_and_slopes(flow: PreferenceFlow, state: PyTree[Array]) -> tuple[Array, Any]:
-    """The kernel of a policy at a state, and ∂L/∂u of chosen and rejected of each pair."""
-    pairs = flow.pairs(state)
-
-    def value(chosen: Array, rejected: Array) -> Array:
-        moved = eqx.tree_at(lambda p: (p.chosen, p.rejected), pairs, (chosen, rejected))
-        return flow.loss.mean(moved, flow.weights)
-
-    slopes = jax.grad(value, argnums=(0, 1))(pairs.chosen, pairs.rejected)
-    return flow.policy.kernel(state), slopes
-
-
-_kernel_and_slopes_compiled = compiled(_kernel_and_slopes)
 
 
 @compiled

@@ -1,0 +1,417 @@
+"""Explanation of the motion of log-ratios: which responses of which pairs cause it.
+
+The flow moves the log-ratio of response a of pair p by
+
+    du_a^p/dt = −Σ_q Σ_b (g_a^p · M g_b^q) ∂L/∂u_b^q,
+
+g the gradients of the log-probabilities and M the metric. The sums over all pairs q are derivatives
+along the mean gradients Σ_q (∂L/∂u_b^q) g_b^q, one for each side b, so that no product of two pairs
+is ever formed; the pair's own part q = p takes its own two gradients, a few pairs at a time. Seen
+from the other side, the derivative of u_b^q along the mean of all g_a says what response b of pair
+q does to the mean log-ratio of side a.
+
+A step of stochastic gradient descent with rate η on a minibatch B, whose gradient is G_B, changes
+the mean log-ratio ū_a by −η ḡ_a·M G_B + ½η² D²ū_a[M G_B, M G_B] + … . The mean of the first term is
+that of the flow; that of the second holds the curvature along the mean gradient and, in proportion
+to 1/|B|, the noise of minibatches. It is averaged over minibatches drawn at random.
+
+p: pairs, 1 for a policy of a single one. An axis of length 2 is that of (chosen, rejected).
+
+Source: arXiv 2410.08847 for the inner products; Li, Tai and E, arXiv 1511.06251, for the second
+order.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from tqdm import tqdm
+
+from flowlab import _checks as checks
+from flowlab import _tables
+from flowlab.displacement.maps import boundary_of_slopes, jsonable
+from flowlab.ensemble import bar_options
+from flowlab.flow import AbstractFlow, PreferenceFlow
+from flowlab.solve import check_states, compiled, fingerprint
+from flowlab.solve.noise import check_minibatches
+
+__all__ = ["Explanation", "StepChange", "explain"]
+
+_AT_ONCE = 16  # pairs whose gradients are held at a time
+_PARTS = ("own_chosen", "own_rejected", "others_chosen", "others_rejected")
+
+
+@dataclass(frozen=True)
+class StepChange:
+    """Expected change of the mean log-ratios (chosen, rejected) by one step, to second order, nats.
+
+    Attributes:
+        learning_rate: The step's learning rate.
+        batch_size: Pairs of a minibatch, drawn without replacement.
+        first_order: Learning rate times the mean rates of the flow, shape (2,).
+        curvature: Second-order part of a step with all pairs, shape (2,).
+        noise: Second-order part that minibatches add, in the mean over those that were drawn, shape
+            (2,).
+        standard_error: Standard error of `noise`, shape (2,).
+    """
+
+    learning_rate: float
+    batch_size: int
+    first_order: Float[np.ndarray, "2"]
+    curvature: Float[np.ndarray, "2"]
+    noise: Float[np.ndarray, "2"]
+    standard_error: Float[np.ndarray, "2"]
+
+    @property
+    def change(self) -> Float[np.ndarray, "2"]:
+        """The expected change, to second order."""
+        return self.first_order + self.curvature + self.noise
+
+    @property
+    def reversed(self) -> Bool[np.ndarray, "2"]:
+        """Mask of the sides that move against the first order, by two standard errors or more."""
+        against = -np.sign(self.first_order) * self.change
+        return against > 2 * self.standard_error
+
+    def text(self) -> str:
+        """The change in words, with a warning where the first order has the wrong sign."""
+        lines = []
+        for side, name in enumerate(("chosen", "rejected")):
+            parts = ", ".join(
+                f"{value[side]:+.3g} {of}"
+                for value, of in (
+                    (self.first_order, "to first order"),
+                    (self.curvature, "by curvature"),
+                    (self.noise, f"(± {self.standard_error[side]:.1g}) by minibatch noise"),
+                )
+            )
+            lines.append(f"mean {name}: {self.change[side]:+.3g} nats a step: {parts}")
+            if self.reversed[side]:
+                lines.append(
+                    f"The first order has the wrong sign: at a learning rate of "
+                    f"{self.learning_rate:g} with minibatches of {self.batch_size}, the mean "
+                    f"{name} log-probability {'falls' if self.change[side] < 0 else 'rises'}, "
+                    f"where the flow {'raises' if self.first_order[side] > 0 else 'lowers'} it."
+                )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Causes of the motion of every log-ratio at a state, for the free flow, before any wall.
+
+    rate = own_chosen + own_rejected + others_chosen + others_rejected, each of shape (p, 2), nats
+    per unit of flow time: the last axis is the response that moves, chosen or rejected.
+
+    Attributes:
+        rate: du/dt.
+        own_chosen: The part caused by the chosen response of the same pair.
+        own_rejected: The part caused by its rejected response.
+        others_chosen: The part caused by the chosen responses of all other pairs.
+        others_rejected: The part caused by their rejected responses.
+        influence: The part of the mean rate (over pairs) that each response causes, shape (p, 2,
+            2): the pair, its response, and the side that moves.
+        slopes: ∂L/∂u of each response, L the (weighted) mean over pairs, shape (p, 2).
+        kernel: [[k_ww, k_wl], [k_wl, k_ll]] of each pair by itself, shape (p, 2, 2).
+        mean_kernel: Kernel of the mean log-ratios, inner products of mean gradients, shape (2, 2).
+            It suits `LogRatioPlane` and maps of displacement, but moves along a run.
+        weighted_kernel: Inner products of mean gradients with those weighted by the slopes, shape
+            (2, 2), not symmetric; NaN for a side without slopes. The mean rates are minus this
+            times the sums of the slopes.
+        step: The expected change by one step of training; None where it was not asked for.
+    """
+
+    rate: Float[np.ndarray, "p 2"]
+    own_chosen: Float[np.ndarray, "p 2"]
+    own_rejected: Float[np.ndarray, "p 2"]
+    others_chosen: Float[np.ndarray, "p 2"]
+    others_rejected: Float[np.ndarray, "p 2"]
+    influence: Float[np.ndarray, "p 2 2"]
+    slopes: Float[np.ndarray, "p 2"]
+    kernel: Float[np.ndarray, "p 2 2"]
+    mean_kernel: Float[np.ndarray, "2 2"]
+    weighted_kernel: Float[np.ndarray, "2 2"]
+    step: StepChange | None = None
+
+    def __repr__(self) -> str:
+        """The mean rates and how many chosen responses fall, on one line."""
+        chosen, rejected = self.rate.mean(axis=0)
+        return (
+            f"Explanation({len(self.rate)} pairs: mean du_w/dt {chosen:.4g}, du_l/dt "
+            f"{rejected:.4g}; the chosen falls in {np.mean(self.falls):.0%})"
+        )
+
+    @property
+    def falls(self) -> Bool[np.ndarray, " p"]:
+        """Mask of the pairs whose chosen log-probability falls."""
+        return self.rate[:, 0] < 0
+
+    @property
+    def boundary(self) -> Float[np.ndarray, " p"]:
+        """r* = −(∂L/∂u_w)/(∂L/∂u_l): the k_wl/k_ww at which the pair alone leaves it in place."""
+        return boundary_of_slopes(*self.slopes.T)
+
+    def lowering(self, count: int = 10) -> Int[np.ndarray, " c"]:
+        """Indices of the pairs that lower the mean chosen log-probability most, the worst first.
+
+        Fewer than `count` where fewer lower it.
+        """
+        caused = self.influence[:, :, 0].sum(axis=1)
+        order = np.argsort(caused)[: checks.integer("count", count)]
+        return order[caused[order] < 0]
+
+    def table(self) -> str:
+        """Mean rates of chosen, rejected and margin with their parts, as plain text."""
+        names = ("rate", *_PARTS)
+        head = ("mean over pairs, nats per time", "total", *(n.replace("_", " ") for n in _PARTS))
+        means = np.stack([getattr(self, name).mean(axis=0) for name in names], axis=1)
+        rows = {"du_w/dt": means[0], "du_l/dt": means[1], "dh/dt": means[0] - means[1]}
+        cells = [(name, *(f"{value:.4g}" for value in values)) for name, values in rows.items()]
+        return _tables.table([head, *cells], "lr")
+
+    def to_json(self) -> dict[str, Any]:
+        """All arrays as lists, and the step, ready for JSON; None for what has no value."""
+        told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
+        record: dict[str, Any] = {name: jsonable(value) for name, value in told.items()}
+        if self.step is None:
+            return {**record, "step": None}
+        of_step = {name: jsonable(value) for name, value in vars(self.step).items()}
+        return {**record, "step": of_step | {"batch_size": self.step.batch_size}}
+
+
+def explain(
+    flow: AbstractFlow,
+    state: PyTree[ArrayLike],
+    *,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    batches: int = 16,
+    seed: int = 0,
+    progress: bool | None = False,
+) -> Explanation:
+    """Explain how the flow moves each log-ratio at a state: which responses of which pairs do it.
+
+    Args:
+        flow: The flow of a preference loss under any policy.
+        state: One state. Its dtype is the dtype of the work.
+        learning_rate: Learning rate of stochastic gradient descent; None for no account of steps.
+        batch_size: Pairs of its minibatches, drawn without replacement; needed with a learning
+            rate, and without effect unless there is one.
+        batches: Minibatches over which the second order is averaged. Each takes the time of some
+            four evaluations of all pairs.
+        seed: Seed of the minibatches.
+        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+
+    Raises:
+        ValueError: If the flow has no pairs, the state is none of its policy, or the minibatches
+            are not possible for it.
+
+    Accuracy: derivatives by JAX, exact to the rounding of the dtype; `noise` is a mean over random
+        minibatches, with its standard error. The gradients of 16 pairs are held at a time.
+    """
+    if not isinstance(flow, PreferenceFlow):
+        raise ValueError(
+            "Argument `flow` must be a flow of a preference loss, made by preference_flow, "
+            f"but is {flow!r}."
+        )
+    held, dtype = check_states("state", state, flow, batched=False)
+    with jax.enable_x64(dtype == np.float64):
+        held = jax.tree.map(jnp.asarray, held)
+        size = _checked_step(flow, held, learning_rate, batch_size)
+        found = _parts(flow, held, progress)
+        if learning_rate is None:
+            return Explanation(**found)
+        drawn = _minibatches(len(found["rate"]), size, checks.integer("batches", batches), seed)
+        step = _step(flow, held, learning_rate, size, found["rate"].mean(axis=0), drawn, progress)
+        return Explanation(**found, step=step)
+
+
+def _checked_step(
+    flow: PreferenceFlow, state: PyTree[Array], learning_rate: Any, batch_size: Any
+) -> int:
+    """The size of minibatches, or 0 where there is no learning rate."""
+    if (learning_rate is None) != (batch_size is None):
+        raise ValueError(
+            "Arguments `learning_rate` and `batch_size` must be given both, or neither, but are "
+            f"{learning_rate!r} and {batch_size!r}."
+        )
+    if learning_rate is None:
+        return 0
+    checks.positive("learning_rate", learning_rate)
+    check_minibatches("`batch_size` must be None", flow, state)
+    if flow.weights is not None:
+        raise ValueError(
+            "Argument `batch_size` must be None for a flow with weights, whose minibatches are "
+            "no plain samples of its pairs."
+        )
+    count = len(jax.eval_shape(flow.pairs, state).chosen)
+    size = checks.integer("batch_size", batch_size)
+    if size > count:
+        raise ValueError(
+            f"Argument `batch_size` must be at most the number of pairs, {count}, but is {size}."
+        )
+    return size
+
+
+def _parts(
+    flow: PreferenceFlow, state: PyTree[Array], progress: bool | None
+) -> dict[str, np.ndarray]:
+    """The fields of an explanation but for the step."""
+    operations = fingerprint(flow, state, _together)
+    told = jax.tree.map(np.asarray, _together_compiled(flow, state, operations=operations))
+    slopes, caused, along_means = told
+    count = len(slopes)
+    kernel = np.concatenate(list(_own(flow, state, count, operations, progress)))[:count]
+    own = -kernel * slopes[:, None, :]  # the side that moves, the response that causes it
+    every = np.moveaxis(-caused, 0, -1)
+    others = every - own if count > 1 else np.zeros_like(own)
+    influence = -np.moveaxis(along_means, 0, -1) * slopes[:, :, None]
+    sums = slopes.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weighted = np.where(sums != 0, caused.mean(axis=1).T / sums, np.nan)
+    return {
+        "rate": (own + others).sum(axis=-1),
+        **{f"own_{side}": own[:, :, b] for b, side in enumerate(("chosen", "rejected"))},
+        **{f"others_{side}": others[:, :, b] for b, side in enumerate(("chosen", "rejected"))},
+        "influence": influence,
+        "slopes": slopes,
+        "kernel": kernel,
+        "mean_kernel": along_means.mean(axis=1).T,
+        "weighted_kernel": weighted,
+    }
+
+
+def _log_ratios(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "p 2"]:
+    pairs = flow.pairs(state)
+    return jnp.stack([pairs.u_chosen, pairs.u_rejected], axis=-1).reshape(-1, 2)
+
+
+def _slopes(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "p 2"]:
+    """∂L/∂u of each response."""
+    pairs = flow.pairs(state)
+
+    def value(chosen: Array, rejected: Array) -> Array:
+        moved = eqx.tree_at(lambda p: (p.chosen, p.rejected), pairs, (chosen, rejected))
+        return flow.loss.mean(moved, flow.weights)
+
+    found = jax.grad(value, argnums=(0, 1))(pairs.chosen, pairs.rejected)
+    return jnp.stack(found, axis=-1).reshape(-1, 2)
+
+
+def _together(
+    flow: PreferenceFlow, state: PyTree[Array]
+) -> tuple[Float[Array, "p 2"], Float[Array, "2 p 2"], Float[Array, "2 p 2"]]:
+    """Slopes, and derivatives of all log-ratios along gradients, raised by the metric.
+
+    Those of the sum, weighted by the slopes, of the gradients of one side; and of their mean.
+    """
+    slopes = _slopes(flow, state)
+    ratios, pull = jax.vjp(lambda at: _log_ratios(flow, at), state)
+    sides = jnp.eye(2, dtype=ratios.dtype)[:, None, :]
+    means = jnp.broadcast_to(sides / ratios.shape[0], (2, *ratios.shape))
+    (directions,) = jax.vmap(pull)(jnp.concatenate([sides * slopes[None], means]))
+
+    def along(covector: PyTree[Array]) -> Float[Array, "p 2"]:
+        raised = flow.metric(state, covector)
+        return jax.jvp(lambda at: _log_ratios(flow, at), (state,), (raised,))[1]
+
+    found = jax.vmap(along)(directions)
+    return slopes, found[:2], found[2:]
+
+
+_together_compiled = compiled(_together)
+
+
+@compiled
+def _own_kernels(
+    flow: PreferenceFlow, state: PyTree[Array], indices: Int[Array, " c"]
+) -> Float[Array, "c 2 2"]:
+    """Kernels of some pairs, each by itself."""
+    single = jax.eval_shape(flow.pairs, state).chosen.ndim == 0
+
+    def of_pair(index: Int[Array, ""]) -> Float[Array, "2 2"]:
+        alone = flow if single else flow.subset(index[None])
+        _, pull = jax.vjp(lambda at: _log_ratios(alone, at)[0], state)
+        (gradients,) = jax.vmap(pull)(jnp.eye(2, dtype=jax.tree.leaves(state)[0].dtype))
+        raised = jax.vmap(lambda covector: flow.metric(state, covector))(gradients)
+        products = jax.tree.map(
+            lambda g, m: g.reshape(2, -1) @ m.reshape(2, -1).T, gradients, raised
+        )
+        return sum(jax.tree.leaves(products))  # type: ignore[return-value]
+
+    return jax.vmap(of_pair)(indices)
+
+
+def _own(
+    flow: PreferenceFlow,
+    state: PyTree[Array],
+    count: int,
+    operations: str,
+    progress: bool | None,
+) -> Iterator[Float[np.ndarray, "c 2 2"]]:
+    """Kernels of all pairs, some at a time; behind the last, that of the last again."""
+    size = min(_AT_ONCE, count)
+    with tqdm(total=count, unit="pair", **bar_options(progress)) as bar:
+        for first in range(0, count, size):
+            indices = jnp.minimum(jnp.arange(first, first + size), count - 1)
+            yield np.asarray(_own_kernels(flow, state, indices, operations=operations))
+            bar.update(min(size, count - first))
+
+
+def _minibatches(count: int, size: int, batches: int, seed: int) -> Int[np.ndarray, "k b"]:
+    """Minibatches without replacement within each."""
+    generator = np.random.Generator(np.random.Philox(seed))
+    return np.stack([generator.choice(count, size, replace=False) for _ in range(batches)])
+
+
+@compiled
+def _second_order(
+    flow: PreferenceFlow, state: PyTree[Array], batch: Int[Array, " b"] | None
+) -> Float[Array, "2"]:
+    """Half the second derivative of the mean log-ratios along a minibatch's direction of descent.
+
+    That of all pairs without a minibatch.
+    """
+    some = flow if batch is None else flow.subset(batch)
+    direction = flow.metric(state, some.gradient(state))
+
+    def mean(at: PyTree[Array]) -> Float[Array, "2"]:
+        return jnp.mean(_log_ratios(flow, at), axis=0)
+
+    def slope(at: PyTree[Array]) -> Float[Array, "2"]:
+        return jax.jvp(mean, (at,), (direction,))[1]
+
+    return jax.jvp(slope, (state,), (direction,))[1] / 2
+
+
+def _step(
+    flow: PreferenceFlow,
+    state: PyTree[Array],
+    learning_rate: float,
+    size: int,
+    mean_rate: Float[np.ndarray, "2"],
+    drawn: Int[np.ndarray, "k b"],
+    progress: bool | None,
+) -> StepChange:
+    """The expected change by a step, from minibatches that were drawn."""
+    operations = fingerprint(flow, state, _together)
+    curvature = np.asarray(_second_order(flow, state, None, operations=operations))
+    found = [
+        np.asarray(_second_order(flow, state, jnp.asarray(batch), operations=operations))
+        for batch in tqdm(drawn, unit="minibatch", **bar_options(progress))
+    ]
+    added = learning_rate**2 * (np.stack(found) - curvature)
+    error = np.std(added, axis=0, ddof=1) if len(found) > 1 else np.full(2, np.nan)
+    return StepChange(
+        learning_rate=learning_rate,
+        batch_size=size,
+        first_order=learning_rate * mean_rate,
+        curvature=learning_rate**2 * curvature,
+        noise=added.mean(axis=0),
+        standard_error=error / np.sqrt(len(found)),
+    )

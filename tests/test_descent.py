@@ -114,7 +114,8 @@ def test_the_nearest_point_is_that_of_the_line_and_not_of_its_corners():
 def test_every_minibatch_of_one_pair_steps_along_that_pair_as_often_as_it_weighs(draws):
     weights = np.array([0.6, 0.3, 0.1])
     flow = fl.preference_flow(fl.DPO(0.8), POLICY, weights=weights)
-    optimiser, one_pair = optax.sgd(1.0), dict(batch_size=1, replacement=True)
+    optimiser = optax.sgd(1.0)
+    one_pair: dict = dict(batch_size=1, replacement=True)
     alone = np.array([START - gradient_by_hand(START, weights=one) for one in np.eye(3)])
     counts = np.zeros(3)
     for seed in range(draws):
@@ -276,8 +277,8 @@ def test_minibatches_need_several_pairs_and_an_optimiser_is_one_of_optax():
 def test_batches_are_taken_as_they_are_given_and_all_pairs_are_watched():
     batches = [[0, 1], [2], [2, 2], [1], [0]]
     loss = fl.DPO(np.array([0.8, 0.3, 0.5]))  # a β for each pair, which goes with it
-    flow = fl.preference_flow(loss, POLICY, weights=[1.0, 3.0, 2.0])
-    options = dict(watch=("u", "loss"), keep_states=False, keep_every=5)
+    flow = fl.preference_flow(loss, POLICY, weights=np.array([1.0, 3.0, 2.0]))
+    options: dict = dict(watch=("u", "loss"), keep_states=False, keep_every=5)
     run = descend(flow, START, optax.sgd(0.7), batches=batches, **options)
     state = START.copy()
     for taken in batches:
@@ -304,7 +305,8 @@ def test_without_replacement_every_pair_comes_before_one_comes_again():
     assert {len(one) for one in drawn} == {3}
     for epoch in np.concatenate(drawn).reshape(6, 5):
         assert sorted(epoch) == [0, 1, 2, 3, 4]
-    assert not np.array_equal(*np.concatenate(drawn)[:10].reshape(2, 5))
+    first, second = np.concatenate(drawn)[:10].reshape(2, 5)
+    assert not np.array_equal(first, second)
 
 
 def test_a_loss_of_a_batch_is_that_of_the_pairs_of_each_step():

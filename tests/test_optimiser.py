@@ -20,8 +20,8 @@ def updates(optimiser: optax.GradientTransformation, start: np.ndarray) -> list[
     @jax.jit
     def step(state, memory, slope):
         with jax.numpy_dtype_promotion("standard"):
-            update, memory = optimiser.update({"w": slope}, memory, {"w": state})
-        return state + update["w"], memory
+            found: Any = optimiser.update({"w": slope}, memory, {"w": state})
+        return state + found[0]["w"], found[1]
 
     state, found = jnp.asarray(start), []
     memory = optimiser.init({"w": state})

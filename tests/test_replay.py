@@ -162,7 +162,6 @@ def test_what_became_of_every_pair_is_counted_at_each_kept_step(
     policy: LanguageModel, run: Replay
 ) -> None:
     log = first_rows(logs.read(DATA / SGD, beta=0.1), STEPS)
-    assert run.u is not None and run.kept is not None
     np.testing.assert_array_equal(run.kept, [0, 5, 10, 15, 20, 25])
     batch = the_order(np.shape(policy.tokens)[0], STEPS)[
         5
@@ -173,7 +172,7 @@ def test_what_became_of_every_pair_is_counted_at_each_kept_step(
     assert told["chosen_fell"] == np.mean(chosen < 0)
     assert told["margin_positive"] == np.mean(chosen > rejected)
     assert told["margin_quantiles"][2] == np.median(chosen - rejected)
-    blind = dataclasses.replace(run, u=None, kept=None)
+    blind = dataclasses.replace(run, u=np.zeros((0, 0, 2)), kept=np.zeros(0, int))
     assert_refused(
         compare(log, blind).of_pairs,
         "Argument `run` must have looked at all pairs, with keep_every=…, but did not.",

@@ -104,12 +104,15 @@ class Checkpoint:
     def write(self, carry: Carry, history: History) -> None:
         """Replace the file, at once: whatever happens, the earlier or the later one is there."""
         seen = history.joined()
-        held = {f"carry_{place}": _plain(leaf) for place, leaf in enumerate(jax.tree.leaves(carry))}
+        held: dict[str, Any] = {"identity": np.array(self.identity)}
+        held |= {
+            f"carry_{place}": _plain(leaf) for place, leaf in enumerate(jax.tree.leaves(carry))
+        }
         held |= {f"row_{place}": leaf for place, leaf in enumerate(seen.rows[0])}
         held |= {"numbers": seen.numbers[0], "steps": seen.steps[0]}
         beside = self.path.with_name(f"{self.path.name}.part")
         with beside.open("wb") as file:
-            np.savez(file, identity=np.array(self.identity), **held)
+            np.savez(file, **held)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.path)
@@ -132,5 +135,5 @@ def _plain(leaf: Any) -> np.ndarray:
 
 def _like(held: np.ndarray, leaf: Any) -> Any:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(held, impl=jax.random.key_impl(leaf))
+        return jax.random.wrap_key_data(jnp.asarray(held), impl=jax.random.key_impl(leaf))
     return jnp.asarray(held, leaf.dtype)

@@ -6,7 +6,7 @@ k: states that were kept, the start included; s: steps; n: pairs.
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -47,13 +47,13 @@ class Descent:
     Attributes:
         steps: Numbers of the steps that were kept, the start (0) first, shape (k,).
         states: States after them; leaves of shape (k, ...); None with `keep_states=False`.
-        losses: The loss of all pairs there, minibatches or not, shape (k,); None where it was not
+        losses: The loss of all pairs there, minibatches or not, shape (k,); NaN where it was not
             watched.
         outcome: `reached` where all steps were taken; `left_domain` or `non_finite` where the step
             after the last one kept led out of the domain or to a state or a loss that is not
             finite; `outside_domain` where the start lies outside.
         u: Log-ratios (u_w, u_l) of all pairs after the steps that were kept, nats, shape (k, n, 2),
-            or (k, 2) of a single pair; None where they were not watched.
+            or (k, 2) of a single pair; empty where they were not watched.
         end: The last state.
         step_loss: The loss of the pairs of each step, before it, shape (s,).
         step_u: Means of u_w and u_l over the pairs of each step, before it, nats, shape (s, 2); NaN
@@ -62,18 +62,19 @@ class Descent:
     """
 
     steps: Int[np.ndarray, " k"]
-    states: PyTree[Float[np.ndarray, "k ..."]] | None
-    losses: Float[np.ndarray, " k"] | None
+    states: Any
+    losses: Float[np.ndarray, " k"]
     outcome: Outcome
-    u: Float[np.ndarray, "k n 2"] | None = None
-    end: PyTree[Float[np.ndarray, "..."]] | None = None
-    step_loss: Float[np.ndarray, " s"] | None = None
-    step_u: Float[np.ndarray, "s 2"] | None = None
-    step_log_probs: Float[np.ndarray, "s 2"] | None = None
+    u: Float[np.ndarray, "k n 2"] = field(default_factory=lambda: np.zeros((0, 0, 2)))
+    end: Any = None
+    step_loss: Float[np.ndarray, " s"] = field(default_factory=lambda: np.zeros(0))
+    step_u: Float[np.ndarray, "s 2"] = field(default_factory=lambda: np.zeros((0, 2)))
+    step_log_probs: Float[np.ndarray, "s 2"] = field(default_factory=lambda: np.zeros((0, 2)))
 
     def __repr__(self) -> str:
         """The end of the run, on one line."""
-        loss = "" if self.losses is None else f", loss {self.losses[-1]:.6g}"
+        known = np.isfinite(self.losses[-1])
+        loss = f", loss {self.losses[-1]:.6g}" if known else ""
         return f"Descent({self.outcome.name}: {self.steps[-1]} steps{loss})"
 
 
@@ -232,7 +233,7 @@ class _Run:
 def _descent(carry: Carry, history: History, run: _Run) -> Descent:
     """The run as its user gets it."""
     seen = history.joined()
-    kept = dict.fromkeys(run.watched)
+    kept: dict[str, Any] = {}
     names = sorted(run.watched)  # as the leaves of a dict
     leaves = list(seen.rows[0])
     structure = jax.tree.structure(run.start)
@@ -244,9 +245,9 @@ def _descent(carry: Carry, history: History, run: _Run) -> Descent:
     return Descent(
         steps=seen.numbers[0],
         states=kept.get("state"),
-        losses=kept.get("loss"),
+        losses=kept.get("loss", np.full(seen.numbers[0].size, np.nan)),
         outcome=Outcome(int(carry.outcome)) if int(carry.outcome) else Outcome.reached,
-        u=kept.get("u"),
+        u=kept.get("u", np.zeros((0, 0, 2))),
         end=jax.tree.map(np.asarray, carry.state),
         step_loss=steps[:, 4],
         step_u=steps[:, :2],

@@ -27,10 +27,10 @@ class _Run(Protocol):
     def u_rejected(self) -> Float[np.ndarray, " s"]: ...
 
     @property
-    def kept(self) -> Int[np.ndarray, " k"] | None: ...
+    def kept(self) -> Int[np.ndarray, " k"]: ...
 
     @property
-    def u(self) -> Float[np.ndarray, "k n 2"] | None: ...
+    def u(self) -> Float[np.ndarray, "k n 2"]: ...
 
 
 class _Compared(Protocol):
@@ -147,9 +147,9 @@ def replay_pairs(found: _Compared, *, ax: Axes | None = None) -> Axes:
 
 def _looked_at(found: _Compared) -> tuple[np.ndarray, np.ndarray]:
     run: _Run = found.run
-    if run.u is None or run.kept is None:
+    if not run.u.size:
         raise ValueError(
             "Argument `found` must be of a replay that looked at all pairs, with keep_every=…, but "
             "is not."
         )
-    return np.asarray(run.kept), np.asarray(run.u, float)
+    return run.kept, run.u.astype(float)

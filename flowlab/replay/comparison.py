@@ -47,13 +47,14 @@ class Comparison:
 
     @property
     def largest(self) -> float:
-        """The largest deviation of the two log-ratios over all rows, nats."""
-        return float(np.max(np.abs(self.deviation)))
+        """The largest deviation of the two log-ratios over all rows that have them, nats."""
+        return largest_known(self.deviation)
 
     @property
     def largest_step(self) -> int:
         """The step of the row that is farthest from the log."""
-        return int(self.log.step[np.argmax(np.max(np.abs(self.deviation), axis=1))])
+        sizes = np.nan_to_num(np.abs(self.deviation), nan=-1.0)
+        return int(self.log.step[np.argmax(sizes.max(axis=1))])
 
     @property
     def in_errors(self) -> Float[np.ndarray, "k 2"]:
@@ -84,7 +85,7 @@ class Comparison:
         Raises:
             ValueError: If the replay looked at no pairs.
         """
-        if self.run.u is None or self.run.kept is None:
+        if not self.run.u.size:
             raise ValueError(
                 "Argument `run` must have looked at all pairs, with keep_every=…, but did not."
             )
@@ -116,9 +117,17 @@ def compare(
     deviation = run.deviation(log)
     points = np.stack([log.u_chosen, log.u_rejected], axis=1)
     seen = windows(log.step, log.time, points)
-    place = np.searchsorted(seen.first_step, log.step, side="right") - 1
-    variance = np.diagonal(seen.scatter, axis1=1, axis2=2)[np.maximum(place, 0)]
-    return Comparison(log, run, list(doubts), deviation, np.sqrt(variance), rows)
+    noise = np.full_like(deviation, np.nan)
+    if len(seen):
+        place = np.searchsorted(seen.first_step, log.step, side="right") - 1
+        noise = np.sqrt(np.diagonal(seen.scatter, axis1=1, axis2=2))[np.maximum(place, 0)]
+    return Comparison(log, run, list(doubts), deviation, noise, rows)
+
+
+def largest_known(values: Float[np.ndarray, "..."]) -> float:
+    """The largest size of those numbers that are known; NaN where none is."""
+    known = np.abs(values[np.isfinite(values)])
+    return float(known.max()) if known.size else float("nan")
 
 
 def _told(step: int, u: Float[np.ndarray, "n 2"]) -> dict[str, Any]:

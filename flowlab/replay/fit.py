@@ -5,6 +5,7 @@ n: pairs; s: steps; k: rows of the log.
 
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float
@@ -124,7 +125,9 @@ def _of_tokens(log: TrainingLog, policy: LanguageModel, batches: list[np.ndarray
 
 def _of_log_probs(log: TrainingLog, policy: LanguageModel, batch: np.ndarray) -> Iterator[str]:
     """Of the first row, if it is that of the first step alone, and the start is the reference."""
-    if log.step[0] != 1 or policy.reference_state is not policy.start:
+    ends = policy.reference_state, policy.start
+    alike = zip(*map(jax.tree.leaves, ends), strict=False)
+    if log.step[0] != 1 or ends[0] is None or not all(one is other for one, other in alike):
         return
     here = np.asarray(policy.ref_log_probs)[batch].mean(axis=0)
     for side, mine, told in zip(

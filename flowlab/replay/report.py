@@ -9,7 +9,7 @@ import numpy as np
 
 from flowlab import _pages, _tables
 from flowlab._files import check_folder, write_json
-from flowlab.replay.comparison import QUANTILES, Comparison
+from flowlab.replay.comparison import QUANTILES, Comparison, largest_known
 
 __all__ = ["REPLAY", "text", "to_json", "write"]
 
@@ -26,7 +26,7 @@ def text(found: Comparison) -> str:
         "found": found,
         "log": found.log,
         "steps": int(found.run.loss.size),
-        "pairs": 0 if found.run.u is None else found.run.u.shape[1],
+        "pairs": found.run.u.shape[1],
         "last": told[-1],
         "dip": min(told, key=lambda row: row["u_chosen"]),
         "known": math.isfinite(found.typical),
@@ -57,7 +57,7 @@ def to_json(found: Comparison) -> dict[str, Any]:
         "steps": int(run.loss.size),
         "largest_deviation": _number(found.largest),
         "largest_deviation_step": found.largest_step,
-        "largest_in_standard_errors": _number(_largest(found.in_errors)),
+        "largest_in_standard_errors": _number(largest_known(found.in_errors)),
         "typical_in_standard_errors": _number(found.typical),
         "series": {
             "step": ends.tolist(),
@@ -96,7 +96,6 @@ def write(found: Comparison, folder: Path, *, what: str = "Argument `folder`") -
     write_json(to_json(found), folder / REPLAY)
     (folder / "replay.txt").write_text(text(found) + "\n", encoding="utf-8")
     u, kept = found.run.u, found.run.kept
-    assert u is not None and kept is not None  # as `to_json` has looked at them
     rows = np.arange(u.shape[1]) if found.rows is None else found.rows
     np.savez_compressed(folder / "pairs.npz", step=kept, u=u, row=rows)
     plots.save(plots.replay(found), folder / "replay")
@@ -121,17 +120,11 @@ def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 def _fallen(found: Comparison) -> list[tuple[str, ...]]:
     """The table of the pairs whose chosen response fell most."""
-    assert found.run.u is not None
     last = found.run.u[-1]
     order = np.argsort(last[:, 0])[:_SHOWN]
     rows = np.arange(len(last)) if found.rows is None else found.rows
     listed = [(str(rows[pair]), f"{last[pair, 0]:+.4g}", f"{last[pair, 1]:+.4g}") for pair in order]
     return [("row of the data", "u_w", "u_l"), *listed]
-
-
-def _largest(values: np.ndarray) -> float:
-    known = np.abs(values[np.isfinite(values)])
-    return float(known.max()) if known.size else math.nan
 
 
 def _number(value: float) -> float | None:

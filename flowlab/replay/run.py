@@ -5,7 +5,7 @@ n: pairs; t: tokens of the longest sequence; k: steps.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,7 +39,7 @@ class Replay:
         loss: The loss.
         parameters: The parameters after the last step.
         outcome: `reached` where all steps were taken; `non_finite` where it broke off.
-        kept: Numbers of the steps after which all pairs were looked at, the start (0) first; None
+        kept: Numbers of the steps after which all pairs were looked at, the start (0) first; empty
             without any.
         u: Log-ratios (u_w, u_l) of all pairs there, nats, shape (kept, n, 2).
     """
@@ -51,8 +51,8 @@ class Replay:
     loss: Float[np.ndarray, " k"]
     parameters: PyTree[Float[np.ndarray, "..."]]
     outcome: Outcome = Outcome.reached
-    kept: Int[np.ndarray, " kept"] | None = None
-    u: Float[np.ndarray, "kept n 2"] | None = None
+    kept: Int[np.ndarray, " kept"] = field(default_factory=lambda: np.zeros(0, int))
+    u: Float[np.ndarray, "kept n 2"] = field(default_factory=lambda: np.zeros((0, 0, 2)))
 
     def deviation(self, log: TrainingLog) -> Float[np.ndarray, "row 2"]:
         """Log-ratios (u_w, u_l) of the replay less those of a log, nats, for each of its rows.
@@ -169,13 +169,14 @@ def replayed(
         progress=progress,
         checkpoint=checkpoint,
     )
-    assert run.step_u is not None and run.step_log_probs is not None and run.step_loss is not None
     return Replay(
-        *np.asarray(run.step_u, float).T,
-        *np.asarray(run.step_log_probs, float).T,
-        np.asarray(run.step_loss, float),
+        u_chosen=run.step_u[:, 0].astype(float),
+        u_rejected=run.step_u[:, 1].astype(float),
+        logp_chosen=run.step_log_probs[:, 0].astype(float),
+        logp_rejected=run.step_log_probs[:, 1].astype(float),
+        loss=run.step_loss.astype(float),
         parameters=run.end,
         outcome=run.outcome,
-        kept=None if run.u is None else run.steps,
+        kept=run.steps[: len(run.u)],
         u=run.u,
     )

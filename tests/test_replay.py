@@ -13,7 +13,7 @@ import pytest
 from bigrams import MASK, SMALL, TABLE, TOKENS, bigrams, by_hand
 from refusals import assert_refused
 
-from flowlab import data, logs, models
+from flowlab import data, logs, models, plots
 from flowlab.descent import hf_optimiser, hf_order
 from flowlab.losses import DPO
 from flowlab.policies import LanguageModel
@@ -176,6 +176,29 @@ def test_what_became_of_every_pair_is_counted_at_each_kept_step(
     assert_refused(
         compare(log, blind).of_pairs,
         "Argument `run` must have looked at all pairs, with keep_every=…, but did not.",
+    )
+
+
+def test_pictures_show_what_was_compared(run: Replay) -> None:
+    found = compare(first_rows(logs.read(DATA / SGD, beta=0.1), STEPS), run)
+    away = plots.replay_deviation(found)
+    sizes = np.abs(found.deviation[1:, 0])
+    np.testing.assert_allclose(away.lines[0].get_ydata()[1:], np.maximum(sizes, 1e-9))
+    np.testing.assert_allclose(away.lines[1].get_ydata(), found.noise[:, 0])
+    pairs = plots.replay_pairs(found)
+    fell = found.of_pairs()[-1]["chosen_fell"]
+    entries = pairs.get_legend_handles_labels()[1]
+    assert entries[0] == f"chosen fell: {fell:.0%} of 640 pairs"
+    spread = plots.replay_spread(found)
+    np.testing.assert_allclose(spread.lines[0].get_ydata(), np.median(run.u[..., 0], axis=1))
+    steps = plots.replay_steps(found)
+    np.testing.assert_allclose(steps.lines[1].get_ydata(), run.u_chosen)
+    blind = dataclasses.replace(run, u=np.zeros((0, 0, 2)), kept=np.zeros(0, int))
+    assert_refused(
+        plots.replay_spread,
+        "Argument `found` must be of a replay that looked at all pairs, with keep_every=…, but "
+        "is not.",
+        dataclasses.replace(found, run=blind),
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -55,7 +56,7 @@ def the_order(count: int, steps: int, seed: int = 42) -> list[np.ndarray]:
 def sgd_again(policy: LanguageModel, steps: int, seed: int = 42) -> Replay:
     """The run of SGD again, or another in the order of another seed."""
     order = the_order(np.shape(policy.tokens)[0], steps, seed)
-    return replayed(policy, DPO(0.1), PLAIN, order, keep_every=5)
+    return replayed(policy, DPO(0.1), PLAIN, order, keep_every=12)
 
 
 @pytest.fixture(scope="module")
@@ -162,11 +163,10 @@ def test_what_became_of_every_pair_is_counted_at_each_kept_step(
     policy: LanguageModel, run: Replay
 ) -> None:
     log = first_rows(logs.read(DATA / SGD, beta=0.1), STEPS)
-    np.testing.assert_array_equal(run.kept, [0, 5, 10, 15, 20, 25])
-    batch = the_order(np.shape(policy.tokens)[0], STEPS)[
-        5
-    ]  # whose means the log has, before step 6
-    np.testing.assert_allclose(run.u[1, batch, 0].mean(), log.u_chosen[5], atol=1e-5)
+    np.testing.assert_array_equal(run.kept, [0, 12, 24, 25])
+    count = np.shape(policy.tokens)[0]
+    batch = the_order(count, STEPS)[12]  # whose means the log has
+    np.testing.assert_allclose(run.u[1, batch, 0].mean(), log.u_chosen[12], atol=1e-5)
     told = compare(log, run).of_pairs()[-1]
     chosen, rejected = np.asarray(run.u[-1], float).T
     assert told["chosen_fell"] == np.mean(chosen < 0)
@@ -179,20 +179,25 @@ def test_what_became_of_every_pair_is_counted_at_each_kept_step(
     )
 
 
+def heights(ax: Any, line: int) -> np.ndarray:
+    """What a line of a picture shows."""
+    return np.asarray(ax.lines[line].get_ydata(), float)
+
+
 def test_pictures_show_what_was_compared(run: Replay) -> None:
     found = compare(first_rows(logs.read(DATA / SGD, beta=0.1), STEPS), run)
     away = plots.replay_deviation(found)
     sizes = np.abs(found.deviation[1:, 0])
-    np.testing.assert_allclose(away.lines[0].get_ydata()[1:], np.maximum(sizes, 1e-9))
-    np.testing.assert_allclose(away.lines[1].get_ydata(), found.noise[:, 0])
+    np.testing.assert_allclose(heights(away, 0)[1:], np.maximum(sizes, 1e-9))
+    np.testing.assert_allclose(heights(away, 1), found.noise[:, 0])
     pairs = plots.replay_pairs(found)
     fell = found.of_pairs()[-1]["chosen_fell"]
     entries = pairs.get_legend_handles_labels()[1]
     assert entries[0] == f"chosen fell: {fell:.0%} of 640 pairs"
     spread = plots.replay_spread(found)
-    np.testing.assert_allclose(spread.lines[0].get_ydata(), np.median(run.u[..., 0], axis=1))
+    np.testing.assert_allclose(heights(spread, 0), np.median(run.u[..., 0], axis=1))
     steps = plots.replay_steps(found)
-    np.testing.assert_allclose(steps.lines[1].get_ydata(), run.u_chosen)
+    np.testing.assert_allclose(heights(steps, 1), run.u_chosen)
     blind = dataclasses.replace(run, u=np.zeros((0, 0, 2)), kept=np.zeros(0, int))
     assert_refused(
         plots.replay_spread,

@@ -187,8 +187,8 @@ def heights(ax: Any, line: int) -> np.ndarray:
 def test_pictures_show_what_was_compared(run: Replay) -> None:
     found = compare(first_rows(logs.read(DATA / SGD, beta=0.1), STEPS), run)
     away = plots.replay_deviation(found)
-    sizes = np.abs(found.deviation[1:, 0])
-    np.testing.assert_allclose(heights(away, 0)[1:], np.maximum(sizes, 1e-9))
+    sizes = np.abs(found.deviation[:, 0])
+    np.testing.assert_allclose(heights(away, 0), np.where(sizes > 0, sizes, np.nan))
     np.testing.assert_allclose(heights(away, 1), found.noise[:, 0])
     pairs = plots.replay_pairs(found)
     fell = found.of_pairs()[-1]["chosen_fell"]

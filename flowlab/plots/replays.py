@@ -14,7 +14,6 @@ __all__ = ["replay", "replay_deviation", "replay_pairs", "replay_spread", "repla
 _SIZE = (5.2, 4.4)  # inches
 _COLORS = {"chosen": "#0072b2", "rejected": "#d55e00"}  # Okabe and Ito
 _BANDS = ((0.05, 0.95), (0.25, 0.75))
-_FLOOR = 1e-9  # nats: below it, what float64 leaves of a log-ratio
 
 
 class _Run(Protocol):
@@ -75,7 +74,7 @@ def replay_steps(found: _Compared, *, ax: Axes | None = None) -> Axes:
     for side, color in _COLORS.items():
         mine, logged = getattr(run, f"u_{side}"), getattr(found.log, f"u_{side}")
         ax.plot(found.log.step, logged, ".", color=color, alpha=0.4)
-        label = f"{side}: replay (line), log (dots)"
+        label = f"{side}: replay, log (dots)"
         ax.plot(np.arange(1, mine.size + 1), mine, color=color, linewidth=0.9, label=label)
     ax.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
     return finish(ax, ("optimiser step", "log-ratio, mean of a batch (nats)"), columns=2)
@@ -92,7 +91,8 @@ def replay_deviation(found: _Compared, *, ax: Axes | None = None) -> Axes:
     """
     ax = target_axes(ax, size=_SIZE)
     for column, (side, color) in enumerate(_COLORS.items()):
-        away = np.maximum(np.abs(found.deviation[:, column]), _FLOOR)
+        away = np.abs(found.deviation[:, column])
+        away = np.where(away > 0, away, np.nan)  # as at the reference, where both are 0
         ax.plot(found.log.step, away, ".-", color=color, linewidth=0.5, markersize=3, label=side)
         noise = found.noise[:, column]
         if np.any(noise > 0):

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
 __all__ = [
@@ -158,9 +159,14 @@ def as_flag(name: str) -> str:
     return f"`{flag}`" if flag.isupper() else flag or f"--{name.replace('_', '-')}"
 
 
-def as_option_named(message: str) -> str:
-    """A message on an argument, if that is an option, in the words of the command line."""
-    return _renamed(message, _as_option, as_flag)
+def as_option_named(message: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
+    """A message on an argument, if that is an option, in the words of the command line.
+
+    Args:
+        message: The message.
+        names: Options by the arguments that stand for them, where they are called otherwise.
+    """
+    return _renamed(message, _as_option, as_flag, names)
 
 
 def as_entry_named(message: str) -> str:
@@ -168,10 +174,15 @@ def as_entry_named(message: str) -> str:
     return _renamed(message, lambda name: f"entry {_as_entry(name)}", _as_entry)
 
 
-def _renamed(message: str, first: Callable[[str], str], others: Callable[[str], str]) -> str:
+def _renamed(
+    message: str,
+    first: Callable[[str], str],
+    others: Callable[[str], str],
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> str:
     """A message that begins with an argument that the library takes from an option."""
     said = re.match(r"Argument `(\w+)`", message)
-    name = "" if said is None else _OF_ARGUMENT.get(said[1], said[1])
+    name = "" if said is None else {**_OF_ARGUMENT, **names}.get(said[1], said[1])
     if said is None or name not in OPTIONS:
         return message
 

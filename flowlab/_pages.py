@@ -15,7 +15,7 @@ from flowlab import __version__
 
 __all__ = ["REPORT", "disabled", "factor", "joined", "rendered", "share", "signed"]
 
-_FOLDERS = [Path(__file__).parent / part / "templates" for part in ("study", "logs")]
+_FOLDERS = [Path(__file__).parent / part / "templates" for part in ("study", "logs", "replay")]
 _LARGE = 100.0
 REPORT = "report.html"  # by which a folder is known as one of earlier results
 

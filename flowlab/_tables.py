@@ -27,7 +27,7 @@ def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> s
         grid.add_column(justify="left" if side == "l" else "right", no_wrap=True)
     for row in held:
         grid.add_row(*row)
-    console = Console(file=io.StringIO(), width=_WIDEST, color_system=None)
+    console = Console(file=io.StringIO(), width=_WIDEST, color_system=None, force_jupyter=False)
     with console.capture() as drawn:
         console.print(grid)
     return "\n".join(line.rstrip() for line in drawn.get().splitlines())

@@ -1,5 +1,9 @@
 """Discrete training: steps written out by hand, distance to the flow line, minibatches."""
 
+import signal
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +13,9 @@ from grids import thinned
 
 import flowlab as fl
 from flowlab import losses, until
-from flowlab.descent import Descent, descend, distance
+from flowlab.descent import Descent, descend, distance, training
+from flowlab.descent.batches import drawn_batches
+from flowlab.descent.checkpoint import Checkpoint
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.policies import AbstractPolicy, FeatureModel, TabularSoftmax, WallRule
 from flowlab.until import Outcome
@@ -109,10 +115,11 @@ def test_every_minibatch_of_one_pair_steps_along_that_pair_as_often_as_it_weighs
     weights = np.array([0.6, 0.3, 0.1])
     flow = fl.preference_flow(fl.DPO(0.8), POLICY, weights=weights)
     optimiser = optax.sgd(1.0)
+    one_pair: dict = dict(batch_size=1, replacement=True)
     alone = np.array([START - gradient_by_hand(START, weights=one) for one in np.eye(3)])
     counts = np.zeros(3)
     for seed in range(draws):
-        run = descend(flow, START, optimiser, steps=1, batch_size=1, seed=seed)
+        run = descend(flow, START, optimiser, steps=1, **one_pair, seed=seed)
         (pair,) = np.flatnonzero(np.all(np.abs(run.states[1] - alone) < 1e-12, axis=1))
         counts[pair] += 1
         moves = run.states[1] - START
@@ -159,12 +166,14 @@ def test_a_run_ends_where_the_loss_is_not_finite():
     assert np.all(np.isfinite(run.losses))
 
 
-@pytest.mark.exhaustive
-def test_steps_are_kept_as_often_as_asked():
+def test_steps_are_kept_as_often_as_asked_and_the_last():
     every = descend(FLOW, START, optax.adam(0.1), steps=12)
     third = descend(FLOW, START, optax.adam(0.1), steps=12, keep_every=3)
     np.testing.assert_array_equal(third.steps, [0, 3, 6, 9, 12])
     np.testing.assert_array_equal(third.states, every.states[::3])
+    fifth = descend(FLOW, START, optax.adam(0.1), steps=12, keep_every=5)
+    np.testing.assert_array_equal(fifth.steps, [0, 5, 10, 12])
+    np.testing.assert_array_equal(fifth.states, every.states[fifth.steps])
 
 
 @pytest.mark.parametrize("keep_every", [1, 5])
@@ -202,9 +211,9 @@ def test_optimisers_that_look_at_the_loss_itself_get_it():
 
 
 BAD = [
+    (dict(), "Argument `steps` must be a positive int, but is None."),
     (dict(steps=0), "Argument `steps` must be a positive int, but is 0."),
     (dict(steps=2.0), "Argument `steps` must be a positive int, but is 2.0."),
-    (dict(steps=10, keep_every=3), "Argument `keep_every` must divide `steps`, 10, but is 3."),
     (dict(steps=1, keep_every=0), "Argument `keep_every` must be a positive int, but is 0."),
     (
         dict(steps=1, batch_size=2),
@@ -222,6 +231,29 @@ BAD = [
         dict(steps=1, batch_size=0, seed=1),
         "Argument `batch_size` must be a positive int, but is 0.",
     ),
+    (
+        dict(steps=1, batches=[[0]]),
+        "Argument `steps` must be None with `batches`, which say how many there are, but is 1.",
+    ),
+    (dict(batches=[]), "Argument `batches` must have a step at least, but is empty."),
+    (
+        dict(batches=[[0], [0, 3]]),
+        "Argument `batches` must name some of the 3 pairs in each step, counted from 0, but step 2 "
+        "is [0, 3].",
+    ),
+    (
+        dict(batches=[[0]], batch_size=1, seed=0),
+        "Argument `batch_size` must be None with `batches`.",
+    ),
+    (
+        dict(steps=1, replacement=True),
+        "Argument `replacement` must be False without `batch_size`.",
+    ),
+    (dict(steps=1, watch=("u", "v")), 'Argument `watch` must be "loss" or "u", but is \'v\'.'),
+    (
+        dict(steps=1, checkpoint="nowhere/run.npz"),
+        "Argument `checkpoint` must be a file in a folder that exists, but is nowhere/run.npz.",
+    ),
 ]
 
 
@@ -238,11 +270,117 @@ def test_minibatches_need_several_pairs_and_an_optimiser_is_one_of_optax():
         descend(single, START, optax.sgd(0.1), steps=1, batch_size=1, seed=0)
     with pytest.raises(ValueError, match="must be an optimiser of optax such as"):
         descend(single, START, 0.1, steps=1)  # type: ignore[arg-type]
-    sorted_ = fl.preference_flow(losses.AOT(), POLICY)
-    with pytest.raises(ValueError, match="must be None for AOT, whose value for a pair depends on"):
-        descend(sorted_, START, optax.sgd(0.1), steps=1, batch_size=1, seed=0)
     with pytest.raises(ValueError, match=r"must have shape \(4,\), but has shape \(3,\)"):
         descend(single, START[:3], optax.sgd(0.1), steps=1)
+
+
+def test_batches_are_taken_as_they_are_given_and_all_pairs_are_watched():
+    batches = [[0, 1], [2], [2, 2], [1], [0]]
+    loss = fl.DPO(np.array([0.8, 0.3, 0.5]))  # a β for each pair, which goes with it
+    flow = fl.preference_flow(loss, POLICY, weights=np.array([1.0, 3.0, 2.0]))
+    options: dict = dict(watch=("u", "loss"), keep_states=False, keep_every=5)
+    run = descend(flow, START, optax.sgd(0.7), batches=batches, **options)
+    state = START.copy()
+    for taken in batches:
+        shares = np.bincount(taken, minlength=3) * [1.0, 3.0, 2.0]
+        slopes = [
+            gradient_by_hand(state, beta=beta, weights=np.eye(3)[pair])
+            for pair, beta in enumerate((0.8, 0.3, 0.5))
+        ]
+        state = state - 0.7 * (shares / shares.sum()) @ slopes
+    np.testing.assert_allclose(run.end, state, rtol=1e-12)
+    assert run.states is None
+    logs = state - np.log(np.sum(np.exp(state)))
+    np.testing.assert_allclose(run.u[1, :, 0], (logs - START)[[0, 2, 2]], rtol=1e-10)
+    np.testing.assert_allclose(run.u[0], np.zeros((3, 2)), atol=1e-15)
+    margins = run.u[1] @ [1, -1]
+    of_pairs = np.log1p(np.exp(-np.array([0.8, 0.3, 0.5]) * margins))
+    np.testing.assert_allclose(run.losses[1], of_pairs @ [1, 3, 2] / 6, rtol=1e-12)
+    np.testing.assert_allclose(run.step_loss[0], np.log(2), rtol=1e-14)
+    assert run.step_u.shape == (5, 2)
+
+
+def test_without_replacement_every_pair_comes_before_one_comes_again():
+    drawn = drawn_batches(5, 3, 10, 0, None, replacement=False)
+    assert {len(one) for one in drawn} == {3}
+    for epoch in np.concatenate(drawn).reshape(6, 5):
+        assert sorted(epoch) == [0, 1, 2, 3, 4]
+    first, second = np.concatenate(drawn)[:10].reshape(2, 5)
+    assert not np.array_equal(first, second)
+
+
+def test_a_loss_of_a_batch_is_that_of_the_pairs_of_each_step():
+    pair = descend(
+        fl.preference_flow(losses.AOT(0.8), POLICY), START, optax.sgd(0.7), batches=[[0]]
+    )
+    same = descend(FLOW, START, optax.sgd(0.7), batches=[[0]])  # of one pair, AOT is DPO
+    np.testing.assert_allclose(pair.end, same.end, rtol=1e-12)
+
+
+class KilledError(Exception):
+    """What happens to a run in mid-way."""
+
+
+def test_a_run_that_was_cut_is_resumed_to_the_same_bits(tmp_path, monkeypatch):
+    options: dict = dict(batch_size=2, seed=3, steps=150, keep_every=5, watch=("u", "loss"))
+    whole = descend(FLOW, START, optax.adam(0.05), **options)
+    monkeypatch.setattr(training, "_SAVED_EVERY", 0.0)
+    write, file = Checkpoint.write, tmp_path / "run.npz"
+
+    def killing(self, carry, history):
+        write(self, carry, history)
+        if int(carry.number) > 40:
+            raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(Checkpoint, "write", killing)
+        descend(FLOW, START, optax.adam(0.05), **options, checkpoint=file)
+    with np.load(file) as held:
+        assert 40 < held["carry_4"] < 150 and len(held["numbers"]) > 8
+    for _ in range(2):  # resumed, then finished already
+        found = descend(FLOW, START, optax.adam(0.05), **options, checkpoint=file)
+        for name in ("steps", "states", "losses", "u", "end", "step_loss", "step_u"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name), err_msg=name)
+    with pytest.raises(ValueError, match=r"must be a new file or that of this run, but .* another"):
+        descend(FLOW, START, optax.adam(0.06), **options, checkpoint=file)
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="must be a new file or that of an earlier run, but"):
+        descend(FLOW, START, optax.adam(0.05), **options, checkpoint=file)
+
+
+CHILD = """
+import os, sys
+import jax
+import numpy as np, optax
+import flowlab as fl
+from flowlab.descent import training
+jax.config.update("jax_enable_x64", True)
+policy = fl.TabularSoftmax(np.array([0.1, 0.05, 0.8, 0.05]), [(0, 1), (2, 3), (2, 1)])
+flow = fl.preference_flow(fl.DPO(0.8), policy)
+training._SAVED_EVERY = 0.0
+write = training.Checkpoint.write
+def killing(self, carry, history):
+    write(self, carry, history)
+    if len(sys.argv) > 2 and int(carry.number) > 40:
+        os.kill(os.getpid(), 9)
+training.Checkpoint.write = killing
+start = np.log([0.1, 0.05, 0.8, 0.05])
+run = training.descend(flow, start, optax.adam(0.05), steps=150, batch_size=2, seed=3,
+                       checkpoint=sys.argv[1])
+print(run.end.tobytes().hex())
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_was_killed_is_resumed_to_the_same_bits(tmp_path):
+    def child(*words):
+        command = [sys.executable, "-c", CHILD, *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert child(tmp_path / "run.npz", "kill").returncode == -signal.SIGKILL
+    resumed, whole = child(tmp_path / "run.npz"), child(tmp_path / "other.npz")
+    assert whole.returncode == 0, whole.stderr
+    assert resumed.stdout == whole.stdout and whole.stdout.strip()
 
 
 def test_a_distance_is_asked_for_states_of_one_kind_and_a_positive_rate():

@@ -71,7 +71,7 @@ def test_a_reference_of_its_own_is_not_the_start() -> None:
         reference={"shared": other, "own": np.eye(3)},
     )
     assert policy.reference_state is None
-    flow = fl.preference_flow(fl.DPO(0.1), policy, weights=[1.0, 2.0])
+    flow = fl.preference_flow(fl.DPO(0.1), policy, weights=np.array([1.0, 2.0]))
     assert_refused(
         fl.flow_line,
         "Argument `start` must have the leaves of a state of the policy, of the shapes "

@@ -1,4 +1,4 @@
-"""The command `flowlab`: sweeps, stores, losses, portraits, displacement, training logs, the study.
+"""The command `flowlab`: sweeps, stores, losses, portraits, displacement, logs, replays, the study.
 
 Nothing but the standard library and typer is imported before a command runs.
 """
@@ -42,6 +42,11 @@ _RARELY = 100_000, 20, 20  # new objects before Python looks for cycles among th
 # Options that a portrait has like a sweep, and those of a sweep that are no entries of files alone.
 _DRAWN = ("loss", "parameters", "offset", *OF_POLICY)
 _SWEPT = tuple(name for name in OF_SWEEP if name not in ("policies", "dtype"))
+_REPLAYED = (
+    *("loss", "parameters", "reference", "optimiser", "learning_rate", "schedule", "warmup_steps"),
+    *("weight_decay", "max_grad_norm", "adam_betas", "batch_size", "accumulation", "processes"),
+    *("seed", "max_length", "chunk", "keep_every", "checkpoint"),
+)
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a failure while running, such as a folder that cannot be written; "
     "2 a wrong option or value; 130 interrupted. An error is one line on stderr."
@@ -358,6 +363,41 @@ def log(
     if out is not None:
         said.write(found, out)
         typer.echo(f"\nreport: {out / REPORT}", err=as_json)
+
+
+@app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options(*_REPLAYED)
+def replay(
+    model: Path,
+    data: Path,
+    log: Path,
+    beta: float,
+    drop_last: bool = False,
+    float64: bool = False,
+    out: Path | None = None,
+    as_json: bool = False,
+    no_cache: bool = False,
+    **asked: Any,
+) -> None:
+    """Carry out a logged training run again, and compare it with its log step by step.
+
+    From the checkpoint before the run, its data and its log; with what the log cannot show: what
+    became of every pair. Settings that do not fit the log are told before any time is spent.
+    """
+    from flowlab.cli import _replay as again
+    from flowlab.replay import report as said
+
+    if out is not None:
+        check_folder(f"Option {as_flag('out')}", out, said.REPLAY)
+    given = {**asked, "model": model, "data": data, "log": log, "beta": beta}
+    found = again.compared({**given, "drop_last": drop_last, "float64": float64})
+    if as_json:
+        typer.echo(json.dumps(said.to_json(found), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        typer.echo(said.text(found))
+    if out is not None:
+        said.write(found, out)
+        typer.echo(f"\nreplay: {out}", err=as_json)
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)

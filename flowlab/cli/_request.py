@@ -146,7 +146,7 @@ def diagnoses(
     (beta,) = betas
     refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
     refuse_unless(name is not None or not texts, "parameters", "has no effect without {loss}")
-    known = None if name is None else _trained(name, beta, loss_parameters(texts))
+    known = None if name is None else trained(name, beta, loss_parameters(texts))
     found = []
     for file in files:
         log = read_named(file, beta=beta, what=f"Argument {as_flag('files')}")
@@ -154,11 +154,14 @@ def diagnoses(
     return found
 
 
-def _trained(name: str, beta: float, parameters: dict[str, float]) -> AbstractLoss:
-    """The loss of a run, with its beta where it has one."""
+def trained(
+    name: str, beta: float, parameters: dict[str, float], *, of_batch: bool = False
+) -> AbstractLoss:
+    """The loss of a run, with its beta where it has one; of a batch only where that may be."""
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
     plain = loss(name, parameters)
-    refuse_batch(plain, name, "loss")
+    if not of_batch:
+        refuse_batch(plain, name, "loss")
     return loss(name, {**parameters, "beta": beta}) if has_beta(plain) else plain
 
 

@@ -1,56 +1,81 @@
-"""Training runs of an optimiser on the loss of a flow, and how far they go from its flow lines.
+"""Training runs of an optimiser on the loss of a flow.
 
-k: steps that were kept, the start included.
+k: states that were kept, the start included; s: steps; n: pairs.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+import numpy.typing as npt
+from jaxtyping import ArrayLike, Float, Int, PyTree
+from tqdm import tqdm
 
 from flowlab import _checks as checks
+from flowlab.descent.batches import checked_batches, drawn_batches
+from flowlab.descent.checkpoint import Checkpoint, History, identity_of
+from flowlab.descent.loop import LONGEST, Carry, advance, begun, has_ended, observed
+from flowlab.ensemble import bar_options
 from flowlab.flow import AbstractFlow, PreferenceFlow
-from flowlab.solve import Line, check_states, compiled, exact_products, fingerprint, motion_of
-from flowlab.solve.noise import check_minibatches
-from flowlab.solve.paths import vectors
+from flowlab.solve import check_states, exact_products, fingerprint
 from flowlab.until import Outcome
 
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["Descent", "descend", "distance", "lenient"]
+__all__ = ["Descent", "descend"]
 
-_BETWEEN = 8  # points of a flow line looked at in each of its steps
+_CALL = (
+    0.5  # seconds of a call of the loop, between which Ctrl-C, a bar and checkpoints get through
+)
+_SAVED_EVERY = 30.0  # seconds between checkpoints: what a kill can cost
+
+Watched = Literal["loss", "u"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Descent:
     """A training run, NumPy arrays.
 
     Attributes:
         steps: Numbers of the steps that were kept, the start (0) first, shape (k,).
-        states: States after them; leaves of shape (k, ...).
-        losses: The loss of all pairs there, minibatches or not, shape (k,).
+        states: States after them; leaves of shape (k, ...); None with `keep_states=False`.
+        losses: The loss of all pairs there, minibatches or not, shape (k,); NaN where it was not
+            watched.
         outcome: `reached` where all steps were taken; `left_domain` or `non_finite` where the step
             after the last one kept led out of the domain or to a state or a loss that is not
             finite; `outside_domain` where the start lies outside.
+        u: Log-ratios (u_w, u_l) of all pairs after the steps that were kept, nats, shape (k, n, 2),
+            or (k, 2) of a single pair; empty where they were not watched.
+        end: The last state.
+        step_loss: The loss of the pairs of each step, before it, shape (s,).
+        step_u: Means of u_w and u_l over the pairs of each step, before it, nats, shape (s, 2); NaN
+            for a flow without pairs.
+        step_log_probs: The same of the log-probabilities of the chosen and the rejected responses.
     """
 
     steps: Int[np.ndarray, " k"]
-    states: PyTree[Float[np.ndarray, "k ..."]]
+    states: Any
     losses: Float[np.ndarray, " k"]
     outcome: Outcome
+    u: Float[np.ndarray, "k n 2"] = field(default_factory=lambda: np.zeros((0, 0, 2)))
+    end: Any = None
+    step_loss: Float[np.ndarray, " s"] = field(default_factory=lambda: np.zeros(0))
+    step_u: Float[np.ndarray, "s 2"] = field(default_factory=lambda: np.zeros((0, 2)))
+    step_log_probs: Float[np.ndarray, "s 2"] = field(default_factory=lambda: np.zeros((0, 2)))
 
     def __repr__(self) -> str:
         """The end of the run, on one line."""
-        return f"Descent({self.outcome.name}: {self.steps[-1]} steps, loss {self.losses[-1]:.6g})"
+        known = np.isfinite(self.losses[-1])
+        loss = f", loss {self.losses[-1]:.6g}" if known else ""
+        return f"Descent({self.outcome.name}: {self.steps[-1]} steps{loss})"
 
 
 def descend(
@@ -58,10 +83,16 @@ def descend(
     start: PyTree[Float[ArrayLike, "..."]],
     optimiser: "optax.GradientTransformation",
     *,
-    steps: int,
+    steps: int | None = None,
     keep_every: int = 1,
+    batches: Sequence[npt.ArrayLike] | None = None,
     batch_size: int | None = None,
+    replacement: bool = False,
     seed: int | None = None,
+    watch: Sequence[Watched] = ("loss",),
+    keep_states: bool = True,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Descent:
     """A training run of an optimiser on the loss of a flow, from one start.
 
@@ -70,233 +101,217 @@ def descend(
     Walls are not slid along. An optimiser that looks along a line itself, such as L-BFGS, takes
     lengths and angles for Euclidean: give it a policy without a metric of its own.
 
+    Of a language model (`Policy.from_model`) a step computes the pairs of its batch alone. What is
+    watched is of all pairs, and costs a pass over all of them for each state that is kept: watch
+    little, or keep few. A loss of a batch (AOT) is that of the pairs of each step.
+
     Args:
         flow: Whose potential to lower, such as `preference_flow(DPO(0.1), policy)`.
-        start: One state: an array of shape (d,), or a PyTree. Its dtype is the dtype of the work.
-        optimiser: Any optimiser of optax.
-        steps: Steps to take.
-        keep_every: Keep every so many steps.
-        batch_size: Pairs of each step, drawn at random with replacement, in proportion to the
-            weights of the flow where it has such; None for all pairs at every step.
+        start: One state: an array of shape (d,), or a PyTree, such as `policy.start`. Its dtype is
+            the dtype of the work.
+        optimiser: Any optimiser of optax, such as that of `hf_optimiser`.
+        steps: Steps to take; not given with `batches`, which say how many.
+        keep_every: Keep every so many steps, and the last.
+        batches: For each step, indices of its pairs, such as those of `hf_order`.
+        batch_size: Pairs of each step, drawn at random; None for all pairs at every step.
+        replacement: True to draw each pair from all of them, in proportion to the weights of the
+            flow where it has such; False to take all once, in a random order, before one comes
+            again. With `batches` or without replacement the weights are those of the mean.
         seed: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
+        watch: What of all pairs is kept: `"loss"`, `"u"`, the log-ratios of each, both or none. A
+            run ends where a loss that is watched is not finite.
+        keep_states: False to keep the last state alone.
+        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+        checkpoint: A file to write what the run has come to, every half a minute and at its end.
+            The same call resumes it, after kill -9 too, to the bits of an undisturbed run on the
+            same machine with the same versions. A file of another run is refused.
 
     Raises:
-        ValueError: If `steps` or `keep_every` is not positive, or the second does not divide the
-            first; `optimiser` is none; `batch_size` and `seed` are not given together, or are given
-            for a flow without several pairs, or for a loss of a batch; or the start does not fit
-            the flow.
+        ValueError: If `steps` or `keep_every` is not positive; `optimiser` is none; two of
+            `batches`, `batch_size` and `steps` contradict each other; `batch_size` and `seed` are
+            not given together; minibatches are asked for of a flow without several pairs; a batch
+            is empty or names no pair; `watch` asks for something else; `checkpoint` is the file of
+            something else; or the start does not fit the flow.
 
     Accuracy: that of the floating-point operations, which is all there is to a discrete run.
     """
-    import optax
-
-    _check_counts(steps, keep_every)
     if not (hasattr(optimiser, "init") and hasattr(optimiser, "update")):
         raise ValueError(
             "Argument `optimiser` must be an optimiser of optax such as optax.adam(1e-3), "
             f"but is {optimiser!r}."
         )
+    count = _count(steps, batches, keep_every)
     start, dtype = check_states("start", start, flow, batched=False)
-    optimiser = optax.with_extra_args_support(optimiser)
+    watched = _watched(watch, flow, keep_states=keep_states)
+    optimiser = _with_extra_arguments(optimiser)
     with jax.enable_x64(dtype == np.float64), exact_products():
-        _check_batches(flow, start, batch_size, seed)
-        states, losses, taken, outcomes = _run(
-            flow,
-            jax.tree.map(jnp.asarray, start),
-            optimiser,
-            (int(steps // keep_every), int(keep_every)),
-            None if batch_size is None else int(batch_size),
-            None if seed is None else jax.random.key(seed),
-            operations=fingerprint((flow, optimiser), start, _observed),
+        order = _order(flow, start, batches, batch_size, count, seed, replacement=replacement)
+        run = _Run(flow, optimiser, start, order, count, watched, keep_every, not replacement)
+        bar = tqdm(total=count, unit="step", **bar_options(progress))
+        with bar:
+            carry, history = run.carried_out(checkpoint, bar.update)
+        return _descent(carry, history, run)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A training run that is to be carried out, call by call of the loop."""
+
+    flow: AbstractFlow
+    optimiser: Any
+    start: PyTree[np.ndarray]
+    order: list[Int[np.ndarray, " b"]] | None
+    count: int
+    watched: tuple[str, ...]
+    keep_every: int
+    weighted: bool
+
+    def carried_out(self, file: Any, update: Any) -> tuple[Carry, History]:
+        """What the run ends with, and what it has seen."""
+        carry = begun(self.optimiser, jax.tree.map(jnp.asarray, self.start))
+        history = History([], [], [])
+        operations = fingerprint((self.flow, self.optimiser), self.start, observed)
+        place = None
+        if file is not None:
+            place = Checkpoint(Path(file), identity_of(*vars(self).values()))
+            place.check()
+            carry, history = place.read(carry) or (carry, history)
+            update(int(carry.number))
+        saved, calls = time.monotonic(), 1
+        while not has_ended(carry, self.count):
+            began, before = time.monotonic(), int(carry.number)
+            carry = self._call(carry, history, min(calls, LONGEST), operations)
+            update(int(carry.number) - before)
+            calls = calls * 2 if time.monotonic() - began < _CALL else max(1, calls // 2)
+            due = has_ended(carry, self.count) or time.monotonic() - saved >= _SAVED_EVERY
+            if place is not None and due:
+                place.write(carry, history)
+                saved = time.monotonic()
+        return carry, history
+
+    def _call(self, carry: Carry, history: History, most: int, operations: str) -> Carry:
+        """What is handed on after at most so many steps, of which the history is told."""
+        before = int(carry.number)
+        batches = self._batches(before)
+        alike = LONGEST if batches is None else sum(1 for _ in self._alike(before))
+        carry, seen = advance(
+            self.flow,
+            self.optimiser,
+            carry,
+            jnp.asarray(max(1, min(most, alike)), jnp.int32),
+            jnp.asarray(self.count, jnp.int32),
+            batches,
+            self.watched,
+            self.keep_every,
+            self.weighted,
+            operations=operations,
         )
-    kept = np.flatnonzero(np.diff(taken, prepend=-1))
+        used = int(seen.used)
+        history.numbers.append(np.asarray(seen.numbers)[:used])
+        history.rows.append([np.asarray(leaf)[:used] for leaf in jax.tree.leaves(seen.rows)])
+        history.steps.append(np.asarray(seen.steps)[: int(carry.number) - before])
+        return carry
+
+    def _alike(self, first: int) -> Any:
+        """The batches of the next steps, as far as all have the size of the first."""
+        assert self.order is not None
+        size = len(self.order[min(first, self.count - 1)])
+        for taken in self.order[first : first + LONGEST]:
+            if len(taken) != size:
+                return
+            yield taken
+
+    def _batches(self, first: int) -> Int[np.ndarray, "l b"] | None:
+        """The same in one array, filled up with the last of them."""
+        if self.order is None:
+            return None
+        taken = list(self._alike(first)) or [self.order[-1]]
+        length = min(LONGEST, self.count)
+        return np.stack(taken + [taken[-1]] * (length - len(taken)))
+
+
+def _descent(carry: Carry, history: History, run: _Run) -> Descent:
+    """The run as its user gets it."""
+    seen = history.joined()
+    kept: dict[str, Any] = {}
+    names = sorted(run.watched)  # as the leaves of a dict
+    leaves = list(seen.rows[0])
+    structure = jax.tree.structure(run.start)
+    for name in names:
+        size = structure.num_leaves if name == "state" else 1
+        taken, leaves = leaves[:size], leaves[size:]
+        kept[name] = jax.tree.unflatten(structure, taken) if name == "state" else taken[0]
+    steps = seen.steps[0]
     return Descent(
-        steps=np.asarray(taken)[kept],
-        states=jax.tree.map(lambda x: np.asarray(x)[kept], states),
-        losses=np.asarray(losses)[kept],
-        outcome=_ended(int(outcomes[-1]), began=int(outcomes[0])),
+        steps=seen.numbers[0],
+        states=kept.get("state"),
+        losses=kept.get("loss", np.full(seen.numbers[0].size, np.nan)),
+        outcome=Outcome(int(carry.outcome)) if int(carry.outcome) else Outcome.reached,
+        u=kept.get("u", np.zeros((0, 0, 2))),
+        end=jax.tree.map(np.asarray, carry.state),
+        step_loss=steps[:, 4],
+        step_u=steps[:, :2],
+        step_log_probs=steps[:, 2:4],
     )
 
 
-def distance(
-    path: Descent, line: Line, *, learning_rate: float | None = None
-) -> Float[np.ndarray, " k"]:
-    """Distance of a training run from a flow line after each step that was kept.
+@lru_cache(maxsize=16)  # a wrapper made anew would be another function, to be compiled anew
+def _with_extra_arguments(optimiser: Any) -> Any:
+    import optax
 
-    Euclidean, in the coordinates of the state.
+    return optax.with_extra_args_support(optimiser)
 
-    Args:
-        path: The run.
-        line: A flow line, not traced, of the same flow.
-        learning_rate: Compare at equal time, that is after n steps with the flow line at time
-            n × `learning_rate`. None to compare with the nearest point of the flow line, whatever
-            its time, which is what can be said of optimisers with a time of their own.
 
-    Returns:
-        Distances, shape (k,); NaN where the flow line ends before the time of a step.
-
-    Raises:
-        ValueError: If `learning_rate` is not positive, or run and line have different states.
-
-    Accuracy: that of the flow line. Plain gradient descent is first order in the learning rate.
-        The nearest point is looked for on straight pieces between eight points of each step. Of a
-        run that has gone further than the line the nearest point is the line's end, so let the line
-        go on for longer than the run.
-    """
-    if learning_rate is not None:
-        checks.positive("learning_rate", learning_rate)
-    points, corners = vectors(path.states), vectors(line.at(_moments(line)))
-    if corners.shape[1] != points.shape[1]:
+def _count(steps: int | None, batches: Sequence[Any] | None, keep_every: int) -> int:
+    """How many steps are asked for."""
+    if steps is not None and batches is not None:
         raise ValueError(
-            f"Argument `line` must have states like those of `path`, of {points.shape[1]} numbers, "
-            f"but has {corners.shape[1]}."
+            "Argument `steps` must be None with `batches`, which say how many there are, but is "
+            f"{steps!r}."
         )
-    if learning_rate is None:
-        return np.array([_to_polygon(point, corners) for point in points])
-    times = path.steps * learning_rate
-    there = line.covers(times)
-    beside = np.full_like(points, np.nan)
-    beside[there] = vectors(line.at(times[there]))
-    return np.linalg.norm(points - beside, axis=1)
-
-
-@compiled
-def _run(
-    flow: AbstractFlow,
-    start: PyTree[Array],
-    optimiser: Any,
-    counts: tuple[int, int],
-    batch_size: int | None,
-    key: Array | None,
-) -> tuple[PyTree[Array], Array, Array, Array]:
-    """States, losses, steps taken and outcomes at the start and after every so many steps."""
-
-    def kept(carry: Any, _: None) -> tuple[Any, Any]:
-        step = partial(_step, flow, optimiser, batch_size)
-        carry = lax.fori_loop(0, counts[1], step, carry)
-        return carry, _row(flow, carry)
-
-    with lenient():
-        memory = jax.tree.map(jnp.asarray, optimiser.init(start))
-    first = (start, memory, jnp.zeros((), jnp.int32), _outcome(flow, start), key)
-    _, rows = lax.scan(kept, first, length=counts[0])
-    return jax.tree.map(
-        lambda one, rest: jnp.concatenate([one[None], rest]), _row(flow, first), rows
-    )
-
-
-def _observed(things: tuple[AbstractFlow, Any], state: PyTree[Array]) -> tuple[Any, ...]:
-    """All that the functions of a flow and of an optimiser compute at a state."""
-    flow, optimiser = things
-    value = flow.potential(state)
-    with lenient():
-        updates = optimiser.update(
-            state, optimiser.init(state), state, value=value, grad=state, value_fn=flow.potential
-        )
-    return motion_of(flow, state), updates
-
-
-def _step(
-    flow: AbstractFlow, optimiser: Any, batch_size: int | None, _number: Array, carry: Any
-) -> Any:
-    """State, memory of the optimiser, steps taken, outcome and key after one step, if it is one."""
-    state, memory, taken, outcome, key = carry
-    seen, key = _seen(flow, state, batch_size, key)
-    value, gradient = jax.value_and_grad(seen.potential)(state)
-    direction = seen.metric(state, gradient)
-    with lenient():
-        updates, after_memory = optimiser.update(
-            direction, memory, state, value=value, grad=gradient, value_fn=seen.potential
-        )
-    after = jax.tree.map(lambda x, u: x + jnp.asarray(u, x.dtype), state, updates)
-    found = _outcome(flow, after)
-    going = (outcome == 0) & (found == 0)
-    state, memory = jax.tree.map(
-        lambda new, old: jnp.where(going, jnp.asarray(new, old.dtype), old),
-        (after, after_memory),
-        (state, memory),
-    )
-    outcome = jnp.where(outcome == 0, found, outcome)
-    return state, memory, taken + going.astype(jnp.int32), outcome, key
-
-
-def _ended(code: int, *, began: int) -> Outcome:
-    """The outcome of a run, by the codes after its last step and at its start."""
-    if began == Outcome.left_domain:
-        return Outcome.outside_domain
-    return Outcome(code) if code else Outcome.reached
-
-
-@contextmanager
-def lenient() -> Iterator[None]:
-    """JAX's own rules of promotion, whatever the caller has set: optax relies on them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-def _row(flow: AbstractFlow, carry: Any) -> Any:
-    state, _, taken, outcome, _ = carry
-    return state, flow.potential(state), taken, outcome
-
-
-def _outcome(flow: AbstractFlow, state: PyTree[Array]) -> Int[Array, ""]:
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state)]))
-    codes = (
-        (~finite, Outcome.non_finite),
-        (~flow.domain.contains(state), Outcome.left_domain),
-        (~jnp.isfinite(flow.potential(state)), Outcome.non_finite),
-    )
-    zero = jnp.zeros((), jnp.int32)
-    return jnp.select([wrong for wrong, _ in codes], [zero + int(c) for _, c in codes], zero)
-
-
-def _seen(
-    flow: AbstractFlow, state: PyTree[Array], batch_size: int | None, key: Array | None
-) -> tuple[Any, Any]:
-    """The flow of the pairs that a step sees, and the key of the next step."""
-    if batch_size is None or key is None or not isinstance(flow, PreferenceFlow):
-        return flow, key
-    key, drawn = jax.random.split(key)
-    count = jax.eval_shape(flow.pairs, state).chosen.shape[0]
-    fractions = None if flow.weights is None else jnp.asarray(flow.weights) / jnp.sum(flow.weights)
-    indices = jax.random.choice(drawn, count, (batch_size,), p=fractions)
-    counts = jnp.zeros(count).at[indices].add(1)
-    return PreferenceFlow(flow.loss, flow.policy, counts), key
-
-
-def _check_counts(steps: int, keep_every: int) -> None:
-    checks.integer("steps", steps)
     checks.integer("keep_every", keep_every)
-    if steps % keep_every:
-        raise ValueError(
-            f"Argument `keep_every` must divide `steps`, {steps}, but is {keep_every}."
-        )
+    return checks.integer("steps", steps) if batches is None else len(batches)
 
 
-def _check_batches(
-    flow: AbstractFlow, start: PyTree[Any], batch_size: int | None, seed: int | None
-) -> None:
+def _watched(watch: Sequence[Watched], flow: AbstractFlow, *, keep_states: bool) -> tuple[str, ...]:
+    asked = (watch,) if isinstance(watch, str) else tuple(watch)
+    for one in asked:
+        checks.choice("watch", one, "loss", "u")
+    if "u" in asked and not isinstance(flow, PreferenceFlow):
+        raise ValueError('Argument `watch` must not ask for "u" of a flow without pairs.')
+    return (*sorted(set(asked)), *(["state"] if keep_states else []))
+
+
+def _order(
+    flow: AbstractFlow,
+    start: PyTree[Any],
+    batches: Sequence[npt.ArrayLike] | None,
+    batch_size: int | None,
+    count: int,
+    seed: int | None,
+    *,
+    replacement: bool,
+) -> list[Int[np.ndarray, " b"]] | None:
+    """The pairs of each step; None for all."""
+    if batches is not None and batch_size is not None:
+        raise ValueError("Argument `batch_size` must be None with `batches`.")
     if (batch_size is None) != (seed is None):
         raise ValueError("Arguments `batch_size` and `seed` must be given together or not at all.")
-    if batch_size is None:
-        return
-    checks.integer("batch_size", batch_size)
-    checks.integer("seed", seed, 0)
-    check_minibatches("`batch_size` must be None", flow, start)
-
-
-def _moments(line: Line) -> Float[np.ndarray, " m"]:
-    """Times along a line, several in each of its steps."""
-    times = np.asarray(line.times)
-    fractions = np.arange(_BETWEEN) / _BETWEEN
-    fine = times[:-1, None] + np.diff(times)[:, None] * fractions
-    return np.append(fine.ravel(), times[-1])
-
-
-def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"]) -> float:
-    """Distance of a point from the nearest piece of a polygon."""
-    first, way = corners[:-1], np.diff(corners, axis=0)
-    square = np.sum(way**2, axis=1)
-    fraction = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
-    nearest = first + np.clip(fraction, 0, 1)[:, None] * way
-    return float(np.min(np.linalg.norm(point - nearest, axis=1)))
+    if replacement and batch_size is None:
+        raise ValueError("Argument `replacement` must be False without `batch_size`.")
+    if batches is None and batch_size is None:
+        return None
+    name = "batches" if batch_size is None else "batch_size"
+    shape = ()
+    if isinstance(flow, PreferenceFlow):
+        shape = jax.eval_shape(flow.pairs, start).chosen.shape
+    if not shape:
+        raise ValueError(
+            f"Argument `{name}` must be None for a flow without several pairs, from which to draw."
+        )
+    if batches is not None:
+        return checked_batches("batches", batches, shape[0])
+    size, seed = checks.integer("batch_size", batch_size), checks.integer("seed", seed, 0)
+    weights = flow.weights if isinstance(flow, PreferenceFlow) else None
+    chances = None if weights is None else np.asarray(weights)
+    return drawn_batches(shape[0], size, count, seed, chances, replacement=replacement)

@@ -48,6 +48,7 @@ class Rows:
         summary: The last row with `train_runtime`; empty where there is none.
         skipped: How many rows were left out, by the reason.
         numbered: Whether the file tells the steps; else `step` counts the training rows.
+        settings: Numbers beside the rows of a `trainer_state.json`, such as `train_batch_size`.
     """
 
     training: list[Row]
@@ -55,6 +56,7 @@ class Rows:
     summary: Row
     skipped: Counter[str] = field(default_factory=Counter)
     numbered: bool = True
+    settings: dict[str, float] = field(default_factory=dict)
 
 
 def rows(path: Path, what: str) -> Rows:
@@ -70,7 +72,8 @@ def rows(path: Path, what: str) -> Rows:
         ValueError: It holds no rows of training, nor of evaluations.
     """
     skipped: Counter[str] = Counter()
-    listed = [_renamed(row) for row in _listed(_text(path, what), path, what, skipped)]
+    text = _text(path, what)
+    listed = [_renamed(row) for row in _listed(text, path, what, skipped)]
     summary: Row = next((row for row in listed[::-1] if "train_runtime" in row), {})
     parts = [_parted(row) for row in listed if "train_runtime" not in row]
     training = [trained for trained, _ in parts if trained]
@@ -88,7 +91,7 @@ def rows(path: Path, what: str) -> Rows:
     else:
         kept = _counted(training, path, what, skipped)
     evaluations = _evaluations(parts, "step" if numbered else "epoch", skipped)
-    return Rows(kept, evaluations, summary, +skipped, numbered)
+    return Rows(kept, evaluations, summary, +skipped, numbered, _settings(text))
 
 
 def _parted(row: Row) -> tuple[Row, Row]:
@@ -159,6 +162,20 @@ def _text(path: Path, what: str) -> str:
     if "\0" in text:
         raise refused(what, path, "holds binary data; give the trainer_state.json beside it")
     return text
+
+
+def _settings(text: str) -> dict[str, float]:
+    """The numbers beside the rows of a text in JSON."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    held = content if isinstance(content, dict) and "log_history" in content else {}
+    return {
+        key: float(value)
+        for key, value in held.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row]:

@@ -50,6 +50,7 @@ _KEYS = {
     "gradient_norm": "grad_norm",
     "accuracy": "rewards/accuracies",
     "log_odds": "log_odds_chosen",
+    "tokens": "num_tokens",
 }
 _NO_REWARDS = "training rows without a reward of either response"
 _EMPTY_SIDE = "training rows with a reward of exactly 0 beside a missing one"
@@ -94,6 +95,7 @@ class TrainingLog:
         gradient_norm: Euclidean norm of the loss's gradient in the parameters, before clipping.
         accuracy: Share of pairs whose chosen reward is above the rejected one.
         log_odds: Log odds of the chosen response less those of the rejected one, which ORPO logs.
+        tokens: Tokens of all prompts and responses up to the row, which recent releases log.
         evaluations: The evaluation rows, with the keys of TRL. Those of step s describe the policy
             after s steps.
         summary: The last row with `train_runtime` as it stands in the file, which may hold the
@@ -107,6 +109,7 @@ class TrainingLog:
         numbered: Whether the file tells the steps.
         nan_from: The first step whose row has a NaN for the loss or a reward; None without any.
         skipped: How many rows were left out, by the reason.
+        settings: Numbers beside the rows of a `trainer_state.json`, such as `train_batch_size`.
     """
 
     path: Path
@@ -123,6 +126,7 @@ class TrainingLog:
     gradient_norm: Float[np.ndarray, " row"]
     accuracy: Float[np.ndarray, " row"]
     log_odds: Float[np.ndarray, " row"]
+    tokens: Float[np.ndarray, " row"]
     evaluations: tuple[Row, ...]
     summary: Row
     reference_free: bool = False
@@ -132,6 +136,18 @@ class TrainingLog:
     numbered: bool = True
     nan_from: float | None = None
     skipped: dict[str, int] = field(default_factory=dict)
+    settings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def step_rates(self) -> Float[np.ndarray, " s"] | None:
+        """The learning rate of each step, from the first; None where the log does not tell all."""
+        logged, steps = self.learning_rate, np.diff(self.step, prepend=0.0)
+        if not self.numbered or not self.step.size or not np.all(np.isfinite(logged)):
+            return None
+        rates = _of_own_step(logged) if self.rates == "next" and len(logged) > 1 else logged
+        if np.all(steps == 1) or np.ptp(rates) == 0:
+            return np.repeat(rates, steps.astype(int))
+        return None
 
     @property
     def points(self) -> Float[np.ndarray, "row 2"]:
@@ -257,6 +273,7 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
         numbered=found.numbered,
         nan_from=nan_from,
         skipped=dict(skipped),
+        settings=found.settings,
     )
 
 

@@ -104,8 +104,8 @@ class Model:
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
             raise ValueError(
                 f"Argument `pairs` must have tokens from 0 to {self.vocabulary - 1}, the "
-                f"vocabulary of the model, but has {tokens.min()} to {tokens.max()}: make them with the "
-                "tokenizer of the model."
+                f"vocabulary of the model, but has {tokens.min()} to {tokens.max()}: make them "
+                "with the tokenizer of the model."
             )
         return Policy.from_model(self.apply, self.parameters, pairs, **options)
 

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from flowlab.plots.maps import changes, map_of
     from flowlab.plots.paths import lines, log_path, walls
     from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
+    from flowlab.plots.replays import (
+        replay,
+        replay_deviation,
+        replay_pairs,
+        replay_spread,
+        replay_steps,
+    )
     from flowlab.plots.training import training_run, training_steps
 
 __all__ = [
@@ -42,6 +49,11 @@ __all__ = [
     "phase_portrait",
     "portrait",
     "portraits",
+    "replay",
+    "replay_deviation",
+    "replay_pairs",
+    "replay_spread",
+    "replay_steps",
     "save",
     "separatrices",
     "shared_legend",
@@ -63,6 +75,9 @@ __getattr__, __dir__ = on_demand(
         "paths": ("lines", "log_path", "walls"),
         "phase": ("LAYERS", "nullclines", "phase_portrait", "slow_regions"),
         "card_portraits": ("portrait", "portraits"),
+        "replays": (
+            *("replay", "replay_deviation", "replay_pairs", "replay_spread", "replay_steps"),
+        ),
         "training": ("training_run", "training_steps"),
     },
 )

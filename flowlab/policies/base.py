@@ -79,7 +79,9 @@ class AbstractPolicy(AbstractStates):
         Args:
             indices: Which pairs, counted from 0; one may come more than once.
         """
-        return _SomePairs(self, jnp.asarray(indices), self.domain, self.wall)
+        return _SomePairs(
+            policy=self, indices=jnp.asarray(indices), domain=self.domain, wall=self.wall
+        )
 
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
         """M(state) applied to a covector such as a gradient; the identity unless overridden."""

@@ -1,0 +1,139 @@
+"""What a training run has come to, in a file from which it is resumed to the same bits."""
+
+import hashlib
+import os
+import zipfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flowlab import __version__
+from flowlab._files import check_writable
+from flowlab.descent.loop import Carry
+from flowlab.solve.captured import add_held
+
+__all__ = ["Checkpoint", "History", "identity_of"]
+
+_VERSIONED = ("jax", "jaxlib", "optax")  # whose releases may compute other bits
+
+
+@dataclass
+class History:
+    """What a run has seen so far, of each call of its loop.
+
+    Attributes:
+        numbers: Steps taken before the states that were looked at.
+        rows: What was watched there, the leaves of it.
+        steps: Means over the pairs of each step.
+    """
+
+    numbers: list[np.ndarray]
+    rows: list[list[np.ndarray]]
+    steps: list[np.ndarray]
+
+    def joined(self) -> "History":
+        """The same, as if a single call had seen it."""
+        rows = [np.concatenate(leaf) for leaf in zip(*self.rows, strict=True)]
+        return History([np.concatenate(self.numbers)], [rows], [np.concatenate(self.steps)])
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that holds what a run has come to.
+
+    Attributes:
+        path: The file.
+        identity: What tells the run from others.
+    """
+
+    path: Path
+    identity: str
+
+    def check(self) -> None:
+        """Refuse a place that is none for a file, before there is work to lose.
+
+        Raises:
+            ValueError: If it is a folder or lies in none.
+            NotWritableError: If it cannot be written.
+        """
+        if self.path.is_dir() or not self.path.absolute().parent.is_dir():
+            raise ValueError(
+                f"Argument `checkpoint` must be a file in a folder that exists, but is {self.path}."
+            )
+        check_writable("Argument `checkpoint`", self.path)
+
+    def read(self, begun: Carry) -> tuple[Carry, History] | None:
+        """What the file holds; None where there is none.
+
+        Args:
+            begun: What the run begins with.
+
+        Raises:
+            ValueError: If it is of another run, or no such file.
+        """
+        if not self.path.is_file():
+            return None
+        try:
+            with self.path.open("rb") as file:
+                held = dict(np.load(file, allow_pickle=False))
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+            held = {}
+        if "identity" not in held:
+            raise ValueError(
+                "Argument `checkpoint` must be a new file or that of an earlier run, but "
+                f"{self.path} is neither; name another."
+            )
+        if str(held["identity"]) != self.identity:
+            raise ValueError(
+                f"Argument `checkpoint` must be a new file or that of this run, but {self.path} is "
+                "of another: of other parameters, data, steps or options, or made by other "
+                "versions; name another."
+            )
+        leaves, structure = jax.tree.flatten(begun)
+        carry = [_like(held[f"carry_{place}"], leaf) for place, leaf in enumerate(leaves)]
+        count = sum(name.startswith("row_") for name in held)
+        rows = [held[f"row_{place}"] for place in range(count)]
+        history = History([held["numbers"]], [rows], [held["steps"]])
+        return jax.tree.unflatten(structure, carry), history
+
+    def write(self, carry: Carry, history: History) -> None:
+        """Replace the file, at once: whatever happens, the earlier or the later one is there."""
+        seen = history.joined()
+        held: dict[str, Any] = {"identity": np.array(self.identity)}
+        held |= {
+            f"carry_{place}": _plain(leaf) for place, leaf in enumerate(jax.tree.leaves(carry))
+        }
+        held |= {f"row_{place}": leaf for place, leaf in enumerate(seen.rows[0])}
+        held |= {"numbers": seen.numbers[0], "steps": seen.steps[0]}
+        beside = self.path.with_name(f"{self.path.name}.part")
+        with beside.open("wb") as file:
+            np.savez(file, **held)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.path)
+
+
+def identity_of(*parts: Any) -> str:
+    """A digest of all that decides the bits of a run, and of the versions that compute them."""
+    digest = hashlib.blake2b(digest_size=16)
+    versions = [__version__, *map(metadata.version, _VERSIONED), jax.default_backend()]
+    add_held(digest, [*versions, *parts])
+    return digest.hexdigest()
+
+
+def _plain(leaf: Any) -> np.ndarray:
+    """An array as NumPy has it; of a key for random numbers, its data."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def _like(held: np.ndarray, leaf: Any) -> Any:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(held), impl=jax.random.key_impl(leaf))
+    return jnp.asarray(held, leaf.dtype)

@@ -1,0 +1,78 @@
+"""How far a training run goes from a flow line.
+
+k: steps that were kept, the start included; m: points of the line.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from flowlab import _checks as checks
+from flowlab.descent.training import Descent
+from flowlab.solve import Line
+from flowlab.solve.paths import vectors
+
+__all__ = ["distance"]
+
+_BETWEEN = 8  # points of a flow line looked at in each of its steps
+
+
+def distance(
+    path: Descent, line: Line, *, learning_rate: float | None = None
+) -> Float[np.ndarray, " k"]:
+    """Distance of a training run from a flow line after each step that was kept.
+
+    Euclidean, in the coordinates of the state.
+
+    Args:
+        path: The run.
+        line: A flow line, not traced, of the same flow.
+        learning_rate: Compare at equal time, that is after n steps with the flow line at time
+            n × `learning_rate`. None to compare with the nearest point of the flow line, whatever
+            its time, which is what can be said of optimisers with a time of their own.
+
+    Returns:
+        Distances, shape (k,); NaN where the flow line ends before the time of a step.
+
+    Raises:
+        ValueError: If `learning_rate` is not positive, the run kept no states, or run and line have
+            different ones.
+
+    Accuracy: that of the flow line. Plain gradient descent is first order in the learning rate.
+        The nearest point is looked for on straight pieces between eight points of each step. Of a
+        run that has gone further than the line the nearest point is the line's end, so let the line
+        go on for longer than the run.
+    """
+    if learning_rate is not None:
+        checks.positive("learning_rate", learning_rate)
+    if path.states is None:
+        raise ValueError("Argument `path` must have states, but was made with keep_states=False.")
+    points, corners = vectors(path.states), vectors(line.at(_moments(line)))
+    if corners.shape[1] != points.shape[1]:
+        raise ValueError(
+            f"Argument `line` must have states like those of `path`, of {points.shape[1]} numbers, "
+            f"but has {corners.shape[1]}."
+        )
+    if learning_rate is None:
+        return np.array([_to_polygon(point, corners) for point in points])
+    times = path.steps * learning_rate
+    there = line.covers(times)
+    beside = np.full_like(points, np.nan)
+    beside[there] = vectors(line.at(times[there]))
+    return np.linalg.norm(points - beside, axis=1)
+
+
+def _moments(line: Line) -> Float[np.ndarray, " m"]:
+    """Times along a line, several in each of its steps."""
+    times = np.asarray(line.times)
+    fractions = np.arange(_BETWEEN) / _BETWEEN
+    fine = times[:-1, None] + np.diff(times)[:, None] * fractions
+    return np.append(fine.ravel(), times[-1])
+
+
+def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"]) -> float:
+    """Distance of a point from the nearest piece of a polygon."""
+    first, way = corners[:-1], np.diff(corners, axis=0)
+    square = np.sum(way**2, axis=1)
+    fraction = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
+    nearest = first + np.clip(fraction, 0, 1)[:, None] * way
+    return float(np.min(np.linalg.norm(point - nearest, axis=1)))

@@ -1,0 +1,141 @@
+"""The optimisers of Hugging Face's Trainer, made of optax.
+
+k: steps.
+"""
+
+from math import cos, pi
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Array, Float, PyTree
+
+from flowlab import _checks as checks
+from flowlab.flow import norm
+
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["hf_optimiser", "hf_rates"]
+
+Name = Literal["adamw", "sgd"]
+Schedule = Literal["linear", "cosine", "constant"]
+_OPTIMISERS = "adamw", "sgd"
+_SCHEDULES = "linear", "cosine", "constant"
+_NEARLY_NONE = 1e-6  # what torch adds to the norm it clips by, lest it divide by 0
+
+
+def hf_optimiser(
+    learning_rate: npt.ArrayLike,
+    steps: int,
+    *,
+    optimiser: Name = "adamw",
+    schedule: Schedule | None = None,
+    warmup_steps: int | None = None,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+) -> "optax.GradientTransformation":
+    """An optimiser as the Trainer of transformers makes it, with its clipping and schedule.
+
+    AdamW unless told otherwise. Gradients are clipped to the norm `max_grad_norm`; weights decay by
+    themselves, and only those of two axes or more, which leaves out biases and norms as the Trainer
+    does.
+
+    Args:
+        learning_rate: The rate, at its peak; or those of all steps, shape (k,), such as a log
+            tells, with which there is no schedule.
+        steps: Steps of the run, which the schedule ends with.
+        optimiser: `"adamw"`, or `"sgd"` without momentum.
+        schedule: `lr_scheduler_type`: `"linear"`, falling to 0, unless given; `"cosine"`, half a
+            period; or `"constant"`.
+        warmup_steps: Steps in which the rate rises from 0; 0 unless given. `"constant"` with a
+            warm-up is the Trainer's `"constant_with_warmup"`.
+        adam_betas: `adam_beta1` and `adam_beta2`.
+        epsilon: `adam_epsilon`.
+        weight_decay: `weight_decay`.
+        max_grad_norm: `max_grad_norm`; 0 clips none.
+
+    Raises:
+        ValueError: If a number is out of its range, a word is none of those, rates are not as many
+            as steps, or they are given with a schedule.
+
+    Source: `Trainer` of transformers 5.24; `AdamW`, `SGD` and `clip_grad_norm_` of PyTorch 2.13.
+
+    Accuracy: optax corrects Adam's moments by powers of `adam_betas` in 32 bits, PyTorch in 64: the
+        first steps differ by some 1e-5 of themselves, which is less than what a gradient in
+        float32 makes of a step.
+    """
+    import optax
+
+    checks.choice("optimiser", optimiser, *_OPTIMISERS)
+    rates = hf_rates(learning_rate, steps, schedule=schedule, warmup_steps=warmup_steps)
+    decay = checks.within("weight_decay", weight_decay, "[0, inf)")
+    clip = checks.within("max_grad_norm", max_grad_norm, "[0, inf)")
+    parts = [_clipped(float(clip))] if clip else []
+    if optimiser == "adamw":
+        first, second = (checks.within("adam_betas", one, "[0, 1)") for one in adam_betas)
+        small = checks.positive("epsilon", epsilon)
+        parts.append(optax.scale_by_adam(float(first), float(second), small))
+    if decay:
+        parts.append(optax.add_decayed_weights(float(decay), mask=_has_axes))
+    parts.append(optax.scale_by_schedule(lambda count: -jnp.asarray(rates)[count]))
+    return optax.chain(*parts)
+
+
+def hf_rates(
+    learning_rate: npt.ArrayLike,
+    steps: int,
+    *,
+    schedule: Schedule | None = None,
+    warmup_steps: int | None = None,
+) -> Float[np.ndarray, " k"]:
+    """The learning rate of each step, as for `hf_optimiser`; rates of all steps are themselves.
+
+    Raises:
+        ValueError: As there.
+    """
+    steps = checks.integer("steps", steps)
+    rates = checks.within("learning_rate", learning_rate, "[0, inf)")
+    if rates.ndim:
+        if rates.shape != (steps,):
+            raise ValueError(
+                f"Argument `learning_rate` must be one number, or one for each of {steps} steps, "
+                f"but has shape {rates.shape}."
+            )
+        for argument, given in (("schedule", schedule), ("warmup_steps", warmup_steps)):
+            if given is not None:
+                raise ValueError(
+                    f"Argument `{argument}` must be None where `learning_rate` has a rate for each "
+                    f"step, but is {given!r}."
+                )
+        return rates
+    kind = checks.choice("schedule", "linear" if schedule is None else schedule, *_SCHEDULES)
+    warmup = checks.integer("warmup_steps", 0 if warmup_steps is None else warmup_steps, 0)
+    return float(rates) * np.array([_factor(kind, step, warmup, steps) for step in range(steps)])
+
+
+def _factor(schedule: str, step: int, warmup: int, steps: int) -> float:
+    """The factor of the learning rate at a step, counted from 0."""
+    if step < warmup:
+        return step / warmup
+    past = (step - warmup) / max(1, steps - warmup)
+    return {"linear": 1 - past, "cosine": (1 + cos(pi * past)) / 2, "constant": 1.0}[schedule]
+
+
+def _has_axes(parameters: PyTree[Array]) -> PyTree[bool]:
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, parameters)
+
+
+def _clipped(most: float) -> "optax.GradientTransformation":
+    """Gradients scaled down to a norm, if theirs is larger."""
+    import optax
+
+    def update(gradient: PyTree[Array], _: Any = None) -> PyTree[Array]:
+        factor = jnp.minimum(1.0, most / (norm(gradient) + _NEARLY_NONE))
+        return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), gradient)
+
+    return optax.stateless(update)

@@ -100,11 +100,8 @@ def test_every_page_and_notebook_is_reached_from_the_first_page():
         trees = re.findall(r"^```{toctree}\n(.*?)^```", markdown(page), re.M | re.S)
         entries = [e for tree in trees for e in tree.splitlines() if e and not e.startswith(":")]
         for entry in entries:
-            ahead += [
-                path
-                for path in page.parent.glob(f"{entry}*")
-                if path.stem == Path(entry).name or "*" in entry
-            ]
+            found = page.parent.glob(entry if "*" in entry else f"{entry}.*")
+            ahead += [path for path in found if path.suffix in (".md", ".ipynb")]
     assert listed == {*PAGES, *NOTEBOOKS}
 
 

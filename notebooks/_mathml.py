@@ -15,11 +15,16 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 def inline(self: Any, node: nodes.math) -> None:
     """Writes a formula within a line."""
-    self.body.append(tex2mathml(node.astext()))
+    self.body.append(tex2mathml(_tex(node)))
     raise nodes.SkipNode
 
 
 def block(self: Any, node: nodes.math_block) -> None:
     """Writes a formula on lines of its own."""
-    self.body.append(f'<div class="math">{tex2mathml(node.astext(), as_block=True)}</div>')
+    self.body.append(f'<div class="math">{tex2mathml(_tex(node), as_block=True)}</div>')
     raise nodes.SkipNode
+
+
+def _tex(node: nodes.Element) -> str:
+    """The formula, with primes as a font has them."""
+    return node.astext().replace("'", r"^{\prime}")

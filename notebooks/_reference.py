@@ -20,6 +20,12 @@ def setup(app: Any) -> dict[str, bool]:
     for name, lines in (("commands", commands), ("outcomes", outcomes), ("losses", losses)):
         app.add_directive(name, _directive(lines))
     app.connect("autodoc-process-signature", _signature)
+    # What Sphinx calls variables of a class, Python and the docstrings call its attributes.
+    from sphinx.domains.python import PyObject
+
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     # Before napoleon, which takes the sections of a docstring apart.
     app.connect("autodoc-process-docstring", _escape, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
@@ -45,13 +51,10 @@ def commands() -> Iterator[str]:
     for name, command in group.commands.items():
         yield from (f"## flowlab {name}", "", _plain(command.help), "")
         context = command.make_context(name, [], resilient_parsing=True)
-        told = [(one.name, one.get_help_record(context)) for one in command.get_params(context)]
-        rows = [
-            (f"`{record[0]}`", _plain(record[1]) + _beside(option))
-            for option, record in told
-            if record is not None and option != "help"
-        ]
-        yield from _table(("option", "what it is"), rows)
+        for one in command.get_params(context):
+            record = one.get_help_record(context)
+            if record is not None and one.name != "help":
+                yield from (f"`{record[0]}`", f": {_plain(record[1])}{_beside(one.name)}", "")
 
 
 def _beside(name: str) -> str:
@@ -86,9 +89,10 @@ def losses() -> Iterator[str]:
     rows = []
     for name, loss in CATALOGUE.items():
         first = (type(loss).__doc__ or "").strip().splitlines()[0]
-        theirs = loss_type_of(loss)
-        rows.append((f"`{name}`", "" if theirs is None else theirs, f"`{loss!r}`", _plain(first)))
-    yield from _table(("name", "in TRL", "with its defaults", "what it is"), rows)
+        held = repr(loss).partition("(")[2].removesuffix(")")
+        shown = f"`{held}`" if held else ""
+        rows.append((f"`{name}`", _plain(first), loss_type_of(loss) or "", shown))
+    yield from _table(("name", "what it is", "in TRL", "its defaults"), rows)
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -19,7 +19,7 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "_mathml",
 
 nb_execution_mode = "off"
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # Docstrings have names in single backticks, and sections that Google's style does not know.
@@ -34,6 +34,8 @@ autodoc_preserve_defaults = True
 add_module_names = False
 python_maximum_signature_line_length = 80
 
+# Two hyphens are those of an option.
+smartquotes = False
 html_theme = "furo"
 html_title = "flowlab"
 html_copy_source = False

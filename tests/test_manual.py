@@ -117,6 +117,13 @@ def test_a_notebook_is_stored_as_it_was_run(path):
     assert path.stat().st_size < 500_000
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_asks_for_no_folder_to_be_run_in(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert "../" not in code
+
+
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
     """What writes the reference, without Sphinx."""

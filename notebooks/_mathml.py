@@ -15,16 +15,17 @@ def setup(app: Sphinx) -> dict[str, bool]:
 
 def inline(self: Any, node: nodes.math) -> None:
     """Writes a formula within a line."""
-    self.body.append(tex2mathml(_tex(node)))
+    self.body.append(_formula(node))
     raise nodes.SkipNode
 
 
 def block(self: Any, node: nodes.math_block) -> None:
-    """Writes a formula on lines of its own."""
-    self.body.append(f'<div class="math">{tex2mathml(_tex(node), as_block=True)}</div>')
+    """Writes a formula on lines of its own, to be moved where it is wider than a phone."""
+    written = _formula(node, as_block=True)
+    self.body.append(f'<div class="math" style="overflow-x: auto">{written}</div>')
     raise nodes.SkipNode
 
 
-def _tex(node: nodes.Element) -> str:
-    """The formula, with primes as a font has them."""
-    return node.astext().replace("'", r"^{\prime}")
+def _formula(node: nodes.Element, *, as_block: bool = False) -> str:
+    """A formula whose primes are raised in any font."""
+    return tex2mathml(node.astext(), as_block=as_block).replace(">'<", ">′<")

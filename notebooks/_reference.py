@@ -90,9 +90,9 @@ def losses() -> Iterator[str]:
     for name, loss in CATALOGUE.items():
         first = (type(loss).__doc__ or "").strip().splitlines()[0]
         held = repr(loss).partition("(")[2].removesuffix(")")
-        shown = f"`{held}`" if held else ""
-        rows.append((f"`{name}`", _plain(first), loss_type_of(loss) or "", shown))
-    yield from _table(("name", "what it is", "in TRL", "its defaults"), rows)
+        shown = f" `{held}`" if held else ""
+        rows.append((f"`{name}`", loss_type_of(loss) or "", _plain(first) + shown))
+    yield from _table(("name", "in TRL", "what it is, and its defaults"), rows)
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:

@@ -36,6 +36,8 @@ python_maximum_signature_line_length = 80
 
 # Two hyphens are those of an option.
 smartquotes = False
+# A block without a language is a command, or what something printed.
+highlight_language = "none"
 html_theme = "furo"
 html_title = "flowlab"
 html_copy_source = False

@@ -66,7 +66,9 @@ def run_readme() -> None:
     sys.path.insert(0, str(ROOT / "tests"))
     from manual import README, run
 
-    run(README)
+    wrong = run(README)
+    if wrong:
+        sys.exit("\n".join(wrong))
 
 
 def import_all() -> None:

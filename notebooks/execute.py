@@ -54,7 +54,9 @@ def draw(page: Path) -> None:
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         folder = Path(name)
         (folder / "tests").symlink_to(ROOT / "tests")
-        run(page)
+        wrong = run(page)
+        if wrong:
+            sys.exit("\n".join(wrong))
         for picture in folder.glob("*.png"):
             (stored / picture.name).write_bytes(in_few_colours(picture.read_bytes()))
 

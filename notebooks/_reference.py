@@ -21,9 +21,9 @@ def setup(app: Any) -> dict[str, bool]:
         app.add_directive(name, _directive(lines))
     app.connect("autodoc-process-signature", _signature)
     # What Sphinx calls variables of a class, Python and the docstrings call its attributes.
-    from sphinx.domains.python import PyObject
+    from sphinx.domains.python import PythonDomain
 
-    for field in PyObject.doc_field_types:
+    for field in PythonDomain.directives["class"].doc_field_types:
         if field.name == "variable":
             field.label = "Attributes"
     # Before napoleon, which takes the sections of a docstring apart.
@@ -104,8 +104,9 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]
 
 
 def _plain(text: str | None) -> str:
-    """A text of the command as Markdown has it: an asterisk is one."""
-    return re.sub(r"([*_<])", r"\\\1", " ".join((text or "").split()))
+    """A text of the command as Markdown has it: an asterisk is one, and options are code."""
+    escaped = re.sub(r"([*_<])", r"\\\1", " ".join((text or "").split()))
+    return re.sub(r"(?<![`\w])(--[a-z][\w-]*)(?!\w*`)", r"`\1`", escaped)
 
 
 def _signature(
@@ -177,7 +178,7 @@ class _Short(ast.NodeTransformer):
         return ast.Name(node.attr) if ast.unparse(node).startswith(("np.", "npt.")) else node
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
-        if isinstance(node.annotation, ast.Constant):
+        if isinstance(node.annotation, ast.Constant) and isinstance(node.annotation.value, str):
             node.annotation = ast.parse(node.annotation.value, mode="eval").body
         return self.generic_visit(node)
 

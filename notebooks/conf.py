@@ -31,11 +31,10 @@ napoleon_attr_annotations = False
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
 autodoc_preserve_defaults = True
+autodoc_default_options = {"no-value": True}  # the catalogue of losses has a page of its own
 add_module_names = False
 python_maximum_signature_line_length = 80
 
-# Two hyphens are those of an option.
-smartquotes = False
 # A block without a language is a command, or what something printed.
 highlight_language = "none"
 html_theme = "furo"

@@ -78,8 +78,8 @@ def test_a_wrong_option_on_a_page_is_noticed(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```\nflowlab show x \\\n  --figures m.png   # maps\n```\n", encoding="utf-8")
     (line,) = commands(page)
-    assert "No such option: --figures" in refusal(line)
-    assert refusal(line.replace("figures", "figure")) == ""
+    assert refusal(line)
+    assert not refusal(line.replace("figures", "figure"))
 
 
 @pytest.mark.parametrize("page", [README, *PAGES, *NOTEBOOKS], ids=lambda page: page.stem)

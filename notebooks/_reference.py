@@ -58,17 +58,14 @@ def commands() -> Iterator[str]:
 
 
 def _beside(name: str) -> str:
-    """The options with which an option has an effect, and without which it is missing."""
+    """The options with which an option has an effect."""
     from flowlab._options import OPTIONS, as_flag
 
     option = OPTIONS.get(name)
-    said = ""
-    if option is not None and option.only:
-        said = f" For `{as_flag(option.only[0])}` {' or '.join(option.only[1:])}."
-    if option is not None and option.required:
-        with_word = " or ".join(option.required[1:])
-        said += f" Needed with `{as_flag(option.required[0])}` {with_word}."
-    return said
+    if option is None or not option.only:
+        return ""
+    other, *words = option.only
+    return f" For `{as_flag(other)}` {' or '.join(words)}."
 
 
 def outcomes() -> Iterator[str]:

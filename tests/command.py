@@ -60,3 +60,11 @@ def made_up(starts: np.ndarray, time: float = 1.5) -> Runs:
         save_at=np.zeros(0),
         rtol=1e-6,
     )
+
+
+def assert_same(mine: Any, expected: Any) -> None:
+    """What was made is what was expected, in its type, its text and its numbers."""
+    assert type(mine) is type(expected)
+    assert repr(mine) == repr(expected)
+    for name in vars(expected):
+        np.testing.assert_equal(getattr(mine, name), getattr(expected, name))

@@ -21,6 +21,7 @@ PACKAGE = ROOT / "flowlab"
 # A module imports only from those above it. A module that grew into a folder keeps its place.
 LAYOUT = (
     "_lazy",
+    "_names",
     "_checks",
     "_files",
     "_arrays",

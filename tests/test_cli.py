@@ -18,6 +18,7 @@ from command import (
     RATIO,
     ROOT,
     UNIFORM,
+    assert_same,
     flowlab_command,
     made_up,
     refusal,
@@ -294,7 +295,9 @@ def test_a_quiet_sweep_says_nothing(tmp_path, solved_with):
 
 def test_a_store_is_replaced_only_where_that_is_asked_for(tmp_path, solved_with):
     assert swept(tmp_path / "sweep", RATIO, GRID).exit_code == 0
-    assert "must be free" in refusal(swept(tmp_path / "sweep", RATIO, UNIFORM))
+    said = refusal(swept(tmp_path / "sweep", RATIO, UNIFORM))
+    assert said.startswith("Option --out must be free or hold this plan, but ")
+    assert said.endswith("; give another, or replace that by --overwrite.")
     assert len(solved_with) == 1, "what cannot be written was solved"
     assert swept(tmp_path / "sweep", RATIO, UNIFORM, flags=("--overwrite",)).exit_code == 0
     assert store.read(tmp_path / "sweep").sizes["start"] == 5
@@ -315,10 +318,6 @@ IDLE = {
     "--seed has no effect with --starts grid": {"--seed": "3"},
     "--shape has no effect with --starts latin": {"--starts": "latin"},
     "--time-limit has no effect with --until time": {"--until": "time=1", "--time-limit": "2"},
-    "--shape must be given with --starts grid": {"--shape": None},
-    "--count must be given with --starts sobol": {"--starts": "sobol", "--shape": None},
-    "--lower must be given with --policy log_ratio": {**LOG_RATIO, "--lower": None},
-    "--upper must be given with --policy log_ratio": {**LOG_RATIO, "--upper": None},
     "--beta must name each once, but is [0.3, 0.3]": {"--beta": ["0.3", "0.3"]},
     "--beta has no effect with --loss sft, which has none": {"--loss": "sft"},
     "--set must not name beta, which is --beta": {"--set": "beta=1"},
@@ -338,7 +337,7 @@ def test_an_option_without_effect_and_one_that_is_missing_are_refused(
 
 WRONG = {
     "No such option: --bogus": {"--bogus": "1"},
-    "Option --policy must be given, or --plan instead": {"--policy": None},
+    "Option --loss must be given, or --plan instead": {"--loss": None},
     "Option --loss must be one of dpo, dpo_forward_kl, ": {"--loss": "mse"},
     "Option --set must name hyper-parameters of IPO (beta, ": {"--loss": "ipo", "--set": "tau=1"},
     "Option --set must be NAME=NUMBER, but is 'tau'.": {"--loss": "discopop", "--set": "tau"},
@@ -349,7 +348,7 @@ WRONG = {
         "--loss": "cdpo",
         "--set": "label_smoothing=2",
     },
-    "Invalid value for '--beta'": {"--beta": "much"},
+    "Option --beta must be a number, but is 'much'.": {"--beta": "much"},
     "Option --until must be loss_below=L, ": {"--until": "tomorrow"},
     "Option --until must be loss_below=L": {"--until": "loss_below"},
     "Option --until must be": {"--until": "boundary=1"},
@@ -520,10 +519,3 @@ def test_a_process_ends_with_the_exit_code(tmp_path):
 def run(code: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-W", "error", "-c", code]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-
-
-def assert_same(mine: Any, expected: Any) -> None:
-    assert type(mine) is type(expected)
-    assert repr(mine) == repr(expected)
-    for name in vars(expected):
-        np.testing.assert_equal(getattr(mine, name), getattr(expected, name))

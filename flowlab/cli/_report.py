@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flowlab import _files
-from flowlab._files import check_writable
-from flowlab._options import OptionError, as_flag, refuse_unless
+from flowlab._options import OptionError, as_option_named
 from flowlab._tables import table
 from flowlab.cli._interrupt import say
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _STARTS = {"start", "x_chosen", "x_rejected"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
-PICTURES = ".png", ".svg", ".pdf"
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
@@ -83,6 +81,8 @@ def _failures_told(out: str) -> Iterator[None]:
         yield
     except plans.DoesNotFitError as error:
         raise ValueError(str(error)) from None
+    except ValueError as error:
+        raise ValueError(as_option_named(str(error), {"path": "out"})) from None
     except OSError as error:
         if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
             raise
@@ -207,20 +207,6 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
                 case, "time", x=names[0], y=names[1], x_edges=edges[0], y_edges=edges[1]
             )[0],
         )
-
-
-def check_file(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a file that cannot be written, before there is work to lose.
-
-    Raises:
-        ValueError: If it is a folder, lies in none, or does not end as it should.
-    """
-    refuse_unless(not path.is_dir(), option, "must be a file, but {} is a folder", path)
-    there = path.parent.is_dir()
-    refuse_unless(there, option, "must be a file in a folder that exists, but is {}", path)
-    right = not suffixes or path.suffix.lower() in suffixes
-    refuse_unless(right, option, "must end in {}, but is {}", ", ".join(suffixes), path)
-    check_writable(f"Option {as_flag(option)}", path)
 
 
 def print_losses(reach: float) -> "dict[str, Card]":

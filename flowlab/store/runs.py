@@ -136,7 +136,8 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         )
     if not overwrite:
         raise ValueError(
-            f"Argument `path` must be free, but {place} exists; give another, or overwrite it."
+            f"Argument `path` must be free, but {place} exists; give another, or replace it by "
+            "`overwrite`."
         )
 
 

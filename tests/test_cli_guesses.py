@@ -100,7 +100,7 @@ def test_several_betas_are_swept(betas, tmp_path, solved_with):
 
 
 TYPOS = {
-    "sweep sipmo": "Argument `LOSS` must be one of dpo, ; did you mean simpo?",
+    "sweep simpoo": "Argument `LOSS` must be one of dpo, ; did you mean simpo?",
     "sweep --loss ip0": "Option --loss must be one of dpo, ; did you mean ipo?",
     "sweep dpo --bta 0.1": "No such option: --bta; did you mean --beta?",
     "sweep dpo beta=0.3": "No argument can be beta=0.3; did you mean --beta 0.3?",

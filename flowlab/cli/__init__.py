@@ -344,13 +344,13 @@ def displacement(
 
     losses = request.displaced(request.names(loss), beta, parameters)
     folder = places.folder(out, "displacement", report.DISPLACEMENT, overwrite=overwrite)
-    given = request.grid(rejected_kernel, margins, cells)
+    given = {n: request.grid(one, rejected_kernel, margins, cells) for n, one in losses.items()}
     from flowlab import displacement as mapped
 
     found: dict[str, mapped.Displacement] = {}
     try:
         for name, one in losses.items():
-            found[name] = mapped.displacement(one, time=time, progress=None, **given)
+            found[name] = mapped.displacement(one, time=time, progress=None, **given[name])
             report.keep_displacements(found, folder)
     finally:
         if found:

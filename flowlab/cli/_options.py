@@ -50,9 +50,10 @@ def with_options(*names: str, named: bool = False) -> Callable[[_Function], _Fun
 
         # The help has what must be given first, else the order of the table.
         order = list(OPTIONS)
+        own = list(_parameters(function, names))
         parameters = sorted(
-            [*_parameters(function, names), *([_losses_named(function)] if named else [])],
-            key=lambda own: (own.default is not own.empty, order.index(own.name)),
+            [*own, _losses_named(function)] if named else own,
+            key=lambda one: (one.default is not one.empty, order.index(one.name)),
         )
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command

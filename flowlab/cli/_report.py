@@ -153,9 +153,9 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
         raise OptionError("figure", "has no effect where no start reached the target")
     limits = min(map(np.min, known)), max(map(np.max, known))
     columns = min(3, len(maps))
-    rows = -(-len(maps) // columns)
-    figure, axes = plots.panels(rows, columns, size=(4.5, 4.2))
+    figure, axes = plots.panels(-(-len(maps) // columns), columns, size=(4.5, 4.2))
     gridded = described["starts"] == "grid"
+    words = "flow time to the target" if gridded else "mean flow time to the target"
     for ax, (label, values) in zip(axes, maps, strict=False):
         # Above the legend, which takes the room of a title.
         ax.set_title(label.replace(", ", "\n"), fontsize="small", pad=20)
@@ -167,17 +167,22 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
             continue
         plots.map_of(
             values,
-            label="flow time to the target" if gridded else "mean flow time to the target",
+            label=words,
             x=(described["lower"][0], described["upper"][0]),
             y=(described["lower"][1], described["upper"][1]),
             scale="log" if limits[0] > 0 else "linear",
             limits=limits if limits[0] < limits[1] else None,
             missing="not reached" if gridded else "none reached",
             names=plots.LOG_RATIOS if described.get("policy") == "log_ratio" else plots.RATIOS,
+            color_bar=len(maps) == 1,
             ax=ax,
         )
     for ax in axes[len(maps) :]:
-        ax.set_visible(False)
+        ax.remove()
+    if len(maps) > 1:  # whose colours are the same
+        drawn = axes[: len(maps)]
+        (image, *_) = [image for ax in drawn for image in ax.images]
+        figure.colorbar(image, ax=drawn, label=words, shrink=0.85)
     figure.savefig(out, dpi=200)
 
 

@@ -204,9 +204,12 @@ def refuse_batch(found: AbstractLoss, name: str, option: str) -> None:
 
 
 def grid(
-    rejected: float | None, span: tuple[float, float] | None, cells: int | None
+    loss: AbstractLoss,
+    rejected: float | None,
+    span: tuple[float, float] | None,
+    cells: int | None,
 ) -> dict[str, Any]:
-    """Margins, ratios k_wl/k_ww and k_ll/k_ww, of what was asked for."""
+    """Margins, ratios k_wl/k_ww about the boundary of a loss, and k_ll/k_ww, as asked for."""
     from flowlab import displacement
 
     ratio = displacement.REJECTED if rejected is None else rejected
@@ -214,8 +217,7 @@ def grid(
     refuse_unless(positive, "rejected_kernel", "must be positive and finite, but is {:g}", ratio)
     low, high = checked_range("margins", span, displacement.MARGINS)
     many = {} if cells is None else {"count": cells}
-    return {
-        "margins": displacement.default_margins(low, high, **many),
-        "ratios": displacement.default_ratios(ratio, **many),
-        "rejected": ratio,
-    }
+    margins = displacement.default_margins(low, high, **many)
+    boundary = displacement.typical_boundary(loss, margins)
+    ratios = displacement.default_ratios(ratio, **many, boundary=boundary)
+    return {"margins": margins, "ratios": ratios, "rejected": ratio}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flowlab.plots.maps import changes, map_of
     from flowlab.plots.paths import lines, log_path, walls
     from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
+    from flowlab.plots.spaced_lines import flow_lines
     from flowlab.plots.training import training_run, training_steps
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "displacement",
     "displacements",
     "field",
+    "flow_lines",
     "lines",
     "log_path",
     "loss_surface",
@@ -63,6 +65,7 @@ __getattr__, __dir__ = on_demand(
         "paths": ("lines", "log_path", "walls"),
         "phase": ("LAYERS", "nullclines", "phase_portrait", "slow_regions"),
         "card_portraits": ("portrait", "portraits"),
+        "spaced_lines": ("flow_lines",),
         "training": ("training_run", "training_steps"),
     },
 )

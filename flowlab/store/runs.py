@@ -208,7 +208,7 @@ def _as_dataset(runs: "Runs | xarray.Dataset") -> "xarray.Dataset":
     import xarray
 
     if isinstance(runs, Runs):
-        return runs.to_xarray()
+        return runs.to_xarray(grid=False)
     if isinstance(runs, xarray.Dataset):
         whole = runs.copy()
         whole.attrs.pop(LENGTH, None)  # which says that a store is filled block by block

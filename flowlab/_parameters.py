@@ -104,8 +104,12 @@ def replaced(held: Any, name: str, value: Any) -> Any:
 
 def short_call(module: Any) -> str:
     """A module as it may be constructed, without what is as it would be unless given."""
-    accepted, given = inspect.signature(type(module)).parameters, arguments(module)
-    told = {n: given[n] for n in accepted if n in given and not _is_usual(accepted[n], given[n])}
+    usual = {name: one.default for name, one in inspect.signature(type(module)).parameters.items()}
+    for field in dataclasses.fields(module):  # what a constructor makes where it is given None
+        if "usual" in field.metadata:
+            usual[field.metadata.get("argument", field.name)] = field.metadata["usual"]
+    given = arguments(module)
+    told = {n: given[n] for n in usual if n in given and not _is_usual(usual[n], given[n])}
     return f"{type(module).__name__}({', '.join(f'{n}={short(v)}' for n, v in told.items())})"
 
 
@@ -127,16 +131,18 @@ def short(value: Any) -> str:
     return repr(value)
 
 
-def _is_usual(parameter: inspect.Parameter, value: Any) -> bool:
-    """Whether an argument is as it is unless given: its default, or a domain without walls."""
+def _is_usual(usual: Any, value: Any) -> bool:
+    """Whether an argument is as it is unless given, or a domain without walls."""
     if value is None or isinstance(value, Tracer):
         return value is None
     if isinstance(value, AbstractDomain):
         return not value.walls()[1].size
     if isinstance(value, np.ndarray | jax.Array):
-        default = parameter.default  # a number stands for one of each
-        return isinstance(default, float | int) and bool(np.all(np.asarray(value) == default))
-    return isinstance(value, str | float | int) and bool(value == parameter.default)
+        if isinstance(usual, np.ndarray):
+            return np.array_equal(value, usual)
+        # A number stands for one of each.
+        return isinstance(usual, float | int) and bool(np.all(np.asarray(value) == usual))
+    return isinstance(value, str | float | int | tuple) and bool(value == usual)
 
 
 def _fields(held: Any) -> Iterator[tuple[str, Any, bool]]:

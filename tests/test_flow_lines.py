@@ -58,10 +58,10 @@ def test_a_spacing_is_a_part_of_the_axes():
 def test_a_kernel_stands_in_the_title_where_it_couples():
     loss = fl.DPO(0.1)
     coupled: Any = [[1, 0.5], [0.5, 2]]
-    titles = {
-        fl.LogRatioPlane(): "DPO(beta=0.1)",
-        fl.RatioPlane(): "DPO(beta=0.1)",
-        fl.LogRatioPlane(coupled): "DPO(beta=0.1)\nkernel k_ww = 1, k_wl = 0.5, k_ll = 2",
-    }
-    for policy, title in titles.items():
+    titles = (
+        (fl.LogRatioPlane(), "DPO(beta=0.1)"),
+        (fl.RatioPlane(), "DPO(beta=0.1)"),
+        (fl.LogRatioPlane(coupled), "DPO(beta=0.1)\nkernel k_ww = 1, k_wl = 0.5, k_ll = 2"),
+    )
+    for policy, title in titles:
         assert title_of(fl.preference_flow(loss, policy)) == title

@@ -102,7 +102,7 @@ def test_a_component_that_rests_throughout_is_shaded_there():
         u = np.asarray(shade.get_paths()[0].vertices)
         assert np.min(u[:, 0] - u[:, 1]) == pytest.approx(1, abs=0.04)
     ax = plots.nullclines(fl.preference_flow(SFT(), fl.LogRatioPlane()))
-    assert labels(ax)[1] == r"$\dot{u}_\mathrm{rejected} = 0$ throughout"
+    assert labels(ax) == [r"$\dot{u}_\mathrm{rejected} = 0$ throughout"]
 
 
 def test_nullclines_end_at_the_walls_of_the_domain():
@@ -326,7 +326,7 @@ def test_axes_that_would_be_very_narrow_have_two_scales():
 
 
 MISUSED: dict[str, dict[str, Any]] = {
-    "`layers` must name some of basins, slow_regions, ": dict(layers=("arrows",)),
+    "`layers` must name some of basins, field, slow_regions, ": dict(layers=("arrows",)),
     "`layers` must name some of": dict(layers=()),
     "`layers` must name some of .* but is 'field'": dict(layers="field"),
     "`below` must come with a layer .* .slow_regions": dict(layers=("field",), below=0.1),

@@ -25,6 +25,7 @@ from flowlab import (
 )
 from flowlab.critical import Basins, CriticalPoint, CriticalPoints
 from flowlab.ensemble import Runs
+from flowlab.solve import Line
 
 PAPER = fl.preference_flow(fl.DPO(beta=0.3), fl.RatioPlane())
 RATES = np.array([1.0, 2.0])
@@ -36,7 +37,7 @@ BASINS = Basins(np.ones((4, 2)), LABELS, (MINIMUM,), np.ones((4, 2)))
 
 
 @pytest.fixture(scope="module")
-def line() -> fl.Line:
+def line() -> Line:
     # On the log-ratio plane h' = 2β σ(−β h), so that h + e^{βh}/β grows by 2β per unit of time.
     flow = fl.preference_flow(fl.DPO(beta=0.3), fl.LogRatioPlane())
     return fl.flow_line(flow, np.zeros(2), until=until.margin_above(1))
@@ -63,7 +64,7 @@ SHORT: dict[str, Any] = {
     "FeatureModel(readout=array of shape (5, 2), features=[0.3, 0.0])": policies.FeatureModel(
         np.ones((5, 2)), [0.3, 0]
     ),
-    "Basins(4 starts: minimum at [3., 2.] 75.0%, ran away 25.0%)": BASINS,
+    "Basins(4 starts: minimum at [3., 2.] 75.0%, runaway 25.0%)": BASINS,
     "CriticalPoints(1 × minimum, in [-5, 5] × [-5, 5])": POINTS,
     "Card(DPO(beta=0.1), on LogRatioPlane(), within 30 nats)": made_up_card(losses.DPO(), 30.0),
 }
@@ -126,7 +127,7 @@ def test_a_grid_has_its_two_dimensions_with_names_and_units(runs):
     assert found.x_chosen.attrs["long_name"] == "probability ratio of the chosen response"
     assert found.time.attrs["units"] == "learning rate × steps"
     drawn = found.end_time.isel(beta=0).plot()
-    assert drawn.axes.get_xlabel().startswith("probability ratio of the chosen")
+    assert drawn.axes.get_xlabel().split("\n")[0] == "probability ratio of the"
     assert runs.to_xarray(grid=False).time.dims == ("beta", "start")
 
 

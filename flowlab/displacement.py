@@ -306,9 +306,7 @@ def displacement(
     """
     points, rejected = _starts(margins, starts), checks.positive("rejected", rejected)
     slopes = _slopes(loss, points)
-    if ratios is None:
-        ratios = default_ratios(rejected, boundary=_median(_boundary(*slopes.T)))
-    couplings = _checked_ratios(ratios, rejected)
+    couplings = _checked_ratios(ratios, rejected, _boundary(*slopes.T))
     time = _horizon(slopes, points) if time is None else checks.positive("time", time)
     runs = sweep(
         _flow(loss, CoupledKernel(couplings[0], rejected)),
@@ -528,7 +526,11 @@ def _starts(margins: Any, starts: Any) -> Float[np.ndarray, "n 2"]:
     return np.stack([held / 2, -held / 2], axis=1)
 
 
-def _checked_ratios(ratios: Any, rejected: float) -> Float[np.ndarray, " v"]:
+def _checked_ratios(
+    ratios: Any, rejected: float, boundaries: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " v"]:
+    if ratios is None:
+        ratios = default_ratios(rejected, boundary=_median(boundaries))
     held = checks.array("ratios", ratios, ("n",))
     if np.any(np.diff(held) <= 0):
         raise ValueError(f"Argument `ratios` must increase, but is {held.tolist()}.")

@@ -148,7 +148,7 @@ def test_show_draws_a_map_of_a_grid(policy, tmp_path, solved_with):
 def test_a_map_has_the_starts_where_they_lie(policy, axes, tmp_path, monkeypatch):
     drawn: list[Any] = []
     monkeypatch.setattr(plots, "map_of", lambda values, **names: drawn.append((values, names)))
-    runs = made_up(flowlab.starts.grid((2, 3), (0, 1), (4, 7))).to_xarray()
+    runs = made_up(flowlab.starts.grid((2, 3), (0, 1), (4, 7))).to_xarray(grid=False)
     runs["time"] = 10 * runs["starts"][:, 0] + runs["starts"][:, 1]
     shape = {"shape": [2, 3], "lower": [0, 1], "upper": [4, 7], "policy": policy}
     store.write(runs, tmp_path / "sweep", description={"starts": "grid", **shape})

@@ -305,8 +305,9 @@ def portrait(
 ) -> None:
     """Draw the phase portrait of a flow on a plane, and print where it rests.
 
-    Critical points by kind, or that there is none; nullclines, separatrices, slow regions, and with
-    --basins where each start ends. For the flow of a loss, or of a classical potential.
+    Flow lines; critical points by kind, or that there is none; nullclines, separatrices, slow
+    regions, and with --basins where each start ends. For the flow of a loss, or of a classical
+    potential: a name is enough, as in `flowlab portrait dpo`.
     """
     from flowlab.cli import _request as request
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from flowlab.flow import AbstractFlow
     from flowlab.plans import Plan, Status
 
-# The dimensions of starts: a sweep's, and those of the maps of the study.
-_STARTS = {"start", "x_chosen", "x_rejected"}
+# The dimensions of starts: a sweep's, and those of grids.
+_STARTS = {"start", "x_chosen", "x_rejected", "u_chosen", "u_rejected", "y_1", "y_2"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
@@ -177,13 +177,17 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
             color_bar=len(maps) == 1,
             ax=ax,
         )
-    for ax in axes[len(maps) :]:
-        ax.remove()
-    if len(maps) > 1:  # whose colours are the same
-        drawn = axes[: len(maps)]
-        (image, *_) = [image for ax in drawn for image in ax.images]
-        figure.colorbar(image, ax=drawn, label=words, shrink=0.85)
+    if len(maps) > 1:
+        _share_colors(figure, axes, len(maps), words)
     figure.savefig(out, dpi=200)
+
+
+def _share_colors(figure: Any, axes: Sequence[Any], count: int, label: str) -> None:
+    """One colour bar beside all maps, in place of the Axes that no map has."""
+    for ax in axes[count:]:
+        ax.remove()
+    image = next(image for ax in axes[:count] for image in ax.images)
+    figure.colorbar(image, ax=list(axes[:count]), label=label, shrink=0.85)
 
 
 def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[str, np.ndarray]]":
@@ -199,7 +203,9 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
     cells = min(_MAP_CELLS, max(1, int((count / _STARTS_OF_A_CELL) ** 0.5)))
     for label, chosen in _places(runs["time"]):
         if described["starts"] == "grid":
-            yield label, runs["time"].isel(chosen).values.reshape(described["shape"])
+            times = runs["time"].isel(chosen)
+            across_first = times.transpose(*sorted(map(str, times.dims)))
+            yield label, across_first.values.reshape(described["shape"])
             continue
         edges = [
             np.linspace(low, high, cells + 1)

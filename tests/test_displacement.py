@@ -359,7 +359,7 @@ def test_losses_of_a_batch_and_flat_ones_and_flows_without_pairs_are_refused():
 
 
 def test_ratios_lie_about_the_boundary_of_the_loss_where_they_can():
-    assert displacement.typical_boundary(DPO, [-5.0, 0.0, 5.0]) == pytest.approx(1)
+    assert displacement.typical_boundary(DPO, np.array([-5.0, 0.0, 5.0])) == pytest.approx(1)
     about = displacement.default_ratios(1.5, 4, boundary=1.0)
     edges = np.linspace(2 - np.sqrt(1.5), np.sqrt(1.5), 5)
     np.testing.assert_allclose(about, (edges[1:] + edges[:-1]) / 2)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 import flowlab as fl
 from flowlab import plots, potentials
@@ -21,7 +21,8 @@ def drawn() -> list[np.ndarray]:
     ax = plots.flow_lines(flow, spacing=APART, **SPANS)
     assert [text for text in ax.get_legend_handles_labels()[1]] == ["flow lines"]
     assert ax.get_xlabel() == plots.RATIOS[0]
-    return [np.asarray(line.get_xydata()) for line in ax.lines if len(line.get_xydata())]
+    paths = [np.asarray(line.get_xydata()) for line in ax.lines]
+    return [path for path in paths if path.size]
 
 
 def test_each_line_is_one_of_the_circles_that_are_known(drawn):
@@ -43,9 +44,9 @@ def test_lines_keep_their_distance_and_leave_no_gap(drawn):
     for index, path in enumerate(scaled):
         others = np.concatenate(scaled[:index] + scaled[index + 1 :])
         # Half the spacing where lines end beside others, less the chord between two points.
-        assert np.min(cKDTree(others).query(path)[0]) > 0.45 * APART
+        assert np.min(KDTree(others).query(path)[0]) > 0.45 * APART
     places = np.stack(np.meshgrid(*[np.linspace(0.05, 0.95, 19)] * 2), axis=-1).reshape(-1, 2)
-    widest = np.max(cKDTree(np.concatenate(scaled)).query(places)[0])
+    widest = np.max(KDTree(np.concatenate(scaled)).query(places)[0])
     assert widest < 1.5 * APART
 
 

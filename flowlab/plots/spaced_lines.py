@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from scipy.interpolate import CubicSpline
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from flowlab import _checks as checks
 from flowlab import until
@@ -197,7 +197,7 @@ def _is_free(
     """Which places are nowhere near what is drawn."""
     if not len(drawn):
         return np.ones(len(places), bool)
-    return cKDTree(drawn).query(places)[0] >= near
+    return KDTree(drawn).query(places)[0] >= near
 
 
 def _length(path: Path) -> float:

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
 from flowlab._names import did_you_mean, key, meant
@@ -180,15 +181,14 @@ def as_flag(name: str) -> str:
     return f"`{flag}`" if flag.isupper() else flag or f"--{name.replace('_', '-')}"
 
 
-def as_option_named(message: str, of_argument: Mapping[str, str] | None = None) -> str:
+def as_option_named(message: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
     """A message on an argument, if that is an option, in the words of the command line.
 
     Args:
         message: The message.
-        of_argument: Options by the arguments that they are given as, where names differ; if not
-            given, those of the whole library.
+        names: Options by the arguments that stand for them, where they are called otherwise.
     """
-    return _renamed(message, _as_option, as_flag, of_argument or _OF_ARGUMENT)
+    return _renamed(message, _as_option, as_flag, names)
 
 
 def as_entry_named(message: str) -> str:
@@ -200,11 +200,11 @@ def _renamed(
     message: str,
     first: Callable[[str], str],
     others: Callable[[str], str],
-    of_argument: Mapping[str, str] = _OF_ARGUMENT,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A message that begins with an argument that the library takes from an option."""
     said = re.match(r"Argument `(\w+)`", message)
-    name = "" if said is None else of_argument.get(said[1], said[1])
+    name = "" if said is None else {**_OF_ARGUMENT, **names}.get(said[1], said[1])
     if said is None or name not in OPTIONS:
         return message
 

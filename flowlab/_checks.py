@@ -11,6 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
 
+from flowlab._names import did_you_mean
+
 __all__ = [
     "array",
     "between",
@@ -152,7 +154,8 @@ def choice(name: str, value: Any, *known: str) -> Any:
     """
     if not (isinstance(value, str) and value in known):
         listed = ", ".join(f'"{word}"' for word in known[:-1]) + f' or "{known[-1]}"'
-        raise ValueError(f"Argument `{name}` must be {listed}, but is {value!r}.")
+        near = did_you_mean(value, known) if isinstance(value, str) else ""
+        raise ValueError(f"Argument `{name}` must be {listed}, but is {value!r}{near or '.'}")
     return known[known.index(value)]  # which is plain, where the value is an enumeration's
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
+from flowlab._names import did_you_mean, key, meant
+
 __all__ = [
     "OF_POLICY",
     "OF_SWEEP",
@@ -22,9 +24,11 @@ __all__ = [
     "as_option_named",
     "check",
     "filled",
+    "implied",
     "refuse_idle",
     "refuse_twice",
     "refuse_unless",
+    "spelled",
 ]
 
 _TYPES = {
@@ -54,14 +58,19 @@ class Option:
         help_of: What the help of some commands says instead, by their names.
         metavar: What stands for its value there; None to tell its type.
         flag: Its name on the command line, in capitals for an argument; made of `name` if empty.
+        also: Other names under which the command line takes it, of commands that have none so.
         choices: The words that it can be; any value of its type if empty.
         words: The words that its text begins with, of the library's functions that make of it what
             it names, with `=` and what stands behind that; told in the help in place of `{words}`.
         default: What it is where it has an effect and is not given; None leaves that to others.
+        by: Another option, by whose words its default, a table then, goes.
+        implied: Whether it is understood where it is not given, but another option is that has an
+            effect with one of its words alone.
+        instead: Other options that a value of their type is for, by the types, where it is none of
+            the choices.
         least: Its smallest value.
         variable: An environment variable that gives it as well.
         only: Another option, and the words of that with which this one has an effect.
-        required: Another option, and the words of that with which this one must be given.
     """
 
     group: str
@@ -71,13 +80,16 @@ class Option:
     help_of: Mapping[str, str] = field(default_factory=dict)
     metavar: str | None = None
     flag: str = ""
+    also: Sequence[str] = ()
     choices: Sequence[str] = ()
     words: Sequence[str] = ()
     default: Any = None
+    by: str | None = None
+    implied: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
     least: int | None = None
     variable: str | None = None
     only: Sequence[str] = ()
-    required: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Write the words out in the help."""
@@ -133,6 +145,15 @@ class OptionError(ValueError):
     def __init__(self, name: str, sentence: str, *values: Any) -> None:
         super().__init__(name, sentence, *values)
 
+    @property
+    def name(self) -> str:
+        """The option."""
+        return self.args[0]
+
+    def of_another(self, name: str) -> "OptionError":
+        """The same sentence on another option, by which it was given."""
+        return OptionError(name, *self.args[1:])
+
     def __str__(self) -> str:
         """The sentence to one who works in Python."""
         return f"Entry {self._told(_as_entry)}"
@@ -150,7 +171,8 @@ class OptionError(ValueError):
     ) -> str:
         name, sentence, *values = self.args
         others = {each: spelled(each) for each in OPTIONS}
-        return f"{(first or spelled)(name)} {sentence.format(*values, **others)}."
+        said = f"{(first or spelled)(name)} {sentence.format(*values, **others)}"
+        return said if said.endswith("?") else f"{said}."
 
 
 def as_flag(name: str) -> str:
@@ -213,6 +235,35 @@ def refuse_twice(name: str, values: Sequence[Any]) -> None:
     refuse_unless(once, name, "must name each once, but is {}", list(values))
 
 
+def spelled(name: str, value: Any) -> Any:
+    """A text as the table spells what it can only mean; anything else as it is.
+
+    Words go without case, hyphens and underscores. Of an option that has `words`, one is also
+    understood by a sign behind its beginning: `loss<0.1` as `loss_below=0.1`, `margin > 2` as
+    `margin_above=2`, `loss=0.1` where one word alone begins so.
+    """
+    option = OPTIONS[name]
+    if not isinstance(value, str):
+        return value
+    if option.choices:
+        return meant(value, option.choices) or value
+    parts = _WORDED.fullmatch(value) if option.words else None
+    if parts is None:
+        return value
+    word, sign, number, space = parts.groups(default="")
+    endings = {"<": ("below",), ">": ("above",)}.get(sign[:1], ("",))
+    known = [each for each in option.takes if each.endswith(endings)]
+    exact = meant(word, known)
+    begun = [each for each in known if key(each.partition("_")[0]) == key(word) and sign]
+    if exact is None and len(begun) != 1:
+        return value
+    return f"{exact or begun[0]}{'=' if sign else ''}{number}{space.lower()}"
+
+
+# A word, a sign with what stands behind it, and a space behind a colon.
+_WORDED = re.compile(r"\s*([A-Za-z][\w -]*?)\s*(?:([<>]=?|==?)\s*([^:]*?))?\s*(:\w+)?\s*")
+
+
 def check(name: str, value: Any) -> None:
     """Refuse an entry of a recipe that is none of its words, or not of its type.
 
@@ -221,8 +272,9 @@ def check(name: str, value: Any) -> None:
     """
     option = OPTIONS[name]
     if option.choices:
-        known = ", ".join(option.choices)
-        refuse_unless(value in option.choices, name, "must be one of {}, but is {!r}", known, value)
+        known, near = ", ".join(option.choices), did_you_mean(str(value), option.choices)
+        sentence = "must be one of {}, but is {!r}{}"
+        refuse_unless(value in option.choices, name, sentence, known, value, near)
     else:
         right = _is_of(option.annotation, value)
         refuse_unless(right, name, "must be {}, but is {!r}", option.type, value)
@@ -242,27 +294,38 @@ def _is_of(annotation: Any, value: Any) -> bool:
 
 
 def refuse_idle(asked: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse options that were given and have no effect, then those that are missing."""
-    known = [OPTIONS[name] for name in names]
-    for option in known:
+    """Refuse options that were given and have no effect."""
+    for option in (OPTIONS[name] for name in names):
         if asked[option.name] is None or _applies(option, asked):
             continue
         other, *words = option.only
         given = _word(asked[other])
         beside = f"without {{{other}}} {{}}" if given is None else f"with {{{other}}} {{}}"
         raise OptionError(option.name, f"has no effect {beside}", given or " or ".join(words))
-    for option in known:
-        if asked[option.name] is None and option.required:
-            other, *words = option.required
-            given = _word(asked[other])
-            missing = given in words
-            refuse_unless(not missing, option.name, f"must be given with {{{other}}} {{}}", given)
+
+
+def implied(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with what others stand for, a grid for its shape, and else with their defaults.
+
+    Of those alone that the table has so.
+    """
+    found = dict(asked)
+    for name in [name for name in asked if OPTIONS[name].implied and asked[name] is None]:
+        pairs = [OPTIONS[each].only for each in asked if asked[each] is not None]
+        words = [only[1] for only in pairs if len(only) == 2 and only[0] == name]
+        found[name] = words[0] if words else OPTIONS[name].default
+    return found
 
 
 def filled(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Options with their defaults, where they have an effect and were not given."""
-    defaults = {name: OPTIONS[name].default for name in asked if _applies(OPTIONS[name], asked)}
-    return {n: defaults.get(n) if value is None else value for n, value in asked.items()}
+    found = dict(asked)
+    for name in [name for name, value in asked.items() if value is None]:
+        option = OPTIONS[name]
+        if _applies(option, asked):
+            by = option.by and (asked[option.by] or OPTIONS[option.by].default)
+            found[name] = option.default[by] if by else option.default
+    return found
 
 
 def _applies(option: Option, asked: Mapping[str, Any]) -> bool:

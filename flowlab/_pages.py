@@ -1,6 +1,7 @@
 """Pages: self-contained HTML, and the templates that hold the prose of studies and diagnoses."""
 
 import base64
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import version
@@ -10,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from flowlab import __version__
 
@@ -17,6 +19,7 @@ __all__ = ["REPORT", "disabled", "factor", "joined", "rendered", "share", "signe
 
 _FOLDERS = [Path(__file__).parent / part / "templates" for part in ("study", "logs", "replay")]
 _LARGE = 100.0
+_SECTION = re.compile(r"<h2(?: id='(?P<id>[^']*)')?>(?P<title>.*?)</h2>", re.DOTALL)
 REPORT = "report.html"  # by which a folder is known as one of earlier results
 
 
@@ -90,6 +93,7 @@ def _environment() -> Environment:
         "share": share,
         "signed": signed,
         "significant": _significant,
+        "with_contents": _with_contents,
         "words": lambda name: name.replace("_", " "),
     }
     made.globals["versions"] = _versions()
@@ -98,6 +102,22 @@ def _environment() -> Environment:
 
 def _base64(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")
+
+
+def _with_contents(body: str) -> Markup:
+    """The body of a page below a list of its sections; unless it has such a list of its own."""
+    if "<nav" in body:
+        return Markup(body)
+    sections: list[tuple[str, str]] = []
+
+    def noted(found: re.Match[str]) -> str:
+        place = found["id"] or f"section-{len(sections) + 1}"
+        sections.append((place, found["title"].strip()))
+        return f"<h2 id='{place}'>{found['title']}</h2>"
+
+    whole = _SECTION.sub(noted, body)
+    items = "\n".join(f"<li><a href='#{place}'>{title}</a></li>" for place, title in sections)
+    return Markup(f"<nav aria-label='Contents'>\n<ol>\n{items}\n</ol>\n</nav>\n{whole}")
 
 
 def _significant(value: float) -> str:

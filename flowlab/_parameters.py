@@ -19,7 +19,17 @@ from jaxtyping import ArrayLike
 from flowlab._checks import within
 from flowlab.domains import AbstractDomain
 
-__all__ = ["arguments", "parameter", "parameter_names", "positive", "replaced"]
+__all__ = [
+    "arguments",
+    "parameter",
+    "parameter_names",
+    "positive",
+    "replaced",
+    "short",
+    "short_call",
+]
+
+_WRITTEN_OUT = 9  # numbers of an array, as a kernel of three responses has them
 
 
 def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
@@ -90,6 +100,49 @@ def replaced(held: Any, name: str, value: Any) -> Any:
         if key in accepted
     }
     return type(held)(**known)
+
+
+def short_call(module: Any) -> str:
+    """A module as it may be constructed, without what is as it would be unless given."""
+    usual = {name: one.default for name, one in inspect.signature(type(module)).parameters.items()}
+    for field in dataclasses.fields(module):  # what a constructor makes where it is given None
+        if "usual" in field.metadata:
+            usual[field.metadata.get("argument", field.name)] = field.metadata["usual"]
+    given = arguments(module)
+    told = {n: given[n] for n in usual if n in given and not _is_usual(usual[n], given[n])}
+    return f"{type(module).__name__}({', '.join(f'{n}={short(v)}' for n, v in told.items())})"
+
+
+def short(value: Any) -> str:
+    """A hyper-parameter or another argument on one line; of a large array its shape."""
+    if isinstance(value, Tracer):
+        return "traced"
+    if isinstance(value, np.ndarray | jax.Array):
+        if value.ndim == 0:
+            return f"{float(value):g}"
+        large = value.size > _WRITTEN_OUT
+        return f"array of shape {value.shape}" if large else str(np.asarray(value).tolist())
+    if isinstance(value, tuple):
+        return f"({', '.join(map(short, value))}{',' if len(value) == 1 else ''})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {short(part)}' for name, part in value.items())}}}"
+    if inspect.isroutine(value):
+        return value.__qualname__
+    return repr(value)
+
+
+def _is_usual(usual: Any, value: Any) -> bool:
+    """Whether an argument is as it is unless given, or a domain without walls."""
+    if value is None or isinstance(value, Tracer):
+        return value is None
+    if isinstance(value, AbstractDomain):
+        return not value.walls()[1].size
+    if isinstance(value, np.ndarray | jax.Array):
+        if isinstance(usual, np.ndarray):
+            return np.array_equal(value, usual)
+        # A number stands for one of each.
+        return isinstance(usual, float | int) and bool(np.all(np.asarray(value) == usual))
+    return isinstance(value, str | float | int | tuple) and bool(value == usual)
 
 
 def _fields(held: Any) -> Iterator[tuple[str, Any, bool]]:

@@ -1,9 +1,10 @@
-"""Tables of plain text, for terminals and files."""
+"""Tables of plain text, for terminals and files, and the same rows as HTML, for notebooks."""
 
+import html as markup
 import io
 from collections.abc import Iterable, Sequence
 
-__all__ = ["table"]
+__all__ = ["html", "table"]
 
 _WIDEST = 1 << 16  # columns of a console in which nothing is cut or wrapped
 
@@ -31,3 +32,24 @@ def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> s
     with console.capture() as drawn:
         console.print(grid)
     return "\n".join(line.rstrip() for line in drawn.get().splitlines())
+
+
+def html(title: str, rows: Iterable[Sequence[str]], sides: str = "l") -> str:
+    """Rows of text as a table of HTML under a title, without styles of its own but the sides.
+
+    Args:
+        title: What the table is of.
+        rows: The rows; those with fewer cells end early.
+        sides: As of `table`.
+    """
+    drawn = []
+    for row in rows:
+        words = {"l": "left", "r": "right"}
+        cells = (
+            f'<td style="text-align:{words[sides[min(index, len(sides) - 1)]]}">'
+            f"{markup.escape(cell)}</td>"
+            for index, cell in enumerate(row)
+        )
+        drawn.append(f"<tr>{''.join(cells)}</tr>")
+    caption = f'<caption style="text-align:left">{markup.escape(title)}</caption>'
+    return f"<table>{caption}<tbody>{''.join(drawn)}</tbody></table>"

@@ -96,8 +96,12 @@ class Flow(AbstractFlow):
             asked for on a domain that has no walls.
     """
 
-    function: Callable[[PyTree[Array]], Float[Array, ""]]
-    operator: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]] | None
+    function: Callable[[PyTree[Array]], Float[Array, ""]] = eqx.field(
+        metadata={"argument": "potential"}
+    )
+    operator: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]] | None = eqx.field(
+        metadata={"argument": "metric"}
+    )
     domain: AbstractDomain
     wall: WallRule = eqx.field(static=True)
 

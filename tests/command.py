@@ -80,3 +80,11 @@ def made_up_card(loss: losses.AbstractLoss, *, reach: float) -> cards.Card:
         bound=cards.Bound(True, 0.0),
         crossings=(),
     )
+
+
+def assert_same(mine: Any, expected: Any) -> None:
+    """What was made is what was expected, in its type, its text and its numbers."""
+    assert type(mine) is type(expected)
+    assert repr(mine) == repr(expected)
+    for name in vars(expected):
+        np.testing.assert_equal(getattr(mine, name), getattr(expected, name))

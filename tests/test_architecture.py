@@ -21,6 +21,7 @@ PACKAGE = ROOT / "flowlab"
 # A module imports only from those above it. A module that grew into a folder keeps its place.
 LAYOUT = (
     "_lazy",
+    "_names",
     "_checks",
     "_files",
     "_arrays",
@@ -61,6 +62,7 @@ LONGEST_OF_TESTS = 60  # a case that is told in one piece
 LONGEST_MODULE = 550
 QUESTIONS = {"What", "How", "Whether", "Where", "Which"}  # instead of a noun or an imperative
 BENCHMARKS = tuple((ROOT / "benchmarks").glob("**/*.py"))
+DRAWING = "from flowlab import plots"
 # What jaxtyping can give a shape to, whatever the Python and the NumPy. Aliases of others may be
 # strange to it: from NumPy 2.5 on, `numpy.typing.ArrayLike` is an object with which imports fail.
 SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"}
@@ -372,11 +374,24 @@ def nearest_module(target: str) -> str:
 
 @functools.cache
 def imports(name: str) -> frozenset[str]:
-    """The absolute dotted names that the module `name` imports, in functions too."""
+    """The absolute dotted names that the module `name` imports, in functions too.
+
+    All but what draws: what shows itself by a method `plot` imports `flowlab.plots` when that is
+    called, and the plots know what they draw.
+    """
     path = modules()[name]
     package = name if path.stem == "__init__" else name.rpartition(".")[0]
-    nodes = ast.walk(tree(path))
+    nodes = set(ast.walk(tree(path))) - set(drawing(path))
     return frozenset(target for node in nodes for target in imported_by(node, package))
+
+
+def drawing(path: Path) -> Iterator[ast.AST]:
+    """The imports of `flowlab.plots` by methods `plot`."""
+    for kind in ast.walk(tree(path)):
+        for method in kind.body if isinstance(kind, ast.ClassDef) else ():
+            for node in ast.walk(method) if getattr(method, "name", "") == "plot" else ():
+                if isinstance(node, ast.ImportFrom) and ast.unparse(node) == DRAWING:
+                    yield node
 
 
 def imported_by(node: ast.AST, package: str) -> Iterator[str]:

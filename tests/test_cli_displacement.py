@@ -83,8 +83,10 @@ def test_losses_hyper_parameters_and_the_grid_are_those_asked_for(mapped_with, t
         edges = np.linspace(-0.4, np.sqrt(0.5), 5)
         np.testing.assert_allclose(options["ratios"], (edges[1:] + edges[:-1]) / 2)
         assert (options["rejected"], options["time"]) == (0.5, None)
-    # What the command wrote it replaces.
+    # What the command wrote it replaces where that is asked for.
     one = ("--loss", "conservative_dpo", "--set", "label_smoothing=0.2")
+    assert "holds earlier results" in refusal(asked(*one, out=tmp_path))
+    one = (*one, "--overwrite")
     assert asked(*one, out=tmp_path).exit_code == 0
     assert repr(mapped_with[-1][0]) == repr(losses.ConservativeDPO(label_smoothing=0.2))
     counts = [len(mapped_with[-1][1][name]) for name in ("margins", "ratios")]
@@ -120,8 +122,8 @@ NOT_MAPPED = {
     "Option --margins must be LOW HIGH": ("--loss", "dpo", "--margins", "2", "1"),
     "Option --time must be positive": ("--loss", "dpo", "--time", "-1"),
     "Option --beta must be positive": ("--loss", "dpo", "--beta", "-1"),
-    "Missing option '--loss'": (),
-    "Invalid value for '--cells'": ("--loss", "dpo", "--cells", "1"),
+    "Option --loss must be given": (),
+    "Option --cells must be at least 2": ("--loss", "dpo", "--cells", "1"),
 }
 
 

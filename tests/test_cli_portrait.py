@@ -116,7 +116,7 @@ def test_every_classical_potential_has_a_portrait_of_its_own_region(kind, tmp_pa
 
 def test_basins_are_filled_in_on_demand(tmp_path, drawn_with):
     for words, cells in ((("--basins",), 64), (("--basins", "--cells", "9"), 9)):
-        asked = (*DPO_ON_RATIOS, *words, "--figure", tmp_path / "it.png")
+        asked = (*DPO_ON_RATIOS, *words, "--figure", tmp_path / f"{cells}.png")
         assert flowlab_command("portrait", *asked).exit_code == 0
         options = drawn_with[-1][-1]
         assert options["cells"] == cells
@@ -125,13 +125,26 @@ def test_basins_are_filled_in_on_demand(tmp_path, drawn_with):
 
 def test_the_portrait_has_a_name_unless_told(tmp_path, monkeypatch, drawn_with):
     monkeypatch.chdir(tmp_path)
-    assert flowlab_command("portrait", *DPO_ON_RATIOS).stdout.endswith("figure: portrait.png\n")
-    assert os.listdir(tmp_path) == ["portrait.png"]
+    for name in ("dpo.png", "dpo-2.png", "dpo-3.png"):  # what is there stays
+        assert flowlab_command("portrait", "dpo").stdout.endswith(f"figure: {name}\n")
+    assert sorted(os.listdir(tmp_path)) == ["dpo-2.png", "dpo-3.png", "dpo.png"]
+
+
+def test_a_picture_is_replaced_only_where_that_is_asked_for(tmp_path, drawn_with):
+    picture = tmp_path / "it.png"
+    picture.write_text("mine")
+    said = refusal(flowlab_command("portrait", "dpo", "--figure", picture))
+    assert said == (
+        f"Option --figure must be a new file, but {picture} exists; give another, or replace it "
+        "with --overwrite."
+    )
+    assert (picture.read_text(), drawn_with) == ("mine", [])
+    assert flowlab_command("portrait", "dpo", "--out", picture, "--overwrite").exit_code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 NOT_DRAWN = {
     "Option --loss must be given, or --potential instead.": (),
-    "Option --policy must be given, or --potential instead.": ("--loss", "dpo"),
     "Option --loss has no effect with --potential.": (*DPO_ON_RATIOS, "--potential", "bowl"),
     "Option --beta has no effect with --potential.": ("--potential", "bowl", "--beta", "0.1"),
     "Option --set has no effect with --potential.": ("--potential", "bowl", "--set", "a=1"),
@@ -142,7 +155,9 @@ NOT_DRAWN = {
     ),
     "Option --loss must be one of dpo, ": ("--loss", "mse", "--policy", "ratio"),
     "Option --loss must be a loss of one pair": ("--loss", "aot", "--policy", "ratio"),
-    "Invalid value for '--policy'": ("--loss", "dpo", "--policy", "plane"),
+    "Option --policy must be one of ratio, log_ratio, but is 'plane'.": (
+        *("--loss", "dpo", "--policy", "plane"),
+    ),
     "Option --kernel has no effect with --policy ratio.": (*DPO_ON_RATIOS, "--kernel", "1,0,1"),
     "Option --wall has no effect without --domain box or simplex.": (
         *DPO_ON_RATIOS,
@@ -156,7 +171,7 @@ NOT_DRAWN = {
         *(*DPO_ON_RATIOS, "--y", "0", "inf"),
     ),
     "Option --cells has no effect without --basins.": (*DPO_ON_RATIOS, "--cells", "9"),
-    "Invalid value for '--cells'": (*DPO_ON_RATIOS, "--basins", "--cells", "1"),
+    "Option --cells must be at least 2, but is 1.": (*DPO_ON_RATIOS, "--basins", "--cells", "1"),
     "Option --figure must end in .png, .svg, .pdf, but is x.gif.": (
         *DPO_ON_RATIOS,
         "--figure",

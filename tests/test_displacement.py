@@ -356,3 +356,15 @@ def test_losses_of_a_batch_and_flat_ones_and_flows_without_pairs_are_refused():
         displacement.rates(fl.Flow(lambda y: (y**2).sum()), np.zeros(2))
     with pytest.raises(ValueError, match="Argument `found`"):
         plots.displacements({})
+
+
+def test_ratios_lie_about_the_boundary_of_the_loss_where_they_can():
+    assert displacement.typical_boundary(DPO, np.array([-5.0, 0.0, 5.0])) == pytest.approx(1)
+    about = displacement.default_ratios(1.5, 4, boundary=1.0)
+    edges = np.linspace(2 - np.sqrt(1.5), np.sqrt(1.5), 5)
+    np.testing.assert_allclose(about, (edges[1:] + edges[:-1]) / 2)
+    assert np.mean(about) == pytest.approx(1)
+    # Where no ratio is as large as the boundary, or it is nowhere, the range is as wide as can be.
+    for boundary in (2.0, np.nan):
+        wide = displacement.default_ratios(1.5, 4, boundary=boundary)
+        np.testing.assert_allclose(wide, [-0.2, 0.2, 0.6, 1.0])

@@ -317,7 +317,8 @@ def squares(y: Any) -> Any:
 
 NO_FLOW: dict[str, tuple[Any, Any]] = {
     "Argument `potential` must give one number for a state, as flows of potentials alone are "
-    "followed, and of no vector field, but gives shape (2,).": (lambda y: y**2, None),
+    "followed, and of no vector field, but gives shape (2,); the M of a field −M∇L is a function "
+    "`metric` beside it.": (lambda y: y**2, None),
     "Argument `potential` must give a real number made of the state by JAX, but gives 3.0.": (
         lambda y: 3.0,
         None,

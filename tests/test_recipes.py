@@ -68,6 +68,18 @@ def test_a_recipe_that_was_stored_makes_the_same_plan():
     assert plan.recipe["clock"] == "arc_length"
 
 
+def test_a_loss_alone_is_a_recipe_and_corners_are_those_of_its_plane(tmp_path):
+    plan = plans.from_recipe({"loss": "dpo"})
+    assert plan.starts == plans.DrawnStarts("sobol", 4096, (0.0, 0.0), (1.0, 1.0), 0)
+    assert plan.recipe is not None and plan.recipe["until"] == "margin_above=2"
+    on_logarithms = plans.from_recipe({"loss": "dpo", "kernel": "2,1,2", "shape": [3, 4]})
+    assert on_logarithms.starts == plans.DrawnStarts("grid", (3, 4), (-10.0,) * 2, (10.0,) * 2)
+    of_tables = {"policies": {"a": {"policy": "Log-Ratio"}, "b": {"kernel": "2,1,2"}}}
+    assert plans.from_recipe({"loss": "dpo", **of_tables}).starts == plans.DrawnStarts(
+        "sobol", 4096, (-10.0,) * 2, (10.0,) * 2
+    )
+
+
 def test_targets_can_have_names_and_parameters_be_listed(tmp_path):
     text = (
         'loss = "conservative_dpo"\npolicy = "ratio"\nstarts = "grid"\nshape = [2, 2]\n'
@@ -99,7 +111,14 @@ WRONG: dict[str, tuple[str, str]] = {
         "entry `beta` must be numbers, but is",
     ),
     "a starts that is none": (PLAN.replace('"sobol"', '"halton"'), "`starts` must be one of"),
-    "no count": (PLAN.replace("count = 20\n", ""), "entry `count` must be given"),
+    "an entry that is nearly known": (
+        "loss = 'dpo'\nlowr = [0, 0]",
+        "entry `lowr` is unknown; .*; did you mean lower",
+    ),
+    "corners of different planes": (
+        PLAN.replace("lower = [0.1, 0.1]\n", "") + "[policies.logarithms]\npolicy = 'log_ratio'\n",
+        "entry `lower` must be given with `policies` on different planes",
+    ),
     "a number that is a word": (
         PLAN.replace("rtol = 1e-5", "rtol = 'a'"),
         "`rtol` must be a number",
@@ -135,8 +154,8 @@ def test_a_file_that_is_wrong_is_refused_in_its_own_words(name, tmp_path):
 
 def test_a_recipe_that_is_wrong_is_refused_in_the_words_of_recipes():
     recipe = {"loss": "dpo", "policy": "ratio", "starts": "grid", "shape": [2, 2]}
-    with pytest.raises(ValueError, match="Entry `until` must be given."):
-        plans.from_recipe(recipe)
+    with pytest.raises(ValueError, match="Entry `loss` must be given."):
+        plans.from_recipe({**recipe, "loss": None})
     idle = {**recipe, "until": "time=1", "box_chosen": 2.0}
     with pytest.raises(ValueError, match="Entry `box_chosen` has no effect without `domain` box."):
         plans.from_recipe(idle)

@@ -75,7 +75,9 @@ def test_missing_folders_on_the_way_are_made(small, tmp_path):
 def test_a_store_stays_unless_it_is_to_be_overwritten(small, tmp_path):
     store.write(small, tmp_path / "sweep")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"Argument `path` must be free, .* or overwrite it\.$"):
+    with pytest.raises(
+        ValueError, match=r"Argument `path` must be free, .* or replace it by `overwrite`\.$"
+    ):
         store.write(small + 1, tmp_path / "sweep")
     assert contents(tmp_path) == before
     store.write(small + 1, tmp_path / "sweep", overwrite=True)

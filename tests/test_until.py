@@ -180,7 +180,7 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     (lambda: until.margin_above(np.inf), f"`margin` {FINITE} inf."),
     (
         lambda: until.margin_above(1.0, of="median"),  # pyright: ignore
-        '`of` must be "mean" or "min", but is \'median\'.',
+        '`of` must be "mean" or "min", but is \'median\'; did you mean mean or min?',
     ),
     (lambda: until.speed_below(0.0), "`speed` must be positive and finite, but is 0.0."),
     (lambda: until.speed_below(-1.0), "`speed` must be positive and finite, but is -1.0."),

@@ -1,10 +1,10 @@
 """Dynamics cards: how the flow of a loss behaves, computed by integrating and root-finding."""
 
 from flowlab.cards.approach import Approach
-from flowlab.cards.card import REACH, Card, card
+from flowlab.cards.card import REACH, card
 from flowlab.cards.comparison import Comparison, compare
 from flowlab.cards.critical_sets import CriticalSet
-from flowlab.cards.formats import COLUMNS, description, row, table, to_json
+from flowlab.cards.formats import COLUMNS, Card, description, row, table, to_json
 from flowlab.cards.lines import Crossing, Traps
 from flowlab.cards.regions import Bound, Fall, Plateau
 

@@ -1,67 +1,21 @@
 """Dynamics cards: how the flow of a loss behaves, computed by integrating and root-finding."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from flowlab._checks import positive
-from flowlab.cards.approach import Approach
-from flowlab.cards.critical_sets import CriticalSet, find
-from flowlab.cards.lines import (
-    Crossing,
-    Traps,
-    approaches,
-    crossings,
-    follow,
-    traps,
-)
+from flowlab.cards.critical_sets import find
+from flowlab.cards.formats import Card
+from flowlab.cards.lines import approaches, crossings, follow, traps
 from flowlab.cards.plane import Plane
-from flowlab.cards.regions import Bound, Fall, Plateau, bound, conserved, fall, plateau
+from flowlab.cards.regions import bound, conserved, fall, plateau
 from flowlab.flow import PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.policies import LogRatioPlane
 from flowlab.solve import one_call
 
-__all__ = ["REACH", "Card", "card"]
+__all__ = ["REACH", "card"]
 
 REACH = 100.0  # nats; real runs stay within (the farthest of the two logs at hand: 48)
-
-
-@dataclass(frozen=True)
-class Card:
-    """The flow of a loss on the log-ratio plane, u' = −K ∇L, in a few facts.
-
-    Attributes:
-        loss: The loss.
-        plane: The plane, with its references, lengths and kernel.
-        reach: Half the side of the square around the reference point that was searched, nats.
-        value: The loss at the reference point.
-        gradient: (∂L/∂u_w, ∂L/∂u_l) there.
-        speed: The length of the velocity there, nats per unit of flow time.
-        critical_sets: Where the flow rests within reach, the nearest first; empty if nowhere.
-        approach: The long run from the reference point, by "chosen", "rejected" and "margin".
-        plateau: Slow parts of the wrong side.
-        traps: Starts that flow to a wrong margin.
-        fall: Where the chosen log-ratio falls without coupling.
-        conserved: A quantity that no flow line changes, as a formula in u_w and u_l; "" if none.
-        bound: Whether the loss is bounded below.
-        crossings: The line from the reference point at margins 1, 5 and 20.
-    """
-
-    loss: AbstractLoss
-    plane: LogRatioPlane
-    reach: float
-    value: float
-    gradient: tuple[float, float]
-    speed: float
-    critical_sets: tuple[CriticalSet, ...]
-    approach: dict[str, Approach]
-    plateau: Plateau
-    traps: Traps
-    fall: Fall
-    conserved: str
-    bound: Bound
-    crossings: tuple[Crossing, ...]
 
 
 @one_call()

@@ -1,18 +1,21 @@
-"""Cards as text and as JSON."""
+"""Dynamics cards, and what they are told as: text, tables, JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from flowlab import _tables
 from flowlab.cards.approach import Approach
-from flowlab.cards.card import Card
 from flowlab.cards.critical_sets import CriticalSet
+from flowlab.cards.lines import Crossing, Traps
+from flowlab.cards.regions import Bound, Fall, Plateau
+from flowlab.losses import AbstractLoss
+from flowlab.policies import LogRatioPlane
 
-__all__ = ["COLUMNS", "description", "row", "table", "to_json"]
+__all__ = ["COLUMNS", "Card", "description", "row", "table", "to_json"]
 
 COLUMNS = (
     "loss",
@@ -46,6 +49,60 @@ _KINDS = {
 _BOUNDED = {True: "below", False: "no", None: "not told"}
 
 
+@dataclass(frozen=True)
+class Card:
+    """The flow of a loss on the log-ratio plane, u' = −K ∇L, in a few facts.
+
+    Attributes:
+        loss: The loss.
+        plane: The plane, with its references, lengths and kernel.
+        reach: Half the side of the square around the reference point that was searched, nats.
+        value: The loss at the reference point.
+        gradient: (∂L/∂u_w, ∂L/∂u_l) there.
+        speed: The length of the velocity there, nats per unit of flow time.
+        critical_sets: Where the flow rests within reach, the nearest first; empty if nowhere.
+        approach: The long run from the reference point, by "chosen", "rejected" and "margin".
+        plateau: Slow parts of the wrong side.
+        traps: Starts that flow to a wrong margin.
+        fall: Where the chosen log-ratio falls without coupling.
+        conserved: A quantity that no flow line changes, as a formula in u_w and u_l; "" if none.
+        bound: Whether the loss is bounded below.
+        crossings: The line from the reference point at margins 1, 5 and 20.
+    """
+
+    loss: AbstractLoss
+    plane: LogRatioPlane
+    reach: float
+    value: float
+    gradient: tuple[float, float]
+    speed: float
+    critical_sets: tuple[CriticalSet, ...]
+    approach: dict[str, Approach]
+    plateau: Plateau
+    traps: Traps
+    fall: Fall
+    conserved: str
+    bound: Bound
+    crossings: tuple[Crossing, ...]
+
+    def __repr__(self) -> str:
+        """The loss and its plane, on one line."""
+        return f"Card({self.loss}, on {self.plane}, within {self.reach:g} nats)"
+
+    def _repr_html_(self) -> str:
+        return _tables.html(repr(self), facts(self))
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the portrait of the loss; see `flowlab.plots.portrait`.
+
+        Args:
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+        """
+        from flowlab import plots
+
+        return plots.portrait(self, ax=ax)
+
+
 def row(name: str, card: Card) -> tuple[str, ...]:
     """One row of the table of all cards, under `COLUMNS`."""
     return (
@@ -68,7 +125,12 @@ def table(cards: Mapping[str, Card]) -> str:
 
 def description(card: Card) -> str:
     """One card as lines of plain text."""
-    facts = [
+    return _tables.table(facts(card))
+
+
+def facts(card: Card) -> list[tuple[str, str]]:
+    """One card as rows of a name and what there is to say."""
+    return [
         ("loss", repr(card.loss)),
         ("plane", _stated(card)),
         ("at u = (0, 0)", _reference(card)),
@@ -81,7 +143,6 @@ def description(card: Card) -> str:
         ("bounded below", _bounded(card)),
         *((f"at margin {c.margin:g}", _crossed(c.time, c.u_chosen)) for c in card.crossings),
     ]
-    return _tables.table(facts)
 
 
 def to_json(cards: Mapping[str, Card]) -> list[dict[str, Any]]:

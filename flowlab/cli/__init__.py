@@ -18,7 +18,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from flowlab import __version__
-from flowlab._files import NotWritableError, check_folder, check_writable
+from flowlab._files import NotWritableError
+from flowlab._names import did_you_mean, meant
 from flowlab._options import (
     OF_POLICY,
     OF_SWEEP,
@@ -28,9 +29,11 @@ from flowlab._options import (
     refuse_unless,
 )
 from flowlab.cli import _cache as cache
+from flowlab.cli import _places as places
 from flowlab.cli import _report as report
 from flowlab.cli._interrupt import INTERRUPTED, end_soon
 from flowlab.cli._options import option, with_options
+from flowlab.cli._spelling import understood
 
 if TYPE_CHECKING:
     from flowlab.study import Study
@@ -40,13 +43,13 @@ __all__ = ["app", "main"]
 FAILED, MISUSED = 1, 2
 _RARELY = 100_000, 20, 20  # new objects before Python looks for cycles among the young, and so on
 # Options that a portrait has like a sweep, and those of a sweep that are no entries of files alone.
-_DRAWN = ("loss", "parameters", "offset", *OF_POLICY)
-_SWEPT = tuple(name for name in OF_SWEEP if name not in ("policies", "dtype"))
 _REPLAYED = (
     *("loss", "parameters", "reference", "optimiser", "learning_rate", "schedule", "warmup_steps"),
     *("weight_decay", "max_grad_norm", "adam_betas", "batch_size", "accumulation", "processes"),
     *("seed", "max_length", "chunk", "keep_every", "checkpoint"),
 )
+_DRAWN = ("parameters", "offset", *OF_POLICY)
+_SWEPT = tuple(name for name in OF_SWEEP if name not in ("loss", "policies", "dtype"))
 EXIT_CODES = (
     "Exit codes: 0 done; 1 a failure while running, such as a folder that cannot be written; "
     "2 a wrong option or value; 130 interrupted. An error is one line on stderr."
@@ -57,17 +60,37 @@ class _Group(TyperGroup):
     """Commands whose errors are one line on stderr and a documented exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args:
+        if not args or ctx.resilient_parsing:  # as for the shell, which completes what is begun
             return super().parse_args(ctx, args)
         with _errors_in_one_line():
-            return super().parse_args(ctx, args)
+            first = next((i for i, word in enumerate(args) if not word.startswith("-")), len(args))
+            own = understood(args[:first], self.get_params(ctx))
+            return super().parse_args(ctx, [*own, *args[first:]])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is meant, however it is written."""
+        known = self.list_commands(ctx)
+        name = meant(args[0], known)
+        if name is None and not ctx.resilient_parsing:
+            near = did_you_mean(args[0], known) or f"; there are {', '.join(known)}."
+            raise ValueError(f"No such command '{args[0]}'{near}")
+        return super().resolve_command(ctx, [name or args[0], *args[1:]])
 
     def invoke(self, ctx: Any) -> Any:
         with _errors_in_one_line():
             return super().invoke(ctx)
 
 
-class _Computing(TyperCommand):
+class _Command(TyperCommand):
+    """A command whose words are understood as people write them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            args = understood(args, self.get_params(ctx))
+        return super().parse_args(ctx, args)
+
+
+class _Computing(_Command):
     """A command that compiles programs, which a process of its own keeps unless told not to."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -83,7 +106,7 @@ app = typer.Typer(
     help="Gradient flows of preference losses, from very many starts.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -138,9 +161,10 @@ def _options(
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
-@with_options(*_SWEPT)
+@with_options(*_SWEPT, named=True)
 def sweep(
-    out: str,
+    loss: list[str] | None = None,
+    out: str | None = None,
     plan: Path | None = None,
     float32: bool = False,
     dry_run: bool = False,
@@ -154,15 +178,15 @@ def sweep(
     """Follow flow lines from many starts.
 
     Each goes on until the target; what became of it is written to a store, a Zarr group, block by
-    block. The same command resumes a store that was interrupted. With --plan, a product of
-    losses, policies, hyper-parameters and targets.
+    block. The same command resumes a store that was interrupted. A loss is enough:
+    `flowlab sweep dpo`. With --plan, a product of losses, policies, hyper-parameters and targets.
     """
     from flowlab import plans
     from flowlab.cli import _request as request
 
-    given = request.plan(asked, plan, float32=float32)
-    if "://" not in out:
-        check_writable(f"Option {as_flag('out')}", Path(out))
+    names = request.names(loss)
+    given = request.plan({**asked, "loss": names}, plan, float32=float32)
+    out = places.store(out, "-".join(names) if plan is None else plan.stem)
     if dry_run:
         typer.echo("estimating on some of the starts ...", err=True)
         expected = plans.estimate(given, out)
@@ -199,7 +223,7 @@ def resume(
     report.carry_out(plans.from_json(recipe), path, scheduler, force=force, quiet=quiet)
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Command, epilog=EXIT_CODES)
 @with_options()
 def status(path: str) -> None:
     """Tell how far a sweep is: blocks done, outcomes, runs per second, time left."""
@@ -208,9 +232,9 @@ def status(path: str) -> None:
     typer.echo(report.progress(plans.status(path), path))
 
 
-@app.command(epilog=EXIT_CODES)
+@app.command(cls=_Command, epilog=EXIT_CODES)
 @with_options()
-def show(path: str, figure: Path | None = None) -> None:
+def show(path: str, figure: Path | None = None, overwrite: bool = False) -> None:
     """Print what is in a store, finished or not, and draw its maps.
 
     That is its description, the outcomes, and quantiles of the times and of what was measured.
@@ -218,7 +242,7 @@ def show(path: str, figure: Path | None = None) -> None:
     from flowlab import store
 
     if figure is not None:
-        report.check_file("figure", figure, report.PICTURES)
+        places.file("figure", figure, suffixes=places.PICTURES, overwrite=overwrite)
     runs = store.read(path)
     for name in ("flowlab", "jax", "diffrax"):
         typer.echo(f"{name} {runs.attrs[f'{name}_version']}")
@@ -235,10 +259,12 @@ def show(path: str, figure: Path | None = None) -> None:
 @with_options()
 def losses(
     name: str | None = None,
+    beta: float | None = None,
     parameters: list[str] | None = None,
     reach: float | None = None,
     figure: Path | None = None,
     json: Path | None = None,
+    overwrite: bool = False,
     no_cache: bool = False,
 ) -> None:
     """Tell how the flows of losses behave, on the plane of the two log-ratios of one pair.
@@ -248,21 +274,19 @@ def losses(
     """
     from flowlab.cli import _request as request
 
-    for each, given in (("parameters", parameters), ("figure", figure)):
+    for each, given in (("beta", beta), ("parameters", parameters), ("figure", figure)):
         idle = name is None and given is not None
         refuse_unless(not idle, each, "has no effect without the name of a loss")
     from flowlab import cards
 
     square = cards.REACH if reach is None else reach
     if json is not None:
-        report.check_file("json", json)
+        places.file("json", json, overwrite=overwrite)
     if name is None:
         found = report.print_losses(square)
     else:
-        loss = request.loss(name, request.loss_parameters(parameters), "name")
-        request.refuse_batch(loss, name, "name")
-        picture = Path(f"{name}.png") if figure is None else figure
-        report.check_file("figure", picture, report.PICTURES)
+        loss = request.described(name, beta, parameters)
+        picture = places.file("figure", figure, f"{name}.png", places.PICTURES, overwrite=overwrite)
         found = {name: cards.card(loss, reach=square)}
         report.print_loss(found[name], picture)
     if json is not None:
@@ -270,44 +294,51 @@ def losses(
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
-@with_options(*_DRAWN)
+@with_options(*_DRAWN, named=True)
 def portrait(
+    loss: list[str] | None = None,
     beta: float | None = None,
     potential: str | None = None,
     x: tuple[float, float] | None = None,
     y: tuple[float, float] | None = None,
     basins: bool = False,
     cells: int | None = None,
-    figure: Path = Path("portrait.png"),
+    figure: Path | None = None,
+    overwrite: bool = False,
     no_cache: bool = False,
     **asked: Any,
 ) -> None:
     """Draw the phase portrait of a flow on a plane, and print where it rests.
 
-    Critical points by kind, or that there is none; nullclines, separatrices, slow regions, and with
-    --basins where each start ends. For the flow of a loss, or of a classical potential.
+    Flow lines; critical points by kind, or that there is none; nullclines, separatrices, slow
+    regions, and with --basins where each start ends. For the flow of a loss, or of a classical
+    potential: a name is enough, as in `flowlab portrait dpo`.
     """
     from flowlab.cli import _request as request
 
     refuse_unless(basins or cells is None, "cells", "has no effect without {basins}")
-    report.check_file("figure", figure, report.PICTURES)
-    flow, usual = request.drawn({**asked, "beta": beta}, potential)
+    flow, usual = request.drawn({"loss": request.names(loss), **asked, "beta": beta}, potential)
+    picture = places.file(
+        *("figure", figure, f"{potential or request.names(loss)[0]}.png", places.PICTURES),
+        overwrite=overwrite,
+    )
     ranges = request.checked_range("x", x, usual[0]), request.checked_range("y", y, usual[1])
     sides = (64 if cells is None else cells) if basins else None
-    report.print_portrait(flow, ranges, cells=sides, picture=figure)
+    report.print_portrait(flow, ranges, cells=sides, picture=picture)
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
-@with_options()
+@with_options(named=True)
 def displacement(
-    loss: list[str],
-    out: Path,
+    loss: list[str] | None = None,
+    out: Path | None = None,
     beta: float | None = None,
     parameters: list[str] | None = None,
     rejected_kernel: float | None = None,
     time: float | None = None,
     margins: tuple[float, float] | None = None,
     cells: int | None = None,
+    overwrite: bool = False,
     no_cache: bool = False,
 ) -> None:
     """Map where the chosen log-probability of a pair falls, how far, and for how long.
@@ -317,19 +348,19 @@ def displacement(
     """
     from flowlab.cli import _request as request
 
-    check_folder(f"Option {as_flag('out')}", out, report.DISPLACEMENT)
-    losses = request.displaced(loss, beta, parameters)
-    given = request.grid(rejected_kernel, margins, cells)
+    losses = request.displaced(request.names(loss), beta, parameters)
+    folder = places.folder(out, "displacement", report.DISPLACEMENT, overwrite=overwrite)
+    given = {n: request.grid(one, rejected_kernel, margins, cells) for n, one in losses.items()}
     from flowlab import displacement as mapped
 
     found: dict[str, mapped.Displacement] = {}
     try:
         for name, one in losses.items():
-            found[name] = mapped.displacement(one, time=time, progress=None, **given)
-            report.keep_displacements(found, out)
+            found[name] = mapped.displacement(one, time=time, progress=None, **given[name])
+            report.keep_displacements(found, folder)
     finally:
         if found:
-            report.write_displacements(found, out)
+            report.write_displacements(found, folder)
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)
@@ -341,6 +372,7 @@ def log(
     parameters: list[str] | None = None,
     out: Path | None = None,
     as_json: bool = False,
+    overwrite: bool = False,
     no_cache: bool = False,
 ) -> None:
     """Tell what training logs say: do the chosen responses fall, why, and what would hold them.
@@ -352,7 +384,7 @@ def log(
     from flowlab.logs import report as said
 
     if out is not None:
-        check_folder(f"Option {as_flag('out')}", out, REPORT)
+        places.folder(out, "", REPORT, overwrite=overwrite)
     found = request.diagnoses(files, beta, loss, parameters)
     if as_json:
         records = [said.to_json(one) for one in found]
@@ -376,6 +408,7 @@ def replay(
     float64: bool = False,
     out: Path | None = None,
     as_json: bool = False,
+    overwrite: bool = False,
     no_cache: bool = False,
     **asked: Any,
 ) -> None:
@@ -388,7 +421,7 @@ def replay(
     from flowlab.replay import report as said
 
     if out is not None:
-        check_folder(f"Option {as_flag('out')}", out, said.REPLAY)
+        places.folder(out, "", said.REPLAY, overwrite=overwrite)
     given = {**asked, "model": model, "data": data, "log": log, "beta": beta}
     found = again.compared({**given, "drop_last": drop_last, "float64": float64})
     if as_json:
@@ -403,13 +436,14 @@ def replay(
 @app.command(cls=_Computing, epilog=EXIT_CODES)
 @with_options()
 def study(
-    out: Path = Path("study"),
+    out: Path | None = None,
     quick: bool = False,
     beta: list[float] | None = None,
     log: Path | None = None,
     log_beta: float | None = None,
     float32: bool = False,
     losses: str | None = None,
+    overwrite: bool = False,
     no_cache: bool = False,
 ) -> None:
     """Repeat the study of arXiv 2404.04626, or compare losses.
@@ -417,6 +451,7 @@ def study(
     What the paper states is measured, and said to hold or not. With --losses, portraits, flow lines
     and cards of those losses side by side instead, each with every beta.
     """
+    from flowlab._pages import REPORT
     from flowlab.cli import _request as request
 
     if losses is not None:
@@ -426,13 +461,24 @@ def study(
             refuse_unless(not idle, each, "has no effect with {losses}")
         from flowlab import study as compared
 
-        result = compared.compare_losses(out, request.losses(losses, beta))
+        folder = places.folder(out, "study", REPORT, overwrite=overwrite)
+        result = compared.compare_losses(folder, request.losses(losses, beta))
     else:
         refuse_unless(log is None or log_beta is not None, "log", "must come with {log_beta}")
         refuse_unless(log is not None or log_beta is None, "log_beta", "must come with {log}")
-        result = _repeated(out, quick, beta, log, log_beta, float32)
+        folder = places.folder(out, "study", REPORT, overwrite=overwrite)
+        result = _repeated(folder, quick, beta, log, log_beta, float32)
     typer.echo(result.summary())
     typer.echo(f"study: {result.folder}")
+
+
+@app.command(cls=_Computing, epilog=EXIT_CODES)
+@with_options()
+def doctor(no_cache: bool = False) -> None:
+    """Tell versions, devices, the cache of programs, and what an accelerator would run."""
+    from flowlab.cli import _doctor
+
+    typer.echo(_doctor.report())
 
 
 def _repeated(
@@ -479,6 +525,9 @@ def _errors_in_one_line() -> Iterator[None]:
 
 def _message_and_code(error: Exception) -> tuple[str, int]:
     # Usage errors belong to typer or to click, depending on the release of typer.
+    if type(error).__name__ == "MissingParameter":
+        name = error.param.name  # type: ignore[attr-defined]
+        return OptionError(name, "must be given").of_command(), MISUSED
     if hasattr(error, "format_message"):
         # Some releases of typer have their values checked by pydantic, which says that it did.
         said = error.format_message()  # type: ignore[attr-defined]

@@ -8,14 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from flowlab._options import OPTIONS, as_flag
+from flowlab._options import OPTIONS, OptionError, as_flag, refuse_unless
 
 __all__ = ["option", "with_options"]
 
+_NAMED = "losses_named"
+_OF_LOSS = "Argument `loss`"
 _Function = Callable[..., None]
 
 
-def with_options(*names: str) -> Callable[[_Function], _Function]:
+def with_options(*names: str, named: bool = False) -> Callable[[_Function], _Function]:
     """Give a function the options of the table that have the names of its parameters.
 
     Each has the type and the default of the parameter.
@@ -23,18 +25,35 @@ def with_options(*names: str) -> Callable[[_Function], _Function]:
     Args:
         names: What the function takes as `**others`: options of the type of the table, each of
             which is None where it is not given.
+        named: Whether losses may be given as arguments too, in place of the option `loss`, which
+            the function takes a list of.
     """
 
     def given_to(function: _Function) -> _Function:
         @functools.wraps(function)
         def command(**given: Any) -> None:
-            function(**{n: v.value if isinstance(v, Enum) else v for n, v in given.items()})
+            plain = {n: v.value if isinstance(v, Enum) else v for n, v in given.items()}
+            arguments = plain.pop(_NAMED, None)
+            if not arguments:
+                function(**plain)
+                return
+            refuse_unless(not plain["loss"], _NAMED, "has no effect beside {loss}")
+            try:
+                function(**plain | {"loss": arguments})
+            except OptionError as error:  # which may name the option, that was not typed
+                raise error.of_another(_NAMED) if error.name == "loss" else error from None
+            except ValueError as error:
+                told = str(error)
+                if not told.startswith(_OF_LOSS):
+                    raise
+                raise ValueError(told.replace(_OF_LOSS, f"Argument `{_NAMED}`", 1)) from None
 
         # The help has what must be given first, else the order of the table.
         order = list(OPTIONS)
+        own = list(_parameters(function, names))
         parameters = sorted(
-            _parameters(function, names),
-            key=lambda own: (own.default is not own.empty, order.index(own.name)),
+            [*own, _losses_named(function)] if named else own,
+            key=lambda one: (one.default is not one.empty, order.index(one.name)),
         )
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         return command
@@ -46,25 +65,44 @@ def option(name: str, command: str = "") -> Any:
     """An option of the table, as typer takes it for a command."""
     entry, flag = OPTIONS[name], as_flag(name)
     text = entry.help_of.get(command, entry.help)
+    complete = _losses_begun if name in ("loss", "name", _NAMED) else None
     if not flag.startswith("--"):
-        return typer.Argument(metavar=entry.flag, help=text)
+        return typer.Argument(metavar=entry.flag, help=text, autocompletion=complete)
     return typer.Option(
-        flag, help=text, metavar=entry.metavar, min=entry.least, envvar=entry.variable
+        flag,
+        help=text,
+        metavar=entry.metavar,
+        min=entry.least,
+        envvar=entry.variable,
+        autocompletion=complete,
     )
 
 
-def _parameters(function: _Function, names: tuple[str, ...]) -> Iterator[inspect.Parameter]:
-    def parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
-        annotation = Annotated[kind, option(name, function.__name__)]
-        return inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
-        )
+def _losses_begun(incomplete: str) -> list[str]:
+    """The losses whose names begin so, for the shell."""
+    from flowlab.losses import CATALOGUE
 
+    return [name for name in CATALOGUE if name.startswith(incomplete.lower())]
+
+
+def _losses_named(function: _Function) -> inspect.Parameter:
+    """Losses as arguments."""
+    return _parameter(function, _NAMED, list[str] | None, None)
+
+
+def _parameters(function: _Function, names: tuple[str, ...]) -> Iterator[inspect.Parameter]:
     for own in inspect.signature(function).parameters.values():
         if own.kind is own.VAR_KEYWORD:
             for name in names:
                 words = OPTIONS[name].choices
                 kind: Any = StrEnum(name, list(words)) if words else OPTIONS[name].annotation
-                yield parameter(name, kind | None, None)
+                yield _parameter(function, name, kind | None, None)
         else:
-            yield parameter(own.name, own.annotation, own.default)
+            yield _parameter(function, own.name, own.annotation, own.default)
+
+
+def _parameter(function: _Function, name: str, kind: Any, default: Any) -> inspect.Parameter:
+    annotation = Annotated[kind, option(name, function.__name__)]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

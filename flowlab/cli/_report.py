@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flowlab import _files
-from flowlab._files import check_writable
-from flowlab._options import OptionError, as_flag, refuse_unless
+from flowlab._options import OptionError, as_option_named
 from flowlab._tables import table
 from flowlab.cli._interrupt import say
 
@@ -23,11 +22,10 @@ if TYPE_CHECKING:
     from flowlab.flow import AbstractFlow
     from flowlab.plans import Plan, Status
 
-# The dimensions of starts: a sweep's, and those of the maps of the study.
-_STARTS = {"start", "x_chosen", "x_rejected"}
+# The dimensions of starts: a sweep's, and those of grids.
+_STARTS = {"start", "x_chosen", "x_rejected", "u_chosen", "u_rejected", "y_1", "y_2"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
-PICTURES = ".png", ".svg", ".pdf"
 _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
@@ -83,6 +81,8 @@ def _failures_told(out: str) -> Iterator[None]:
         yield
     except plans.DoesNotFitError as error:
         raise ValueError(str(error)) from None
+    except ValueError as error:
+        raise ValueError(as_option_named(str(error), {"path": "out"})) from None
     except OSError as error:
         if isinstance(error, BlockingIOError | FileNotFoundError | NotADirectoryError):
             raise
@@ -153,9 +153,9 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
         raise OptionError("figure", "has no effect where no start reached the target")
     limits = min(map(np.min, known)), max(map(np.max, known))
     columns = min(3, len(maps))
-    rows = -(-len(maps) // columns)
-    figure, axes = plots.panels(rows, columns, size=(4.5, 4.2))
+    figure, axes = plots.panels(-(-len(maps) // columns), columns, size=(4.5, 4.2))
     gridded = described["starts"] == "grid"
+    words = "flow time to the target" if gridded else "mean flow time to the target"
     for ax, (label, values) in zip(axes, maps, strict=False):
         # Above the legend, which takes the room of a title.
         ax.set_title(label.replace(", ", "\n"), fontsize="small", pad=20)
@@ -167,18 +167,27 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
             continue
         plots.map_of(
             values,
-            label="flow time to the target" if gridded else "mean flow time to the target",
+            label=words,
             x=(described["lower"][0], described["upper"][0]),
             y=(described["lower"][1], described["upper"][1]),
             scale="log" if limits[0] > 0 else "linear",
             limits=limits if limits[0] < limits[1] else None,
             missing="not reached" if gridded else "none reached",
             names=plots.LOG_RATIOS if described.get("policy") == "log_ratio" else plots.RATIOS,
+            color_bar=len(maps) == 1,
             ax=ax,
         )
-    for ax in axes[len(maps) :]:
-        ax.set_visible(False)
+    if len(maps) > 1:
+        _share_colors(figure, axes, len(maps), words)
     figure.savefig(out, dpi=200)
+
+
+def _share_colors(figure: Any, axes: Sequence[Any], count: int, label: str) -> None:
+    """One colour bar beside all maps, in place of the Axes that no map has."""
+    for ax in axes[count:]:
+        ax.remove()
+    image = next(image for ax in axes[:count] for image in ax.images)
+    figure.colorbar(image, ax=list(axes[:count]), label=label, shrink=0.85)
 
 
 def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[str, np.ndarray]]":
@@ -194,7 +203,9 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
     cells = min(_MAP_CELLS, max(1, int((count / _STARTS_OF_A_CELL) ** 0.5)))
     for label, chosen in _places(runs["time"]):
         if described["starts"] == "grid":
-            yield label, runs["time"].isel(chosen).values.reshape(described["shape"])
+            times = runs["time"].isel(chosen)
+            across_first = times.transpose(*sorted(map(str, times.dims)))
+            yield label, across_first.values.reshape(described["shape"])
             continue
         edges = [
             np.linspace(low, high, cells + 1)
@@ -207,20 +218,6 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
                 case, "time", x=names[0], y=names[1], x_edges=edges[0], y_edges=edges[1]
             )[0],
         )
-
-
-def check_file(option: str, path: Path, suffixes: Sequence[str] = ()) -> None:
-    """Refuse a file that cannot be written, before there is work to lose.
-
-    Raises:
-        ValueError: If it is a folder, lies in none, or does not end as it should.
-    """
-    refuse_unless(not path.is_dir(), option, "must be a file, but {} is a folder", path)
-    there = path.parent.is_dir()
-    refuse_unless(there, option, "must be a file in a folder that exists, but is {}", path)
-    right = not suffixes or path.suffix.lower() in suffixes
-    refuse_unless(right, option, "must end in {}, but is {}", ", ".join(suffixes), path)
-    check_writable(f"Option {as_flag(option)}", path)
 
 
 def print_losses(reach: float) -> "dict[str, Card]":

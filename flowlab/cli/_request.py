@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowlab._names import did_you_mean, meant
 from flowlab._options import (
     OF_POLICY,
     OptionError,
     as_flag,
+    implied,
     refuse_idle,
     refuse_twice,
     refuse_unless,
@@ -24,6 +26,7 @@ from flowlab.losses.asked import has_beta, loss, loss_asked
 
 if TYPE_CHECKING:
     from flowlab.plans import Plan
+    from flowlab.potentials import AbstractPotential
 
 Ranges = tuple[tuple[float, float], tuple[float, float]]
 
@@ -34,15 +37,22 @@ def plan(asked: dict[str, Any], file: Path | None, *, float32: bool) -> "Plan":
 
     given = {name: value for name, value in asked.items() if value not in (None, [])}
     if file is None:
-        for name in ("loss", "policy", "starts", "until"):
-            refuse_unless(name in given, name, "must be given, or {plan} instead")
+        refuse_unless("loss" in given, "loss", "must be given, or {plan} instead")
         parameters = {"parameters": loss_parameters(asked["parameters"])}
+        if len(given["loss"]) == 1:
+            (given["loss"],) = given["loss"]
         return plans.from_recipe(
             {**given, **parameters, "dtype": "float32" if float32 else "float64"}
         )
     for name in [*given, *(["float32"] if float32 else [])]:
         raise OptionError(name, "has no effect with {plan}; put it into that file")
     return plans.from_toml(file)
+
+
+def names(texts: Sequence[str] | None) -> list[str]:
+    """The names in texts, each of which may hold several with commas between."""
+    parts = [part.strip() for text in texts or () for part in text.split(",")]
+    return [part for part in parts if part]
 
 
 def loss_parameters(texts: Sequence[str] | None) -> dict[str, float]:
@@ -62,12 +72,17 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
     """The flow on a plane that is to be drawn, and where it is usually looked at."""
     from flowlab.plans import builders
 
+    if potential is None and len(asked["loss"]) == 1 and meant(asked["loss"][0], _potentials()):
+        (potential,) = asked["loss"]
+        asked = {**asked, "loss": None}
     if potential is not None:
         for name, value in asked.items():
             refuse_unless(value in (None, []), name, "has no effect with {potential}")
         return _potential(potential)
-    for name in ("loss", "policy"):
-        refuse_unless(asked[name] is not None, name, "must be given, or {potential} instead")
+    refuse_unless(bool(asked["loss"]), "loss", "must be given, or {potential} instead")
+    one = len(asked["loss"]) == 1
+    refuse_unless(one, "loss", "must name one loss, but names {}", ", ".join(asked["loss"]))
+    asked = implied({**asked, "loss": asked["loss"][0]})
     refuse_idle(asked, OF_POLICY)
     chosen = loss_asked(asked, loss_parameters(asked["parameters"]))
     plane = builders.policy(asked)
@@ -77,16 +92,23 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
 
 def _potential(name: str) -> tuple[AbstractFlow, Ranges]:
     """The flow of a classical potential with a name, and where it is usually looked at."""
+    known = _potentials()
+    found, listed = meant(name, known), ", ".join(sorted(known))
+    if found is None:
+        near = did_you_mean(name, known)
+        raise OptionError("potential", "must be one of {}, but is {!r}{}", listed, name, near)
+    on_plane = {"dimension": 2} if found == "double_well" else {}
+    potential = known[found](**on_plane)
+    first, second = potential.region
+    return Flow(potential), (first, second)
+
+
+def _potentials() -> dict[str, type["AbstractPotential"]]:
+    """The classical potentials by name."""
     from flowlab import potentials
 
     kinds = potentials.AbstractPotential.__subclasses__()
-    known = {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): kind for kind in kinds}
-    key, listed = name.lower().replace("-", "_"), ", ".join(sorted(known))
-    refuse_unless(key in known, "potential", "must be one of {}, but is {!r}", listed, name)
-    on_plane = {"dimension": 2} if known[key] is potentials.DoubleWell else {}
-    potential = known[key](**on_plane)
-    first, second = potential.region
-    return Flow(potential), (first, second)
+    return {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower(): kind for kind in kinds}
 
 
 def checked_range(
@@ -122,11 +144,24 @@ def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
     return found
 
 
+def described(name: str, beta: float | None, texts: Sequence[str] | None) -> AbstractLoss:
+    """The loss named, with its hyper-parameters, of which beta has an option of its own."""
+    parameters = loss_parameters(texts)
+    if beta is not None:
+        refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
+        plain = loss(name, {}, "name")
+        refuse_unless(has_beta(plain), "beta", "has no effect with {name} {}, which has none", name)
+        parameters["beta"] = beta
+    found = loss(name, parameters, "name")
+    refuse_batch(found, name, "name")
+    return found
+
+
 def displaced(
     names: Sequence[str], beta: float | None, texts: Sequence[str] | None
 ) -> dict[str, AbstractLoss]:
     """The losses named, with a beta and, if it is only one, hyper-parameters of its own."""
-    names = [name.strip() for text in names for name in text.split(",")]
+    refuse_unless(bool(names), "loss", "must be given")
     refuse_twice("loss", names)
     alone = len(names) == 1
     refuse_unless(alone or not texts, "parameters", "must come with one {loss} alone")
@@ -172,9 +207,12 @@ def refuse_batch(found: AbstractLoss, name: str, option: str) -> None:
 
 
 def grid(
-    rejected: float | None, span: tuple[float, float] | None, cells: int | None
+    loss: AbstractLoss,
+    rejected: float | None,
+    span: tuple[float, float] | None,
+    cells: int | None,
 ) -> dict[str, Any]:
-    """Margins, ratios k_wl/k_ww and k_ll/k_ww, of what was asked for."""
+    """Margins, ratios k_wl/k_ww about the boundary of a loss, and k_ll/k_ww, as asked for."""
     from flowlab import displacement
 
     ratio = displacement.REJECTED if rejected is None else rejected
@@ -182,8 +220,7 @@ def grid(
     refuse_unless(positive, "rejected_kernel", "must be positive and finite, but is {:g}", ratio)
     low, high = checked_range("margins", span, displacement.MARGINS)
     many = {} if cells is None else {"count": cells}
-    return {
-        "margins": displacement.default_margins(low, high, **many),
-        "ratios": displacement.default_ratios(ratio, **many),
-        "rejected": ratio,
-    }
+    margins = displacement.default_margins(low, high, **many)
+    boundary = displacement.typical_boundary(loss, margins)
+    ratios = displacement.default_ratios(ratio, **many, boundary=boundary)
+    return {"margins": margins, "ratios": ratios, "rejected": ratio}

@@ -4,13 +4,13 @@ n: starts; d: components.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Bool, Float, Int
 
-from flowlab import until
+from flowlab import _tables, until
 from flowlab.critical.critical_sets import distance_to
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
@@ -110,6 +110,29 @@ class Basins:
             error = float(np.sqrt(fraction * (1 - fraction) / count))
             found[self.name(int(label))] = fraction, error
         return found
+
+    def __repr__(self) -> str:
+        """The share of each end, on one line."""
+        shares = ", ".join(f"{name} {share:.1%}" for name, (share, _) in self.fractions.items())
+        return f"Basins({len(self.labels):,} starts: {shares})"
+
+    def _repr_html_(self) -> str:
+        rows = [(n, f"{p:.3f}", f"± {error:.3f}") for n, (p, error) in self.fractions.items()]
+        title = f"Basins of {len(self.labels):,} starts"
+        return _tables.html(title, [("end", "share", "standard error"), *rows], "lrr")
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the basins on their plane; see `flowlab.plots.basins`.
+
+        Args:
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+
+        Raises:
+            ValueError: If the starts form no grid on a plane.
+        """
+        from flowlab import plots
+
+        return plots.basins(self, ax=ax)
 
     def name(self, label: int) -> str:
         """Words for a label."""

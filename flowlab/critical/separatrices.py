@@ -24,7 +24,7 @@ from flowlab.solve import flow_line, one_call
 __all__ = ["Separatrix", "separatrices"]
 
 _OFF = 1e-5  # of the region: how far from a saddle a curve begins; its error is the square of it
-_ROOM = 0.02  # of the region, by which curves may leave it before they are cut
+ROOM = 0.02  # of the region, by which curves may leave it before they are cut
 _RATES = 40.0  # times the slowest rate that is not zero: e^−40 of a distance is left of it
 
 
@@ -72,7 +72,7 @@ def separatrices(
         raise ValueError(
             f"Argument `flow` must be one on a plane, but its states have {len(ends)} components."
         )
-    inside = enclosed(flow, ends, _ROOM)
+    inside = enclosed(flow, ends, ROOM)
     found: list[Separatrix] = []
     for point in points.points:
         if point.kind != "saddle" or point.dimension or point.on:

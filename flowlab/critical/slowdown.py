@@ -78,7 +78,7 @@ class Slowdown:
 
     def to_xarray(self) -> "xarray.Dataset":
         """The runs as `Runs.to_xarray` gives them, with a dimension `point` for what is here."""
-        data = self.runs.to_xarray()
+        data = self.runs.to_xarray(grid=False)
         stale = [name for name in data.data_vars if str(name).startswith("near_")]
         names = ("spent", "entry_time", "approach", "approach_time", "left")
         names += ("entry_offset", "offset", "rate", "predicted")

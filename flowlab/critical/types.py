@@ -3,6 +3,7 @@
 d: components.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,10 +11,13 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from flowlab import _tables
+
 __all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
+_NONE = "no critical point in the region"
 _SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
 
 
@@ -107,13 +111,40 @@ class CriticalPoints:
 
     def __str__(self) -> str:
         """A line for each point, or a sentence that there is none; and the smallest gradient."""
-        lines = [_line(point) for point in self.points] or ["no critical point in the region"]
+        lines = [_line(point) for point in self.points] or [_NONE]
+        return "\n".join([*lines, self._elsewhere()])
+
+    def __repr__(self) -> str:
+        """How many there are of each kind, on one line."""
+        counts = Counter(point.name for point in self.points)
+        told = ", ".join(f"{count} × {name}" for name, count in counts.items()) or "none"
+        region = " × ".join(f"[{low:g}, {high:g}]" for low, high in self.region)
+        return f"CriticalPoints({told}, in {region})"
+
+    def _repr_html_(self) -> str:
+        header = ("critical point", "at", "L", "|∇L|", "rates per unit of flow time")
+        rows = [header, *map(_cells, self.points)] if self.points else [(_NONE,)]
+        return _tables.html(repr(self), [*rows, (self._elsewhere(),)])
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the points on their plane; see `flowlab.plots.critical_points`.
+
+        Args:
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+
+        Raises:
+            ValueError: If the states are on no plane.
+        """
+        from flowlab import plots
+
+        return plots.critical_points(self, ax=ax)
+
+    def _elsewhere(self) -> str:
         where = np.array2string(self.smallest_at, precision=4, separator=", ")
-        lines.append(
+        return (
             f"elsewhere the gradient is at least {self.smallest_gradient:.3g}, at {where} "
             f"({self.searched} starts)"
         )
-        return "\n".join(lines)
 
 
 def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
@@ -140,10 +171,16 @@ def check_points(points: Any) -> None:
 
 
 def _line(point: CriticalPoint) -> str:
+    name, where, value, slope, rates = _cells(point)
+    norm = "|∇L| along it" if point.on else "|∇L|"
+    words = f"{name} at {where}: L = {value}, {norm} = {slope}"
+    return f"{words}, rates {rates} per unit of flow time"
+
+
+def _cells(point: CriticalPoint) -> tuple[str, ...]:
+    """The name of a point, where it is, the potential, its slope and the rates, as text."""
     where = np.array2string(point.place, precision=6, separator=", ", suppress_small=True)
     largest = np.max(np.abs(point.rates), initial=0.0)
     known = np.where(np.abs(point.rates) > _SHOWN_AS_ZERO * largest, point.rates, 0.0)
     rates = np.array2string(known, precision=4, separator=", ")
-    slope = "|∇L| along it" if point.on else "|∇L|"
-    words = f"{point.name} at {where}: L = {point.value:.6g}, {slope} = {point.gradient_norm:.1e}"
-    return f"{words}, rates {rates} per unit of flow time"
+    return point.name, where, f"{point.value:.6g}", f"{point.gradient_norm:.1e}", rates

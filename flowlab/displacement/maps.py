@@ -37,6 +37,7 @@ __all__ = [
     "jsonable",
     "table",
     "to_json",
+    "typical_boundary",
 ]
 
 REJECTED = 1.5  # k_ll/k_ww unless given: ratios up to 1.22 are possible, past the boundary of DPO
@@ -184,7 +185,8 @@ def displacement(
 
     Args:
         loss: A loss of one pair, any.
-        ratios: Values of r, increasing, each with r² at most s; None for `default_ratios`.
+        ratios: Values of r, increasing, each with r² at most s; None for `default_ratios` about
+            the boundary of the loss.
         margins: Margins h of the starts, nats, which are then (h/2, −h/2); None for
             `default_margins`.
         starts: Starts (u_chosen, u_rejected) of your own in place of margins, shape (n, 2), nats.
@@ -203,8 +205,8 @@ def displacement(
     Accuracy: `rtol` per step.
     """
     points, rejected = _starts(margins, starts), checks.positive("rejected", rejected)
-    couplings = _checked_ratios(default_ratios(rejected) if ratios is None else ratios, rejected)
     slopes = _slopes(loss, points)
+    couplings = _checked_ratios(ratios, rejected, _boundary(*slopes.T))
     time = _horizon(slopes, points) if time is None else checks.positive("time", time)
     runs = sweep(
         _flow(loss, CoupledKernel(couplings[0], rejected)),
@@ -240,15 +242,40 @@ def default_margins(
     return np.linspace(low, high, count)
 
 
-def default_ratios(rejected: float = REJECTED, count: int = _CELLS[1]) -> Float[np.ndarray, " v"]:
-    """Ratios k_wl/k_ww at equal distances: in the middle of 32 cells from −0.4 to 1.2.
+def default_ratios(
+    rejected: float = REJECTED, count: int = _CELLS[1], *, boundary: float = 1.0
+) -> Float[np.ndarray, " v"]:
+    """Ratios k_wl/k_ww at equal distances, in the middle of 32 cells about the boundary of a loss.
 
-    Where s allows only a part of that, cells of that part. The boundary of a loss of the margin, 1,
-    lies between two cells of the default.
+    From as far below it as the largest ratio, √s, lies above: 0.775 to 1.225 about that of a loss
+    of the margin. It lies between two cells of the default. Where s allows no ratio as large as the
+    boundary, or as small, cells from −0.4 to 1.2, or of the part of that which s allows.
+
+    Args:
+        rejected: s = k_ll/k_ww.
+        count: How many.
+        boundary: r*, as `typical_boundary` gives it.
     """
     largest = np.sqrt(rejected)
     low, high = max(_RATIOS[0], -largest), min(_RATIOS[1], largest)
+    if abs(boundary) < largest:
+        reach = largest - abs(boundary)
+        low, high = boundary - reach, boundary + reach
     return low + (high - low) * (np.arange(count) + 0.5) / count
+
+
+def typical_boundary(loss: AbstractLoss, margins: Float[ArrayLike, " n"]) -> float:
+    """The median of `boundary` over margins where it is finite; NaN where it nowhere is.
+
+    Raises:
+        ValueError: As `boundary` does.
+    """
+    return _median(boundary(loss, _starts(margins, None)))
+
+
+def _median(boundaries: Float[np.ndarray, " n"]) -> float:
+    known = boundaries[np.isfinite(boundaries)]
+    return float(np.median(known)) if known.size else float("nan")
 
 
 def table(found: Mapping[str, Displacement]) -> str:
@@ -386,7 +413,11 @@ def _starts(margins: Any, starts: Any) -> Float[np.ndarray, "n 2"]:
     return np.stack([held / 2, -held / 2], axis=1)
 
 
-def _checked_ratios(ratios: Any, rejected: float) -> Float[np.ndarray, " v"]:
+def _checked_ratios(
+    ratios: Any, rejected: float, boundaries: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " v"]:
+    if ratios is None:
+        ratios = default_ratios(rejected, boundary=_median(boundaries))
     held = checks.array("ratios", ratios, ("n",))
     if np.any(np.diff(held) <= 0):
         raise ValueError(f"Argument `ratios` must increase, but is {held.tolist()}.")

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
+from flowlab import _tables
 from flowlab.domains import AbstractDomain
 from flowlab.ensemble.drawing import whole
 from flowlab.starts import DrawnStarts
@@ -109,55 +111,145 @@ class Runs:
         """Number of runs with each outcome, by name; outcomes that did not occur are left out."""
         return counted(self.outcome)
 
-    def to_xarray(self) -> "xarray.Dataset":
-        """The runs as an xarray Dataset with named dimensions.
+    def to_xarray(self, *, grid: bool = True) -> "xarray.Dataset":
+        """The runs as an xarray Dataset with named dimensions, long names and units.
 
         The components of the starts are coordinates, `x_chosen` and `x_rejected` on the ratio
-        plane. Outcomes are the codes of `until.Outcome`, as in
+        plane. Starts that form a grid on a plane have these as their two dimensions, so that
+        `dataset.time.plot()` is the map; all others have one dimension `start`. Outcomes are the
+        codes of `until.Outcome`, as in
         `dataset.where(dataset.outcome == until.Outcome.reached)`; their names stand in the
         attributes of the variable. Measures of each pair or response have a dimension `pair` or
-        `response`, counted from 0.
+        `response`, counted from 0. Of states that are PyTrees each leaf is a variable, such as
+        `end_readout`. `store.write` and `store.read` keep a Dataset on disk.
 
-        Raises:
-            ValueError: If the states are no plain arrays.
+        Args:
+            grid: Whether a grid has two dimensions; if not, its starts too are in one row.
         """
         import xarray
 
-        if not isinstance(self.starts, np.ndarray):
-            raise ValueError("Runs must have states that are one array each to become a Dataset.")
         lead = (*self.over, "start")
-        components = tuple(f"component_{i}" for i in range(1, self.starts.ndim - 1))
-        state = ("component", *components)
         variables: dict[str, Any] = {
-            "starts": (("start", *state), self.starts, {"long_name": "state at the start"}),
             "outcome": (lead, self.outcome, _flags()),
-            "time": (lead, self.time, {"long_name": "flow time to the target"}),
-            "end_time": (lead, self.end_time, {"long_name": "flow time at the end"}),
-            "end": ((*lead, *state), self.end, {"long_name": "state at the end"}),
+            "time": (lead, self.time, _time("flow time to the target")),
+            "end_time": (lead, self.end_time, _time("flow time at the end")),
             "level_times": (
                 (*lead, "level"),
                 self.level_times,
-                {"long_name": "flow time to each level of the target"},
+                _time("flow time to each level of the target"),
             ),
             "steps": (lead, self.steps, {"long_name": "accepted steps"}),
         }
-        coordinates: dict[str, Any] = dict(self.over)
+        variables |= _by_leaf("starts", self.starts, ("start",), "state at the start")
+        variables |= _by_leaf("end", self.end, lead, "state at the end")
+        coordinates: dict[str, Any] = {
+            name: (name, values, {"long_name": name.replace("_", " ")})
+            for name, values in self.over.items()
+        }
         if self.components is not None:
             columns = zip(self.components, self.starts.T, strict=True)
-            coordinates |= {name: ("start", column) for name, column in columns}
+            coordinates |= {n: ("start", column, _component(n)) for n, column in columns}
         if self.saved is not None:
-            variables["saved"] = ((*lead, "saved_time", *state), self.saved)
-            coordinates["saved_time"] = self.save_at
+            variables |= _by_leaf("saved", self.saved, (*lead, "saved_time"), "state at that time")
+            coordinates["saved_time"] = ("saved_time", self.save_at, _time("flow time"))
         for name, values in self.measures.items():
-            own = (self.measure_axes[name],) if name in self.measure_axes else state
-            extra = own if values.ndim > len(lead) else ()
-            variables[name] = ((*lead, *extra), values)
-            counted = (axis for axis in extra if axis not in state)
-            coordinates |= {axis: np.arange(values.shape[-1]) for axis in counted}
+            variables |= self._measured(name, values, lead)
+            if (axis := self.measure_axes.get(name)) is not None:
+                coordinates[axis] = np.arange(values.shape[-1])
         attributes = {"rtol": self.rtol, "solver": self.solver, "backend": self.backend}
         audit = {} if self.audit is None else vars(self.audit)
         attributes |= {f"audit_{name}": value for name, value in audit.items()}
-        return xarray.Dataset(variables, coordinates, attributes)
+        found = xarray.Dataset(variables, coordinates, attributes)
+        sides = _sides(self.starts) if grid else None
+        return found if sides is None else _unfolded(found, *sides, self.components)
+
+    def _measured(self, name: str, values: Any, lead: tuple[str, ...]) -> dict[str, Any]:
+        meaning = {"long_name": name.replace("_", " ")}
+        if name in self.measure_axes:
+            return {name: ((*lead, self.measure_axes[name]), values, meaning)}
+        if isinstance(values, np.ndarray) and values.ndim == len(lead):
+            time = _time(meaning["long_name"]) if name.endswith("_time") else meaning
+            return {name: (lead, values, time)}
+        return _by_leaf(name, values, lead, meaning["long_name"])
+
+    def _facts(self) -> list[tuple[str, ...]]:
+        """What became of the runs, as rows of a table, for a notebook."""
+        rows: list[tuple[str, ...]] = [("", "runs", "share")]
+        for name, count in self.counts().items():
+            rows.append((name, f"{count:,}", f"{count / max(self.outcome.size, 1):.1%}"))
+        known = self.time[np.isfinite(self.time)]
+        if known.size:
+            rows.append(("flow time to the target", "median", "largest"))
+            rows.append(("", f"{np.median(known):.5g}", f"{np.max(known):.5g}"))
+        return rows
+
+    def _repr_html_(self) -> str:
+        return _tables.html(repr(self), self._facts(), "lrr")
+
+
+def _time(meaning: str) -> dict[str, str]:
+    return {"long_name": meaning, "units": "learning rate × steps"}
+
+
+def _component(name: str) -> dict[str, str]:
+    """The words and the unit of a component of a state, by its name."""
+    kinds = {
+        "x": ("probability ratio", "1"),
+        "u": ("log-ratio", "nats"),
+        "p": ("probability", "1"),
+    }
+    kind, _, response = name.partition("_")
+    if kind not in kinds or not response:
+        return {"long_name": name.replace("_", " ")}
+    word, unit = kinds[kind]
+    return {"long_name": f"{word} of the {response} response", "units": unit}
+
+
+def _by_leaf(name: str, tree: Any, lead: tuple[str, ...], meaning: str) -> dict[str, Any]:
+    """States as variables: one array under the name, the leaves of a PyTree behind it."""
+    if isinstance(tree, np.ndarray):
+        further = (f"component_{i}" for i in range(1, tree.ndim - len(lead)))
+        axes = ("component", *further) if tree.ndim > len(lead) else ()
+        return {name: ((*lead, *axes), tree, {"long_name": meaning})}
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        part = jax.tree_util.keystr(path, simple=True, separator="_")
+        axes = tuple(f"{part}_{i}" for i in range(1, leaf.ndim - len(lead) + 1))
+        found[f"{name}_{part}"] = ((*lead, *axes), leaf, {"long_name": f"{meaning}, {part}"})
+    return found
+
+
+def _sides(starts: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """The two sides of a grid of starts, the last component fastest; None if they form none."""
+    if not isinstance(starts, np.ndarray) or starts.ndim != 2 or starts.shape[1] != 2:
+        return None
+    inner = int(np.argmax(starts[:, 0] != starts[0, 0]))
+    if inner < 2 or len(starts) % inner:  # a single row is a line of starts
+        return None
+    cells = starts.reshape(-1, inner, 2)
+    is_grid = np.all(cells[..., 0] == cells[:, :1, 0]) and np.all(cells[..., 1] == cells[0, :, 1])
+    once = np.unique(cells[:, 0, 0]).size == len(cells) and np.unique(cells[0, :, 1]).size == inner
+    return (cells[:, 0, 0], cells[0, :, 1]) if is_grid and once else None
+
+
+def _unfolded(
+    flat: "xarray.Dataset", first: np.ndarray, second: np.ndarray, components: Any
+) -> "xarray.Dataset":
+    """A Dataset whose starts lie along the two components, the first across as it is plotted."""
+    across, up = components or ("y_1", "y_2")
+    bare = flat.drop_vars([name for name in (across, up) if name in flat.coords])
+    sides = {across: (across, first, _component(across)), up: (up, second, _component(up))}
+    shape = {across: first.size, up: second.size}
+    folded = {}
+    for name, held in bare.variables.items():
+        if "start" in held.dims:
+            folded[name] = held.unstack(start=shape).transpose(..., up, across, *_behind(held))
+    return bare.assign(folded).assign_coords(sides)
+
+
+def _behind(held: Any) -> list[str]:
+    """The dimensions behind that of the starts."""
+    return list(held.dims[held.dims.index("start") + 1 :])
 
 
 def _flags() -> dict[str, Any]:

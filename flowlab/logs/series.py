@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from flowlab import _tables
 from flowlab._checks import positive
 from flowlab.logs.reading import Row, Rows, left_out, number, refused, rows
 
@@ -64,6 +65,16 @@ _UNITS = {
     "margin": "nats",
     "logp_chosen": "nats",
     "logp_rejected": "nats",
+}
+_WORDS = {  # of what a table of a log tells
+    "u_chosen": "chosen log-ratio (nats)",
+    "u_rejected": "rejected log-ratio (nats)",
+    "margin": "margin (nats)",
+    "logp_chosen": "chosen log-probability (nats)",
+    "logp_rejected": "rejected log-probability (nats)",
+    "loss": "loss",
+    "accuracy": "accuracy of the rewards",
+    "learning_rate": "learning rate",
 }
 
 
@@ -190,7 +201,21 @@ class TrainingLog:
         return dataset.set_coords(["step", "time"])
 
     def __repr__(self) -> str:
-        parts = [f"{self.path.name!r}", f"beta={self.beta:g}", f"{self.step.size} training rows"]
+        return f"TrainingLog({', '.join([repr(self.path.name), *self._parts()])})"
+
+    def _repr_html_(self) -> str:
+        rows = [("", "first row", "last row")]
+        rows += [
+            (_WORDS[name], f"{held[0]:.4g}", f"{held[-1]:.4g}")
+            for name, held in self._columns().items()
+            if name in _WORDS and held.size and np.isfinite(held[[0, -1]]).any()
+        ]
+        title = f"{self.path.name}: {', '.join(self._parts())}"
+        return _tables.html(title, rows, "lrr")
+
+    def _parts(self) -> list[str]:
+        """What the log holds, in a few words each."""
+        parts = [f"beta={self.beta:g}", f"{self.step.size} training rows"]
         if self.step.size:
             what = "step" if self.numbered else "row"
             parts[-1] += f" ({what} {self.step[0]:g} to {self.step[-1]:g})"
@@ -203,7 +228,7 @@ class TrainingLog:
             parts.append(f"(u_w, u_l) from {ends[0]} to {ends[1]} nats")
         if self.skipped:
             parts.append(f"{sum(self.skipped.values())} rows left out")
-        return f"TrainingLog({', '.join(parts)})"
+        return parts
 
     def _columns(self) -> dict[str, np.ndarray]:
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}

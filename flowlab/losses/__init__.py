@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from flowlab._arrays import floats, like
+from flowlab._names import did_you_mean, key
 from flowlab._parameters import arguments, parameter, parameter_names, positive, replaced
 from flowlab.losses.base import AbstractLoss, LowerBound, Pair
 from flowlab.losses.batches import AOT, AbstractBatchLoss, AOTUnpaired
@@ -158,19 +159,27 @@ def named(name: str, **parameters: Any) -> AbstractLoss:
         ValueError: If there is no such loss, it has no such hyper-parameter, or a value is out of
             its range; the sentence lists what exists.
     """
-    keys = {_key(known): known for known in CATALOGUE}
-    keys |= {_key(other): known for other, known in _OTHER_NAMES.items()}
-    for known, loss in CATALOGUE.items():
-        keys.setdefault(_key(type(loss).__name__), known)
-    if _key(str(name)) not in keys:
-        listed = ", ".join(CATALOGUE)
-        raise ValueError(f"Argument `name` must be one of {listed}, but is {name!r}.")
-    loss = CATALOGUE[keys[_key(str(name))]]
+    keys = _keys()
+    if key(str(name)) not in keys:
+        listed, near = ", ".join(CATALOGUE), nearest(str(name))
+        end = near or "."
+        raise ValueError(f"Argument `name` must be one of {listed}, but is {name!r}{end}")
+    loss = CATALOGUE[keys[key(str(name))]]
     return _with(loss, parameters) if parameters else loss
 
 
-def _key(name: str) -> str:
-    return name.lower().replace("-", "").replace("_", "").replace(" ", "")
+def nearest(name: str) -> str:
+    """The question whether a loss was meant whose name is near, to end a sentence with; or ""."""
+    return did_you_mean(name, [*CATALOGUE, *_OTHER_NAMES])
+
+
+def _keys() -> dict[str, str]:
+    """The names of the catalogue by all that stand for them."""
+    keys = {key(known): known for known in CATALOGUE}
+    keys |= {key(other): known for other, known in _OTHER_NAMES.items()}
+    for known, loss in CATALOGUE.items():
+        keys.setdefault(key(type(loss).__name__), known)
+    return keys
 
 
 def _with(loss: AbstractLoss, values: dict[str, Any]) -> AbstractLoss:
@@ -179,7 +188,8 @@ def _with(loss: AbstractLoss, values: dict[str, Any]) -> AbstractLoss:
         if name not in known:
             raise ValueError(
                 f"Argument `parameters` must name hyper-parameters of {type(loss).__name__} "
-                f"({', '.join(known) or 'it has none'}), but names {name!r}."
+                f"({', '.join(known) or 'it has none'}), but names {name!r}"
+                f"{did_you_mean(name, known) or '.'}"
             )
         if name in own:
             loss = dataclasses.replace(loss, **{name: value})

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flowlab._options import OptionError, refuse_unless
-from flowlab.losses import CATALOGUE, ODPO, AbstractLoss, named
+from flowlab.losses import CATALOGUE, ODPO, AbstractLoss, named, nearest
 
 __all__ = ["has_beta", "loss", "loss_asked"]
 
@@ -20,15 +20,15 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
     try:
         plain = named(name)
     except ValueError:
-        known = ", ".join(CATALOGUE)
-        raise OptionError(option, "must be one of {}, but is {!r}", known, name) from None
+        known, near = ", ".join(CATALOGUE), nearest(name)
+        raise OptionError(option, "must be one of {}, but is {!r}{}", known, name, near) from None
     for key in parameters:
         number = not dataclasses.is_dataclass(getattr(plain, key, None))
         refuse_unless(number, "parameters", "must name numbers, but {} is none", key)
     try:
         return named(name, **parameters)
     except ValueError as error:
-        said = re.match(r"Argument `(\w+)` (.*)\.$", str(error), re.DOTALL)
+        said = re.match(r"Argument `(\w+)` (.*?)\.?$", str(error), re.DOTALL)
         if said is None or said[1] not in ("parameters", *parameters):
             raise
         named_so = "" if said[1] == "parameters" else f"{said[1]} "

@@ -5,7 +5,7 @@ p: pairs, any shape, a scalar for one pair.
 
 import dataclasses
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from flowlab._arrays import floats, like
+from flowlab._parameters import short
 from flowlab.losses.functions import weighted
 
 __all__ = [
@@ -133,7 +134,7 @@ class AbstractLoss(eqx.Module):
     def __repr__(self) -> str:
         fields = dataclasses.fields(self)
         held = [(f.name, getattr(self, f.name)) for f in fields if not _as_made(self, f)]
-        return f"{type(self).__name__}({', '.join(f'{n}={_shown(v)}' for n, v in held)})"
+        return f"{type(self).__name__}({', '.join(f'{n}={short(v)}' for n, v in held)})"
 
 
 def weighted_mean(
@@ -176,13 +177,3 @@ def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:
     """True where a field holds its default part, and that has no parameters."""
     value, made = getattr(module, field.name), field.default_factory
     return isinstance(made, type) and type(value) is made and not dataclasses.fields(value)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        return f"{float(value):g}"
-    if isinstance(value, np.ndarray):
-        return str(value.tolist())
-    if isinstance(value, tuple):
-        return f"({', '.join(map(_shown, value))}{',' if len(value) == 1 else ''})"
-    return repr(value)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowlab import domains, measures, policies, until
+from flowlab._names import did_you_mean
 from flowlab._options import OPTIONS, OptionError, refuse_unless
 from flowlab.measures import Measure
 from flowlab.policies import AbstractPolicy
@@ -71,7 +72,8 @@ def target(text: str, time_limit: float | None) -> AbstractTarget:
     name, equals, value = text.partition("=")
     known = OPTIONS["until"]
     right = name in known.takes and bool(equals) == bool(value) == bool(known.takes[name])
-    refuse_unless(right, "until", "must be {}, but is {!r}", known.listed, text)
+    near = "" if name in known.takes else did_you_mean(re.split("[<>=]", text)[0], known.takes)
+    refuse_unless(right, "until", "must be {}, but is {!r}{}", known.listed, text, near)
     levels = _numbers("until", value) if value else []
     make = getattr(until, name)
     taken = inspect.signature(make).parameters
@@ -87,7 +89,8 @@ def measure(text: str) -> Measure:
     name, value, space = parts.groups() if parts else ("", None, None)
     takes = OPTIONS["measure"].takes
     known = ", ".join(takes)
-    refuse_unless(name in takes, "measure", "must be one of {}, but is {!r}", known, text)
+    near = did_you_mean(re.split("[<>=:]", text)[0], takes)
+    refuse_unless(name in takes, "measure", "must be one of {}, but is {!r}{}", known, text, near)
     numbered = (f"a {what.lower()} after {one}=" for one, what in takes.items() if what)
     refuse_unless(
         (value is not None) == bool(takes[name]),

@@ -89,9 +89,11 @@ def tried(plan: Plan, path: str | os.PathLike[str]) -> tuple[Estimate, "Layout"]
     kinds = [case for case in plan.cases() if _is_first_of_its_kind(plan, case)]
     case = max(kinds, key=lambda case: np.size(getattr(plan.target(case), "levels", 0.0)))
     compiled = time.perf_counter()
-    example = plan.solve(case, 0, number).to_xarray()  # compiles, and imports what it needs
+    example = plan.solve(case, 0, number).to_xarray(
+        grid=False
+    )  # compiles, and imports what it needs
     began = time.perf_counter()
-    plan.solve(case, 0, number).to_xarray()
+    plan.solve(case, 0, number).to_xarray(grid=False)
     once = time.perf_counter() - began
     seconds = max(0.0, began - compiled - once) * len(kinds)
     seconds += once * _relative_cost(plan, kinds, case) * plan.runs / number

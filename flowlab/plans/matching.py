@@ -47,7 +47,7 @@ def matched(found: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan
     if others and places is None:
         raise ValueError(
             f"Argument `path` must be free or hold this plan, but {path} holds another: "
-            f"{'; '.join(others[:5])}."
+            f"{'; '.join(others[:5])}; give another, or replace that by `overwrite`."
         )
     _check_versions(found, path, force)
     if places is None:

@@ -18,16 +18,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowlab._names import did_you_mean
 from flowlab._options import (
     OF_POLICY,
     OF_SWEEP,
+    OPTIONS,
     OptionError,
     as_entry_named,
     check,
     filled,
+    implied,
     refuse_idle,
     refuse_twice,
     refuse_unless,
+    spelled,
 )
 from flowlab.flow import preference_flow
 from flowlab.losses.asked import has_beta, loss, loss_asked
@@ -73,15 +77,7 @@ def from_recipe(recipe: Mapping[str, Any]) -> Plan:
     Raises:
         ValueError: If an entry is unknown, missing, of no effect, or wrong.
     """
-    for name in recipe:
-        known = ", ".join(OF_SWEEP)
-        refuse_unless(name in OF_SWEEP, str(name), "is unknown; there are {}", known)
-    asked: dict[str, Any] = {name: recipe.get(name) for name in OF_SWEEP}
-    for name in ("loss", "starts", "until"):
-        refuse_unless(asked[name] is not None, name, "must be given")
-    for name, value in asked.items():
-        if value is not None and name not in _SEVERAL:
-            check(name, value)
+    asked = _understood(recipe)
     asked["beta"] = _betas(asked["beta"])
     texts = _texts(asked["until"])
     policies = _policies(asked, texts)
@@ -90,7 +86,9 @@ def from_recipe(recipe: Mapping[str, Any]) -> Plan:
     if asked["clock"] is None and len(targets) == len(policies) == len(losses) == 1:
         (loss,), (policy,), (target,) = losses.values(), policies.values(), targets.values()
         asked["clock"] = target.clocks(preference_flow(loss, policy))[0]
-    asked = filled(asked)
+    stood_in = filled({**asked, "policy": _plane(asked)})
+    kept = OF_POLICY if asked["policies"] else ()  # each table has its own
+    asked = {**stood_in, **{name: asked[name] for name in kept}}
     return Plan(
         builders.drawn_starts(asked),
         until=targets if isinstance(asked["until"], list | Mapping) else targets["until"],
@@ -101,6 +99,38 @@ def from_recipe(recipe: Mapping[str, Any]) -> Plan:
         recipe=_described(asked),
         **{name: asked[name] for name in ("clock", "rtol", "atol", "audit", "block_size", "block")},
     )
+
+
+def _understood(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries as the table spells them, each of its type, with what stands for the target."""
+    for name in recipe:
+        known, near = ", ".join(OF_SWEEP), did_you_mean(str(name), OF_SWEEP)
+        refuse_unless(name in OF_SWEEP, str(name), "is unknown; there are {}{}", known, near)
+    asked: dict[str, Any] = {name: spelled(name, recipe.get(name)) for name in OF_SWEEP}
+    refuse_unless(asked["loss"] is not None, "loss", "must be given")
+    for name, value in asked.items():
+        if value is not None and name not in _SEVERAL:
+            check(name, value)
+    if isinstance(asked["measure"], list):
+        asked["measure"] = [spelled("measure", text) for text in asked["measure"]]
+    if isinstance(asked["until"], list):
+        asked["until"] = [spelled("until", text) for text in asked["until"]]
+    if isinstance(asked["until"], Mapping):
+        asked["until"] = {n: spelled("until", text) for n, text in asked["until"].items()}
+    if asked["until"] is None:
+        asked["until"] = OPTIONS["until"].default
+    return {**implied(asked), "policy": asked["policy"]} if asked["policies"] else implied(asked)
+
+
+def _plane(asked: Mapping[str, Any]) -> str:
+    """The word of the policy, by which starts have their corners, where they are not given."""
+    if not asked["policies"]:
+        return asked["policy"]
+    planes = {_beside(asked, table)["policy"] for table in asked["policies"].values()}
+    missing = [name for name in ("lower", "upper") if asked[name] is None]
+    if len(planes) > 1 and missing:
+        raise OptionError(missing[0], "must be given with {policies} on different planes")
+    return planes.pop()
 
 
 def _betas(value: Any) -> list[float] | None:
@@ -116,7 +146,6 @@ def _betas(value: Any) -> list[float] | None:
 def _policies(asked: dict[str, Any], targets: dict[str, str]) -> dict[str, AbstractPolicy]:
     """The policies by name; one that has none as `policy`."""
     if not asked["policies"]:
-        refuse_unless(asked["policy"] is not None, "policy", "must be given")
         return {"policy": _policy(asked, targets)}
     for name in OF_POLICY:
         refuse_unless(asked[name] is None, name, "has no effect beside {policies}")
@@ -126,8 +155,13 @@ def _policies(asked: dict[str, Any], targets: dict[str, str]) -> dict[str, Abstr
     for table in tables.values():
         for name, value in table.items():
             refuse_unless(name in OF_POLICY, "policies", "must hold no {}", name)
-            check(name, value)
-    return {name: _policy({**asked, **table}, targets) for name, table in tables.items()}
+            check(name, spelled(name, value))
+    return {name: _policy(_beside(asked, table), targets) for name, table in tables.items()}
+
+
+def _beside(asked: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries, with those of the table of a policy among them."""
+    return implied({**asked, **{name: spelled(name, value) for name, value in table.items()}})
 
 
 def _policy(asked: dict[str, Any], targets: dict[str, str]) -> AbstractPolicy:

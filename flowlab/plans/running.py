@@ -286,7 +286,7 @@ def _solved(
 ) -> tuple["xarray.Dataset", float]:
     """The runs of a block, and the seconds that they took."""
     began = time.perf_counter()
-    runs = plan.solve(block.case, *part, devices).to_xarray()
+    runs = plan.solve(block.case, *part, devices).to_xarray(grid=False)
     return runs, time.perf_counter() - began
 
 

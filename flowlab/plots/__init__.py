@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         replay_spread,
         replay_steps,
     )
+    from flowlab.plots.spaced_lines import flow_lines
     from flowlab.plots.training import training_run, training_steps
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "displacement",
     "displacements",
     "field",
+    "flow_lines",
     "lines",
     "log_path",
     "loss_surface",
@@ -78,6 +80,7 @@ __getattr__, __dir__ = on_demand(
         "replays": (
             *("replay", "replay_deviation", "replay_pairs", "replay_spread", "replay_steps"),
         ),
+        "spaced_lines": ("flow_lines",),
         "training": ("training_run", "training_steps"),
     },
 )

@@ -73,7 +73,7 @@ def lines(
         flow: The flow to follow from the starts.
         until: Where its lines end.
         domain: Walls on which to mark where lines slide; None for those of the flow, if it slides.
-        names: Names of the axes; None for those that fit the flow.
+        names: Names of the axes; None for those that fit the flow, or the first `Line`.
         color: Colour of the lines.
         label: Entry in the legend.
         ax: Where to draw; None for a new Figure.
@@ -101,7 +101,8 @@ def lines(
         ax.plot(*part.T, color=_SLIDE_COLOR, linewidth=3.5, zorder=4, solid_capstyle="butt")
     if slides:
         ax.plot([], [], color=_SLIDE_COLOR, linewidth=3.5, label="slides along the wall")
-    return finish(ax, names or names_for(flow))
+    named = next((one for one in listed if isinstance(one, Line)), None)
+    return finish(ax, names or names_for(flow or named))
 
 
 def walls(

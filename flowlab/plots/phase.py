@@ -14,8 +14,10 @@ from matplotlib.colors import to_rgba
 
 from flowlab import _checks as checks
 from flowlab import critical, starts
+from flowlab._parameters import short
 from flowlab.critical import CriticalPoints
 from flowlab.flow import AbstractFlow, Flow, PreferenceFlow
+from flowlab.losses import AbstractLoss
 from flowlab.plots import critical as drawn
 from flowlab.plots.canvas import (
     WITH_LEGEND,
@@ -29,7 +31,8 @@ from flowlab.plots.canvas import (
 )
 from flowlab.plots.fields import SampledFlow, draw_field, sample
 from flowlab.plots.paths import walls
-from flowlab.policies import LogRatioPlane, RatioPlane
+from flowlab.plots.spaced_lines import draw_flow_lines
+from flowlab.policies import AbstractPolicy, LogRatioPlane, RatioPlane
 from flowlab.potentials import AbstractPotential
 
 __all__ = [
@@ -37,6 +40,7 @@ __all__ = [
     "LAYERS",
     "draw_arrows",
     "frame",
+    "loss_title",
     "nullclines",
     "phase_portrait",
     "slow_regions",
@@ -45,8 +49,8 @@ __all__ = [
     "typical_speed",
 ]
 
-LAYERS = ("slow_regions", "field", "nullclines", "separatrices", "critical_points")
-_ALL = ("basins", *LAYERS)
+LAYERS = ("slow_regions", "flow_lines", "nullclines", "separatrices", "critical_points")
+_ALL = ("basins", "field", *LAYERS)
 _FOUND = {"basins", "separatrices", "critical_points"}  # what the critical points are needed for
 _CELLS = 64
 _SLOW = 0.1  # of the median speed over the axes
@@ -62,9 +66,8 @@ def nullclines(
 ) -> Axes:
     """The lines on which a component of the velocity is zero: across one, that component turns.
 
-    A component that changes its sign nowhere within the axes is named in the legend as such, and
-    one that is zero throughout a region is shaded there. What lies outside of the domain is left
-    out.
+    A component that is zero throughout a region is shaded there, and one that changes its sign
+    nowhere within the axes has no line. What lies outside of the domain is left out.
 
     Args:
         flow: A flow on a plane.
@@ -137,8 +140,9 @@ def phase_portrait(
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
-        layers: Which of "basins", "slow_regions", "field", "nullclines", "separatrices" and
-            "critical_points" to draw; all but the basins, which take longest, unless given.
+        layers: Which of "basins", "slow_regions", "field", "flow_lines", "nullclines",
+            "separatrices" and "critical_points" to draw; unless given, all but the basins, which
+            take longest, and the field of arrows.
         points: The critical points, from `critical.critical_points` on this region; None to search.
         below: Level of the speed for the slow regions, per unit of flow time; None for a tenth of
             the median over the axes.
@@ -162,11 +166,11 @@ def phase_portrait(
     if points is not None and "basins" in layers:
         _draw_basins(ax, flow, points, spans, _CELLS if cells is None else cells)
     if "slow_regions" in layers:
-        level = _SLOW * typical_speed(grid) if below is None else below
-        words = f"\n({_SLOW:g} of the median)" if below is None else ""
-        _draw_slow_regions(ax, grid, level, f"speed below {level:.3g}{words}")
+        _draw_slowest(ax, grid, below)
     if "field" in layers:
         draw_arrows(ax, grid, color="0.4" if "basins" in layers else "0.6")
+    if "flow_lines" in layers:
+        draw_flow_lines(ax, flow, spans)
     if "nullclines" in layers:
         _draw_nullclines(ax, grid)
     if len(flow.domain.walls()[1]):
@@ -188,9 +192,14 @@ def _draw_basins(
     drawn.basins(critical.basins(flow, grid, points), ax=ax)
 
 
+def _draw_slowest(ax: Axes, grid: SampledFlow, below: float | None) -> None:
+    level = _SLOW * typical_speed(grid) if below is None else below
+    words = f"\n({_SLOW:g} of the median)" if below is None else ""
+    _draw_slow_regions(ax, grid, level, f"speed below {level:.3g}{words}")
+
+
 def _draw_slow_regions(ax: Axes, grid: SampledFlow, below: float, label: str) -> None:
-    if not shade(ax, grid.axes, slowness(grid, below), label, **DOTTED):
-        ax.plot([], [], linestyle="none", label=f"{label} nowhere here")
+    shade(ax, grid.axes, slowness(grid, below), label, **DOTTED)
 
 
 def slowness(grid: SampledFlow, below: float) -> Float[np.ndarray, "m m"]:
@@ -218,8 +227,6 @@ def _draw_nullclines(ax: Axes, grid: SampledFlow) -> None:
             lines: dict[str, Any] = dict(colors=color, linestyles=[dashes], linewidths=1.5)
             ax.contour(*grid.axes, rate.T, levels=[0.0], zorder=2.6, **lines)
             ax.plot([], [], label=f"nullcline ${name} = 0$", **style)
-        elif not still.any():
-            ax.plot([], [], label=f"${name}$ changes its sign nowhere here", **style)
 
 
 def _rates(flow: AbstractFlow) -> tuple[str, str]:
@@ -282,8 +289,21 @@ def _lies_along(point: critical.CriticalPoint, axis: int, end: float, near: floa
 
 
 def title_of(flow: AbstractFlow) -> str:
-    """The loss, or the classical potential; nothing for another function."""
-    shown = flow.loss if isinstance(flow, PreferenceFlow) else None
+    """The loss with the kernel of its plane, or the potential; nothing for another function."""
+    if isinstance(flow, PreferenceFlow):
+        return loss_title(flow.loss, flow.policy)
     if isinstance(flow, Flow) and isinstance(flow.function, AbstractPotential):
-        shown = flow.function
-    return "" if shown is None else textwrap.fill(repr(shown), _TITLE)
+        return textwrap.fill(repr(flow.function), _TITLE)
+    return ""
+
+
+def loss_title(loss: AbstractLoss, policy: AbstractPolicy) -> str:
+    """The loss, and the kernel of a log-ratio plane where it is not the identity."""
+    words = textwrap.fill(repr(loss), _TITLE)
+    kernel = policy.matrix if isinstance(policy, LogRatioPlane) else np.eye(2)
+    if callable(kernel):
+        return f"{words}\nkernel {short(kernel)}"
+    if np.array_equal(kernel, np.eye(2)):
+        return words
+    (chosen, both), (_, rejected) = np.asarray(kernel).tolist()
+    return f"{words}\nkernel k_ww = {chosen:g}, k_wl = {both:g}, k_ll = {rejected:g}"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab._checks import choice
+from flowlab._parameters import short_call
 from flowlab.domains import AbstractDomain
 from flowlab.losses import Pair
 
@@ -36,6 +37,10 @@ class AbstractStates(eqx.Module):
     def components(self) -> tuple[str, ...] | None:
         """Names of the components of a state, where it is one array that has such."""
         return None
+
+    def __repr__(self) -> str:
+        """What it was made of, on one line, but for what is as it is unless given."""
+        return short_call(self)
 
 
 class AbstractPolicy(AbstractStates):

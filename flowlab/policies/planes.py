@@ -248,7 +248,7 @@ class LogRatioPlane(_Plane):
     """
 
     matrix: Float[ArrayLike, "2 2"] | KernelFunction = eqx.field(
-        converter=_checked_kernel, metadata={"argument": "kernel"}
+        converter=_checked_kernel, metadata={"argument": "kernel", "usual": np.eye(2)}
     )
     domain: AbstractDomain
     wall: WallRule = eqx.field(static=True)

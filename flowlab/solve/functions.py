@@ -51,7 +51,8 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
     if shape != ():
         raise ValueError(
             "Argument `potential` must give one number for a state, as flows of potentials alone "
-            f"are followed, and of no vector field, but gives shape {shape}."
+            f"are followed, and of no vector field, but gives shape {shape}; the M of a field "
+            "−M∇L is a function `metric` beside it."
         )
     if not isinstance(given[-1], jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
         told = given[-1] if not isinstance(given[-1], jax.Array) else f"one of {value.dtype}"

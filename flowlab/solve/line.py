@@ -15,6 +15,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
+from flowlab import _tables
 from flowlab._checks import real, shown
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
@@ -31,6 +32,7 @@ __all__ = ["Line", "flow_line"]
 _MOST_STEPS, _FEWEST_STEPS = 4096, 256
 _ROOM = 2**30  # bytes
 _ROUNDING = 4096  # machine epsilons, one for each step that may be taken
+_SHOWN = 12  # numbers of a state that are written out
 _ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
 _FORWARD_ALONE = (
     "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
@@ -78,8 +80,51 @@ class Line(eqx.Module):
         told = told_of_domain(
             flow.domain, np.asarray(self.outcome), self.end, ended, flow.components
         )
-        shown = f"end_time={self.end_time!s}, end={self.end}, {self.steps} steps"
+        shown = f"end_time={self.end_time!s}, end={self._end()}, {self.steps} steps"
         return f"Line({name}: {shown}{told})"
+
+    def _end(self) -> str:
+        """The end of the line on one line; of states that are PyTrees, or large, what they are."""
+        if isinstance(self.end, np.ndarray) and self.end.size <= _SHOWN:
+            return np.array2string(self.end, max_line_width=np.inf)  # type: ignore[arg-type]
+        sizes = [str(np.shape(leaf)) for leaf in jax.tree.leaves(self.end)]
+        return f"arrays of shape {', '.join(sizes)}"
+
+    def _facts(self) -> list[tuple[str, ...]]:
+        """What became of the line, as rows of a table, for a notebook."""
+        return [
+            ("outcome", Outcome(int(self.outcome)).name),
+            ("flow time to the target", f"{float(self.time):.6g}"),
+            ("flow time at the end", f"{float(self.end_time):.6g}"),
+            ("state at the end", self._end()),
+            ("steps", f"{int(self.steps):,}"),
+            *((name.replace("_", " "), _measured(held)) for name, held in self.measures.items()),
+        ]
+
+    def _repr_html_(self) -> str | None:
+        if _is_traced(self):
+            return None
+        return _tables.html(repr(self._problem.flow), self._facts())
+
+    def plot(self, *, ax: Any = None) -> Any:
+        """Draw the line on its plane; see `flowlab.plots.lines`.
+
+        Args:
+            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+
+        Raises:
+            ValueError: If the states are on no plane.
+        """
+        from flowlab import plots
+
+        flow = self._problem.flow
+        domain = flow.domain if flow.wall == "slide" else None
+        return plots.lines([self], domain=domain, ax=ax)
+
+    @property
+    def components(self) -> tuple[str, ...] | None:
+        """Names of the components of a state, where it is one array that has such."""
+        return self._problem.flow.components
 
     def at(self, time: npt.ArrayLike) -> PyTree[Float[ArrayLike, "..."]]:
         """The states at flow times.
@@ -109,6 +154,13 @@ class Line(eqx.Module):
         times = np.asarray(self.times)
         asked, last = np.asarray(time, times.dtype), max(float(self.end_time), float(times[-1]))
         return (asked >= 0) & (asked <= _just_past(last, times.dtype))
+
+
+def _measured(held: Any) -> str:
+    """A measured number, or several, on one line."""
+    if isinstance(held, np.ndarray) and 1 <= held.size <= _SHOWN:
+        return np.array2string(held, precision=6)
+    return f"{len(jax.tree.leaves(held))} arrays"
 
 
 def flow_line(

@@ -136,7 +136,8 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         )
     if not overwrite:
         raise ValueError(
-            f"Argument `path` must be free, but {place} exists; give another, or overwrite it."
+            f"Argument `path` must be free, but {place} exists; give another, or replace it by "
+            "`overwrite`."
         )
 
 
@@ -207,7 +208,7 @@ def _as_dataset(runs: "Runs | xarray.Dataset") -> "xarray.Dataset":
     import xarray
 
     if isinstance(runs, Runs):
-        return runs.to_xarray()
+        return runs.to_xarray(grid=False)
     if isinstance(runs, xarray.Dataset):
         whole = runs.copy()
         whole.attrs.pop(LENGTH, None)  # which says that a store is filled block by block

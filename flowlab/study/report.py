@@ -161,7 +161,7 @@ def _dataset(data: StudyData) -> "xarray.Dataset":
     axes = (data.map_starts[:, 0].reshape(cells, cells)[:, 0], data.map_starts[:cells, 1])
     parts = []
     for beta, runs in data.maps.items():
-        flat = runs.to_xarray().drop_vars("starts")
+        flat = runs.to_xarray(grid=False).drop_vars("starts")
         variables = {
             name: (
                 ("x_chosen", "x_rejected", *variable.dims[1:]),

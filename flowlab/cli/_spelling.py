@@ -1,0 +1,185 @@
+"""Words of a command as people write them, made into those that typer reads.
+
+By the table of options: `--beta 0.1,0.3`, `--x=0,1`, `--count 1e5`, `--Time_Limit 3`,
+`--policy Log-Ratio`, `--until 'loss<0.1'`, `--starts 10000`. What cannot be meant so is refused
+here, named as it was typed.
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flowlab._names import did_you_mean, key, meant
+from flowlab._options import OPTIONS, check, refuse_unless, spelled
+
+__all__ = ["understood"]
+
+# One letter behind one hyphen is typer's own, as -h.
+_LIKE_AN_OPTION = re.compile(r"--[A-Za-z][\w-]*|-[A-Za-z][\w-]+")
+_BETWEEN_NAMES = re.compile(r",\s*(?=[A-Za-z_])")
+_SEVERAL = {"numbers": "a number", "a list of texts": "a text", "a list of paths": "a path"}
+_OF_TWO = {"two numbers": "a number", "two whole numbers": "a whole number"}
+
+
+def understood(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
+    """The words of a command in the spelling of the table.
+
+    Args:
+        words: What was typed behind the command.
+        parameters: What the command takes, as typer has it.
+
+    Raises:
+        ValueError: If there is no such option, or it cannot have such a value.
+    """
+    flags = {flag: one for one in parameters for flag in one.opts if flag.startswith("--")}
+    left, found = deque(words), list[str]()
+    while left:
+        word = left.popleft()
+        typed, equals, value = word.partition("=")
+        if word == "--":
+            return [*found, word, *left]
+        if not _LIKE_AN_OPTION.fullmatch(typed):
+            found.append(_argument(word, flags))
+            continue
+        flag = _flag(typed, flags)
+        one = flags[flag]
+        if getattr(one, "is_flag", False) or one.name not in OPTIONS:
+            found.append(flag + equals + value)
+            continue
+        if equals:
+            left.appendleft(value)
+        told = bool(left) and (bool(equals) or not left[0].startswith("--"))
+        refuse_unless(told, one.name, "must have a value, but stands alone")
+        found += _written(one.name, _type(one), left, flags)
+    return found
+
+
+def _flag(typed: str, flags: Mapping[str, Any]) -> str:
+    """The option that a word names; one hyphen in front is enough."""
+    keys = {key(flag): flag for flag in flags}
+    for flag, one in flags.items():
+        for other in OPTIONS[one.name].also if one.name in OPTIONS else ():
+            keys.setdefault(key(other), flag)
+    if key(typed) not in keys:
+        near = did_you_mean(typed, flags) or _of_a_loss(typed.lstrip("-"), flags) or "."
+        raise ValueError(f"No such option: {typed}{near}")
+    return keys[key(typed)]
+
+
+def _of_a_loss(typed: str, flags: Mapping[str, Any]) -> str:
+    """That a word is a hyper-parameter of some loss, which has to be set as such."""
+    if "--set" not in flags:
+        return ""
+    from flowlab._parameters import parameter_names
+    from flowlab.losses import CATALOGUE
+
+    known = (name for loss in CATALOGUE.values() for name in parameter_names(loss))
+    name = meant(typed, known)
+    return "" if name is None else f"; did you mean --set {name}=...?"
+
+
+def _argument(word: str, flags: Mapping[str, Any]) -> str:
+    """A word that is no option; `beta=0.3` is nearly one."""
+    name, equals, value = word.partition("=")
+    known = {key(flag): flag for flag in flags}.get(key(name))
+    if equals and known:
+        raise ValueError(f"No argument can be {word}; did you mean {known} {value}?")
+    return word
+
+
+def _type(parameter: Any) -> str:
+    """The type of an option as this command takes it: one of several, where the table has many."""
+    found = OPTIONS[parameter.name].type
+    return found if parameter.multiple else _SEVERAL.get(found, found)
+
+
+def _written(name: str, type_: str, left: deque[str], flags: Mapping[str, Any]) -> Iterator[str]:
+    """An option with its value, taken off the words that are left, as typer reads it."""
+    flag = next(flag for flag, one in flags.items() if one.name == name)
+    if type_ in _OF_TWO:
+        yield from (flag, *_two(name, type_, left))
+        return
+    if type_ == "numbers":
+        yield from (f"{flag}={text}" for text in _numbers(name, left))
+        return
+    text = left.popleft()
+    if type_ == "a list of texts":
+        yield from (f"{flag}={spelled(name, each)}" for each in _BETWEEN_NAMES.split(text))
+    elif (other := _instead(name, text)) in {one.name for one in flags.values()}:
+        left.appendleft(text)
+        yield from _written(other, OPTIONS[other].type, left, flags)
+    else:
+        yield f"{flag}={_one(name, type_, text)}"
+
+
+def _one(name: str, type_: str, text: str) -> str:
+    """A single value, checked where the table says what it can be."""
+    if type_ in _CHECKED:
+        return _CHECKED[type_](name, text)
+    value = spelled(name, text)
+    if OPTIONS[name].choices:
+        check(name, value)
+    return value
+
+
+def _instead(name: str, text: str) -> str:
+    """The option that a value is for, if not for the one that it was given to; else ""."""
+    option = OPTIONS[name]
+    if spelled(name, text) in option.choices:
+        return ""
+    parts = len(_parts("two whole numbers", text))
+    types = {1: "a whole number", 2: "two whole numbers"}
+    return option.instead.get(types.get(parts, ""), "") if text[:1].isdigit() else ""
+
+
+def _numbers(name: str, left: deque[str]) -> Iterator[str]:
+    """Several numbers, with commas between or as words of their own."""
+    first = left.popleft()
+    yield from (_number(name, each) for each in first.strip(",").split(","))
+    while left and _is_number(left[0]):
+        yield left.popleft()
+
+
+def _two(name: str, type_: str, left: deque[str]) -> list[str]:
+    """Two numbers, of which a comma may make one word; a single size stands for both sides."""
+    parts = _parts(type_, left.popleft())
+    if len(parts) == 1 and left and _is_number(left[0]):
+        parts.append(left.popleft())
+    if len(parts) == 1 and type_ == "two whole numbers":
+        parts *= 2
+    given = OPTIONS[name].metavar
+    refuse_unless(len(parts) == 2, name, "must be {}, but is {}", given, " ".join(parts))
+    return [_CHECKED[_OF_TWO[type_]](name, part) for part in parts]
+
+
+def _parts(type_: str, text: str) -> list[str]:
+    """What may be two numbers in one word, as `0,1`, `(0, 1)`, or `64x32` of whole ones."""
+    between = "[,;x× ]+" if type_ == "two whole numbers" else "[,; ]+"
+    return re.split(between, text.strip("()[] "))
+
+
+def _number(name: str, text: str) -> str:
+    refuse_unless(_is_number(text), name, "must be a number, but is {!r}", text)
+    return text.strip()
+
+
+def _whole(name: str, text: str) -> str:
+    """A whole number, which may be written as 1e5 or 10_000."""
+    number = float(text) if _is_number(text) else 0.5
+    refuse_unless(number.is_integer(), name, "must be a whole number, but is {!r}", text)
+    whole, least = int(text) if text.strip("+-_").isdigit() else int(number), OPTIONS[name].least
+    right = least is None or whole >= least
+    refuse_unless(right, name, "must be at least {}, but is {}", least, whole)
+    return str(whole)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_CHECKED: dict[str, Callable[[str, str], str]] = {"a number": _number, "a whole number": _whole}

@@ -27,7 +27,7 @@ from flowlab.solve import (
     check_states,
     default_rtol,
     make_method,
-    make_problem,
+    problem_for,
     one_call,
     one_of,
 )
@@ -76,8 +76,8 @@ def sweep(
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
-            or Dopri8 where rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or for stiff flows
+            `solve.RKC2()` or `solve.ROCK4()`; None for Tsit5, or Dopri8 where rtol < 3e-8.
         block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
@@ -114,7 +114,7 @@ def sweep(
     blocks["backend"] = backend
     solve = worker(count, count * len(flows), **blocks, optimise=optimise)
     method = make_method(solver, rtol=rtol)
-    problems = _problems(flows, starts, dtype, measures, common)
+    problems = _problems(flows, starts, dtype, measures, common, solver)
     results = _solutions(problems, method, starts, solve, progress)
     runs = _gathered(flow, starts, values, results, measures, common)
     common |= blocks | {"solver": solver}
@@ -128,6 +128,7 @@ def _problems(
     dtype: Any,
     measures: Sequence[Measure],
     common: Mapping[str, Any],
+    solver: Any,
 ) -> list[Problem]:
     """The problems of all flows, so that what is wrong with one is told before any is solved.
 
@@ -135,10 +136,7 @@ def _problems(
     """
     state = one_of(starts)
     with jax.enable_x64(dtype == np.float64), one_call():
-        return [
-            make_problem(flow, dtype=dtype, state=state, measures=measures, **common)
-            for flow in flows
-        ]
+        return [problem_for(solver, flow, dtype, state, measures=measures, **common) for flow in flows]
 
 
 def _solutions(

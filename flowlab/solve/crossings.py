@@ -6,8 +6,9 @@ signals that were positive at the beginning of the step meets zero, found in the
 m: signals; n: lanes.
 """
 
+from collections.abc import Callable
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -20,9 +21,18 @@ from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
 from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.signals import kinds, locates_levels, signals
+from flowlab.solve.stabilised import OfLanes
 from flowlab.solve.walls import slides, wall_count
 
-__all__ = ["first_crossing", "followed", "implicit", "interpolated", "root"]
+__all__ = [
+    "StepTaken",
+    "first_crossing",
+    "followed",
+    "implicit",
+    "interpolated",
+    "root",
+    "step_taken",
+]
 
 _ROOT_STEPS = 60
 _FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to the fifth
@@ -45,10 +55,66 @@ def _interpolant(method: Method, information: Any, at: Float[Array, ""]) -> Any:
     return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information)
 
 
+class StepTaken(NamedTuple):
+    """A step of all lanes, and its inside.
+
+    Attributes:
+        dense: What the solver's interpolant needs.
+        at: The points at places in [0, 1] of the step, one for each lane, without derivatives.
+        cut: From which lanes end within the step, and where all do: the points there, the
+            interpolants of what was taken, and the parts of these that were used.
+        shortens: Whether what is within is found by shorter steps, not in the interpolant.
+    """
+
+    dense: PyTree[Array]
+    at: Callable[[Float[Array, " n"]], Point]
+    cut: Callable[..., tuple[Point, PyTree[Array], Float[Array, " n"]]]
+    shortens: bool
+
+
+def step_taken(
+    problem: Problem,
+    method: Method,
+    lanes: Lanes,
+    found: tuple[Point, PyTree[Array], Any],
+    step: Float[Array, ""],
+) -> StepTaken:
+    """The step that a solver has made, with its end, its interpolant and the solver's state.
+
+    A stabilised method does not resolve what lies across the fastest directions, and a signal may
+    look there: within its steps are shorter steps, with as many stages.
+    """
+    after, dense, state = found
+    solver = method.solver
+    if not isinstance(solver, OfLanes):
+        frozen = lax.stop_gradient(dense)
+
+        def cut(crossed: Array, end: Array) -> tuple[Point, PyTree[Array], Array]:
+            del crossed
+            return interpolated(method, dense, end), dense, end
+
+        return StepTaken(dense, lambda at: interpolated(method, frozen, at), cut, False)
+
+    def shorter(end: Array) -> tuple[Point, PyTree[Array]]:
+        cut_short = eqx.tree_at(lambda x: x.fraction, lanes, lanes.fraction * end)
+        return solver.shortened(terms(problem), step, lanes.point, cut_short, state.stages)
+
+    def cut_short(crossed: Array, end: Array) -> tuple[Point, PyTree[Array], Array]:
+        whole = lambda _: (after, dense)  # noqa: E731
+        return *lax.cond(jnp.any(crossed), shorter, whole, end), jnp.ones_like(end)
+
+    return StepTaken(dense, lambda at: lax.stop_gradient(shorter(at)[0]), cut_short, True)
+
+
 def first_crossing(
-    problem: Problem, method: Method, lanes: Lanes, after: Point, dense: PyTree[Array]
+    problem: Problem,
+    method: Method,
+    lanes: Lanes,
+    after: Point,
+    taken: "StepTaken",
 ) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
-    """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
+    """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1.
+    """
     live = lanes.signals > 0
 
     def values(point: Point, lanes: Lanes = lanes) -> Float[Array, "m n"]:
@@ -57,13 +123,13 @@ def first_crossing(
     def smallest(found: Float[Array, "m n"]) -> Float[Array, " n"]:
         return reduce(jnp.minimum, list(jnp.where(live, found, jnp.inf)))
 
-    frozen, resting = lax.stop_gradient((dense, lanes))
+    frozen, resting = lax.stop_gradient((taken.dense, lanes))
     at_end = values(lax.stop_gradient(after), resting)
     first, last = smallest(resting.signals), smallest(at_end)
     ones = jnp.ones_like(first)
 
     def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
-        return values(interpolated(method, frozen, at), resting)
+        return values(lax.stop_gradient(taken.at(at)), resting)
 
     turn = _first_turn(problem, method, resting, frozen, live)
     turning = lanes.active & (turn < 1)

@@ -22,8 +22,8 @@ from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.crossings import implicit, interpolated, root
 from flowlab.solve.engine import Tape, advance, safe_problem
 from flowlab.solve.lane_lifecycle import begin, finish
-from flowlab.solve.method import Method, make_method
-from flowlab.solve.problem import Problem, check_states, check_target, default_rtol, make_problem
+from flowlab.solve.method import Method, make_method, problem_for
+from flowlab.solve.problem import Problem, check_states, check_target, default_rtol
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
 __all__ = ["Line", "flow_line"]
@@ -139,8 +139,8 @@ def flow_line(
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
-            or Dopri8 where rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or for stiff flows
+            `solve.RKC2()` or `solve.ROCK4()`; None for Tsit5, or Dopri8 where rtol < 3e-8.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`, for all of which the line keeps
@@ -161,11 +161,12 @@ def flow_line(
     traced = _is_traced(start) or _is_traced(flow)
     start, dtype = check_states("start", start, flow, batched=False)
     with jax.enable_x64(dtype == np.float64):
-        problem = make_problem(
+        problem = problem_for(
+            solver,
             flow,
+            dtype,
+            start,
             until=until,
-            dtype=dtype,
-            state=None if traced else start,
             clock=clock,
             rtol=rtol,
             atol=atol,

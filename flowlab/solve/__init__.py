@@ -25,8 +25,10 @@ if TYPE_CHECKING:
         filled,
         make_problem,
     )
+    from flowlab.solve.rock import ROCK4
 
 __all__ = [
+    "ROCK4",
     "Lanes",
     "Line",
     "Method",
@@ -86,5 +88,6 @@ __getattr__, __dir__ = on_demand(
             "filled",
             "make_problem",
         ),
+        "rock": ("ROCK4",),
     },
 )

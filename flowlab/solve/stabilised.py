@@ -21,7 +21,7 @@ from diffrax import RESULTS, AbstractLocalInterpolation
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-__all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius"]
+__all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius", "spectral_radius"]
 
 _SAFETY = 1.2  # over the radius found, from below, by the power iteration; as in RKC
 _SETTLED = 0.01  # relative change of the radius in an iteration at which it counts as found; as in RKC
@@ -211,6 +211,14 @@ def taken(
     error = jax.tree.map(lambda e: jnp.where(reach <= longest, e, jnp.inf), error)
     dense = {"y0": y0, "y1": y1, "bend": bend, "twist": twist}
     return y1, error, dense, eqx.tree_at(lambda r: r.stages, radius, stages)
+
+
+def spectral_radius(
+    field: Callable[[PyTree[Array]], PyTree[Array]], y: PyTree[Array]
+) -> Float[Array, ""]:
+    """The spectral radius of the Jacobian of a field at a point, with what is added to be safe."""
+    one = jnp.ones((), jax.tree.leaves(y)[0].dtype)
+    return _known_radius(field, y, one, unknown_radius(y, one), True).value
 
 
 def unknown_radius(y0: PyTree[Array], part: Float[Array, "*n"]) -> Radius:

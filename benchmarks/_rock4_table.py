@@ -32,7 +32,7 @@ DAMPED = 0.95  # what |R| stays below where it oscillates
 FOLLOWS = -3.0  # z up to which R follows the exponential, which is small there
 ORIGIN = 0.1  # s² times how far x is beyond 1 where z = 0
 PLACES = (0.25, 0.6)  # of the second and the third of the last stages, on the way from P's place to 1
-ESTIMATE = 0.005  # size of the error estimate's weights of order 4, that of the end's error being 0.002
+ESTIMATE = 2e-4  # size of the error estimate's weights of order 4: at h·λ = 1/10 as large as the error itself
 
 # Trees up to order 5, in the order of `_slopes`: their density γ and their symmetry σ.
 DENSITY = np.array([1, 2, 3, 6, 4, 8, 12, 24, 5, 10, 15, 30, 20, 20, 40, 60, 120.0])

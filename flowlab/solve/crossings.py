@@ -7,7 +7,7 @@ m: signals; n: lanes.
 """
 
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import diffrax
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 _ROOT_STEPS = 60
+_NEAR_ENOUGH = 1e-3  # tolerances, in parts of a step, to which places are found by shorter steps
 _FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to the fifth
 _LOOKS = 10  # parts of a step at whose ends a signal that may turn back is looked at
 _STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
@@ -131,6 +132,9 @@ def first_crossing(
     def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
         return values(lax.stop_gradient(taken.at(at)), resting)
 
+    def in_interpolant(at: Float[Array, " n"]) -> Float[Array, "m n"]:
+        return values(interpolated(method, frozen, at), resting)
+
     turn = _first_turn(problem, method, resting, frozen, live)
     turning = lanes.active & (turn < 1)
     past = lax.cond(jnp.any(turning), lambda at: smallest(ahead(at)), lambda _: last, turn)
@@ -139,7 +143,13 @@ def first_crossing(
     crossed = lanes.active & (past <= 0)
 
     def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
-        place = turn * root(lambda at: smallest(ahead(at * turn)), first, past, crossed)
+        function = partial(_smallest_at, ahead, smallest, turn)
+        if taken.shortens:
+            inside = partial(_smallest_at, in_interpolant, smallest, turn)
+            near = _NEAR_ENOUGH * problem.rtol
+            place = turn * _corrected(function, inside, (first, past), crossed, near)
+        else:
+            place = turn * root(function, first, past, crossed)
         place = jnp.where(crossed, place, ones)
         return place, _lowest(jnp.where(live, ahead(place), jnp.inf))
 
@@ -148,6 +158,46 @@ def first_crossing(
     end = lax.stop_gradient(end)
     missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
     return crossed, end, jnp.where(crossed, fired, missed)
+
+
+def _smallest_at(
+    signals_at: Callable[[Array], Array],
+    smallest: Callable[[Array], Array],
+    turn: Float[Array, " n"],
+    part: Float[Array, " n"],
+) -> Float[Array, " n"]:
+    """The smallest live signal of each lane at a part of the way to where it is past."""
+    return smallest(signals_at(part * turn))
+
+
+def _corrected(
+    function: Callable[[Array], Array],
+    near_it: Callable[[Array], Array],
+    ends: tuple[Float[Array, " n"], Float[Array, " n"]],
+    wanted: Bool[Array, " n"],
+    tolerance: Float[Array, ""],
+) -> Float[Array, " n"]:
+    """The root of a dear function on [0, 1] by that of a cheap one near it, corrected a few times.
+
+    The cheap one is shifted by what the two differ by at the last place; what is left falls as fast
+    as their slopes are alike, which they are to the tolerance.
+    """
+
+    def going(carry: Any) -> Bool[Array, ""]:
+        place, before, _, count = carry
+        return jnp.any(wanted & (jnp.abs(place - before) > tolerance)) & (count < _ROOT_STEPS)
+
+    def improve(carry: Any) -> Any:
+        place, _, shift, count = carry
+        shift = jnp.where(wanted, function(place) - near_it(place), shift)
+        return found(shift), place, shift, count + 1
+
+    def found(shift: Float[Array, " n"]) -> Float[Array, " n"]:
+        first, last = ends[0] + shift, jnp.minimum(ends[1] + shift, 0)
+        return root(lambda at: near_it(at) + shift, first, last, wanted)
+
+    nothing, count = jnp.zeros_like(ends[0]), jnp.zeros((), jnp.int32)
+    return lax.while_loop(going, improve, (found(nothing), nothing - 1, nothing, count))[0]
 
 
 def _lowest(values: Float[Array, "m n"]) -> Int[Array, " n"]:

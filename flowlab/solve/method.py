@@ -19,6 +19,9 @@ __all__ = ["Method", "make_method", "problem_for", "terms"]
 
 _HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
 _CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
+# Where all but a few directions have decayed, the error of like steps grows from one to the next,
+# and a rejected step costs many stages: it is foreseen from the last two.
+_FORESEEING = diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.4, icoeff=0.3)
 
 
 class Method(eqx.Module):
@@ -56,7 +59,9 @@ def make_method(
         )
     stabilised = isinstance(solver, AbstractStabilised)
     stepping = OfLanes(solver) if stabilised else RungeKutta(solver)
-    controller = _CONTROLLER if constant_step is None else diffrax.ConstantStepSize()
+    controller = _FORESEEING if stabilised else _CONTROLLER
+    if constant_step is not None:
+        controller = diffrax.ConstantStepSize()
     return Method(stepping, controller, constant_step)
 
 

@@ -26,7 +26,9 @@ __all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius", "spectral_radius"
 _SAFETY = 1.2  # over the radius found, from below, by the power iteration; as in RKC
 _SETTLED = 0.01  # relative change of the radius in an iteration at which it counts as found; as in RKC
 _MOST_ITERATIONS = 50  # of the power iteration; as in RKC
-_FRESH = 25  # accepted steps for which a radius is trusted; as in RKC
+_FRESH = 25  # accepted steps for which a radius is trusted at most; as in RKC
+_STEADY = 0.05  # relative change since it was last found up to which it is trusted for longer
+_MOST_GROWTH = 4.0  # of the radius, that is expected of a step as large as what it was in the last
 _SEED = 0  # of the first vector, of which the fastest direction must not be missing
 
 Slope = Callable[[Float[Array, "*n"], PyTree[Array]], PyTree[Array]]
@@ -64,15 +66,19 @@ class Radius(eqx.Module):
     """What is known of the spectral radius of the field's Jacobian.
 
     Attributes:
-        value: An upper bound on it, up to what the power iteration misses.
+        value: The radius, with what is added to be safe, and for what it may grow in a step.
+        found: The radius as it was last found.
         vector: The vector that the iteration goes on from; of length 1.
         age: Accepted steps since it was found.
+        trust: Accepted steps for which it counts as known.
         stages: Stages of the last step.
     """
 
     value: Float[Array, "*n"]
+    found: Float[Array, "*n"]
     vector: PyTree[Array]
     age: Int[Array, ""]
+    trust: Int[Array, ""]
     stages: Int[Array, ""]
 
 
@@ -161,7 +167,7 @@ class OfLanes(eqx.Module):
 
     def again(self, radius: Radius) -> Radius:
         """The state after a step was rejected: perhaps because the radius has grown."""
-        return eqx.tree_at(lambda r: r.age, radius, jnp.full_like(radius.age, _FRESH))
+        return eqx.tree_at(lambda r: r.trust, radius, jnp.zeros_like(radius.trust))
 
     def longest_step(self, radius: Radius, lanes: Any) -> Float[Array, ""]:
         """The longest step that the active lanes can share."""
@@ -232,8 +238,8 @@ def unknown_radius(y0: PyTree[Array], part: Float[Array, "*n"]) -> Radius:
         return jnp.broadcast_to(jnp.reshape(numbers, shape + (1,) * part.ndim), leaf.shape)
 
     vector = [drawn(key, jnp.asarray(leaf)) for key, leaf in zip(keys, leaves, strict=True)]
-    age, stages = jnp.full((), _FRESH, jnp.int32), jnp.zeros((), jnp.int32)
-    return Radius(jnp.zeros_like(part), jax.tree.unflatten(structure, vector), age, stages)
+    none, count = jnp.zeros_like(part), jnp.zeros((), jnp.int32)
+    return Radius(none, none, jax.tree.unflatten(structure, vector), count, count, count)
 
 
 def _known_radius(
@@ -262,14 +268,29 @@ def _known_radius(
         length = _length(radius.vector, part.ndim)
         vector = jax.tree.map(lambda v: v / jnp.where(length > 0, length, 1), radius.vector)
         carry = (vector, jnp.zeros_like(part), part != 0, jnp.zeros((), jnp.int32))
-        vector, value, _, _ = lax.while_loop(going, improve, carry)
-        return Radius(_SAFETY * value, vector, jnp.zeros_like(radius.age), radius.stages)
+        vector, found, _, _ = lax.while_loop(going, improve, carry)
+        return _updated(radius, vector, found)
 
     def keep(radius: Radius) -> Radius:
         return eqx.tree_at(lambda r: r.age, radius, radius.age + 1)
 
-    stale = jnp.asarray(made_jump) | (radius.age >= _FRESH)
+    stale = jnp.asarray(made_jump) | (radius.age >= radius.trust)
     return lax.stop_gradient(lax.cond(stale, find, keep, lax.stop_gradient(radius)))
+
+
+def _updated(radius: Radius, vector: PyTree[Array], found: Float[Array, "*n"]) -> Radius:
+    """A radius found anew: trusted for a step where it has changed, else for longer and longer.
+
+    Under the clock of arc length it grows as a line slows down, in a step as in the one before.
+    """
+    known = radius.found > 0
+    growth = jnp.where(known, found / jnp.where(known, radius.found, 1), 1)
+    steady = jnp.all(jnp.where(known, jnp.abs(growth - 1) <= _STEADY, found == 0))
+    longer = jnp.clip(2 * radius.trust, 2, _FRESH)
+    trust = jnp.where(steady, longer, 1).astype(jnp.int32)
+    ahead = jnp.where(steady, 1, jnp.clip(growth, 1, _MOST_GROWTH))
+    age = jnp.ones_like(radius.age)
+    return Radius(_SAFETY * ahead * found, found, vector, age, trust, radius.stages)
 
 
 def _length(vector: PyTree[Array], lanes: int) -> Float[Array, "*n"]:

@@ -1,14 +1,15 @@
 """Computes the coefficients of ROCK4, `flowlab/solve/rock4.json`, from what defines the method.
 
-The stability polynomial is R = w·P: P of degree s − 4 is orthogonal with the weight w²/√(1 − x²), and
-the two pairs of complex zeros of w are such that R agrees with the exponential to order 4, and stays
-below 0.95 where it oscillates. Four stages with the stability function w then meet the conditions of
-order 4 (one for each of eight trees) together with the recurrence of P; two of their places are free.
+The stability polynomial is R = w·P: P of degree s − 4 is orthogonal with the weight w²/√(1 − x²),
+and the two pairs of complex zeros of w are such that R agrees with the exponential to order 4, and
+stays below 0.95 where it oscillates. Four stages with the stability function w then meet the
+conditions of order 4 (one for each of eight trees) together with the recurrence of P; two of their
+places are free.
 
     python benchmarks/_rock4_table.py
 
-Source: Abdulle, Fourth order Chebyshev methods with recurrence relation, SIAM J. Sci. Comput. 23 (2002)
-    2041–2054.
+Source: Abdulle, Fourth order Chebyshev methods with recurrence relation, SIAM J. Sci. Comput. 23
+    (2002) 2041–2054.
 """
 
 import argparse
@@ -31,8 +32,11 @@ SCALE = np.array([10.0, 8.0, 2.0, 20.0])
 DAMPED = 0.95  # what |R| stays below where it oscillates
 FOLLOWS = -3.0  # z up to which R follows the exponential, which is small there
 ORIGIN = 0.1  # s² times how far x is beyond 1 where z = 0
-PLACES = (0.25, 0.6)  # of the second and the third of the last stages, on the way from P's place to 1
-ESTIMATE = 2e-4  # size of the error estimate's weights of order 4: at h·λ = 1/10 as large as the error itself
+PLACES = (
+    0.25,
+    0.6,
+)  # of the second and the third of the last stages, on the way from P's place to 1
+ESTIMATE = 2e-4  # weights of order 4 in the error estimate: as large as the error at h·λ = 1/10
 
 # Trees up to order 5, in the order of `_slopes`: their density γ and their symmetry σ.
 DENSITY = np.array([1, 2, 3, 6, 4, 8, 12, 24, 5, 10, 15, 30, 20, 20, 40, 60, 120.0])
@@ -100,7 +104,7 @@ def derivatives(s: int, zeros: np.ndarray) -> np.ndarray:
 
 
 def weight(s: int, zeros: np.ndarray, length: float) -> np.polynomial.Polynomial:
-    """w as a polynomial of z."""
+    """W as a polynomial of z."""
     per_z = (2 + ORIGIN / s**2) / length  # x by z
     total = np.polynomial.Polynomial([1.0])
     for real, imaginary in (zeros[:2], zeros[2:]):
@@ -120,7 +124,7 @@ def stability(s: int, zeros: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def largest(s: int, zeros: np.ndarray) -> float:
-    """The largest |R| behind where it follows the exponential: of the first extrema, the largest."""
+    """The largest |R| where it does not follow the exponential: among its first extrema."""
     _, length = recurrence(s, zeros.tolist())
     angle = np.linspace(0, min(np.pi, 12 * np.pi / s), 1200)
     x = np.cos(angle)

@@ -1,12 +1,12 @@
-"""Evaluations, accuracy and memory of stabilised methods on stiff flows, against usual and implicit ones.
+"""Evaluations, accuracy and memory of stabilised methods on stiff flows, against other methods.
 
 Quadratics with rates from 1 to κ in rotated axes, followed for five e-foldings of the slowest rate;
-IPO on pairs of very unequal scale under a linear policy, and a network made linear at its start, which
-are quadratics too, with exact solutions by their eigenvalues; Rosenbrock's valley, against Radau at a
-tight tolerance. An evaluation is one of the gradient, or one of its derivative along a vector.
+IPO on pairs of very unequal scale under a linear policy, and a network made linear at its start,
+which are quadratics too, with exact solutions by their eigenvalues; Rosenbrock's valley, against
+Radau at a tight tolerance. An evaluation is one of the gradient, or of its derivative by a vector.
 
-In 10,000 dimensions ROCK4 by `diffrax.diffeqsolve` against Kvaerno5 with conjugate gradients: seconds,
-and the memory that XLA says the programs take beside their arguments, in states.
+In 10,000 dimensions ROCK4 by `diffrax.diffeqsolve` against Kvaerno5 with conjugate gradients:
+seconds, and the memory that XLA says the programs take beside their arguments, in states.
 """
 
 import time
@@ -106,7 +106,9 @@ def unequal_pairs(pairs: int = 6) -> Problem:
     features = np.random.default_rng(1).standard_normal((pairs, 10))
     features *= np.geomspace(1, 300, pairs)[:, None]
     matrix = 2 * features.T @ features / pairs
-    return quadratic("IPO, pairs of unequal scale", matrix, features.T @ np.full(pairs, 10.0) / pairs)
+    return quadratic(
+        "IPO, pairs of unequal scale", matrix, features.T @ np.full(pairs, 10.0) / pairs
+    )
 
 
 def linear_network(width: int = 40, examples: int = 12) -> Problem:
@@ -156,7 +158,7 @@ def row(problem: Problem, way: str, rtol: float) -> dict[str, Any]:
     flow = Counted(problem.gradient)
     target = until.time(problem.time)
     line = flowlab.flow_line(
-        flow, problem.start, until=target, solver=WAYS[way], rtol=rtol, clock="arc_length"
+        flow, problem.start, until=target, solver=WAYS[way], rtol=rtol, clock="time"
     )
     jax.effects_barrier()
     found = _row(problem, flow.count[0], line.end, rtol)
@@ -222,10 +224,9 @@ def _compiled(problem: Problem, solver: Any, rtol: float) -> Any:
     @jax.jit
     def end(start: Array) -> Array:
         controller = diffrax.PIDController(rtol, rtol * 1e-3, dtmax=0.1)
-        terms, options = diffrax.ODETerm(field), dict(stepsize_controller=controller)
-        solution = diffrax.diffeqsolve(
-            terms, solver, 0.0, problem.time, 1e-6, start, max_steps=4096, **options
-        )
+        terms = diffrax.ODETerm(field)
+        options: Any = dict(stepsize_controller=controller, max_steps=4096)
+        solution = diffrax.diffeqsolve(terms, solver, 0.0, problem.time, 1e-6, start, **options)
         assert solution.ys is not None
         return solution.ys[-1]
 

@@ -63,9 +63,11 @@ def test_the_order_that_is_observed_is_the_one_that_is_told(solver, order, slack
 
     @jax.jit
     def end(step):
-        options = {"stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 100}
+        options: Any = {"stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 100}
         field_ = diffrax.ODETerm(field)
-        return diffrax.diffeqsolve(field_, solver, 0.0, 1.0, step, start, **options).ys[0]
+        solution = diffrax.diffeqsolve(field_, solver, 0.0, 1.0, step, start, **options)
+        assert solution.ys is not None
+        return solution.ys[0]
 
     counts = np.array([12, 24, 48])
     errors = [np.max(np.abs(end(jnp.asarray(1 / n)) - exact)) for n in counts]
@@ -133,12 +135,10 @@ def test_a_sweep_takes_lanes_of_all_kinds_to_their_level(solver):
     scales = np.array([0.03, 0.3, 1.0, 3.0])
     starts = scales[:, None] * problem.start
     level = problem.level(1.0)
-    runs = fl.sweep(
-        problem.flow, starts, until=until.loss_below(level), solver=solver, rtol=rtol
-    )
+    runs = fl.sweep(problem.flow, starts, until=until.loss_below(level), solver=solver, rtol=rtol)
     assert runs.solver == type(solver).__name__
     assert runs.counts() == {"reached": 4}
-    wanted = [
+    wanted: Any = [
         brentq(lambda time, c=scale: c**2 * problem.level(time) / level - 1, 0, 9)
         for scale in scales
     ]
@@ -167,7 +167,7 @@ def test_a_state_may_be_any_tree_of_arrays():
 
     def potential(y):
         parts = jax.tree.map(lambda leaf, rate: jnp.sum(rate * leaf**2), y, rates)
-        return 0.5 * sum(jax.tree.leaves(parts))
+        return jnp.asarray(0.5 * sum(jax.tree.leaves(parts)))
 
     line = fl.flow_line(fl.Flow(potential), start, until=until.time(1.0), solver=ROCK4())
     exact = jax.tree.map(lambda rate: np.exp(-rate), rates)

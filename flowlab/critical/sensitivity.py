@@ -168,8 +168,9 @@ def sensitivity(
         clock: The independent variable; None for the target's own.
         rtol: Relative tolerance of state and flow time; None for 1e-6, or 1e-4 for float32.
         atol: Absolute tolerance of the state; None as in `sweep`.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or for stiff flows
-            `solve.RKC2()` or `solve.ROCK4()`; None for Tsit5, or Dopri8 where rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
+            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
+            under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
         block_size: Starts that share a step; None for the number of `sweep` over the components of
             a start.
         devices: JAX devices to use; None for all local ones.

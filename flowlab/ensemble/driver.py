@@ -27,9 +27,9 @@ from flowlab.solve import (
     check_states,
     default_rtol,
     make_method,
-    problem_for,
     one_call,
     one_of,
+    problem_for,
 )
 from flowlab.until import AbstractTarget, Clock
 
@@ -76,8 +76,9 @@ def sweep(
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or for stiff flows
-            `solve.RKC2()` or `solve.ROCK4()`; None for Tsit5, or Dopri8 where rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
+            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
+            under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
         block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
@@ -136,7 +137,9 @@ def _problems(
     """
     state = one_of(starts)
     with jax.enable_x64(dtype == np.float64), one_call():
-        return [problem_for(solver, flow, dtype, state, measures=measures, **common) for flow in flows]
+        return [
+            problem_for(solver, flow, dtype, state, measures=measures, **common) for flow in flows
+        ]
 
 
 def _solutions(

@@ -51,7 +51,8 @@ class RKC2(AbstractStabilised):
         needed = jnp.ceil(jnp.sqrt(1 + _INTERVAL * reach)).astype(jnp.int32)
         return jnp.maximum(needed, _FEWEST)
 
-    def longest(self, dtype: Any) -> float:
+    def longest(self, dtype: Any, rtol: float) -> float:
+        del rtol
         rounding = np.sqrt(_WORTH / (_ROUNDINGS * float(jnp.finfo(dtype).eps)))
         most = int(np.clip(rounding, _FEWEST, _MOST))
         return (most**2 - 1) / _INTERVAL

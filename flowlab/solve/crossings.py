@@ -114,8 +114,7 @@ def first_crossing(
     after: Point,
     taken: "StepTaken",
 ) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
-    """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1.
-    """
+    """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
     live = lanes.signals > 0
 
     def values(point: Point, lanes: Lanes = lanes) -> Float[Array, "m n"]:

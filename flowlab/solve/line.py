@@ -1,5 +1,6 @@
 """One flow line, with dense output."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -18,14 +19,22 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from flowlab._checks import real, shown
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
+from flowlab.solve.chebyshev import RKC2
+from flowlab.solve.clocks import clock_named
 from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.crossings import implicit, interpolated, root
 from flowlab.solve.engine import Tape, advance, safe_problem
 from flowlab.solve.lane_lifecycle import begin, finish
 from flowlab.solve.method import Method, make_method, problem_for
-from flowlab.solve.problem import Problem, check_states, check_target, default_rtol
+from flowlab.solve.problem import (
+    Problem,
+    check_states,
+    check_target,
+    default_rtol,
+    steady_clock,
+)
 from flowlab.solve.rock import ROCK4
-from flowlab.solve.spectrum import has_real_spectrum
+from flowlab.solve.spectrum import metric_is_constant
 from flowlab.solve.stabilised import spectral_radius
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
@@ -150,10 +159,11 @@ def flow_line(
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or for stiff flows
-            `solve.RKC2()` or `solve.ROCK4()`; None for Tsit5, or Dopri8 where rtol < 3e-8, and for
-            ROCK4 instead where these run out of steps that only stability keeps short, as long as
-            the metric is constant. `Line.solver` says which it was.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
+            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
+            under the clock of time. None for Tsit5, or Dopri8 where rtol < 3e-8; where these run
+            out of steps that only stability keeps short, ROCK4 follows the line from its start, and
+            where that does not suffice RKC2. `Line.solver` says which it was.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`, for all of which the line keeps
@@ -215,16 +225,19 @@ def _line_now(solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_ste
 def _stabilised_if_stiff(line: Line, start: PyTree[np.ndarray], max_steps: int) -> Line:
     """A line whose steps were too short for stability's sake, followed again by other ones."""
     problem = line._problem
-    regular = problem if not problem.ends_on_level else safe_problem(problem)
     crawled = line.outcome == Outcome.step_limit and line.steps >= _CRAWLED
-    if not (crawled and has_real_spectrum(regular, start)):
+    if not (crawled and metric_is_constant(problem.flow, start)):
         return line
     lately = (line.times[-1] - line.times[-1 - _CRAWLED]) / _CRAWLED
     fastest = float(_compiled_radius(problem, jax.tree.map(lambda x: x[-1], line.states)))
     if not fastest * lately >= _UNSTABLE:
         return line
-    method = make_method(ROCK4(), rtol=float(regular.rtol))
-    return _line_now((regular, method), start, max_steps)
+    clock = clock_named(steady_clock(problem.flow)).towards(problem.target)
+    problem, rtol = dataclasses.replace(problem, clock=clock), float(problem.rtol)
+    line = _line_now((problem, make_method(ROCK4(), rtol=rtol)), start, max_steps)
+    if line.outcome != Outcome.step_limit:
+        return line
+    return _line_now((problem, make_method(RKC2(), rtol=rtol)), start, max_steps)
 
 
 def _check_reverse(until: AbstractTarget, reverse: bool) -> None:

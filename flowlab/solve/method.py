@@ -58,7 +58,7 @@ def make_method(
             f"diffrax.Dopri5(), or solve.RKC2() for stiff flows, but is {solver!r}."
         )
     stabilised = isinstance(solver, AbstractStabilised)
-    stepping = OfLanes(solver) if stabilised else RungeKutta(solver)
+    stepping = OfLanes(solver, rtol) if stabilised else RungeKutta(solver)
     controller = _FORESEEING if stabilised else _CONTROLLER
     if constant_step is not None:
         controller = diffrax.ConstantStepSize()

@@ -15,7 +15,7 @@ from flowlab.flow import AbstractFlow
 from flowlab.solve.clocks import AbstractLevelClock
 from flowlab.solve.problem import Problem
 
-__all__ = ["check_real_spectrum", "has_real_spectrum", "metric_is_constant"]
+__all__ = ["check_real_spectrum", "metric_is_constant"]
 
 
 def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> None:
@@ -38,12 +38,6 @@ def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> No
             f"metric depends on the state, but is {solver}, which needs a Jacobian with a real "
             "spectrum."
         )
-
-
-def has_real_spectrum(problem: Problem, state: PyTree[Any]) -> bool:
-    """Whether the Jacobian of the field has a real spectrum everywhere."""
-    level = isinstance(problem.clock, AbstractLevelClock)
-    return not level and metric_is_constant(problem.flow, state)
 
 
 def metric_is_constant(flow: AbstractFlow, state: PyTree[Any]) -> bool:

@@ -24,11 +24,14 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 __all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius", "spectral_radius"]
 
 _SAFETY = 1.2  # over the radius found, from below, by the power iteration; as in RKC
-_SETTLED = 0.01  # relative change of the radius in an iteration at which it counts as found; as in RKC
+_SETTLED = (
+    0.01  # relative change of the radius in an iteration at which it counts as found; as in RKC
+)
 _MOST_ITERATIONS = 50  # of the power iteration; as in RKC
 _FRESH = 25  # accepted steps for which a radius is trusted at most; as in RKC
 _STEADY = 0.05  # relative change since it was last found up to which it is trusted for longer
 _MOST_GROWTH = 4.0  # of the radius, that is expected of a step as large as what it was in the last
+_USUAL_RTOL = 1e-6  # where diffrax alone calls, which does not tell
 _SEED = 0  # of the first vector, of which the fastest direction must not be missing
 
 Slope = Callable[[Float[Array, "*n"], PyTree[Array]], PyTree[Array]]
@@ -96,8 +99,8 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
         """The number of stages with which a step times the spectral radius may be so large."""
 
     @abstractmethod
-    def longest(self, dtype: Any) -> float:
-        """The largest step times the spectral radius with as many stages as rounding allows."""
+    def longest(self, dtype: Any, rtol: float) -> float:
+        """The largest step times the radius at which rounding is no matter beside `rtol`."""
 
     @abstractmethod
     def stepped(
@@ -124,7 +127,8 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
         def slope(place: Float[Array, ""], y: PyTree[Array]) -> PyTree[Array]:
             return terms.vf(t0 + place * part, y, args)
 
-        y1, error, dense, radius = taken(self, slope, y0, part, solver_state, made_jump)
+        longest = self.longest(part.dtype, _USUAL_RTOL)
+        y1, error, dense, radius = taken(self, slope, y0, part, (solver_state, made_jump), longest)
         return y1, error, dense, radius, RESULTS.successful
 
     def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
@@ -138,8 +142,11 @@ class OfLanes(eqx.Module):
     """
 
     method: AbstractStabilised
+    rtol: float = eqx.field(static=True)
 
-    stages: ClassVar[int] = 2  # copies of the state that the interpolant of a step keeps beside ends
+    stages: ClassVar[int] = (
+        2  # copies of the state that the interpolant of a step keeps beside ends
+    )
 
     @property
     def interpolation_cls(self) -> Callable[..., Any]:
@@ -172,13 +179,16 @@ class OfLanes(eqx.Module):
     def longest_step(self, radius: Radius, lanes: Any) -> Float[Array, ""]:
         """The longest step that the active lanes can share."""
         largest = jnp.max(jnp.where(lanes.active, radius.value, 0))
-        return self.method.longest(largest.dtype) / largest
+        return self.method.longest(largest.dtype, self.rtol) / largest
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
     ) -> tuple[Any, Any, dict[str, Any], Any, RESULTS]:
         slope, part = self._slope(terms, t0, t1, args)
-        y1, error, dense, radius = taken(self.method, slope, y0, part, solver_state, made_jump)
+        longest = self.method.longest(part.dtype, self.rtol)
+        y1, error, dense, radius = taken(
+            self.method, slope, y0, part, (solver_state, made_jump), longest
+        )
         return y1, error, dense, radius, RESULTS.successful
 
     def shortened(
@@ -203,14 +213,17 @@ def taken(
     slope: Slope,
     y0: PyTree[Array],
     part: Float[Array, "*n"],
-    radius: Radius,
-    made_jump: Any,
+    known: tuple[Radius, Any],
+    longest: float,
 ) -> tuple[PyTree[Array], PyTree[Array], dict[str, Any], Radius]:
-    """A step, its error, what its interpolant needs, and the radius that chose its stages."""
+    """A step, its error, what its interpolant needs, and the radius that chose its stages.
+
+    What is known before is the radius, and whether the field has jumped since.
+    """
     at_start = partial(slope, jnp.zeros((), part.dtype))
-    radius = _known_radius(at_start, lax.stop_gradient(y0), part, radius, made_jump)
+    radius = _known_radius(at_start, lax.stop_gradient(y0), part, *known)
     reaches = jnp.where(jnp.isfinite(radius.value), jnp.abs(part) * radius.value, 0)
-    reach, longest = jnp.max(reaches), method.longest(part.dtype)
+    reach = jnp.max(reaches)
     stages = lax.stop_gradient(method.stages(jnp.minimum(reach, longest)))
     y1, error, bend, twist = method.stepped(slope, y0, part, stages)
     # What is more than the stages can bear is no step: a shorter one is to be tried.

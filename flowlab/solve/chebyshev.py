@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from flowlab.solve.stabilised import AbstractStabilised, Slope
+from flowlab.solve.stabilised import AbstractStabilised, Slope, spread
 
 __all__ = ["RKC2"]
 
@@ -78,7 +78,7 @@ class RKC2(AbstractStabilised):
 
             def combined(y0: Array, y1: Array, y2: Array, f: Array, f0: Array) -> Array:
                 slopes = rise * f + back * f0
-                return y0 + mu * (y1 - y0) + nu * (y2 - y0) + part * slopes
+                return y0 + mu * (y1 - y0) + nu * (y2 - y0) + spread(part, f) * slopes
 
             y = jax.tree.map(combined, y0, last, before, slope(c, last), first)
             c = w1 * ddt[0] / dt[0]
@@ -91,7 +91,7 @@ class RKC2(AbstractStabilised):
             return (y, last), (t, dt, ddt), (new, b[0]), c, kept, places
 
         c1 = w1 / w0
-        y1 = jax.tree.map(lambda y, f: y + c1 * part * f, y0, first)
+        y1 = jax.tree.map(lambda y, f: y + c1 * spread(part, f) * f, y0, first)
         chebyshev = ((w0, one), (one, nought), (nought, nought))
         carry = ((y1, y0), chebyshev, (1 / w0, 1 / (4 * w0**2)), c1, [y0, y0], [nought, nought])
         (end, _), _, _, _, kept, places = lax.fori_loop(2, stages + 1, stage, carry)

@@ -6,9 +6,8 @@ signals that were positive at the beginning of the step meets zero, found in the
 m: signals; n: lanes.
 """
 
-from collections.abc import Callable
-from functools import partial, reduce
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -21,21 +20,14 @@ from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
 from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.signals import kinds, locates_levels, signals
-from flowlab.solve.stabilised import OfLanes
+from flowlab.solve.stabilised import OfLanes, Radius
 from flowlab.solve.walls import slides, wall_count
 
-__all__ = [
-    "StepTaken",
-    "first_crossing",
-    "followed",
-    "implicit",
-    "interpolated",
-    "root",
-    "step_taken",
-]
+__all__ = ["first_crossing", "followed", "implicit", "interpolated", "root", "shortened"]
 
 _ROOT_STEPS = 60
-_NEAR_ENOUGH = 1e-3  # tolerances, in parts of a step, to which places are found by shorter steps
+_SHORTER = 12  # steps tried at most to end on an event: they come nearer a thousandfold each
+_NEAR_ENOUGH = 1e-3  # tolerances, in parts of a step, that the last of them may be off
 _FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to the fifth
 _LOOKS = 10  # parts of a step at whose ends a signal that may turn back is looked at
 _STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
@@ -56,63 +48,8 @@ def _interpolant(method: Method, information: Any, at: Float[Array, ""]) -> Any:
     return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information)
 
 
-class StepTaken(NamedTuple):
-    """A step of all lanes, and its inside.
-
-    Attributes:
-        dense: What the solver's interpolant needs.
-        at: The points at places in [0, 1] of the step, one for each lane, without derivatives.
-        cut: From which lanes end within the step, and where all do: the points there, the
-            interpolants of what was taken, and the parts of these that were used.
-        shortens: Whether what is within is found by shorter steps, not in the interpolant.
-    """
-
-    dense: PyTree[Array]
-    at: Callable[[Float[Array, " n"]], Point]
-    cut: Callable[..., tuple[Point, PyTree[Array], Float[Array, " n"]]]
-    shortens: bool
-
-
-def step_taken(
-    problem: Problem,
-    method: Method,
-    lanes: Lanes,
-    found: tuple[Point, PyTree[Array], Any],
-    step: Float[Array, ""],
-) -> StepTaken:
-    """The step that a solver has made, with its end, its interpolant and the solver's state.
-
-    A stabilised method does not resolve what lies across the fastest directions, and a signal may
-    look there: within its steps are shorter steps, with as many stages.
-    """
-    after, dense, state = found
-    solver = method.solver
-    if not isinstance(solver, OfLanes):
-        frozen = lax.stop_gradient(dense)
-
-        def cut(crossed: Array, end: Array) -> tuple[Point, PyTree[Array], Array]:
-            del crossed
-            return interpolated(method, dense, end), dense, end
-
-        return StepTaken(dense, lambda at: interpolated(method, frozen, at), cut, False)
-
-    def shorter(end: Array) -> tuple[Point, PyTree[Array]]:
-        cut_short = eqx.tree_at(lambda x: x.fraction, lanes, lanes.fraction * end)
-        return solver.shortened(terms(problem), step, lanes.point, cut_short, state.stages)
-
-    def cut_short(crossed: Array, end: Array) -> tuple[Point, PyTree[Array], Array]:
-        whole = lambda _: (after, dense)  # noqa: E731
-        return *lax.cond(jnp.any(crossed), shorter, whole, end), jnp.ones_like(end)
-
-    return StepTaken(dense, lambda at: lax.stop_gradient(shorter(at)[0]), cut_short, True)
-
-
 def first_crossing(
-    problem: Problem,
-    method: Method,
-    lanes: Lanes,
-    after: Point,
-    taken: "StepTaken",
+    problem: Problem, method: Method, lanes: Lanes, after: Point, dense: PyTree[Array]
 ) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
     """Whether a lane has an event in its step, where in [0, 1], and which; else False, 1, -1."""
     live = lanes.signals > 0
@@ -123,15 +60,12 @@ def first_crossing(
     def smallest(found: Float[Array, "m n"]) -> Float[Array, " n"]:
         return reduce(jnp.minimum, list(jnp.where(live, found, jnp.inf)))
 
-    frozen, resting = lax.stop_gradient((taken.dense, lanes))
+    frozen, resting = lax.stop_gradient((dense, lanes))
     at_end = values(lax.stop_gradient(after), resting)
     first, last = smallest(resting.signals), smallest(at_end)
     ones = jnp.ones_like(first)
 
     def ahead(at: Float[Array, " n"]) -> Float[Array, "m n"]:
-        return values(lax.stop_gradient(taken.at(at)), resting)
-
-    def in_interpolant(at: Float[Array, " n"]) -> Float[Array, "m n"]:
         return values(interpolated(method, frozen, at), resting)
 
     turn = _first_turn(problem, method, resting, frozen, live)
@@ -142,13 +76,7 @@ def first_crossing(
     crossed = lanes.active & (past <= 0)
 
     def search(_: None) -> tuple[Float[Array, " n"], Int[Array, " n"]]:
-        function = partial(_smallest_at, ahead, smallest, turn)
-        if taken.shortens:
-            inside = partial(_smallest_at, in_interpolant, smallest, turn)
-            near = _NEAR_ENOUGH * problem.rtol
-            place = turn * _corrected(function, inside, (first, past), crossed, near)
-        else:
-            place = turn * root(function, first, past, crossed)
+        place = turn * root(lambda at: smallest(ahead(at * turn)), first, past, crossed)
         place = jnp.where(crossed, place, ones)
         return place, _lowest(jnp.where(live, ahead(place), jnp.inf))
 
@@ -157,46 +85,6 @@ def first_crossing(
     end = lax.stop_gradient(end)
     missed = lanewise(lambda lane, found: _missed_wall(problem, lane, found))(lanes, at_end)
     return crossed, end, jnp.where(crossed, fired, missed)
-
-
-def _smallest_at(
-    signals_at: Callable[[Array], Array],
-    smallest: Callable[[Array], Array],
-    turn: Float[Array, " n"],
-    part: Float[Array, " n"],
-) -> Float[Array, " n"]:
-    """The smallest live signal of each lane at a part of the way to where it is past."""
-    return smallest(signals_at(part * turn))
-
-
-def _corrected(
-    function: Callable[[Array], Array],
-    near_it: Callable[[Array], Array],
-    ends: tuple[Float[Array, " n"], Float[Array, " n"]],
-    wanted: Bool[Array, " n"],
-    tolerance: Float[Array, ""],
-) -> Float[Array, " n"]:
-    """The root of a dear function on [0, 1] by that of a cheap one near it, corrected a few times.
-
-    The cheap one is shifted by what the two differ by at the last place; what is left falls as fast
-    as their slopes are alike, which they are to the tolerance.
-    """
-
-    def going(carry: Any) -> Bool[Array, ""]:
-        place, before, _, count = carry
-        return jnp.any(wanted & (jnp.abs(place - before) > tolerance)) & (count < _ROOT_STEPS)
-
-    def improve(carry: Any) -> Any:
-        place, _, shift, count = carry
-        shift = jnp.where(wanted, function(place) - near_it(place), shift)
-        return found(shift), place, shift, count + 1
-
-    def found(shift: Float[Array, " n"]) -> Float[Array, " n"]:
-        first, last = ends[0] + shift, jnp.minimum(ends[1] + shift, 0)
-        return root(lambda at: near_it(at) + shift, first, last, wanted)
-
-    nothing, count = jnp.zeros_like(ends[0]), jnp.zeros((), jnp.int32)
-    return lax.while_loop(going, improve, (found(nothing), nothing - 1, nothing, count))[0]
 
 
 def _lowest(values: Float[Array, "m n"]) -> Int[Array, " n"]:
@@ -334,6 +222,54 @@ def _between(low: Array, high: Array, at_low: Array, at_high: Array, count: Arra
     least = _narrow(high) * high / 2
     clipped = jnp.clip(inner, low + least, high - least)
     return jnp.where(bisect, (low + high) / 2, clipped)
+
+
+def shortened(
+    problem: Problem,
+    solver: OfLanes,
+    lanes: Lanes,
+    event: tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]],
+    step: tuple[Float[Array, ""], Point, PyTree[Array], Radius],
+) -> tuple[Float[Array, " n"], Point, PyTree[Array]]:
+    """The step that ends on located events: its parts, its points, and its own interpolant.
+
+    The interpolant of a step that stability does not limit knows little of what lies across fast
+    directions, where a signal may look: it is corrected by shorter steps with as many stages, whose
+    signals fall as fast as in the interpolant. Of the whole step given are length, points after it,
+    interpolant, and the solver's state.
+    """
+    (crossed, end, fired), (length, after, dense, radius) = event, step
+    frozen, tolerance = lax.stop_gradient((lanes, dense)), _NEAR_ENOUGH * problem.rtol
+    method = Method(solver, diffrax.ConstantStepSize(), None)
+
+    def signal(point: Point) -> Float[Array, " n"]:
+        found = lanewise(lambda lane, here: signals(problem, lane, here))(frozen[0], point)
+        return reduce(jnp.add, [jnp.where(fired == i, x, 0) for i, x in enumerate(found)])
+
+    def taken(part: Float[Array, " n"]) -> tuple[Point, PyTree[Array]]:
+        cut = eqx.tree_at(lambda x: x.fraction, lanes, lanes.fraction * part)
+        return solver.shortened(terms(problem), length, lanes.point, cut, radius.stages)
+
+    def slope(part: Float[Array, " n"]) -> Float[Array, " n"]:
+        inside = lambda at: signal(interpolated(method, frozen[1], at))  # noqa: E731
+        return jax.jvp(inside, (part,), (jnp.ones_like(part),))[1]
+
+    def going(carry: Any) -> Bool[Array, ""]:
+        part, before, count, _ = carry
+        return jnp.any(crossed & (jnp.abs(part - before) > tolerance)) & (count < _SHORTER)
+
+    def improve(carry: Any) -> Any:
+        part, _, count, _ = carry
+        point, inside = taken(part)
+        falls = slope(part)
+        off = jnp.where(falls != 0, signal(point) / jnp.where(falls != 0, falls, 1), 0)
+        nearer = lax.stop_gradient(jnp.where(crossed, jnp.clip(part - off, 0, 1), part))
+        return nearer, part, count + 1, (point, inside)
+
+    first = jnp.where(crossed, end - 2, end)  # as far off as no place can be
+    carry = (end, first, jnp.zeros((), jnp.int32), (after, dense))
+    _, part, _, (point, inside) = lax.while_loop(going, improve, carry)
+    return jnp.where(crossed, part, end), point, inside
 
 
 def followed(

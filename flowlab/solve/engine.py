@@ -22,19 +22,14 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from flowlab._arrays import like
 from flowlab.measures import NODES, Nodes
 from flowlab.solve.clocks import ARC_LENGTH, AbstractLevelClock, Hand
-from flowlab.solve.crossings import (
-    StepTaken,
-    first_crossing,
-    followed,
-    interpolated,
-    step_taken,
-)
+from flowlab.solve.crossings import first_crossing, followed, interpolated, shortened
 from flowlab.solve.errors import lane_errors
 from flowlab.solve.events import apply_clock_event, apply_event
 from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
 from flowlab.solve.rest import rested
+from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.signals import signals, signals_after
 from flowlab.solve.stabilised import OfLanes
 from flowlab.until import Outcome
@@ -159,12 +154,12 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
     after, error, dense, solver_state, _ = method.solver.step(
         terms(problem), zero, loop.step, lanes.point, lanes, loop.solver_state, jumped
     )
-    taken = step_taken(problem, method, lanes, (after, dense, solver_state), loop.step)
     errors = errors_of(problem, lanes, after, error)
     keep, next_step, controller_state = _judged(problem, method, loop, jnp.max(errors))
 
     def accepted(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
-        arrived, jump, end, used = _arrived(problem, method, lanes, after, taken, loop.step)
+        step = (loop.step, after, dense, solver_state)
+        arrived, jump, end, used = _arrived(problem, method, lanes, step)
         longest = jnp.max(jnp.where(lanes.active, end, 0)) if problem.eventful else one
         return arrived, jump, longest, _recorded(loop.tape, *used)
 
@@ -259,29 +254,35 @@ def _arrived(
     problem: Problem,
     method: Method,
     lanes: Lanes,
-    after: Point,
-    taken: StepTaken,
-    step: Float[Array, ""],
+    step: tuple[Float[Array, ""], Point, PyTree[Array], PyTree[Array]],
 ) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"], tuple[PyTree[Array], Float[Array, " n"]]]:
     """The lanes at the ends of their steps, whether any field changed, and where they ended.
 
-    Last the interpolants of the steps, and the parts of these that were used.
+    Last the interpolants of the steps, and the parts of these that were used. Of the whole step
+    given are its length, the points after it, its interpolant, and the solver's state.
     """
+    length, after, dense, _ = step
     end = jnp.ones_like(lanes.progress)
     fired = jnp.full(lanes.outcome.shape, -1, jnp.int32)
-    place, dense, used = after, taken.dense, end
+    place, used = after, end
     if lanes.signals.shape[0]:
-        crossed, end, fired = first_crossing(problem, method, lanes, after, taken)
-        found, dense, used = taken.cut(crossed, end)
+        crossed, end, fired = first_crossing(problem, method, lanes, after, dense)
+        used = end
+        if isinstance(method.solver, OfLanes):
+            event = (crossed, end, fired)
+            end, found, dense = shortened(problem, method.solver, lanes, event, step)
+            used = jnp.ones_like(end)
+        else:
+            found = interpolated(method, dense, end)
         place = select(crossed, found, after)
         if problem.tangents:
-            place, end = followed(problem, lanes, (crossed, end, fired), place, step)
-            used = used if taken.shortens else end
+            place, end = followed(problem, lanes, (crossed, end, fired), place, length)
+            used = end if isinstance(method.solver, RungeKutta) else used
     folds = lanes.folds
     if jax.tree.leaves(folds):
         folds = _folded(problem, method, lanes, dense, used)
     active = lanes.active
-    progress = lanes.progress + end * lanes.fraction * step
+    progress = lanes.progress + end * lanes.fraction * length
     moved = dataclasses.replace(
         lanes, point=place, progress=progress, steps=lanes.steps + 1, folds=folds
     )

@@ -36,6 +36,11 @@ class Method(eqx.Module):
         """The name of the solver, as diffrax has it."""
         return type(self.solver.method).__name__
 
+    @property
+    def shares_stages(self) -> bool:
+        """Whether lanes that share a step share its number of stages too."""
+        return isinstance(self.solver, OfLanes)
+
 
 def make_method(
     solver: diffrax.AbstractSolver | None = None,

@@ -1,7 +1,7 @@
 """ROCK4: the stabilised method of order 4 that rests on orthogonal polynomials."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from flowlab.solve.stabilised import AbstractStabilised, Slope
+from flowlab.solve.stabilised import AbstractStabilised, Slope, spread
 
 __all__ = ["ROCK4", "recurrence"]
 
@@ -80,20 +80,26 @@ class ROCK4(AbstractStabilised):
             f = slope(places[begin + j], last)
 
             def combined(y1: Array, y2: Array, f: Array) -> Array:
-                return rise * part * f + back * y1 + again * y2
+                return rise * spread(part, f) * f + back * y1 + again * y2
 
             return jax.tree.map(combined, last, before, f), last
 
         inner = lax.fori_loop(0, stages - _LAST, stage, (y0, y0))[0]
         last = {name: jnp.asarray(x, dtype)[row] for name, x in table.last.items()}
-        moved, slopes = jax.tree.map(jnp.subtract, inner, y0), []
-        for i in range(_LAST):
-            y = _sum(inner, last["inner"][i], slopes)
-            f = slope(last["places"][i], y)
-            slopes.append(jax.tree.map(lambda leaf: part * leaf, f))
+        moved = jax.tree.map(jnp.subtract, inner, y0)
+
+        def final(i: Array, slopes: PyTree[Array]) -> PyTree[Array]:
+            f = slope(last["places"][i], _sum(inner, last["inner"][i], slopes))
+            return jax.tree.map(
+                lambda all_, one: all_.at[i].set(spread(part, one) * one), slopes, f
+            )
+
+        room = jax.tree.map(lambda y: jnp.zeros((_LAST, *y.shape), y.dtype), y0)
+        slopes = lax.fori_loop(0, _LAST, final, room)
         y1 = _sum(inner, last["end"], slopes)
         error, bend, twist = (
-            _sum(None, last[name], [moved, *slopes]) for name in ("error", "bend", "twist")
+            _sum(jax.tree.map(partial(jnp.multiply, last[name][0]), moved), last[name][1:], slopes)
+            for name in ("error", "bend", "twist")
         )
         return y1, error, bend, twist
 
@@ -191,13 +197,6 @@ def _places(rows: Float[np.ndarray, "r 3"]) -> Float[np.ndarray, " r"]:
     return np.array(places[:-1])
 
 
-def _sum(start: PyTree[Array] | None, weights: Array, parts: list[PyTree[Array]]) -> PyTree[Array]:
-    """A point and weighted parts; these alone where there is none."""
-    trees = parts if start is None else [start, *parts]
-
-    def total(*leaves: Array) -> Array:
-        moved = leaves if start is None else leaves[1:]
-        terms = [weights[i] * leaf for i, leaf in enumerate(moved)]
-        return sum(terms, leaves[0] * 0) if start is None else sum(terms, leaves[0])
-
-    return jax.tree.map(total, *trees)
+def _sum(start: PyTree[Array], weights: Float[Array, " 4"], slopes: PyTree[Array]) -> PyTree[Array]:
+    """A point and weighted slopes, which stand on the first axis."""
+    return jax.tree.map(lambda y, k: y + jnp.tensordot(weights, k, axes=1), start, slopes)

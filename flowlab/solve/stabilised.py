@@ -21,7 +21,7 @@ from diffrax import RESULTS, AbstractLocalInterpolation
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-__all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius", "spectral_radius"]
+__all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius", "spectral_radius", "spread"]
 
 _SAFETY = 1.2  # over the radius found, from below, by the power iteration; as in RKC
 _SETTLED = (
@@ -274,12 +274,15 @@ def _known_radius(
             _, image = jax.jvp(slope, (y,), (vector,))
             size = _length(image, part.ndim)
             sound = jnp.isfinite(size) & (size > 0)
-            vector = jax.tree.map(lambda i, v: jnp.where(sound, i / size, v), image, vector)
+            length = jnp.where(sound, size, 1)
+            shorter = jax.tree.map(lambda i: i / spread(length, i), image)
+            vector = jax.tree.map(lambda i, v: jnp.where(spread(sound, i), i, v), shorter, vector)
             moving = sound & (part != 0) & (jnp.abs(size - before) > _SETTLED * size)
             return vector, jnp.where(sound, size, 0), moving, count + 1
 
         length = _length(radius.vector, part.ndim)
-        vector = jax.tree.map(lambda v: v / jnp.where(length > 0, length, 1), radius.vector)
+        length = jnp.where(length > 0, length, 1)
+        vector = jax.tree.map(lambda v: v / spread(length, v), radius.vector)
         carry = (vector, jnp.zeros_like(part), part != 0, jnp.zeros((), jnp.int32))
         vector, found, _, _ = lax.while_loop(going, improve, carry)
         return _updated(radius, vector, found)
@@ -304,6 +307,11 @@ def _updated(radius: Radius, vector: PyTree[Array], found: Float[Array, "*n"]) -
     ahead = jnp.where(steady, 1, jnp.clip(growth, 1, _MOST_GROWTH))
     age = jnp.ones_like(radius.age)
     return Radius(_SAFETY * ahead * found, found, vector, age, trust, radius.stages)
+
+
+def spread(lanes: Array, leaf: Array) -> Array:
+    """Numbers of lanes in as many dimensions as a leaf has, whose last axes are the lanes."""
+    return jnp.reshape(lanes, (1,) * (leaf.ndim - lanes.ndim) + lanes.shape)
 
 
 def _length(vector: PyTree[Array], lanes: int) -> Float[Array, "*n"]:

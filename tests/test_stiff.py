@@ -20,6 +20,10 @@ from flowlab.solve import RKC2, ROCK4
 from flowlab.until import Outcome
 
 SOLVERS = pytest.mark.parametrize("solver", [RKC2(), ROCK4()], ids=["RKC2", "ROCK4"])
+DEAR = pytest.mark.exhaustive
+ONE_AND_ALL = pytest.mark.parametrize(
+    "solver", [pytest.param(RKC2(), marks=DEAR), ROCK4()], ids=["RKC2", "ROCK4"]
+)
 
 
 class Quadratic:
@@ -109,8 +113,16 @@ def test_the_inside_of_a_step_is_interpolated_from_its_values_to_its_order(solve
         assert np.log2(lacking[0] / lacking[1]) > wanted - 0.4
 
 
-@SOLVERS
-@pytest.mark.parametrize("clock", ["time", "arc_length"])
+@pytest.mark.parametrize(
+    ("solver", "clock"),
+    [
+        (ROCK4(), "time"),
+        (RKC2(), "arc_length"),
+        pytest.param(RKC2(), "time", marks=DEAR),
+        pytest.param(ROCK4(), "arc_length", marks=DEAR),
+    ],
+    ids=lambda given: given if isinstance(given, str) else type(given).__name__,
+)
 def test_a_rotated_quadratic_is_followed_to_a_time_a_level_and_between(solver, clock):
     problem, rtol = quadratic(), 1e-5
     options: Any = {"clock": clock, "solver": solver, "rtol": rtol}
@@ -130,7 +142,7 @@ def test_a_rotated_quadratic_is_followed_to_a_time_a_level_and_between(solver, c
     np.testing.assert_allclose(reached.states[-1], reached.end, rtol=1e-12)
 
 
-@SOLVERS
+@ONE_AND_ALL
 def test_a_sweep_takes_lanes_of_all_kinds_to_their_level(solver):
     problem, rtol = quadratic(), 1e-4
     scales = np.array([0.03, 0.3, 1.0, 3.0])
@@ -159,7 +171,7 @@ def test_a_valley_of_rosenbrock_agrees_with_the_implicit_method_of_scipy():
     line = fl.flow_line(fl.Flow(potential), start, solver=ROCK4(), **options)
     exact = solve_ivp(velocity, (0, 2.0), start, method="Radau", rtol=1e-10, atol=1e-13).y[:, -1]
     np.testing.assert_allclose(line.end, exact, rtol=1e-4)
-    assert line.steps < 800  # an explicit method takes as many for a time of 0.5
+    assert line.steps < 1500  # stability would keep those of Tsit5 to some 6,000
 
 
 def test_a_state_may_be_any_tree_of_arrays():
@@ -175,7 +187,7 @@ def test_a_state_may_be_any_tree_of_arrays():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), line.end, exact)
 
 
-@SOLVERS
+@ONE_AND_ALL
 def test_a_time_of_arrival_has_derivatives_in_forward_mode(solver):
     problem = quadratic(3, 1e3)
     level = until.loss_below(problem.level(1.0))
@@ -193,7 +205,7 @@ def test_a_time_of_arrival_has_derivatives_in_forward_mode(solver):
 
 def test_a_line_that_only_stability_holds_up_is_followed_by_a_stabilised_method():
     problem = quadratic(3, 1e5)
-    options: Any = {"until": until.time(1.0), "max_steps": 300}
+    options: Any = {"until": until.time(1.0), "max_steps": 800}
     line = fl.flow_line(problem.flow, problem.start, **options)
     assert (line.outcome, line.solver) == (Outcome.reached, "ROCK4")
     np.testing.assert_allclose(line.end, problem.at(1.0), atol=1e-4 * np.exp(-1.0))

@@ -51,7 +51,7 @@ class RKC2(AbstractStabilised):
         needed = jnp.ceil(jnp.sqrt(1 + _INTERVAL * reach)).astype(jnp.int32)
         return jnp.maximum(needed, _FEWEST)
 
-    def longest(self, dtype: Any, rtol: float) -> float:
+    def longest(self, dtype: Any, rtol: Any) -> float:
         del rtol
         rounding = np.sqrt(_WORTH / (_ROUNDINGS * float(jnp.finfo(dtype).eps)))
         most = int(np.clip(rounding, _FEWEST, _MOST))

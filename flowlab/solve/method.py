@@ -5,6 +5,7 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
@@ -63,7 +64,7 @@ def make_method(
             f"diffrax.Dopri5(), or solve.RKC2() for stiff flows, but is {solver!r}."
         )
     stabilised = isinstance(solver, AbstractStabilised)
-    stepping = OfLanes(solver, rtol) if stabilised else RungeKutta(solver)
+    stepping = OfLanes(solver, jnp.asarray(rtol)) if stabilised else RungeKutta(solver)
     controller = _FORESEEING if stabilised else _CONTROLLER
     if constant_step is not None:
         controller = diffrax.ConstantStepSize()

@@ -61,10 +61,10 @@ class ROCK4(AbstractStabilised):
         table = _table()
         return jnp.asarray(table.degrees)[self._index(reach)]
 
-    def longest(self, dtype: Any, rtol: float) -> float:
+    def longest(self, dtype: Any, rtol: Any) -> Float[Array, ""]:
         lengths = _table().lengths
-        noise = float(jnp.finfo(dtype).eps) / (_NOISE * rtol)
-        return float(_KEPT * np.clip((_GAIN / noise) ** (1 / _LAST), lengths[0], lengths[-1]))
+        allowed = _GAIN * _NOISE / float(jnp.finfo(dtype).eps) * jnp.asarray(rtol, dtype)
+        return _KEPT * jnp.clip(allowed ** (1 / _LAST), float(lengths[0]), float(lengths[-1]))
 
     def stepped(
         self, slope: Slope, y0: PyTree[Array], part: Float[Array, "*n"], stages: Int[Array, ""]

@@ -99,7 +99,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
         """The number of stages with which a step times the spectral radius may be so large."""
 
     @abstractmethod
-    def longest(self, dtype: Any, rtol: float) -> float:
+    def longest(self, dtype: Any, rtol: Any) -> Any:
         """The largest step times the radius at which rounding is no matter beside `rtol`."""
 
     @abstractmethod
@@ -142,7 +142,7 @@ class OfLanes(eqx.Module):
     """
 
     method: AbstractStabilised
-    rtol: float = eqx.field(static=True)
+    rtol: Float[Array, ""]
 
     stages: ClassVar[int] = (
         2  # copies of the state that the interpolant of a step keeps beside ends
@@ -214,7 +214,7 @@ def taken(
     y0: PyTree[Array],
     part: Float[Array, "*n"],
     known: tuple[Radius, Any],
-    longest: float,
+    longest: Any,
 ) -> tuple[PyTree[Array], PyTree[Array], dict[str, Any], Radius]:
     """A step, its error, what its interpolant needs, and the radius that chose its stages.
 

@@ -29,7 +29,6 @@ from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
 from flowlab.solve.rest import rested
-from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.signals import signals, signals_after
 from flowlab.solve.stabilised import OfLanes
 from flowlab.until import Outcome
@@ -261,28 +260,12 @@ def _arrived(
     Last the interpolants of the steps, and the parts of these that were used. Of the whole step
     given are its length, the points after it, its interpolant, and the solver's state.
     """
-    length, after, dense, _ = step
-    end = jnp.ones_like(lanes.progress)
-    fired = jnp.full(lanes.outcome.shape, -1, jnp.int32)
-    place, used = after, end
-    if lanes.signals.shape[0]:
-        crossed, end, fired = first_crossing(problem, method, lanes, after, dense)
-        used = end
-        if isinstance(method.solver, OfLanes):
-            event = (crossed, end, fired)
-            end, found, dense = shortened(problem, method.solver, lanes, event, step)
-            used = jnp.ones_like(end)
-        else:
-            found = interpolated(method, dense, end)
-        place = select(crossed, found, after)
-        if problem.tangents:
-            place, end = followed(problem, lanes, (crossed, end, fired), place, length)
-            used = end if isinstance(method.solver, RungeKutta) else used
+    place, end, fired, (dense, used) = _until_events(problem, method, lanes, step)
     folds = lanes.folds
     if jax.tree.leaves(folds):
         folds = _folded(problem, method, lanes, dense, used)
     active = lanes.active
-    progress = lanes.progress + end * lanes.fraction * length
+    progress = lanes.progress + end * lanes.fraction * step[0]
     moved = dataclasses.replace(
         lanes, point=place, progress=progress, steps=lanes.steps + 1, folds=folds
     )
@@ -302,6 +285,38 @@ def _arrived(
         fresh = lanewise(lambda lane, kind: signals_after(problem, lane, kind))(frozen, fired)
         moved = eqx.tree_at(lambda x: x.signals, moved, fresh)
     return moved, jumped, end, (dense, used)
+
+
+def _until_events(
+    problem: Problem,
+    method: Method,
+    lanes: Lanes,
+    step: tuple[Float[Array, ""], Point, PyTree[Array], PyTree[Array]],
+) -> tuple[
+    Point,
+    Float[Array, " n"],
+    Int[Array, " n"],
+    tuple[PyTree[Array], Float[Array, " n"]],
+]:
+    """The points where the lanes end in a step, where that is, and which event ended them, or -1.
+
+    Last the interpolants of the steps, and the parts of these that were used.
+    """
+    length, after, dense, _ = step
+    end = jnp.ones_like(lanes.progress)
+    fired = jnp.full(lanes.outcome.shape, -1, jnp.int32)
+    if not lanes.signals.shape[0]:
+        return after, end, fired, (dense, end)
+    crossed, end, fired = first_crossing(problem, method, lanes, after, dense)
+    if isinstance(method.solver, OfLanes):
+        event = (crossed, end, fired)
+        end, found, dense = shortened(problem, method.solver, lanes, event, step)
+    else:
+        found = interpolated(method, dense, end)
+    place = select(crossed, found, after)
+    if problem.tangents:
+        place, end = followed(problem, lanes, (crossed, end, fired), place, length)
+    return place, end, fired, (dense, jnp.ones_like(end) if method.shares_stages else end)
 
 
 def _checked_at_level(

@@ -26,8 +26,9 @@ class RKC2(AbstractStabilised):
 
     A step over h·ρ, ρ the largest rate, takes about 1.24·√(h·ρ) evaluations of the field in place
     of some 2·h·ρ. It is the better choice where rates differ by 1e5 or more, at an rtol of 1e-4 or
-    more, and in float32; `ROCK4` elsewhere. Usable as `solver=` in `flow_line` and `sweep`, under the clocks of
-    time and of arc length and with a metric that is constant, and in `diffrax.diffeqsolve`.
+    more, in curved valleys, and in float32; `ROCK4` elsewhere. Usable as `solver=` in `flow_line`
+    and `sweep`, under the clocks of time and of arc length and with a metric that is constant, and
+    in `diffrax.diffeqsolve`.
 
     The error of a step is estimated, and its inside interpolated, from values at two inner stages
     and at both ends, not from slopes, which would carry the largest rate times their errors.
@@ -36,8 +37,8 @@ class RKC2(AbstractStabilised):
         Appl. Math. 88 (1998) 315–326.
 
     Accuracy: order 2. Along a line the errors of its many steps add up: to 100·rtol at an rtol of
-        1e-6 over five e-foldings of the slowest rate. Where the spectrum is not real the steps may be unstable, which the error
-        estimate sees: they get shorter.
+        1e-6 over five e-foldings of the slowest rate. Where the spectrum is not real the steps may
+        be unstable, which the error estimate sees: they get shorter.
     """
 
     def order(self, terms: Any) -> int:

@@ -46,6 +46,7 @@ _ROUNDING = 4096  # machine epsilons, one for each step that may be taken
 _CRAWLED = 64  # steps in a row, the last ones, that are looked at where none are left
 _UNSTABLE = 1.0  # of these over the fastest rate: usual methods are stable up to some 3 to 6, and
 # where accuracy limits a step the fastest rate is no matter, or all rates are alike
+_LOOSE = 1e-5  # rtol from which on order 2 is tried before order 4, which gains little there
 _ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
 _FORWARD_ALONE = (
     "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
@@ -163,7 +164,8 @@ def flow_line(
             `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
             under the clock of time. None for Tsit5, or Dopri8 where rtol < 3e-8; where these run
             out of steps that only stability keeps short, ROCK4 follows the line from its start, and
-            where that does not suffice RKC2. `Line.solver` says which it was.
+            where that does not suffice RKC2, in the other order where rtol ≥ 1e-5. `Line.solver`
+            says which it was.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`, for all of which the line keeps
@@ -234,10 +236,11 @@ def _stabilised_if_stiff(line: Line, start: PyTree[np.ndarray], max_steps: int) 
         return line
     clock = clock_named(steady_clock(problem.flow)).towards(problem.target)
     problem, rtol = dataclasses.replace(problem, clock=clock), float(problem.rtol)
-    line = _line_now((problem, make_method(ROCK4(), rtol=rtol)), start, max_steps)
-    if line.outcome != Outcome.step_limit:
-        return line
-    return _line_now((problem, make_method(RKC2(), rtol=rtol)), start, max_steps)
+    for solver in (RKC2(), ROCK4()) if rtol >= _LOOSE else (ROCK4(), RKC2()):
+        line = _line_now((problem, make_method(solver, rtol=rtol)), start, max_steps)
+        if line.outcome != Outcome.step_limit:
+            break
+    return line
 
 
 def _check_reverse(until: AbstractTarget, reverse: bool) -> None:

@@ -72,7 +72,8 @@ SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"
 ROWS = ("rows", "row_indices", "row_control")
 SEEN = ("signals", "events", "rest", "lane_lifecycle")
 LANES = ("problem", "clocks", *ROWS, "walls", "field", *SEEN)
-BACKEND = ("method", "runge_kutta", "crossings", "errors", "engine")
+STEPS = ("runge_kutta", "stabilised", "chebyshev", "rock")
+BACKEND = ("method", *STEPS, "crossings", "errors", "engine")
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -31,8 +31,8 @@ from flowlab.solve import (
     compiled,
     default_rtol,
     make_method,
-    make_problem,
     one_of,
+    problem_for,
 )
 from flowlab.solve.tangents import first_with_tangents, later_with_tangents
 from flowlab.until import AbstractTarget, Clock, Outcome
@@ -168,8 +168,9 @@ def sensitivity(
         clock: The independent variable; None for the target's own.
         rtol: Relative tolerance of state and flow time; None for 1e-6, or 1e-4 for float32.
         atol: Absolute tolerance of the state; None as in `sweep`.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
-            or Dopri8 where rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
+            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
+            under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
         block_size: Starts that share a step; None for the number of `sweep` over the components of
             a start.
         devices: JAX devices to use; None for all local ones.
@@ -195,11 +196,12 @@ def sensitivity(
     array = _matrix(array)
     with jax.enable_x64(dtype == np.float64):
         rtol = default_rtol(dtype) if rtol is None else rtol
-        problem = make_problem(
+        problem = problem_for(
+            solver,
             flow,
+            dtype,
+            one_of(array),
             until=until,
-            dtype=dtype,
-            state=one_of(array),
             clock=clock,
             rtol=rtol,
             atol=atol,

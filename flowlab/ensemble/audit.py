@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, PyTree
 from flowlab.ensemble.backends import Device, worker
 from flowlab.ensemble.runs import Audit
 from flowlab.flow import AbstractFlow
-from flowlab.solve import check_states, default_rtol, make_method, make_problem, one_of
+from flowlab.solve import check_states, default_rtol, make_method, one_of, problem_for
 from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Deviations", "audited", "audit_of", "chosen_for_audit", "joined"]
@@ -85,11 +85,12 @@ def audited(
     solve = worker(count, count, backend=backend, **limits, optimise=None)
     again = jax.tree.map(lambda x: x.astype(np.float64), starts)
     with jax.enable_x64(True):
-        problem = make_problem(
+        problem = problem_for(
+            solver,
             flow,
+            np.float64,
+            one_of(again),
             until=until,
-            dtype=np.float64,
-            state=one_of(again),
             clock=clock,
             rtol=tighter,
             atol=None if atol is None else atol / _TIGHTER,

@@ -28,9 +28,9 @@ from flowlab.solve import (
     check_states,
     default_rtol,
     make_method,
-    make_problem,
     one_call,
     one_of,
+    problem_for,
 )
 from flowlab.starts import DrawnStarts
 from flowlab.until import AbstractTarget, Clock
@@ -79,8 +79,9 @@ def sweep(
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
-            or Dopri8 where rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
+            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
+            under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
         block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
@@ -118,7 +119,7 @@ def sweep(
     blocks["backend"] = backend
     solve = worker(count, count * len(flows), **blocks, optimise=optimise)
     method = make_method(solver, rtol=rtol)
-    problems = _problems(flows, checked, dtype, measures, common)
+    problems = _problems(flows, checked, dtype, measures, common, solver)
     results = _solutions(problems, method, given, solve, progress)
     runs = _gathered(flow, given, values, results, measures, common)
     common |= blocks | {"solver": solver}
@@ -132,6 +133,7 @@ def _problems(
     dtype: Any,
     measures: Sequence[Measure],
     common: Mapping[str, Any],
+    solver: Any,
 ) -> list[Problem]:
     """The problems of all flows, so that what is wrong with one is told before any is solved.
 
@@ -140,8 +142,7 @@ def _problems(
     state = one_of(starts)
     with jax.enable_x64(dtype == np.float64), one_call():
         return [
-            make_problem(flow, dtype=dtype, state=state, measures=measures, **common)
-            for flow in flows
+            problem_for(solver, flow, dtype, state, measures=measures, **common) for flow in flows
         ]
 
 

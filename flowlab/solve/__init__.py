@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from flowlab._lazy import on_demand
 
 if TYPE_CHECKING:
+    from flowlab.solve.chebyshev import RKC2
     from flowlab.solve.compilation import Program, compiled, exact_products
     from flowlab.solve.engine import advance, resume, safe_problem
     from flowlab.solve.exits import exit_from, exit_from_interval
     from flowlab.solve.fingerprints import fingerprint, motion_of, one_call, one_of, operations_at
     from flowlab.solve.lane_lifecycle import begin, finish, potentials
     from flowlab.solve.line import Line, flow_line
-    from flowlab.solve.method import Method, make_method
+    from flowlab.solve.method import Method, make_method, problem_for
     from flowlab.solve.noise import Minibatch, Thermal
     from flowlab.solve.paths import NoisyRuns, noisy_runs
     from flowlab.solve.problem import (
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
         filled,
         make_problem,
     )
+    from flowlab.solve.rock import ROCK4
 
 __all__ = [
+    "ROCK4",
     "Lanes",
     "Line",
     "Method",
@@ -33,6 +36,7 @@ __all__ = [
     "NoisyRuns",
     "Problem",
     "Program",
+    "RKC2",
     "Thermal",
     "advance",
     "begin",
@@ -56,6 +60,7 @@ __all__ = [
     "one_of",
     "operations_at",
     "potentials",
+    "problem_for",
     "resume",
     "safe_problem",
 ]
@@ -63,13 +68,14 @@ __all__ = [
 __getattr__, __dir__ = on_demand(
     __name__,
     {
+        "chebyshev": ("RKC2",),
         "compilation": ("Program", "compiled", "exact_products"),
         "engine": ("advance", "resume", "safe_problem"),
         "exits": ("exit_from", "exit_from_interval"),
         "fingerprints": ("fingerprint", "motion_of", "one_call", "one_of", "operations_at"),
         "lane_lifecycle": ("begin", "finish", "potentials"),
         "line": ("Line", "flow_line"),
-        "method": ("Method", "make_method"),
+        "method": ("Method", "make_method", "problem_for"),
         "noise": ("Minibatch", "Thermal"),
         "paths": ("NoisyRuns", "noisy_runs"),
         "problem": (
@@ -82,5 +88,6 @@ __getattr__, __dir__ = on_demand(
             "filled",
             "make_problem",
         ),
+        "rock": ("ROCK4",),
     },
 )

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from flowlab._arrays import like
 from flowlab.measures import NODES, Nodes
 from flowlab.solve.clocks import ARC_LENGTH, AbstractLevelClock, Hand
-from flowlab.solve.crossings import first_crossing, followed, interpolated
+from flowlab.solve.crossings import first_crossing, followed, interpolated, shortened
 from flowlab.solve.errors import lane_errors
 from flowlab.solve.events import apply_clock_event, apply_event
 from flowlab.solve.field import motion
@@ -30,6 +30,7 @@ from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
 from flowlab.solve.rest import rested
 from flowlab.solve.signals import signals, signals_after
+from flowlab.solve.stabilised import OfLanes
 from flowlab.until import Outcome
 
 __all__ = ["Lanes", "Problem", "Tape", "advance", "resume", "safe_problem"]
@@ -156,9 +157,10 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
     keep, next_step, controller_state = _judged(problem, method, loop, jnp.max(errors))
 
     def accepted(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
-        arrived, jump, end = _arrived(problem, method, lanes, after, dense, loop.step)
+        step = (loop.step, after, dense, solver_state)
+        arrived, jump, end, used = _arrived(problem, method, lanes, step)
         longest = jnp.max(jnp.where(lanes.active, end, 0)) if problem.eventful else one
-        return arrived, jump, longest, _recorded(loop.tape, dense, end)
+        return arrived, jump, longest, _recorded(loop.tape, *used)
 
     def rejected(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
         return lanes, loop.jumped, one, loop.tape
@@ -177,7 +179,10 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
     arrived, next_step, relieved = _evict_limiting_lanes(
         problem, arrived, limiting, jnp.isinf(errors), (next_step, first)
     )
-    solver_state = jax.tree.map(kept, solver_state, loop.solver_state)
+    if isinstance(method.solver, OfLanes):
+        next_step = jnp.minimum(next_step, method.solver.longest_step(solver_state, lanes))
+    again = method.solver.again(loop.solver_state)
+    solver_state = jax.tree.map(kept, solver_state, again)
     tries = jnp.where(relieved, 0, loop.tries + 1)
     step = lax.stop_gradient(next_step)
     return _Loop(arrived, step, controller_state, solver_state, jump, tries, tape)
@@ -248,24 +253,19 @@ def _arrived(
     problem: Problem,
     method: Method,
     lanes: Lanes,
-    after: Point,
-    dense: PyTree[Array],
-    step: Float[Array, ""],
-) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"]]:
-    """The lanes at the ends of their steps, whether any field changed, and where they ended."""
-    end = jnp.ones_like(lanes.progress)
-    fired = jnp.full(lanes.outcome.shape, -1, jnp.int32)
-    place = after
-    if lanes.signals.shape[0]:
-        crossed, end, fired = first_crossing(problem, method, lanes, after, dense)
-        place = select(crossed, interpolated(method, dense, end), after)
-        if problem.tangents:
-            place, end = followed(problem, lanes, (crossed, end, fired), place, step)
+    step: tuple[Float[Array, ""], Point, PyTree[Array], PyTree[Array]],
+) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"], tuple[PyTree[Array], Float[Array, " n"]]]:
+    """The lanes at the ends of their steps, whether any field changed, and where they ended.
+
+    Last the interpolants of the steps, and the parts of these that were used. Of the whole step
+    given are its length, the points after it, its interpolant, and the solver's state.
+    """
+    place, end, fired, (dense, used) = _until_events(problem, method, lanes, step)
     folds = lanes.folds
     if jax.tree.leaves(folds):
-        folds = _folded(problem, method, lanes, dense, end)
+        folds = _folded(problem, method, lanes, dense, used)
     active = lanes.active
-    progress = lanes.progress + end * lanes.fraction * step
+    progress = lanes.progress + end * lanes.fraction * step[0]
     moved = dataclasses.replace(
         lanes, point=place, progress=progress, steps=lanes.steps + 1, folds=folds
     )
@@ -284,7 +284,39 @@ def _arrived(
         frozen = lax.stop_gradient(moved)
         fresh = lanewise(lambda lane, kind: signals_after(problem, lane, kind))(frozen, fired)
         moved = eqx.tree_at(lambda x: x.signals, moved, fresh)
-    return moved, jumped, end
+    return moved, jumped, end, (dense, used)
+
+
+def _until_events(
+    problem: Problem,
+    method: Method,
+    lanes: Lanes,
+    step: tuple[Float[Array, ""], Point, PyTree[Array], PyTree[Array]],
+) -> tuple[
+    Point,
+    Float[Array, " n"],
+    Int[Array, " n"],
+    tuple[PyTree[Array], Float[Array, " n"]],
+]:
+    """The points where the lanes end in a step, where that is, and which event ended them, or -1.
+
+    Last the interpolants of the steps, and the parts of these that were used.
+    """
+    length, after, dense, _ = step
+    end = jnp.ones_like(lanes.progress)
+    fired = jnp.full(lanes.outcome.shape, -1, jnp.int32)
+    if not lanes.signals.shape[0]:
+        return after, end, fired, (dense, end)
+    crossed, end, fired = first_crossing(problem, method, lanes, after, dense)
+    if isinstance(method.solver, OfLanes):
+        event = (crossed, end, fired)
+        end, found, dense = shortened(problem, method.solver, lanes, event, step)
+    else:
+        found = interpolated(method, dense, end)
+    place = select(crossed, found, after)
+    if problem.tangents:
+        place, end = followed(problem, lanes, (crossed, end, fired), place, length)
+    return place, end, fired, (dense, jnp.ones_like(end) if method.shares_stages else end)
 
 
 def _checked_at_level(

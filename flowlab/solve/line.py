@@ -1,5 +1,6 @@
 """One flow line, with dense output."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -19,12 +20,23 @@ from flowlab import _tables
 from flowlab._checks import real, shown
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
+from flowlab.solve.chebyshev import RKC2
+from flowlab.solve.clocks import clock_named
 from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.crossings import implicit, interpolated, root
 from flowlab.solve.engine import Tape, advance, safe_problem
 from flowlab.solve.lane_lifecycle import begin, finish
-from flowlab.solve.method import Method, make_method
-from flowlab.solve.problem import Problem, check_states, check_target, default_rtol, make_problem
+from flowlab.solve.method import Method, make_method, problem_for
+from flowlab.solve.problem import (
+    Problem,
+    check_states,
+    check_target,
+    default_rtol,
+    steady_clock,
+)
+from flowlab.solve.rock import ROCK4
+from flowlab.solve.spectrum import metric_is_constant
+from flowlab.solve.stabilised import spectral_radius
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
 __all__ = ["Line", "flow_line"]
@@ -33,6 +45,10 @@ _MOST_STEPS, _FEWEST_STEPS = 4096, 256
 _ROOM = 2**30  # bytes
 _ROUNDING = 4096  # machine epsilons, one for each step that may be taken
 _SHOWN = 12  # numbers of a state that are written out
+_CRAWLED = 64  # steps in a row, the last ones, that are looked at where none are left
+_UNSTABLE = 1.0  # of these over the fastest rate: usual methods are stable up to some 3 to 6, and
+# where accuracy limits a step the fastest rate is no matter, or all rates are alike
+_LOOSE = 1e-5  # rtol from which on order 2 is tried before order 4, which gains little there
 _ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
 _FORWARD_ALONE = (
     "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
@@ -70,6 +86,11 @@ class Line(eqx.Module):
     _problem: Problem
     _method: Method
     _tape: Tape
+
+    @property
+    def solver(self) -> str:
+        """The name of the solver that made the steps."""
+        return self._method.name
 
     def __repr__(self) -> str:
         """A summary on one line: how the line ended; of a traced line, that it is one."""
@@ -191,8 +212,12 @@ def flow_line(
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate; None for Tsit5,
-            or Dopri8 where rtol < 3e-8.
+        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
+            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
+            under the clock of time. None for Tsit5, or Dopri8 where rtol < 3e-8; where these run
+            out of steps that only stability keeps short, ROCK4 follows the line from its start, and
+            where that does not suffice RKC2, in the other order where rtol ≥ 1e-5. `Line.solver`
+            says which it was.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`, for all of which the line keeps
@@ -213,11 +238,12 @@ def flow_line(
     traced = _is_traced(start) or _is_traced(flow)
     start, dtype = check_states("start", start, flow, batched=False)
     with jax.enable_x64(dtype == np.float64):
-        problem = make_problem(
+        problem = problem_for(
+            solver,
             flow,
+            dtype,
+            start,
             until=until,
-            dtype=dtype,
-            state=None if traced else start,
             clock=clock,
             rtol=rtol,
             atol=atol,
@@ -228,8 +254,10 @@ def flow_line(
         )
         method = make_method(solver, rtol=default_rtol(dtype) if rtol is None else rtol)
         max_steps = _affordable_steps(method, start) if max_steps is None else max_steps
-        followed = _traced_line if traced else _line_now
-        return followed((problem, method), start, max_steps)
+        if traced:
+            return _traced_line((problem, method), start, max_steps)
+        line = _line_now((problem, method), start, max_steps)
+        return _stabilised_if_stiff(line, start, max_steps) if solver is None else line
 
 
 def _traced_line(solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int) -> Line:
@@ -246,6 +274,25 @@ def _line_now(solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_ste
         problem, method = solved
         line, _ = _as_numpy(_compiled_line((safe_problem(problem), method), start, max_steps))
     return _trimmed(_fit(line, start))
+
+
+def _stabilised_if_stiff(line: Line, start: PyTree[np.ndarray], max_steps: int) -> Line:
+    """A line whose steps were too short for stability's sake, followed again by other ones."""
+    problem = line._problem
+    crawled = line.outcome == Outcome.step_limit and line.steps >= _CRAWLED
+    if not (crawled and metric_is_constant(problem.flow, start)):
+        return line
+    lately = (line.times[-1] - line.times[-1 - _CRAWLED]) / _CRAWLED
+    fastest = float(_compiled_radius(problem, jax.tree.map(lambda x: x[-1], line.states)))
+    if not fastest * lately >= _UNSTABLE:
+        return line
+    clock = clock_named(steady_clock(problem.flow)).towards(problem.target)
+    problem, rtol = dataclasses.replace(problem, clock=clock), float(problem.rtol)
+    for solver in (RKC2(), ROCK4()) if rtol >= _LOOSE else (ROCK4(), RKC2()):
+        line = _line_now((problem, make_method(solver, rtol=rtol)), start, max_steps)
+        if line.outcome != Outcome.step_limit:
+            break
+    return line
 
 
 def _check_reverse(until: AbstractTarget, reverse: bool) -> None:
@@ -279,6 +326,12 @@ def _line(
     times, states = _corners(problem, method, tape, start)
     line = Line(times=times, states=states, **results, _problem=problem, _method=method, _tape=tape)
     return line, lanes.strayed[0]
+
+
+@partial(compiled, optimise=False)
+def _compiled_radius(problem: Problem, state: PyTree[Array]) -> Float[Array, ""]:
+    """The fastest rate of the free flow at a state, per flow time."""
+    return spectral_radius(problem.flow.velocity, jax.tree.map(jnp.asarray, state))
 
 
 @partial(compiled, optimise=False)

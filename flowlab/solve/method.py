@@ -1,25 +1,34 @@
-"""The method that steps blocks: a Runge–Kutta method of diffrax and its step-size controller."""
+"""The method that steps blocks: an explicit solver and its step-size controller."""
 
 from typing import Any
 
 import diffrax
 import equinox as eqx
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Float, PyTree
 
+from flowlab.flow import AbstractFlow
 from flowlab.solve.field import vector_field
-from flowlab.solve.problem import Problem, lanewise
+from flowlab.solve.problem import Problem, lanewise, make_problem
 from flowlab.solve.runge_kutta import RungeKutta
+from flowlab.solve.spectrum import check_real_spectrum
+from flowlab.solve.stabilised import AbstractStabilised, OfLanes
 
-__all__ = ["Method", "make_method", "terms"]
+__all__ = ["Method", "make_method", "problem_for", "terms"]
 
 _HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
 _CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
+# Where all but a few directions have decayed, the error of like steps grows from one to the next,
+# and a rejected step costs many stages: it is foreseen from the last two.
+_FORESEEING = diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.4, icoeff=0.3)
 
 
 class Method(eqx.Module):
     """A Runge–Kutta method and a step-size controller; `constant_step` is None if steps adapt."""
 
-    solver: RungeKutta
+    solver: RungeKutta | OfLanes
     controller: diffrax.AbstractStepSizeController
     constant_step: Float[Array, ""] | None
 
@@ -27,6 +36,11 @@ class Method(eqx.Module):
     def name(self) -> str:
         """The name of the solver, as diffrax has it."""
         return type(self.solver.method).__name__
+
+    @property
+    def shares_stages(self) -> bool:
+        """Whether lanes that share a step share its number of stages too."""
+        return isinstance(self.solver, OfLanes)
 
 
 def make_method(
@@ -40,18 +54,45 @@ def make_method(
     With `constant_step` the steps are not adapted: to observe the order of a solver.
 
     Raises:
-        ValueError: If the solver is no explicit Runge–Kutta method.
+        ValueError: If the solver is no explicit Runge–Kutta method, and none of ours.
     """
     if solver is None:
         solver = diffrax.Dopri8() if rtol < _HIGH_ORDER_BELOW else diffrax.Tsit5()
-    if not isinstance(solver, diffrax.AbstractERK):
+    if not isinstance(solver, diffrax.AbstractERK | AbstractStabilised):
         raise ValueError(
             "Argument `solver` must be an explicit Runge–Kutta solver of diffrax such as "
-            f"diffrax.Dopri5(), but is {solver!r}."
+            f"diffrax.Dopri5(), or solve.RKC2() for stiff flows, but is {solver!r}."
         )
-    if constant_step is None:
-        return Method(RungeKutta(solver), _CONTROLLER, None)
-    return Method(RungeKutta(solver), diffrax.ConstantStepSize(), constant_step)
+    stabilised = isinstance(solver, AbstractStabilised)
+    stepping = OfLanes(solver, jnp.asarray(rtol)) if stabilised else RungeKutta(solver)
+    controller = _FORESEEING if stabilised else _CONTROLLER
+    if constant_step is not None:
+        controller = diffrax.ConstantStepSize()
+    return Method(stepping, controller, constant_step)
+
+
+def problem_for(
+    solver: Any, flow: AbstractFlow, dtype: Any, state: PyTree[Any], **options: Any
+) -> Problem:
+    """The problem that a solver, or None, is to solve; options as of `make_problem`.
+
+    Args:
+        solver: What the user says.
+        flow: What to follow.
+        dtype: Of the work.
+        state: One state; where it is traced, functions are not looked at.
+        options: As of `make_problem`.
+
+    Raises:
+        ValueError: As `make_problem`, and if the solver cannot be stable along such a flow.
+    """
+    stabilised = isinstance(solver, AbstractStabilised)
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((flow, state)))
+    given = None if traced else state
+    problem = make_problem(flow, dtype=dtype, state=given, real_spectrum=stabilised, **options)
+    if stabilised:
+        check_real_spectrum(problem, state, type(solver).__name__)
+    return problem
 
 
 def terms(problem: Problem) -> diffrax.ODETerm:

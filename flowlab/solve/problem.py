@@ -43,6 +43,7 @@ __all__ = [
     "make_problem",
     "on_device",
     "select",
+    "steady_clock",
 ]
 
 _SHORT = 8  # components up to which each is an array of its own
@@ -229,17 +230,20 @@ def make_problem(
     reverse: bool = False,
     alone: bool = False,
     tangents: bool = False,
+    real_spectrum: bool = False,
 ) -> Problem:
     """A problem from what a user says, checked; its arrays have the dtype of the work.
 
     `state` is one state, in shapes, by which functions of the user are looked at; None where all is
-    traced.
+    traced. `real_spectrum` says that the solver needs one: the clock is then `steady_clock`, where
+    nobody names another.
 
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
             time to save at is not positive and increasing, or a measure has no meaning here.
     """
     whole = alone or save_at is not None
+    clock = steady_clock(flow) if clock is None and real_spectrum else clock
     kind = _checked_clock(clock, flow, until, reverse=reverse, whole=whole)
     until.check(flow)
     rtol = default_rtol(dtype) if rtol is None else rtol
@@ -262,6 +266,15 @@ def make_problem(
         return problem
     state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), state)
     return dataclasses.replace(problem, operations=fingerprint(problem, state, observed))
+
+
+def steady_clock(flow: AbstractFlow) -> Clock:
+    """The clock under which a field has a real spectrum, and its rates change least.
+
+    By arc length what little moves across the fastest directions counts as way, and a stiff line
+    slows down by it. Time does not, but ends in a finite time on an absorbing boundary.
+    """
+    return "arc_length" if flow.domain.absorbing else "time"
 
 
 def default_rtol(dtype: Any) -> float:

@@ -61,6 +61,10 @@ class RungeKutta(diffrax.AbstractSolver):
         """The state that `init` returns, of zeros, for a first step after a jump."""
         return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
 
+    def again(self, state: PyTree[Array] | None) -> PyTree[Array] | None:
+        """The state with which a step that was rejected is tried again: as it was."""
+        return state
+
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
     ) -> tuple[Any, Any, dict[str, Any], Any, diffrax.RESULTS]:

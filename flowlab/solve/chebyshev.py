@@ -1,0 +1,127 @@
+"""RKC2: the stabilised method of order 2 whose coefficients are closed formulas."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, PyTree
+
+from flowlab.solve.stabilised import AbstractStabilised, Slope, spread
+
+__all__ = ["RKC2"]
+
+_DAMPING = 2 / 13  # how far the polynomials stay below 1 between their ends, as in RKC
+_FEWEST, _MOST = 4, 2000  # stages: two inner ones of order 2 are looked at; a step of 2e6 rates
+_INTERVAL = 1.54  # (s² − 1) over h·ρ, a little more than 3/2 for the damping; as in RKC
+_ERROR = 2 / 3  # of the local error h³y'''/15 over the third divided difference of the stages,
+# which is h³y'''/10: that of a stage at c is c³/10 in place of c³/6
+_ROUNDINGS = 10.0  # machine epsilons that s² stages in a row may add up to a unit of; as in RKC
+_WORTH = 1e-4  # what is to be left of a state's digits after these
+
+
+class RKC2(AbstractStabilised):
+    """The Runge–Kutta–Chebyshev method of order 2, for flows with very different rates.
+
+    A step over h·ρ, ρ the largest rate, takes about 1.24·√(h·ρ) evaluations of the field in place
+    of some 2·h·ρ. It is the better choice where rates differ by 1e5 or more, at an rtol of 1e-4 or
+    more, in curved valleys, and in float32; `ROCK4` elsewhere. Usable as `solver=` in `flow_line`
+    and `sweep`, under the clocks of time and of arc length and with a metric that is constant, and
+    in `diffrax.diffeqsolve`.
+
+    The error of a step is estimated, and its inside interpolated, from values at two inner stages
+    and at both ends, not from slopes, which would carry the largest rate times their errors.
+
+    Source: Sommeijer, Shampine and Verwer, RKC: an explicit solver for parabolic PDEs, J. Comput.
+        Appl. Math. 88 (1998) 315–326.
+
+    Accuracy: order 2. Along a line the errors of its many steps add up: to 100·rtol at an rtol of
+        1e-6 over five e-foldings of the slowest rate. Where the spectrum is not real the steps may
+        be unstable, which the error estimate sees: they get shorter.
+    """
+
+    def order(self, terms: Any) -> int:
+        del terms
+        return 2
+
+    def error_order(self, terms: Any) -> int:
+        del terms
+        return 3
+
+    def stages(self, reach: Float[Array, ""]) -> Int[Array, ""]:
+        needed = jnp.ceil(jnp.sqrt(1 + _INTERVAL * reach)).astype(jnp.int32)
+        return jnp.maximum(needed, _FEWEST)
+
+    def longest(self, dtype: Any, rtol: Any) -> float:
+        del rtol
+        rounding = np.sqrt(_WORTH / (_ROUNDINGS * float(jnp.finfo(dtype).eps)))
+        most = int(np.clip(rounding, _FEWEST, _MOST))
+        return (most**2 - 1) / _INTERVAL
+
+    def stepped(
+        self, slope: Slope, y0: PyTree[Array], part: Float[Array, "*n"], stages: Int[Array, ""]
+    ) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array], PyTree[Array]]:
+        number = part.dtype.type
+        s = stages.astype(part.dtype)
+        w0, w1 = _scaling(s)
+        first, one, nought = slope(number(0), y0), jnp.ones_like(s), jnp.zeros_like(s)
+        inner = [jnp.floor(jnp.sqrt(1 + (s**2 - 1) * third)) for third in (1 / 3, 2 / 3)]
+
+        def stage(j: Array, carry: Any) -> Any:
+            (last, before), (t, dt, ddt), b, c, kept, places = carry
+            # Of each pair the last one first, then the one before.
+            t = (2 * w0 * t[0] - t[1], t[0])
+            dt = (2 * t[1] + 2 * w0 * dt[0] - dt[1], dt[0])
+            ddt = (4 * dt[1] + 2 * w0 * ddt[0] - ddt[1], ddt[0])
+            new = ddt[0] / dt[0] ** 2
+            mu, nu, rise = 2 * new * w0 / b[0], -new / b[1], 2 * new * w1 / b[0]
+            back = -(1 - b[0] * t[1]) * rise
+
+            def combined(y0: Array, y1: Array, y2: Array, f: Array, f0: Array) -> Array:
+                slopes = rise * f + back * f0
+                return y0 + mu * (y1 - y0) + nu * (y2 - y0) + spread(part, f) * slopes
+
+            y = jax.tree.map(combined, y0, last, before, slope(c, last), first)
+            c = w1 * ddt[0] / dt[0]
+            here = [j.astype(s.dtype) == place for place in inner]
+            kept = [
+                jax.tree.map(lambda new, old, h=h: jnp.where(h, new, old), y, old)
+                for h, old in zip(here, kept, strict=True)
+            ]
+            places = [jnp.where(h, c, old) for h, old in zip(here, places, strict=True)]
+            return (y, last), (t, dt, ddt), (new, b[0]), c, kept, places
+
+        c1 = w1 / w0
+        y1 = jax.tree.map(lambda y, f: y + c1 * spread(part, f) * f, y0, first)
+        chebyshev = ((w0, one), (one, nought), (nought, nought))
+        carry = ((y1, y0), chebyshev, (1 / w0, 1 / (4 * w0**2)), c1, [y0, y0], [nought, nought])
+        (end, _), _, _, _, kept, places = lax.fori_loop(2, stages + 1, stage, carry)
+        bend, twist = _cubic(y0, end, kept, places)
+        return end, jax.tree.map(lambda third: _ERROR * third, twist), bend, twist
+
+
+def _scaling(s: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The w0 and w1 = T'(w0)/T''(w0) of so many stages, without differences of like numbers."""
+    above = _DAMPING / s**2
+    root = jnp.sqrt(above * (2 + above))
+    angle = s * jnp.arcsinh(root)
+    lower = jnp.cosh(angle) * s * root - (1 + above) * jnp.sinh(angle)
+    return 1 + above, jnp.sinh(angle) * root**2 / lower
+
+
+def _cubic(
+    y0: PyTree[Array], y1: PyTree[Array], kept: list[PyTree[Array]], places: list[Array]
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """The bend and the twist of the cubic through both ends and two inner stages."""
+
+    def beyond(place: Array, y: PyTree[Array]) -> PyTree[Array]:
+        """What a stage lies off the straight line, over θ(θ − 1)."""
+        return jax.tree.map(
+            lambda a, b, c: (b - a - place * (c - a)) / (place * (place - 1)), y0, y, y1
+        )
+
+    low, high = (beyond(place, y) for place, y in zip(places, kept, strict=True))
+    apart = places[1] - places[0]
+    twist = jax.tree.map(lambda a, b: (b - a) / apart, low, high)
+    return jax.tree.map(lambda a, t: a - places[0] * t, low, twist), twist

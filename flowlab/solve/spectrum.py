@@ -1,0 +1,55 @@
+"""Whether a stabilised solver fits: whether the field's Jacobian has a real spectrum.
+
+It has where the metric is constant, under the clocks of time and of arc length: the Jacobian is
+then a product of a symmetric positive and a symmetric matrix. Under the clock of the loss, or of
+the margin, it need not be, and with a metric that depends on the state neither.
+"""
+
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+from jaxtyping import PyTree
+
+from flowlab.flow import AbstractFlow
+from flowlab.solve.clocks import AbstractLevelClock
+from flowlab.solve.problem import Problem
+
+__all__ = ["check_real_spectrum", "metric_is_constant"]
+
+
+def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> None:
+    """Raise a ValueError where a solver of a name, which needs a real spectrum, has none.
+
+    Args:
+        problem: What to solve.
+        state: One state, of which shapes and dtypes count.
+        solver: The name of the solver.
+    """
+    if isinstance(problem.clock, AbstractLevelClock):
+        raise ValueError(
+            'Argument `clock` must be "arc_length" or "time" with the solver '
+            f"{solver}, which needs a Jacobian with a real spectrum, but is "
+            f'"{problem.clock.name}".'
+        )
+    if not metric_is_constant(problem.flow, state):
+        raise ValueError(
+            "Argument `solver` must be another one, such as diffrax.Tsit5(), for a flow whose "
+            f"metric depends on the state, but is {solver}, which needs a Jacobian with a real "
+            "spectrum."
+        )
+
+
+def metric_is_constant(flow: AbstractFlow, state: PyTree[Any]) -> bool:
+    """Whether no operation of the metric takes what was computed from the state."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+    traced = jax.make_jaxpr(flow.metric)(shapes, shapes).jaxpr
+    moving: set[Any] = set(traced.invars[: len(jax.tree.leaves(shapes))])
+
+    def depends(variable: Any) -> bool:
+        return not isinstance(variable, Literal) and variable in moving
+
+    for equation in traced.eqns:
+        if any(map(depends, equation.invars)):
+            moving.update(equation.outvars)
+    return not any(map(depends, traced.outvars))

@@ -253,33 +253,6 @@ def test_the_responses_outside_the_pair_gain_what_the_closed_form_leaves_them():
     assert gained[3] > gained[2] > 0
 
 
-def test_the_rates_of_several_pairs_say_who_lowers_the_chosen():
-    policy = fl.TabularSoftmax(PROBABILITIES, COUPLES)
-    flow, state = fl.preference_flow(DPO, policy), np.log(PROBABILITIES)
-    found = displacement.rates(flow, state)
-    rise = jax.jit(lambda y: jax.jvp(lambda x: policy.pairs(x).chosen, (y,), (flow.velocity(y),)))
-    _, wanted = rise(state)
-    np.testing.assert_allclose(found.chosen, wanted, rtol=1e-12)
-    parts = found.from_chosen + found.from_rejected + found.from_others
-    np.testing.assert_allclose(parts, found.chosen, rtol=1e-12)
-    np.testing.assert_array_equal(found.falls, [True, False, False])
-    assert found.from_chosen[0] + found.from_rejected[0] > 0 > found.from_others[0]
-    squares = np.sum(PROBABILITIES**2)
-    np.testing.assert_allclose(found.k_ww[0], 1 - 2 * 0.1 + squares, rtol=1e-12)
-    np.testing.assert_allclose(found.k_wl[0], -0.15 + squares, rtol=1e-12)
-    np.testing.assert_allclose(found.k_ll[0], 1 - 2 * 0.05 + squares, rtol=1e-12)
-    np.testing.assert_allclose(found.boundary, 1.0, rtol=1e-12)
-    alone = displacement.rates(fl.preference_flow(DPO, fl.TabularSoftmax(PROBABILITIES)), state)
-    assert alone.chosen.shape == ()
-    assert alone.chosen > 0 == alone.from_others
-
-
-def test_weights_decide_which_pairs_lower_the_chosen():
-    policy = fl.TabularSoftmax(PROBABILITIES, COUPLES)
-    flow = fl.preference_flow(DPO, policy, weights=np.array([1.0, 0.0, 0.0]))
-    assert not displacement.rates(flow, np.log(PROBABILITIES)).falls[0]
-
-
 def test_a_map_says_what_it_was_made_of_and_writes_it_down():
     found = displacement.displacement(DPO, margins=np.linspace(-4, 4, 5), ratios=[0.5, 1.2])
     # β/2 in the median, over 8 nats.
@@ -352,8 +325,8 @@ def test_losses_of_a_batch_and_flat_ones_and_flows_without_pairs_are_refused():
         displacement.displacement(losses.AOT())
     with pytest.raises(ValueError, match="Argument `time` must be given"):
         displacement.displacement(losses.Hinge(), margins=[15.0, 20.0])
-    with pytest.raises(ValueError, match="Argument `flow`"):
-        displacement.rates(fl.Flow(lambda y: (y**2).sum()), np.zeros(2))
+    with pytest.raises(AttributeError, match="displacement.rates is now flowlab.displacement.expl"):
+        _ = displacement.rates
     with pytest.raises(ValueError, match="Argument `found`"):
         plots.displacements({})
 

@@ -199,7 +199,7 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
         "`reference` must be a state of the policy, but is None.",
     ),
     (
-        lambda: displacement.rates(
+        lambda: displacement.explain(
             fl.preference_flow(fl.DPO(), fl.TabularSoftmax(TABLE)), np.zeros(4)
         ),
         "`state` must have shape (3,), but has shape (4,).",

@@ -132,7 +132,7 @@ def short(value: Any) -> str:
 
 
 def _is_usual(usual: Any, value: Any) -> bool:
-    """Whether an argument is as it is unless given, or a domain without walls."""
+    """True if an argument has its default value, or is a domain without walls."""
     if value is None or isinstance(value, Tracer):
         return value is None
     if isinstance(value, AbstractDomain):

@@ -1,4 +1,4 @@
-"""What the command finds on this machine: versions, devices, programs kept, ways to solve."""
+"""The state of this machine: versions, devices, compiled programs, ways to solve."""
 
 import os
 import platform
@@ -44,7 +44,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 
 def _programs() -> str:
-    """Where the command keeps what it compiles, and how much of that there is."""
+    """The folder of compiled programs, and how much it holds."""
     if os.environ.get("FLOWLAB_NO_CACHE"):
         return "none, by FLOWLAB_NO_CACHE"
     if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -64,7 +64,7 @@ def _extras() -> Iterator[tuple[str, str]]:
 
 
 def _sweeps() -> Iterator[tuple[str, str]]:
-    """How a sweep is solved here, and how one of DPO on the ratio plane would be on a chip."""
+    """The backend of a sweep here, and that of DPO on the ratio plane on each kind of chip."""
     here = {"blocks": "in blocks whose lanes share a step", "kernel": "in one kernel"}
     yield "sweeps", f"{here[backends.default_backend()]}, on {jax.devices()[0].device_kind}"
     for name, chip in kernel.CHIPS.items():
@@ -75,7 +75,7 @@ def _sweeps() -> Iterator[tuple[str, str]]:
 
 
 def _refusal(name: str) -> str | None:
-    """What keeps a sweep of DPO on the ratio plane from being a kernel for a kind of chip."""
+    """Why a sweep of DPO on the ratio plane cannot be a kernel for a kind of chip."""
     dtype = np.dtype(_WORKS_IN[name])
     starts = np.array([[0.4, 0.3]], dtype)
     with jax.enable_x64(dtype == np.float64):

@@ -1,4 +1,4 @@
-"""Where commands write: nothing is overwritten unasked, and names that are not given are free."""
+"""Files and folders that commands write: none is overwritten unasked, default names are free."""
 
 import itertools
 import mimetypes

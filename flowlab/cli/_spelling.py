@@ -154,7 +154,7 @@ def _two(name: str, type_: str, left: deque[str]) -> list[str]:
 
 
 def _parts(type_: str, text: str) -> list[str]:
-    """What may be two numbers in one word, as `0,1`, `(0, 1)`, or `64x32` of whole ones."""
+    """The numbers of one word, as `0,1`, `(0, 1)`, or `64x32` of whole ones."""
     between = "[,;x× ]+" if type_ == "two whole numbers" else "[,; ]+"
     return re.split(between, text.strip("()[] "))
 

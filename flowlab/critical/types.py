@@ -115,7 +115,7 @@ class CriticalPoints:
         return "\n".join([*lines, self._elsewhere()])
 
     def __repr__(self) -> str:
-        """How many there are of each kind, on one line."""
+        """The number of points of each kind, on one line."""
         counts = Counter(point.name for point in self.points)
         told = ", ".join(f"{count} × {name}" for name, count in counts.items()) or "none"
         region = " × ".join(f"[{low:g}, {high:g}]" for low, high in self.region)

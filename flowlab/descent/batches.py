@@ -1,4 +1,4 @@
-"""Which pairs each step of a training run sees.
+"""The pairs of each step of a training run.
 
 n: pairs; b: pairs of a step.
 """

@@ -1,4 +1,4 @@
-"""What a training run has come to, in a file from which it is resumed to the same bits."""
+"""Checkpoints of a training run, from which it is resumed to the same bits."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ _VERSIONED = ("jax", "jaxlib", "optax")  # whose releases may compute other bits
 
 @dataclass
 class History:
-    """What a run has seen so far, of each call of its loop.
+    """The record of a run so far, of each call of its loop.
 
     Attributes:
         numbers: Steps taken before the states that were looked at.
@@ -68,7 +68,7 @@ class Checkpoint:
         check_writable("Argument `checkpoint`", self.path)
 
     def read(self, begun: Carry) -> tuple[Carry, History] | None:
-        """What the file holds; None where there is none.
+        """The checkpoint in the file; None where there is none.
 
         Args:
             begun: What the run begins with.

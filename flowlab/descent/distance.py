@@ -1,4 +1,4 @@
-"""How far a training run goes from a flow line.
+"""Distance of a training run from a flow line.
 
 k: steps that were kept, the start included; m: points of the line.
 """

@@ -24,7 +24,7 @@ _MEANS = 4  # of a step: u_w, u_l, and the log-probabilities of both responses
 
 
 class Carry(NamedTuple):
-    """What one step hands to the next.
+    """The state that one step hands to the next.
 
     Attributes:
         state: The state.
@@ -42,7 +42,7 @@ class Carry(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a call of the loop has seen.
+    """The record of one call of the loop.
 
     Attributes:
         numbers: Steps taken before each state that was looked at.
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
 
 
 def begun(optimiser: Any, start: PyTree[Array]) -> Carry:
-    """What the first step is handed."""
+    """The state that the first step is handed."""
     with lenient():
         memory = jax.jit(optimiser.init)(start)
     zero = jnp.zeros((), jnp.int32)
@@ -152,7 +152,7 @@ def _looked(
     carry: Carry,
     seen: Seen,
 ) -> tuple[Carry, Seen]:
-    """What is watched at the state, if that is its turn."""
+    """The watched quantities at the state, where its turn has come."""
     number, outcome = carry.number, carry.outcome
     turn = (number % keep_every == 0) | (number == steps) | (outcome != 0)
     due = (carry.kept != number) & turn
@@ -173,7 +173,7 @@ def _looked(
 
 
 def _row(flow: AbstractFlow, watch: tuple[str, ...], state: PyTree[Array]) -> dict[str, Any]:
-    """What is watched at a state."""
+    """The watched quantities at a state."""
     row: dict[str, Any] = {"state": state} if "state" in watch else {}
     if "u" in watch and isinstance(flow, PreferenceFlow):
         pairs = flow.pairs(state)
@@ -194,7 +194,7 @@ def _subset(flow: AbstractFlow, indices: Int[Array, " b"], weighted: bool) -> Ab
 def _stepped(
     flow: AbstractFlow, optimiser: Any, carry: Carry, steps: Int[Array, ""]
 ) -> tuple[Carry, Float[Array, " 5"]]:
-    """What is handed on after a step, if it is one, and the means over its pairs before it."""
+    """The state after a step, if it is one, and the means over its pairs before it."""
     state, memory = carry.state, carry.memory
     going = (carry.outcome == 0) & (carry.number < steps)
     (value, means), gradient = jax.value_and_grad(_value, argnums=1, has_aux=True)(flow, state)

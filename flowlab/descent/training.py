@@ -167,7 +167,7 @@ class _Run:
     weighted: bool
 
     def carried_out(self, file: Any, update: Any) -> tuple[Carry, History]:
-        """What the run ends with, and what it has seen."""
+        """The end of the run, and its record."""
         carry = begun(self.optimiser, jax.tree.map(jnp.asarray, self.start))
         history = History([], [], [])
         operations = fingerprint((self.flow, self.optimiser), self.start, observed)
@@ -190,7 +190,7 @@ class _Run:
         return carry, history
 
     def _call(self, carry: Carry, history: History, most: int, operations: str) -> Carry:
-        """What is handed on after at most so many steps, of which the history is told."""
+        """The state after at most so many steps, which are added to the record."""
         before = int(carry.number)
         batches = self._batches(before)
         alike = LONGEST if batches is None else sum(1 for _ in self._alike(before))
@@ -263,7 +263,7 @@ def _with_extra_arguments(optimiser: Any) -> Any:
 
 
 def _count(steps: int | None, batches: Sequence[Any] | None, keep_every: int) -> int:
-    """How many steps are asked for."""
+    """The number of steps that is asked for."""
     if steps is not None and batches is not None:
         raise ValueError(
             "Argument `steps` must be None with `batches`, which say how many there are, but is "

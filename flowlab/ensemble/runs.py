@@ -173,7 +173,7 @@ class Runs:
         return _by_leaf(name, values, lead, meaning["long_name"])
 
     def _facts(self) -> list[tuple[str, ...]]:
-        """What became of the runs, as rows of a table, for a notebook."""
+        """The results of the runs as rows of a table, for a notebook."""
         rows: list[tuple[str, ...]] = [("", "runs", "share")]
         for name, count in self.counts().items():
             rows.append((name, f"{count:,}", f"{count / max(self.outcome.size, 1):.1%}"))

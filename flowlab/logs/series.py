@@ -214,7 +214,7 @@ class TrainingLog:
         return _tables.html(title, rows, "lrr")
 
     def _parts(self) -> list[str]:
-        """What the log holds, in a few words each."""
+        """The contents of the log, in a few words each."""
         parts = [f"beta={self.beta:g}", f"{self.step.size} training rows"]
         if self.step.size:
             what = "step" if self.numbered else "row"

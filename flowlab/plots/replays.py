@@ -17,7 +17,7 @@ _BANDS = ((0.05, 0.95), (0.25, 0.75))
 
 
 class _Run(Protocol):
-    """What was carried out."""
+    """The part of a run that is drawn."""
 
     @property
     def u_chosen(self) -> Float[np.ndarray, " s"]: ...
@@ -33,7 +33,7 @@ class _Run(Protocol):
 
 
 class _Compared(Protocol):
-    """What is drawn of a replay, as `flowlab.replay.Comparison` has it."""
+    """The part of a replay that is drawn, as `flowlab.replay.Comparison` has it."""
 
     @property
     def log(self) -> Any: ...
@@ -81,7 +81,7 @@ def replay_steps(found: _Compared, *, ax: Axes | None = None) -> Axes:
 
 
 def replay_deviation(found: _Compared, *, ax: Axes | None = None) -> Axes:
-    """How far a replay is from its log at each row, on a logarithmic scale.
+    """Draw the deviation of a replay from its log at each row, on a logarithmic scale.
 
     Dashed, the standard error of a row, from which runs in two orders differ by √2 times as much.
 

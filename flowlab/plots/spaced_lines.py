@@ -194,7 +194,7 @@ def _beside(path: Path, apart: float) -> Float[np.ndarray, "n 2"]:
 def _is_free(
     drawn: Float[np.ndarray, "n 2"], places: Float[np.ndarray, "k 2"], near: float
 ) -> Bool[np.ndarray, " k"]:
-    """Which places are nowhere near what is drawn."""
+    """Mask of the places that are far from everything drawn."""
     if not len(drawn):
         return np.ones(len(places), bool)
     return KDTree(drawn).query(places)[0] >= near

@@ -39,7 +39,7 @@ class AbstractStates(eqx.Module):
         return None
 
     def __repr__(self) -> str:
-        """What it was made of, on one line, but for what is as it is unless given."""
+        """The arguments that differ from their defaults, on one line."""
         return short_call(self)
 
 

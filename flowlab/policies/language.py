@@ -113,7 +113,7 @@ def language_model(
     trainable: Any,
     reference: PyTree[ArrayLike] | None,
 ) -> LanguageModel:
-    """What `Policy.from_model` gives, where the arguments are described."""
+    """Make the policy of `Policy.from_model`, where the arguments are described."""
     if not callable(apply):
         raise ValueError(f"Argument `apply` must be a function, but is {apply!r}.")
     chunk = None if chunk is None else checks.integer("chunk", chunk)

@@ -71,7 +71,7 @@ class Comparison:
 
     @property
     def is_replay(self) -> bool:
-        """Whether this is the run of the log again: nothing else fits better than it should.
+        """True if this is the run of the log again: nothing deviates more than it should.
 
         True where all steps were taken, no setting contradicts the log, and what is left is far
         within the noise of a batch.
@@ -80,7 +80,7 @@ class Comparison:
         return self.run.outcome is Outcome.reached and not self.doubts and within
 
     def of_pairs(self) -> list[dict[str, Any]]:
-        """What became of all pairs at each kept step: means, shares that fell, quantiles.
+        """Means over all pairs at each kept step, fractions that fell, quantiles.
 
         Raises:
             ValueError: If the replay looked at no pairs.

@@ -1,4 +1,4 @@
-"""Whether settings fit a log, told before any time is spent.
+"""Checks that settings fit a log, before any time is spent.
 
 n: pairs; s: steps; k: rows of the log.
 """

@@ -20,7 +20,7 @@ _TABLE, _PAIRS = "%steps%", "%pairs%"  # where the tables go
 
 
 def text(found: Comparison) -> str:
-    """What a comparison says, in plain English, for a terminal."""
+    """Text of a comparison in plain English, for a terminal."""
     told = found.of_pairs()
     values = {
         "found": found,
@@ -45,7 +45,7 @@ def text(found: Comparison) -> str:
 
 
 def to_json(found: Comparison) -> dict[str, Any]:
-    """What a comparison says as JSON holds it; null for what is not known."""
+    """A comparison as JSON; null for what is not known."""
     run, log = found.run, found.log
     ends = log.step.astype(int)
     return {

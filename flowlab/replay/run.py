@@ -144,7 +144,7 @@ def replayed(
     progress: bool | None = False,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Replay:
-    """What `replay` gives, of a policy that is made already.
+    """Replay a run as `replay` does, of a policy that is made already.
 
     Args:
         policy: The model on its data; the run begins at its `start`.

@@ -116,7 +116,7 @@ def _cubic(
     """The bend and the twist of the cubic through both ends and two inner stages."""
 
     def beyond(place: Array, y: PyTree[Array]) -> PyTree[Array]:
-        """What a stage lies off the straight line, over θ(θ − 1)."""
+        """Deviation of a stage from the straight line, over θ(θ − 1)."""
         return jax.tree.map(
             lambda a, b, c: (b - a - place * (c - a)) / (place * (place - 1)), y0, y, y1
         )

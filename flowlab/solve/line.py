@@ -112,7 +112,7 @@ class Line(eqx.Module):
         return f"arrays of shape {', '.join(sizes)}"
 
     def _facts(self) -> list[tuple[str, ...]]:
-        """What became of the line, as rows of a table, for a notebook."""
+        """The result of the line as rows of a table, for a notebook."""
         return [
             ("outcome", Outcome(int(self.outcome)).name),
             ("flow time to the target", f"{float(self.time):.6g}"),

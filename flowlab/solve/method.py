@@ -39,7 +39,7 @@ class Method(eqx.Module):
 
     @property
     def shares_stages(self) -> bool:
-        """Whether lanes that share a step share its number of stages too."""
+        """True if lanes that share a step share its number of stages too."""
         return isinstance(self.solver, OfLanes)
 
 

@@ -1,4 +1,4 @@
-"""Whether a stabilised solver fits: whether the field's Jacobian has a real spectrum.
+"""Checks that a stabilised solver fits: the field's Jacobian must have a real spectrum.
 
 It has where the metric is constant, under the clocks of time and of arc length: the Jacobian is
 then a product of a symmetric positive and a symmetric matrix. Under the clock of the loss, or of
@@ -41,7 +41,7 @@ def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> No
 
 
 def metric_is_constant(flow: AbstractFlow, state: PyTree[Any]) -> bool:
-    """Whether no operation of the metric takes what was computed from the state."""
+    """True if no operation of the metric depends on the state."""
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
     traced = jax.make_jaxpr(flow.metric)(shapes, shapes).jaxpr
     moving: set[Any] = set(traced.invars[: len(jax.tree.leaves(shapes))])

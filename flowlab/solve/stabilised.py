@@ -1,4 +1,4 @@
-"""What stabilised explicit methods share: how many stages, and the spectral radius that says so.
+"""Common parts of stabilised explicit methods: number of stages, spectral radius.
 
 Along a gradient flow the Jacobian has a real spectrum. A method with s stages can be made stable on
 a stretch of the negative real axis that is as long as s², where the usual ones use their stages for
@@ -66,7 +66,7 @@ class Cubic(AbstractLocalInterpolation):
 
 
 class Radius(eqx.Module):
-    """What is known of the spectral radius of the field's Jacobian.
+    """An estimate of the spectral radius of the field's Jacobian.
 
     Attributes:
         value: The radius, with what is added to be safe, and for what it may grow in a step.
@@ -169,7 +169,7 @@ class OfLanes(eqx.Module):
         return unknown_radius(y0, args.fraction)
 
     def blank(self, y0: PyTree[Array]) -> Radius:
-        """What `init` gives: nothing is known as yet."""
+        """The state that `init` returns, before anything is known."""
         return unknown_radius(y0, jax.tree.leaves(y0.time)[0])
 
     def again(self, radius: Radius) -> Radius:

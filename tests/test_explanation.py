@@ -12,6 +12,7 @@ import pytest
 
 import flowlab as fl
 from flowlab import data, displacement, losses, models
+from flowlab.policies import LanguageModel
 
 REVERSAL = Path(__file__).parent / "data" / "reversal"
 DPO = fl.DPO(0.5)
@@ -101,6 +102,7 @@ def test_the_second_order_is_that_of_steps_with_all_minibatches():
     rate, size = 1e-3, 2
     options = {"learning_rate": rate, "batch_size": size}
     found = displacement.explain(FLOW, STATE, **options, batches=64, seed=3).step
+    assert found is not None
 
     @jax.jit
     def moved(weights):
@@ -138,7 +140,7 @@ def test_a_step_whose_second_order_wins_says_so():
     ) in step.text()
 
 
-def reversal(count: int, chunk: int) -> fl.Policy:
+def reversal(count: int, chunk: int) -> LanguageModel:
     model = models.load(REVERSAL)
     pairs = data.preferences(REVERSAL / "pairs.jsonl", REVERSAL)
     return model.policy(pairs, chunk=chunk).subset(np.arange(count))

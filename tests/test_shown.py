@@ -7,8 +7,7 @@ from xml.etree import ElementTree
 import matplotlib.axes
 import numpy as np
 import pytest
-from command import LOG
-from test_cli_losses import made_up_card
+from command import LOG, made_up_card
 
 import flowlab as fl
 from flowlab import (
@@ -66,7 +65,9 @@ SHORT: dict[str, Any] = {
     ),
     "Basins(4 starts: minimum at [3., 2.] 75.0%, runaway 25.0%)": BASINS,
     "CriticalPoints(1 × minimum, in [-5, 5] × [-5, 5])": POINTS,
-    "Card(DPO(beta=0.1), on LogRatioPlane(), within 30 nats)": made_up_card(losses.DPO(), 30.0),
+    "Card(DPO(beta=0.1), on LogRatioPlane(), within 30 nats)": made_up_card(
+        losses.DPO(), reach=30.0
+    ),
 }
 
 
@@ -105,7 +106,7 @@ def test_objects_show_themselves_as_tables(line, runs):
     assert float(shown["flow time to the target"]) == pytest.approx(expected, rel=1e-5)
     assert ["minimum at [3., 2.]", "0.750", "± 0.217"] in cells(BASINS._repr_html_())
     assert cells(POINTS._repr_html_())[1][:3] == ["minimum", "[3., 2.]", "0.5"]
-    card = made_up_card(losses.DPO(), 30.0)
+    card = made_up_card(losses.DPO(), reach=30.0)
     assert ["conserved", "u_w + u_l"] in cells(card._repr_html_())
     assert cards.description(card).splitlines()[0].split() == cells(card._repr_html_())[0]
     log = logs.read(LOG, beta=0.1)
@@ -156,7 +157,7 @@ def test_runs_of_trees_have_a_variable_for_each_leaf():
 
 
 def test_what_has_one_obvious_picture_draws_it(line):
-    for one in (line, POINTS, made_up_card(losses.DPO(), 30.0)):
+    for one in (line, POINTS, made_up_card(losses.DPO(), reach=30.0)):
         assert isinstance(one.plot(), matplotlib.axes.Axes)
     assert line.plot().get_xlabel().startswith(r"$u_\mathrm{chosen}")
     gridded = Basins(starts.grid(2), LABELS, (MINIMUM,), np.ones((4, 2)), (2, 2))

@@ -258,9 +258,7 @@ def _checked_step(
     return size
 
 
-def _parts(
-    flow: PreferenceFlow, state: PyTree[Array], progress: bool | None
-) -> dict[str, np.ndarray]:
+def _parts(flow: PreferenceFlow, state: PyTree[Array], progress: bool | None) -> dict[str, Any]:
     """The fields of an explanation but for the step."""
     operations = fingerprint(flow, state, _together)
     told = jax.tree.map(np.asarray, _together_compiled(flow, state, operations=operations))

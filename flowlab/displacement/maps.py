@@ -206,7 +206,7 @@ def displacement(
     """
     points, rejected = _starts(margins, starts), checks.positive("rejected", rejected)
     slopes = _slopes(loss, points)
-    couplings = _checked_ratios(ratios, rejected, _boundary(*slopes.T))
+    couplings = _checked_ratios(ratios, rejected, boundary_of_slopes(*slopes.T))
     time = _horizon(slopes, points) if time is None else checks.positive("time", time)
     runs = sweep(
         _flow(loss, CoupledKernel(couplings[0], rejected)),

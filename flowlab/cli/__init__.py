@@ -32,6 +32,7 @@ from flowlab.cli import _cache as cache
 from flowlab.cli import _places as places
 from flowlab.cli import _report as report
 from flowlab.cli._interrupt import INTERRUPTED, end_soon
+from flowlab.cli._of_models import explain, replay
 from flowlab.cli._options import option, with_options
 from flowlab.cli._spelling import understood
 
@@ -43,11 +44,6 @@ __all__ = ["app", "main"]
 FAILED, MISUSED = 1, 2
 _RARELY = 100_000, 20, 20  # new objects before Python looks for cycles among the young, and so on
 # Options that a portrait has like a sweep, and those of a sweep that are no entries of files alone.
-_REPLAYED = (
-    *("loss", "parameters", "reference", "optimiser", "learning_rate", "schedule", "warmup_steps"),
-    *("weight_decay", "max_grad_norm", "adam_betas", "batch_size", "accumulation", "processes"),
-    *("seed", "max_length", "chunk", "keep_every", "checkpoint"),
-)
 _DRAWN = ("parameters", "offset", *OF_POLICY)
 _SWEPT = tuple(name for name in OF_SWEEP if name not in ("loss", "policies", "dtype"))
 EXIT_CODES = (
@@ -397,40 +393,8 @@ def log(
         typer.echo(f"\nreport: {out / REPORT}", err=as_json)
 
 
-@app.command(cls=_Computing, epilog=EXIT_CODES)
-@with_options(*_REPLAYED)
-def replay(
-    model: Path,
-    data: Path,
-    log: Path,
-    beta: float,
-    drop_last: bool = False,
-    float64: bool = False,
-    out: Path | None = None,
-    as_json: bool = False,
-    overwrite: bool = False,
-    no_cache: bool = False,
-    **asked: Any,
-) -> None:
-    """Carry out a logged training run again, and compare it with its log step by step.
-
-    From the checkpoint before the run, its data and its log; with what the log cannot show: what
-    became of every pair. Settings that do not fit the log are told before any time is spent.
-    """
-    from flowlab.cli import _replay as again
-    from flowlab.replay import report as said
-
-    if out is not None:
-        places.folder(out, "", said.REPLAY, overwrite=overwrite)
-    given = {**asked, "model": model, "data": data, "log": log, "beta": beta}
-    found = again.compared({**given, "drop_last": drop_last, "float64": float64})
-    if as_json:
-        typer.echo(json.dumps(said.to_json(found), indent=1, ensure_ascii=False, allow_nan=False))
-    else:
-        typer.echo(said.text(found))
-    if out is not None:
-        said.write(found, out)
-        typer.echo(f"\nreplay: {out}", err=as_json)
+for of_models in (replay, explain):
+    app.command(cls=_Computing, epilog=EXIT_CODES)(of_models)
 
 
 @app.command(cls=_Computing, epilog=EXIT_CODES)

@@ -15,6 +15,7 @@ from flowlab.cli._request import loss_parameters, trained
 from flowlab.descent import hf_optimiser, hf_order, hf_rates
 from flowlab.logs import TrainingLog
 from flowlab.logs.series import read_named
+from flowlab.losses import AbstractLoss
 from flowlab.policies import LanguageModel
 from flowlab.replay import Comparison, compare, doubts, replayed
 from flowlab.replay.fit import check_log
@@ -27,19 +28,15 @@ _OF_ORDER = ("seed", "accumulation", "processes")
 
 def compared(asked: dict[str, Any]) -> Comparison:
     """The run that is asked for, carried out and compared with its log."""
-    beta = asked["beta"]
-    refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
-    name, parameters = asked["loss"], loss_parameters(asked["parameters"])
-    refuse_unless(name is not None or not parameters, "parameters", "has no effect without {loss}")
-    loss = trained("dpo" if name is None else name, beta, parameters, of_batch=True)
-    log = read_named(asked["log"], beta=beta, what=f"Option {as_flag('log')}")
+    loss = loss_of(asked)
+    log = read_named(asked["log"], beta=asked["beta"], what=f"Option {as_flag('log')}")
     check_log(log)
     steps = int(log.step[-1])
     rates = _rates(asked, log, steps)
     optimiser = hf_optimiser(rates, steps, **_given(asked, _OF_OPTIMISER))
-    pairs = _pairs(asked)
+    pairs = pairs_of(asked)
     order, size = _order(asked, log, len(pairs), steps)
-    policy = _policy(asked, pairs, block=2 * max(map(len, order)))
+    policy = policy_of(asked, pairs, block=2 * max(map(len, order)))
     told = doubts(log, policy, order, rates, per_device=size)
     for sentence in told:
         typer.echo(f"flowlab: {sentence}", err=True)
@@ -54,6 +51,15 @@ def compared(asked: dict[str, Any]) -> Comparison:
         checkpoint=asked["checkpoint"],
     )
     return compare(log, run, told, rows=pairs.rows)
+
+
+def loss_of(asked: Mapping[str, Any]) -> AbstractLoss:
+    """The loss that is asked for, of one pair or of a batch."""
+    beta = asked["beta"]
+    refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
+    name, parameters = asked["loss"], loss_parameters(asked["parameters"])
+    refuse_unless(name is not None or not parameters, "parameters", "has no effect without {loss}")
+    return trained("dpo" if name is None else name, beta, parameters, of_batch=True)
 
 
 def _given(asked: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -85,12 +91,13 @@ def _order(
         return hf_order(count, -(-steps // an_epoch), size, **options)[:steps], size
 
 
-def _pairs(asked: Mapping[str, Any]) -> data.Pairs:
+def pairs_of(asked: Mapping[str, Any]) -> data.Pairs:
+    """The pairs of the data that is asked for."""
     with _named(path="data", tokenizer="model"):
         return data.preferences(asked["data"], asked["model"], **_given(asked, ("max_length",)))
 
 
-def _policy(asked: Mapping[str, Any], pairs: data.Pairs, *, block: int) -> LanguageModel:
+def policy_of(asked: Mapping[str, Any], pairs: data.Pairs, *, block: int) -> LanguageModel:
     """The model on its data, in the precision that is asked for."""
     with _named(folder="model"):
         model = models.load(asked["model"])

@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face checkpoint, by the library tokenizers, and its chat template."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ class Tokenizer:
     def tokens(self, text: str) -> list[int]:
         """Ids of the tokens of a text, with the special tokens that the tokenizer adds."""
         return self.encoder.encode(text).ids
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of tokens, without special ones."""
+        return self.encoder.decode(list(map(int, tokens)))
 
     def conversation(self, messages: list[dict[str, Any]], *, prompts: bool) -> list[int]:
         """Ids of the tokens of a conversation.

@@ -1,0 +1,87 @@
+"""From the options of `flowlab explain` to what moves the log-probabilities of a model."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowlab import displacement
+from flowlab._options import refuse_unless
+from flowlab.cli._replay import loss_of, pairs_of, policy_of
+from flowlab.data import Pairs
+from flowlab.data.tokenizer import Tokenizer
+from flowlab.displacement import Explanation
+from flowlab.flow import preference_flow
+
+__all__ = ["explained", "text", "to_json"]
+
+_AT_ONCE = 64  # sequences, unless told otherwise
+_LISTED = 10  # pairs
+_SHOWN = 200  # characters of a text
+
+Found = tuple[Explanation, Pairs]
+
+
+def explained(asked: Mapping[str, Any]) -> Found:
+    """The explanation that is asked for, and the pairs that it is of."""
+    rate, size = asked["learning_rate"], asked["batch_size"]
+    refuse_unless(
+        size is None or rate is not None, "batch_size", "has no effect without {learning_rate}"
+    )
+    refuse_unless(
+        rate is None or size is not None, "learning_rate", "has no effect without {batch_size}"
+    )
+    loss, pairs = loss_of(asked), pairs_of(asked)
+    policy = policy_of(asked, pairs, block=_AT_ONCE)
+    flow = preference_flow(loss, policy)
+    found = displacement.explain(
+        flow, policy.start, learning_rate=rate, batch_size=size, progress=None
+    )
+    return found, pairs
+
+
+def text(found: Found, asked: Mapping[str, Any]) -> str:
+    """The explanation in words, with the pairs that lower the chosen responses most."""
+    explanation, pairs = found
+    k_ww, k_wl, k_ll = explanation.mean_kernel[[0, 0, 1], [0, 1, 1]]
+    falls = np.mean(explanation.falls)
+    parts = [
+        f"{len(pairs)} pairs; the flow lowers the chosen log-probability of {falls:.0%} of them.",
+        explanation.table(),
+        f"Kernel of the mean log-ratios, at this state alone: k_ww {k_ww:.4g}, k_wl {k_wl:.4g}, "
+        f"k_ll {k_ll:.4g}; k_wl/k_ww {k_wl / k_ww:.3g}. The mean chosen log-probability falls "
+        "under a loss of the margin where this is above 1; it moves along a run.",
+    ]
+    if explanation.step is not None:
+        parts.append(explanation.step.text())
+    listed = list(_listed(found, asked))
+    if listed:
+        head = "Pairs that lower the mean chosen log-probability most, nats per unit of flow time:"
+        parts.append("\n".join([head, *listed]))
+    return "\n\n".join(parts)
+
+
+def to_json(found: Found) -> dict[str, Any]:
+    """The explanation as JSON, with the rows of the data that its pairs are from."""
+    explanation, pairs = found
+    return {"rows": pairs.rows.tolist(), **explanation.to_json()}
+
+
+def _listed(found: Found, asked: Mapping[str, Any]) -> Iterator[str]:
+    explanation, pairs = found
+    reader = Tokenizer.read(Path(asked["model"]))
+    caused = explanation.influence[:, :, 0].sum(axis=1)
+    for index in explanation.lowering(asked["pairs"] or _LISTED):
+        yield f"row {pairs.rows[index]}: {caused[index]:+.3g}"
+        both = zip(("chosen", "rejected"), pairs.tokens[index], pairs.mask[index], strict=True)
+        sides = {name: (tokens, mask) for name, tokens, mask in both}
+        tokens, mask = sides["chosen"]
+        yield f"    prompt:   {_short(reader.text(tokens[: int(np.argmax(mask))]))}"
+        for name, (tokens, mask) in sides.items():
+            yield f"    {name + ':':9} {_short(reader.text(tokens[mask]))}"
+
+
+def _short(told: str) -> str:
+    one_line = " ".join(told.split())
+    return one_line if len(one_line) <= _SHOWN else f"{one_line[: _SHOWN - 1]}…"

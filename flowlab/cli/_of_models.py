@@ -1,0 +1,85 @@
+"""The commands that take a language model: `flowlab replay` and `flowlab explain`.
+
+Nothing but the standard library and typer is imported before a command runs.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flowlab.cli import _places as places
+from flowlab.cli._options import with_options
+
+__all__ = ["explain", "replay"]
+
+_REPLAYED = (
+    *("loss", "parameters", "reference", "optimiser", "learning_rate", "schedule", "warmup_steps"),
+    *("weight_decay", "max_grad_norm", "adam_betas", "batch_size", "accumulation", "processes"),
+    *("seed", "max_length", "chunk", "keep_every", "checkpoint"),
+)
+_EXPLAINED = (
+    *("loss", "parameters", "reference", "learning_rate", "batch_size", "max_length", "chunk"),
+    "pairs",
+)
+
+
+@with_options(*_REPLAYED)
+def replay(
+    model: Path,
+    data: Path,
+    log: Path,
+    beta: float,
+    drop_last: bool = False,
+    float64: bool = False,
+    out: Path | None = None,
+    as_json: bool = False,
+    overwrite: bool = False,
+    no_cache: bool = False,
+    **asked: Any,
+) -> None:
+    """Carry out a logged training run again, and compare it with its log step by step.
+
+    From the checkpoint before the run, its data and its log; with what the log cannot show: what
+    became of every pair. Settings that do not fit the log are told before any time is spent.
+    """
+    from flowlab.cli import _replay as again
+    from flowlab.replay import report as said
+
+    if out is not None:
+        places.folder(out, "", said.REPLAY, overwrite=overwrite)
+    given = {**asked, "model": model, "data": data, "log": log, "beta": beta}
+    found = again.compared({**given, "drop_last": drop_last, "float64": float64})
+    if as_json:
+        typer.echo(json.dumps(said.to_json(found), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        typer.echo(said.text(found))
+    if out is not None:
+        said.write(found, out)
+        typer.echo(f"\nreplay: {out}", err=as_json)
+
+
+@with_options(*_EXPLAINED)
+def explain(
+    model: Path,
+    data: Path,
+    beta: float,
+    float64: bool = False,
+    as_json: bool = False,
+    no_cache: bool = False,
+    **asked: Any,
+) -> None:
+    """Explain why the chosen log-probabilities of a model rise or fall, and because of which pairs.
+
+    At one checkpoint: what the pair's own responses do to it and what those of others do, the
+    kernel of the mean log-ratios, and the pairs that lower the chosen responses most.
+    """
+    from flowlab.cli import _explain as why
+
+    given = {**asked, "model": model, "data": data, "beta": beta, "float64": float64}
+    found = why.explained(given)
+    if as_json:
+        typer.echo(json.dumps(why.to_json(found), indent=1, allow_nan=False))
+    else:
+        typer.echo(why.text(found, given))

@@ -1,0 +1,60 @@
+"""The command that explains a model: the library's numbers, with the texts of the pairs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import flowlab_command, refusal
+
+import flowlab as fl
+from flowlab import data, displacement, models
+
+REVERSAL = Path(__file__).parent / "data" / "reversal"
+COUNT = 8
+
+
+@pytest.fixture(scope="module")
+def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    lines = (REVERSAL / "pairs.jsonl").read_text("utf-8").splitlines()[:COUNT]
+    path = tmp_path_factory.mktemp("explained") / "pairs.jsonl"
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    return path
+
+
+def explain(some: Path, *words: Any) -> Any:
+    given = ("--model", REVERSAL, "--data", some, "--beta", 0.1)
+    return flowlab_command("explain", *given, *words)
+
+
+def test_what_the_command_prints_is_what_the_library_finds(some):
+    model, pairs = models.load(REVERSAL), data.preferences(some, REVERSAL)
+    policy = model.policy(pairs, chunk=64)
+    flow = fl.preference_flow(fl.DPO(0.1), policy)
+    wanted = displacement.explain(flow, policy.start)
+    told = explain(some, "--json")
+    assert told.exit_code == 0, told.output
+    record = json.loads(told.stdout)
+    np.testing.assert_allclose(record["rate"], wanted.rate, rtol=1e-5)
+    assert record["rows"] == list(range(COUNT))
+    text = explain(some, "--pairs", 1).stdout
+    assert wanted.table() in text
+    worst = int(wanted.lowering(1)[0])
+    assert f"\nrow {worst}: -" in text
+    row = json.loads(some.read_text("utf-8").splitlines()[worst])
+    for name in ("prompt", "chosen", "rejected"):
+        assert row[name].replace("<eos>", "").strip() in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--learning-rate", 0.1], "--learning-rate has no effect without --batch-size"),
+        (["--batch-size", 4], "--batch-size has no effect without --learning-rate"),
+        (["--learning-rate", 0.1, "--batch-size", 9], "at most the number of pairs, 8, but is 9"),
+        (["--beta", -1], "--beta must be positive and finite"),
+    ],
+)
+def test_what_has_no_effect_or_cannot_be_is_refused(some, words, sentence):
+    assert sentence in refusal(explain(some, *words))

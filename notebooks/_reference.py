@@ -157,7 +157,7 @@ def _field(field: Any) -> str:
 
 @cache
 def _shared_names(module: str) -> dict[str, str]:
-    """The full names of what a module takes from a package, and another one has by that name too."""
+    """The full names of what a module takes from one package and another one has by that name."""
     pages = (Path(__file__).parent / "reference" / "api").glob("*.md")
     packages = [f"flowlab.{page.stem}" for page in pages if page.stem != "index"]
     count = Counter(name for package in packages for name in import_module(package).__all__)

@@ -9,7 +9,11 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 ARRAYS = {"Float", "Int", "Bool"}  # types of jaxtyping, whose shapes stand in the docstrings
@@ -120,7 +124,7 @@ def _signature(
         return None
     if not isinstance(definition, ast.FunctionDef):
         return None
-    return _written(definition, bound=what == "method")
+    return _written(definition, bound=what == "method", full=_shared_names(obj.__module__))
 
 
 def _of_class(obj: type) -> tuple[str, None] | None:
@@ -132,7 +136,7 @@ def _of_class(obj: type) -> tuple[str, None] | None:
         return None
     definition = ast.parse(textwrap.dedent(inspect.getsource(own))).body[0]
     assert isinstance(definition, ast.FunctionDef)
-    return _written(definition, bound=True)[0], None
+    return _written(definition, bound=True, full=_shared_names(obj.__module__))[0], None
 
 
 def _is_written(function: Any) -> bool:
@@ -151,8 +155,26 @@ def _field(field: Any) -> str:
     return f"{field.name}=..." if made else field.name
 
 
-def _written(definition: ast.FunctionDef, *, bound: bool) -> tuple[str, str | None]:
-    definition = _Short().visit(definition)
+@cache
+def _shared_names(module: str) -> dict[str, str]:
+    """The full names of what a module takes from one package and another one has by that name."""
+    pages = (Path(__file__).parent / "reference" / "api").glob("*.md")
+    packages = [f"flowlab.{page.stem}" for page in pages if page.stem != "index"]
+    count = Counter(name for package in packages for name in import_module(package).__all__)
+    taken = ast.walk(ast.parse(inspect.getsource(import_module(module))))
+    found: dict[str, str] = {}
+    for node in taken:
+        package = ".".join((getattr(node, "module", None) or "").split(".")[:2])
+        if isinstance(node, ast.ImportFrom) and package in packages:
+            names = (alias.name for alias in node.names)
+            found |= {name: f"{package}.{name}" for name in names if count[name] > 1}
+    return found
+
+
+def _written(
+    definition: ast.FunctionDef, *, bound: bool, full: dict[str, str]
+) -> tuple[str, str | None]:
+    definition = _Short(full).visit(definition)
     static = any(ast.unparse(one) == "staticmethod" for one in definition.decorator_list)
     if bound and not static and definition.args.args:
         definition.args.args.pop(0)
@@ -161,7 +183,13 @@ def _written(definition: ast.FunctionDef, *, bound: bool) -> tuple[str, str | No
 
 
 class _Short(ast.NodeTransformer):
-    """Annotations without shapes, quotes and modules."""
+    """Annotations without shapes, quotes and modules, but where a name has several meanings."""
+
+    def __init__(self, full: dict[str, str]) -> None:
+        self.full = full
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Name(self.full.get(node.id, node.id))
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         name = ast.unparse(node.value).rpartition(".")[2]

@@ -28,7 +28,7 @@ from flowlab.losses import CATALOGUE
 from flowlab.until import Outcome
 
 # What takes longest to compile or to draw; the rest runs by default.
-DEAR = {"kernel", "model", "policy", "plots"}
+DEAR = {"accelerator", "kernel", "model", "policy", "plots"}
 
 
 GALLERY = MANUAL / "gallery.md"
@@ -161,6 +161,13 @@ def test_a_signature_has_short_names_for_arrays(reference):
     assert inside.startswith("(shape: int | tuple[int, ...]") and "[" not in returned
     assert "flow: AbstractFlow" in signature("function", solve.flow_line)[0]
     assert signature("class", DPO)[0].startswith("(beta")
+
+
+def test_a_type_of_which_there_are_two_has_its_full_name_in_a_signature(reference):
+    from flowlab import plots
+
+    drawn, _ = reference._signature(None, "function", "", plots.comparison, None, None, None)
+    assert drawn.startswith("(comparison: flowlab.cards.Comparison, *, axes: Sequence[Axes]")
 
 
 def test_a_page_that_says_what_is_not_so_is_found_out(tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ from flowlab.displacement.maps import (
     displacement,
     table,
     to_json,
+    typical_boundary,
 )
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "explain",
     "table",
     "to_json",
+    "typical_boundary",
 ]
 
 

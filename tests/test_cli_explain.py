@@ -17,7 +17,7 @@ COUNT = 8
 
 @pytest.fixture(scope="module")
 def some(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    lines = (REVERSAL / "pairs.jsonl").read_text("utf-8").splitlines()[:COUNT]
+    lines = (REVERSAL / "pairs.jsonl").read_text("utf-8").splitlines()[230 : 230 + COUNT]
     path = tmp_path_factory.mktemp("explained") / "pairs.jsonl"
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path

@@ -154,7 +154,8 @@ class Runs:
             coordinates["saved_time"] = ("saved_time", self.save_at, _time("flow time"))
         for name, values in self.measures.items():
             variables |= self._measured(name, values, lead)
-            if (axis := self.measure_axes.get(name)) is not None:
+            axis = self.measure_axes.get(name)
+            if axis is not None and values.ndim > len(lead):
                 coordinates[axis] = np.arange(values.shape[-1])
         attributes = {"rtol": self.rtol, "solver": self.solver, "backend": self.backend}
         audit = {} if self.audit is None else vars(self.audit)
@@ -165,11 +166,11 @@ class Runs:
 
     def _measured(self, name: str, values: Any, lead: tuple[str, ...]) -> dict[str, Any]:
         meaning = {"long_name": name.replace("_", " ")}
-        if name in self.measure_axes:
-            return {name: ((*lead, self.measure_axes[name]), values, meaning)}
         if isinstance(values, np.ndarray) and values.ndim == len(lead):
             time = _time(meaning["long_name"]) if name.endswith("_time") else meaning
             return {name: (lead, values, time)}
+        if name in self.measure_axes:
+            return {name: ((*lead, self.measure_axes[name]), values, meaning)}
         return _by_leaf(name, values, lead, meaning["long_name"])
 
     def _facts(self) -> list[tuple[str, ...]]:

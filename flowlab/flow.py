@@ -318,11 +318,17 @@ def _pairs_of(policy: AbstractPolicy) -> Any:
             reference: Any = jax.ShapeDtypeStruct(policy.state_shape, np.float64)
         else:
             reference = policy.example_state
-        return None if reference is None else jax.eval_shape(policy.pairs, _widened(reference))
+        return None if reference is None else jax.eval_shape(policy.pairs, _shapes(reference))
 
 
-def _widened(state: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float64), state)
+def _shapes(state: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes of a state; single precision stays, beside what the policy holds frozen in it."""
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        narrow = getattr(leaf, "dtype", None) == np.float32
+        return jax.ShapeDtypeStruct(np.shape(leaf), np.float32 if narrow else np.float64)
+
+    return jax.tree.map(shape, state)
 
 
 def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:

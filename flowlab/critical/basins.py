@@ -149,7 +149,10 @@ class Basins:
             ValueError: If the starts form no grid.
         """
         if self.shape is None:
-            raise ValueError("Basins must be of starts on a grid to be a map.")
+            raise ValueError(
+                "Basins must be of starts in the shape of a grid to be a map: give them as "
+                "(n, n, 2), such as starts.grid(32, low, high).reshape(32, 32, 2)."
+            )
         return self.labels.reshape(self.shape)
 
     def entropy(self, box: int = 5) -> BasinEntropy:

@@ -48,8 +48,8 @@ def text(found: Found, asked: Mapping[str, Any]) -> str:
     falls = np.mean(explanation.falls)
     parts = [
         f"{len(pairs)} pairs. Plain gradient descent from this checkpoint lowers the chosen "
-        f"log-probability of {falls:.0%} of them at first. AdamW, clipped gradients and minibatches "
-        "change that: `flowlab replay` carries them out.",
+        f"log-probability of {falls:.0%} of them at first. AdamW, clipped gradients and "
+        "minibatches change that: `flowlab replay` carries them out.",
         explanation.table(),
         f"Kernel of the mean log-ratios, at this state alone: k_ww {k_ww:.4g}, k_wl {k_wl:.4g}, "
         f"k_ll {k_ll:.4g}; k_wl/k_ww {k_wl / k_ww:.3g}. The mean chosen log-probability falls "

@@ -27,7 +27,7 @@ LOWER, UPPER = (0.01, 0.01), (1.0, 1.0)
 PROBLEM = f"ratio plane, DPO, beta {BETA}, starts uniform on [0.01, 1]^2, time to L = {LEVEL}"
 COMPARED = 65536  # starts, evenly spread, whose times are held against the closed form
 TINY = 1024
-OPTIONS = ("rtol", "block_size", "backend")  # of `flowlab.sweep`, that a variant may have
+OPTIONS = ("rtol", "block_size")  # of `flowlab.sweep`, that a variant may have
 FOLDER = Path(__file__).resolve().parent
 CELL = "import json, _problem; print(json.dumps(_problem.measured(**json.loads({!r}))))"
 
@@ -93,7 +93,7 @@ def measured(
 
     Args:
         variants: For each sweep `count`, and where it matters `dtype`, `rtol`, `block_size`,
-            `backend`, and `devices`, the number of JAX devices to use.
+            and `devices`, the number of JAX devices to use.
         repetitions: Timed rounds at most, after the first call.
         enough_s: Seconds after which no further round begins.
         cores: Cores to use; None for all that this process may.
@@ -163,5 +163,4 @@ def first(variant: Mapping[str, Any]) -> dict[str, Any]:
     chosen = slice(None, None, max(1, len(some) // COMPARED))
     wanted = exact.ratio_plane_time(some[chosen].astype(np.float64), BETA, level=LEVEL)
     row |= {"steps": float(runs.steps.mean()), "outcomes": runs.counts()}
-    row["backend"] = runs.backend
     return {**row, **accuracy(runs.time[chosen], wanted), "seconds": []}

@@ -1,11 +1,13 @@
-"""Arrays of JAX: in the floating-point type of the work, and finite or not."""
+"""Arrays: in the floating-point type of the work, finite or not, and as JSON holds them."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-__all__ = ["all_finite", "floats", "like"]
+__all__ = ["all_finite", "floats", "jsonable", "like"]
 
 
 def floats(values: ArrayLike) -> Array:
@@ -30,3 +32,11 @@ def like(value: ArrayLike, model: Array) -> Array:
 def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
     """True where every number of a PyTree is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
+def jsonable(values: ArrayLike) -> Any:
+    """Numbers as JSON can hold them: lists, and None for those that are not finite."""
+    array = np.asarray(values, dtype=float)
+    record = array.astype(object)
+    record[~np.isfinite(array)] = None
+    return record.tolist()

@@ -34,7 +34,8 @@ from tqdm import tqdm
 
 from flowlab import _checks as checks
 from flowlab import _tables
-from flowlab.displacement.maps import boundary_of_slopes, jsonable
+from flowlab._arrays import jsonable
+from flowlab.displacement.maps import boundary_of_slopes
 from flowlab.ensemble import bar_options
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.solve import check_states, compiled, fingerprint
@@ -223,11 +224,13 @@ def explain(
     with jax.enable_x64(dtype == np.float64):
         held = jax.tree.map(jnp.asarray, held)
         size = _checked_step(flow, held, learning_rate, batch_size)
-        found = _parts(flow, held, progress)
+        operations = fingerprint(flow, held, _together)
+        found = _parts(flow, held, operations, progress)
         if learning_rate is None:
             return Explanation(**found)
         drawn = _minibatches(len(found["rate"]), size, checks.integer("batches", batches), seed)
-        step = _step(flow, held, learning_rate, size, found["rate"].mean(axis=0), drawn, progress)
+        second = _second_orders(flow, held, drawn, operations, progress)
+        step = _step(learning_rate, size, found["rate"].mean(axis=0), *second)
         return Explanation(**found, step=step)
 
 
@@ -258,9 +261,10 @@ def _checked_step(
     return size
 
 
-def _parts(flow: PreferenceFlow, state: PyTree[Array], progress: bool | None) -> dict[str, Any]:
+def _parts(
+    flow: PreferenceFlow, state: PyTree[Array], operations: str, progress: bool | None
+) -> dict[str, Any]:
     """The fields of an explanation but for the step."""
-    operations = fingerprint(flow, state, _together)
     told = jax.tree.map(np.asarray, _together_compiled(flow, state, operations=operations))
     slopes, caused, along_means = told
     count = len(slopes)
@@ -387,29 +391,37 @@ def _second_order(
     return jax.jvp(slope, (state,), (direction,))[1] / 2
 
 
-def _step(
+def _second_orders(
     flow: PreferenceFlow,
     state: PyTree[Array],
-    learning_rate: float,
-    size: int,
-    mean_rate: Float[np.ndarray, "2"],
     drawn: Int[np.ndarray, "k b"],
+    operations: str,
     progress: bool | None,
-) -> StepChange:
-    """The expected change by a step, from minibatches that were drawn."""
-    operations = fingerprint(flow, state, _together)
-    curvature = np.asarray(_second_order(flow, state, None, operations=operations))
+) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "k 2"]]:
+    """The second order of a step with all pairs, and of those with minibatches, at rate 1."""
+    whole = np.asarray(_second_order(flow, state, None, operations=operations))
     found = [
         np.asarray(_second_order(flow, state, jnp.asarray(batch), operations=operations))
         for batch in tqdm(drawn, unit="minibatch", **bar_options(progress))
     ]
-    added = learning_rate**2 * (np.stack(found) - curvature)
+    return whole, np.stack(found)
+
+
+def _step(
+    learning_rate: float,
+    size: int,
+    mean_rate: Float[np.ndarray, "2"],
+    whole: Float[np.ndarray, "2"],
+    found: Float[np.ndarray, "k 2"],
+) -> StepChange:
+    """The expected change by a step, from its second order with all pairs and minibatches."""
+    added = learning_rate**2 * (found - whole)
     error = np.std(added, axis=0, ddof=1) if len(found) > 1 else np.full(2, np.nan)
     return StepChange(
         learning_rate=learning_rate,
         batch_size=size,
         first_order=learning_rate * mean_rate,
-        curvature=learning_rate**2 * curvature,
+        curvature=learning_rate**2 * whole,
         noise=added.mean(axis=0),
         standard_error=error / np.sqrt(len(found)),
     )

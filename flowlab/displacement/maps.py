@@ -15,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from flowlab import _checks as checks
 from flowlab import _tables, measures, until
+from flowlab._arrays import jsonable
 from flowlab.ensemble import sweep
 from flowlab.flow import PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss
@@ -34,7 +35,6 @@ __all__ = [
     "default_margins",
     "default_ratios",
     "displacement",
-    "jsonable",
     "table",
     "to_json",
     "typical_boundary",
@@ -307,14 +307,6 @@ def _record(one: Displacement) -> dict[str, Any]:
     record = {"loss": repr(one.loss), **{name: jsonable(getattr(one, name)) for name in names}}
     record["outcome"] = [[Outcome(code).name for code in row] for row in one.outcome]
     return record | {"shares": {name: jsonable(values) for name, values in one.shares.items()}}
-
-
-def jsonable(values: ArrayLike) -> Any:
-    """Numbers as JSON can hold them: lists, and None for those that are not finite."""
-    array = np.asarray(values, dtype=float)
-    record = array.astype(object)
-    record[~np.isfinite(array)] = None
-    return record.tolist()
 
 
 def _summary(one: Displacement) -> str:

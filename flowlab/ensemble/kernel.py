@@ -190,7 +190,7 @@ class _Chunks:
             under_way: deque[tuple[slice, Any, Any]] = deque()
             for number, first in enumerate(range(0, self.count, self.size)):
                 place = slice(first, min(first + self.size, self.count))
-                device, call = list(zip(devices, calls, strict=True))[number % len(devices)]
+                device, call = devices[number % len(devices)], calls[number % len(devices)]
                 given = chunk_on(device, self.starts, first, self.size)
                 steps = jax.device_put(np.int32(max_steps), device)
                 found = self.program.run(call, device, given, steps)

@@ -1,6 +1,5 @@
 """A diagnosis in words, as JSON, and as a page with pictures."""
 
-import math
 import re
 import textwrap
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flowlab import _pages, _tables
+from flowlab._arrays import jsonable
 from flowlab._files import check_folder, write_json
 from flowlab.logs.diagnosis import Diagnosis, Side
 from flowlab.logs.forecast import BackTest
@@ -104,7 +104,7 @@ def _of_run(found: Diagnosis) -> dict[str, Any]:
         "moved": found.moved,
         **{name: _side(getattr(found, name)) for name in ("chosen", "rejected", "margin")},
         "displacement": vars(found.displacement),
-        "coupling": {name: _number(getattr(coupling, name)) for name in ("value", "low", "high")},
+        "coupling": {name: jsonable(getattr(coupling, name)) for name in ("value", "low", "high")},
         "most_gain": _ends(found.bounds),
     }
 
@@ -113,7 +113,7 @@ def _of_loss(found: Diagnosis) -> dict[str, Any]:
     """The paragraphs on what follows from the loss."""
     ahead, test = found.forecast, found.back_test
     return {
-        "k_wl_over_k_ww": None if found.kernels is None else list(map(_number, found.kernels)),
+        "k_wl_over_k_ww": None if found.kernels is None else list(map(jsonable, found.kernels)),
         "other_losses": found.effects,
         "dpo_shift_lambda": found.shift,
         "sft_weight": found.likelihood,
@@ -130,7 +130,7 @@ def _back_test(test: BackTest) -> dict[str, Any]:
     return {
         "forecast": _ends(test.forecast.end),
         "measured": _ends(test.measured),
-        "margin_error": _number(test.margin_share),
+        "margin_error": jsonable(test.margin_share),
     }
 
 
@@ -262,12 +262,8 @@ def _side(side: Side | None) -> dict[str, Any] | None:
     return None if side is None else vars(side)
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _ends(point: np.ndarray) -> dict[str, float | None]:
-    return {"chosen": _number(point[0]), "rejected": _number(point[1])}
+    return {"chosen": jsonable(point[0]), "rejected": jsonable(point[1])}
 
 
 def _items(block: str) -> list[str]:

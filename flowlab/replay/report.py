@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowlab import _pages, _tables
+from flowlab._arrays import jsonable
 from flowlab._files import check_folder, write_json
 from flowlab.replay.comparison import QUANTILES, Comparison, largest_known
 
@@ -55,18 +56,18 @@ def to_json(found: Comparison) -> dict[str, Any]:
         "doubts": found.doubts,
         "outcome": run.outcome.name,
         "steps": int(run.loss.size),
-        "largest_deviation": _number(found.largest),
+        "largest_deviation": jsonable(found.largest),
         "largest_deviation_step": found.largest_step,
-        "largest_in_standard_errors": _number(largest_known(found.in_errors)),
-        "typical_in_standard_errors": _number(found.typical),
+        "largest_in_standard_errors": jsonable(largest_known(found.in_errors)),
+        "typical_in_standard_errors": jsonable(found.typical),
         "series": {
             "step": ends.tolist(),
-            "u_chosen": _numbers(log.u_chosen + found.deviation[:, 0]),
-            "u_rejected": _numbers(log.u_rejected + found.deviation[:, 1]),
-            "deviation_chosen": _numbers(found.deviation[:, 0]),
-            "deviation_rejected": _numbers(found.deviation[:, 1]),
-            "standard_error_chosen": _numbers(found.noise[:, 0]),
-            "standard_error_rejected": _numbers(found.noise[:, 1]),
+            "u_chosen": jsonable(log.u_chosen + found.deviation[:, 0]),
+            "u_rejected": jsonable(log.u_rejected + found.deviation[:, 1]),
+            "deviation_chosen": jsonable(found.deviation[:, 0]),
+            "deviation_rejected": jsonable(found.deviation[:, 1]),
+            "standard_error_chosen": jsonable(found.noise[:, 0]),
+            "standard_error_rejected": jsonable(found.noise[:, 1]),
         },
         "quantiles": list(QUANTILES),
         "pairs": found.of_pairs(),
@@ -125,11 +126,3 @@ def _fallen(found: Comparison) -> list[tuple[str, ...]]:
     rows = np.arange(len(last)) if found.rows is None else found.rows
     listed = [(str(rows[pair]), f"{last[pair, 0]:+.4g}", f"{last[pair, 1]:+.4g}") for pair in order]
     return [("row of the data", "u_w", "u_l"), *listed]
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _numbers(values: np.ndarray) -> list[float | None]:
-    return [_number(float(value)) for value in values]

@@ -105,7 +105,7 @@ def test_objects_show_themselves_as_tables(line, runs):
     expected = ((np.exp(0.3) - 1) / 0.3 + 1) / 0.6
     assert float(shown["flow time to the target"]) == pytest.approx(expected, rel=1e-5)
     assert ["minimum at (3, 2)", "0.750", "± 0.217"] in cells(BASINS._repr_html_())
-    assert cells(POINTS._repr_html_())[1][:3] == ["minimum", "[3., 2.]", "0.5"]
+    assert cells(POINTS._repr_html_())[1][:3] == ["minimum", "(3, 2)", "0.5"]
     card = made_up_card(losses.DPO(), reach=30.0)
     assert ["conserved", "u_w + u_l"] in cells(card._repr_html_())
     assert cards.description(card).splitlines()[0].split() == cells(card._repr_html_())[0]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
 
 import flowlab as fl
-from flowlab import logs, plots, until
+from flowlab import logs, plots, starts, until
 from flowlab.domains import Box, Quadrant, Simplex
 from flowlab.plots.canvas import names_for
 
@@ -192,8 +192,8 @@ def test_a_map_shows_the_values_where_their_starts_are():
 
 
 def test_a_map_names_its_axes_as_the_runs_or_the_flow_it_is_of():
-    start = np.array([[0.3, -0.2]])
-    runs = fl.sweep(ON_LOG_RATIOS, start, until=until.margin_above(1.0), optimise=False)
+    cells = starts.grid(VALUES.shape, (-10.0, 0.0), (10.0, 3.0))
+    runs = fl.sweep(ON_LOG_RATIOS, cells, until=until.margin_above(1.0), optimise=False)
     for of, names in (
         (FLOW, plots.RATIOS),
         (runs, plots.LOG_RATIOS),
@@ -202,6 +202,10 @@ def test_a_map_names_its_axes_as_the_runs_or_the_flow_it_is_of():
         ax = plots.map_of(VALUES, label="time", of=of)
         assert (ax.get_xlabel(), ax.get_ylabel()) == names
     assert plots.map_of(VALUES, label="time", of=FLOW, names=("a", "b")).get_xlabel() == "a"
+    (image,) = plots.map_of(VALUES, label="time", of=runs).images
+    assert image.get_extent() == pytest.approx((-10.0, 10.0, 0.0, 3.0))
+    with pytest.raises(ValueError, match=r"starts on a regular grid of shape \(3, 2\)"):
+        plots.map_of(VALUES.T, label="time", of=runs)
 
 
 def test_nan_has_a_colour_of_its_own_and_an_entry_in_the_legend():

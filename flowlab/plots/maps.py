@@ -10,7 +10,16 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
 from flowlab import _checks as checks
-from flowlab.plots.canvas import Named, Span, finish, names_for, patch_entry, target_axes
+from flowlab.plots.canvas import (
+    Named,
+    Span,
+    cell_edges,
+    finish,
+    names_for,
+    patch_entry,
+    target_axes,
+)
+from flowlab.starts import grid_sides
 
 __all__ = ["changes", "map_of"]
 
@@ -22,8 +31,8 @@ def map_of(
     values: Float[ArrayLike, "m k"],
     *,
     label: str,
-    x: Span = (0.0, 1.0),
-    y: Span = (0.0, 1.0),
+    x: Span | None = None,
+    y: Span | None = None,
     scale: Literal["linear", "log"] = "linear",
     limits: Span | None = None,
     center: float | None = None,
@@ -40,30 +49,33 @@ def map_of(
         values: One value per cell, shape (m, k), indexed as `starts.grid((m, k))` reshaped: first
             index along x. NaN has a colour of its own, and then an entry in the legend.
         label: Name and unit of the value, for the colour bar.
-        x: Range of the first component, from edge to edge.
-        y: Range of the second component.
+        x: Range of the first component, from edge to edge; None for that of the grid that the
+            starts of `of` form, and without runs for (0, 1).
+        y: Range of the second component, likewise.
         scale: `"log"` for values over decades, all positive.
         limits: Values at the ends of the colour map; None for the smallest and largest value.
         center: Middle of a diverging colour map, whose ends lie at equal distances (ratios, for
             `"log"`) from it; None for a colour map from low to high.
         levels: Values at which to draw level lines, increasing.
         missing: Entry of NaN in the legend.
-        of: The runs or the flow that the values are of, which name the axes.
+        of: The runs or the flow that the values are of, which name the axes. Runs tell the ranges,
+            too.
         names: Names of the axes, in place of those.
         color_bar: Whether to add a colour bar.
         ax: Where to draw; None for a new Figure.
 
     Raises:
         ValueError: If `values` is not two-dimensional, has no finite value, or holds something not
-            positive on a logarithmic scale; `scale` is unknown; or a range is not (lower, upper).
+            positive on a logarithmic scale; `scale` is unknown; a range is not (lower, upper); or
+            none is given and the starts of `of` are no regular grid of that shape.
     """
     array = np.asarray(values, dtype=float)
     if array.ndim != 2:
         raise ValueError(f"Argument `values` must have shape (m, k), but has shape {array.shape}.")
-    extent = (*checks.span("x", x), *checks.span("y", y))
+    x, y = _ranges(x, y, of, array.shape)
     norm = _norm(array, scale, limits, center)
     colors, ink = ("viridis", "white") if center is None else ("PuOr", "black")
-    where: dict[str, Any] = dict(origin="lower", extent=extent)
+    where: dict[str, Any] = dict(origin="lower", extent=(*x, *y))
     ax = target_axes(ax)
     image = ax.imshow(
         np.ma.masked_invalid(array.T),
@@ -133,6 +145,30 @@ def changes(
     if color_bar:
         ax.figure.colorbar(drawn, ax=ax, label=r"angle $\theta_0$ of the start (degrees)")
     return finish(ax, (r"fall of rejected, $|\Delta x_2|$", r"rise of chosen, $\Delta x_1$"))
+
+
+def _ranges(x: Any, y: Any, of: Any, shape: tuple[int, ...]) -> tuple[Span, Span]:
+    """The ranges as given; else those of the grid of starts, and without starts (0, 1)."""
+    first, last = (x, y) if None not in (x, y) else _of_grid(of, shape)
+    return checks.span("x", first if x is None else x), checks.span("y", last if y is None else y)
+
+
+def _of_grid(of: Any, shape: tuple[int, ...]) -> tuple[Span, Span]:
+    if not hasattr(of, "starts"):
+        return (0.0, 1.0), (0.0, 1.0)
+    sides = grid_sides(of.starts)
+    if sides is None or tuple(map(len, sides)) != shape or not all(map(_is_regular, sides)):
+        raise ValueError(
+            f"Argument `of` must have starts on a regular grid of shape {shape}, as starts.grid "
+            "makes them, or `x` and `y` must be given."
+        )
+    first, last = (cell_edges(side) for side in sides)
+    return (float(first[0]), float(first[-1])), (float(last[0]), float(last[-1]))
+
+
+def _is_regular(side: np.ndarray) -> bool:
+    steps = np.diff(side)
+    return np.allclose(steps, steps[:1], rtol=1e-3)  # of single precision, too
 
 
 def _norm(array: np.ndarray, scale: str, limits: Span | None, center: float | None) -> Normalize:

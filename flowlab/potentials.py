@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import floats, like
 from flowlab._checks import integer
+from flowlab._names import FormerName
 from flowlab._parameters import parameter, positive
 
 __all__ = [
@@ -41,14 +42,16 @@ class KnownPoint:
     """A critical point that is known in closed form, or as published.
 
     Attributes:
-        place: The state, to the digits that are published.
+        position: The state, to the digits that are published.
         kind: What it is; `degenerate` where the Hessian is singular.
         value: The potential there, likewise.
     """
 
-    place: tuple[float, ...]
+    position: tuple[float, ...]
     kind: Kind
     value: float
+
+    place = FormerName("position")
 
 
 class AbstractPotential(eqx.Module):

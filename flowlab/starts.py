@@ -24,11 +24,14 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab import _checks as checks
+from flowlab._names import former_names
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
 __all__ = ["DrawnStarts", "from_array", "from_log", "grid", "latin", "ring", "sobol", "uniform"]
+
+__getattr__ = former_names(__name__, {"latin_hypercube": "latin"})
 
 
 class _LogOfPoints(Protocol):

@@ -83,13 +83,13 @@ def classify(
         rates: Its velocity at those times.
         size: How far the line moves altogether; what moves less than 1e-12 of this is constant.
     """
-    way = np.ptp(values)
-    if way <= _CONSTANT * size and np.all(
+    total = np.ptp(values)
+    if total <= _CONSTANT * size and np.all(
         np.abs(rates) <= _CONSTANT * np.max(np.abs(rates), initial=1)
     ):
         return Approach("constant", 0.0, float(values[-1]))
     late = times >= times[-1] / 10
-    if np.ptp(values[late]) < _LIMIT * way or rates[-1] == 0:
+    if np.ptp(values[late]) < _LIMIT * total or rates[-1] == 0:
         return _with_limit(times, values, rates)
     return _algebraic(times, values, rates) or _runaway(times, values, rates)
 
@@ -97,13 +97,13 @@ def classify(
 def _with_limit(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approach:
     limit = float(values[-1])
     distance = np.abs(limit - values)
-    way = distance.max()
+    total = distance.max()
     moving = np.abs(rates) > 0
     last = int(np.flatnonzero(moving)[-1])
     if not moving[-1] and abs(rates[last]) > _ABRUPT * np.abs(rates).max():
         arrival = times[last] + distance[last] / abs(rates[last])
         return Approach("finite time", float(arrival), limit)
-    seen = moving & (distance > _WINDOW[0] * way) & (distance < _WINDOW[1] * way)
+    seen = moving & (distance > _WINDOW[0] * total) & (distance < _WINDOW[1] * total)
     if np.sum(seen) < 2:
         return UNCLEAR
     rate = np.abs(rates[seen]) / distance[seen]
@@ -155,8 +155,8 @@ def _runaway(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approa
 
 def _decades(times: np.ndarray) -> np.ndarray:
     """Places of the last moment, and of those one and two decades before it, earliest first."""
-    places = np.searchsorted(times, times[-1] / np.array([100.0, 10.0, 1.0]) * (1 - 1e-9))
-    return np.minimum(places, len(times) - 1)
+    positions = np.searchsorted(times, times[-1] / np.array([100.0, 10.0, 1.0]) * (1 - 1e-9))
+    return np.minimum(positions, len(times) - 1)
 
 
 def _slopes(times: np.ndarray, rates: np.ndarray) -> np.ndarray:

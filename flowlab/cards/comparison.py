@@ -90,8 +90,8 @@ def compare(
         raise ValueError(f"Argument `margins` must hold finite numbers but 0, but is {margins!r}.")
     space = LogRatioPlane(offset=1.0) if plane is None else plane
     found = [_line(loss, space, moments, levels) for loss in checked.values()]
-    states, reached, places = (np.stack(part) for part in zip(*found, strict=True))
-    return Comparison(tuple(checked), moments, states, levels, reached, places)
+    states, reached, positions = (np.stack(part) for part in zip(*found, strict=True))
+    return Comparison(tuple(checked), moments, states, levels, reached, positions)
 
 
 def _line(
@@ -112,13 +112,13 @@ def _line(
     assert runs.saved is not None
     names = [f"margin_{margin:g}" for margin in margins]
     reached = np.array([runs.measures[f"{name}_time"][0] for name in names])
-    places = np.array([runs.measures[f"{name}_state"][0] for name in names]).reshape(-1, 2)
+    positions = np.array([runs.measures[f"{name}_state"][0] for name in names]).reshape(-1, 2)
     # Only a line that ends at a margin can have crossed it by rounding.
     final = runs.end[0, 0] - runs.end[0, 1]
     for k in np.flatnonzero(np.abs(margins - final) < _AT_END * (1 + np.abs(margins))):
-        if only_approached(Plane(flow, REACH), places[k]):
-            reached[k], places[k] = np.nan, np.nan
-    return runs.saved[0], reached, places
+        if only_approached(Plane(flow, REACH), positions[k]):
+            reached[k], positions[k] = np.nan, np.nan
+    return runs.saved[0], reached, positions
 
 
 def _checked_losses(losses: Mapping[str, AbstractLoss]) -> dict[str, AbstractLoss]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from flowlab import measures, until
+from flowlab._names import FormerName
 from flowlab.cards.approach import UNCLEAR, Approach, Kind, classify
 from flowlab.cards.plane import Plane, circle
 from flowlab.critical.derivatives import root_step
@@ -90,16 +91,18 @@ class Traps:
 
     Attributes:
         reference: Whether the reference point is one.
-        share: Their part of the square.
+        fraction: Their part of the square.
         reference_margin: The margin in which the line from the reference point was last seen.
         stuck: The part of the square whose lines still had a wrong margin when they were last seen,
             although it was growing: what a plateau holds up.
     """
 
     reference: bool
-    share: float
+    fraction: float
     reference_margin: float
     stuck: float
+
+    share = FormerName("fraction")
 
 
 def follow(plane: Plane) -> Lines:
@@ -186,7 +189,7 @@ def traps(plane: Plane, lines: Lines) -> Traps:
     grid = np.concatenate([[False], lines.gridded])
     return Traps(
         reference=bool(trapped[0]),
-        share=float(np.mean(trapped[grid])),
+        fraction=float(np.mean(trapped[grid])),
         reference_margin=float(margin[0]),
         stuck=float(np.mean(stuck[grid])),
     )
@@ -257,10 +260,10 @@ def _sticks(
 def _ended(line: Runs, kind: Kind) -> dict[str, Approach]:
     """A line that ended in finite time."""
     time, end = float(line.end_time[0]), line.end[0]
-    places = {"chosen": end[0], "rejected": end[1], "margin": end[0] - end[1]}
+    positions = {"chosen": end[0], "rejected": end[1], "margin": end[0] - end[1]}
     if kind == "blow-up":
-        places = {name: np.copysign(np.inf, place) for name, place in places.items()}
-    return {name: Approach(kind, time, float(place)) for name, place in places.items()}
+        positions = {name: np.copysign(np.inf, position) for name, position in positions.items()}
+    return {name: Approach(kind, time, float(position)) for name, position in positions.items()}
 
 
 def _resting(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from flowlab._names import FormerName
 from flowlab.cards.critical_sets import BALL, CriticalSet
 from flowlab.cards.plane import Plane
 from flowlab.critical.critical_sets import distance_to_path
@@ -39,13 +40,15 @@ class Plateau:
     """The part of the plane with a wrong margin and a slow flow, though without critical points.
 
     Attributes:
-        share: Part of the wrong side of the square on which the speed is below a hundredth of that
-            at the reference point, away from critical points.
+        fraction: Of the wrong side of the square, the fraction on which the speed is below a hundredth
+            of that at the reference point, away from critical points.
         distance: Distance of the nearest such point from the reference point, nats; NaN if none.
     """
 
-    share: float
+    fraction: float
     distance: float
+
+    share = FormerName("fraction")
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,18 @@ class Fall:
     """The part of the plane on which the chosen log-ratio falls without coupling.
 
     Attributes:
-        share: Part of the square on which it falls.
+        fraction: Fraction of the square on which it falls.
         reference: Whether it falls at the reference point.
         where: A condition on the margin h, on u_w or on u_l that describes the part, such as
             "h > 100"; "" if it falls nowhere, "no simple condition" if there is none. A bound that
             depends on the other coordinate is given as its range, as in "u_w > 5…6".
     """
 
-    share: float
+    fraction: float
     reference: bool
     where: str
+
+    share = FormerName("fraction")
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,8 @@ def bound(
     values = values.reshape(_RADII, -1)
     # Far out, rounding moves the last ray across, and not the others.
     least = np.r_[np.full(len(rays) - 1, 1e-9), 1e-9 * radii[-1] * plane.scale]
-    places = np.array([rest.place for rest in critical_sets]).reshape(-1, 2)
-    inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), places])).value
+    positions = np.array([rest.position for rest in critical_sets]).reshape(-1, 2)
+    inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), positions])).value
     if np.any(np.isneginf(values)) or np.any(np.isneginf(inner)):
         return Bound(False, float("-inf"))
     floor = float(np.nanmin(inner))
@@ -170,7 +175,7 @@ def _away(
         if rest.kind == "region":
             away &= ~flat_around(plane.flow, points, BALL * plane.reach)
             continue
-        path = np.asarray([rest.place]) if rest.path is None else rest.path
+        path = np.asarray([rest.position]) if rest.path is None else rest.path
         away &= distance_to_path(points, path) > _CLEAR * plane.reach
     return away
 

@@ -138,7 +138,7 @@ class Basins:
         """Words for a label."""
         if label < 0:
             return _NAMES[label]
-        where = np.array2string(self.minima[label].place, precision=4, separator=", ")
+        where = np.array2string(self.minima[label].position, precision=4, separator=", ")
         return f"{self.minima[label].name} at {where}"
 
     @property
@@ -269,10 +269,10 @@ def _labelled(
     stopped = np.any(end == 0, axis=1) | (flow.wall == "stop")
     labels[known & (outcome == Outcome.at_wall) & stopped] = BOUNDARY
     labels[_far(end, points.region)] = RUNAWAY
-    places = np.flatnonzero(known & (labels != RUNAWAY))
-    rested = np.isin(outcome[places], _RESTED)
-    matched = _matched(flow, points, end[places], rested, width, scale)
-    labels[places] = np.where(matched != UNRESOLVED, matched, labels[places])
+    positions = np.flatnonzero(known & (labels != RUNAWAY))
+    rested = np.isin(outcome[positions], _RESTED)
+    matched = _matched(flow, points, end[positions], rested, width, scale)
+    labels[positions] = np.where(matched != UNRESOLVED, matched, labels[positions])
     return labels
 
 
@@ -297,12 +297,12 @@ def _matched(
     with np.errstate(all="ignore"):
         roots, _, rooted = refined(flow, ends, scale, width)
     near = rooted & (np.linalg.norm(roots - ends, axis=1) < _CAPTURE * width)
-    places = np.where(near[:, None], roots, ends)
+    positions = np.where(near[:, None], roots, ends)
     for point in sorted(points.points, key=lambda point: point.dimension):
         slides = flow.wall == "slide" or _is_edge(flow, point)
         there = rested if point.on else near
         apart = _CAPTURE if point.on and slides else ON_POINT
-        on_it = there & (_distance(flow, point, places, width, scale) < apart * width)
+        on_it = there & (_distance(flow, point, positions, width, scale) < apart * width)
         label = attracting.index(point) if point in attracting else SADDLE
         labels[on_it & (labels == UNRESOLVED)] = label
     return labels
@@ -310,22 +310,22 @@ def _matched(
 
 def _is_edge(flow: AbstractFlow, point: CriticalPoint) -> bool:
     """True for a point where the domain absorbs, and not for one on a wall."""
-    return bool(flow.domain.absorbing and point.on and np.any(point.place == 0))
+    return bool(flow.domain.absorbing and point.on and np.any(point.position == 0))
 
 
 def _distance(
     flow: AbstractFlow,
     point: CriticalPoint,
-    places: Float[np.ndarray, "n d"],
+    positions: Float[np.ndarray, "n d"],
     width: float,
     scale: float,
 ) -> Float[np.ndarray, " n"]:
     if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
-        return np.max(np.abs(places[:, point.place == 0]), axis=1)
+        return np.max(np.abs(positions[:, point.position == 0]), axis=1)
     if point.dimension > 1:
-        value = derivatives_at(flow, places).value
+        value = derivatives_at(flow, positions).value
         return np.where(np.abs(value - point.value) <= _ON_MANIFOLD * scale * width, 0.0, np.inf)
-    return distance_to(point, places)
+    return distance_to(point, positions)
 
 
 def _entropy(labels: Int[np.ndarray, " k"]) -> float:

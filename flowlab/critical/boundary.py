@@ -25,7 +25,7 @@ from flowlab.critical.tolerances import FAINT, NUMBERS, ROOT_STEP, ROOTS_APART
 from flowlab.critical.types import CriticalPoint, kind_of
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Face", "Search", "edges", "faces", "is_at", "settled"]
+__all__ = ["Face", "Search", "absorbing_edges", "faces", "is_at", "settled"]
 
 _ROOT_PART = 1e-3  # of each component of a state that must be positive
 _PRESSING = 1e-13  # of the largest slope over the region: less is none
@@ -52,16 +52,16 @@ class Search(NamedTuple):
     scale: float
     width: float
 
-    def holds(self, places: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
+    def holds(self, positions: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
         """Mask of the places that lie in the region, or on its sides but for rounding."""
         slack = ROOT_STEP * self.width
         low, high = self.ends.T
-        return np.all((places >= low - slack) & (places <= high + slack), axis=1)
+        return np.all((positions >= low - slack) & (positions <= high + slack), axis=1)
 
-    def clipped(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    def clipped(self, positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Places, with those put onto the sides of the region that are on them but for rounding."""
-        inner = np.clip(places, self.ends[:, 0], self.ends[:, 1])
-        return np.where(self.holds(places)[:, None], inner, places)
+        inner = np.clip(positions, self.ends[:, 0], self.ends[:, 1])
+        return np.where(self.holds(positions)[:, None], inner, positions)
 
 
 class Face(NamedTuple):
@@ -102,9 +102,9 @@ class Face(NamedTuple):
         along = np.delete(axes, component, axis=1)
         return cls(normal, np.array([-depth]), along, normal.T, (word,), 0.0)
 
-    def projected(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    def projected(self, positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
         """Places moved onto the face, at right angles."""
-        return places @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
+        return positions @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
 
     def pressing(self, there: Derivatives, width: float) -> Bool[np.ndarray, " n"]:
         """Mask of the states that press against all of the walls, by more than rounding."""
@@ -142,72 +142,76 @@ def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
     """The points and lines on a face at which the flow along it rests, and that it presses."""
     flow, width = search.flow, search.width
     start = face.projected(search.guesses)
-    places, there, step, sure = newton(flow, start, width, face.along)
+    positions, there, step, sure = newton(flow, start, width, face.along)
     steepest = np.max(np.abs(there.hessian), axis=(1, 2)) * width
     some = np.maximum(steepest, there.steepness) > FAINT * search.scale
-    rooted = (sure < ROOT_STEP * width) & some & settled(flow, places, step)
-    inside = search.holds(places) & _inside(flow, places, face.normals)
-    left = places[rooted & face.pressing(there, width) & inside]
+    rooted = (sure < ROOT_STEP * width) & some & settled(flow, positions, step)
+    inside = search.holds(positions) & _inside(flow, positions, face.normals)
+    left = positions[rooted & face.pressing(there, width) & inside]
     left = first_of_each(search.clipped(left), ROOTS_APART * width)
     found: list[CriticalPoint] = []
     while len(left):
-        place, left = left[0], left[1:]
-        values, vectors = curvatures(flow, place, width, face.along)
+        position, left = left[0], left[1:]
+        values, vectors = curvatures(flow, position, width, face.along)
         flat = face.along @ vectors[:, values == 0]
-        whole = _set_on_face(search, face, place, flat) if flat.shape[1] else None
+        whole = _set_on_face(search, face, position, flat) if flat.shape[1] else None
         if whole is None or not whole.tail:
-            found.append(_held(search, face, place, whole))
+            found.append(_held(search, face, position, whole))
         if whole is not None and len(left):
             left = left[~whole.holds(flow, left)]
     return found
 
 
 def settled(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
 ) -> Bool[np.ndarray, " n"]:
     """Mask of steps that are small beside each component of a state that must be positive."""
     if not flow.domain.absorbing:
-        return np.ones(len(places), bool)
-    return np.all(np.abs(step) <= _ROOT_PART * np.abs(places), axis=1)
+        return np.ones(len(positions), bool)
+    return np.all(np.abs(step) <= _ROOT_PART * np.abs(positions), axis=1)
 
 
 def _set_on_face(
-    search: Search, face: Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
+    search: Search, face: Face, position: np.ndarray, flat: Float[np.ndarray, "d k"]
 ) -> CriticalSet | None:
     def admits(state: Float[np.ndarray, " d"]) -> bool:
         return bool(face.pressing(derivatives_at(search.flow, state[None]), search.width)[0])
 
     flow, ends, scale = search.flow, search.ends, search.scale
-    return critical_set(flow, place, flat, ends, scale, along=face.along, admits=admits)
+    return critical_set(flow, position, flat, ends, scale, along=face.along, admits=admits)
 
 
 def _held(
-    search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None
+    search: Search, face: Face, position: np.ndarray, whole: CriticalSet | None
 ) -> CriticalPoint:
     """A root on a face, described."""
     dimension, path = 0, None
     if whole is not None:
-        place, dimension, path = whole.place, whole.dimension, whole.path
-    there = derivatives_at(search.flow, place[None])
+        position, dimension, path = whole.position, whole.dimension, whole.path
+    there = derivatives_at(search.flow, position[None])
     slope, bend, _ = restricted(there, face.along, search.width)
     return _constrained(
-        place=place,
+        position=position,
         on=face.words,
         value=float(there.value[0]),
         gradient_norm=float(np.linalg.norm(slope[0])),
-        spectrum=curvatures(search.flow, place, search.width, face.along)[0],
+        spectrum=curvatures(search.flow, position, search.width, face.along)[0],
         rates=rates_of(face.metric(there.metric[0]), bend[0])[0],
         dimension=dimension,
         path=path,
     )
 
 
-def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndarray:
+def _inside(flow: AbstractFlow, positions: np.ndarray, held: np.ndarray) -> np.ndarray:
     """Mask of the places within the other walls and off the edges."""
     normals, offsets = flow.domain.walls()
     slack = 1e-9 * (1 + np.abs(offsets))
-    within = np.all(places @ normals.reshape(-1, places.shape[1]).T <= offsets + slack, axis=1)
-    nudged = places - 1e-9 * np.sum(held, axis=0) * np.max(np.abs(places), axis=1, keepdims=True)
+    within = np.all(
+        positions @ normals.reshape(-1, positions.shape[1]).T <= offsets + slack, axis=1
+    )
+    nudged = positions - 1e-9 * np.sum(held, axis=0) * np.max(
+        np.abs(positions), axis=1, keepdims=True
+    )
     return within & derivatives_at(flow, nudged).inside
 
 
@@ -222,10 +226,10 @@ def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any
 
 def is_at(one: CriticalPoint, other: CriticalPoint, apart: float) -> bool:
     """True for a point that lies at another, or on a line of such, but for some distance."""
-    return bool(distance_to(other, one.place[None])[0] < apart)
+    return bool(distance_to(other, one.position[None])[0] < apart)
 
 
-def edges(search: Search) -> list[CriticalPoint]:
+def absorbing_edges(search: Search) -> list[CriticalPoint]:
     """The edges where one component is 0 that absorb the flow and along which nothing moves.
 
     Along an edge the gradient is to vanish as a power of the distance from it (read off at two
@@ -266,7 +270,7 @@ def _edge(search: Search, component: int) -> CriticalPoint | None:
         path = np.outer(np.linspace(low, high, _ALONG), others.astype(float))
     nothing = np.zeros(len(ends) - 1)
     return _constrained(
-        place=np.where(others, ends.mean(axis=1), 0.0),
+        position=np.where(others, ends.mean(axis=1), 0.0),
         on=(_name(flow, component),),
         value=float(np.median(deep.value[fit])),
         gradient_norm=float(np.max(last[fit])),
@@ -293,9 +297,9 @@ def _beside(search: Search, component: int, fraction: float) -> Derivatives:
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
     shares = shares if fraction > _CORNER else 1.0
-    places = search.guesses.copy()
-    places[:, component] = fraction * high[component] * shares
-    return derivatives_at(search.flow, places)
+    positions = search.guesses.copy()
+    positions[:, component] = fraction * high[component] * shares
+    return derivatives_at(search.flow, positions)
 
 
 def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
@@ -314,11 +318,11 @@ def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
     )
     found: list[CriticalPoint] = []
     for one in last:
-        gap = [np.abs(one.place - other.place)[others] for other in first]
-        if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.place[others]) for g in gap):
+        gap = [np.abs(one.position - other.position)[others] for other in first]
+        if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.position[others]) for g in gap):
             path = None if one.path is None else np.where(others, one.path, 0.0)
-            place = np.where(others, one.place, 0.0)
-            found.append(replace(one, place=place, path=path))
+            position = np.where(others, one.position, 0.0)
+            found.append(replace(one, position=position, path=path))
     return found
 
 

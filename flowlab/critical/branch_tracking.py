@@ -55,13 +55,13 @@ class IndexChange(NamedTuple):
 
     Attributes:
         value: The parameter.
-        place: Where, shape (d,).
+        position: Where, shape (d,).
         names: What it is below and above the value.
         within: How far off the value may be.
     """
 
     value: float
-    place: Float[np.ndarray, " d"]
+    position: Float[np.ndarray, " d"]
     names: tuple[str, str]
     within: float
 
@@ -75,7 +75,7 @@ class BranchSegment:
         point: What it is at the first value.
         face: How it can move.
         values: The parameter, from one value towards the other, shape (v,).
-        places: Where it is at each.
+        positions: Where it is at each.
         toward: How far off the other value is, with its sign.
         reached: Whether it was reached.
         short: The length of the step that was in doubt where it was not.
@@ -85,14 +85,14 @@ class BranchSegment:
     point: CriticalPoint
     face: Face
     values: list[float]
-    places: list[Float[np.ndarray, " d"]]
+    positions: list[Float[np.ndarray, " d"]]
     toward: float
     reached: bool = False
     short: float = 0.0
 
     def described(self, at: int) -> CriticalPoint:
         """The point at one of the values, by its number."""
-        return self.follow.described(self.values[at], self.places[at], self.point, self.face)
+        return self.follow.described(self.values[at], self.positions[at], self.point, self.face)
 
     @property
     def name(self) -> str:
@@ -143,14 +143,14 @@ class BranchSegment:
     def _changes_between(self, one: int, other: int) -> list[IndexChange]:
         """The changes between two values: one after the other, if the index does so by steps."""
         low, high = sorted((one, other), key=lambda i: self.values[i])
-        here = self.values[low], self.places[low]
-        goal = self.values[high], self.places[high]
+        here = self.values[low], self.positions[low]
+        goal = self.values[high], self.positions[high]
         changes: list[IndexChange] = []
         while not changes or here is not goal:
-            value, place, within = self.follow.index_change_between(self.face, here, goal)
-            beyond = self._beyond(here, (value, place), goal)
+            value, position, within = self.follow.index_change_between(self.face, here, goal)
+            beyond = self._beyond(here, (value, position), goal)
             names = self._name_at(here), self._name_at(beyond)
-            changes.append(IndexChange(value, place, names, within))
+            changes.append(IndexChange(value, position, names, within))
             here = beyond
         return changes
 
@@ -171,10 +171,10 @@ class BranchSegment:
         return self.follow.described(*at, self.point, self.face).name
 
     def _curvatures(self, at: int) -> Float[np.ndarray, " k"]:
-        return self.follow.curvatures(self.values[at], self.places[at], self.face)
+        return self.follow.curvatures(self.values[at], self.positions[at], self.face)
 
     def _index(self, at: int) -> int:
-        return self.follow.index(self.values[at], self.places[at], self.face)
+        return self.follow.index(self.values[at], self.positions[at], self.face)
 
 
 class Follower:
@@ -191,19 +191,19 @@ class Follower:
             lambda value, *at: derivatives_at(self.flow_at(value), at)
         )
 
-    def inside(self, place: Float[np.ndarray, " d"]) -> bool:
+    def inside(self, position: Float[np.ndarray, " d"]) -> bool:
         """True for a place in the region, or on its side."""
-        over = np.maximum(self.ends[:, 0] - place, place - self.ends[:, 1])
+        over = np.maximum(self.ends[:, 0] - position, position - self.ends[:, 1])
         return bool(np.all(over <= _SHAKY * self.width))
 
     def nearest(
         self,
-        place: Float[np.ndarray, " d"],
+        position: Float[np.ndarray, " d"],
         point: CriticalPoint,
         others: Sequence[CriticalPoint],
     ) -> int | None:
         """The number of the one among others, held as a point is, that lies at a place; or None."""
-        gaps = [float(np.linalg.norm(other.place - place)) for other in others]
+        gaps = [float(np.linalg.norm(other.position - position)) for other in others]
         alike = [
             number
             for number, other in enumerate(others)
@@ -217,17 +217,17 @@ class Follower:
         face = self._face(point)
         if face is None:
             return None
-        place = self.root(value, point.place, face, ON_POINT * self.width)
-        place = point.place if place is None else place
-        segment = BranchSegment(self, point, face, [float(value)], [place], float(goal - value))
+        position = self.root(value, point.position, face, ON_POINT * self.width)
+        position = point.position if position is None else position
+        segment = BranchSegment(self, point, face, [float(value)], [position], float(goal - value))
         step, sure = goal - value, 0
         while segment.values[-1] != goal:
             last = segment.values[-1]
             ahead = goal if abs(step) >= abs(goal - last) else last + step
-            there = self._stepped(last, segment.places[-1], ahead, face)
+            there = self._stepped(last, segment.positions[-1], ahead, face)
             if there is not None:
                 segment.values.append(float(ahead))
-                segment.places.append(there)
+                segment.positions.append(there)
                 sure += 1
                 step *= 2 if sure > 1 else 1
             elif abs(ahead - last) <= _SHORTEST * abs(segment.toward) or ahead == last:
@@ -239,17 +239,17 @@ class Follower:
         return segment
 
     def described(
-        self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
+        self, value: float, position: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
         """A point as it has become at another value and place."""
         flow = self.flow_at(value)
         if not point.on:
-            return described(flow, place, self.width)
-        here, seen = derivatives_at(flow, place[None]), self._seen(value, place, face)
+            return described(flow, position, self.width)
+        here, seen = derivatives_at(flow, position[None]), self._seen(value, position, face)
         curvatures = np.linalg.eigvalsh(seen.bend)
         return replace(
             point,
-            place=place,
+            position=position,
             kind=kind_of(curvatures, 0) if len(curvatures) else "minimum",
             index=int(np.sum(curvatures < 0)),
             value=float(here.value[0]),
@@ -259,42 +259,42 @@ class Follower:
         )
 
     def curvatures(
-        self, value: float, place: Float[np.ndarray, " d"], face: Face
+        self, value: float, position: Float[np.ndarray, " d"], face: Face
     ) -> Float[np.ndarray, " k"]:
         """Eigenvalues of the Hessian along a face, ascending."""
-        return np.linalg.eigvalsh(self._seen(value, place, face).bend)
+        return np.linalg.eigvalsh(self._seen(value, position, face).bend)
 
-    def index(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> int:
+    def index(self, value: float, position: Float[np.ndarray, " d"], face: Face) -> int:
         """The directions along a face in which the potential curves down."""
-        return int(np.sum(self.curvatures(value, place, face) < 0))
+        return int(np.sum(self.curvatures(value, position, face) < 0))
 
-    def is_meeting(self, point: CriticalPoint, place: Float[np.ndarray, " d"]) -> bool:
+    def is_meeting(self, point: CriticalPoint, position: Float[np.ndarray, " d"]) -> bool:
         """True for a place so close to a degenerate point, or line, that it leads there."""
-        return float(distance_to(point, place[None])[0]) <= _MEETING * self.width
+        return float(distance_to(point, position[None])[0]) <= _MEETING * self.width
 
     def met(
-        self, segment: BranchSegment, value: float, found: Sequence[CriticalPoint]
+        self, segment: BranchSegment, value: float, points: Sequence[CriticalPoint]
     ) -> CriticalPoint | None:
         """The critical point at a value that a segment leads to, or up to; None for none."""
-        place, last = segment.places[-1], segment.point
+        position, last = segment.positions[-1], segment.point
         if not segment.is_at(segment.values[-1], value):
             return None
-        at = self.nearest(place, last, [] if not segment.reached else found)
+        at = self.nearest(position, last, [] if not segment.reached else points)
         if at is not None:
-            return found[at]
+            return points[at]
         meeting = [
             point
-            for point in found
+            for point in points
             if (point.dimension or point.kind == "degenerate")
             and point.on == last.on
-            and self.is_meeting(point, place)
+            and self.is_meeting(point, position)
         ]
-        return min(meeting, key=lambda one: distance_to(one, place[None])[0], default=None)
+        return min(meeting, key=lambda one: distance_to(one, position[None])[0], default=None)
 
     def held_beyond(self, segment: BranchSegment) -> bool:
         """True where no wall, nor release from one, lies just beyond the end of a segment."""
         onward = segment.values[-1] + _ONWARD * segment.toward
-        ahead = self._predicted(segment.values[-1], segment.places[-1], onward, segment.face)
+        ahead = self._predicted(segment.values[-1], segment.positions[-1], onward, segment.face)
         return ahead is not None and self._seen(onward, ahead, segment.face).held
 
     def index_change_between(
@@ -310,16 +310,16 @@ class Follower:
             if middle in (low[0], high[0]):
                 break
             room = float(np.linalg.norm(high[1] - low[1])) + _SHAKY * self.width
-            place = self.root(middle, 0.5 * (low[1] + high[1]), face, room)
-            if place is None:
+            position = self.root(middle, 0.5 * (low[1] + high[1]), face, room)
+            if position is None:
                 break
-            same = self.index(middle, place, face) == index
-            low, high = ((middle, place), high) if same else (low, (middle, place))
+            same = self.index(middle, position, face) == index
+            low, high = ((middle, position), high) if same else (low, (middle, position))
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
     def _face(self, point: CriticalPoint) -> Face | None:
         """The face on which a point can move; None for lines, manifolds, degenerate points."""
-        size = len(point.place)
+        size = len(point.position)
         if point.dimension or point.kind == "degenerate":
             return None
         if not point.on:
@@ -327,60 +327,60 @@ class Follower:
         normals, offsets = self.walls
         if len(offsets) < len(point.on):
             return None
-        gaps = np.abs(normals @ point.place - offsets)
+        gaps = np.abs(normals @ point.position - offsets)
         chosen = np.argsort(gaps)[: len(point.on)]
         if np.any(gaps[chosen] > _SHAKY * self.width):
             return None
         return Face.wall(normals[chosen], offsets[chosen], point.on)
 
     def _stepped(
-        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
+        self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
         """The place of a point one step on; None where that is in doubt."""
         shaky = _SHAKY * self.width
-        ahead = self._predicted(value, place, goal, face)
+        ahead = self._predicted(value, position, goal, face)
         if ahead is None:
             return None
-        moved = float(np.linalg.norm(ahead - place))
+        moved = float(np.linalg.norm(ahead - position))
         there = self.root(goal, ahead, face, _BENT * moved + shaky)
         if there is None or not self._seen(goal, there, face).held:
             return None
         behind = self._predicted(goal, there, value, face)
         back = None if behind is None else self.root(value, behind, face, moved + shaky)
-        if back is None or np.linalg.norm(back - place) > shaky:
+        if back is None or np.linalg.norm(back - position) > shaky:
             return None
         return there
 
     def _predicted(
-        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
+        self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
         """The place that the tangent leads to: the slope at the goal over the curvature."""
-        here, there = self._seen(value, place, face), self._seen(goal, place, face)
+        here, there = self._seen(value, position, face), self._seen(goal, position, face)
         step = _newton(there.slope, here.bend, self.width)
         if step is None or np.linalg.norm(step) > self.width:
             return None
-        return place + face.along @ step
+        return position + face.along @ step
 
     def root(
         self, value: float, guess: Float[np.ndarray, " d"], face: Face, room: float
     ) -> Float[np.ndarray, " d"] | None:
         """The root that Newton's method leads to without leaving the room around a guess."""
-        place, length = guess, np.inf
+        position, length = guess, np.inf
         for _ in range(_CORRECTOR_STEPS):
-            seen = self._seen(value, place, face)
+            seen = self._seen(value, position, face)
             step = _newton(seen.slope, seen.bend, self.width)
             if step is None:
                 return None
-            place, length = place + face.along @ step, float(np.linalg.norm(step))
-            if np.linalg.norm(place - guess) > room:
+            position, length = position + face.along @ step, float(np.linalg.norm(step))
+            if np.linalg.norm(position - guess) > room:
                 return None
             if length <= EXACT_STEP * self.width:
                 break
-        return place if length <= _SHAKY * self.width else None
+        return position if length <= _SHAKY * self.width else None
 
-    def _seen(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> _Seen:
-        inner = place - _SHAKY * self.width * np.sum(face.pseudo_inverse, axis=1)
-        here = self._derivatives(value, *map(tuple, (place, inner)))
+    def _seen(self, value: float, position: Float[np.ndarray, " d"], face: Face) -> _Seen:
+        inner = position - _SHAKY * self.width * np.sum(face.pseudo_inverse, axis=1)
+        here = self._derivatives(value, *map(tuple, (position, inner)))
         slope = face.along.T @ here.gradient[0]
         bend = face.along.T @ here.hessian[0] @ face.along
         presses = bool(np.all(-here.gradient[0] @ face.pseudo_inverse > 0))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
+from flowlab._names import FormerName
 from flowlab.critical.branch_tracking import BranchSegment, Follower
 from flowlab.critical.types import CriticalPoint
 
@@ -29,7 +30,7 @@ class Event:
         what: "appears" or "vanishes" (in the order of rising values), where the Hessian is singular
             or a wall is met; "changes index"; or "is lost": the point could not be followed any
             further down (`before` is "") or up, and neither was the case.
-        place: Where, shape (d,).
+        position: Where, shape (d,).
         branch: Index of the branch.
         before: Name of the point below the value; "" for one that is not there.
         after: Name of the point above the value; "" for one that is not there.
@@ -38,11 +39,13 @@ class Event:
 
     value: float
     what: What
-    place: Float[np.ndarray, " d"]
+    position: Float[np.ndarray, " d"]
     branch: int
     before: str
     after: str
     within: float = 0.0
+
+    place = FormerName("position")
 
 
 @dataclass
@@ -62,20 +65,20 @@ class Walk:
         self.branches: list[OpenBranch] = []
         self.events: list[Event] = []
 
-    def to(self, step: int, found: list[CriticalPoint]) -> None:
+    def to(self, step: int, points: list[CriticalPoint]) -> None:
         """Go on to a value at which points were found."""
         value = float(self.values[step])
         if not step:
-            self.branches = [OpenBranch([value], [point]) for point in found]
+            self.branches = [OpenBranch([value], [point]) for point in points]
             return
         before = float(self.values[step - 1])
-        ahead = self._forward(before, value, found)
-        behind = self._backward(before, value, found, ahead)
-        self._nearest(before, value, found)
+        ahead = self._forward(before, value, points)
+        behind = self._backward(before, value, points, ahead)
+        self._nearest(before, value, points)
         for number, branch in self._ongoing(value):
             branch.closed = True
             self._end(number, ahead.get(number), before, value)
-        for index, point in enumerate(found):
+        for index, point in enumerate(points):
             if not any(branch.points[-1] is point for branch in self.branches):
                 self._begin(point, behind.get(index), step)
 
@@ -85,7 +88,7 @@ class Walk:
         return [(n, b) for n, b in numbered if not b.closed and b.values[-1] < value]
 
     def _forward(
-        self, before: float, value: float, found: list[CriticalPoint]
+        self, before: float, value: float, points: list[CriticalPoint]
     ) -> dict[int, BranchSegment]:
         """Link what leads from the last points to points that were found; the segments of others.
 
@@ -100,32 +103,32 @@ class Walk:
             segments[number] = segment
             if not segment.reached:
                 continue
-            at = self.follow.nearest(segment.places[-1], branch.points[-1], found)
-            if at is None and not self.follow.inside(segment.places[-1]):
+            at = self.follow.nearest(segment.positions[-1], branch.points[-1], points)
+            if at is None and not self.follow.inside(segment.positions[-1]):
                 branch.closed = True
                 self.note_index_changes(number, segment)
                 continue
             if at is None:
-                at = len(found)
-                found.append(segment.described(-1))
+                at = len(points)
+                points.append(segment.described(-1))
             led.setdefault(at, []).append(number)
         for at, numbers in led.items():
-            misfits = [_misfit(segments[number], found[at]) for number in numbers]
+            misfits = [_misfit(segments[number], points[at]) for number in numbers]
             first = numbers[misfits.index(min(misfits))]
-            self._link(first, value, found[at], segments.pop(first))
+            self._link(first, value, points[at], segments.pop(first))
         return segments
 
     def _backward(
         self,
         before: float,
         value: float,
-        found: list[CriticalPoint],
+        points: list[CriticalPoint],
         ahead: dict[int, BranchSegment],
     ) -> dict[int, BranchSegment]:
         """Link what leads back from points that nothing led to; the segments of others."""
         segments: dict[int, BranchSegment] = {}
         taken = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
-        for index, point in enumerate(found):
+        for index, point in enumerate(points):
             if any(point is other for other in taken):
                 continue
             segment = self.follow.segment(value, point, before)
@@ -135,23 +138,23 @@ class Walk:
             left = self._ongoing(value)
             if segment.reached and left:
                 last = [branch.points[-1] for _, branch in left]
-                at = self.follow.nearest(segment.places[-1], point, last)
+                at = self.follow.nearest(segment.positions[-1], point, last)
                 if at is not None:
                     number = left[at][0]
                     ahead.pop(number, None)
                     self._link(number, value, point, segments.pop(index))
         return segments
 
-    def _nearest(self, before: float, value: float, found: list[CriticalPoint]) -> None:
+    def _nearest(self, before: float, value: float, points: list[CriticalPoint]) -> None:
         """Link what is not followed to the nearest of its kind."""
         linked = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
         old = [(n, b.points[-1]) for n, b in self._ongoing(value)]
-        new = [point for point in found if not any(point is other for other in linked)]
+        new = [point for point in points if not any(point is other for other in linked)]
         for sort in {sort_of(point) for _, point in old if is_linked(point)}:
             mine = [(n, point) for n, point in old if sort_of(point) == sort]
             theirs = [point for point in new if sort_of(point) == sort]
             gaps = np.array(
-                [[np.linalg.norm(p.place - q.place) for q in theirs] for _, p in mine]
+                [[np.linalg.norm(p.position - q.position) for q in theirs] for _, p in mine]
             ).reshape(len(mine), len(theirs))
             for i, j in zip(*linear_sum_assignment(gaps), strict=True):
                 (number, last), point = mine[i], theirs[j]
@@ -164,7 +167,7 @@ class Walk:
                         number,
                         "changes index",
                         0.5 * (before + value),
-                        point.place,
+                        point.position,
                         (last.name, point.name),
                         0.5 * (value - before),
                     )
@@ -185,7 +188,7 @@ class Walk:
             if before is not None and segment.is_at(change.value, before):
                 continue
             self._note(
-                number, "changes index", change.value, change.place, change.names, change.within
+                number, "changes index", change.value, change.position, change.names, change.within
             )
 
     def note_stop(self, number: int, segment: BranchSegment, rises: bool) -> None:
@@ -193,7 +196,7 @@ class Walk:
         what: What = "vanishes" if rises else "appears"
         names = (segment.name, "") if rises else ("", segment.name)
         kept = what if segment.reached or segment.ends else "is lost"
-        end = segment.values[-1], segment.places[-1]
+        end = segment.values[-1], segment.positions[-1]
         self._note(number, kept, *end, names, segment.within)
 
     def note_between(
@@ -203,7 +206,7 @@ class Walk:
         vague, gap = point.dimension > 0, abs(other - value)
         at, within = (0.5 * (value + other), 0.5 * gap) if vague else (value, gap)
         names = (point.name, "") if rises else ("", point.name)
-        self._note(number, "vanishes" if rises else "appears", at, point.place, names, within)
+        self._note(number, "vanishes" if rises else "appears", at, point.position, names, within)
 
     def _end(self, number: int, segment: BranchSegment | None, before: float, value: float) -> None:
         """Note where a branch ends that nothing goes on."""
@@ -226,7 +229,7 @@ class Walk:
             self.note_index_changes(number, segment)
             if not segment.reached:
                 break
-            if not self.follow.inside(segment.places[-1]):
+            if not self.follow.inside(segment.positions[-1]):
                 return
             if self._passes(segment):
                 break
@@ -249,24 +252,24 @@ class Walk:
             for v, p in zip(b.values, b.points, strict=True)
             if v == segment.values[-1]
         ]
-        return self.follow.nearest(segment.places[-1], segment.point, there) is not None
+        return self.follow.nearest(segment.positions[-1], segment.point, there) is not None
 
     def _note(
         self,
         number: int,
         what: What,
         value: float,
-        place: Float[np.ndarray, " d"],
+        position: Float[np.ndarray, " d"],
         names: tuple[str, str],
         within: float,
     ) -> None:
-        if self.follow.inside(place):
-            self.events.append(Event(float(value), what, place, number, *names, float(within)))
+        if self.follow.inside(position):
+            self.events.append(Event(float(value), what, position, number, *names, float(within)))
 
 
 def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:
     """The misfit of a segment and the point that it leads to, to be compared."""
-    gap = float(np.linalg.norm(segment.places[-1] - point.place))
+    gap = float(np.linalg.norm(segment.positions[-1] - point.position))
     return segment.point.index != point.index, gap
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from flowlab._names import FormerName
 from flowlab.critical.branch_tracking import Follower
 from flowlab.critical.branch_walk import Event, Walk
 from flowlab.critical.derivatives import checked_region
@@ -40,10 +41,12 @@ class Branch:
     values: Float[np.ndarray, " k"]
     points: tuple[CriticalPoint, ...] = field(repr=False)
 
+    places = FormerName("positions")
+
     @property
-    def places(self) -> Float[np.ndarray, "k d"]:
-        """The place at each value, shape (k, d)."""
-        return np.array([point.place for point in self.points])
+    def positions(self) -> Float[np.ndarray, "k d"]:
+        """The position at each value, shape (k, d)."""
+        return np.array([point.position for point in self.points])
 
     @property
     def index(self) -> Int[np.ndarray, " k"]:
@@ -89,7 +92,7 @@ class Continuation:
             {
                 self.parameter: float(value),
                 "branch": number,
-                **dict(zip(names, map(float, point.place), strict=True)),
+                **dict(zip(names, map(float, point.position), strict=True)),
                 "name": point.name,
                 "index": point.index,
                 "value": point.value,
@@ -105,7 +108,9 @@ class Continuation:
             f"branch {number}: {self._told(branch)}" for number, branch in enumerate(self.branches)
         ] or ["no critical point at any value"]
         for event in self.events:
-            where = np.array2string(event.place, precision=4, separator=", ", suppress_small=True)
+            where = np.array2string(
+                event.position, precision=4, separator=", ", suppress_small=True
+            )
             words = f"{event.before} becomes {event.after}"
             if not (event.before and event.after):
                 words = f"{event.before or event.after} {event.what}"
@@ -124,7 +129,7 @@ class Continuation:
 
     @property
     def _width(self) -> int:
-        return len(self.branches[0].points[0].place) if self.branches else 0
+        return len(self.branches[0].points[0].position) if self.branches else 0
 
 
 @one_call()

@@ -159,7 +159,7 @@ def root_step(
 
 def curvatures(
     flow: AbstractFlow,
-    place: Float[np.ndarray, " d"],
+    position: Float[np.ndarray, " d"],
     width: float,
     along: Float[np.ndarray, "d k"] | None = None,
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
@@ -171,11 +171,11 @@ def curvatures(
 
     Args:
         flow: The flow.
-        place: The root.
+        position: The root.
         width: A typical distance.
         along: Directions, as columns, to which all is restricted; None for all.
     """
-    face = np.eye(len(place)) if along is None else along
+    face = np.eye(len(position)) if along is None else along
     if not face.shape[1]:
         return np.zeros(0), np.zeros((0, 0))
 
@@ -183,19 +183,19 @@ def curvatures(
         values, vectors = spectrum(restricted(derivatives_at(flow, state[None]), face, width)[1])
         return values[0], vectors[0]
 
-    steps = AROUND * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
-    there = derivatives_at(flow, np.concatenate([place[None], place + steps]))
+    steps = AROUND * width * np.concatenate([np.eye(len(position)), -np.eye(len(position))])
+    there = derivatives_at(flow, np.concatenate([position[None], position + steps]))
     largest = float(np.max(np.abs(spectrum(there.hessian)[0])))
     if along is not None:
         largest = max(largest, float(np.linalg.norm(there.gradient[0])) / width)
-    values, vectors = at(place)
+    values, vectors = at(position)
     for i in np.flatnonzero(np.abs(values) <= _WEAK * largest):
         slope = abs(there.gradient[0] @ face @ vectors[:, i])
-        rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(place))
+        rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(position))
         with np.errstate(over="ignore"):
             off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
-        way = min(off, AROUND * width) * (face @ vectors[:, i])
-        beside = [at(place + s * way)[0][i] for s in (-1, 1)]
+        offset = min(off, AROUND * width) * (face @ vectors[:, i])
+        beside = [at(position + s * offset)[0][i] for s in (-1, 1)]
         same = np.max(np.abs(beside - values[i])) <= 0.5 * abs(values[i])
         if abs(values[i]) <= _NO_CURVATURE * largest or not same:
             values[i] = 0.0
@@ -223,7 +223,7 @@ def restricted(
 
 def newton(
     flow: AbstractFlow,
-    places: Float[np.ndarray, "n d"],
+    positions: Float[np.ndarray, "n d"],
     width: float,
     along: Float[np.ndarray, "d k"] | None = None,
 ) -> tuple[
@@ -233,7 +233,7 @@ def newton(
 
     Args:
         flow: The flow.
-        places: Where to begin.
+        positions: Where to begin.
         width: A typical distance.
         along: Directions, as columns, to which gradient and steps are restricted; None for all.
 
@@ -241,17 +241,17 @@ def newton(
         The places where it ended, the derivatives there, the step that would follow, and how far
         that leads beyond what rounding makes.
     """
-    there = derivatives_at(flow, places)
+    there = derivatives_at(flow, positions)
     step, sure = _newton_step(there, width, along)
     for _ in range(NEWTON_STEPS):
         with np.errstate(all="ignore"):
             length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1) / width
         if np.all((length < _ENDED[0]) | (length > _ENDED[1])):
             break
-        places = places + capped(step, _LONGEST_STEP * width)
-        there = derivatives_at(flow, places)
+        positions = positions + capped(step, _LONGEST_STEP * width)
+        there = derivatives_at(flow, positions)
         step, sure = _newton_step(there, width, along)
-    return places, there, step, sure
+    return positions, there, step, sure
 
 
 def _newton_step(
@@ -269,15 +269,15 @@ def _newton_step(
 
 
 def onto_walls(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], slack: float
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], slack: float
 ) -> Float[np.ndarray, "n d"]:
     """Places, with those put onto a wall that are beyond it by no more than a slack."""
     for normal, offset in zip(*flow.domain.walls(), strict=True):
         length = float(np.linalg.norm(normal))
-        beyond = (places @ normal - offset) / length
+        beyond = (positions @ normal - offset) / length
         beyond = np.where((beyond > 0) & (beyond <= slack), beyond, 0)
-        places = places - beyond[:, None] * normal / length
-    return places
+        positions = positions - beyond[:, None] * normal / length
+    return positions
 
 
 def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:

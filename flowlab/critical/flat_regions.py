@@ -22,29 +22,29 @@ def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:
 
 
 def flat_around(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], radius: float
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], radius: float
 ) -> Bool[np.ndarray, " n"]:
     """Places that are flat, and whose neighbours along every axis are."""
-    flat = is_flat(derivatives_at(flow, places))
-    around = _neighbours(places[flat], radius)
-    beside = is_flat(derivatives_at(flow, around.reshape(-1, places.shape[1])))
+    flat = is_flat(derivatives_at(flow, positions))
+    around = _neighbours(positions[flat], radius)
+    beside = is_flat(derivatives_at(flow, around.reshape(-1, positions.shape[1])))
     flat[flat] = np.all(beside.reshape(around.shape[:2]), axis=1)
     return flat
 
 
 def beside_flat(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], radius: float
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], radius: float
 ) -> Bool[np.ndarray, " n"]:
     """Places beside which, along some axis, the flow is flat: inside of a region or on its rim."""
-    around = _neighbours(places, radius)
-    flat = flat_around(flow, around.reshape(-1, places.shape[1]), radius / 2)
+    around = _neighbours(positions, radius)
+    flat = flat_around(flow, around.reshape(-1, positions.shape[1]), radius / 2)
     return np.any(flat.reshape(around.shape[:2]), axis=1)
 
 
-def _neighbours(places: Float[np.ndarray, "n d"], radius: float) -> Float[np.ndarray, "n m d"]:
+def _neighbours(positions: Float[np.ndarray, "n d"], radius: float) -> Float[np.ndarray, "n m d"]:
     """Places at a distance from each, both ways along every axis."""
-    axes = np.eye(places.shape[1])
-    return places[:, None] + radius * np.concatenate([axes, -axes])
+    axes = np.eye(positions.shape[1])
+    return positions[:, None] + radius * np.concatenate([axes, -axes])
 
 
 def rims(

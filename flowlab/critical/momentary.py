@@ -16,18 +16,18 @@ from flowlab.critical.types import CriticalPoint
 
 __all__ = ["fill", "is_momentary"]
 
-Found = Sequence[Sequence[CriticalPoint]]
+PointsAt = Sequence[Sequence[CriticalPoint]]
 
 
-def is_momentary(found: Found, at: int, width: float) -> bool:
+def is_momentary(points_at: PointsAt, at: int, width: float) -> bool:
     """True if a degenerate point or a line is found at a value, and no such at those beside it.
 
     Args:
-        found: The critical points at each value.
+        points_at: The critical points at each value.
         at: The number of the value.
         width: A typical distance in the region.
     """
-    beside = [point for i in (at - 1, at + 1) if 0 <= i < len(found) for point in found[i]]
+    beside = [point for i in (at - 1, at + 1) if 0 <= i < len(points_at) for point in points_at[i]]
     return any(
         is_linked(point)
         and not any(
@@ -35,22 +35,22 @@ def is_momentary(found: Found, at: int, width: float) -> bool:
             and (point.dimension or _gap(point, other) <= FARTHEST_LINK * width)
             for other in beside
         )
-        for point in found[at]
+        for point in points_at[at]
     )
 
 
-def fill(walk: Walk, values: Float[np.ndarray, " m"], found: Found) -> None:
+def fill(walk: Walk, values: Float[np.ndarray, " m"], points_at: PointsAt) -> None:
     """Give the branches of a walk what is found at the values that it has passed.
 
     Args:
         walk: A walk over some of the values, at its end.
         values: All values, ascending.
-        found: The critical points at each of them.
+        points_at: The critical points at each of them.
     """
     followed = set(walk.values.tolist())
     for at, value in enumerate(map(float, values)):
         if value not in followed:
-            _Passed(walk, values, at, list(found[at])).fill()
+            _Passed(walk, values, at, list(points_at[at])).fill()
 
 
 class _Passed:
@@ -61,9 +61,9 @@ class _Passed:
         walk: Walk,
         values: Float[np.ndarray, " m"],
         at: int,
-        found: list[CriticalPoint],
+        points_at: list[CriticalPoint],
     ) -> None:
-        self.walk, self.found, self.value = walk, found, float(values[at])
+        self.walk, self.points_at, self.value = walk, points_at, float(values[at])
         self.at_end = at in (0, len(values) - 1)
         self.beside = [float(values[i]) for i in (at - 1, at + 1) if 0 <= i < len(values)]
         followed = walk.values
@@ -74,7 +74,7 @@ class _Passed:
         """Link the branches that pass, begin or end here, and begin one for what is left."""
         taken = [self._linked(number) for number in range(len(self.walk.branches))]
         taken = [point for point in taken if point is not None]
-        for point in self.found:
+        for point in self.points_at:
             if not any(point is other or self._is_same(point, other) for other in taken):
                 taken.append(point)
                 self._alone(point)
@@ -100,13 +100,13 @@ class _Passed:
 
     def _at(self, segment: BranchSegment) -> CriticalPoint | None:
         """The critical point that a segment leads to."""
-        point = self.walk.follow.met(segment, self.value, self.found)
-        inside = self.walk.follow.inside(segment.places[-1])
+        point = self.walk.follow.met(segment, self.value, self.points_at)
+        inside = self.walk.follow.inside(segment.positions[-1])
         return segment.described(-1) if point is None and segment.reached and inside else point
 
     def _nearest_alike(self, last: CriticalPoint) -> CriticalPoint | None:
         """The nearest critical point of the same kind as one that cannot be followed."""
-        alike = [point for point in self.found if sort_of(point) == sort_of(last)]
+        alike = [point for point in self.points_at if sort_of(point) == sort_of(last)]
         return min(alike, key=lambda point: _gap(point, last), default=None)
 
     def _note_end(
@@ -137,8 +137,8 @@ class _Passed:
     def _is_same(self, point: CriticalPoint, other: CriticalPoint) -> bool:
         """True for two of one sort, that rounding has parted, on the way between branches."""
         both = is_linked(point) and sort_of(point) == sort_of(other) and not point.dimension
-        return both and self.walk.follow.is_meeting(point, other.place)
+        return both and self.walk.follow.is_meeting(point, other.position)
 
 
 def _gap(point: CriticalPoint, other: CriticalPoint) -> float:
-    return float(np.linalg.norm(point.place - other.place))
+    return float(np.linalg.norm(point.position - other.position))

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowlab import measures
+from flowlab._names import FormerName
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal
 from flowlab.critical.points import refined
 from flowlab.critical.tolerances import ON_POINT
@@ -127,9 +128,11 @@ class Plateaus:
     def __getitem__(self, index: int) -> Plateau:
         return self.plateaus[index]
 
+    share = FormerName("fraction")
+
     @property
-    def share(self) -> float:
-        """Share of the cells of the domain that lie in a plateau."""
+    def fraction(self) -> float:
+        """Fraction of the cells of the domain that lie in a plateau."""
         return float(np.sum(self.labels > 0) / max(1, np.sum(np.isfinite(self.speed))))
 
     @property
@@ -246,11 +249,11 @@ def _outcome_names(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 
     resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
     if len(resting):
         width = diagonal(region)
-        places = runs.end[resting]
+        positions = runs.end[resting]
         scale = float(np.median(derivatives_at(flow, runs.starts).steepness))
-        roots, there, proper = refined(flow, places, scale, width)
-        near = np.linalg.norm(roots - places, axis=1) < ON_POINT * width
-        flat = derivatives_at(flow, places).steepness == 0
+        roots, there, proper = refined(flow, positions, scale, width)
+        near = np.linalg.norm(roots - positions, axis=1) < ON_POINT * width
+        flat = derivatives_at(flow, positions).steepness == 0
         words[resting[~(flat | (proper & near))]] = "unresolved"
     return words
 

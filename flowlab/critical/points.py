@@ -13,7 +13,7 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.boundary import Search, edges, faces, is_at, settled
+from flowlab.critical.boundary import Search, absorbing_edges, faces, is_at, settled
 from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
@@ -100,13 +100,15 @@ def critical_points(
     search = Search(flow, ends, guesses, scale, width)
     searched = _searched(flow, guesses, here.steepness, width)
     ended = np.concatenate([searched, _descended(flow, guesses, width)])
-    places, there, roots = refined(flow, ended, scale, width)
-    roots |= _plains(flow, places, there, guesses[here.steepness > 0])
-    within = search.holds(places) & there.inside
-    found = distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
-    held = [one for one in [*faces(search), *edges(search)] if not _among(one, found, width)]
+    positions, there, roots = refined(flow, ended, scale, width)
+    roots |= _plains(flow, positions, there, guesses[here.steepness > 0])
+    within = search.holds(positions) & there.inside
+    found = distinct(flow, search.clipped(positions[roots & within]), ends, width, scale)
+    held = [
+        one for one in [*faces(search), *absorbing_edges(search)] if not _among(one, found, width)
+    ]
     points = [*found, *held]
-    smallest, where = _smallest(guesses, here, places[within & ~roots], found, flow, width)
+    smallest, where = _smallest(guesses, here, positions[within & ~roots], found, flow, width)
     return CriticalPoints(
         _ordered(points, scale * width),
         ends,
@@ -120,26 +122,26 @@ def critical_points(
 def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, ...]:
     """Points by their potential, and those of one value, but for rounding, by their place."""
     level = _ALIKE * scale or 1.0
-    return tuple(sorted(points, key=lambda p: (np.round(p.value / level), *p.place)))
+    return tuple(sorted(points, key=lambda p: (np.round(p.value / level), *p.position)))
 
 
 def refined(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], scale: float, width: float
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], scale: float, width: float
 ) -> tuple[Float[np.ndarray, "n d"], Derivatives, Bool[np.ndarray, " n"]]:
     """Places brought to the roots beside them by Newton's method, and which are roots.
 
     Args:
         flow: The flow.
-        places: Where to begin.
+        positions: Where to begin.
         scale: A typical |∇L|.
         width: A typical distance.
     """
-    places, _, step, sure = newton(flow, places, width)
-    places = onto_walls(flow, places, ROOT_STEP * width)
-    there = derivatives_at(flow, places)
+    positions, _, step, sure = newton(flow, positions, width)
+    positions = onto_walls(flow, positions, ROOT_STEP * width)
+    there = derivatives_at(flow, positions)
     bent = np.max(np.abs(there.hessian), axis=(1, 2))
     roots = (sure < ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, NUMBERS))
-    return places, there, roots & there.inside & settled(flow, places, step)
+    return positions, there, roots & there.inside & settled(flow, positions, step)
 
 
 def _fit_guesses(
@@ -226,9 +228,9 @@ def _descended(
     a well the gradient falls outwards. Where the potential curves up along the gradient, a step is
     Newton's, on the sizes of the curvatures; else it is some times as long as that would be.
     """
-    places = guesses
+    positions = guesses
     for _ in range(_DESCENT_STEPS):
-        there = derivatives_at(flow, places)
+        there = derivatives_at(flow, positions)
         values, vectors = spectrum(there.hessian)
         with np.errstate(all="ignore"):
             along = np.einsum("nij,ni->nj", vectors, there.gradient)
@@ -236,9 +238,9 @@ def _descended(
             longer = np.where(bend < 0, _LONGER, 1.0)[:, None]
             step = -np.einsum("nij,nj->ni", vectors, along / np.abs(values)) * longer
         step = capped(step, _DESCENT_STEP * width)
-        after = places + step
-        places = np.maximum(after, 0.5 * places) if flow.domain.absorbing else after
-    return places
+        after = positions + step
+        positions = np.maximum(after, 0.5 * positions) if flow.domain.absorbing else after
+    return positions
 
 
 def distinct(
@@ -273,7 +275,7 @@ def _members(
 ) -> list[CriticalPoint]:
     """A critical set as points: a line as one for each kind that it has along it."""
     if len(whole.pieces) < 2:
-        return [described(flow, whole.place, width, whole.dimension, whole.path)]
+        return [described(flow, whole.position, width, whole.dimension, whole.path)]
     points: list[CriticalPoint] = []
     for piece in whole.pieces:
         within = piece[1:-1] if len(piece) > 2 else piece
@@ -286,7 +288,7 @@ def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> boo
     """True for an isolated point without curvature that is one of a line."""
     if point.dimension or point.kind != "degenerate":
         return False
-    return any(distance_to_path(point.place[None], path)[0] < ON_POINT * width for path in paths)
+    return any(distance_to_path(point.position[None], path)[0] < ON_POINT * width for path in paths)
 
 
 def _blurred(
@@ -301,18 +303,18 @@ def _blurred(
 
 def described(
     flow: AbstractFlow,
-    place: Float[np.ndarray, " d"],
+    position: Float[np.ndarray, " d"],
     width: float,
     dimension: int = 0,
     path: Float[np.ndarray, "k d"] | None = None,
 ) -> CriticalPoint:
     """A root as a critical point, with its kind, spectrum and rates."""
-    here = derivatives_at(flow, place[None])
-    values = curvatures(flow, place, width)[0]
+    here = derivatives_at(flow, position[None])
+    values = curvatures(flow, position, width)[0]
     rates = rates_of(here.metric[0], here.hessian[0])[0]
     rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # the metric only turns directions
     return CriticalPoint(
-        place=place,
+        position=position,
         kind=kind_of(values, dimension),
         index=int(np.sum(values < 0)),
         value=float(here.value[0]),
@@ -334,17 +336,17 @@ def _among(held: CriticalPoint, found: list[CriticalPoint], width: float) -> boo
 
 def _plains(
     flow: AbstractFlow,
-    places: Float[np.ndarray, "n d"],
+    positions: Float[np.ndarray, "n d"],
     there: Derivatives,
     steep: Float[np.ndarray, "m d"],
 ) -> Bool[np.ndarray, " n"]:
     """Places in a flat region that ends at a rim, on the way to the nearest that is steep."""
     flat = is_flat(there)
     if not (flat.any() and len(steep)):
-        return np.zeros(len(places), bool)
-    apart = np.linalg.norm(places[flat][:, None] - steep, axis=2)
+        return np.zeros(len(positions), bool)
+    apart = np.linalg.norm(positions[flat][:, None] - steep, axis=2)
     steepest = float(np.max(derivatives_at(flow, steep).steepness))
-    flat[flat] = rims(flow, places[flat], steep[np.argmin(apart, axis=1)], steepest)[2]
+    flat[flat] = rims(flow, positions[flat], steep[np.argmin(apart, axis=1)], steepest)[2]
     return flat
 
 
@@ -363,8 +365,8 @@ def _smallest(
         steepness = np.concatenate([steepness, derivatives_at(flow, ended).steepness])
     near = np.zeros(len(states), bool)
     for point in found:
-        places = point.place[None] if point.path is None else point.path
-        gaps = np.linalg.norm(states[:, None] - places, axis=-1).min(axis=1)
+        positions = point.position[None] if point.path is None else point.path
+        gaps = np.linalg.norm(states[:, None] - positions, axis=-1).min(axis=1)
         near |= gaps < _NEAR * width
     if np.all(near):
         near[:] = False

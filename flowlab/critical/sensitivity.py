@@ -20,7 +20,7 @@ from scipy.linalg import expm
 
 from flowlab import until as targets
 from flowlab._checks import positive
-from flowlab.ensemble.blocks import Device, Passes, block_size_on, solved, worth_optimising
+from flowlab.ensemble.blocks import BlockPrograms, Device, block_size_on, solved, worth_optimising
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures.base import Space, check_space, position
 from flowlab.solve import (
@@ -39,7 +39,7 @@ from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Exponents", "Sensitivity", "lyapunov", "sensitivity"]
 
-_PASSES = Passes(first_with_tangents, later_with_tangents, enough_blocks=512)
+_PROGRAMS = BlockPrograms(first_with_tangents, later_with_tangents, enough_blocks=512)
 _SOLVED = ("outcome", "time", "end", "by_start", "time_by_start")  # as in `Sensitivity`
 _WIDTH = 8  # numbers that a processor takes at once, at most
 
@@ -281,7 +281,7 @@ def _solved(
         size=min(size, len(starts)),
         max_steps=max_steps,
         optimise=worth_optimising(len(starts)) if optimise is None else optimise,
-        passes=_PASSES,
+        passes=_PROGRAMS,
     )
     found["by_start"][~found["defined"]] = np.nan
     found["time_by_start"][~found["defined"]] = np.nan
@@ -335,9 +335,9 @@ def _in_space(
     problem: Problem, starts: Float[np.ndarray, "n d"], of: Space, found: dict[str, Any]
 ) -> None:
     """Ends and derivatives in the coordinates of a space: P'(end)·J·P'(start)⁻¹."""
-    places = partial(_places, problem.flow, operations=problem.operations)
-    _, at_start = map(np.asarray, places(starts, of))
-    end, at_end = map(np.asarray, places(found["end"], of))
+    positions = partial(_positions, problem.flow, operations=problem.operations)
+    _, at_start = map(np.asarray, positions(starts, of))
+    end, at_end = map(np.asarray, positions(found["end"], of))
     regular = np.all(np.isfinite(at_start), axis=(1, 2))
     regular[regular] = np.linalg.matrix_rank(at_start[regular]) == starts.shape[1]
     safe = np.where(regular[:, None, None], at_start, np.eye(starts.shape[1], dtype=starts.dtype))
@@ -354,7 +354,7 @@ def _field_by_state(flow: AbstractFlow, states: Float[Array, "n d"]) -> Float[Ar
 
 
 @compiled
-def _places(
+def _positions(
     flow: AbstractFlow, states: Float[Array, "n d"], of: Space
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k d"]]:
     """States in the coordinates of a space, and the derivatives of these by the state."""

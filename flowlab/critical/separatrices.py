@@ -77,12 +77,12 @@ def separatrices(
     for point in points.points:
         if point.kind != "saddle" or point.dimension or point.on:
             continue
-        way = _stable_direction(flow, point)
+        direction = _stable_direction(flow, point)
         rates = np.abs(point.rates)
         duration = _RATES / float(rates[rates > 1e-9 * rates.max()].min())
         for sign in (1, -1):
             off = _OFF * diagonal(ends)
-            start = point.place + sign * off * way
+            start = point.position + sign * off * direction
             line = flow_line(
                 inside,
                 start,
@@ -92,13 +92,15 @@ def separatrices(
                 rtol=rtol,
             )
             states = np.asarray(line.states)
-            path = np.concatenate([point.place[None], states[np.all(np.isfinite(states), axis=1)]])
+            path = np.concatenate(
+                [point.position[None], states[np.all(np.isfinite(states), axis=1)]]
+            )
             found.append(Separatrix(point, path))
     return tuple(found)
 
 
 def _stable_direction(flow: AbstractFlow, point: CriticalPoint) -> Float[np.ndarray, " 2"]:
     """The unit vector along which deviations from a saddle die out."""
-    here = derivatives_at(flow, point.place[None])
-    way = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
-    return way / np.linalg.norm(way)
+    here = derivatives_at(flow, point.position[None])
+    direction = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
+    return direction / np.linalg.norm(direction)

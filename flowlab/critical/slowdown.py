@@ -12,6 +12,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from flowlab import measures
+from flowlab._names import FormerName
 from flowlab.critical.derivatives import derivatives_at, rates_of, real_starts
 from flowlab.critical.types import CriticalPoint, CriticalPoints
 from flowlab.ensemble import Runs, sweep
@@ -34,7 +35,7 @@ class Slowdown:
 
     Attributes:
         runs: What became of the starts; its measures hold where lines were slowest.
-        places: The critical points, shape (p, d).
+        positions: The critical points, shape (p, d).
         names: What each is, such as "saddle of index 1".
         radius: Of the neighbourhood of each point, shape (p,).
         spent: Flow time within the neighbourhood, shape (n, p).
@@ -58,7 +59,7 @@ class Slowdown:
     """
 
     runs: Runs
-    places: Float[np.ndarray, "p d"]
+    positions: Float[np.ndarray, "p d"]
     names: tuple[str, ...]
     radius: Float[np.ndarray, " p"]
     spent: Float[np.ndarray, "n p"]
@@ -76,6 +77,8 @@ class Slowdown:
     dwell: Float[np.ndarray, " n"] | None = None
     dwell_share: Float[np.ndarray, " n"] | None = None
 
+    places = FormerName("positions")
+
     def to_xarray(self) -> "xarray.Dataset":
         """The runs as `Runs.to_xarray` gives them, with a dimension `point` for what is here."""
         data = self.runs.to_xarray(grid=False)
@@ -87,7 +90,7 @@ class Slowdown:
             {name: (("start", "point"), getattr(self, name)) for name in names}
             | {name: (("start", "point", "component"), getattr(self, name)) for name in states}
             | {
-                "place": (("point", "component"), self.places),
+                "position": (("point", "component"), self.positions),
                 "radius": ("point", self.radius),
                 "name": ("point", np.array(self.names)),
             }
@@ -104,9 +107,9 @@ class Slowdown:
         return "\n".join(lines) or "no critical points to be slowed by"
 
     def _line(self, index: int) -> str:
-        place = np.array2string(self.places[index], precision=4, separator=", ")
+        position = np.array2string(self.positions[index], precision=4, separator=", ")
         came = np.isfinite(self.entry_time[:, index])
-        told = f"{self.names[index]} at {place}: {came.sum()} of {len(came)} lines within "
+        told = f"{self.names[index]} at {position}: {came.sum()} of {len(came)} lines within "
         told += f"{self.radius[index]:.3g}"
         passed = came & self.left[:, index]
         if not passed.any():
@@ -161,23 +164,23 @@ def slowdown(
         on its way out, a time of the order of the radius over μ which does not depend on δ, and
         what is left of the stable coordinate, of relative order (δ/radius)^(2·stable/unstable).
     """
-    places, names, free = _places(points)
-    sizes = _radii(radius, len(places))
+    positions, names, free = _places(points)
+    sizes = _radii(radius, len(positions))
     begin = real_starts(starts)
     runs = sweep(
         flow,
         begin,
         until=until,
-        measures=_measures(places, sizes, below),
+        measures=_measures(positions, sizes, below),
         rtol=rtol,
         **{"clock": "arc_length", **options},
     )
-    seen = _gathered(runs, len(places), begin.shape)
-    ends = np.linalg.norm(runs.end[:, None] - places, axis=2)
-    told = _predictions(flow, places, free, sizes, seen)
+    seen = _gathered(runs, len(positions), begin.shape)
+    ends = np.linalg.norm(runs.end[:, None] - positions, axis=2)
+    told = _predictions(flow, positions, free, sizes, seen)
     return Slowdown(
         runs=runs,
-        places=places,
+        positions=positions,
         names=names,
         radius=sizes,
         left=ends > sizes,
@@ -194,20 +197,20 @@ def _places(points: Any) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
     listed = list(points)
     if listed and all(isinstance(point, CriticalPoint) for point in listed):
         single = [point for point in listed if point.dimension == 0]
-        places = np.array([point.place for point in single])
+        positions = np.array([point.position for point in single])
         free = np.array([not point.on for point in single], bool)
-        return places.reshape(len(single), -1), tuple(point.name for point in single), free
+        return positions.reshape(len(single), -1), tuple(point.name for point in single), free
     try:
-        places = np.asarray(listed, dtype=np.float64)
+        positions = np.asarray(listed, dtype=np.float64)
     except (TypeError, ValueError):
-        places = np.zeros(0)
-    if listed and places.ndim != 2:
+        positions = np.zeros(0)
+    if listed and positions.ndim != 2:
         raise ValueError(
             "Argument `points` must be critical points, or places of shape (p, d), but is "
             f"{points!r}."
         )
-    places = places.reshape(len(listed), -1)
-    return places, tuple("point" for _ in listed), np.ones(len(listed), bool)
+    positions = positions.reshape(len(listed), -1)
+    return positions, tuple("point" for _ in listed), np.ones(len(listed), bool)
 
 
 def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p"]:
@@ -221,11 +224,11 @@ def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p
 
 
 def _measures(
-    places: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
+    positions: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
 ) -> list[measures.Measure]:
     """Measures of the time beside each place, of the slowest state, and of slow time."""
     slow = [] if below is None else [measures.dwell(below)]
-    beside = zip(places, radius, strict=True)
+    beside = zip(positions, radius, strict=True)
     wanted = [measures.near(at, float(size), label=str(i)) for i, (at, size) in enumerate(beside)]
     return [*slow, measures.slowest(), *wanted]
 
@@ -253,7 +256,7 @@ def _gathered(runs: Runs, count: int, shape: tuple[int, ...]) -> dict[str, np.nd
 
 def _predictions(
     flow: AbstractFlow,
-    places: Float[np.ndarray, "p d"],
+    positions: Float[np.ndarray, "p d"],
     free: Bool[np.ndarray, " p"],
     radius: Float[np.ndarray, " p"],
     seen: dict[str, np.ndarray],
@@ -261,7 +264,7 @@ def _predictions(
     """Predictions of the linearisation; arrays of shape (n, p)."""
     names = ("entry_offset", "offset", "rate", "predicted")
     told = {name: np.full(seen["spent"].shape, np.nan) for name in names}
-    around = derivatives_at(flow, places) if len(places) else None
+    around = derivatives_at(flow, positions) if len(positions) else None
     for index in np.flatnonzero(free):
         assert around is not None
         rates, directions = rates_of(around.metric[index], around.hessian[index])
@@ -271,7 +274,7 @@ def _predictions(
         # Rows of the inverse read coordinates along the eigenvectors, which have length 1.
         readers, growth = np.linalg.inv(directions)[unstable], -rates[unstable]
         at_entry, closest = (
-            np.abs((seen[name][:, index] - places[index]) @ readers.T)
+            np.abs((seen[name][:, index] - positions[index]) @ readers.T)
             for name in ("entry_state", "approach_state")
         )
         since = seen["approach_time"][:, index] - seen["entry_time"][:, index]

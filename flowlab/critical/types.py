@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab import _tables
+from flowlab._names import FormerName
 
 __all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 
@@ -26,8 +27,8 @@ class CriticalPoint:
     """A point where the flow rests, or one of a line or manifold of such.
 
     Attributes:
-        place: The state, shape (d,). Of a line, its point nearest to the middle of the region; of
-            a manifold, one of its points.
+        position: The state, shape (d,). Of a line, its point nearest to the middle of the region;
+            of a manifold, one of its points.
         kind: "minimum", "saddle", "maximum", or "degenerate" (curvature does not tell). Along a
             line or manifold, and on walls, the directions that are left decide.
         index: Directions in which the potential curves down.
@@ -44,7 +45,7 @@ class CriticalPoint:
         on: The walls or edges that hold it, such as "x_rejected = 0".
     """
 
-    place: Float[np.ndarray, " d"]
+    position: Float[np.ndarray, " d"]
     kind: Kind
     index: int
     value: float
@@ -54,6 +55,8 @@ class CriticalPoint:
     dimension: int = 0
     path: Float[np.ndarray, "k d"] | None = field(default=None, repr=False)
     on: tuple[str, ...] = ()
+
+    place = FormerName("position")
 
     @property
     def name(self) -> str:
@@ -179,7 +182,7 @@ def _line(point: CriticalPoint) -> str:
 
 def _cells(point: CriticalPoint) -> tuple[str, ...]:
     """The name of a point, where it is, the potential, its slope and the rates, as text."""
-    where = np.array2string(point.place, precision=6, separator=", ", suppress_small=True)
+    where = np.array2string(point.position, precision=6, separator=", ", suppress_small=True)
     largest = np.max(np.abs(point.rates), initial=0.0)
     known = np.where(np.abs(point.rates) > _SHOWN_AS_ZERO * largest, point.rates, 0.0)
     rates = np.array2string(known, precision=4, separator=", ")

@@ -191,10 +191,10 @@ def _padded(kept: list[Any], max_length: int | None, padding: int) -> Pairs:
     lines = tokens.reshape(-1, tokens.shape[-1])  # a view
     for index, one in enumerate(one for two in whole for one in two):
         lines[index, : len(one)] = one
-    places = np.arange(tokens.shape[-1])
+    positions = np.arange(tokens.shape[-1])
     return Pairs(
         tokens=tokens,
-        mask=(places >= begins[..., None]) & (places < ends[..., None]),
+        mask=(positions >= begins[..., None]) & (positions < ends[..., None]),
         lengths=(ends - begins).astype(float),
         rows=np.array([index for index, *_ in kept]),
     )

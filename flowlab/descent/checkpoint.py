@@ -95,9 +95,9 @@ class Checkpoint:
                 "versions; name another."
             )
         leaves, structure = jax.tree.flatten(begun)
-        carry = [_like(held[f"carry_{place}"], leaf) for place, leaf in enumerate(leaves)]
+        carry = [_like(held[f"carry_{index}"], leaf) for index, leaf in enumerate(leaves)]
         count = sum(name.startswith("row_") for name in held)
-        rows = [held[f"row_{place}"] for place in range(count)]
+        rows = [held[f"row_{index}"] for index in range(count)]
         history = History([held["numbers"]], [rows], [held["steps"]])
         return jax.tree.unflatten(structure, carry), history
 
@@ -106,9 +106,9 @@ class Checkpoint:
         seen = history.joined()
         held: dict[str, Any] = {"identity": np.array(self.identity)}
         held |= {
-            f"carry_{place}": _plain(leaf) for place, leaf in enumerate(jax.tree.leaves(carry))
+            f"carry_{index}": _plain(leaf) for index, leaf in enumerate(jax.tree.leaves(carry))
         }
-        held |= {f"row_{place}": leaf for place, leaf in enumerate(seen.rows[0])}
+        held |= {f"row_{index}": leaf for index, leaf in enumerate(seen.rows[0])}
         held |= {"numbers": seen.numbers[0], "steps": seen.steps[0]}
         beside = self.path.with_name(f"{self.path.name}.part")
         with beside.open("wb") as file:

@@ -71,8 +71,8 @@ def _moments(line: Line) -> Float[np.ndarray, " m"]:
 
 def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"]) -> float:
     """Distance of a point from the nearest piece of a polygon."""
-    first, way = corners[:-1], np.diff(corners, axis=0)
-    square = np.sum(way**2, axis=1)
-    fraction = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
-    nearest = first + np.clip(fraction, 0, 1)[:, None] * way
+    first, along = corners[:-1], np.diff(corners, axis=0)
+    square = np.sum(along**2, axis=1)
+    fraction = np.sum((point - first) * along, axis=1) / np.where(square > 0, square, 1)
+    nearest = first + np.clip(fraction, 0, 1)[:, None] * along
     return float(np.min(np.linalg.norm(point - nearest, axis=1)))

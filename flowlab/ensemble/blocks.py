@@ -43,7 +43,7 @@ from flowlab.until import Outcome
 __all__ = [
     "BACKEND",
     "Device",
-    "Passes",
+    "BlockPrograms",
     "block_size_on",
     "solved",
     "worker",
@@ -65,7 +65,7 @@ _ENOUGH_BLOCKS = 32
 _WORTH_OPTIMISING = 4_000  # runs
 
 
-class Passes(NamedTuple):
+class BlockPrograms(NamedTuple):
     """The programs for blocks: functions of a problem, of blocks, and of two limits.
 
     Attributes:
@@ -79,7 +79,7 @@ class Passes(NamedTuple):
     enough_blocks: int
 
 
-class _LeftBehind(NamedTuple):
+class _UnfinishedLanes(NamedTuple):
     """Lanes that have not ended, and the indices of their starts."""
 
     indices: Int[np.ndarray, " n"]
@@ -92,7 +92,7 @@ class _Work:
 
     problem: Problem
     method: Method
-    passes: Passes
+    programs: BlockPrograms
     devices: list[Device]
     size: int
     max_steps: int
@@ -140,13 +140,15 @@ def solved(
     max_steps: int,
     optimise: bool,
     progress: Callable[[int], Any] = lambda n: None,
-    passes: Passes | None = None,
+    programs: BlockPrograms | None = None,
 ) -> dict[str, Any]:
     """The results for all starts, first axis n, in the order of the starts."""
     count = len(jax.tree.leaves(starts)[0])
-    passes = Passes(_first_pass, _later_pass, _ENOUGH_BLOCKS) if passes is None else passes
+    programs = (
+        BlockPrograms(_first_pass, _later_pass, _ENOUGH_BLOCKS) if programs is None else programs
+    )
     work = _Work(
-        problem, method, passes, devices, size, max_steps, optimise, progress, _Collected(count)
+        problem, method, programs, devices, size, max_steps, optimise, progress, _Collected(count)
     )
     order = _ordered(work, starts, count)
     running, evicted = _first_passes(work, starts, order)
@@ -156,7 +158,9 @@ def solved(
     return work.collected.results
 
 
-def _under_safe_clock(work: _Work, starts: PyTree[np.ndarray], evicted: list[_LeftBehind]) -> None:
+def _under_safe_clock(
+    work: _Work, starts: PyTree[np.ndarray], evicted: list[_UnfinishedLanes]
+) -> None:
     """Evicted lanes go on under the clock that is regular everywhere; strayed ones begin again."""
     safe = dataclasses.replace(work, problem=safe_problem(work.problem))
     strayed = [part.indices[np.asarray(part.lanes.strayed)] for part in evicted]
@@ -168,8 +172,10 @@ def _under_safe_clock(work: _Work, starts: PyTree[np.ndarray], evicted: list[_Le
     _later_passes(safe, safe.problem, evicted + going)
 
 
-def _kept(part: _LeftBehind, chosen: np.ndarray) -> _LeftBehind:
-    return _LeftBehind(part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes))
+def _kept(part: _UnfinishedLanes, chosen: np.ndarray) -> _UnfinishedLanes:
+    return _UnfinishedLanes(
+        part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes)
+    )
 
 
 class _Collected:
@@ -243,27 +249,29 @@ def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np
 
 def _first_passes(
     work: _Work, starts: PyTree[np.ndarray], order: np.ndarray
-) -> tuple[list[_LeftBehind], list[_LeftBehind]]:
+) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
     """Every start in its first block; the lanes that still run, and the evicted ones."""
     blocks = -(-len(order) // work.size)
     together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
-    keep = 0 if blocks < work.passes.enough_blocks else work.size // _LEFT_FOR_LATER
+    keep = 0 if blocks < work.programs.enough_blocks else work.size // _LEFT_FOR_LATER
     length = together * work.size
     batches = [order[i : i + length] for i in range(0, len(order), length)]
-    program = Program(work.passes.first, (work.problem, work.method), optimise=work.optimise)
+    program = Program(work.programs.first, (work.problem, work.method), optimise=work.optimise)
     limits = (np.int32(keep), np.int32(work.max_steps))
 
-    def first(batch: np.ndarray, device: Device) -> tuple[int, list[_LeftBehind]]:
+    def first(batch: np.ndarray, device: Device) -> tuple[int, list[_UnfinishedLanes]]:
         chosen = jax.tree.map(lambda x: _in_blocks(x, batch, together, work.size), starts)
         return _sorted_out(work, batch, *program(jax.device_put(chosen, device), *limits))
 
     return _gathered(work, _in_parallel(first, batches, work, program.fresh))
 
 
-def _later_passes(work: _Work, problem: Problem, pool: list[_LeftBehind]) -> list[_LeftBehind]:
+def _later_passes(
+    work: _Work, problem: Problem, pool: list[_UnfinishedLanes]
+) -> list[_UnfinishedLanes]:
     """Lanes that were left behind go on in blocks of their own until all have ended."""
-    evicted: list[_LeftBehind] = []
-    program = Program(work.passes.later, (problem, work.method), optimise=work.optimise)
+    evicted: list[_UnfinishedLanes] = []
+    program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
     fresh, size = program.fresh, work.size
     while pool:
         indices = np.concatenate([part.indices for part in pool])
@@ -285,18 +293,18 @@ def _go_on(
     limits: tuple[np.int32, np.int32],
     indices: np.ndarray,
     lanes: Any,
-    place: np.ndarray,
+    index: np.ndarray,
     device: Device,
-) -> tuple[int, list[_LeftBehind]]:
-    chosen = jax.tree.map(lambda x: x[..., filled(place, work.size)], lanes)
+) -> tuple[int, list[_UnfinishedLanes]]:
+    chosen = jax.tree.map(lambda x: x[..., filled(index, work.size)], lanes)
     solution = program(jax.device_put(chosen, device), *limits)
     apart = jax.tree.map(lambda x: np.asarray(x)[None], solution)
-    return _sorted_out(work, indices[place], *apart)
+    return _sorted_out(work, indices[index], *apart)
 
 
 def _sorted_out(
     work: _Work, batch: np.ndarray, results: Any, lanes: Any, tries: Int[Array, " b"]
-) -> tuple[int, list[_LeftBehind]]:
+) -> tuple[int, list[_UnfinishedLanes]]:
     """Collect the lanes that have ended; their number, those that still run, and the evicted."""
     results = jax.tree.map(_starts_first, results)
     outcome, evicted = (_starts_first(x)[: len(batch)] for x in (lanes.outcome, lanes.evicted))
@@ -315,22 +323,22 @@ def _sorted_out(
     return int(len(batch) - np.sum(late)), left
 
 
-def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _LeftBehind:
+def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _UnfinishedLanes:
     if not len(chosen):
-        return _LeftBehind(batch[chosen], lanes)
-    blocks, places = np.divmod(chosen, lanes.outcome.shape[-1])
+        return _UnfinishedLanes(batch[chosen], lanes)
+    blocks, indices = np.divmod(chosen, lanes.outcome.shape[-1])
 
     def picked(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
-        parts = [leaf[block][..., places[blocks == block]] for block in np.unique(blocks)]
+        parts = [leaf[block][..., indices[blocks == block]] for block in np.unique(blocks)]
         return np.concatenate(parts, axis=-1)
 
-    return _LeftBehind(batch[chosen], jax.tree.map(picked, lanes))
+    return _UnfinishedLanes(batch[chosen], jax.tree.map(picked, lanes))
 
 
 def _gathered(
-    work: _Work, done: Iterator[tuple[int, list[_LeftBehind]]]
-) -> tuple[list[_LeftBehind], list[_LeftBehind]]:
+    work: _Work, done: Iterator[tuple[int, list[_UnfinishedLanes]]]
+) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
     """All the lanes that still run, and all the evicted ones."""
     running, evicted = [], []
     for ended, (still, held_up) in done:

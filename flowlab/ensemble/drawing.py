@@ -93,8 +93,8 @@ def _drawn(device: Device, starts: DrawnStarts, first: int, size: int) -> Float[
 def _grid(first: Array, count: Array, axes: list[Array], *, size: int) -> Float[Array, "m d"]:
     """The starts of a grid from an index on, from its values along each axis."""
     indices = first + jnp.arange(size)
-    places = jnp.unravel_index(indices, tuple(len(axis) for axis in axes))
-    points = [axis[place] for axis, place in zip(axes, places, strict=True)]
+    positions = jnp.unravel_index(indices, tuple(len(axis) for axis in axes))
+    points = [axis[position] for axis, position in zip(axes, positions, strict=True)]
     return jnp.where((indices < count)[:, None], jnp.stack(points, axis=-1), jnp.nan)
 
 

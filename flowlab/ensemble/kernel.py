@@ -105,11 +105,11 @@ def solved(
     run = _Chunks(problem, method, starts, chip, interpret)
     results: dict[str, Any] = {}
     evicted, again = np.zeros(count, bool), []
-    for place, found, left, strayed in run.results(devices, max_steps):
+    for index, found, left, strayed in run.results(devices, max_steps):
         if not results:
             results = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), found)
-        jax.tree.map(partial(_put, place), results, found)
-        evicted[place] = left
+        jax.tree.map(partial(_put, index), results, found)
+        evicted[index] = left
         again += [strayed] if np.any(left) else []
         progress(len(left) - int(np.sum(left)))
     if again:
@@ -141,8 +141,8 @@ def refusal(problem: Problem, method: Method, starts: PyTree[np.ndarray], chip: 
     return None
 
 
-def _put(place: Any, target: np.ndarray, source: np.ndarray) -> None:
-    target[place] = source
+def _put(index: Any, target: np.ndarray, source: np.ndarray) -> None:
+    target[index] = source
 
 
 class _Chunks:
@@ -202,12 +202,12 @@ class _Chunks:
             while under_way:
                 yield self._collected(*under_way.popleft())
 
-    def _collected(self, place: slice, given: Any, found: Any) -> tuple[slice, Any, Any, Any]:
-        number = place.stop - place.start
+    def _collected(self, index: slice, given: Any, found: Any) -> tuple[slice, Any, Any, Any]:
+        number = index.stop - index.start
         results, evicted = jax.tree.map(lambda x: np.asarray(x)[:number], found)
         strayed = np.flatnonzero(evicted)
         again = jax.tree.map(lambda x: np.asarray(x[strayed]), given) if len(strayed) else None
-        return place, results, evicted, again
+        return index, results, evicted, again
 
 
 _EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # and why others are none

@@ -233,7 +233,7 @@ def diagnose(
     references = None if log.reference_free else _references(together)
     bounds = np.zeros(2) if log.reference_free else np.full(2, np.inf)
     unlike = doubts(log, known)
-    found = Diagnosis(
+    diagnosis = Diagnosis(
         log=log,
         name=kind,
         loss=known,
@@ -254,7 +254,7 @@ def diagnose(
         unlike=unlike,
         doubts=unlike if unfit is None else [unfit, *unlike],
     )
-    return found if known is None or unlike or not len(both) else _with_loss(found, known)
+    return diagnosis if known is None or unlike or not len(both) else _with_loss(diagnosis, known)
 
 
 def _with_beta(loss: AbstractLoss | None, given: float, beta: float) -> AbstractLoss | None:
@@ -369,70 +369,72 @@ def _references(seen: Windows) -> tuple[float, float] | None:
     return float(chosen - ratio_chosen), float(rejected - ratio_rejected)
 
 
-def _with_loss(found: Diagnosis, loss: AbstractLoss) -> Diagnosis:
+def _with_loss(diagnosis: Diagnosis, loss: AbstractLoss) -> Diagnosis:
     """A diagnosis with what follows from the loss."""
-    ratios = not found.reference_free
+    ratios = not diagnosis.reference_free
     lengths = LENGTHS if ratios or isinstance(loss, CPO | CPOHinge | CPOIPO) else (1.0,)
-    others = {n: o for n, o in catalogue(found.log.beta).items() if ratios or without_reference(o)}
-    references = found.references if ratios else (0.0, 0.0)
+    others = {
+        n: o for n, o in catalogue(diagnosis.log.beta).items() if ratios or without_reference(o)
+    }
+    references = diagnosis.references if ratios else (0.0, 0.0)
     # A run with another loss would start at the reference.
-    start = np.zeros((1, 2)) if ratios else found.windows.mean[:1]
-    places = np.concatenate([start, found.windows.mean])
-    coupling = found.coupling
+    start = np.zeros((1, 2)) if ratios else diagnosis.windows.mean[:1]
+    places = np.concatenate([start, diagnosis.windows.mean])
+    coupling = diagnosis.coupling
     slopes = push({"": loss, **(others if coupling.known else {})}, places, references, lengths)
     own = slopes.pop("").after_first()
     if coupling.known:
-        found = replace(found, effects=coupled.effects(coupling, own, slopes))
+        diagnosis = replace(diagnosis, effects=coupled.effects(coupling, own, slopes))
     if not own.of_margin:
-        return found
-    found = replace(found, kernels=coupled.kernel_range(coupling))
+        return diagnosis
+    diagnosis = replace(diagnosis, kernels=coupled.kernel_range(coupling))
     if not ratios:
-        return found
-    found = replace(found, uncoupled=_uncoupled(found))
+        return diagnosis
+    diagnosis = replace(diagnosis, uncoupled=_uncoupled(diagnosis))
     if isinstance(loss, IPO):
-        return replace(found, rest=1 / (2 * float(np.asarray(loss.beta))), pulls_back=True)
+        return replace(diagnosis, rest=1 / (2 * float(np.asarray(loss.beta))), pulls_back=True)
     if own.of_guesses:
-        return found
-    return _with_slope(found, slope_of(loss))
+        return diagnosis
+    return _with_slope(diagnosis, slope_of(loss))
 
 
-def _with_slope(found: Diagnosis, slope: Slope) -> Diagnosis:
+def _with_slope(diagnosis: Diagnosis, slope: Slope) -> Diagnosis:
     """A diagnosis with what follows from the slope of a loss of the margin."""
-    seen, coupling = found.windows, found.coupling
+    seen, coupling = diagnosis.windows, diagnosis.coupling
     margin = float(seen.mean[-1] @ [1.0, -1.0])
-    resting = rest(slope, margin, found.log.beta)
+    resting = rest(slope, margin, diagnosis.log.beta)
     if resting is not None:
-        back = pulls_back(slope, resting, found.log.beta)
-        found = replace(found, rest=resting, pulls_back=back)
-    if found.effects is None:
-        return found
+        back = pulls_back(slope, resting, diagnosis.log.beta)
+        diagnosis = replace(diagnosis, rest=resting, pulls_back=back)
+    if diagnosis.effects is None:
+        return diagnosis
     ahead = _LOOK_AHEAD * float(seen.time[-1] - seen.time[0])
-    shift, effects = coupled.shift_that_holds(coupling), dict(found.effects)
+    shift, effects = coupled.shift_that_holds(coupling), dict(diagnosis.effects)
     if shift is not None and effects[_SHIFTED] == "either":
         del effects[_SHIFTED]  # its λ decides, and `shift` says from which on
     return replace(
-        found,
+        diagnosis,
         effects=effects,
         shift=shift,
-        likelihood=_likelihood(found, slope),
-        forecast=forecast(seen, slope, found.bounds, time=ahead),
-        back_test=back_test(seen, slope, found.bounds),
+        likelihood=_likelihood(diagnosis, slope),
+        forecast=forecast(seen, slope, diagnosis.bounds, time=ahead),
+        back_test=back_test(seen, slope, diagnosis.bounds),
     )
 
 
-def _likelihood(found: Diagnosis, slope: Slope) -> float | None:
+def _likelihood(diagnosis: Diagnosis, slope: Slope) -> float | None:
     """The weight that holds at the reference and at every mean margin; None beyond the rest."""
-    margins = found.windows.mean @ np.array([1.0, -1.0])
+    margins = diagnosis.windows.mean @ np.array([1.0, -1.0])
     slopes = slope(np.concatenate([[0.0], margins]))
     if not np.all(slopes > 0):
         return None
-    return coupled.likelihood_that_holds(found.coupling, float(slopes.max()))
+    return coupled.likelihood_that_holds(diagnosis.coupling, float(slopes.max()))
 
 
-def _uncoupled(found: Diagnosis) -> Float[np.ndarray, "2 2"]:
+def _uncoupled(diagnosis: Diagnosis) -> Float[np.ndarray, "2 2"]:
     """The line from the first window to the margin of the last, up by as much as down."""
-    begin, end = found.windows.mean[[0, -1]]
+    begin, end = diagnosis.windows.mean[[0, -1]]
     half = float((end - begin) @ [1.0, -1.0]) / 2
-    room = found.bounds[0] - begin[0]
+    room = diagnosis.bounds[0] - begin[0]
     half = min(half, max(0.0, float(room))) if half > 0 else half
     return np.array([begin, begin + half * np.array([1.0, -1.0])])

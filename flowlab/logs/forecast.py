@@ -153,13 +153,13 @@ def forecast(
     """
     begin = windows.mean[fitted_to]
     moved, elapsed = windows.change(0, fitted_to).value, windows.time[fitted_to] - windows.time[0]
-    way = moved[0] - moved[1]
+    moved_apart = moved[0] - moved[1]
     margins = windows.mean[[0, fitted_to]] @ np.array([1.0, -1.0])
     passed = _needed(slope, *margins)
     if passed is None or not elapsed > 0:
         return None
-    gained = _gained(slope, margins[1], passed / elapsed * time, np.sign(way))
-    step = moved / way * gained
+    gained = _gained(slope, margins[1], passed / elapsed * time, np.sign(moved_apart))
+    step = moved / moved_apart * gained
     share = 1.0
     for now, change, bound in zip(begin, step, bounds, strict=True):
         if now + change > bound and change > 0:

@@ -266,19 +266,19 @@ def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
 
 def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
     """Read a log as `read` does, with another name for the file in messages."""
-    found = rows(path, what)
-    skipped = +found.skipped
-    used = _with_rewards(found, path, what, skipped)
-    columns = _columns(found, path, what)
+    table = rows(path, what)
+    skipped = +table.skipped
+    used = _with_rewards(table, path, what, skipped)
+    columns = _columns(table, path, what)
     rates = _rates(
-        columns["step"], columns["learning_rate"], number(found.summary, "step", path, what)
+        columns["step"], columns["learning_rate"], number(table.summary, "step", path, what)
     )
     # Of all rows, those without rewards too: their steps count in the time of the others.
     columns["time"] = _measured_time(columns["step"], columns["learning_rate"], rates)
-    nan_from = _first_nan(found.training, path, what)
+    nan_from = _first_nan(table.training, path, what)
     columns = {name: held[used] for name, held in columns.items()}
     ratio = _reward_per_nat(columns)
-    trainer = _trainer(found)
+    trainer = _trainer(table)
     free = ratio is not None or trainer == "orpo"
     per_reward = math.nan if free else 1 / beta
     u_chosen, u_rejected = (columns.pop(f"u_{side}") * per_reward for side in _SIDES)
@@ -289,32 +289,32 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
         u_rejected=u_rejected,
         margin=u_chosen - u_rejected,
         **columns,
-        evaluations=found.evaluations,
-        summary=found.summary,
+        evaluations=table.evaluations,
+        summary=table.summary,
         reference_free=free,
         reward_per_nat=ratio,
         trainer=trainer,
         rates=rates,
-        numbered=found.numbered,
+        numbered=table.numbered,
         nan_from=nan_from,
         skipped=dict(skipped),
-        settings=found.settings,
+        settings=table.settings,
     )
 
 
-def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> list[int]:
+def _with_rewards(table: Rows, path: Path, what: str, skipped: Counter[str]) -> list[int]:
     """The places of the training rows that tell a reward of one side at least, if it is one."""
     kept: list[int] = []
-    for place, row in enumerate(found.training):
+    for index, row in enumerate(table.training):
         sides = [number(row, key, path, what) for key in (_CHOSEN, _REJECTED)]
         known = [value for value in sides if math.isfinite(value)]
         if not known:
             skipped[_NO_REWARDS] += 1
-        elif place and known == [0.0]:
+        elif index and known == [0.0]:
             skipped[_EMPTY_SIDE] += 1
         else:
-            kept.append(place)
-    evaluated = any("eval_rewards/chosen" in row for row in found.evaluations)
+            kept.append(index)
+    evaluated = any("eval_rewards/chosen" in row for row in table.evaluations)
     if not kept and not evaluated:
         reason = "holds losses without `rewards/chosen`, from which log-probabilities would follow"
         give = "give the trainer_state.json of a preference run; trainers that write another log, "
@@ -323,14 +323,14 @@ def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> 
     return kept
 
 
-def _columns(found: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, " row"]]:
+def _columns(table: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, " row"]]:
     """The columns of all training rows by the name of what they hold; NaN where there is nothing.
 
     Those of the log-ratios hold the rewards as they stand in the file.
     """
     columns: dict[str, Float[np.ndarray, " row"]] = {}
     for name, key in _KEYS.items():
-        told = [number(row, key, path, what) for row in found.training]
+        told = [number(row, key, path, what) for row in table.training]
         held = np.array(told, dtype=np.float64)
         rewards = key.startswith("rewards/")
         columns[name] = np.where(np.isfinite(held), held, math.nan) if rewards else held
@@ -350,15 +350,15 @@ def _reward_per_nat(columns: dict[str, np.ndarray]) -> float | None:
     return float(found.mean())
 
 
-def _trainer(found: Rows) -> str | None:
-    keys = {key.removeprefix("eval_") for row in _all(found) for key in row}
+def _trainer(table: Rows) -> str | None:
+    keys = {key.removeprefix("eval_") for row in _all(table) for key in row}
     if "log_odds_chosen" in keys:
         return "orpo"
     return "kto" if "kl" in keys else None
 
 
-def _all(found: Rows) -> list[Row]:
-    return [*found.training, *found.evaluations]
+def _all(table: Rows) -> list[Row]:
+    return [*table.training, *table.evaluations]
 
 
 def _first_nan(training: list[Row], path: Path, what: str) -> float | None:

@@ -46,19 +46,19 @@ class Slopes:
             its rise.
         rejected: ∂L/∂log π of the rejected one, at each point: positive where the loss gains by its
             fall.
-        places: The number of points; the values are those at all of them for each guess in turn.
+        count: The number of points; the values are those at all of them for each guess in turn.
     """
 
     chosen: Float[np.ndarray, " p"]
     rejected: Float[np.ndarray, " p"]
-    places: int
+    count: int
 
     def after_first(self) -> "Slopes":
         """The slopes at all points but the first."""
         chosen, rejected = (
-            side.reshape(-1, self.places)[:, 1:].ravel() for side in (self.chosen, self.rejected)
+            side.reshape(-1, self.count)[:, 1:].ravel() for side in (self.chosen, self.rejected)
         )
-        return Slopes(chosen, rejected, self.places - 1)
+        return Slopes(chosen, rejected, self.count - 1)
 
     @property
     def of_margin(self) -> bool:
@@ -69,7 +69,7 @@ class Slopes:
     @property
     def of_guesses(self) -> bool:
         """True if they depend on what a log does not tell: lengths, or log-probabilities."""
-        parts = np.stack([self.chosen, self.rejected]).reshape(2, -1, self.places)
+        parts = np.stack([self.chosen, self.rejected]).reshape(2, -1, self.count)
         return bool(np.any(np.abs(parts - parts[:, :1]) > _ALIKE * np.abs(parts).max(axis=0)))
 
 

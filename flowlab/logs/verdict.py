@@ -81,7 +81,7 @@ def has_diverged(change: float, beta: float) -> bool:
 
 def _below(windows: Windows, confidence: float) -> Bool[np.ndarray, " w"]:
     """The windows that lie below the first by more than the noise of the two."""
-    changes = [windows.change(0, place) for place in range(len(windows))]
+    changes = [windows.change(0, index) for index in range(len(windows))]
     error = [change.error(_chosen(windows), confidence) for change in changes]
     return np.array([c.value[0] < -e for c, e in zip(changes, error, strict=True)])
 

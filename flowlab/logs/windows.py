@@ -58,7 +58,7 @@ class Windows:
 
     def change(self, begin: int = 0, end: int = -1) -> "Change":
         """The difference of the means of two windows, the later less the earlier."""
-        begin, end = (place % len(self) for place in (begin, end))
+        begin, end = (index % len(self) for index in (begin, end))
         return Change(
             self.mean[end] - self.mean[begin],
             (self.covariance[begin], self.covariance[end]),

@@ -8,7 +8,7 @@ from typing import Any
 from flowlab._options import OptionError, refuse_unless
 from flowlab.losses import CATALOGUE, ODPO, AbstractLoss, named, nearest
 
-__all__ = ["has_beta", "loss", "loss_asked"]
+__all__ = ["has_beta", "loss", "loss_from_options"]
 
 
 def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> AbstractLoss:
@@ -36,12 +36,12 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
         raise OptionError(asked, "{}", said[2] if asked == "beta" else named_so + said[2]) from None
 
 
-def has_beta(found: AbstractLoss) -> bool:
+def has_beta(loss: AbstractLoss) -> bool:
     """True where a loss has a hyper-parameter beta."""
-    return hasattr(found, "beta")
+    return hasattr(loss, "beta")
 
 
-def loss_asked(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
+def loss_from_options(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
     """The loss that was asked for, with its beta, or the first of several."""
     name, beta, offset = asked["loss"], asked["beta"], asked["offset"]
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")

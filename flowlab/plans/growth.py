@@ -32,7 +32,7 @@ def places_of(stored: Identity, plan: Plan, here: Identity, *, same_jax: bool) -
     if drawn_checksum(plan.starts, stored.count) != stored.starts:
         return None
     found = [here.holds(stored, case, same_jax=same_jax) for case in range(len(stored.cases))]
-    return None if None in found else [place for place in found if place is not None]
+    return None if None in found else [folder for folder in found if folder is not None]
 
 
 def grown(
@@ -68,16 +68,16 @@ def grown(
     layout = dataclasses.replace(
         store.layout, axes=plan.axes, count=plan.starts.count, attributes=kept
     )
-    place = Path(path).resolve()
-    clear(place)
-    half_made = sibling(place)
+    folder = Path(path).resolve()
+    clear(folder)
+    half_made = sibling(folder)
     try:
         _copied(store, BlockStore.laid_out(half_made, layout, attributes), plan, places)
-        put_in_place(half_made, place)
+        put_in_place(half_made, folder)
     except BaseException:
         shutil.rmtree(half_made, ignore_errors=True)
         raise
-    return BlockStore.open(place)
+    return BlockStore.open(folder)
 
 
 def _copied(store: BlockStore, made: BlockStore, plan: Plan, places: list[int]) -> None:

@@ -34,7 +34,7 @@ from flowlab._options import (
     spelled,
 )
 from flowlab.flow import preference_flow
-from flowlab.losses.asked import has_beta, loss, loss_asked
+from flowlab.losses.asked import has_beta, loss, loss_from_options
 from flowlab.plans import builders
 from flowlab.plans.plan import Plan
 from flowlab.policies import AbstractPolicy
@@ -181,7 +181,7 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
     refuse_unless(right, "parameters", wanted, parameters)
     over = {name: values for name, values in parameters.items() if isinstance(values, list)}
     fixed = {n: values[0] if n in over else values for n, values in parameters.items()}
-    losses = {name: loss_asked({**asked, "loss": name}, fixed) for name in names}
+    losses = {name: loss_from_options({**asked, "loss": name}, fixed) for name in names}
     if asked["beta"] and len(asked["beta"]) > 1:
         over = {"beta": asked["beta"], **over}
     return losses, over or None

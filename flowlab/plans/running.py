@@ -147,18 +147,18 @@ def status(path: str | os.PathLike[str]) -> Status:
         FileNotFoundError: If there is none.
         ValueError: If what is there is no such store.
     """
-    found = BlockStore.open(path, write=False)
-    damaged = tuple(damage for damage in found.damaged() if damage is not None)
-    done, layout = found.done(), found.layout
+    store = BlockStore.open(path, write=False)
+    damaged = tuple(damage for damage in store.damaged() if damage is not None)
+    done, layout = store.done(), store.layout
     for block, _ in damaged:
         done[(*block.case, block.number)] = False
     counts: Counter[str] = Counter()
     for block in layout.blocks():
         if done[(*block.case, block.number)]:
-            counts.update(counted(found.values("outcome", block)))
+            counts.update(counted(store.values("outcome", block)))
     runs_done = counts.total()
     runs = layout.count * int(np.prod(layout.shape, dtype=np.int64))
-    rate = _rate(found, layout.length)
+    rate = _rate(store, layout.length)
     left = runs - runs_done
     return Status(
         blocks=done.size,
@@ -196,11 +196,11 @@ def _for_this_run(
     And the plan, with blocks and programs as that store has them.
     """
     try:
-        found = BlockStore.open(path)
+        store = BlockStore.open(path)
     except FileNotFoundError:
         return plan, _begun(plan, path, force, tell)
-    plan, work = matched(found, plan, path, force)
-    if work is not found:
+    plan, work = matched(store, plan, path, force)
+    if work is not store:
         tell(f"{path} grows to {plan.runs:,} runs; what it holds stays")
     damaged = [damage for damage in work.damaged() if damage is not None]
     for damage in damaged:
@@ -254,15 +254,15 @@ def _fill(
     missing = work.missing()
     total = plan.runs
     done = total - sum(work.layout.starts_of(block.number) for block in missing)
-    way = (
+    solving = (
         _here(plan, work, missing, devices)
         if client is None
         else _on(client, plan, path, work, missing)
     )
     options = ensemble.bar_options(progress)
     bar = tqdm(total=total, initial=done, unit="run", unit_scale=True, **options)
-    with bar, closing(way):  # what is being written, is written to its end
-        for block in way:
+    with bar, closing(solving):  # what is being written, is written to its end
+        for block in solving:
             bar.update(work.layout.starts_of(block.number))
 
 
@@ -358,12 +358,12 @@ def _audit(plan: Plan, work: BlockStore) -> None:
     work.update({f"audit_{name}": value for name, value in vars(audit).items()})
 
 
-def _rate(found: BlockStore, length: int) -> float:
+def _rate(store: BlockStore, length: int) -> float:
     """Runs per second in the last blocks, told from the times between their ends.
 
     The median of those times: a pause between two runs of the command is one of them.
     """
-    ends = found.about(FINISHED)
+    ends = store.about(FINISHED)
     ends = np.sort(ends[np.isfinite(ends)])[-_RECENT:]
     if len(ends) < 2:
         return float("nan")
@@ -374,10 +374,10 @@ def _rate(found: BlockStore, length: int) -> float:
 def resume_hint(path: str | os.PathLike[str]) -> str:
     """A sentence on how far an interrupted store is, and by which command it is resumed."""
     try:
-        found = BlockStore.open(path, write=False)
+        store = BlockStore.open(path, write=False)
     except (FileNotFoundError, ValueError):
         return "nothing was written; start again"
-    done = found.done()
+    done = store.done()
     return f"{int(done.sum())} of {done.size} blocks are done; resume with `flowlab resume {path}`"
 
 
@@ -385,8 +385,8 @@ def _lock_of(path: Any) -> Any:
     """The lock of a store in the file system, which the system lets go when its process ends."""
     from filelock import FileLock
 
-    place = Path(path).absolute()
-    return FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
+    folder = Path(path).absolute()
+    return FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
 
 
 @contextmanager
@@ -403,7 +403,7 @@ def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
         return
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(path)
-    place = Path(lock.lock_file)
+    folder = Path(lock.lock_file)
     while True:
         try:
             lock.acquire()
@@ -411,14 +411,14 @@ def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
             raise BlockingIOError(
                 f"another process is writing to {path}; wait for it, or stop it first"
             ) from None
-        if place.exists():
+        if folder.exists():
             break
         lock.release()
     try:
         yield
     finally:
         with suppress(OSError):  # some systems do not remove what is open
-            place.unlink()
+            folder.unlink()
         lock.release()
 
 

@@ -139,7 +139,7 @@ def portraits(
     if not cards:
         raise ValueError("Argument `cards` must hold at least one card, but is empty.")
     columns = min(checks.integer("columns", columns), len(cards))
-    figure, axes = sheet(len(cards), columns, size=(3.4, 3.6), share=True)
+    figure, axes = sheet(len(cards), columns, size=(3.4, 3.6), fraction=True)
     for (name, one), ax in zip(cards.items(), axes, strict=True):
         portrait(one, x=x, y=y, legend=False, ax=ax)
         ax.set_title(f"{name}\n{ax.get_title()}", fontsize="small")
@@ -152,7 +152,7 @@ def portraits(
 
 def _points_of(critical: CriticalSet, spacing: float) -> Float[np.ndarray, "k 2"]:
     """A point, or points along a line, by a spline through those of the card."""
-    path = np.array([critical.place]) if critical.path is None else critical.path
+    path = np.array([critical.position]) if critical.path is None else critical.path
     lengths = np.hypot(*np.diff(path, axis=0).T)
     path = path[np.append(True, lengths > 0)]
     if len(path) == 1:
@@ -182,11 +182,11 @@ def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, critical_sets: Critic
 def _beside(grid: SampledFlow, critical_sets: CriticalSets) -> Bool[np.ndarray, "m m"]:
     """The points of a grid that lie close to a critical point or a line of them."""
     states = grid.states
-    places = [points for critical, points in critical_sets if critical.kind != "region"]
-    if not places:
+    positions = [points for critical, points in critical_sets if critical.kind != "region"]
+    if not positions:
         return np.zeros(states.shape[:2], bool)
     near = _CLEAR * float(np.max(np.ptp(states, axis=(0, 1))))
-    return KDTree(np.concatenate(places)).query(states)[0] < near
+    return KDTree(np.concatenate(positions)).query(states)[0] < near
 
 
 def _draw_margin_zero(ax: Axes, spans: Spans) -> None:
@@ -251,7 +251,7 @@ def _draw_critical_points(ax: Axes, critical_sets: CriticalSets, spans: Spans) -
             draw_line_of_points(ax, points, kind, _name_of(critical), width=2.4)
     if not outside:
         return
-    words = "outside: " + "; ".join(map(_words, outside[:2]))
+    words = "outside: " + "; ".join(map(_legend_entry, outside[:2]))
     words += f"; {len(outside) - 2} more" if len(outside) > 2 else ""
     box: dict[str, Any] = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor="0.7")
     style: dict[str, Any] = dict(fontsize="x-small", va="bottom", bbox=box, zorder=7)
@@ -265,9 +265,9 @@ def _name_of(critical: CriticalSet) -> str:
     return "saddle" if critical.stability == "saddle" else f"{critical.stability} critical point"
 
 
-def _words(critical: CriticalSet) -> str:
+def _legend_entry(critical: CriticalSet) -> str:
     """The kind and the place, for what lies outside of the axes."""
-    at = f"({critical.place[0]:.4g}, {critical.place[1]:.4g})"
+    at = f"({critical.position[0]:.4g}, {critical.position[1]:.4g})"
     if critical.kind == "line" and critical.margin is not None:
         at = f"at margin {critical.margin:.4g}"
     if critical.kind == "region":

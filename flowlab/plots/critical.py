@@ -91,12 +91,12 @@ def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
         ValueError: If a point does not lie on a plane.
     """
     for point in points:
-        _check_plane("points", point.place)
+        _check_plane("points", point.position)
     ax = target_axes(ax)
     for point in points:
         if point.path is None:
             rim = _ON_WALL if point.on else POINT_COLOR
-            draw_point(ax, point.place, point.kind, point.name, rim=rim)
+            draw_point(ax, point.position, point.kind, point.name, rim=rim)
         else:
             draw_line_of_points(ax, point.path, point.kind, point.name)
     if not len(points):
@@ -181,8 +181,8 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
     Raises:
         ValueError: If there is no such component.
     """
-    size = {len(branch.places[0]) for branch in continuation.branches}
-    size |= {len(event.place) for event in continuation.events}
+    size = {len(branch.positions[0]) for branch in continuation.branches}
+    size |= {len(event.position) for event in continuation.events}
     if size and not 0 <= component < min(size):
         raise ValueError(
             f"Argument `component` must be from 0 to {min(size) - 1}, but is {component!r}."
@@ -196,7 +196,7 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
     for event in continuation.events:
         style: dict[str, Any] = {"linestyle": "none", "zorder": 5, **_EVENTS[event.what]}
         style |= dict(markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.2)
-        ax.plot(event.value, event.place[component], label=event.what, **style)
+        ax.plot(event.value, event.position[component], label=event.what, **style)
     if not continuation.branches:
         ax.plot([], [], linestyle="none", label="no critical point at any value")
     ax.set_xlim(np.min(continuation.values), np.max(continuation.values))
@@ -234,7 +234,7 @@ def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
         return f"{name}: {percent}", face, hatch
     minimum = basins.minima[label]
     rounding = 1e-9 * float(np.ptp(basins.starts))
-    position = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.place)
+    position = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.position)
     name = f"the {minimum.name}" if minimum.dimension else f"({position})"
     hatch = None if label < len(_FILLS) else "\\\\"
     return f"basin of {name}: {percent}", _FILLS[label % len(_FILLS)], hatch
@@ -269,8 +269,8 @@ def _stretches(
     branch: Branch, events: Sequence[Event], component: int
 ) -> Iterator[tuple[str, list[float], list[float]]]:
     """The stretches of a branch of one kind, with the events at their ends: kind, x and y."""
-    samples = list(zip(branch.values, branch.places[:, component], strict=True))
-    marks = [(event.value, event.place[component]) for event in events]
+    samples = list(zip(branch.values, branch.positions[:, component], strict=True))
+    marks = [(event.value, event.position[component]) for event in events]
     changes = [k for k in range(1, len(branch.kind)) if branch.kind[k] != branch.kind[k - 1]]
     for first, last in zip([0, *changes], [*changes, len(samples)], strict=True):
         lowest = samples[first - 1][0] if first else -np.inf

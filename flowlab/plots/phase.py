@@ -284,8 +284,8 @@ def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = No
 
 def _lies_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
     """True if a point, or most of a line, lies on a side of the axes."""
-    places = np.atleast_2d(point.place if point.path is None else point.path)
-    return bool(np.mean(np.abs(places[:, axis] - end) < near) > 0.5)
+    positions = np.atleast_2d(point.position if point.path is None else point.path)
+    return bool(np.mean(np.abs(positions[:, axis] - end) < near) > 0.5)
 
 
 def title_of(flow: AbstractFlow) -> str:

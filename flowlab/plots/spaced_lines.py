@@ -107,10 +107,10 @@ def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[
     drawn = np.empty((0, 2))
     left = deque(_first_places())
     while left:
-        place = left.popleft()
-        if not _is_free(drawn, place[None], _NEARLY * apart)[0]:
+        position = left.popleft()
+        if not _is_free(drawn, position[None], _NEARLY * apart)[0]:
             continue
-        path, at = follow(place)
+        path, at = follow(position)
         path = _kept(path, at, drawn, _TEST * apart)
         if _length(path) < _SHORTEST * apart:
             continue
@@ -123,8 +123,8 @@ def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[
 def _first_places() -> Float[np.ndarray, "n 2"]:
     """Places all over the unit square, the nearest to its middle first."""
     middle = (np.arange(_GRID) + 0.5) / _GRID
-    places = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 2)
-    return places[np.argsort(np.linalg.norm(places - 0.5, axis=1), kind="stable")]
+    positions = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 2)
+    return positions[np.argsort(np.linalg.norm(positions - 0.5, axis=1), kind="stable")]
 
 
 def _typical_speed(flow: AbstractFlow, spans: tuple[Span, Span]) -> float:
@@ -141,14 +141,14 @@ def _whole_line(
     spans: tuple[Span, Span],
     fine: float,
     typical: float,
-    place: Float[np.ndarray, " 2"],
+    position: Float[np.ndarray, " 2"],
 ) -> tuple[Path, int]:
     """The flow line through a place, from side to side, and which of its points is the place."""
     low, high = np.transpose(spans)
-    state = low + place * (high - low)
+    state = low + position * (high - low)
     speed = np.linalg.norm(evaluate(inside, state)[2] / (high - low))
     if not (np.isfinite(speed) and speed > 0):
-        return place[None], 0
+        return position[None], 0
     options: dict[str, Any] = dict(
         until=until.time(_FAR / min(float(speed), typical)), clock="arc_length", rtol=FINE_RTOL
     )
@@ -187,17 +187,17 @@ def _beside(path: Path, apart: float) -> Float[np.ndarray, "n 2"]:
     ways = np.gradient(path, axis=0)[:: round(1 / _FINE)]
     lengths = np.linalg.norm(ways, axis=1, keepdims=True)
     normals = np.stack([-ways[:, 1], ways[:, 0]], axis=1) / np.where(lengths > 0, lengths, 1.0)
-    places = np.concatenate([thinned + apart * normals, thinned - apart * normals])
-    return places[np.all((places > _INSET) & (places < 1 - _INSET), axis=1)]
+    positions = np.concatenate([thinned + apart * normals, thinned - apart * normals])
+    return positions[np.all((positions > _INSET) & (positions < 1 - _INSET), axis=1)]
 
 
 def _is_free(
-    drawn: Float[np.ndarray, "n 2"], places: Float[np.ndarray, "k 2"], near: float
+    drawn: Float[np.ndarray, "n 2"], positions: Float[np.ndarray, "k 2"], near: float
 ) -> Bool[np.ndarray, " k"]:
     """Mask of the places that are far from everything drawn."""
     if not len(drawn):
-        return np.ones(len(places), bool)
-    return KDTree(drawn).query(places)[0] >= near
+        return np.ones(len(positions), bool)
+    return KDTree(drawn).query(positions)[0] >= near
 
 
 def _length(path: Path) -> float:

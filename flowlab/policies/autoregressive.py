@@ -123,9 +123,9 @@ class Autoregressive(AbstractResponses):
         return jax.ops.segment_sum(tables[row, token], owner, len(self.responses))
 
 
-def _context(tokens: Tokens, place: int, length: int | None) -> Tokens:
-    first = 0 if length is None else max(0, place - length)
-    return tokens[first:place]
+def _context(tokens: Tokens, position: int, length: int | None) -> Tokens:
+    first = 0 if length is None else max(0, position - length)
+    return tokens[first:position]
 
 
 def _sequences(responses: Any, vocabulary: int) -> tuple[Tokens, ...]:

@@ -119,8 +119,8 @@ def compare(
     seen = windows(log.step, log.time, points)
     noise = np.full_like(deviation, np.nan)
     if len(seen):
-        place = np.searchsorted(seen.first_step, log.step, side="right") - 1
-        noise = np.sqrt(np.diagonal(seen.scatter, axis1=1, axis2=2))[np.maximum(place, 0)]
+        index = np.searchsorted(seen.first_step, log.step, side="right") - 1
+        noise = np.sqrt(np.diagonal(seen.scatter, axis1=1, axis2=2))[np.maximum(index, 0)]
     return Comparison(log, run, list(doubts), deviation, noise, rows)
 
 

@@ -20,20 +20,20 @@ _SHOWN = 5  # pairs that are named
 _TABLE, _PAIRS = "%steps%", "%pairs%"  # where the tables go
 
 
-def text(found: Comparison) -> str:
+def text(comparison: Comparison) -> str:
     """Text of a comparison in plain English, for a terminal."""
-    told = found.of_pairs()
+    told = comparison.of_pairs()
     values = {
-        "found": found,
-        "log": found.log,
-        "steps": int(found.run.loss.size),
-        "pairs": found.run.u.shape[1],
+        "found": comparison,
+        "log": comparison.log,
+        "steps": int(comparison.run.loss.size),
+        "pairs": comparison.run.u.shape[1],
         "last": told[-1],
         "dip": min(told, key=lambda row: row["u_chosen"]),
-        "known": math.isfinite(found.typical),
+        "known": math.isfinite(comparison.typical),
     }
     paragraphs = _pages.rendered("replay.txt", **values).split("\n\n")
-    tables = {_TABLE: _steps(told), _PAIRS: _fallen(found)}
+    tables = {_TABLE: _steps(told), _PAIRS: _fallen(comparison)}
     parts = []
     for paragraph in filter(str.strip, paragraphs):
         word = paragraph.strip()
@@ -45,36 +45,36 @@ def text(found: Comparison) -> str:
     return "\n\n".join(parts)
 
 
-def to_json(found: Comparison) -> dict[str, Any]:
+def to_json(comparison: Comparison) -> dict[str, Any]:
     """A comparison as JSON; null for what is not known."""
-    run, log = found.run, found.log
+    run, log = comparison.run, comparison.log
     ends = log.step.astype(int)
     return {
         "file": log.path.name,
         "beta": log.beta,
-        "is_replay": found.is_replay,
-        "doubts": found.doubts,
+        "is_replay": comparison.is_replay,
+        "doubts": comparison.doubts,
         "outcome": run.outcome.name,
         "steps": int(run.loss.size),
-        "largest_deviation": jsonable(found.largest),
-        "largest_deviation_step": found.largest_step,
-        "largest_in_standard_errors": jsonable(largest_known(found.in_errors)),
-        "typical_in_standard_errors": jsonable(found.typical),
+        "largest_deviation": jsonable(comparison.largest),
+        "largest_deviation_step": comparison.largest_step,
+        "largest_in_standard_errors": jsonable(largest_known(comparison.in_errors)),
+        "typical_in_standard_errors": jsonable(comparison.typical),
         "series": {
             "step": ends.tolist(),
-            "u_chosen": jsonable(log.u_chosen + found.deviation[:, 0]),
-            "u_rejected": jsonable(log.u_rejected + found.deviation[:, 1]),
-            "deviation_chosen": jsonable(found.deviation[:, 0]),
-            "deviation_rejected": jsonable(found.deviation[:, 1]),
-            "standard_error_chosen": jsonable(found.noise[:, 0]),
-            "standard_error_rejected": jsonable(found.noise[:, 1]),
+            "u_chosen": jsonable(log.u_chosen + comparison.deviation[:, 0]),
+            "u_rejected": jsonable(log.u_rejected + comparison.deviation[:, 1]),
+            "deviation_chosen": jsonable(comparison.deviation[:, 0]),
+            "deviation_rejected": jsonable(comparison.deviation[:, 1]),
+            "standard_error_chosen": jsonable(comparison.noise[:, 0]),
+            "standard_error_rejected": jsonable(comparison.noise[:, 1]),
         },
         "quantiles": list(QUANTILES),
-        "pairs": found.of_pairs(),
+        "pairs": comparison.of_pairs(),
     }
 
 
-def write(found: Comparison, folder: Path, *, what: str = "Argument `folder`") -> None:
+def write(comparison: Comparison, folder: Path, *, what: str = "Argument `folder`") -> None:
     """Write a comparison to a folder.
 
     `replay.json` and `replay.txt` say what `to_json` and `text` do; `pairs.npz` holds the steps at
@@ -82,7 +82,7 @@ def write(found: Comparison, folder: Path, *, what: str = "Argument `folder`") -
     they are from (`row`); `replay.png` and `.svg` show them.
 
     Args:
-        found: The comparison.
+        comparison: The comparison.
         folder: A new folder, an empty one, or one with an earlier replay, which is replaced.
         what: How messages call it.
 
@@ -94,12 +94,12 @@ def write(found: Comparison, folder: Path, *, what: str = "Argument `folder`") -
 
     check_folder(what, folder, REPLAY)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(to_json(found), folder / REPLAY)
-    (folder / "replay.txt").write_text(text(found) + "\n", encoding="utf-8")
-    u, kept = found.run.u, found.run.kept
-    rows = np.arange(u.shape[1]) if found.rows is None else found.rows
+    write_json(to_json(comparison), folder / REPLAY)
+    (folder / "replay.txt").write_text(text(comparison) + "\n", encoding="utf-8")
+    u, kept = comparison.run.u, comparison.run.kept
+    rows = np.arange(u.shape[1]) if comparison.rows is None else comparison.rows
     np.savez_compressed(folder / "pairs.npz", step=kept, u=u, row=rows)
-    plots.save(plots.replay(found), folder / "replay")
+    plots.save(plots.replay(comparison), folder / "replay")
 
 
 def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -112,17 +112,17 @@ def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             str(row["step"]),
             *(f"{row[name]:+.4g}" for name in ("u_chosen", "u_rejected")),
             *(f"{row[name]:.0%}" for name in ("chosen_fell", "rejected_fell")),
-            *(f"{row['margin_quantiles'][place]:.4g}" for place in (low, middle, high)),
+            *(f"{row['margin_quantiles'][index]:.4g}" for index in (low, middle, high)),
         )
         for row in told
     ]
     return [header, *rows]
 
 
-def _fallen(found: Comparison) -> list[tuple[str, ...]]:
+def _fallen(comparison: Comparison) -> list[tuple[str, ...]]:
     """The table of the pairs whose chosen response fell most."""
-    last = found.run.u[-1]
+    last = comparison.run.u[-1]
     order = np.argsort(last[:, 0])[:_SHOWN]
-    rows = np.arange(len(last)) if found.rows is None else found.rows
+    rows = np.arange(len(last)) if comparison.rows is None else comparison.rows
     listed = [(str(rows[pair]), f"{last[pair, 0]:+.4g}", f"{last[pair, 1]:+.4g}") for pair in order]
     return [("row of the data", "u_w", "u_l"), *listed]

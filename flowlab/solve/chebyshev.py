@@ -69,7 +69,7 @@ class RKC2(AbstractStabilised):
         inner = [jnp.floor(jnp.sqrt(1 + (s**2 - 1) * third)) for third in (1 / 3, 2 / 3)]
 
         def stage(j: Array, carry: Any) -> Any:
-            (last, before), (t, dt, ddt), b, c, kept, places = carry
+            (last, before), (t, dt, ddt), b, c, kept, nodes = carry
             # Of each pair the last one first, then the one before.
             t = (2 * w0 * t[0] - t[1], t[0])
             dt = (2 * t[1] + 2 * w0 * dt[0] - dt[1], dt[0])
@@ -84,20 +84,20 @@ class RKC2(AbstractStabilised):
 
             y = jax.tree.map(combined, y0, last, before, slope(c, last), first)
             c = w1 * ddt[0] / dt[0]
-            here = [j.astype(s.dtype) == place for place in inner]
+            here = [j.astype(s.dtype) == node for node in inner]
             kept = [
                 jax.tree.map(lambda new, old, h=h: jnp.where(h, new, old), y, old)
                 for h, old in zip(here, kept, strict=True)
             ]
-            places = [jnp.where(h, c, old) for h, old in zip(here, places, strict=True)]
-            return (y, last), (t, dt, ddt), (new, b[0]), c, kept, places
+            nodes = [jnp.where(h, c, old) for h, old in zip(here, nodes, strict=True)]
+            return (y, last), (t, dt, ddt), (new, b[0]), c, kept, nodes
 
         c1 = w1 / w0
         y1 = jax.tree.map(lambda y, f: y + c1 * spread(part, f) * f, y0, first)
         chebyshev = ((w0, one), (one, nought), (nought, nought))
         carry = ((y1, y0), chebyshev, (1 / w0, 1 / (4 * w0**2)), c1, [y0, y0], [nought, nought])
-        (end, _), _, _, _, kept, places = lax.fori_loop(2, stages + 1, stage, carry)
-        bend, twist = _cubic(y0, end, kept, places)
+        (end, _), _, _, _, kept, nodes = lax.fori_loop(2, stages + 1, stage, carry)
+        bend, twist = _cubic(y0, end, kept, nodes)
         return end, jax.tree.map(lambda third: _ERROR * third, twist), bend, twist
 
 
@@ -111,17 +111,17 @@ def _scaling(s: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def _cubic(
-    y0: PyTree[Array], y1: PyTree[Array], kept: list[PyTree[Array]], places: list[Array]
+    y0: PyTree[Array], y1: PyTree[Array], kept: list[PyTree[Array]], nodes: list[Array]
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """The bend and the twist of the cubic through both ends and two inner stages."""
 
-    def beyond(place: Array, y: PyTree[Array]) -> PyTree[Array]:
+    def beyond(node: Array, y: PyTree[Array]) -> PyTree[Array]:
         """Deviation of a stage from the straight line, over θ(θ − 1)."""
         return jax.tree.map(
-            lambda a, b, c: (b - a - place * (c - a)) / (place * (place - 1)), y0, y, y1
+            lambda a, b, c: (b - a - node * (c - a)) / (node * (node - 1)), y0, y, y1
         )
 
-    low, high = (beyond(place, y) for place, y in zip(places, kept, strict=True))
-    apart = places[1] - places[0]
+    low, high = (beyond(node, y) for node, y in zip(nodes, kept, strict=True))
+    apart = nodes[1] - nodes[0]
     twist = jax.tree.map(lambda a, b: (b - a) / apart, low, high)
-    return jax.tree.map(lambda a, t: a - places[0] * t, low, twist), twist
+    return jax.tree.map(lambda a, t: a - nodes[0] * t, low, twist), twist

@@ -85,7 +85,7 @@ class AbstractClock(eqx.Module):
         del flow, state
         return jnp.zeros_like(potential)
 
-    def way(self, first: Number, last: Number) -> Number:
+    def difference(self, first: Number, last: Number) -> Number:
         """The way between two readings."""
         return last - first
 
@@ -97,7 +97,7 @@ class AbstractClock(eqx.Module):
         """Length of the way to the last level: 1 where the clock has a unit of its own."""
         if levels is None:
             return jnp.ones_like(began)
-        span = self.way(began, like(levels, began)[-1])
+        span = self.difference(began, like(levels, began)[-1])
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
 
     def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
@@ -107,8 +107,8 @@ class AbstractClock(eqx.Module):
         last = np.shape(levels)[0] - 1
         if last == 0:
             return jnp.ones_like(hand.progress)
-        way = self.way(hand.began, like(levels, hand.progress)[index])
-        return jnp.where(index == last, 1, way / hand.span)
+        difference = self.difference(hand.began, like(levels, hand.progress)[index])
+        return jnp.where(index == last, 1, difference / hand.span)
 
     def watched(self, flow: AbstractFlow, target: AbstractTarget) -> tuple[Any, ...]:
         """All that the clock asks of a flow beside its field and the signals of the target."""
@@ -131,7 +131,11 @@ class AbstractLevelClock(AbstractClock):
     ) -> tuple[Number, Bool[Array, ""], Bool[Array, ""]]:
         """The progress really made at a reading, whether that is at a level, whether before it."""
         ahead, slack = self.ahead(reading, level), self.slack(level, hand.began, rtol)
-        return self.way(hand.began, reading) / hand.span, jnp.abs(ahead) <= slack, ahead > slack
+        return (
+            self.difference(hand.began, reading) / hand.span,
+            jnp.abs(ahead) <= slack,
+            ahead > slack,
+        )
 
     @abstractmethod
     def ahead(self, reading: Number, level: Number) -> Number:
@@ -192,7 +196,7 @@ class _Loss(AbstractLevelClock):
         del flow, state
         return potential
 
-    def way(self, first: Number, last: Number) -> Number:
+    def difference(self, first: Number, last: Number) -> Number:
         return jnp.log(first / last) if self.logarithmic else first - last
 
     def ahead(self, reading: Number, level: Number) -> Number:

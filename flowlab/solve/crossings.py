@@ -183,15 +183,15 @@ def root(
 
     def narrowed(carry: Any) -> Any:
         low, high, at_low, at_high, side, count = carry
-        place = _between(low, high, at_low, at_high, count)
-        value = function(place)
+        at = _between(low, high, at_low, at_high, count)
+        value = function(at)
         past = value <= 0
         again = jnp.where(past, side == 1, side == -1)
         at_low_next = jnp.where(past, jnp.where(again, at_low / 2, at_low), value)
         at_high_next = jnp.where(past, value, jnp.where(again, at_high / 2, at_high))
         return (
-            jnp.where(past, low, place),
-            jnp.where(past, place, high),
+            jnp.where(past, low, at),
+            jnp.where(past, at, high),
             at_low_next,
             at_high_next,
             jnp.where(past, 1, -1).astype(side.dtype),
@@ -276,7 +276,7 @@ def followed(
     problem: Problem,
     lanes: Lanes,
     event: tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]],
-    place: Point,
+    point: Point,
     step: Float[Array, ""],
 ) -> tuple[Point, Float[Array, " n"]]:
     """Points at located events, and where in the step they lie, both with their derivatives.
@@ -292,8 +292,8 @@ def followed(
     def along(shift: Float[Array, " n"]) -> Point:
         moving = eqx.tree_at(lambda x: x.fraction, there, shift)
         zero, one, field = jnp.zeros_like(step), jnp.ones_like(step), terms(problem)
-        first = _FOLLOWING.init(field, zero, one, place, moving)
-        return _FOLLOWING.step(field, zero, one, place, moving, first, False)[0]
+        first = _FOLLOWING.init(field, zero, one, point, moving)
+        return _FOLLOWING.step(field, zero, one, point, moving, first, False)[0]
 
     def value(shift: Float[Array, " n"]) -> Float[Array, " n"]:
         found = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, along(shift))
@@ -301,12 +301,12 @@ def followed(
 
     def moved(_: None) -> tuple[Point, Float[Array, " n"]]:
         shift = jnp.where(crossed, implicit(value, jnp.zeros_like(end)), 0)
-        return select(crossed, along(shift), place), end + shift / length
+        return select(crossed, along(shift), point), end + shift / length
 
-    return lax.cond(jnp.any(crossed), moved, lambda _: (place, end), None)
+    return lax.cond(jnp.any(crossed), moved, lambda _: (point, end), None)
 
 
-def implicit(function: Any, place: Float[Array, " n"]) -> Float[Array, " n"]:
+def implicit(function: Any, at: Float[Array, " n"]) -> Float[Array, " n"]:
     """Located roots, each of one number, as the implicit functions of what a function closes over.
 
     The places stay as they are, to the last bit; their derivatives follow, of every order. A root
@@ -317,4 +317,4 @@ def implicit(function: Any, place: Float[Array, " n"]) -> Float[Array, " n"]:
         slope = slope_along(jnp.ones_like(value))
         return value / jnp.where(slope != 0, slope, jnp.inf)
 
-    return lax.custom_root(function, place, lambda _, found: found, divided)
+    return lax.custom_root(function, at, lambda _, found: found, divided)

@@ -111,7 +111,7 @@ def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
 
     def placed(lane: Lanes, coordinates: Array) -> Lanes:
         coordinates = jnp.where(here, coordinates, lane.point.coordinates)
-        return eqx.tree_at(lambda x: x.point.held, lane, split(coordinates))
+        return eqx.tree_at(lambda x: x.point.packed_coordinates, lane, split(coordinates))
 
     if flow.wall == "stop":
         return _ended(placed(lane, onto), here & jnp.any(hit), Outcome.at_wall)

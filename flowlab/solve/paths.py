@@ -409,7 +409,7 @@ def _crossing_place(
     What does not correlate with the gap is a bridge of its own; the gap is brought to zero.
     """
     boundary, part = crossing
-    way = path.after - path.state
+    moved = path.after - path.state
     noise = factor @ jax.random.normal(key, factor.shape[1:], factor.dtype)
     shift = jnp.sqrt(problem.step * part * (1 - part)) * noise
     slope = jax.jacrev(problem.gaps)(path.state)[boundary]
@@ -418,7 +418,7 @@ def _crossing_place(
     gap = (1 - part) * gaps[0] + part * gaps[1] + slope @ shift
     variance = slope @ across
     pull = across / jnp.where(variance > 0, variance, 1)
-    place = path.state + part * way + shift - pull * gap
+    place = path.state + part * moved + shift - pull * gap
     return place - pull * problem.gaps(place)[boundary]  # which is no longer 0 on a curved boundary
 
 

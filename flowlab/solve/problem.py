@@ -82,7 +82,7 @@ class Point(eqx.Module):
     missing in it. None where lanes do not slide.
     """
 
-    held: PyTree[Float[Array, "*n"]]
+    packed_coordinates: PyTree[Float[Array, "*n"]]
     time: Float[Array, "*n"]
     integrals: tuple[Float[Array, "*n"], ...]
     pressure: Float[Array, "*n"] | None
@@ -101,7 +101,7 @@ class Point(eqx.Module):
     @property
     def coordinates(self) -> PyTree[Float[Array, "..."]]:
         """The coordinates as the domain knows them."""
-        return joined(self.held)
+        return joined(self.packed_coordinates)
 
 
 def split(coordinates: PyTree[Array]) -> PyTree[Array]:

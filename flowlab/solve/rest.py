@@ -79,8 +79,8 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
     _, change = jax.jvp(velocity, (here,), (unit,))
     slowing = -inner(unit, change)
     left = inner(unit, unit) / jnp.where(slowing > 0, slowing, 1)
-    way = jax.tree.map(lambda leaf: left * leaf, now)
-    return is_stationary(now), (slowing > 0) & _near(problem, lane, way)
+    to_go = jax.tree.map(lambda leaf: left * leaf, now)
+    return is_stationary(now), (slowing > 0) & _near(problem, lane, to_go)
 
 
 def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
@@ -103,20 +103,20 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
         length = at.size / curvature
         curved = (curvature > 0) & (length * epsilon**_FLAT < at.shortest)
         length = jnp.where(curved, length, 0)
-        way = jax.tree.map(lambda w, d: w + length * size * d, at.way, at.direction)
+        to_go = jax.tree.map(lambda w, d: w + length * size * d, at.to_go, at.direction)
         residual = jax.tree.map(lambda r, b: r - length * b, at.residual, bent)
         next_ = lifted(residual)
         left = inner(residual, next_)
         direction = jax.tree.map(lambda n, d: n + left / at.size * d, next_, at.direction)
-        more = curved & (left > (64 * epsilon) ** 2 * beginning) & _near(problem, lane, way)
+        more = curved & (left > (64 * epsilon) ** 2 * beginning) & _near(problem, lane, to_go)
         shortest = jnp.minimum(at.shortest, jnp.where(curved, length, jnp.inf))
-        return _Search(way, residual, direction, left, shortest, at.steps + 1, more, ~curved)
+        return _Search(to_go, residual, direction, left, shortest, at.steps + 1, more, ~curved)
 
     nowhere, unknown = jax.tree.map(jnp.zeros_like, here), jnp.full_like(size, jnp.inf)
     none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     start = _Search(nowhere, residual, first, beginning, unknown, none, beginning > 0, no)
     found = lax.while_loop(going, step, start)
-    return ~found.endless & _near(problem, lane, found.way)
+    return ~found.endless & _near(problem, lane, found.to_go)
 
 
 def _slope_and_metric(
@@ -142,7 +142,7 @@ def _slope_and_metric(
 class _Search(NamedTuple):
     """Conjugate gradients on their way to the critical point, with what is left of the slope."""
 
-    way: PyTree[Array]
+    to_go: PyTree[Array]
     residual: PyTree[Array]
     direction: PyTree[Array]
     size: Float[Array, ""]
@@ -152,11 +152,11 @@ class _Search(NamedTuple):
     endless: Bool[Array, ""]  # a slope is left along which nothing curves
 
 
-def _near(problem: Problem, lane: Lanes, way: PyTree[Array]) -> Bool[Array, ""]:
+def _near(problem: Problem, lane: Lanes, to_go: PyTree[Array]) -> Bool[Array, ""]:
     """True where a way to go is within some tolerances, and the target does not lie on it."""
     here, domain = lane.point.coordinates, problem.flow.domain
     allowed = domain.error_scale(here, problem.rtol, lane.atol)
-    parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), way, allowed)
-    end = domain.state(jax.tree.map(jnp.add, here, way))
+    parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), to_go, allowed)
+    end = domain.state(jax.tree.map(jnp.add, here, to_go))
     ahead = problem.target.signal(problem.flow, end, lane.point.time)
     return (jnp.max(jnp.stack(jax.tree.leaves(parts))) < _NEAR) & ~(ahead[lane.level] <= 0)

@@ -19,7 +19,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from flowlab.solve.row_indices import INDEXED, chosen, each_place, is_known
+from flowlab.solve.row_indices import INDEXED, chosen, each_position, is_known
 from flowlab.solve.rows import Layout, NoRowsError, Rows, alike, evaluated, shared
 
 __all__ = ["program_in_rows"]
@@ -86,7 +86,7 @@ def _own(
         return _known_now(equation, inputs, layout)
     if name in lacking and name in _REWRITTEN:
         elements = inputs[0].elements
-        made = each_place(elements.shape, lambda place: _REWRITTEN[name](elements[place]))
+        made = each_position(elements.shape, lambda position: _REWRITTEN[name](elements[position]))
         return [Rows(made, inputs[0].dtype)]
     if name == "polynomial":
         return [Rows(_polynomial([value.elements for value in inputs], layout), inputs[0].dtype)]
@@ -122,8 +122,8 @@ def _full(element: Any, dtype: Any, layout: Layout) -> Any:
 
 def _as_rows(value: Rows, layout: Layout) -> np.ndarray:
     result = np.empty(value.elements.shape, object)
-    for place in np.ndindex(*result.shape):
-        result[place] = _full(value.elements[place], value.dtype, layout)
+    for position in np.ndindex(*result.shape):
+        result[position] = _full(value.elements[position], value.dtype, layout)
     return result
 
 
@@ -153,8 +153,8 @@ class _Flat:
         left, values = iter(rows), []
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             elements = np.empty(shape, object)
-            for place in np.ndindex(*shape):
-                elements[place] = next(left)
+            for position in np.ndindex(*shape):
+                elements[position] = next(left)
             values.append(Rows(elements, dtype))
         return values
 
@@ -230,8 +230,8 @@ def _handed_on(equation: Any) -> list[Any]:
 
 
 def _inputs_of(inner: Jaxpr, operands: list[Any]) -> list[Any]:
-    place = {variable: operand for variable, operand in zip(inner.invars, operands, strict=True)}
-    return [None if isinstance(s, Literal) else place.get(s) for s in _sources(inner)]
+    position = {variable: operand for variable, operand in zip(inner.invars, operands, strict=True)}
+    return [None if isinstance(s, Literal) else position.get(s) for s in _sources(inner)]
 
 
 def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
@@ -254,8 +254,8 @@ def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
     results = []
     for values in zip(*found, strict=True):
         elements = np.empty(values[0].elements.shape, object)
-        for place in np.ndindex(*elements.shape):
-            elements[place] = merged(*(value.elements[place] for value in values))
+        for position in np.ndindex(*elements.shape):
+            elements[position] = merged(*(value.elements[position] for value in values))
         results.append(Rows(elements, values[0].dtype))
     return results
 
@@ -320,9 +320,9 @@ def _scan(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
             raise NoRowsError(f"scan of {length:,} passes over arrays")
         return _repeated(body, length, kept, carry, layout)
     made: list[list[Rows]] = [[] for _ in range(rows_out)]
-    places = range(length)
-    for place in reversed(places) if given["reverse"] else places:
-        here = [Rows(v.elements[place, ...], v.dtype) for v in along]
+    positions = range(length)
+    for position in reversed(positions) if given["reverse"] else positions:
+        here = [Rows(v.elements[position, ...], v.dtype) for v in along]
         results = _run(body, [*kept, *carry, *here], layout)
         carry = results[:carried]
         for collected, result in zip(made, results[carried:], strict=True):
@@ -331,8 +331,8 @@ def _scan(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
     for collected, variable in zip(made, equation.outvars[carried:], strict=True):
         ordered = collected[::-1] if given["reverse"] else collected
         elements = np.empty(variable.aval.shape, object)
-        for place, value in enumerate(ordered):
-            elements[place, ...] = value.elements
+        for position, value in enumerate(ordered):
+            elements[position, ...] = value.elements
         stacked.append(Rows(elements, variable.aval.dtype))
     return [*carry, *stacked]
 
@@ -369,14 +369,14 @@ def _polynomial(operands: list[np.ndarray], layout: Layout) -> np.ndarray:
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     point, *coefficients = (np.broadcast_to(operand, shape) for operand in operands)
 
-    def of_place(place: tuple[int, ...]) -> Any:
-        x, total, *others = [part[place] for part in (point, *coefficients[::-1])]
+    def of_position(position: tuple[int, ...]) -> Any:
+        x, total, *others = [part[position] for part in (point, *coefficients[::-1])]
         for coefficient in others:
             product = lax.mul(*alike([total, x], layout))
             total = lax.add(*alike([product, coefficient], layout))
         return total
 
-    return each_place(shape, of_place)
+    return each_position(shape, of_position)
 
 
 def _expm1(x: Any) -> Any:

@@ -226,8 +226,8 @@ def _each(equation: Any, operands: list[np.ndarray], layout: Layout) -> np.ndarr
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     spread = [np.broadcast_to(operand, shape) for operand in operands]
     result = np.empty(shape, object)
-    for place in np.ndindex(*shape):
-        result[place] = bind(*alike([operand[place] for operand in spread], layout))
+    for position in np.ndindex(*shape):
+        result[position] = bind(*alike([operand[position] for operand in spread], layout))
     return result
 
 
@@ -236,8 +236,8 @@ def _folded(fold: Any, operand: np.ndarray, axes: tuple[int, ...], layout: Layou
     flat = operand.transpose(*kept, *axes)
     flat = flat.reshape(*(operand.shape[axis] for axis in kept), -1)
     result = np.empty(flat.shape[:-1], object)
-    for place in np.ndindex(*result.shape):
-        result[place] = reduce(lambda a, b: fold(*alike([a, b], layout)), flat[place])
+    for position in np.ndindex(*result.shape):
+        result[position] = reduce(lambda a, b: fold(*alike([a, b], layout)), flat[position])
     return result
 
 
@@ -274,21 +274,21 @@ def _broadcast(equation: Any, operand: np.ndarray, *_: Any) -> np.ndarray:
 def _slice(equation: Any, operand: np.ndarray) -> np.ndarray:
     given = equation.params
     strides = given["strides"] or (1,) * operand.ndim
-    places = zip(given["start_indices"], given["limit_indices"], strides, strict=True)
-    return operand[tuple(slice(*place) for place in places)]
+    positions = zip(given["start_indices"], given["limit_indices"], strides, strict=True)
+    return operand[tuple(slice(*position) for position in positions)]
 
 
 def _padded(equation: Any, operand: np.ndarray, filling: np.ndarray) -> np.ndarray:
     result = np.empty(equation.outvars[0].aval.shape, object)
-    for place in np.ndindex(*result.shape):
-        result[place] = filling[()]
+    for position in np.ndindex(*result.shape):
+        result[position] = filling[()]
     configuration = equation.params["padding_config"]
-    for place in np.ndindex(*operand.shape):
+    for position in np.ndindex(*operand.shape):
         there = tuple(
-            low + i * (1 + gap) for i, (low, _, gap) in zip(place, configuration, strict=True)
+            low + i * (1 + gap) for i, (low, _, gap) in zip(position, configuration, strict=True)
         )
         if all(0 <= i < size for i, size in zip(there, result.shape, strict=True)):
-            result[there] = operand[place]
+            result[there] = operand[position]
     return result
 
 
@@ -353,8 +353,8 @@ def shared(array: Any, layout: Layout) -> _Value:
     if np.size(array) > layout.largest:
         return _Shared(array)
     result = np.empty(np.shape(array), object)
-    for place in np.ndindex(*result.shape):
-        result[place] = array[place] if result.shape else array
+    for position in np.ndindex(*result.shape):
+        result[position] = array[position] if result.shape else array
     return Rows(result, array.dtype)
 
 
@@ -363,8 +363,8 @@ def _taken_apart(array: Array, layout: Layout) -> _Value:
     if int(np.prod(shape)) > layout.largest:
         return array
     result = np.empty(shape, object)
-    for place in np.ndindex(*shape):
-        result[place] = array[place]
+    for position in np.ndindex(*shape):
+        result[position] = array[position]
     return Rows(result, array.dtype)
 
 

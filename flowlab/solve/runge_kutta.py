@@ -72,8 +72,8 @@ class RungeKutta(diffrax.AbstractSolver):
         whole = t1 - t0
         part = whole * args.fraction
 
-        def slope(place: float | Array, y: Any) -> Any:
-            return terms.vf(t0 + place * whole, y, args)
+        def slope(node: float | Array, y: Any) -> Any:
+            return terms.vf(t0 + node * whole, y, args)
 
         if not tableau.fsal:
             first = slope(0.0, y0)
@@ -90,8 +90,8 @@ class RungeKutta(diffrax.AbstractSolver):
         """The end of a step, its error, the stages times the parts, and the last slope."""
         tableau = self._tableau
         slopes = [first]
-        for row, place in zip(tableau.a_lower, tableau.c, strict=True):
-            slopes.append(slope(float(place), _sum(y0, part, row, slopes)))
+        for row, node in zip(tableau.a_lower, tableau.c, strict=True):
+            slopes.append(slope(float(node), _sum(y0, part, row, slopes)))
         y1 = _sum(y0, part, tableau.b_sol, slopes)
         error = _sum(None, part, tableau.b_error, slopes)
         stages = jax.tree.map(lambda *leaves: jnp.stack([_times(part, k) for k in leaves]), *slopes)
@@ -103,10 +103,10 @@ class RungeKutta(diffrax.AbstractSolver):
         square = np.zeros((tableau.num_stages - 1, tableau.num_stages))
         for row, weights in zip(square, tableau.a_lower, strict=True):
             row[: len(weights)] = weights
-        rows, places = jnp.asarray(square, part.dtype), jnp.asarray(tableau.c, part.dtype)
+        rows, nodes = jnp.asarray(square, part.dtype), jnp.asarray(tableau.c, part.dtype)
 
         def stage(i: Array, slopes: Any) -> Any:
-            new = slope(places[i], _weighted(y0, part, rows[i], slopes))
+            new = slope(nodes[i], _weighted(y0, part, rows[i], slopes))
             return jax.tree.map(lambda all_, one: all_.at[i + 1].set(one), slopes, new)
 
         room = jax.tree.map(

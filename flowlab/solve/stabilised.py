@@ -56,10 +56,10 @@ class Cubic(AbstractLocalInterpolation):
             later, earlier = self.evaluate(t1), self.evaluate(t0)
             return jax.tree.map(jnp.subtract, later, earlier)
         del left
-        place = (t0 - self.t0) / jnp.where(self.t1 == self.t0, 1, self.t1 - self.t0)
+        node = (t0 - self.t0) / jnp.where(self.t1 == self.t0, 1, self.t1 - self.t0)
 
         def at(y0: Array, y1: Array, bend: Array, twist: Array) -> Array:
-            part = jnp.asarray(place, y0.dtype)
+            part = jnp.asarray(node, y0.dtype)
             return y0 + part * ((y1 - y0) + (part - 1) * (bend + part * twist))
 
         return jax.tree.map(at, self.y0, self.y1, self.bend, self.twist)
@@ -124,8 +124,8 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
     ) -> tuple[Any, Any, dict[str, Any], Any, RESULTS]:
         part = jnp.asarray(t1 - t0)
 
-        def slope(place: Float[Array, ""], y: PyTree[Array]) -> PyTree[Array]:
-            return terms.vf(t0 + place * part, y, args)
+        def slope(node: Float[Array, ""], y: PyTree[Array]) -> PyTree[Array]:
+            return terms.vf(t0 + node * part, y, args)
 
         longest = self.longest(part.dtype, _USUAL_RTOL)
         y1, error, dense, radius = taken(self, slope, y0, part, (solver_state, made_jump), longest)
@@ -202,8 +202,8 @@ class OfLanes(eqx.Module):
     def _slope(self, terms: Any, t0: Any, t1: Any, args: Any) -> tuple[Slope, Float[Array, " n"]]:
         whole = t1 - t0
 
-        def slope(place: Float[Array, ""], y: PyTree[Array]) -> PyTree[Array]:
-            return terms.vf(t0 + place * whole, y, args)
+        def slope(node: Float[Array, ""], y: PyTree[Array]) -> PyTree[Array]:
+            return terms.vf(t0 + node * whole, y, args)
 
         return slope, whole * args.fraction
 

@@ -154,7 +154,7 @@ def _errors(
     """
     of_points = lane_errors(problem, lanes, after, error)
     allowed = jnp.broadcast_to(_LOOSER * problem.rtol, of_points.shape)
-    moving = (lanes.point.held, after.held, error.held)
+    moving = (lanes.point.packed_coordinates, after.packed_coordinates, error.packed_coordinates)
     return lax.stop_gradient(_larger(size, of_points, lax.stop_gradient(allowed), *moving))
 
 

@@ -103,10 +103,10 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def is_store(place: Path) -> bool:
+def is_store(folder: Path) -> bool:
     """True for a folder that is a store of flowlab."""
     try:
-        group = json.loads((place / METADATA).read_bytes())
+        group = json.loads((folder / METADATA).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(group, dict) and MARK in (group.get("attributes") or {})

@@ -19,26 +19,26 @@ __all__ = ["bring_back", "clear", "folder_of", "lost", "put_in_place", "sibling"
 _PARTIAL, _REPLACED = "partial", "replaced"
 
 
-def sibling(place: Path) -> Path:
+def sibling(folder: Path) -> Path:
     """A new hidden name beside a place, for what is not yet whole."""
-    return _named(place, _PARTIAL)
+    return _named(folder, _PARTIAL)
 
 
-def put_in_place(new: Path, place: Path) -> None:
+def put_in_place(new: Path, folder: Path) -> None:
     """Rename a whole store to its place; the one that stood there goes only once it has gone well.
 
     Its files are removed under another name, metadata first: half removed, it is no store.
     """
-    if not place.exists():
-        os.rename(new, place)
+    if not folder.exists():
+        os.rename(new, folder)
         return
-    old = _named(place, _REPLACED)
+    old = _named(folder, _REPLACED)
     try:
-        os.rename(place, old)
-        os.rename(new, place)
+        os.rename(folder, old)
+        os.rename(new, folder)
     except BaseException:
-        if not place.exists():
-            os.rename(old, place)
+        if not folder.exists():
+            os.rename(old, folder)
         raise
     take_away(old)
 
@@ -49,18 +49,18 @@ def bring_back(path: str | os.PathLike[str]) -> None:
     The store goes back to its place where none stands there now; else what is left of it is
     removed. Only for who alone writes to the path.
     """
-    place = Path(path).resolve()
-    for left in _beside(place, _REPLACED):
-        if is_store(place) or not is_store(left):
+    folder = Path(path).resolve()
+    for left in _beside(folder, _REPLACED):
+        if is_store(folder) or not is_store(left):
             shutil.rmtree(left, ignore_errors=True)
-        elif not place.exists():
-            os.rename(left, place)
+        elif not folder.exists():
+            os.rename(left, folder)
 
 
 def lost(path: str | os.PathLike[str]) -> bool:
     """True where nothing stands at a path, but the store that did can be brought back."""
-    place = Path(path).resolve()
-    return not place.exists() and any(map(is_store, _beside(place, _REPLACED)))
+    folder = Path(path).resolve()
+    return not folder.exists() and any(map(is_store, _beside(folder, _REPLACED)))
 
 
 def folder_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -74,23 +74,23 @@ def folder_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def clear(place: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove what was left half made beside a place."""
-    for left in _beside(place, _PARTIAL):
+    for left in _beside(folder, _PARTIAL):
         shutil.rmtree(left, ignore_errors=True)
 
 
-def take_away(place: Path) -> None:
+def take_away(folder: Path) -> None:
     """Remove a store, metadata first, so that half removed it is none."""
-    (place / METADATA).unlink()
-    shutil.rmtree(place)
+    (folder / METADATA).unlink()
+    shutil.rmtree(folder)
 
 
-def _named(place: Path, ending: str) -> Path:
-    return place.with_name(f".{place.name}.{uuid.uuid4().hex}.{ending}")
+def _named(folder: Path, ending: str) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.{ending}")
 
 
-def _beside(place: Path, ending: str) -> Iterator[Path]:
+def _beside(folder: Path, ending: str) -> Iterator[Path]:
     """The entries whose names `_named` made; those of `s.zarr` beside `s` differ."""
     digits = "[0-9a-f]" * len(uuid.uuid4().hex)
-    return iter(sorted(place.parent.glob(f".{glob.escape(place.name)}.{digits}.{ending}")))
+    return iter(sorted(folder.parent.glob(f".{glob.escape(folder.name)}.{digits}.{ending}")))

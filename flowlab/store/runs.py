@@ -63,14 +63,14 @@ def write(
     told = {} if text is None else {DESCRIPTION: text}
     bring_back(path)
     check_free(path, overwrite=overwrite)
-    place = Path(path).resolve()  # a link stays one: what it leads to is replaced
-    place.parent.mkdir(parents=True, exist_ok=True)
-    half_written = sibling(place)
+    folder = Path(path).resolve()  # a link stays one: what it leads to is replaced
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    half_written = sibling(folder)
     try:
         _write_group(dataset.assign_attrs({**versions(), **told}), half_written)
         _note_checksums(half_written)
         check_free(path, overwrite=overwrite)
-        put_in_place(half_written, place)
+        put_in_place(half_written, folder)
     except BaseException:
         shutil.rmtree(half_written, ignore_errors=True)
         raise
@@ -92,21 +92,21 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """
     if is_address(path):
         return _opened(path)
-    place = Path(path)
-    if not place.exists():
+    folder = Path(path)
+    if not folder.exists():
         raise FileNotFoundError(
-            f"Argument `path` must name a store of flowlab, but {place} does not exist."
+            f"Argument `path` must name a store of flowlab, but {folder} does not exist."
         )
-    if not place.is_dir():
+    if not folder.is_dir():
         raise NotADirectoryError(
-            f"Argument `path` must name a store of flowlab, but {place} is a file."
+            f"Argument `path` must name a store of flowlab, but {folder} is a file."
         )
-    check_readable(place)
-    if not is_store(place):
+    check_readable(folder)
+    if not is_store(folder):
         raise ValueError(
-            f"Argument `path` must name a store of flowlab, but {place} is another folder."
+            f"Argument `path` must name a store of flowlab, but {folder} is another folder."
         )
-    return _opened(place)
+    return _opened(folder)
 
 
 def description(dataset: "xarray.Dataset") -> dict[str, Any]:
@@ -120,23 +120,23 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
     Raises:
         ValueError: If `path` is taken, or one of the folders on the way to it is a file.
     """
-    place = Path(path)
-    parent = nearest(place.absolute().parent)
+    folder = Path(path)
+    parent = nearest(folder.absolute().parent)
     if not parent.is_dir():
         raise ValueError(
             f"Argument `path` must lie in a folder, but {parent} is a file; give another."
         )
-    if not place.exists() and not place.is_symlink():
+    if not folder.exists() and not folder.is_symlink():
         return
-    if not is_store(place):
-        torn = f" whose {METADATA} can be read" if (place / METADATA).is_file() else ""
+    if not is_store(folder):
+        torn = f" whose {METADATA} can be read" if (folder / METADATA).is_file() else ""
         raise ValueError(
-            f"Argument `path` must be free, but {place} exists and is no store of flowlab{torn}; "
+            f"Argument `path` must be free, but {folder} exists and is no store of flowlab{torn}; "
             "give another."
         )
     if not overwrite:
         raise ValueError(
-            f"Argument `path` must be free, but {place} exists; give another, or replace it by "
+            f"Argument `path` must be free, but {folder} exists; give another, or replace it by "
             "`overwrite`."
         )
 
@@ -152,10 +152,10 @@ def remove(path: str | os.PathLike[str]) -> None:
 
         zarr.open_group(str(path), mode="w", zarr_format=3)
         return
-    place = Path(path)
-    check_free(place, overwrite=True)
-    if place.exists():
-        take_away(place)
+    folder = Path(path)
+    check_free(folder, overwrite=True)
+    if folder.exists():
+        take_away(folder)
 
 
 def _opened(path: str | os.PathLike[str]) -> "xarray.Dataset":
@@ -168,17 +168,17 @@ def _opened(path: str | os.PathLike[str]) -> "xarray.Dataset":
         return verified(xarray.open_zarr(str(path), chunks=None), group, path)
 
 
-def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
+def _write_group(dataset: "xarray.Dataset", folder: Path) -> None:
     with without_warnings():
-        dataset.to_zarr(place, mode="w-", zarr_format=3, consolidated=True)
+        dataset.to_zarr(folder, mode="w-", zarr_format=3, consolidated=True)
 
 
-def _note_checksums(place: Path) -> None:
+def _note_checksums(folder: Path) -> None:
     """Note the checksums of all numbers in a group, as it gives them back."""
     from flowlab.store.blocks import checksum
     from flowlab.store.verified import CHECKSUMS
 
-    group = opened(place, write=True)
+    group = opened(folder, write=True)
     arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
     numbers = {name: values for name, values in arrays.items() if values.dtype.kind in "biuf"}
     import zarr

@@ -1,4 +1,12 @@
-"""The long run of a quantity along a flow line, read from its times and velocities.
+"""The long-run behaviour of a quantity along a flow line: its kind, and its rate or exponent.
+
+From the quantity z(t) and its velocity at times that are evenly spaced in log t, over several
+decades. If z barely moves in the last decade it has a limit. It arrives there in finite time if its
+velocity jumps to zero, and exponentially if |z'|/|limit − z| is constant near the limit. If the
+slope of log|z'| against log t is the same −(1+p) in both of the last decades, z tends to a limit
+algebraically, as t^−p. Else z runs away: logarithmically where t·z' is constant, linearly where z'
+is, or as a power of t. What fits none of these is slower than algebraic or logarithmic, if its
+slope says so, or unclear.
 
 k: moments along a line.
 """

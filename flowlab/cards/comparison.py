@@ -1,4 +1,8 @@
-"""Losses side by side: flow lines from the reference point, at equal time and at equal margin."""
+"""Losses side by side: flow lines from the reference point, at equal time and at equal margin.
+
+Each loss is integrated once, with the times saved and the margins located as events in the
+interpolants.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

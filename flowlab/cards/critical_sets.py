@@ -1,4 +1,8 @@
-"""Critical points of the flow of a loss, which `critical` finds, in the words of a card.
+"""Critical points, lines and regions of the flow of a loss, as a card describes them.
+
+They are found by `critical`; here each gets its point nearest to the reference point (for a line,
+by the secant method along the tangent), its stability from the signs of its rates, the margin if it
+is constant along it, and whether it is straight.
 
 n: points; a point is (u_chosen, u_rejected).
 """

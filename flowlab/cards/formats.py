@@ -1,4 +1,4 @@
-"""Dynamics cards, and what they are told as: text, tables, JSON."""
+"""The card of a loss, and its formats: text, tables, JSON."""
 
 import math
 from collections.abc import Mapping, Sequence

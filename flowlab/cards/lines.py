@@ -1,4 +1,10 @@
-"""Flow lines from all over the plane: where they end up, and how the one from the reference goes.
+"""Flow lines from all over the plane: where they end, and how the line from the reference goes.
+
+Starts lie on rings around the reference point and on a 13 × 13 grid of the square. The unit of time
+is one over the larger of curvature and speed at the reference point; lines are followed from 1e-3
+to 1e6 units. A line that stops early is classified by its surroundings: a kink (velocities on the
+two sides oppose each other), the edge of the loss's domain, or a blow-up in finite time. A trap is
+a start whose line rests at, or tends to, a margin of the wrong sign.
 
 n: starts; a point is (u_chosen, u_rejected).
 """

@@ -1,4 +1,11 @@
-"""Parts of the plane: plateaus, those where the chosen falls; conserved quantities, bounds.
+"""Regions of the plane on a card: plateaus, where the chosen falls, conserved quantities, bounds.
+
+A plateau is where the speed is below a hundredth of that at the reference point, on a grid, away
+from critical points. The chosen falls where ∂L/∂u_chosen > 0; the set is described by an interval
+of h, u_w or u_l, whose ends are bisected, if one of these decides it. Conserved is a·u_w + b·u_l if
+all velocities on the grid are parallel (by a singular value decomposition), or a·e^{c·u_w} +
+b·e^{c·u_l} if log(−v_w/v_l) is linear in u_w − u_l. The loss is bounded below if its fall per
+decade of the radius dies out along all of 65 rays.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -40,8 +47,8 @@ class Plateau:
     """The part of the plane with a wrong margin and a slow flow, though without critical points.
 
     Attributes:
-        fraction: Of the wrong side of the square, the fraction on which the speed is below a hundredth
-            of that at the reference point, away from critical points.
+        fraction: Of the wrong side of the square, the fraction on which the speed is below a
+            hundredth of that at the reference point, away from critical points.
         distance: Distance of the nearest such point from the reference point, nats; NaN if none.
     """
 

@@ -32,7 +32,7 @@ from flowlab.cli import _cache as cache
 from flowlab.cli import _destinations as destinations
 from flowlab.cli import _report as report
 from flowlab.cli._interrupt import INTERRUPTED, end_soon
-from flowlab.cli._of_models import explain, replay
+from flowlab.cli._model_commands import explain, replay
 from flowlab.cli._options import option, with_options
 from flowlab.cli._spelling import understood
 

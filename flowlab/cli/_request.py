@@ -22,7 +22,7 @@ from flowlab.flow import AbstractFlow, Flow, preference_flow
 from flowlab.logs import Diagnosis, diagnose
 from flowlab.logs.series import read_named
 from flowlab.losses import CATALOGUE, AbstractLoss
-from flowlab.losses.asked import has_beta, loss, loss_from_options
+from flowlab.losses.from_options import has_beta, loss, loss_from_options
 
 if TYPE_CHECKING:
     from flowlab.plans import Plan

@@ -1,6 +1,20 @@
-"""Points of Karush, Kuhn and Tucker on walls, and absorbing edges of critical points.
+"""Critical points on walls of the domain, and on edges that absorb.
+
+On a wall a flow that slides rests at the points of Karush, Kuhn and Tucker: the gradient along the
+wall is zero, and −∇L is a combination of outward normals with positive multipliers. Every set of
+walls that can meet (with independent normals) is a face. On each, Newton's method runs with
+gradient and Hessian restricted to an orthonormal basis of the face; roots with positive multipliers
+are kept. Rates are eigenvalues of the Hessian along the face, in the metric of the flow that slides
+there, M − M Nᵀ (N M Nᵀ)⁻¹ N M.
+
+An absorbing edge, x = 0 in log x, is not in the domain, and is read off beside it: at two distances
+that are as small as float64 permits. Where ∇L along the edge tends to zero as a power of the
+distance, and the flow leads onto the edge everywhere, the whole edge is critical. Else it is
+searched like a wall at both distances, and points that agree are on the edge.
 
 n: points; m: walls; d: components; k: components along what holds a point.
+
+Source: Nocedal and Wright, Numerical Optimization (2006), chapter 12.
 """
 
 import itertools

@@ -1,7 +1,19 @@
-"""A critical point followed over a parameter, in steps that can be gone back.
+"""A critical point followed over a parameter λ, in steps that can be retraced.
+
+From a root y(λ) the tangent −H⁻¹ ∂∇L/∂λ predicts the root at the next λ, and Newton's method
+corrects it. The step counts if the correction is below a quarter of the predicted move and the same
+step backwards returns to the root, so that a step cannot jump from one branch to another. It is
+shortened if it fails, and doubled after two successes. On a wall all this is done along the face;
+the multipliers must stay positive.
+
+A segment ends short of its goal where no step counts, however short: because H becomes singular
+there (two points meet: a fold or a pitchfork), because a wall is met or left, or without a reason
+that is seen. Where the index changes, the value is bisected between the two steps.
 
 d: components; k: directions in which a point can move; m: walls that hold it; v: values of the
 parameter along a segment.
+
+Source: Allgower and Georg, Numerical Continuation Methods (1990), chapter 2.
 """
 
 from collections.abc import Sequence

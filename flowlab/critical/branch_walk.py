@@ -1,4 +1,10 @@
-"""The walk of continuation: branches and events, taken from one value of the parameter to the next.
+"""The assembly of branches and events, from one value of the parameter to the next.
+
+The points that a search finds at a value are linked to those at the value before: each is followed
+forward (`branch_tracking`), and takes the point that it arrives at. Points that nothing arrived at
+are followed backward, to where they come from. A branch that reaches a place at which the search
+found nothing adds that point. Lines, manifolds and degenerate points are not followed, but linked
+to the nearest of their kind. What begins, ends or changes its index is noted as an event.
 
 m: values of the parameter; d: components.
 """

@@ -1,4 +1,8 @@
-"""Continuation: critical points move, appear, vanish and change over a parameter.
+"""Continuation: critical points that move, appear, vanish or change over a parameter.
+
+At every given value all critical points of the region are searched for (`points`). Between two
+values each point is followed by a predictor and a corrector (`branch_tracking`); `branch_walk`
+links what is followed with what was found, and `momentary` passes values at which points meet.
 
 m: values of the parameter; k: values along a branch; d: components.
 """

@@ -1,6 +1,18 @@
-"""Lines and manifolds of critical points: roots that go on along the directions without curvature.
+"""Lines and manifolds of critical points, traced from one of their points.
+
+At a root with a direction of no curvature there may be a line of roots. It is traced by a
+predictor and a corrector: a step of 0.005 of the region's diagonal along the null vector of the
+Hessian, then Newton's method back to a root, in both directions until a side of the region is met
+or the line closes. A root that does not go on (the corrector returns to it, or fails) is an
+isolated degenerate point. A path along which the slope, though below rounding beside the curvature
+across, has one sign and only falls is a tail of the potential and no line. The path is cut where
+the number of positive or negative curvatures across it changes. Of manifolds of more dimensions one
+point is given; other roots belong to it if a walk along the flat directions leads from them to it.
 
 k: points of a path; d: components.
+
+Source: Allgower and Georg, Numerical Continuation Methods (1990), chapter 2, for predictors and
+correctors.
 """
 
 from collections.abc import Callable

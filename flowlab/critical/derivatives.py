@@ -1,4 +1,11 @@
-"""Gradient, Hessian and metric of a flow at many states at once, in float64.
+"""Gradient, Hessian and metric of a flow at many states, and Newton's step, in float64.
+
+Derivatives are exact, by automatic differentiation (Hessians forward over reverse), and evaluated
+for many states by one program. `root_step` is Newton's step −H⁻¹∇L in the eigenbasis of H. In a
+direction whose curvature is below rounding of the largest one, it is left out if the slope is
+within rounding too, and is long if it is not. `curvatures` sets an eigenvalue to 0 where it is
+below 1e-12 of the largest curvature in the surroundings, or where it changes by half within the
+distance by which the root may be off.
 
 n: states; d: components.
 """

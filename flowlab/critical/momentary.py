@@ -1,8 +1,9 @@
-"""Values of a parameter at which critical points meet: whose is what is there at that value alone.
+"""Values of a parameter at which critical points meet, and what is found at that value alone.
 
-A pitchfork, a fold or a crossing at a value that is looked at leaves one degenerate point there,
-or a line, which no step leads to or from. Branches are followed past such values, and then given
-what they pass through.
+If such a value (of a pitchfork, a fold or a crossing) is among those that are looked at, the search
+finds one degenerate point there, or a line, which no step can lead to or from, since the Hessian is
+singular. Branches are therefore followed past such a value, from the one before to the one after,
+and are given the point that they pass through.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,9 @@
-"""A census of the slow regions of a plane: how large they are, and how long they hold a line up.
+"""A census of the slow regions of a plane: how large they are, and how long they hold a line.
+
+The speed is evaluated at the centres of a grid of cells. Cells slower than a threshold, and not yet
+past the target, form plateaus, one for each component of cells that share a side. A flow line from
+every cell of a plateau, and from the ring of cells around it, then gives the residence (flow time
+below the threshold) and the arrival at the target, of both of which the median is told.
 
 a, b: cells along the two components; n: cells in a list.
 """

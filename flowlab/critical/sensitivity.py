@@ -1,10 +1,13 @@
 """Derivatives of end and arrival time by the start, and Lyapunov exponents.
 
-The flow map takes a start y0 to the end Φ(y0), at a target or at a fixed flow time T, and the start
-to its arrival time. Derivatives are computed in forward mode through the integration, for blocks of
-starts at once.
+The flow map takes a start y₀ to the end Φ(y₀), at a target or at a fixed flow time T, and the start
+to its arrival time τ(y₀). DΦ and ∇τ come from forward-mode differentiation of the integration
+(`solve.tangents`), events included: at a level, dτ follows from the implicit function theorem. The
+exponent is (1/T) log σ_max(DΦ), the finite-time Lyapunov exponent.
 
 n: starts; d: components of a state; k: components of an end.
+
+Source: Shadden, Lekien and Marsden, Physica D 212 (2005) 271–304, for the exponents.
 """
 
 from collections.abc import Sequence

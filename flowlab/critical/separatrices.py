@@ -1,6 +1,13 @@
-"""The curves that part the basins of a flow on a plane.
+"""Separatrices: the curves that part the basins of a flow on a plane.
+
+They are the stable manifolds of the saddles. Each half is a flow line followed backwards in time,
+from a start 1e-5 of the region's diagonal off the saddle, along the eigenvector of M·Hessian with
+the positive eigenvalue. Backwards in time the flow contracts neighbours onto the manifold, so that
+the error of the start shrinks along the curve.
 
 k: points of a curve.
+
+Source: Krauskopf and others, International Journal of Bifurcation and Chaos 15 (2005) 763–791.
 """
 
 from dataclasses import dataclass, field

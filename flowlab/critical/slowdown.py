@@ -1,6 +1,15 @@
-"""Times that flow lines spend beside critical points, and those that linearisation predicts.
+"""The time that flow lines spend beside critical points, measured and predicted.
+
+Measured is the flow time within a radius r of each point, as a measure along the line. Predicted is
+the passage of a saddle in its linearisation: with μ the rate at which the unstable coordinate
+grows, a line that enters with that coordinate at δ leaves after (1/μ) log(r/δ). The coordinate is
+taken by the left eigenvector of M·Hessian, at the line's closest approach, and carried back to the
+entry by e^(−μt), as the stable manifold of the full flow bends away from its tangent further out.
 
 n: starts; p: points; d: components.
+
+Source: Hirsch, Smale and Devaney, Differential Equations, Dynamical Systems, and an Introduction to
+Chaos (2004), chapter 8, for the linearisation at a saddle.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""One critical point, and all of a region, as they are found and told.
+"""The result types of a search: one critical point, and all of a region.
 
 d: components.
 """

@@ -1,4 +1,7 @@
-"""Runs against the same runs at tighter tolerances.
+"""The audit: some starts solved again at tighter tolerances, and how far the results differ.
+
+The tolerances of the second solution are a hundred times smaller, so that the difference is the
+error of the first one, but for a few per cent where the method has the order that it should have.
 
 f: runs with the same outcome; r: runs that reached the target in both.
 """

@@ -1,4 +1,9 @@
-"""The choice of a backend: `kernel` on GPUs and TPUs where it can be had, else `blocks`."""
+"""The choice of a backend: `kernel` on GPUs and TPUs where it can be had, else `blocks`.
+
+A backend solves a problem from many starts. It is given functions of one lane (begin, field,
+signals, effect of an event, finish), and decides which lanes share a step and what runs where.
+Targets, clocks, domains, measures and losses do not know which one runs.
+"""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,10 +1,17 @@
-"""Many starts in blocks: their order, what becomes of stragglers, threads and devices.
+"""The backend `blocks`: lanes that share steps, compiled by XLA, on any device.
 
-The starts are dealt out to slabs, so that each slab is a fair sample of all; in a slab they are put
-in the order of their potential, and cut into blocks, so that the lanes of a block are alike. One
-call solves a batch of blocks, one after the other, in compiled code. What a block leaves behind
-goes on in later passes: lanes that still run when most have ended, in blocks of their own; lanes
-that held up their block, under the clock that is regular everywhere.
+A block wastes work where its lanes need different steps, or end at different times. So the starts
+are dealt out to slabs, each a fair sample of all; in a slab they are sorted by their potential, and
+cut into blocks of consecutive starts, whose lanes are then alike. Eight blocks are solved by one
+call, one after the other, in compiled code; calls run on several threads, and on several devices.
+
+What a block does not finish is pooled. A block ends when one lane in 16 is still running; those
+lanes are gathered into blocks of their own, and go on from where they stand. Lanes that were
+evicted because they alone needed small steps (`solve.engine`) go on under the arc-length clock, and
+lanes whose clock had led them past their level begin again under it.
+
+The lanes of a block and their order are fixed by the starts alone: identical blocks give identical
+bits. Otherwise the results agree to the tolerance, as another block takes other steps.
 
 n: starts; b: blocks of a batch.
 """

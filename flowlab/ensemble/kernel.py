@@ -1,10 +1,11 @@
-"""Every start in one program on the chip: all steps of a few lanes in a Pallas kernel.
+"""The backend `kernel`: every lane takes its own steps, in a Pallas kernel on a GPU or TPU.
 
-What `blocks` does with a block is done here with a single lane, by the same functions of a lane and
-the same loop over steps; `solve.row_control` carries that program out for a row of lanes at once.
-Each lane chooses its steps for itself, and nothing passes between lanes but whether one of them is
-still on its way: a lane has the same bits whatever lies beside it. Lanes that their clock leads
-nowhere begin again under the clock that is regular everywhere.
+The problem, the method, the events and the loop over steps are those of a block with a single lane
+(`solve.engine`); `solve.row_control` rewrites that program for a row of lanes side by side, each
+with its own step. A loop runs until the last lane of the row has left it, and lanes that have are
+unchanged. Nothing else passes between lanes, so that a lane has the same bits whatever lies beside
+it. Lanes that stray under the clock of a level begin again under the arc-length clock, as in
+`blocks`.
 
 n: starts; r: elements of what a lane reads or leaves behind.
 """

@@ -13,7 +13,7 @@ from flowlab.plans.identity import Identity, drawn_checksum
 from flowlab.plans.plan import Plan
 from flowlab.store.blocks import Block, BlockStore
 from flowlab.store.metadata import is_address
-from flowlab.store.places import clear, put_in_place, sibling
+from flowlab.store.replacement import clear, put_in_place, sibling
 
 __all__ = ["grown", "places_of"]
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from flowlab.ensemble import default_backend
 from flowlab.flow import AbstractFlow
-from flowlab.plans.described import described, without_code
+from flowlab.plans.description import described, without_code
 from flowlab.plans.plan import Plan
 from flowlab.solve import default_rtol, make_method, make_problem, one_call, one_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowlab.plans.described import differences, without_code
+from flowlab.plans.description import differences, without_code
 from flowlab.plans.growth import grown, places_of
 from flowlab.plans.identity import Identity, identity_of
 from flowlab.plans.plan import Plan

@@ -20,7 +20,7 @@ from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.measures import Measure
 from flowlab.measures.base import shapes
-from flowlab.plans.described import described
+from flowlab.plans.description import described
 from flowlab.policies import AbstractPolicy
 from flowlab.solve.problem import listed_measures
 from flowlab.starts import DrawnStarts

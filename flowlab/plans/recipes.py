@@ -34,7 +34,7 @@ from flowlab._options import (
     spelled,
 )
 from flowlab.flow import preference_flow
-from flowlab.losses.asked import has_beta, loss, loss_from_options
+from flowlab.losses.from_options import has_beta, loss, loss_from_options
 from flowlab.plans import builders
 from flowlab.plans.plan import Plan
 from flowlab.policies import AbstractPolicy

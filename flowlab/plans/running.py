@@ -23,7 +23,7 @@ from flowlab.plans.matching import RECIPE, attributes_of, held_by, matched
 from flowlab.plans.plan import BLOCK, Plan
 from flowlab.store.blocks import FINISHED, Block, BlockStore, Damage
 from flowlab.store.metadata import is_address
-from flowlab.store.places import bring_back, lost
+from flowlab.store.replacement import bring_back, lost
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:

@@ -1,6 +1,14 @@
-"""Brownian bridges: the probability that they stay positive, and the time of first crossing.
+"""Brownian bridges between the ends of a step: whether they cross a boundary, and when.
+
+A bridge over time h with variance σ²h, between distances a, b > 0 from a plane, stays positive with
+the probability 1 − exp(−2ab/(σ²h)). Given that it crosses, the time to its first crossing over the
+time from there to the end of the step is an inverse Gaussian variable, which is drawn after
+Michael, Schucany and Haas.
 
 m: boundaries.
+
+Source: Gobet, Stochastic Processes and their Applications 87 (2000) 167–197; Michael, Schucany and
+Haas, The American Statistician 30 (1976) 88–90.
 """
 
 import jax

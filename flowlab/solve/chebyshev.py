@@ -1,4 +1,7 @@
-"""RKC2: the stabilised method of order 2 whose coefficients are closed formulas."""
+"""RKC2: the stabilised method of order 2, from damped Chebyshev polynomials in closed form.
+
+Source: Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88 (1998) 315–326.
+"""
 
 from typing import Any
 

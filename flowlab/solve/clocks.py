@@ -1,10 +1,23 @@
-"""Clocks: independent variables of an integration, by which a lane goes from its start to its goal.
+"""Clocks: the independent variables by which a lane is integrated from its start to its goal.
 
-A clock runs from 0 at the start. Where it ends on the levels of a target it has a reading at each
-state, the loss or the margin, and the way between two readings is its unit: it is 1 at the last
-level. The names are those of `flowlab.until.Clock`, which says what each is good for.
+With a clock s, time and state obey dt/ds = g and dy/ds = g·v(y), v the velocity and g > 0 the
+*pace*. The flow line is the same for every clock; the steps that it takes are not:
+
+- `time`: g constant. Ends exactly on given times.
+- `arc_length`: g = 1/√(1 + |v|²), v in the coordinates of the domain, so that s is the length of
+  the graph of the line. Regular where the speed tends to infinity in finite time, and on plateaus.
+- `loss`: s is the progress of log L, or of L where a level is not positive, so that g is one over
+  the rate at which L falls, ∇L·v. Ends exactly on levels of the loss; singular where ∇L vanishes.
+- `margin`: the same with the margin of the one pair.
+
+The last two are scaled such that s runs from 0 to 1 at the last level, and end where their reading
+says; `engine` then compares that with the loss or the margin. The names are those of
+`flowlab.until.Clock`.
 
 k: levels of the target.
+
+Source: Hirota and Ozawa, J. Comput. Appl. Math. 193 (2006) 614–637, for the arc length where
+solutions grow without bound in finite time.
 """
 
 from abc import abstractmethod

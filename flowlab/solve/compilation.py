@@ -1,4 +1,9 @@
-"""Compilation of the engine's programs."""
+"""Compilation of the engine's programs, and which of them are kept.
+
+A program is compiled once for each kind of problem: its functions, by the fingerprint of what they
+compute (`fingerprints`), its dtype and shapes. It is then called with the numbers of a problem, so
+that another value of a hyper-parameter, or other starts, compile nothing.
+"""
 
 from collections.abc import Callable
 from functools import cache, lru_cache

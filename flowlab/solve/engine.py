@@ -1,11 +1,29 @@
-"""The engine: many lanes share a step, and each lane has its own way.
+"""The engine: a block of lanes, integrated together by one explicit Runge–Kutta method.
 
-diffrax's solvers make the steps and its controllers choose them; the loop is diffrax's manual
-stepping, so that a lane can end within a step. All lanes of a block share the step, and the largest
-error among them decides it, but a lane can take a part of it: to end on a level exactly, or to
-stop where its signal changes sign in the interpolant. A lane that meets a wall there goes on from
-there in the next step, with another field. A lane that holds up its block is evicted, and goes on
-elsewhere under the clock that is regular everywhere; a lane that fails leaves with its outcome.
+A lane is one flow line on its way. Its unknowns are the coordinates of its state (log x on a
+positive domain), its flow time, the integrals of its measures and the pressure on the walls that
+hold it; its independent variable is a clock (`clocks`), and `field` gives the derivatives.
+
+All lanes of a block share the step h. A lane whose clock ends on a level or a time takes the
+fraction of h that leads there. `errors` divides the embedded error estimate by what is allowed;
+the largest quotient of all lanes decides whether h is accepted, and sets the next h by diffrax's
+controller: proportional to its power −1/order, or, for stabilised methods, by a PI controller. The
+end of an accepted step is then settled for each lane by itself:
+
+1. `crossings` finds the first zero of the lane's signals in the interpolant of the step, and the
+   lane stays at that point; what its event changes (a wall, a level, the end) is in `events`.
+2. A lane whose clock says that it is at a level is compared with the loss, or the margin, itself.
+   One that falls short goes on from there; one that is past it begins again under the arc-length
+   clock, and locates the level by a signal.
+3. `stationarity` ends the lanes that have come to rest.
+
+A lane must not slow down its block without end. Once the next step would be below 1e-5 of the first
+one, the lanes whose errors ask for that are evicted, and go on elsewhere under the arc-length
+clock. Under that clock they end with an outcome, `step_limit` or `non_finite`, at 1e-12 of it.
+
+Source: Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), sections II.4
+(step-size control) and II.6 (interpolants); Söderlind, ACM Trans. Math. Softw. 29 (2003) 1–26 (PI
+controllers).
 """
 
 import dataclasses
@@ -28,9 +46,9 @@ from flowlab.solve.events import apply_clock_event, apply_event
 from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
-from flowlab.solve.rest import rested
 from flowlab.solve.signals import signals, signals_after
 from flowlab.solve.stabilised import OfLanes
+from flowlab.solve.stationarity import rested
 from flowlab.until import Outcome
 
 __all__ = ["Lanes", "Problem", "Tape", "advance", "resume", "safe_problem"]

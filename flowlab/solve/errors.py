@@ -1,9 +1,14 @@
-"""Errors of a step over what is allowed, by which the next one is chosen.
+"""Errors of a step relative to what is allowed, from which the next step is chosen.
 
-The solver estimates the error e of the coordinates. Across a stiff direction, an e within their
-tolerance can be most of what is left of a loss, or move as fast as the whole line does: what a
-target or a measure looks at is therefore compared at y and at y − e, once a lane has taken so many
-steps that it may be stiff.
+The embedded method gives an estimate e of the error of each unknown. Its tolerance is rtol·|q| +
+atol for a coordinate q, the larger of |q| before and after the step counting, and relative alone
+for flow time and integrals. The error of a lane is the largest quotient of the two.
+
+In a stiff valley that is not enough: an e that is within tolerance across the valley can exceed
+what is left of the loss, or change the velocity altogether. Once a lane has taken 32 steps, what
+its target observes (a loss, a margin, a speed) and, if something is measured, its velocity are
+therefore evaluated both at y and at y − e, and their difference must be within rtol as well, ten
+times rtol for the velocity.
 """
 
 from collections.abc import Callable

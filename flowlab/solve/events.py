@@ -1,4 +1,11 @@
-"""Events of one lane: a level, a time to save at, or a wall is met.
+"""The effect of an event on a lane: a level, a time to save at, or a wall is met.
+
+At a level the flow time is noted, and after the last level the lane has reached its target. At a
+wall a flow with `wall="stop"` ends. One that slides is first put exactly onto the wall. All walls
+that it then touches, within a hundredth of the tolerance, are candidates to hold it; `walls` solves
+the complementarity problem that tells which of them do, and the lane goes on along these, or ends
+if they leave it no velocity. The same is solved when the pressure on a wall falls to zero, so that
+a line is released from a wall at the point at which its free velocity turns inward.
 
 n: lanes.
 """

@@ -1,5 +1,8 @@
 """Sets that paths with noise leave: when they have, and through which boundary.
 
+A set is the part of the space in which m functions, its gaps, are positive: the distance of a loss
+or margin from a level, of a state from walls, or of a coordinate from the ends of an interval.
+
 m: boundaries.
 """
 

@@ -1,4 +1,13 @@
-"""The field that a block's solver sees: the derivative of a lane's point by its clock."""
+"""The field that a block's solver sees: the derivative of a lane's unknowns by its clock.
+
+For a state y the velocity is v = −M(y)∇L(y), projected on the walls that hold the lane (`walls`),
+and pushed forward to the coordinates of the domain. The clock multiplies it by its pace, which is
+also the derivative of flow time; integrals of measures grow at their rates times the pace.
+
+Beside them the least pressure on the walls that hold a lane is integrated. A wall's push has no
+trace in the state, so that a step would not notice that it changes its sign; as an unknown it is
+held to a tolerance, and its sign is read off the interpolant.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple

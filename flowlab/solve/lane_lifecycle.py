@@ -1,4 +1,11 @@
-"""The two ends of a lane: what is true before its first step, and what is told after its last."""
+"""The begin and the end of a lane: its state before the first step, its results after the last.
+
+A start gets its outcome at once if it is not finite, lies outside the domain, is past the target,
+or has no velocity. A start on walls is held by those that the complementarity problem of `walls`
+gives, and by those to which its velocity turns. At the end, time and state of a lane that was
+absorbed by the boundary are completed by the closed form in `signals`; times of targets that were
+not reached are NaN; and measures are evaluated from their integrals, folds and ends.
+"""
 
 from typing import Any
 
@@ -12,8 +19,8 @@ from flowlab.domains import AbstractDomain
 from flowlab.measures import Ends
 from flowlab.solve.field import motion
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
-from flowlab.solve.rest import is_stationary
 from flowlab.solve.signals import absorbs, absorption_tail, signals
+from flowlab.solve.stationarity import is_stationary
 from flowlab.solve.walls import (
     along_walls,
     holding,

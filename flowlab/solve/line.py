@@ -1,4 +1,10 @@
-"""One flow line, with dense output."""
+"""One flow line, with dense output: the verb `flow_line`, and `Line`, its result.
+
+The line is a block of one lane (`engine`). All accepted steps are kept, with their interpolants and
+the part of each that was used, so that the state at any flow time can be had: the step that holds
+it is found by its times, and the position within the step by solving t(θ) = time in the interpolant
+of t. Derivatives of the line by anything that it depends on are taken in forward mode.
+"""
 
 import dataclasses
 from collections.abc import Sequence

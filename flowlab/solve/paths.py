@@ -1,11 +1,16 @@
 """Many paths of a flow with noise, until a time or until they leave a set.
 
-Steps are Euler–Maruyama's, of constant length. A path may leave a set within a step and be back at
-its end; what it does between is a Brownian bridge, whose probability to cross, and time of first
-crossing, are known in closed form. Exit times then miss by O(step), as the paths themselves do, in
-place of O(√step).
+    dy = (−M∇L + T div M) dt + B dW        (Itô; see `noise`)
+
+Steps are Euler–Maruyama's, of constant length h. A path may leave a set within a step and be back
+at its end. Between the two ends of a step it is, to leading order, a Brownian bridge, whose
+probability to cross a plane, and time of first crossing, are known in closed form: whether and when
+a path has left is drawn from them (`brownian_bridge`). Exit times then have an error of O(h), as
+the paths themselves, in place of O(√h).
 
 n: paths; d: numbers in a state; k: of the noise; m: boundaries.
+
+Source: Gobet, Stochastic Processes and their Applications 87 (2000) 167–197.
 """
 
 import dataclasses

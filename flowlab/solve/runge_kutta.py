@@ -1,4 +1,9 @@
-"""An explicit Runge–Kutta method of diffrax, for lanes that each take a part of a step."""
+"""An explicit Runge–Kutta method of diffrax, for lanes that each take a fraction of a step.
+
+Lane i takes the step φᵢh with its own φᵢ in [0, 1]: in the tableau of the method h is an array over
+the lanes. The stages are evaluated for all lanes at once. They are written out where the program is
+optimised, and run in a loop where it is to compile quickly.
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar

@@ -1,7 +1,14 @@
-"""Signals of one lane: positive numbers of which each falls to zero where an event happens.
+"""Signals of one lane: functions that are positive until an event, and zero at it.
 
-Beside each wall stands the rate at which the lane approaches it: its change of sign is where the
-distance is least, so that a line which leaves the domain and comes back within one step is seen.
+The signals are, for each wall, the distance from it, and the rate at which the lane approaches it
+or, once held, its pressure on it; where the boundary absorbs, the distance from it in log x; the
+distance from the level of the target; and the times left to save at and to the limit. The rate of
+approach is there so that a line which crosses a wall and comes back within one step is seen: the
+rate changes its sign where the distance is least. `crossings` finds the first zero.
+
+An absorbing boundary x = 0 lies at log x = −∞. A lane ends far down (in float64 145 decades below
+its start, or 12 if the boundary is the target), and the time that is left is added in closed form:
+there the speed of log x is a power of x, and `absorption_tail` reads off the exponent.
 
 m: signals.
 """

@@ -1,12 +1,16 @@
-"""Derivatives by the start, in forward mode, for a block of lanes at once.
+"""Derivatives of ends and arrival times by the start, in forward mode, a block at a time.
 
-Lanes touch each other only in the choice of the shared step, which is held fixed: what is
-differentiated is the sequence of steps that was taken. The errors of the derivatives have a say in
-that choice. A block holds each lane once for every component of its start, side by side, and one
-tangent of the whole block goes along: rows then stay rows, as without tangents, which is several
-times as fast as many tangents of each lane. Nothing is recorded on the way.
+The steps of the block are held fixed, and the sequence of steps is differentiated: this is the
+variational equation, integrated by the same method with the same steps. Lanes influence each other
+only through the choice of the step, so that their derivatives do not mix. The errors of the
+derivatives take part in that choice. A start with d components is held d times, side by side, each
+copy with one tangent: one forward pass of the whole block then gives all d columns. Nothing is
+recorded on the way.
 
 d: components of a state; n: lanes, each held d times; b: blocks.
+
+Source: Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), section I.14
+(variational equation).
 """
 
 import dataclasses

@@ -1,18 +1,22 @@
-"""The walls that hold a lane, and its velocity along them.
+"""The walls that hold a lane, and its velocity along them: a projected dynamical system.
 
-At walls with the outward normals N, the velocity v of a projected flow is the free velocity f less
-M Nᵀ μ, in the metric M of the flow, with the multipliers μ of a complementarity problem:
+A domain is given by linear walls N y ≤ b with outward normals N. On walls, the velocity v is the
+free velocity f = −M∇L less what the walls take, in the metric M of the flow, with multipliers μ
+that solve a linear complementarity problem:
 
     v = f − M Nᵀ μ,    μ ≥ 0,    N v ≤ 0,    μ · N v = 0.
 
-The walls whose multiplier is positive hold the lane. Which those are changes at events alone: a
-wall is met, or a multiplier falls to zero. In between the set is given, and the multipliers solve a
-linear system.
+That v is the projection of f onto the cone of admissible directions, in the norm of M⁻¹. The walls
+with μ > 0 hold the lane. Their set changes at events alone: the lane meets a wall, or a multiplier
+falls to zero, and the wall releases it. At an event the set is found by principal pivots, least
+index first; between events it is fixed, and μ solves (N M Nᵀ) μ = N f over the walls that hold, by
+elimination. Where normals depend on each other, those that add nothing get the multiplier 0.
 
 d: components of a state; m: walls.
 
-Source: projected dynamical systems (Nagurney and Zhang, 1996); the complementarity problem by
-principal pivots with the least index (Murty, 1974), which ends for every positive definite matrix.
+Source: projected dynamical systems: Nagurney and Zhang, Projected Dynamical Systems and Variational
+Inequalities (1996); principal pivots, which end for every positive definite matrix: Murty, Opsearch
+11 (1974) 123–130.
 """
 
 from typing import NamedTuple

@@ -30,7 +30,7 @@ from flowlab.store.metadata import (
     versions,
     without_warnings,
 )
-from flowlab.store.places import bring_back, clear, folder_of, sibling
+from flowlab.store.replacement import bring_back, clear, folder_of, sibling
 
 if TYPE_CHECKING:
     import xarray

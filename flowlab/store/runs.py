@@ -22,7 +22,7 @@ from flowlab.store.metadata import (
     versions,
     without_warnings,
 )
-from flowlab.store.places import bring_back, put_in_place, sibling, take_away
+from flowlab.store.replacement import bring_back, put_in_place, sibling, take_away
 
 if TYPE_CHECKING:
     import xarray
@@ -161,7 +161,7 @@ def remove(path: str | os.PathLike[str]) -> None:
 def _opened(path: str | os.PathLike[str]) -> "xarray.Dataset":
     import xarray
 
-    from flowlab.store.verified import verified
+    from flowlab.store.verification import verified
 
     group = opened(path, write=False)
     with metadata_told(path):
@@ -176,7 +176,7 @@ def _write_group(dataset: "xarray.Dataset", folder: Path) -> None:
 def _note_checksums(folder: Path) -> None:
     """Note the checksums of all numbers in a group, as it gives them back."""
     from flowlab.store.blocks import checksum
-    from flowlab.store.verified import CHECKSUMS
+    from flowlab.store.verification import CHECKSUMS
 
     group = opened(folder, write=True)
     arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}

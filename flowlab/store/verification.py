@@ -10,7 +10,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from flowlab.store.blocks import Block, BlockStore, checksum, damage_told
-from flowlab.store.places import folder_of
+from flowlab.store.replacement import folder_of
 
 if TYPE_CHECKING:
     import xarray

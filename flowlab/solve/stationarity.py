@@ -1,14 +1,22 @@
-"""Lanes at rest, told from those that crawl.
+"""The test for lanes at rest: those near a critical point, told from those that are slow.
 
-Rest is a way to go of some tolerances, which is as near as an explicit solver comes; how near that
-is to the critical point is this, times the condition number of the Hessian at worst.
+A small velocity does not show that a line has arrived: a plateau and the bed of a stiff valley are
+slow too. A lane is at rest when the distance still to go, to a critical point, is below ten
+tolerances of the state. That distance is estimated in two ways.
 
-A line whose velocity decays at a single rate has velocity / rate still to go: that is looked at
-after every step. But in a stiff valley the velocity seen is that across the valley, noise of the
-solver at the fastest rate, and what lies ahead along the valley is not seen in it. So lanes that
-seem to be at rest are asked for Newton's step, by conjugate gradients in the metric of the flow,
-whose first step is the former estimate: a way to go that shows up later tells crawling from rest.
-Neither needs a matrix.
+1. After every step. With p the velocity of the coordinates and p' its derivative along the flow
+   line, a line that decays at a single rate has p·|p|²/(−p·p') to go. In a stiff valley p is
+   dominated by what remains across the valley, so that this can be far too small.
+2. For lanes that pass the first test, Newton's step to the critical point, by up to eight conjugate
+   gradient steps preconditioned with the metric of the flow; the first of them is the estimate
+   above. Directions along which nothing curves, though there is a slope, mean that there is no
+   critical point.
+
+Neither needs the Hessian as a matrix. At a critical point that is found the error of the state is
+at most the tolerance times the condition number of the Hessian.
+
+Source: Nocedal and Wright, Numerical Optimization (2006), section 7.1 (Newton's method with
+conjugate gradients).
 """
 
 from collections.abc import Callable

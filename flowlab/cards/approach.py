@@ -56,17 +56,17 @@ _STEADY = 0.1  # spread of a rate, or of a slope between decades, that counts as
 
 @dataclass(frozen=True)
 class Approach:
-    """The long run of one quantity along a flow line.
+    """The long-run behaviour of one quantity along a flow line.
 
     Attributes:
         kind: One of `Kind`.
-        number: What goes with the kind. Arrival time (`finite time`, `edge`, `blow-up`); rate per
-            unit of flow time (`exponential`); exponent p (`algebraic`, `power law`); gain per unit
-            of log t (`logarithmic`; the last seen with `slower than logarithmic`); velocity
-            (`linear`; the last seen with `accelerating`); 0 for `constant`, NaN for `unclear` and
-            for `slower than algebraic`.
-        limit: Where it tends to; ±inf for what runs away; where it was last seen for what is slower
-            than algebraic or than logarithmic; NaN for `unclear`.
+        number: The number that belongs to the kind: arrival time (`finite time`, `edge`,
+            `blow-up`); rate per unit of flow time (`exponential`); exponent p (`algebraic`, `power
+            law`); gain per unit of log t (`logarithmic`; the last seen with `slower than
+            logarithmic`); velocity (`linear`; the last seen with `accelerating`); 0 for `constant`,
+            NaN for `unclear` and for `slower than algebraic`.
+        limit: The limit; ±inf for a quantity that runs away, the last value for one that is slower
+            than algebraic or logarithmic, NaN for `unclear`.
     """
 
     kind: Kind
@@ -83,13 +83,14 @@ def classify(
     rates: Float[np.ndarray, " k"],
     size: float,
 ) -> Approach:
-    """The long run of a quantity.
+    """The long-run behaviour of a quantity.
 
     Args:
-        times: Flow times, ascending, geometrically spaced over several decades, from 0 excluded.
+        times: Positive flow times, ascending, geometrically spaced over several decades.
         values: The quantity at those times.
         rates: Its velocity at those times.
-        size: How far the line moves altogether; what moves less than 1e-12 of this is constant.
+        size: The distance that the line moves in all; a quantity that moves less than 1e-12 of it
+            is constant.
     """
     total = np.ptp(values)
     if total <= _CONSTANT * size and np.all(
@@ -128,9 +129,9 @@ def _with_limit(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> App
 
 
 def _algebraic(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approach | None:
-    """An approach as t^−p to a limit, from the last two decades; None if it is none.
+    """An approach to a limit as t^−p, from the last two decades; None if it does not fit.
 
-    The velocity falls as t^−(1+p), so that t·velocity/p is left of the way.
+    The velocity falls as t^−(1+p), so that the limit is a distance of t·velocity/p away.
     """
     slopes = _slopes(times, rates)
     power = -1 - slopes[-1]
@@ -162,7 +163,7 @@ def _runaway(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approa
 
 
 def _decades(times: np.ndarray) -> np.ndarray:
-    """Places of the last moment, and of those one and two decades before it, earliest first."""
+    """Indices of the times two decades and one decade before the last, and of the last."""
     positions = np.searchsorted(times, times[-1] / np.array([100.0, 10.0, 1.0]) * (1 - 1e-9))
     return np.minimum(positions, len(times) - 1)
 

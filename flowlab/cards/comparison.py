@@ -35,8 +35,8 @@ class Comparison:
         times: Flow times, shape (k,).
         states: (u_chosen, u_rejected) at those times, shape (l, k, 2); NaN after a line has ended.
         margins: Margins in nats, shape (m,).
-        margin_times: When each margin is first reached, shape (l, m); NaN where it is not by the
-            last of the times.
+        margin_times: Time at which each margin is first reached, shape (l, m); NaN if it is not
+            reached by the last of the times.
         margin_states: (u_chosen, u_rejected) there, shape (l, m, 2).
     """
 
@@ -69,8 +69,9 @@ def compare(
 ) -> Comparison:
     """Follow the flow line of each loss from the reference point.
 
-    Losses and β differ in their units of time (on the log-ratio plane DPO's time scales as β⁻²), so
-    that equal times compare learning rates as much as losses; equal margins do not.
+    Losses differ in their units of time, also by β (on the log-ratio plane DPO's time scales as
+    β⁻²). A comparison at equal times therefore compares learning rates as much as losses; one at
+    equal margins does not.
 
     Args:
         losses: Losses of one pair by name; the same loss with several β counts as several.

@@ -43,12 +43,12 @@ class CriticalSet:
     Attributes:
         kind: "point", "line" (perhaps curved) or "region".
         position: Its point nearest to the reference point, as (u_chosen, u_rejected).
-        stability: "stable", "unstable", "saddle", or "neutral" (no curvature tells).
+        stability: "stable", "unstable", "saddle", or "neutral" (without curvature).
         rates: Eigenvalues of K·Hessian at `position`, ascending, per unit of flow time: small
-            deviations die out as e^{−rate·t}. 0 along a line and in a region.
-        margin: The margin u_chosen − u_rejected, where it is the same all along; else None.
+            deviations decay as e^{−rate·t}. 0 along a line and in a region.
+        margin: The margin u_chosen − u_rejected if it is constant along the set; else None.
         straight: Whether a line is straight; True for a point or region.
-        path: Points along a line, one after the other, to the edge of the square or all round.
+        path: Successive points along a line, to the edge of the square or closed.
     """
 
     kind: Literal["point", "line", "region"]
@@ -63,16 +63,16 @@ class CriticalSet:
 
     @property
     def rate(self) -> float:
-        """The slowest rate at which deviations die out; NaN where none does."""
+        """The smallest rate at which deviations decay; NaN if none does."""
         dying = [rate for rate in self.rates if rate > 0]
         return min(dying, default=float("nan"))
 
 
 def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[CriticalSet, ...]:
-    """The critical points within reach that Newton's method finds, and the nearest flat region.
+    """The critical points and lines within reach, and the nearest flat region.
 
-    A tail along which the gradient falls to zero has none: there Newton's step does not shrink.
-    Kinks are not found: what a line does that comes to rest at one, its approach tells.
+    A tail along which the gradient tends to zero contains none, since Newton's step does not shrink
+    there. Kinks are not found; `approach` tells of a line that comes to rest at one.
     """
     width, ball = diagonal(plane.region), BALL * plane.reach
     roots, _, proper = refined(plane.flow, guesses, plane.scale, width)
@@ -87,12 +87,12 @@ def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[CriticalSet, 
 
 
 def _from_reference(found: CriticalSet) -> tuple[float, float, float]:
-    """The key to sort by: distance from the reference point; the place where that is equal."""
+    """The sort key: distance from the reference point, then position."""
     return round(float(np.hypot(*found.position)), 9), *found.position
 
 
 def _in_words(plane: Plane, point: CriticalPoint) -> CriticalSet:
-    """A critical point, or a line of them, as a card tells it."""
+    """A critical point, or a line of them, in the terms of a card."""
     margin: float | None = float(point.position[0] - point.position[1])
     straight, path = True, point.path
     if path is not None:
@@ -113,8 +113,9 @@ def _in_words(plane: Plane, point: CriticalPoint) -> CriticalSet:
 def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " 2"]:
     """The point of a line that is nearest to the reference point.
 
-    There the way to the reference point is at right angles to the tangent: what is left of it along
-    the tangent is brought to 0 by the secant method, with a step back onto the line after each.
+    At that point the direction to the reference point is orthogonal to the tangent. Its component
+    along the tangent is brought to 0 by the secant method, with a step back onto the line after
+    each step.
     """
     first = int(np.argmin(np.linalg.norm(path, axis=1)))
     position, direction = path[first], path[min(first + 1, len(path) - 1)] - path[max(first - 1, 0)]
@@ -139,7 +140,7 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, 
 def _regions(
     plane: Plane, flat: Float[np.ndarray, "n 2"], outer: Float[np.ndarray, "m 2"]
 ) -> list[CriticalSet]:
-    """The flat region that is nearest to the reference point, from places in such and outside."""
+    """The flat region nearest to the reference point, from positions inside and outside of such."""
     if not len(flat):
         return []
     if not len(outer):

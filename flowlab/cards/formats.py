@@ -62,7 +62,8 @@ class Card:
         gradient: (∂L/∂u_w, ∂L/∂u_l) there.
         speed: The length of the velocity there, nats per unit of flow time.
         critical_sets: Where the flow rests within reach, the nearest first; empty if nowhere.
-        approach: The long run from the reference point, by "chosen", "rejected" and "margin".
+        approach: Long-run behaviour from the reference point, for "chosen", "rejected" and
+            "margin".
         plateau: Slow parts of the wrong side.
         traps: Starts that flow to a wrong margin.
         fall: Where the chosen log-ratio falls without coupling.
@@ -132,7 +133,7 @@ def description(card: Card) -> str:
 
 
 def facts(card: Card) -> list[tuple[str, str]]:
-    """One card as rows of a name and what there is to say."""
+    """One card as rows of a name and a fact."""
     return [
         ("loss", repr(card.loss)),
         ("plane", _stated(card)),
@@ -149,7 +150,7 @@ def facts(card: Card) -> list[tuple[str, str]]:
 
 
 def to_json(cards: Mapping[str, Card]) -> list[dict[str, Any]]:
-    """Cards as JSON-ready dictionaries, None for what has no value."""
+    """Cards as JSON-ready dictionaries, with None for missing values."""
     return [{"name": name, **_jsonable(_record(card))} for name, card in cards.items()]
 
 

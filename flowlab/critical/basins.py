@@ -80,22 +80,22 @@ class BasinEntropy(NamedTuple):
 
     @property
     def fractal(self) -> bool:
-        """A boundary entropy that only a fractal boundary has."""
+        """True if the boundary entropy is one that only a fractal boundary has."""
         return self.boundary > _FRACTAL
 
 
 @dataclass(frozen=True)
 class Basins:
-    """The ends of many starts.
+    """The basins of attraction of many starts.
 
     Attributes:
         starts: shape (n, d).
-        labels: Index into `minima`, or `RUNAWAY` (-1: left the surroundings of the region),
-            `BOUNDARY` (-2: absorbed by an edge that is no line of critical points, or stopped at
-            a wall where no minimum is), `SADDLE` (-3: at rest in a point that is no minimum, as on
-            a separatrix), `UNRESOLVED` (-4: no end within the limits; slow is not arrived), shape
-            (n,).
-        minima: The minima, and lines of such, that starts can end in.
+        labels: Index into `minima`, shape (n,), or one of `RUNAWAY` (-1: left the surroundings of
+            the region), `BOUNDARY` (-2: absorbed by an edge that is no line of critical points, or
+            stopped at a wall without a minimum there), `SADDLE` (-3: at rest at a point that is no
+            minimum, as on a separatrix), `UNRESOLVED` (-4: not at rest within the limits, perhaps
+            on a plateau).
+        minima: The minima, and lines of minima, in which starts can end.
         end: The states where the flow lines ended, shape (n, d).
         shape: Of the grid that the starts form, rows of the last component fastest; None if none.
     """
@@ -144,7 +144,7 @@ class Basins:
         return plots.basins(self, ax=ax)
 
     def name(self, label: int) -> str:
-        """Words for a label."""
+        """The name of a label."""
         if label < 0:
             return _NAMES[label]
         where = np.array2string(self.minima[label].position, precision=4, separator=", ")
@@ -199,13 +199,13 @@ def basins(
     time_limit: float = np.inf,
     rtol: float = 1e-6,
 ) -> Basins:
-    """The minimum, or the runaway, that every start ends in.
+    """The basins of attraction: for each start, the minimum in which it ends, or that it runs away.
 
-    A flow line is followed until it rests. Its end counts as a minimum only where Newton's method
-    takes it, within a thousandth of the region, to a minimum (or a line of such) that was found; a
-    plateau on which it has become slow is `unresolved`. What a wall or an edge holds is an end only
-    of a line that came to rest there; of one that a wall stopped, only where it lies within 1e-4 of
-    the region.
+    Each flow line is followed until it is at rest. It counts as having ended in a minimum only if
+    Newton's method leads from its end, within a thousandth of the region, to a minimum (or a line
+    of minima) that was found; if it has merely become slow on a plateau it is `unresolved`. A
+    critical point on a wall or an edge is the end only of lines that came to rest there, or were
+    stopped by the wall within 1e-4 of the region of it.
 
     Args:
         flow: The flow.
@@ -213,8 +213,8 @@ def basins(
             last axis.
         points: Critical points of a region, from `critical_points`; None to search for them.
         region: Where to search; None for the smallest rectangle around the starts.
-        time_limit: Flow time at which to give up. Where it is finite, starts that are not at an end
-            when they have become slow are followed again, from the start.
+        time_limit: Flow time at which to give up. If it is finite, lines that are slow but not at
+            rest are followed again from their starts.
         rtol: Relative tolerance.
 
     Raises:
@@ -298,7 +298,7 @@ def _matched(
     width: float,
     scale: float,
 ) -> Int[np.ndarray, " n"]:
-    """The label of the point that Newton's method leads to from each end, if it is near."""
+    """The label of the critical point that Newton's method finds near each end, if there is one."""
     labels = np.full(len(ends), UNRESOLVED)
     if not len(ends):
         return labels
@@ -318,7 +318,7 @@ def _matched(
 
 
 def _is_edge(flow: AbstractFlow, point: CriticalPoint) -> bool:
-    """True for a point where the domain absorbs, and not for one on a wall."""
+    """True for a point on an absorbing edge of the domain, and not for one on a wall."""
     return bool(flow.domain.absorbing and point.on and np.any(point.position == 0))
 
 

@@ -50,7 +50,7 @@ _ALONG = 33  # points along an edge
 
 
 class Search(NamedTuple):
-    """A search: the flow, the region and the starts.
+    """The data of a search: the flow, the region and the starts.
 
     Attributes:
         flow: The flow.
@@ -67,27 +67,28 @@ class Search(NamedTuple):
     width: float
 
     def holds(self, positions: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """Mask of the places that lie in the region, or on its sides but for rounding."""
+        """Mask of the positions in the region, or on its sides up to rounding."""
         slack = ROOT_STEP * self.width
         low, high = self.ends.T
         return np.all((positions >= low - slack) & (positions <= high + slack), axis=1)
 
     def clipped(self, positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-        """Places, with those put onto the sides of the region that are on them but for rounding."""
+        """Positions, put onto the sides of the region where they are on them up to rounding."""
         inner = np.clip(positions, self.ends[:, 0], self.ends[:, 1])
         return np.where(self.holds(positions)[:, None], inner, positions)
 
 
 class Face(NamedTuple):
-    """Walls that meet, and the directions along them.
+    """A face: the intersection of some walls, and the directions along it.
 
     Attributes:
         normals: Outward, shape (m, d).
         offsets: shape (m,).
         along: Orthonormal directions along all of them, as columns, shape (d, k).
         pseudo_inverse: Of the normals, shape (d, m).
-        words: The walls as equations.
-        least: Slopes above this part of the largest in the region press; 0 beside an edge.
+        words: The walls, as equations in text.
+        least: The fraction of the largest slope in the region above which a slope presses; 0 beside
+            an edge.
     """
 
     normals: Float[np.ndarray, "m d"]
@@ -99,29 +100,29 @@ class Face(NamedTuple):
 
     @classmethod
     def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "Face":
-        """The face of some walls, of which none can be made of the others."""
+        """The face of some walls with linearly independent normals."""
         pseudo_inverse = np.linalg.pinv(normals)
         return cls(normals, offsets, null_space(normals), pseudo_inverse, words, _PRESSING)
 
     @classmethod
     def everywhere(cls, count: int) -> "Face":
-        """No wall, and all directions of so many components."""
+        """The face without walls, along which all directions are free."""
         return cls(np.zeros((0, count)), np.zeros(0), np.eye(count), np.zeros((count, 0)), (), 0.0)
 
     @classmethod
     def edge(cls, component: int, count: int, depth: float, word: str) -> "Face":
-        """The face that is so deep beside the edge of a component."""
+        """The face at a given distance from the absorbing edge of a component."""
         axes = np.eye(count)
         normal = -axes[[component]]
         along = np.delete(axes, component, axis=1)
         return cls(normal, np.array([-depth]), along, normal.T, (word,), 0.0)
 
     def projected(self, positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-        """Places moved onto the face, at right angles."""
+        """Positions, projected orthogonally onto the face."""
         return positions @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
 
     def pressing(self, there: Derivatives, width: float) -> Bool[np.ndarray, " n"]:
-        """Mask of the states that press against all of the walls, by more than rounding."""
+        """Mask of the states at which the flow presses against all walls, beyond rounding."""
         size = np.max(np.abs(there.hessian), axis=(1, 2)) * width
         with np.errstate(invalid="ignore"):
             force = -there.gradient @ self.pseudo_inverse * np.linalg.norm(self.normals, axis=1)
@@ -136,7 +137,7 @@ class Face(NamedTuple):
 
 
 def faces(search: Search) -> list[CriticalPoint]:
-    """The points on walls, and where several of them meet, at which the projected flow rests."""
+    """The critical points of the projected flow on all walls and their intersections."""
     normals, offsets = search.flow.domain.walls()
     found: list[CriticalPoint] = []
     for count in range(1, min(len(normals), len(search.ends)) + 1):
@@ -153,7 +154,7 @@ def faces(search: Search) -> list[CriticalPoint]:
 
 
 def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
-    """The points and lines on a face at which the flow along it rests, and that it presses."""
+    """The critical points and lines on a face against which the flow presses."""
     flow, width = search.flow, search.width
     start = face.projected(search.guesses)
     positions, there, step, sure = newton(flow, start, width, face.along)
@@ -179,7 +180,7 @@ def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
 def settled(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of steps that are small beside each component of a state that must be positive."""
+    """Mask of steps that are small relative to each component, if states must be positive."""
     if not flow.domain.absorbing:
         return np.ones(len(positions), bool)
     return np.all(np.abs(step) <= _ROOT_PART * np.abs(positions), axis=1)
@@ -198,7 +199,7 @@ def _set_on_face(
 def _held(
     search: Search, face: Face, position: np.ndarray, whole: CriticalSet | None
 ) -> CriticalPoint:
-    """A root on a face, described."""
+    """A root on a face, as a critical point with its kind, spectrum and rates."""
     dimension, path = 0, None
     if whole is not None:
         position, dimension, path = whole.position, whole.dimension, whole.path
@@ -217,7 +218,7 @@ def _held(
 
 
 def _inside(flow: AbstractFlow, positions: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Mask of the places within the other walls and off the edges."""
+    """Mask of the positions inside the other walls, and not on an edge."""
     normals, offsets = flow.domain.walls()
     slack = 1e-9 * (1 + np.abs(offsets))
     within = np.all(
@@ -230,7 +231,7 @@ def _inside(flow: AbstractFlow, positions: np.ndarray, held: np.ndarray) -> np.n
 
 
 def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any) -> CriticalPoint:
-    """A point, line or edge that walls or the boundary hold, by the curvatures along those."""
+    """A critical point, line or edge on the boundary, classified by the curvatures along it."""
     kind = kind_of(spectrum, dimension)
     if dimension == len(spectrum):
         kind = "minimum"  # there is no other direction than onto the wall or edge
@@ -239,17 +240,17 @@ def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any
 
 
 def is_at(one: CriticalPoint, other: CriticalPoint, apart: float) -> bool:
-    """True for a point that lies at another, or on a line of such, but for some distance."""
+    """True if a point lies within some distance of another, or of its line."""
     return bool(distance_to(other, one.position[None])[0] < apart)
 
 
 def absorbing_edges(search: Search) -> list[CriticalPoint]:
-    """The edges where one component is 0 that absorb the flow and along which nothing moves.
+    """The critical points on absorbing edges, or the whole edge if it is critical.
 
-    Along an edge the gradient is to vanish as a power of the distance from it (read off at two
-    tiny distances, so that a power as small as the β of a loss is seen), and the flow is to lead
-    onto it, at every point of the region that lies on it. Of other edges, the points are found at
-    which the gradient along the edge is zero, and the flow leads onto it.
+    An edge is critical as a whole if, at every point of it in the region, the flow leads onto it
+    and the gradient along it vanishes as a power of the distance. The power is read off at two tiny
+    distances, so that one as small as the β of a loss is seen. On other edges, the points are found
+    at which the gradient along the edge is zero and the flow leads onto it.
     """
     if not search.flow.domain.absorbing:
         return []
@@ -261,7 +262,7 @@ def absorbing_edges(search: Search) -> list[CriticalPoint]:
 
 
 def _edge(search: Search, component: int) -> CriticalPoint | None:
-    """An edge of critical points; None if it is none, or float64 cannot tell."""
+    """The edge of a component, if all of it is critical; None if not, or not decidable."""
     flow, ends = search.flow, search.ends
     depth = _depth(search, component)
     if depth is None:
@@ -296,7 +297,7 @@ def _edge(search: Search, component: int) -> CriticalPoint | None:
 
 
 def _depth(search: Search, component: int) -> tuple[float, float] | None:
-    """Two distances to an edge, the smallest at which the slope across it is still a number."""
+    """Two distances from an edge, the smallest at which the slope across it does not underflow."""
     for deep, near in itertools.pairwise(_DEEP):
         there = _beside(search, component, deep)
         across = np.abs(there.gradient[there.inside, component])
@@ -306,7 +307,7 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
 
 
 def _beside(search: Search, component: int, fraction: float) -> Derivatives:
-    """Derivatives close to an edge, closer than to any other."""
+    """Derivatives at positions that are closer to an edge than to any other."""
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
@@ -317,10 +318,10 @@ def _beside(search: Search, component: int, fraction: float) -> Derivatives:
 
 
 def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
-    """The points of an edge at which the gradient along it is zero and that the flow leads to.
+    """The points of an edge at which the gradient along it is zero and the flow leads onto it.
 
-    The edge is read off beside it, as a wall against which the flow presses, at two distances: what
-    is there at both, and does not move, is on the edge.
+    They are searched for beside the edge, as on a wall, at two distances; a point that is found at
+    both, at the same position, is on the edge.
     """
     depth = _depth(search, component)
     if depth is None:

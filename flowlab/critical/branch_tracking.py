@@ -55,7 +55,7 @@ At = tuple[float, Float[np.ndarray, " d"]]  # a value of the parameter, and a pl
 
 
 class _Seen(NamedTuple):
-    """Slope and curvature along a face, and whether a root there would be a point of the flow."""
+    """Slope and Hessian along a face, and whether a root there would be critical for the flow."""
 
     slope: Float[np.ndarray, " k"]
     bend: Float[np.ndarray, "k k"]
@@ -63,13 +63,13 @@ class _Seen(NamedTuple):
 
 
 class IndexChange(NamedTuple):
-    """The value at which a point changes its index.
+    """A change of the index of a critical point.
 
     Attributes:
         value: The parameter.
-        position: Where, shape (d,).
-        names: What it is below and above the value.
-        within: How far off the value may be.
+        position: The point there, shape (d,).
+        names: The names of the point below and above the value.
+        within: The uncertainty of the value.
     """
 
     value: float
@@ -80,17 +80,17 @@ class IndexChange(NamedTuple):
 
 @dataclass
 class BranchSegment:
-    """The places of a point between two values of the parameter.
+    """A critical point followed from one value of the parameter towards another.
 
     Attributes:
-        follow: What follows it.
-        point: What it is at the first value.
-        face: How it can move.
+        follow: The follower.
+        point: The critical point at the first value.
+        face: The face on which it can move.
         values: The parameter, from one value towards the other, shape (v,).
-        positions: Where it is at each.
-        toward: How far off the other value is, with its sign.
-        reached: Whether it was reached.
-        short: The length of the step that was in doubt where it was not.
+        positions: The positions of the point at these.
+        toward: The other value less the first.
+        reached: Whether the other value was reached.
+        short: If it was not reached, the length of the last step tried.
     """
 
     follow: "Follower"
@@ -103,19 +103,19 @@ class BranchSegment:
     short: float = 0.0
 
     def described(self, at: int) -> CriticalPoint:
-        """The point at one of the values, by its number."""
+        """The critical point at one of the values, by its index."""
         return self.follow.described(self.values[at], self.positions[at], self.point, self.face)
 
     @property
     def name(self) -> str:
-        """The name of the point at the end of the segment, as far as that is clear."""
+        """The name of the point at the end of the segment, judged where its index is last clear."""
         index = [self._index(at) for at in range(len(self.values))]
         same = [at for at, value in enumerate(index) if value == index[-1]]
         return self.point.name if index[0] == index[-1] else self.described(same[0]).name
 
     @property
     def ends(self) -> bool:
-        """True where the end has a reason: a singular Hessian, or a wall."""
+        """True if the segment ends at a singular Hessian or at a wall."""
         first, last = self._curvatures(0), self._curvatures(-1)
         if not len(last):
             return True  # in a corner nothing but the walls can be the reason
@@ -126,10 +126,11 @@ class BranchSegment:
 
     @property
     def within(self) -> float:
-        """The distance beyond the end within which its cause lies.
+        """The uncertainty of the value at which the segment ends.
 
-        Towards a meeting the least curvature falls in proportion to what is left of the way, or
-        faster: what rounding has hidden of the way is at most what proportion leaves.
+        Towards a meeting of points, the smallest curvature falls at least in proportion to the
+        distance in the parameter: extrapolating it linearly to zero bounds the distance that is
+        left.
         """
         if len(self.values) < 2 or not len(self._curvatures(-1)):
             return self.short
@@ -139,11 +140,11 @@ class BranchSegment:
         return max(self.short, left) + float(np.spacing(np.max(np.abs(self.values))))
 
     def is_at(self, value: float, other: float) -> bool:
-        """True for two values that are one, on the way of this segment."""
+        """True for two values that are equal on the scale of this segment."""
         return abs(value - other) <= _AT_VALUE * abs(self.toward)
 
     def index_changes(self) -> list[IndexChange]:
-        """The changes of the index on the way."""
+        """All changes of the index along the segment."""
         index = [self._index(at) for at in range(len(self.values))]
         return [
             change
@@ -153,7 +154,7 @@ class BranchSegment:
         ]
 
     def _changes_between(self, one: int, other: int) -> list[IndexChange]:
-        """The changes between two values: one after the other, if the index does so by steps."""
+        """The changes between two values: several if the index changes in steps."""
         low, high = sorted((one, other), key=lambda i: self.values[i])
         here = self.values[low], self.positions[low]
         goal = self.values[high], self.positions[high]
@@ -167,7 +168,7 @@ class BranchSegment:
         return changes
 
     def _beyond(self, before: At, change: At, goal: At) -> At:
-        """The value where a point has an index between two others; the goal where none has."""
+        """A value beyond a change at which the index is in between; the goal if there is none."""
         first, last = (self.follow.index(*at, self.face) for at in (before, goal))
         ahead = change[0] + _APART * abs(self.toward)
         if abs(first - last) < 2 or ahead >= goal[0]:
@@ -190,7 +191,7 @@ class BranchSegment:
 
 
 class Follower:
-    """Follows points of a flow over one of its parameters."""
+    """A follower of critical points of a flow over one of its parameters."""
 
     def __init__(self, flow: AbstractFlow, parameter: str, ends: Float[np.ndarray, "d 2"]) -> None:
         self.ends, self.width = ends, diagonal(ends)
@@ -204,7 +205,7 @@ class Follower:
         )
 
     def inside(self, position: Float[np.ndarray, " d"]) -> bool:
-        """True for a place in the region, or on its side."""
+        """True for a position in the region, or on its side."""
         over = np.maximum(self.ends[:, 0] - position, position - self.ends[:, 1])
         return bool(np.all(over <= _SHAKY * self.width))
 
@@ -214,7 +215,7 @@ class Follower:
         point: CriticalPoint,
         others: Sequence[CriticalPoint],
     ) -> int | None:
-        """The number of the one among others, held as a point is, that lies at a place; or None."""
+        """The index of the point at a position that is on the same walls; None if none is."""
         gaps = [float(np.linalg.norm(other.position - position)) for other in others]
         alike = [
             number
@@ -225,7 +226,7 @@ class Follower:
         return min(alike, key=gaps.__getitem__, default=None)
 
     def segment(self, value: float, point: CriticalPoint, goal: float) -> BranchSegment | None:
-        """A point followed from one value towards another; None for what cannot be."""
+        """A critical point followed from one value towards another; None if that is impossible."""
         face = self._face(point)
         if face is None:
             return None
@@ -253,7 +254,7 @@ class Follower:
     def described(
         self, value: float, position: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
-        """A point as it has become at another value and place."""
+        """The critical point that a point has become at another value and position."""
         flow = self.flow_at(value)
         if not point.on:
             return described(flow, position, self.width)
@@ -277,17 +278,17 @@ class Follower:
         return np.linalg.eigvalsh(self._seen(value, position, face).bend)
 
     def index(self, value: float, position: Float[np.ndarray, " d"], face: Face) -> int:
-        """The directions along a face in which the potential curves down."""
+        """The number of directions along a face in which the potential curves down."""
         return int(np.sum(self.curvatures(value, position, face) < 0))
 
     def is_meeting(self, point: CriticalPoint, position: Float[np.ndarray, " d"]) -> bool:
-        """True for a place so close to a degenerate point, or line, that it leads there."""
+        """True for a position so close to a degenerate point or line that the branch meets it."""
         return float(distance_to(point, position[None])[0]) <= _MEETING * self.width
 
     def met(
         self, segment: BranchSegment, value: float, points: Sequence[CriticalPoint]
     ) -> CriticalPoint | None:
-        """The critical point at a value that a segment leads to, or up to; None for none."""
+        """The one of the critical points at a value in which a segment ends, or None."""
         position, last = segment.positions[-1], segment.point
         if not segment.is_at(segment.values[-1], value):
             return None
@@ -304,7 +305,7 @@ class Follower:
         return min(meeting, key=lambda one: distance_to(one, position[None])[0], default=None)
 
     def held_beyond(self, segment: BranchSegment) -> bool:
-        """True where no wall, nor release from one, lies just beyond the end of a segment."""
+        """True unless a wall is met or left just beyond the end of a segment."""
         onward = segment.values[-1] + _ONWARD * segment.toward
         ahead = self._predicted(segment.values[-1], segment.positions[-1], onward, segment.face)
         return ahead is not None and self._seen(onward, ahead, segment.face).held
@@ -315,7 +316,7 @@ class Follower:
         low: At,
         high: At,
     ) -> tuple[float, Float[np.ndarray, " d"], float]:
-        """The value between two at which a point has another index, where, and how far off."""
+        """The value between two at which the index changes, the position, and the uncertainty."""
         index = self.index(*low, face)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low[0] + high[0])
@@ -330,7 +331,7 @@ class Follower:
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
     def _face(self, point: CriticalPoint) -> Face | None:
-        """The face on which a point can move; None for lines, manifolds, degenerate points."""
+        """The face on which a point can move; None for lines, manifolds and degenerate points."""
         size = len(point.position)
         if point.dimension or point.kind == "degenerate":
             return None
@@ -348,7 +349,7 @@ class Follower:
     def _stepped(
         self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """The place of a point one step on; None where that is in doubt."""
+        """The position of a point one step further; None if the step is not certain."""
         shaky = _SHAKY * self.width
         ahead = self._predicted(value, position, goal, face)
         if ahead is None:
@@ -366,7 +367,7 @@ class Follower:
     def _predicted(
         self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """The place that the tangent leads to: the slope at the goal over the curvature."""
+        """The predicted position: a Newton step with the slope at the goal and the Hessian here."""
         here, there = self._seen(value, position, face), self._seen(goal, position, face)
         step = _newton(there.slope, here.bend, self.width)
         if step is None or np.linalg.norm(step) > self.width:
@@ -376,7 +377,7 @@ class Follower:
     def root(
         self, value: float, guess: Float[np.ndarray, " d"], face: Face, room: float
     ) -> Float[np.ndarray, " d"] | None:
-        """The root that Newton's method leads to without leaving the room around a guess."""
+        """The root that Newton's method finds within a distance of a guess, or None."""
         position, length = guess, np.inf
         for _ in range(_CORRECTOR_STEPS):
             seen = self._seen(value, position, face)
@@ -402,7 +403,7 @@ class Follower:
 def _newton(
     slope: Float[np.ndarray, " k"], bend: Float[np.ndarray, "k k"], width: float
 ) -> Float[np.ndarray, " k"] | None:
-    """Newton's step; None where it is no number."""
+    """Newton's step; None if it is not finite."""
     if not len(slope):
         return slope
     step = root_step(slope[None], bend[None], width)[0][0]
@@ -410,7 +411,7 @@ def _newton(
 
 
 def _in_arrays(flow: AbstractFlow) -> AbstractFlow:
-    """A flow whose numbers are arrays, so that one program serves for all of their values."""
+    """A flow whose numbers are arrays, so that one compiled program serves for all their values."""
     with jax.enable_x64(True):
         return cast(flow, np.float64)
 
@@ -420,7 +421,7 @@ def _as_it_is(flow: AbstractFlow) -> AbstractFlow:
 
 
 def _takes_arrays(flow: AbstractFlow, size: int) -> bool:
-    """False for a flow of which Python has to know a number, as in an `if`."""
+    """False for a flow that needs a number as a Python value, as in an `if`."""
     state = jax.ShapeDtypeStruct((size,), np.float64)
     with jax.enable_x64(True):
         try:

@@ -29,18 +29,18 @@ What = Literal["appears", "vanishes", "changes index", "is lost"]
 
 @dataclass(frozen=True)
 class Event:
-    """A change in what there is.
+    """A change of the set of critical points.
 
     Attributes:
         value: The parameter at which it happens.
         what: "appears" or "vanishes" (in the order of rising values), where the Hessian is singular
             or a wall is met; "changes index"; or "is lost": the point could not be followed any
-            further down (`before` is "") or up, and neither was the case.
-        position: Where, shape (d,).
+            further down (`before` is "") or up, though neither is the case.
+        position: The point there, shape (d,).
         branch: Index of the branch.
         before: Name of the point below the value; "" for one that is not there.
         after: Name of the point above the value; "" for one that is not there.
-        within: How far off the value may be, as far as it was searched for.
+        within: The uncertainty of the value.
     """
 
     value: float
@@ -72,7 +72,7 @@ class Walk:
         self.events: list[Event] = []
 
     def to(self, step: int, points: list[CriticalPoint]) -> None:
-        """Go on to a value at which points were found."""
+        """Extend the branches to the next value, given the points found there."""
         value = float(self.values[step])
         if not step:
             self.branches = [OpenBranch([value], [point]) for point in points]
@@ -89,16 +89,16 @@ class Walk:
                 self._begin(point, behind.get(index), step)
 
     def _ongoing(self, value: float) -> list[tuple[int, OpenBranch]]:
-        """Branches that are open and have no point yet at a value."""
+        """Indices of the open branches that have no point at a value yet."""
         numbered = enumerate(self.branches)
         return [(n, b) for n, b in numbered if not b.closed and b.values[-1] < value]
 
     def _forward(
         self, before: float, value: float, points: list[CriticalPoint]
     ) -> dict[int, BranchSegment]:
-        """Link what leads from the last points to points that were found; the segments of others.
+        """Link branches that lead to a point found at the value; the segments of the others.
 
-        A point to which a segment leads and that the search has missed is put among those found.
+        A point that a segment leads to, and that the search has missed, is added to those found.
         """
         segments: dict[int, BranchSegment] = {}
         led: dict[int, list[int]] = {}
@@ -131,7 +131,7 @@ class Walk:
         points: list[CriticalPoint],
         ahead: dict[int, BranchSegment],
     ) -> dict[int, BranchSegment]:
-        """Link what leads back from points that nothing led to; the segments of others."""
+        """Link points that no branch led to, but that lead back to one; the others' segments."""
         segments: dict[int, BranchSegment] = {}
         taken = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
         for index, point in enumerate(points):
@@ -152,7 +152,7 @@ class Walk:
         return segments
 
     def _nearest(self, before: float, value: float, points: list[CriticalPoint]) -> None:
-        """Link what is not followed to the nearest of its kind."""
+        """Link lines, manifolds and degenerate points to the nearest of their kind."""
         linked = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
         old = [(n, b.points[-1]) for n, b in self._ongoing(value)]
         new = [point for point in points if not any(point is other for other in linked)]
@@ -181,7 +181,7 @@ class Walk:
     def _link(
         self, number: int, value: float, point: CriticalPoint, segment: BranchSegment
     ) -> None:
-        """A branch goes on to a point, along a segment in either direction."""
+        """Extend a branch to a point, along a segment in either direction."""
         self.branches[number].values.append(value)
         self.branches[number].points.append(point)
         self.note_index_changes(number, segment)
@@ -189,7 +189,7 @@ class Walk:
     def note_index_changes(
         self, number: int, segment: BranchSegment, before: float | None = None
     ) -> None:
-        """Note where along a segment the index changes, if not at its end at a degenerate point."""
+        """Note the index changes along a segment, except one at a degenerate point at its end."""
         for change in segment.index_changes():
             if before is not None and segment.is_at(change.value, before):
                 continue
@@ -198,7 +198,7 @@ class Walk:
             )
 
     def note_stop(self, number: int, segment: BranchSegment, rises: bool) -> None:
-        """Note where a segment stops, and with it a branch, for rising values or for falling."""
+        """Note that a branch ends where its segment stops, for rising or for falling values."""
         what: What = "vanishes" if rises else "appears"
         names = (segment.name, "") if rises else ("", segment.name)
         kept = what if segment.reached or segment.ends else "is lost"
@@ -208,14 +208,14 @@ class Walk:
     def note_between(
         self, number: int, point: CriticalPoint, value: float, other: float, rises: bool
     ) -> None:
-        """Note that a point which cannot be followed is there at a value, and not at another."""
+        """Note that a point which cannot be followed exists at one value, but not at another."""
         vague, gap = point.dimension > 0, abs(other - value)
         at, within = (0.5 * (value + other), 0.5 * gap) if vague else (value, gap)
         names = (point.name, "") if rises else ("", point.name)
         self._note(number, "vanishes" if rises else "appears", at, point.position, names, within)
 
     def _end(self, number: int, segment: BranchSegment | None, before: float, value: float) -> None:
-        """Note where a branch ends that nothing goes on."""
+        """Close a branch that nothing continues, and note where it ends."""
         if segment is None:
             self.note_between(number, self.branches[number].points[-1], before, value, rises=True)
             return
@@ -223,7 +223,7 @@ class Walk:
         self.note_stop(number, segment, rises=True)
 
     def _begin(self, point: CriticalPoint, segment: BranchSegment | None, step: int) -> None:
-        """A new branch, taken back to where it comes from, and a note of that."""
+        """Begin a branch at a point, follow it back to its origin, and note that."""
         value, before = float(self.values[step]), float(self.values[step - 1])
         number = len(self.branches)
         branch = OpenBranch([value], [point])
@@ -251,7 +251,7 @@ class Walk:
         self.note_stop(number, segment, rises=False)
 
     def _passes(self, segment: BranchSegment) -> bool:
-        """True for a segment that ends on a branch."""
+        """True for a segment that ends on an existing branch."""
         there = [
             p
             for b in self.branches
@@ -274,13 +274,13 @@ class Walk:
 
 
 def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:
-    """The misfit of a segment and the point that it leads to, to be compared."""
+    """The distance between the end of a segment and a point, to choose the best link by."""
     gap = float(np.linalg.norm(segment.positions[-1] - point.position))
     return segment.point.index != point.index, gap
 
 
 def is_linked(point: CriticalPoint) -> bool:
-    """True for a line, a manifold or a degenerate point: what is not followed, but linked."""
+    """True for a line, a manifold or a degenerate point, which are linked and not followed."""
     return point.dimension > 0 or point.kind == "degenerate"
 
 

@@ -52,7 +52,7 @@ _TELLING = 1e-8  # of the largest curvature around: less across a line does not 
 
 @dataclass(frozen=True)
 class CriticalSet:
-    """Critical points without a gap between them.
+    """A connected set of critical points: a line or a manifold.
 
     Attributes:
         position: The one nearest to the middle of the region.
@@ -60,8 +60,8 @@ class CriticalSet:
         path: Points along a line; None for more dimensions.
         pieces: The path, cut where the signs of the curvatures across the line change.
         width: Typical distance in the region.
-        tail: Whether it is none, but a tail: the slope along it, though below rounding of what is
-            across, has one sign and only falls.
+        tail: Whether it is no critical set but a tail of the potential, along which the slope has
+            one sign and falls monotonically, though below the rounding of the slope across.
     """
 
     position: Float[np.ndarray, " d"]
@@ -72,9 +72,9 @@ class CriticalSet:
     tail: bool = False
 
     def holds(self, flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """The roots that belong to it: by a walk on a manifold, or by their distance from a line.
+        """Mask of the roots that belong to the set: close to its line, or connected by a walk.
 
-        What lies beside a line, and curves the other way, is another line close by.
+        A root beside a line at which the curvature has the other sign is on another line close by.
         """
         if self.path is None:
             return _walked(flow, points, self.position, self.dimension, self.width)
@@ -86,7 +86,7 @@ class CriticalSet:
 
 @dataclass(frozen=True)
 class _Tracer:
-    """A tracer of lines of critical points, with what stays the same on the way.
+    """A tracer of lines of critical points, with the data that all its steps share.
 
     Attributes:
         flow: The flow.
@@ -94,7 +94,7 @@ class _Tracer:
         width: Its diagonal.
         scale: A typical |∇L|.
         along: Directions of the face that the line lies on, as columns.
-        admits: Whether a place counts, beyond being a root.
+        admits: A further condition on roots.
     """
 
     flow: AbstractFlow
@@ -115,13 +115,13 @@ class _Tracer:
         return np.concatenate([one, -one, walls]), known
 
     def seen(self, position: Float[np.ndarray, " d"]) -> tuple[Any, Any, Any]:
-        """Slope and curvature along the face at a place, and the least that counts as curvature."""
+        """Slope and Hessian along the face at a position, and the least curvature that counts."""
         return restricted(derivatives_at(self.flow, position[None]), self.along, self.width)
 
     def corrected(
         self, position: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, " d"], float, Float[np.ndarray, "1 k k"]]:
-        """The root beside a place, the length of the step that is left there, and its curvature."""
+        """The root near a position, the length of the next Newton step there, and the Hessian."""
         left = np.inf
         for _ in range(_CORRECTIONS):
             slope, bend, floor = self.seen(position)
@@ -137,7 +137,7 @@ class _Tracer:
         return position, left, self.seen(position)[1]
 
     def goes_on(self, root: Float[np.ndarray, " d"], step: Float[np.ndarray, " d"]) -> bool:
-        """True if there is another root a step away, neither nearer nor farther."""
+        """True if Newton's method from a step away finds another root about a step away."""
         there, left, _ = self.corrected(root + step)
         length = float(np.linalg.norm(step))
         moved = float(np.linalg.norm(there - root))
@@ -147,7 +147,7 @@ class _Tracer:
     def traced(
         self, root: Float[np.ndarray, " d"], direction: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, "k d"], bool]:
-        """A line through a root, both ways to the sides, or all round; and whether it got there."""
+        """The line through a root, in both directions, and whether it ends at sides or closes."""
         first, whole = self.half(root, direction)
         if whole and len(first) > 1 and np.all(first[0] == first[-1]):
             return first, True
@@ -157,7 +157,7 @@ class _Tracer:
     def half(
         self, root: Float[np.ndarray, " d"], direction: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, "k d"], bool]:
-        """A line followed one way, and whether it came to a side of the region or back."""
+        """The line in one direction, and whether it came to a side of the region or closed."""
         step = _STEP * self.width
         normals, offsets = self.sides
         path = [root]
@@ -194,7 +194,7 @@ def critical_set(
     along: Float[np.ndarray, "d k"] | None = None,
     admits: Callable[[Float[np.ndarray, " d"]], bool] = lambda position: True,
 ) -> CriticalSet | None:
-    """The critical set that a root belongs to; None if it goes on in none of its flat directions.
+    """The critical set that a root belongs to; None if the root is isolated.
 
     Args:
         flow: The flow.
@@ -203,7 +203,7 @@ def critical_set(
         ends: The region.
         scale: A typical |∇L|.
         along: The directions of the face that holds the root, as columns; None for all.
-        admits: Whether a place belongs to the set, beyond being a root.
+        admits: A further condition on the roots of the set.
     """
     width = diagonal(ends)
     face = np.eye(len(root)) if along is None else along
@@ -235,7 +235,7 @@ def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.nda
 
 
 def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
-    """True for a path along which the slope has one sign and only falls, unlike rounding."""
+    """True for a path along which the slope has one sign and is monotonic."""
     inner = path[1:-1]
     slope = np.sum(derivatives_at(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
     told = slope[slope != 0]
@@ -276,7 +276,7 @@ def _pieces(
 def distance_to_path(
     points: Float[np.ndarray, "n d"], path: Float[np.ndarray, "k d"]
 ) -> Float[np.ndarray, " n"]:
-    """Distance of points from a path, as that from the nearest of its pieces."""
+    """Distance of points from a polygonal path."""
     if len(path) == 1:
         return np.linalg.norm(points - path[0], axis=1)
     starts, pieces = path[:-1], np.diff(path, axis=0)
@@ -289,7 +289,7 @@ def distance_to_path(
 def distance_to(
     point: CriticalPoint, positions: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, " n"]:
-    """Distance of places from a critical point, or from the line of such."""
+    """Distance of positions from a critical point, or from its line."""
     return distance_to_path(positions, point.position[None] if point.path is None else point.path)
 
 
@@ -300,9 +300,9 @@ def _walked(
     dimension: int,
     width: float,
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of the roots that a walk on a manifold leads to another of its points.
+    """Mask of the roots from which a walk on a manifold leads to one of its points.
 
-    Each step goes towards the goal as far as the flattest directions allow, and back to a root.
+    Each step goes towards the goal within the flattest directions, and then back to a root.
     """
     here, step = np.array(points, float), _WALK * width
     sizes = np.sort(np.abs(spectrum(derivatives_at(flow, here).hessian)[0]), axis=1)
@@ -336,7 +336,7 @@ def _walked(
 def _cut(
     inside: np.ndarray, outside: np.ndarray, normals: np.ndarray, offsets: np.ndarray
 ) -> Float[np.ndarray, " d"]:
-    """The place at which the way from a point inside to one outside leaves the region."""
+    """The point at which the segment from a point inside to one outside leaves the region."""
     direction = outside - inside
     rises, room = normals @ direction, offsets - normals @ inside
     leaves = rises > 1e-9 * np.linalg.norm(direction)

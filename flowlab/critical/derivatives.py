@@ -78,7 +78,7 @@ class Derivatives(NamedTuple):
 
     @property
     def velocity(self) -> Float[np.ndarray, "n d"]:
-        """−M∇L, walls apart."""
+        """−M∇L, regardless of walls."""
         with np.errstate(all="ignore"):
             return -np.einsum("nij,nj->ni", self.metric, self.gradient)
 
@@ -89,7 +89,7 @@ class Derivatives(NamedTuple):
             return np.linalg.norm(self.velocity, axis=1)
 
     def at(self, mask: Bool[np.ndarray, " n"]) -> "Derivatives":
-        """The same at some of the states."""
+        """The derivatives at a subset of the states."""
         return Derivatives(*(leaf[mask] for leaf in self))
 
 
@@ -110,10 +110,10 @@ def derivatives_at(flow: AbstractFlow, states: npt.ArrayLike) -> Derivatives:
 
 
 def _lanes(count: int, size: int) -> int:
-    """The number of states that are evaluated at once, so chosen that few programs are compiled.
+    """The number of states that are evaluated at once, from a few values to limit compilation.
 
-    One for a plane: what is evaluated in vain costs less than a call. With more components Hessians
-    cost more, and fewer states are filled up to 2, 8, 32, 128 or 512.
+    In a plane the number is always the same, since superfluous evaluations cost less than a call.
+    With more components Hessians cost more, and batches are padded to 2, 8, 32, 128 or 512.
     """
     cheap = 4 * _AT_ONCE // size**2
     wanted = min(max(count, cheap, 1), _AT_ONCE)
@@ -136,16 +136,16 @@ def root_step(
     size: float | Float[np.ndarray, " n"],
     floor: Float[np.ndarray, " n"] | None = None,
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
-    """Newton's step to a zero of the gradient, and how far it leads beyond what rounding makes.
+    """Newton's step to a zero of the gradient, and its length without the part due to rounding.
 
-    A direction is left out only where rounding hides its curvature and its slope; a slope without
-    curvature leads far, or is not finite. Where rounding alone may have made the slope, the second
-    number is without the step that it leads to: so roots are told from what is none.
+    A direction is left out only if both its curvature and its slope are within rounding; a slope
+    without curvature gives a long step, or one that is not finite. Directions whose slope may be
+    rounding alone do not count in the length, so that a length near zero means a root.
 
     Args:
         gradient: Slopes.
         hessian: Curvatures.
-        size: How large coordinates are, of which rounding is a part.
+        size: The magnitude of coordinates, which sets that of rounding errors.
         floor: The least that counts as the largest curvature; None for none.
     """
     values, vectors = spectrum(hessian)
@@ -172,15 +172,15 @@ def curvatures(
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
     """Eigenvalues of the Hessian at a root, ascending, and its eigenvectors as columns.
 
-    An eigenvalue is 0 where it is below what rounding leaves, 1e-12 of the largest a hundredth of
-    the region around; or where it is not the same within the distance by which the root may be off:
-    four of Newton's steps in its direction, with what rounding adds to the slope.
+    An eigenvalue is set to 0 if it is below rounding, 1e-12 of the largest within a hundredth of
+    the region; or if it is not constant over the uncertainty of the root, four Newton steps in its
+    direction, rounding of the slope included.
 
     Args:
         flow: The flow.
         position: The root.
         width: A typical distance.
-        along: Directions, as columns, to which all is restricted; None for all.
+        along: Directions, as columns, to which the Hessian is restricted; None for all.
     """
     face = np.eye(len(position)) if along is None else along
     if not face.shape[1]:
@@ -212,10 +212,10 @@ def curvatures(
 def restricted(
     there: Derivatives, along: Float[np.ndarray, "d k"], width: float
 ) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k k"], Float[np.ndarray, " n"] | None]:
-    """Slopes and curvatures along a face, and the least that counts as the largest curvature.
+    """Slopes and Hessians along a face, and the least that counts as the largest curvature.
 
-    That is None where the face is all: on a wall, the slope that presses against it is a measure
-    of the rounding along it.
+    The last is None without walls. On a wall, the slope that presses against it sets the scale of
+    the rounding along it.
     """
     with np.errstate(all="ignore"):
         slope = there.gradient @ along
@@ -236,7 +236,7 @@ def newton(
 ) -> tuple[
     Float[np.ndarray, "n d"], Derivatives, Float[np.ndarray, "n d"], Float[np.ndarray, " n"]
 ]:
-    """Newton's method for zeros of the gradient, from many places at once.
+    """Newton's method for zeros of the gradient, from many positions at once.
 
     Args:
         flow: The flow.
@@ -245,8 +245,8 @@ def newton(
         along: Directions, as columns, to which gradient and steps are restricted; None for all.
 
     Returns:
-        The places where it ended, the derivatives there, the step that would follow, and how far
-        that leads beyond what rounding makes.
+        The positions at which it ended, the derivatives there, the next step, and its length
+            without the part due to rounding.
     """
     there = derivatives_at(flow, positions)
     step, sure = _newton_step(there, width, along)
@@ -264,7 +264,7 @@ def newton(
 def _newton_step(
     there: Derivatives, width: float, along: Float[np.ndarray, "d k"] | None
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
-    """The step of `root_step` at each state, and how far it leads beyond what rounding makes."""
+    """The step of `root_step` at each state, and its length without the part due to rounding."""
     if along is None:
         return root_step(there.gradient, there.hessian, width)
     if not along.shape[1]:
@@ -278,7 +278,7 @@ def _newton_step(
 def onto_walls(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], slack: float
 ) -> Float[np.ndarray, "n d"]:
-    """Places, with those put onto a wall that are beyond it by no more than a slack."""
+    """Positions, of which those beyond a wall by no more than `slack` are put onto it."""
     for normal, offset in zip(*flow.domain.walls(), strict=True):
         length = float(np.linalg.norm(normal))
         beyond = (positions @ normal - offset) / length
@@ -288,7 +288,7 @@ def onto_walls(
 
 
 def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:
-    """Points of which those that are closer to an earlier one are left out."""
+    """The points without those that are closer than a distance to an earlier one."""
     kept, left = [], points
     while len(left):
         kept.append(left[0])
@@ -297,7 +297,7 @@ def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.nd
 
 
 def capped(step: Float[np.ndarray, "n d"], longest: float) -> Float[np.ndarray, "n d"]:
-    """Steps cut to a length; none where they are not finite."""
+    """Steps, shortened to a maximal length; 0 where they are not finite."""
     with np.errstate(all="ignore"):
         length = np.linalg.norm(step, axis=1, keepdims=True)
         step = np.where(length > longest, step * (longest / length), step)
@@ -333,7 +333,7 @@ def real_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "..."]:
     """Starts in float64.
 
     Raises:
-        ValueError: If they are not real numbers, of which a part would be dropped.
+        ValueError: If they are not real numbers.
     """
     return real("starts", starts).astype(np.float64)
 
@@ -342,7 +342,8 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
     """A region as an array of lower and upper ends.
 
     Raises:
-        ValueError: If it is no such thing, or the states of the flow are not vectors of its length.
+        ValueError: If it is not of shape (d, 2), or the states of the flow are no vectors of length
+            d.
     """
     try:
         ends = np.asarray(region, dtype=float)
@@ -363,7 +364,7 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
 
 
 def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float) -> AbstractFlow:
-    """A flow whose lines stop at the sides of a region widened by a part of its width."""
+    """A flow whose lines stop at the sides of a region, widened by a fraction of its width."""
     room = margin * (region[:, 1] - region[:, 0])
     lower, upper = region[:, 0] - room, region[:, 1] + room
     if flow.domain.absorbing:
@@ -372,7 +373,7 @@ def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float
 
 
 class Enclosed(AbstractFlow):
-    """A flow on another domain than its own."""
+    """A flow on a smaller domain than its own."""
 
     flow: AbstractFlow
     domain: AbstractDomain

@@ -21,7 +21,7 @@ _HALVINGS = 60  # of the way to a rim: to rounding
 
 
 def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:
-    """States of the domain with neither gradient nor curvature, and with a finite value."""
+    """Mask of states in the domain with a finite value, zero gradient and zero Hessian."""
     still = np.all(there.gradient == 0, axis=1) & np.all(there.hessian == 0, axis=(1, 2))
     return still & there.inside & np.isfinite(there.value)
 
@@ -29,7 +29,7 @@ def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:
 def flat_around(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], radius: float
 ) -> Bool[np.ndarray, " n"]:
-    """Places that are flat, and whose neighbours along every axis are."""
+    """Mask of positions that are flat, as are their neighbours along every axis."""
     flat = is_flat(derivatives_at(flow, positions))
     around = _neighbours(positions[flat], radius)
     beside = is_flat(derivatives_at(flow, around.reshape(-1, positions.shape[1])))
@@ -40,14 +40,14 @@ def flat_around(
 def beside_flat(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], radius: float
 ) -> Bool[np.ndarray, " n"]:
-    """Places beside which, along some axis, the flow is flat: inside of a region or on its rim."""
+    """Mask of positions inside a flat region or on its rim: a neighbour along an axis is flat."""
     around = _neighbours(positions, radius)
     flat = flat_around(flow, around.reshape(-1, positions.shape[1]), radius / 2)
     return np.any(flat.reshape(around.shape[:2]), axis=1)
 
 
 def _neighbours(positions: Float[np.ndarray, "n d"], radius: float) -> Float[np.ndarray, "n m d"]:
-    """Places at a distance from each, both ways along every axis."""
+    """The neighbours of positions at a distance, in both directions along every axis."""
     axes = np.eye(positions.shape[1])
     return positions[:, None] + radius * np.concatenate([axes, -axes])
 
@@ -58,19 +58,20 @@ def rims(
     outside: Float[np.ndarray, "n d"],
     scale: float,
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
-    """The ends of flat regions, on straight ways from flat places to others.
+    """The rims of flat regions, on straight segments from flat positions to others.
 
-    A gradient that has underflowed is zero too, but falls to it through ever smaller values, while
-    that of a flat region jumps to zero at its rim.
+    An underflowed gradient is zero too, but next to it are ever smaller values; at the rim of a
+    flat region the gradient jumps.
 
     Args:
         flow: The flow.
-        inside: Flat places.
-        outside: For each a place that is not flat.
+        inside: Flat positions.
+        outside: For each, a position that is not flat.
         scale: A typical |∇L|.
 
     Returns:
-        On each way the last place without gradient, the first with one, and whether it jumps there.
+        On each segment, the last position without a gradient, the first with one, and whether the
+            gradient jumps there.
     """
     for _ in range(_HALVINGS):
         middle = (inside + outside) / 2

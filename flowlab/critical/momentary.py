@@ -21,11 +21,11 @@ PointsAt = Sequence[Sequence[CriticalPoint]]
 
 
 def is_momentary(points_at: PointsAt, at: int, width: float) -> bool:
-    """True if a degenerate point or a line is found at a value, and no such at those beside it.
+    """True if a degenerate point or line is found at a value, but not at the values beside it.
 
     Args:
         points_at: The critical points at each value.
-        at: The number of the value.
+        at: The index of the value.
         width: A typical distance in the region.
     """
     beside = [point for i in (at - 1, at + 1) if 0 <= i < len(points_at) for point in points_at[i]]
@@ -41,7 +41,7 @@ def is_momentary(points_at: PointsAt, at: int, width: float) -> bool:
 
 
 def fill(walk: Walk, values: Float[np.ndarray, " m"], points_at: PointsAt) -> None:
-    """Give the branches of a walk what is found at the values that it has passed.
+    """Add to the branches of a walk the points found at the values that it has skipped.
 
     Args:
         walk: A walk over some of the values, at its end.
@@ -55,7 +55,7 @@ def fill(walk: Walk, values: Float[np.ndarray, " m"], points_at: PointsAt) -> No
 
 
 class _Passed:
-    """A value that a walk has passed, with what is found there."""
+    """A value that a walk has skipped, with the points found there."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class _Passed:
         self.ends = (below[-1] if len(below) else np.inf, above[0] if len(above) else -np.inf)
 
     def fill(self) -> None:
-        """Link the branches that pass, begin or end here, and begin one for what is left."""
+        """Link the branches that pass, begin or end here; begin new ones for the other points."""
         taken = [self._linked(number) for number in range(len(self.walk.branches))]
         taken = [point for point in taken if point is not None]
         for point in self.points_at:
@@ -113,7 +113,7 @@ class _Passed:
     def _note_end(
         self, number: int, segment: BranchSegment | None, last: CriticalPoint, start: float
     ) -> None:
-        """Note what happens to a branch on its way to the first or last of all values."""
+        """Note the events of a branch on its way to the first or last of all values."""
         rises = self.value > start
         if segment is None:
             if self._nearest_alike(last) is None:
@@ -124,7 +124,7 @@ class _Passed:
             self.walk.note_stop(number, segment, rises)
 
     def _alone(self, point: CriticalPoint) -> None:
-        """Begin a branch of one value, and note how it comes and goes."""
+        """Begin a branch of a single value, and note how its point appears and vanishes."""
         number = len(self.walk.branches)
         self.walk.branches.append(OpenBranch([self.value], [point], closed=True))
         for goal in self.beside:
@@ -136,7 +136,7 @@ class _Passed:
                 self.walk.note_stop(number, segment, rises)
 
     def _is_same(self, point: CriticalPoint, other: CriticalPoint) -> bool:
-        """True for two of one sort, that rounding has parted, on the way between branches."""
+        """True for two points of one kind at which branches meet, apart only by rounding."""
         both = is_linked(point) and sort_of(point) == sort_of(other) and not point.dimension
         return both and self.walk.follow.is_meeting(point, other.position)
 

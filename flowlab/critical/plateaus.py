@@ -36,26 +36,26 @@ __all__ = ["Plateau", "Plateaus", "plateaus"]
 
 @dataclass(frozen=True, eq=False)
 class Plateau:
-    """A connected region in which a flow is slow, of states that are not past the target.
+    """A connected region of states before the target in which a flow is slow.
 
     Attributes:
         label: Its number in `Plateaus.labels`.
         cells: Number of cells.
-        area: In the state's coordinates; what lies in the region, if it reaches its sides.
+        area: In the state's coordinates; only of the part inside the region that was searched.
         centre: Mean of the cells, shape (2,).
         at_side: Whether it reaches a side of the region, and may go on beyond it.
         smallest_speed: The smallest speed of a cell.
         smallest_at: Where that is, shape (2,).
-        residence: Median flow time that lines which start in it spend below the speed, until they
-            end: a lower bound where most end by a limit.
-        arrival: Median flow time to the target of the starts in it; infinite where half of them or
-            more do not reach it.
-        arrival_around: The same of the cells around it; NaN where there are none.
-        outcomes: How the starts in it ended, by the names of `until.Outcome`. `at_critical_point`
-            are those that end where the gradient vanishes; others that came to rest, or nearly,
-            are `unresolved`. Only `reached` has arrived.
-        holds_rest: Whether lines that start in it end at a critical point in it: it is the
-            surroundings of that, which are slow in every flow.
+        residence: Median of the flow times that lines from its cells spend below the speed; a lower
+            bound if most of them end at a limit.
+        arrival: Median flow time from its cells to the target; infinite if at least half of the
+            lines do not reach it.
+        arrival_around: The same for the ring of cells around it; NaN if there are none.
+        outcomes: Number of its lines with each outcome, by the names of `until.Outcome`.
+            `at_critical_point` requires that the gradient vanishes at the end; other lines that
+            came to rest, or nearly, are `unresolved`.
+        holds_rest: Whether lines from its cells end at a critical point inside it. It is then the
+            neighbourhood of that point, which is slow in every flow.
     """
 
     label: int
@@ -73,19 +73,19 @@ class Plateau:
 
     @property
     def later(self) -> float:
-        """Arrival of its starts less that of those around it; NaN where neither arrive."""
+        """The arrival from its cells less that from the cells around it; NaN if neither arrive."""
         with np.errstate(invalid="ignore"):
             return float(np.subtract(self.arrival, self.arrival_around))
 
     @property
     def later_ratio(self) -> float:
-        """Its arrival over that around it; NaN where neither arrive."""
+        """The arrival from its cells over that from the cells around it; NaN if neither arrive."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.divide(self.arrival, self.arrival_around))
 
     @property
     def reached(self) -> float:
-        """Share of its starts that reach the target."""
+        """Fraction of its lines that reach the target."""
         return self.outcomes.get("reached", 0) / self.cells
 
     def __str__(self) -> str:
@@ -102,7 +102,7 @@ class Plateau:
 
 @dataclass(frozen=True, eq=False)
 class Plateaus:
-    """The slow regions of a plane; "none" is an answer, and comes with the smallest speed met.
+    """The slow regions of a plane, perhaps none, and the speeds from which they were found.
 
     Attributes:
         plateaus: The slow regions, the largest first.
@@ -142,12 +142,12 @@ class Plateaus:
 
     @property
     def smallest_speed(self) -> float:
-        """The smallest speed of a cell that is not past the target; NaN without any."""
+        """The smallest speed of a cell that is not past the target; NaN if there is none."""
         ahead = np.where(self.past, np.nan, self.speed)
         return float(np.nanmin(ahead)) if np.isfinite(ahead).any() else float("nan")
 
     def __str__(self) -> str:
-        """A line for each, or a sentence that there is none."""
+        """One line for each plateau, or a sentence that there is none."""
         none = f"no plateau: the speed is at least {self.smallest_speed:.4g}, not {self.below:g}"
         return "\n".join(map(str, self.plateaus)) or none
 
@@ -162,16 +162,16 @@ def plateaus(
     cells: int | tuple[int, int] = 128,
     **options: Any,
 ) -> Plateaus:
-    """The connected regions of a plane in which a flow is slower than a speed, and what they cost.
+    """The connected regions of a plane in which a flow is slower than a given speed.
 
-    Cells that are past the target from the start count as none: nobody waits there. A line in a
-    plateau has not arrived, however slow it is. Give `until` a time limit, for it may never.
+    Cells that are past the target belong to no plateau. A line on a plateau has not arrived,
+    however slow it is; as it may never arrive, give `until` a time limit.
 
     Args:
         flow: A flow whose states are vectors of two components.
         region: Lower and upper end of both components, shape (2, 2).
         below: The speed, positive, in the state's coordinates per unit of flow time.
-        until: When a line has arrived, or is given up.
+        until: The target, with a time limit.
         cells: Cells along each component, at whose centres the lines start.
         options: Further options of `sweep`, such as `rtol` or `progress`.
 
@@ -179,8 +179,8 @@ def plateaus(
         ValueError: If the states of the flow are no vectors of two components, the region is none,
             `below` is not positive and finite, or `cells` is below 2.
 
-    Accuracy: areas are known to the cells that the edge of a plateau crosses, and what is narrower
-        than a cell is not seen; see `measures.dwell` for the residence.
+    Accuracy: areas are accurate to the cells on the edge of a plateau, and regions narrower than a
+        cell are not seen; see `measures.dwell` for the residence.
     """
     ends = checked_region(region, flow)
     shape = _checked_cells(cells, ends)
@@ -207,7 +207,7 @@ def plateaus(
 
 @dataclass(frozen=True)
 class _OnGrid:
-    """Results of the lines from the cells, put back on the grid; shapes (a, b).
+    """Results of the lines from the cells, on the grid; shapes (a, b).
 
     Attributes:
         dwell: Time below the speed.
@@ -249,7 +249,7 @@ class _OnGrid:
 
 
 def _outcome_names(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
-    """The names of the outcomes; a line at rest must be where the gradient vanishes."""
+    """The names of the outcomes; at rest without a vanishing gradient is `unresolved`."""
     words = np.array([Outcome(code).name for code in runs.outcome], dtype=object)
     resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
     if len(resting):
@@ -296,7 +296,7 @@ def _plateau(
 
 
 def _median(values: np.ndarray) -> float:
-    """The median, in which what never happens is later than all else; NaN of nothing."""
+    """The median, with infinite values the largest; NaN of an empty array."""
     ordered = np.sort(values)
     if not len(ordered):
         return float("nan")
@@ -305,7 +305,7 @@ def _median(values: np.ndarray) -> float:
 
 
 def _ring(mask: Bool[np.ndarray, "a b"], free: Bool[np.ndarray, "a b"]) -> Bool[np.ndarray, "a b"]:
-    """The cells around a region, corners included, that are in no other."""
+    """The cells around a region, corners included, that are in no other region."""
     around = ndimage.binary_dilation(mask, np.ones((3, 3), bool))
     return around & ~mask & free
 

@@ -81,20 +81,21 @@ _BLURRED = 5e-2  # of the region: the farthest that rounding may take one degene
 def critical_points(
     flow: AbstractFlow, region: npt.ArrayLike, *, starts: int = 256
 ) -> CriticalPoints:
-    """All critical points of a flow that a search from many starts finds in a region.
+    """The critical points of a flow in a region, by a search from many starts.
 
-    A point counts as critical where the gradient is a zero of Newton's method: the last step is
-    small beside the width of the region, and where states must be positive, beside each component.
-    A tail along which the gradient only falls towards zero has none, for there Newton's step does
-    not shrink; where rounding hides its slope beside a large curvature across, that it has one sign
-    and only falls tells it from a line. Roots that go on along a direction without curvature are
-    one line, or manifold, of them; a line along which the kind changes is one for each kind.
+    A point is critical if Newton's method on the gradient converges to it: the last step must be
+    small compared with the width of the region, and with each component if states must be positive.
+    A tail, along which the gradient tends to zero, contains no critical point, since Newton's step
+    does not shrink there. If the curvature across a tail is so large that rounding hides its slope,
+    it is told from a line by a slope of one sign that falls monotonically. Roots that are connected
+    along directions without curvature form a line, or a manifold; a line along which the kind
+    changes counts once for each kind.
 
-    On walls of the domain the points are those of Karush, Kuhn and Tucker: the gradient along the
-    wall is zero, and the flow presses outward. On an edge that absorbs (an axis of a quadrant) it
-    is the whole edge, where the flow leads onto it and the gradient along it tends to zero; else
-    the points to which the flow leads and at which the gradient along the edge is zero. Edges on
-    which the slope across cannot be told in float64 at any distance have none.
+    On walls of the domain the critical points are those of Karush, Kuhn and Tucker: the gradient
+    along the wall is zero, and the flow presses outward. An absorbing edge (an axis of a quadrant)
+    is critical as a whole if the flow leads onto it and the gradient along it tends to zero;
+    otherwise its critical points are those at which the gradient along the edge is zero and the
+    flow leads onto it. An edge at which the slope across underflows at every distance has none.
 
     Args:
         flow: A flow whose states are vectors.
@@ -105,12 +106,12 @@ def critical_points(
         ValueError: If the states of the flow are no vectors of the region's length, a range is not
             (lower, upper), or the domain of the flow has no point in the region.
 
-    Accuracy: places of isolated points with curvature are good to rounding, times the condition of
-        the Hessian; degenerate ones to where rounding hides the slope, for y0⁴ + 100 y1² on a
-        square of side 2 to 2e-6, and the flatter the less. Curvature is told down to 1e-12 of the
-        largest around. Points are on a side of the region within 1e-7 of its width, and put there.
-        That nothing was missed is as certain as the starts are dense: a basin of Newton's method
-        smaller than 1/`starts` of the region can be, and a well narrower than 1/50 of it.
+    Accuracy: isolated points with curvature are accurate to rounding times the condition number of
+        the Hessian. Degenerate ones are accurate to the distance at which rounding hides the slope:
+        2e-6 for y0⁴ + 100 y1² on a square of side 2, and more for flatter ones. Curvature is
+        resolved down to 1e-12 of the largest nearby. Points within 1e-7 of the width of the region
+        from a side are put onto it. Points can be missed if their basin of Newton's method is
+        smaller than 1/`starts` of the region, or if they are in a well narrower than 1/50 of it.
 
     Source: Levenberg and Marquardt's method on the gradient, by optimistix, and steps downhill;
         then Newton's method.
@@ -142,7 +143,7 @@ def critical_points(
 
 
 def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, ...]:
-    """Points by their potential, and those of one value, but for rounding, by their place."""
+    """Points ordered by their potential, and by position where that is equal up to rounding."""
     level = _ALIKE * scale or 1.0
     return tuple(sorted(points, key=lambda p: (np.round(p.value / level), *p.position)))
 
@@ -150,7 +151,7 @@ def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, 
 def refined(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], scale: float, width: float
 ) -> tuple[Float[np.ndarray, "n d"], Derivatives, Bool[np.ndarray, " n"]]:
-    """Places brought to the roots beside them by Newton's method, and which are roots.
+    """Positions after Newton's method, the derivatives there, and a mask of those that are roots.
 
     Args:
         flow: The flow.
@@ -169,7 +170,7 @@ def refined(
 def _fit_guesses(
     flow: AbstractFlow, ends: np.ndarray, count: int
 ) -> tuple[Float[np.ndarray, "n d"], Derivatives]:
-    """The starts of the search at which the flow is defined, and what it is there."""
+    """The starts of the search at which the flow is defined, and the derivatives there."""
     guesses = _guesses(flow, ends, count)
     here = derivatives_at(flow, guesses)
     fit = here.inside & np.isfinite(here.steepness)
@@ -205,7 +206,8 @@ def _searched(
 ) -> Float[np.ndarray, "n d"]:
     """The ends of Levenberg and Marquardt's method on the gradient, from each guess.
 
-    The units are those of the region and of its gradients, since the method's damping has none.
+    The unknowns are scaled by the region and its gradients, since the method's initial damping is
+    absolute.
     """
     slope = _MILD * max(float(np.median(steepness)), _STEEPEST * float(np.max(steepness))) or 1.0
     unit = 1.0 if flow.domain.absorbing else width  # logarithms have one
@@ -244,11 +246,11 @@ def _least_squares(
 def _descended(
     flow: AbstractFlow, guesses: Float[np.ndarray, "n d"], width: float
 ) -> Float[np.ndarray, "n d"]:
-    """The ends of some steps downhill from each guess.
+    """The ends of a number of steps downhill from each guess.
 
-    So minima are found whose surroundings a search for small gradients leaves: beyond the turn of
-    a well the gradient falls outwards. Where the potential curves up along the gradient, a step is
-    Newton's, on the sizes of the curvatures; else it is some times as long as that would be.
+    This finds minima in narrow wells, away from which a search for small gradients leads: beyond
+    the inflection of a well the gradient falls outwards. Steps are Newton's with absolute
+    curvatures, and four times as long where the potential curves down along the gradient.
     """
     positions = guesses
     for _ in range(_DESCENT_STEPS):
@@ -272,7 +274,7 @@ def distinct(
     width: float,
     scale: float,
 ) -> list[CriticalPoint]:
-    """Isolated points and critical sets among roots, each once."""
+    """The isolated points and critical sets among roots, without repetition."""
     found: list[CriticalPoint] = []
     paths: list[np.ndarray] = []
     left = first_of_each(roots, ROOTS_APART * width)
@@ -295,7 +297,7 @@ def distinct(
 def _members(
     flow: AbstractFlow, whole: CriticalSet, ends: np.ndarray, width: float
 ) -> list[CriticalPoint]:
-    """A critical set as points: a line as one for each kind that it has along it."""
+    """A critical set as critical points: one for each kind that occurs along a line."""
     if len(whole.pieces) < 2:
         return [described(flow, whole.position, width, whole.dimension, whole.path)]
     points: list[CriticalPoint] = []
@@ -307,7 +309,7 @@ def _members(
 
 
 def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> bool:
-    """True for an isolated point without curvature that is one of a line."""
+    """True for a degenerate point that lies on a line which was found."""
     if point.dimension or point.kind != "degenerate":
         return False
     return any(distance_to_path(point.position[None], path)[0] < ON_POINT * width for path in paths)
@@ -316,7 +318,7 @@ def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> boo
 def _blurred(
     flow: AbstractFlow, root: Float[np.ndarray, " d"], others: np.ndarray, width: float
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of other roots that are a degenerate root again: only roots lie in between."""
+    """Mask of the roots that are the same degenerate root: the midpoint is a root too."""
     close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
     middle = derivatives_at(flow, (others + root) / 2)
     sure = root_step(middle.gradient, middle.hessian, width)[1]
@@ -349,7 +351,7 @@ def described(
 
 
 def _among(held: CriticalPoint, found: list[CriticalPoint], width: float) -> bool:
-    """True for a point on a wall that is critical without it, and found once more."""
+    """True for a point on a wall that is critical without the wall, and was found before."""
     return held.dimension == 0 and any(
         is_at(held, point, (ROOTS_APART if point.path is None else ON_POINT) * width)
         for point in found
@@ -362,7 +364,7 @@ def _plains(
     there: Derivatives,
     steep: Float[np.ndarray, "m d"],
 ) -> Bool[np.ndarray, " n"]:
-    """Places in a flat region that ends at a rim, on the way to the nearest that is steep."""
+    """Mask of positions in a flat region that ends at a rim, towards the nearest steep guess."""
     flat = is_flat(there)
     if not (flat.any() and len(steep)):
         return np.zeros(len(positions), bool)
@@ -380,7 +382,7 @@ def _smallest(
     flow: AbstractFlow,
     width: float,
 ) -> tuple[float, Float[np.ndarray, " d"]]:
-    """The smallest gradient that was met away from the points that were found, and where."""
+    """The smallest gradient that was met away from the critical points, and its position."""
     states, steepness = guesses, here.steepness
     if len(ended):
         states = np.concatenate([states, ended])

@@ -40,7 +40,7 @@ class Separatrix:
     """One half of the stable manifold of a saddle, from the saddle backwards in time.
 
     Attributes:
-        saddle: Where it leads, forwards in time.
+        saddle: The saddle in which it ends, forwards in time.
         path: Points along it, the saddle first, shape (k, 2).
     """
 
@@ -56,10 +56,10 @@ def separatrices(
     *,
     rtol: float = 1e-8,
 ) -> tuple[Separatrix, ...]:
-    """The stable manifolds of the saddles of a plane, two halves each, within a region.
+    """The stable manifolds of the saddles of a plane, in two halves each, within a region.
 
-    They are followed backwards in time from the saddle, along the direction in which deviations
-    die out, until they leave the region or come close to a maximum.
+    They are followed backwards in time from the saddle, along its stable direction, until they
+    leave the region or come close to a maximum.
 
     Args:
         flow: A flow on a plane.
@@ -70,8 +70,8 @@ def separatrices(
     Raises:
         ValueError: If the states are no vectors of two components, or `points` is something else.
 
-    Accuracy: a curve begins 1e-5 of the region off the saddle, on its tangent; backwards in time
-        the flow draws neighbours towards it, so that what is wrong there shrinks.
+    Accuracy: a curve begins on the tangent, 1e-5 of the region off the saddle. Backwards in time
+        the flow attracts neighbours to the curve, so that the error of its beginning shrinks.
     """
     check_points(points)
     ends = checked_region(points.region if region is None else region, flow)
@@ -107,7 +107,7 @@ def separatrices(
 
 
 def _stable_direction(flow: AbstractFlow, point: CriticalPoint) -> Float[np.ndarray, " 2"]:
-    """The unit vector along which deviations from a saddle die out."""
+    """The unit vector of a saddle's stable direction."""
     here = derivatives_at(flow, point.position[None])
     direction = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
     return direction / np.linalg.norm(direction)

@@ -40,20 +40,20 @@ _NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says
 
 @dataclass(frozen=True, eq=False)
 class Slowdown:
-    """Times beside critical points as measured, and as the linearisation predicts them.
+    """Times spent near critical points, as measured and as the linearisation predicts them.
 
     Attributes:
-        runs: What became of the starts; its measures hold where lines were slowest.
+        runs: The runs from all starts; their measures include the slowest state of each line.
         positions: The critical points, shape (p, d).
         names: What each is, such as "saddle of index 1".
-        radius: Of the neighbourhood of each point, shape (p,).
+        radius: Radius of the neighbourhood of each point, shape (p,).
         spent: Flow time within the neighbourhood, shape (n, p).
         entry_time: Flow time at which a line first came into it, NaN if it never did, (n, p).
         entry_state: The state there, shape (n, p, d).
         approach: The closest approach, shape (n, p).
         approach_time: Flow time of it, shape (n, p).
-        left: Whether the line ended outside of the neighbourhood again, so that all of its stay was
-            measured, shape (n, p).
+        left: Whether the line ended outside the neighbourhood, so that its whole stay was measured,
+            shape (n, p).
         approach_state: The state there, shape (n, p, d).
         entry_offset: The coordinate along the unstable direction at the entry, in the
             linearisation, shape (n, p). It is δ where the stable manifold is straight.
@@ -64,7 +64,7 @@ class Slowdown:
         predicted: (1/μ) log(radius/δ), shape (n, p).
         below: The speed below which a line dwells; None if none was given.
         dwell: Flow time below that speed, shape (n,); None without it.
-        dwell_share: Its share of all of a line's time, shape (n,); None without it.
+        dwell_share: The fraction of a line's time that this is, shape (n,); None without it.
     """
 
     runs: Runs
@@ -89,7 +89,7 @@ class Slowdown:
     places = FormerName("positions")
 
     def to_xarray(self) -> "xarray.Dataset":
-        """The runs as `Runs.to_xarray` gives them, with a dimension `point` for what is here."""
+        """The runs as `Runs.to_xarray` gives them, and the attributes along a dimension `point`."""
         data = self.runs.to_xarray(grid=False)
         stale = [name for name in data.data_vars if str(name).startswith("near_")]
         names = ("spent", "entry_time", "approach", "approach_time", "left")
@@ -142,25 +142,25 @@ def slowdown(
     rtol: float = _SADDLE_RTOL,
     **options: Any,
 ) -> Slowdown:
-    """Times that flow lines from many starts spend beside each critical point, and should.
+    """Times that flow lines spend near each critical point, measured and predicted.
 
     A line that enters the neighbourhood of a saddle at a distance δ from its stable manifold leaves
     it, in the linearisation, when the coordinate along the unstable direction has grown from δ to
     the radius: after (1/μ) log(radius/δ), μ the unstable rate, −1 × the negative eigenvalue of
-    M·Hessian. The coordinate is read by the left eigenvector, so that it vanishes where the stable
-    manifold is tangent, and is measured in the state's own length along the unstable direction.
-    A stable manifold that bends is, at the radius, further from its tangent than many a line from
-    it: so δ is read where the line is closest, and carried back. Where there are several unstable
-    directions, the first to reach the radius counts.
+    M·Hessian. The coordinate is read with the left eigenvector, so that it vanishes on the tangent
+    of the stable manifold, and is scaled to lengths along the unstable direction. Where a curved
+    stable manifold enters the neighbourhood, it is further from its tangent than many lines are
+    from it; δ is therefore read at the closest approach and carried back to the entry. If there are
+    several unstable directions, the first whose coordinate reaches the radius counts.
 
-    The time spent is that of all visits; the prediction is that of the first.
+    The measured time is that of all visits; the prediction is for the first.
 
     Args:
         flow: A flow whose states are vectors.
         starts: Shape (n, d); computed with in float64.
-        points: Critical points, of which lines and manifolds are left out, or places, shape (p, d).
+        points: Critical points (lines and manifolds are left out), or positions, shape (p, d).
         radius: Of the neighbourhoods, in the state's coordinates; one for all, or one for each.
-        until: When to stop, from `flowlab.until`: with a time limit, for a line may never arrive.
+        until: When to stop, from `flowlab.until`; with a time limit, since a line may never arrive.
         below: A speed below which the time is measured too; None for none.
         rtol: Relative tolerance.
         options: Further options of `sweep`, such as `atol` or `progress`.
@@ -169,9 +169,9 @@ def slowdown(
         ValueError: If the starts are not real, the points are no states of the flow, or a radius is
             not positive.
 
-    Accuracy: of the measured times, see `measures.near`. The prediction neglects how the flow bends
-        on its way out, a time of the order of the radius over μ which does not depend on δ, and
-        what is left of the stable coordinate, of relative order (δ/radius)^(2·stable/unstable).
+    Accuracy: of the measured times, see `measures.near`. The prediction neglects the nonlinearity
+        of the flow on its way out, a time of the order of radius/μ that does not depend on δ, and
+        the rest of the stable coordinate, of relative order (δ/radius)^(2·stable/unstable).
     """
     positions, names, free = _places(points)
     sizes = _radii(radius, len(positions))
@@ -202,7 +202,7 @@ def slowdown(
 
 
 def _places(points: Any) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """Places, names, and which of the points no wall or edge holds."""
+    """Positions, names, and a mask of the points that are on no wall or edge."""
     listed = list(points)
     if listed and all(isinstance(point, CriticalPoint) for point in listed):
         single = [point for point in listed if point.dimension == 0]
@@ -235,7 +235,7 @@ def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p
 def _measures(
     positions: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
 ) -> list[measures.Measure]:
-    """Measures of the time beside each place, of the slowest state, and of slow time."""
+    """The measures: time near each position, slowest state, and time below the speed."""
     slow = [] if below is None else [measures.dwell(below)]
     beside = zip(positions, radius, strict=True)
     wanted = [measures.near(at, float(size), label=str(i)) for i, (at, size) in enumerate(beside)]

@@ -29,10 +29,10 @@ _LOG = logging.getLogger(__name__)
 def default_backend(
     *, block_size: int | None = None, devices: Sequence[Device] | None = None
 ) -> str:
-    """The name of the backend that is tried first where nobody names one.
+    """The name of the default backend.
 
     Args:
-        block_size: Starts that share a step; a number of them asks for blocks.
+        block_size: Starts that share a step; a number chooses the blocks.
         devices: JAX devices to use; None for all local ones.
     """
     devices = jax.local_devices() if devices is None else devices
@@ -50,7 +50,7 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> "Worker":
-    """A solver of problems from so many starts, for so many runs in all.
+    """A solver of problems from a number of starts, with a number of runs in all.
 
     Raises:
         ValueError: If the backend is unknown, does not exist on the devices, or leaves another
@@ -82,7 +82,7 @@ def _check_kernel(devices: Sequence[Device], block_size: int | None, optimise: b
 
 
 class Worker:
-    """Solves problems by the backend wanted, or by blocks where that cannot be had.
+    """A solver by the backend asked for, or by blocks where that is not possible.
 
     Attributes:
         backend: The name of the backend that solved the last problem.

@@ -73,12 +73,12 @@ _WORTH_OPTIMISING = 4_000  # runs
 
 
 class BlockPrograms(NamedTuple):
-    """The programs for blocks: functions of a problem, of blocks, and of two limits.
+    """The two programs that solve blocks; functions of a problem, of blocks, and of two limits.
 
     Attributes:
-        first: Of the starts of a batch of blocks: their results, lanes, and the steps tried.
-        later: The same of the lanes of one block that were left behind.
-        enough_blocks: Blocks under which a pass for those left behind is not worth its compilation.
+        first: From the starts of a batch of blocks to their results, lanes, and the steps tried.
+        later: The same, from the unfinished lanes of one block.
+        enough_blocks: The number of blocks from which on a later pass is worth its compilation.
     """
 
     first: Callable[..., Any]
@@ -87,7 +87,7 @@ class BlockPrograms(NamedTuple):
 
 
 class _UnfinishedLanes(NamedTuple):
-    """Lanes that have not ended, and the indices of their starts."""
+    """Unfinished lanes, and the indices of their starts."""
 
     indices: Int[np.ndarray, " n"]
     lanes: Lanes | TangentLanes
@@ -109,12 +109,12 @@ class _Work:
 
 
 def block_size_on(device: Device) -> int:
-    """Starts that share a step where nobody says how many."""
+    """The default number of starts that share a step."""
     return _BLOCK_ON_CPU if device.platform == "cpu" else _BLOCK_ON_ACCELERATOR
 
 
 def worth_optimising(runs: int) -> bool:
-    """True if there are so many runs that optimising the program pays."""
+    """True if there are enough runs for optimising the program to pay."""
     return runs >= _WORTH_OPTIMISING
 
 
@@ -126,7 +126,7 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> Callable[..., dict[str, Any]]:
-    """`solved` with all but the problem, the method and the starts given."""
+    """The function `solved` with everything but problem, method and starts given."""
     devices = jax.local_devices() if devices is None else list(devices)
     return partial(
         solved,
@@ -168,7 +168,7 @@ def solved(
 def _under_safe_clock(
     work: _Work, starts: PyTree[np.ndarray], evicted: list[_UnfinishedLanes]
 ) -> None:
-    """Evicted lanes go on under the clock that is regular everywhere; strayed ones begin again."""
+    """Continue evicted lanes under the arc-length clock; begin strayed ones again."""
     safe = dataclasses.replace(work, problem=safe_problem(work.problem))
     strayed = [part.indices[np.asarray(part.lanes.strayed)] for part in evicted]
     again, going = np.concatenate(strayed), []
@@ -208,7 +208,7 @@ class _Collected:
 
 
 def _as_rows(array: np.ndarray) -> np.ndarray:
-    """An array as one of whole rows, which NumPy moves ten times as fast as pieces of rows."""
+    """A view of an array in whole rows, which NumPy moves ten times as fast as parts of rows."""
     length = math.prod(array.shape[1:])
     if not length:
         return array
@@ -217,9 +217,9 @@ def _as_rows(array: np.ndarray) -> np.ndarray:
 
 
 def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndarray, " n"]:
-    """The indices of the starts, slab after slab, in each by the potential, without it last.
+    """The indices of the starts, slab after slab, sorted by the potential in each; NaN last.
 
-    Those of a single block stay as they are: its lanes share a step in any order.
+    The starts of a single block are not sorted, since its lanes share a step in any order.
     """
     if count <= work.size:
         return np.arange(count)
@@ -236,7 +236,7 @@ def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndar
 
 
 def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np.ndarray, " n"]:
-    """The potential at the starts, as they come: nothing is moved for it but to the device."""
+    """The potential at the starts, in their given order."""
     length = min(work.size * _BLOCKS_OF_A_SLAB, count)
     # The last part, as long as the others, overlaps the one before.
     firsts = [min(first, count - length) for first in range(0, count, length)]
@@ -257,7 +257,7 @@ def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np
 def _first_passes(
     work: _Work, starts: PyTree[np.ndarray], order: np.ndarray
 ) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """Every start in its first block; the lanes that still run, and the evicted ones."""
+    """Solve every start in its first block; the unfinished lanes, and the evicted ones."""
     blocks = -(-len(order) // work.size)
     together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
     keep = 0 if blocks < work.programs.enough_blocks else work.size // _LEFT_FOR_LATER
@@ -276,7 +276,7 @@ def _first_passes(
 def _later_passes(
     work: _Work, problem: Problem, pool: list[_UnfinishedLanes]
 ) -> list[_UnfinishedLanes]:
-    """Lanes that were left behind go on in blocks of their own until all have ended."""
+    """Continue the unfinished lanes in blocks of their own until all have ended."""
     evicted: list[_UnfinishedLanes] = []
     program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
     fresh, size = program.fresh, work.size
@@ -312,7 +312,7 @@ def _go_on(
 def _sorted_out(
     work: _Work, batch: np.ndarray, results: Any, lanes: Any, tries: Int[Array, " b"]
 ) -> tuple[int, list[_UnfinishedLanes]]:
-    """Collect the lanes that have ended; their number, those that still run, and the evicted."""
+    """Collect the lanes that have ended; their number, the unfinished lanes, and the evicted."""
     results = jax.tree.map(_starts_first, results)
     outcome, evicted = (_starts_first(x)[: len(batch)] for x in (lanes.outcome, lanes.evicted))
     exhausted = np.repeat(np.asarray(tries) >= work.max_steps, work.size)[: len(batch)]
@@ -346,7 +346,7 @@ def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _Unfinish
 def _gathered(
     work: _Work, done: Iterator[tuple[int, list[_UnfinishedLanes]]]
 ) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """All the lanes that still run, and all the evicted ones."""
+    """All unfinished lanes, and all evicted ones."""
     running, evicted = [], []
     for ended, (still, held_up) in done:
         work.progress(ended)
@@ -360,7 +360,7 @@ def _in_blocks(
 ) -> Float[np.ndarray, "b ... s"]:
     """Chosen starts as blocks, each with its lanes on the last axis.
 
-    What only fills up the blocks is NaN, and ends at once.
+    Blocks are padded with NaN, which ends at once.
     """
     taken = np.take(starts, filled(chosen, blocks * size), axis=0)
     taken[len(chosen) :] = np.nan
@@ -400,8 +400,8 @@ def _in_parallel(
 ) -> Iterator[Any]:
     """The results of a task on all items, in the order of the items.
 
-    The first item goes alone where the program of the task is fresh, so that two threads do not
-    compile the same.
+    If the program of the task is not compiled yet, the first item goes alone, so that two threads
+    do not compile the same.
     """
     wide = work.problem.rtol.dtype == np.float64
     devices = work.devices

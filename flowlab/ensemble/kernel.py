@@ -52,7 +52,7 @@ class Chip(NamedTuple):
         platform: Its name in lowerings.
         lanes: Shape of the lanes of a program.
         kind: A device of the kind, by the name that its maker gives it.
-        lacking: Functions that its compiler does not know, which are written by others.
+        lacking: Functions that its compiler does not know, and that others must express.
     """
 
     platform: str
@@ -69,7 +69,7 @@ CHIPS = {
 
 
 class RefusedError(Exception):
-    """A problem that cannot be made a kernel; the text names what stands in the way."""
+    """The error for a problem that cannot be compiled to a kernel; the text says why."""
 
 
 def solved(
@@ -92,12 +92,12 @@ def solved(
         devices: Devices of one kind.
         max_steps: Steps that a lane tries.
         progress: Called with the number of starts that have ended since.
-        elsewhere: What solves a problem, a method and starts that cannot be made a kernel, of lanes
-            that begin again.
-        interpret: Whether to carry the kernel out operation by operation, on any device; slow.
+        elsewhere: The solver for lanes that begin again, where their problem cannot be compiled to
+            a kernel.
+        interpret: Whether to interpret the kernel operation by operation, on any device; slow.
 
     Raises:
-        RefusedError: If the problem cannot be made a kernel for these devices.
+        RefusedError: If the problem cannot be compiled to a kernel for these devices.
     """
     if method.shares_stages:
         raise RefusedError(f"the lanes of {method.name} share their number of stages")
@@ -125,7 +125,7 @@ def solved(
 
 
 def refusal(problem: Problem, method: Method, starts: PyTree[np.ndarray], chip: Chip) -> str | None:
-    """Why a problem cannot be lowered for a chip, which need not be present; None if it can.
+    """The reason why a problem cannot be lowered for a chip, present or not; None if it can.
 
     Args:
         problem: What to solve.
@@ -182,7 +182,7 @@ class _Chunks:
     def results(
         self, devices: Sequence[Device], max_steps: int
     ) -> Iterator[tuple[slice, dict[str, Any], Bool[np.ndarray, " n"], PyTree[np.ndarray]]]:
-        """For each chunk: its indices, its results, and the starts to begin again with their mask.
+        """For each chunk: its indices, its results, and the starts to begin again, with a mask.
 
         While one is collected, the next ones are solved.
         """
@@ -216,10 +216,10 @@ _MOST_EXECUTABLES = 256  # as many programs as `solve.compilation` knows
 
 
 def _compiled(run: _Chunks, device: Device) -> Callable[..., Any]:
-    """The program of some chunks, compiled for a device; what has failed once fails at once.
+    """The program of some chunks, compiled for a device; a failure is remembered.
 
     Raises:
-        RefusedError: If it cannot be lowered, or not be compiled.
+        RefusedError: If it cannot be lowered or compiled.
     """
     given = run.shapes(device)
     shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(given))
@@ -242,7 +242,7 @@ _NOTES = ("JaxStackTraceBeforeTransformation",)  # causes by which JAX says wher
 
 
 def _reason(error: BaseException) -> str:
-    """The reason of an error while lowering: the name of a primitive, where one is to blame."""
+    """The reason of an error while lowering; the name of the primitive if one caused it."""
     while error.__cause__ is not None and type(error.__cause__).__name__ not in _NOTES:
         error = error.__cause__
     if isinstance(error, NoRowsError):
@@ -254,7 +254,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the warning that Pallas may give its backend for GPUs up: then this falls back."""
+    """A context without the warning that Pallas may drop its GPU backend."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*Pallas Triton.*", DeprecationWarning)
         yield
@@ -281,7 +281,7 @@ def _compiler_options(chip: Chip) -> dict[str, Any]:
 
 @cache
 def _for_chip(chip: Chip, interpret: bool) -> Callable[..., Any]:
-    """`_all_steps` for a chip: the same object each time, by which programs are known."""
+    """The function `_all_steps` for a chip; the same object each time, to cache programs by."""
     return partial(_all_steps, chip, interpret)
 
 
@@ -301,7 +301,7 @@ class _Packing:
             self.sizes[name] = self.firsts[-1] + int(np.prod(array.shape))
 
     def joined(self, arrays: Sequence[Array], name: str, lead: tuple[int, ...]) -> Array:
-        """The elements of one dtype, of arrays with trailing axes beyond those that are packed."""
+        """The elements of one dtype, of arrays with further trailing axes."""
         chosen = [
             jnp.reshape(array, (-1, *lead)).astype(name)
             for array, packed in zip(arrays, self.arrays, strict=True)
@@ -329,7 +329,7 @@ def _stored(dtype: Any) -> str:
 def _lane(
     solved: tuple[Problem, Method], start: PyTree[Array], max_steps: Int[Array, ""]
 ) -> tuple[dict[str, Any], Bool[Array, ""]]:
-    """The results of one start, and whether it is to begin again under another clock."""
+    """The results of one start, and a flag that it must begin again under another clock."""
     problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda leaf: leaf[..., None], start))
     lanes, tries, _ = advance(problem, method, lanes, max_steps=max_steps)
@@ -364,7 +364,7 @@ def _all_steps(
 
 
 def _in_rows(chip: Chip, program: Any, packed: tuple[_Packing, ...]) -> Callable[..., None]:
-    """A program of one lane as a kernel for a row of them: numbers, starts and results, packed."""
+    """The program of one lane as a kernel for a row of lanes, with packed arrays."""
     of_numbers, of_starts, of_results = packed
 
     def kernel(*refs: Any) -> None:
@@ -390,7 +390,7 @@ def _called(
     numbers: list[Array],
     leaves: list[Array],
 ) -> list[Array]:
-    """The kernel that carries out a program of one lane, called: results with starts first."""
+    """The results of a kernel for the program of one lane, with starts first."""
     from jax.experimental import pallas
 
     of_numbers, of_starts, of_results = packed
@@ -428,13 +428,13 @@ def _apart(packing: _Packing, made: Sequence[Array], count: int) -> list[Array]:
 
 
 def _padded(numbers: Array) -> Array:
-    """Numbers filled up to a power of two of them, which is what Triton takes."""
+    """Numbers padded to a power of two, as Triton requires."""
     length = 2 ** int(np.ceil(np.log2(numbers.size)))
     return jnp.concatenate([numbers, jnp.zeros(length - numbers.size, numbers.dtype)])
 
 
 def _of_all(chip: Chip, operand: Array) -> Any:
-    """The block specification of numbers that every program reads whole."""
+    """The block specification of an array that every program reads as a whole."""
     from jax.experimental import pallas
 
     if chip.platform == "tpu":
@@ -445,7 +445,7 @@ def _of_all(chip: Chip, operand: Array) -> Any:
 
 
 def _of_rows(chip: Chip, size: int) -> Any:
-    """The block specification of what a program reads or writes for its own lanes, by rows."""
+    """The block specification of an array of which a program reads or writes its own rows."""
     from jax.experimental import pallas
 
     after = (0,) * (len(chip.lanes) - 1)

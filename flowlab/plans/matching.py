@@ -25,13 +25,13 @@ _IDENTITY = "flowlab_identity"
 
 
 def matched(store: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan, BlockStore]:
-    """A plan with blocks and programs as a store has them, and the store, grown where it has to.
+    """The plan with the blocks and programs of a store, and the store, enlarged if necessary.
 
     Args:
         store: The store.
-        plan: What it shall hold.
-        path: What the caller calls it.
-        force: Whether other versions of libraries are no reason to refuse it.
+        plan: The plan that it is to hold.
+        path: Its name in messages.
+        force: Whether to accept a store that was begun with other versions.
 
     Raises:
         ValueError: If the store is of another plan, or was begun with other versions.
@@ -56,7 +56,7 @@ def matched(store: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan
 
 
 def attributes_of(plan: Plan, identity: Identity) -> dict[str, Any]:
-    """The attributes by which the store of a plan is known and resumed."""
+    """The attributes of a store by which its plan is recognised and resumed."""
     recipe = None if plan.recipe is None else {**plan.recipe, "block": plan.block}
     return {
         DESCRIPTION: as_json(plan.described() if recipe is None else recipe),
@@ -68,12 +68,12 @@ def attributes_of(plan: Plan, identity: Identity) -> dict[str, Any]:
 
 
 def held_by(store: BlockStore) -> str:
-    """The plan that a store says it holds."""
+    """The description of the plan in a store."""
     return str(store.attributes.get(_PLAN))
 
 
 def _stored_identity(store: BlockStore) -> Identity | None:
-    """The identity of a store; None where an earlier release wrote it without a recipe."""
+    """The identity of a store; None if an earlier release wrote it without a recipe."""
     if _IDENTITY in store.attributes:
         return Identity.of_json(str(store.attributes[_IDENTITY]))
     recipe = store.attributes.get(RECIPE)
@@ -103,7 +103,7 @@ def _differences(
 
 
 def _starts_are_there(store: BlockStore, plan: Plan) -> bool:
-    """True if the first complete block has the starts that are drawn now."""
+    """True if the starts of the first complete block equal those that are drawn now."""
     first = (0,) * len(plan.shape)
     marks, checksums = store.marks()
     for number in range(store.layout.blocks_of_a_case):

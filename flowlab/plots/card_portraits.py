@@ -139,7 +139,7 @@ def portraits(
     if not cards:
         raise ValueError("Argument `cards` must hold at least one card, but is empty.")
     columns = min(checks.integer("columns", columns), len(cards))
-    figure, axes = sheet(len(cards), columns, size=(3.4, 3.6), fraction=True)
+    figure, axes = sheet(len(cards), columns, size=(3.4, 3.6), share=True)
     for (name, one), ax in zip(cards.items(), axes, strict=True):
         portrait(one, x=x, y=y, legend=False, ax=ax)
         ax.set_title(f"{name}\n{ax.get_title()}", fontsize="small")

@@ -43,9 +43,9 @@ def crossing_fraction(
 ) -> Float[Array, " m"]:
     """The fraction of a step at which a bridge first crosses zero, given that it does.
 
-    The time to it over the time from it is an inverse Gaussian variable of mean a/|b| and shape
-    a²/s, whether the bridge ends outside, at b, or inside, by reflection. What is drawn is the
-    inverse of that, which is finite where b = 0, and b/a where s = 0.
+    The time to the crossing over the time after it is an inverse Gaussian variable with mean a/|b|
+    and shape a²/s, whether the bridge ends outside or, by reflection, inside. Its inverse is drawn,
+    since that is finite at b = 0, and is b/a at s = 0.
 
     Args:
         key: For the draw.

@@ -27,21 +27,21 @@ _WORTH = 1e-4  # what is to be left of a state's digits after these
 class RKC2(AbstractStabilised):
     """The Runge–Kutta–Chebyshev method of order 2, for flows with very different rates.
 
-    A step over h·ρ, ρ the largest rate, takes about 1.24·√(h·ρ) evaluations of the field in place
-    of some 2·h·ρ. It is the better choice where rates differ by 1e5 or more, at an rtol of 1e-4 or
-    more, in curved valleys, and in float32; `ROCK4` elsewhere. Usable as `solver=` in `flow_line`
-    and `sweep`, under the clocks of time and of arc length and with a metric that is constant, and
-    in `diffrax.diffeqsolve`.
+    With ρ the largest rate, a step of length h takes about 1.24·√(h·ρ) evaluations of the field,
+    where usual methods need steps that add up to some 2·h·ρ. It is the better choice where rates
+    differ by 1e5 or more, at an rtol of 1e-4 or more, in curved valleys, and in float32; `ROCK4`
+    elsewhere. Usable as `solver=` in `flow_line` and `sweep`, under the clocks of time and of arc
+    length and with a metric that is constant, and in `diffrax.diffeqsolve`.
 
-    The error of a step is estimated, and its inside interpolated, from values at two inner stages
-    and at both ends, not from slopes, which would carry the largest rate times their errors.
+    The error estimate and the interpolant of a step use the values at two inner stages and at both
+    ends. They do not use slopes, whose errors are multiplied by the largest rate.
 
     Source: Sommeijer, Shampine and Verwer, RKC: an explicit solver for parabolic PDEs, J. Comput.
         Appl. Math. 88 (1998) 315–326.
 
     Accuracy: order 2. Along a line the errors of its many steps add up: to 100·rtol at an rtol of
-        1e-6 over five e-foldings of the slowest rate. Where the spectrum is not real the steps may
-        be unstable, which the error estimate sees: they get shorter.
+        1e-6 over five e-foldings of the slowest rate. If the spectrum is not real a step can be
+        unstable; the error estimate detects that, and steps become shorter.
     """
 
     def order(self, terms: Any) -> int:
@@ -105,7 +105,7 @@ class RKC2(AbstractStabilised):
 
 
 def _scaling(s: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The w0 and w1 = T'(w0)/T''(w0) of so many stages, without differences of like numbers."""
+    """The constants w0 and w1 = T'(w0)/T''(w0) of a number of stages, without cancellation."""
     above = _DAMPING / s**2
     root = jnp.sqrt(above * (2 + above))
     angle = s * jnp.arcsinh(root)

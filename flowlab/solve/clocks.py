@@ -43,7 +43,7 @@ _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has co
 
 
 class Hand(NamedTuple):
-    """State of a lane's clock: its reading at the start, its span, the progress made."""
+    """State of a lane's clock: its reading at the start, the whole length, the progress made."""
 
     began: Number
     span: Number
@@ -51,7 +51,7 @@ class Hand(NamedTuple):
 
 
 class Moving(NamedTuple):
-    """A state, the gradient there, the velocity along the walls, and that of the coordinates."""
+    """A state, the gradient there, and the velocities along the walls and of the coordinates."""
 
     state: PyTree[Array]
     gradient: PyTree[Array]
@@ -66,9 +66,9 @@ class AbstractClock(eqx.Module):
         name: What users call it.
         first_step: The first step that is tried.
         keeps_time: Whether it is flow time in another unit, and so ends on times to save at.
-        regular: Whether it is regular everywhere, so that there is no other to fall back upon.
-        linear: Whether it reads what is linear in the coordinates of a plane, where no error of
-            theirs grows, and what a target looks at follows from it.
+        regular: Whether it is regular everywhere. Other clocks fall back on the one that is.
+        linear: Whether its reading is linear in the coordinates, so that the errors of these need
+            no further check.
     """
 
     name: ClassVar[Clock]
@@ -79,7 +79,7 @@ class AbstractClock(eqx.Module):
 
     @classmethod
     def towards(cls, target: AbstractTarget) -> "AbstractClock":
-        """The clock for the way to a target."""
+        """The clock of this kind for a given target."""
         del target
         return cls()
 
@@ -89,7 +89,7 @@ class AbstractClock(eqx.Module):
         return False
 
     def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
-        """The readings at which the levels of a target are met; None where it ends on none."""
+        """The readings at the levels of a target; None if the clock does not end on levels."""
         del flow, target
         return None
 
@@ -99,22 +99,22 @@ class AbstractClock(eqx.Module):
         return jnp.zeros_like(potential)
 
     def difference(self, first: Number, last: Number) -> Number:
-        """The way between two readings."""
+        """The difference of two readings, in the clock's unit."""
         return last - first
 
     @abstractmethod
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """Flow time, and the change of the coordinates, per unit of the clock."""
+        """The derivatives of flow time and of the coordinates by the clock."""
 
     def span(self, levels: Levels | None, began: Number) -> Number:
-        """Length of the way to the last level: 1 where the clock has a unit of its own."""
+        """Length of the way to the last level; 1 if the clock has a unit of its own."""
         if levels is None:
             return jnp.ones_like(began)
         span = self.difference(began, like(levels, began)[-1])
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
 
     def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
-        """The clock's reading at the level of an index; infinite where it ends on none."""
+        """The clock's value at the level with an index; infinite if it does not end on levels."""
         if levels is None:
             return jnp.full_like(hand.progress, jnp.inf)
         last = np.shape(levels)[0] - 1
@@ -124,15 +124,16 @@ class AbstractClock(eqx.Module):
         return jnp.where(index == last, 1, difference / hand.span)
 
     def watched(self, flow: AbstractFlow, target: AbstractTarget) -> tuple[Any, ...]:
-        """All that the clock asks of a flow beside its field and the signals of the target."""
+        """Everything that the clock computes beyond the field and the target's signals."""
         del flow, target
         return ()
 
 
 class AbstractLevelClock(AbstractClock):
-    """A clock that follows what the flow lowers, or raises, and ends on the levels of its target.
+    """A clock that counts the loss or the margin itself, and so ends exactly on a level of it.
 
-    It is right as far as the solver resolves its rate: what it says is compared with its reading.
+    It is only as accurate as the solver integrates its rate. At a level, the progress is therefore
+    compared with the loss or margin of the state.
     """
 
     def ends_on(self, target: AbstractTarget) -> bool:
@@ -142,7 +143,7 @@ class AbstractLevelClock(AbstractClock):
     def arrival(
         self, hand: Hand, reading: Number, level: Number, rtol: Number
     ) -> tuple[Number, Bool[Array, ""], Bool[Array, ""]]:
-        """The progress really made at a reading, whether that is at a level, whether before it."""
+        """The progress at a reading, and whether the reading is at a level, or before it."""
         ahead, slack = self.ahead(reading, level), self.slack(level, hand.began, rtol)
         return (
             self.difference(hand.began, reading) / hand.span,
@@ -182,7 +183,7 @@ class _ArcLength(AbstractClock):
     regular: ClassVar[bool] = True
 
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """By the length of the graph over time, without overflow."""
+        """One over the speed of the graph (t, coordinates), without overflow."""
         del flow, hand
         scale = 1 / jnp.maximum(1, largest(at.push))
         small = _times(at.push, scale)
@@ -249,7 +250,7 @@ class _Margin(AbstractLevelClock):
         return _slack(jnp.maximum(jnp.abs(level), 1), jnp.abs(level) + jnp.abs(began), rtol)
 
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """NaN where the margin does not go towards its goal."""
+        """The derivatives by the margin; NaN if the margin moves away from its goal."""
         _, rate = jax.jvp(lambda y: _margin(flow, y), (at.state,), (at.velocity,))
         pace = hand.span / rate
         return _at_pace(jnp.where(pace > 0, pace, jnp.nan), at)
@@ -266,7 +267,7 @@ _CLOCKS: dict[str, type[AbstractClock]] = {
 
 
 def clock_named(name: str) -> type[AbstractClock]:
-    """The clock with a name of `flowlab.until.Clock`."""
+    """The class of the clock with a name of `flowlab.until.Clock`."""
     return _CLOCKS[name]
 
 

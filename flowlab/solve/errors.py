@@ -33,7 +33,7 @@ _LATE = 32  # steps of a lane from which on it may be stiff; most lanes that are
 
 
 def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
-    """Largest error of each lane over what is allowed; infinite where it is not finite."""
+    """Largest error of each lane, relative to its tolerance; infinite if it is not finite."""
 
     def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
         domain, before = problem.flow.domain, lane.point
@@ -71,7 +71,7 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
 
 
 def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The error in the signal of the target. A level of zero has no size to be small beside."""
+    """The relative error in the signal of the target; 0 at a level of zero, which sets no scale."""
 
     def signal(coordinates: PyTree[Array]) -> Float[Array, ""]:
         state = problem.flow.domain.state(coordinates)
@@ -85,7 +85,7 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
 
 
 def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The error in the velocity that measures see."""
+    """The relative error in the velocity, on which measures depend."""
     value, change = _change(velocity_of_coordinates(problem, lane), after, error)
     speed = largest(value)
     return jnp.where(speed > 0, largest(change) / (_SPEED * problem.rtol * speed), 0)
@@ -94,9 +94,9 @@ def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -
 def _change(
     function: Callable[[PyTree[Array]], PyTree[Array]], after: Point, error: Point
 ) -> tuple[PyTree[Array], PyTree[Array]]:
-    """Value of a function of the coordinates after a step, and its change by the step's error.
+    """A function's value after a step, and its change when the step's error is subtracted.
 
-    Beyond a wall it need not be defined: there it is not changed.
+    The change is 0 where the function is not defined, as beyond a wall.
     """
 
     def without(x: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -17,7 +17,7 @@ _METRIC_SLACK = 1e-5  # of its largest entry: what rounding may leave, in float3
 
 
 def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched: bool) -> None:
-    """Refuse states that a potential does not take, and a potential or metric that is none.
+    """Refuse states that the potential does not accept, and improper potentials or metrics.
 
     Args:
         name: What the caller calls the states.
@@ -26,9 +26,9 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
         batched: Whether there is a leading axis.
 
     Raises:
-        ValueError: If the potential does not give one real number by JAX, or the metric of a
-            `Flow` gives no vector like a state or is not symmetric and positive semidefinite at
-            the first state.
+        ValueError: If the potential does not give one real number by JAX, or the metric of a `Flow`
+            gives no vector like a state or is not symmetric and positive semidefinite at the first
+            state.
     """
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
     given: list[Any] = []
@@ -67,7 +67,7 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
 
 
 def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> None:
-    """Refuse a metric that gives no covector's like or, seen at a state, is none."""
+    """Refuse a metric of the wrong shape, or one that is not symmetric and positive at a state."""
     raised = jax.eval_shape(flow.metric, one, one)
     wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
     if shapes != wanted:

@@ -34,7 +34,7 @@ __all__ = ["begin", "finish", "potentials"]
 
 
 def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
-    """The lanes of a block before their first step; what is wrong with a start is its outcome."""
+    """The lanes of a block before their first step; unfit starts have an outcome already."""
     return lanewise(lambda start: _begin_lane(problem, start))(starts)
 
 
@@ -85,7 +85,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
 
 
 def _zeros(dtype: Any) -> tuple[Array, Array, Array]:
-    """No time, no count, and no."""
+    """A time of 0, a count of 0, and False."""
     return jnp.zeros((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
 
 
@@ -96,7 +96,7 @@ def _not_yet(like: Float[Array, "..."], times: int) -> Float[Array, "t ..."]:
 def _first_coordinates(
     domain: AbstractDomain, start: PyTree[Array]
 ) -> tuple[Bool[Array, ""], Bool[Array, ""], PyTree[Array]]:
-    """Checks that a start is finite and in the domain, and its coordinates, 0 if it is not."""
+    """Flags that a start is finite, and in the domain, and its coordinates (0 if it is not)."""
     finite = all_finite(start)
     inside = finite & domain.contains(start)
     somewhere = domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start))
@@ -112,7 +112,7 @@ def _first_outcome(
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """The number of levels met at a start, and its outcome before any step; 0 for none.
 
-    Its velocities are that along the walls and the free one; it is fit if finite, and inside.
+    `velocities` are the velocity along the walls and the free one; `fit` is finite, and inside.
     """
     (velocity, free), (finite, inside) = velocities, fit
     ahead = problem.target.signal(problem.flow, state, jnp.zeros((), value.dtype))
@@ -159,7 +159,7 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
 def _turning_to(
     problem: Problem, state: Float[Array, " d"], walls: Bool[Array, " m"]
 ) -> Bool[Array, " m"]:
-    """The walls along which a lane moves, and to which its velocity turns, as it does not tell."""
+    """The walls along which a lane moves and towards which its velocity turns, to second order."""
     normals, _ = problem.flow.domain.walls_like(state)
 
     def velocity(state: Array) -> Array:
@@ -212,10 +212,10 @@ def _measured(
 
 
 def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
-    """Outcome, time at the end, and whether the boundary was reached, with the last stretch.
+    """Outcome, end time, and whether the boundary was reached, including the last stretch.
 
-    The stretch below what was integrated has a time of its own, within which a target that is a
-    time, or the time limit, can lie.
+    The last stretch to the boundary is not integrated, but takes time, in which a time limit or a
+    target that is a time can fall.
     """
     target = problem.target
     if not absorbs(problem):

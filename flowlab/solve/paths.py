@@ -52,9 +52,9 @@ class NoisyRuns:
 
     Attributes:
         starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
-        outcome: A code of `until.Outcome` for every path, shape (n,). `reached` where it left the
-            set, or the time that was asked for came; `at_wall` where an axis of a positive orthant
-            absorbed it before.
+        outcome: A code of `until.Outcome` for every path, shape (n,). `reached` if it left the set
+            or lasted for the time given; `at_wall` if an axis of a positive orthant absorbed it
+            before.
         exit_time: Flow time at which it left the set or reached the level, shape (n,); NaN where it
             did not, and where a time was asked for.
         end_time: Flow time at which it ended, for whatever reason; NaN for unfit starts.
@@ -109,8 +109,8 @@ def noisy_runs(
 ) -> NoisyRuns:
     """Paths of a flow with noise, one from each start, until a time or an exit.
 
-    For many paths from one place give it many times: `np.tile(place, (10_000, 1))`. Of a path only
-    its end is kept. On a positive orthant an axis absorbs a path that comes to it.
+    For many paths from one start, repeat it: `np.tile(start, (10_000, 1))`. Only the ends of paths
+    are kept. On a positive orthant, an axis absorbs the paths that reach it.
 
     Args:
         flow: What to follow, on a domain without walls.
@@ -120,19 +120,19 @@ def noisy_runs(
         until: A time, a single level such as `until.loss_below(0.1)`, or a set to leave:
             `exit_from(inside)` or `exit_from_interval(low, high)`.
         step: Length of a step in flow time; shortened to a whole part of the time or time limit.
-        seed: Seed of the noise, a non-negative int. Path i draws from a stream of its own, by the
-            number of its step: what it does depends neither on its block nor on other paths.
-        block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere,
-            or as many as the matrices of the state have room for.
+        seed: Seed of the noise, a non-negative int. Each path has its own stream of random numbers,
+            so that it depends neither on its block nor on other paths.
+        block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere, or
+            fewer if the matrices of the states need much memory.
         max_steps: Steps after which the outcome is `step_limit`.
 
     Raises:
         ValueError: If the starts have the wrong shape, the flow has walls or cannot have the noise,
             or a number is out of its range.
 
-    Accuracy: weak order 1 in `step`, of states and of exit times: whether a path crosses a boundary
-        within a step, when and where, is drawn as for constant coefficients and a flat boundary.
-        Take a step that is short against the fastest rate of the flow, and halve it to see.
+    Accuracy: weak order 1 in `step`, for states and exit times: crossings within a step are drawn
+        as for constant coefficients and a flat boundary. Take a step that is short compared with
+        the fastest time scale of the flow, and halve it to check.
 
     Source: Gobet, Stochastic Processes and their Applications 87, 167–197 (2000), for the order.
         The time of first crossing of a bridge is that of an inverse Gaussian variable, drawn after
@@ -150,7 +150,7 @@ def noisy_runs(
 
 
 class _Problem(eqx.Module):
-    """The data that all paths share; `example` is a state, `last` the largest number of steps."""
+    """The data that all paths share; `example` is a state, `last` the maximal number of steps."""
 
     flow: AbstractFlow
     noise: AbstractNoise
@@ -170,7 +170,7 @@ class _Problem(eqx.Module):
         return ravel_pytree(self.example)[1](vector)
 
     def gaps(self, vector: Float[Array, " d"]) -> Float[Array, " m"]:
-        """Positive inside and zero on each boundary: those of the set, then the axes."""
+        """Positive inside and zero on each boundary: first those of the set, then the axes."""
         sets = [] if self.exit is None else [self.exit.gaps(self.flow, self.state(vector))]
         return jnp.concatenate([*sets, vector if self.absorbing else vector[:0]])
 
@@ -184,14 +184,14 @@ class _Problem(eqx.Module):
 
 
 class _Paths(eqx.Module):
-    """State of paths; what they draw depends on `index` and `count` alone.
+    """State of paths; their random numbers depend on `index` and `count` alone.
 
     Attributes:
         index: Number of the path.
         state: State before the next step; of a path that has ended, its end.
         after: State after the last step, where a boundary was crossed in it.
-        survival: Probability not to have crossed each boundary, given the states between steps.
-        threshold: The survival at which a boundary counts as crossed, drawn once.
+        survival: Probability of not having crossed each boundary, given the states between steps.
+        threshold: The survival below which a boundary counts as crossed, drawn once.
         count: Steps taken.
         part: Part of a further step until the path ended.
         outcome: A code of `Outcome`, or -1 for a crossing that is yet to be located.
@@ -249,8 +249,8 @@ def _finished(
 ) -> _Paths:
     """All paths at their ends.
 
-    Those that have not ended are computed block by block, some steps at a time, the first of them
-    first: a block is full until few are left.
+    Paths are advanced block by block, some steps at a time; blocks are refilled with unfinished
+    paths, so that they are full until few are left.
     """
     count, dimension = starts.shape
     width = min(block_size or _block_size(dimension), count)
@@ -321,7 +321,7 @@ def _keys(problem: _Problem, index: Int[Array, ""]) -> tuple[Any, Any, Any]:
 
 @compiled
 def _advanced(problem: _Problem, paths: _Paths) -> _Paths:
-    """The paths of a block some steps later; those that have crossed stay before it."""
+    """The paths of a block some steps later; those that have crossed stay at the step before."""
     keys = jax.vmap(lambda index: _keys(problem, index)[0])(paths.index)
 
     def going(carry: tuple[Array, _Paths]) -> Array:
@@ -336,7 +336,7 @@ def _advanced(problem: _Problem, paths: _Paths) -> _Paths:
 
 
 def _step(problem: _Problem, key: PRNGKeyArray, path: _Paths) -> _Paths:
-    """A path after one step, or as it is where it has ended; one that crosses stays before it."""
+    """A path after one step; unchanged if it has ended, or if it crosses a boundary in the step."""
     before = path.state
     factor = problem.factor(before)
     after = _moved(problem, jax.random.fold_in(key, path.count), before, factor)
@@ -384,7 +384,7 @@ def _spread(
 
 @partial(compiled, optimise=False)
 def _located(problem: _Problem, paths: _Paths) -> _Paths:
-    """Paths that have crossed a boundary in their last step, at the time and place of that."""
+    """The paths, with those that crossed in their last step at the time and position of it."""
 
     def located(path: _Paths) -> _Paths:
         part_key, place_key = jax.random.split(_keys(problem, path.index)[2])
@@ -411,7 +411,7 @@ def _crossing_place(
 ) -> Float[Array, " d"]:
     """Position at which a path crosses, given the boundary and the fraction of the step.
 
-    What does not correlate with the gap is a bridge of its own; the gap is brought to zero.
+    The part that is uncorrelated with the gap is a bridge of its own; the gap is set to zero.
     """
     boundary, part = crossing
     moved = path.after - path.state
@@ -456,7 +456,7 @@ def _block_size(dimension: int) -> int:
 
 
 def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, float, Outcome]:
-    """The set to leave, if any, the time at which a path ends at last, and its outcome then."""
+    """The set to leave, if any; the time at which every path ends; and its outcome then."""
     left = until
     if isinstance(until, AbstractTarget):
         if until.moments is not None:

@@ -36,20 +36,20 @@ def program_in_rows(
     lanes: tuple[int, ...],
     lacking: Collection[str] = (),
 ) -> list[np.ndarray]:
-    """The results of a program of one lane, carried out for a row of lanes.
+    """The results of a program for one lane, evaluated for a row of lanes.
 
     Args:
-        program: What one lane does.
+        program: The program of one lane.
         arguments: For each argument an array, of its shape, of rows, or of numbers that all lanes
             share.
         lanes: Shape of a row.
-        lacking: Functions, by name, that are to be written by others: `expm1`.
+        lacking: Names of functions that must be expressed by others, such as `expm1`.
 
     Returns:
         For each result an array, of its shape, of rows.
 
     Raises:
-        NoRowsError: If the program does what cannot be done in rows.
+        NoRowsError: If an operation of the program has no rule for rows.
     """
     layout = Layout(lanes, _LARGEST, partial(_own, frozenset(lacking)))
     variables = program.jaxpr.invars
@@ -71,7 +71,7 @@ def _run(program: ClosedJaxpr, arguments: list[Rows], layout: Layout) -> list[Ro
 def _own(
     lacking: Collection[str], equation: Any, inputs: list[Rows], layout: Layout
 ) -> list[Rows] | None:
-    """The outputs of what has a rule here; None of all else."""
+    """The outputs of an operation that has a rule here; None for any other."""
     name, parameters = equation.primitive.name, equation.params
     for variable in equation.outvars:
         if variable.aval.size > layout.largest:
@@ -99,7 +99,7 @@ def _own(
 
 
 def _known_now(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows] | None:
-    """The outputs of an operation on numbers, as numbers; None of one that has a program within."""
+    """The outputs of an operation on known numbers; None for one with a nested program."""
     if "jaxpr" in equation.params or "call_jaxpr" in equation.params:
         return None
     operands = [_numbers(value) for value in inputs]
@@ -198,7 +198,7 @@ def _moving(body: Jaxpr, constants: int) -> list[bool]:
 
 
 def _sources(body: Jaxpr) -> list[Any]:
-    """The variables whose values the results of a function are, through what only hands them on."""
+    """The variables whose values are results of a function unchanged."""
     source: dict[Any, Any] = {}
 
     def of(variable: Any) -> Any:
@@ -214,7 +214,7 @@ def _sources(body: Jaxpr) -> list[Any]:
 
 
 def _handed_on(equation: Any) -> list[Any]:
-    """For each output of an operation the input that it is, or None for a new value."""
+    """For each output of an operation, the input that it equals, or None for a new value."""
     inner = equation.params.get("jaxpr")
     if equation.primitive.name == "cond":
         operands = equation.invars[1:]
@@ -263,7 +263,7 @@ def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
 def _branch(
     branch: ClosedJaxpr, wanted: Any, operands: list[Rows], equation: Any, layout: Layout
 ) -> list[Rows]:
-    """The results of a branch, which is jumped over where no lane wants it and it is not cheap."""
+    """The results of a branch, which is skipped if no lane takes it, unless it is cheap."""
     if _cost(branch.jaxpr) <= _CHEAP:
         return _run(branch, operands, layout)
     given = dict(zip(branch.jaxpr.invars, operands, strict=True))
@@ -306,7 +306,7 @@ def _cost(body: Jaxpr) -> float:
 
 
 def _scan(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
-    """A loop of known length: written out where it is short, or goes along arrays."""
+    """A loop of known length, written out if it is short or runs along arrays."""
     given = equation.params
     if "num_consts" in given:
         constants, carried = given["num_consts"], given["num_carry"]
@@ -380,7 +380,7 @@ def _polynomial(operands: list[np.ndarray], layout: Layout) -> np.ndarray:
 
 
 def _expm1(x: Any) -> Any:
-    """exp(x) − 1 without a difference of like numbers: tanh(x/2)·(exp(x) + 1)."""
+    """exp(x) − 1 without cancellation: tanh(x/2)·(exp(x) + 1)."""
     half = np.asarray(0.5, x.dtype)
     return lax.tanh(half * x) * (lax.exp(x) + np.asarray(1, x.dtype))
 

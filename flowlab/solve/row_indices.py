@@ -22,7 +22,7 @@ Rule = Callable[[Any, list[np.ndarray], Layout], list[np.ndarray] | None]
 
 
 def is_known(element: Any) -> bool:
-    """True if an element is a number already, rather than computed when the program runs."""
+    """True if an element is known while tracing, rather than computed when the program runs."""
     return not isinstance(element, Tracer)
 
 
@@ -36,7 +36,7 @@ def chosen(condition: Any, this: Any, other: Any, layout: Layout) -> Any:
 
 
 def each_position(shape: tuple[int, ...], of_position: Callable[..., Any]) -> np.ndarray:
-    """The array of a shape whose elements are given by their places."""
+    """An array of a given shape, with each element computed from its position."""
     result = np.empty(shape, object)
     for position in np.ndindex(*shape):
         result[position] = of_position(position)
@@ -63,7 +63,7 @@ def _among(indices: list[Any], sizes: list[int], made: Callable[..., Any], layou
 
 
 def _selected(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray] | None:
-    """One of several cases, by pairs; of two it is an operation of its own."""
+    """One of several cases; two cases are left to the built-in operation."""
     which, *cases = operands
     if len(cases) == 2:
         return None
@@ -108,7 +108,7 @@ def _dynamic_update_slice(
 
 
 def _gather(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
-    """Elements at indices that are known, or that each lane holds."""
+    """Elements at indices that are known, or that differ between lanes."""
     operand, indices = operands
     given, shape = equation.params, equation.outvars[0].aval.shape
     numbers, flat = given["dimension_numbers"], operand.reshape(-1)
@@ -117,7 +117,7 @@ def _gather(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[n
     outside = np.asarray(np.nan if fill is None else fill, equation.outvars[0].aval.dtype)
 
     def element(known: np.ndarray, position: tuple[int, ...]) -> Any:
-        """The element at known indices, found by gathering the numbers of positions."""
+        """The element at known indices, found by gathering an array of positions."""
         with jax.ensure_compile_time_eval():
             number = np.asarray(
                 equation.primitive.bind(positions, known, **{**given, "fill_value": 0})
@@ -164,7 +164,7 @@ def _where_inside(
 
 
 def _scatter(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
-    """Updates, or sums of them, at indices that are known, or that each lane holds."""
+    """Updates, or sums of them, at indices that are known, or that differ between lanes."""
     operand, indices, updates = operands
     if not all(is_known(index) for index in indices.flat):
         return [_scattered_by_lanes(equation, operands, layout)]
@@ -187,7 +187,7 @@ def _scatter(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[
 
 
 def _scattered_by_lanes(equation: Any, operands: list[np.ndarray], layout: Layout) -> np.ndarray:
-    """Updates of a vector, or sums of them, at indices that each lane holds."""
+    """Updates of a vector, or sums of them, at indices that differ between lanes."""
     operand, indices, updates = operands
     name = equation.primitive.name
     if operand.ndim != 1 or indices.shape[-1] != 1 or indices.size != updates.size:
@@ -217,7 +217,7 @@ def _bitcast(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[
 
 
 def _sort(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray] | None:
-    """Arrays in the order of the first, NaN last, equals as they were: neighbours change places."""
+    """Arrays sorted by the first of them, stably and with NaN last, by exchanging neighbours."""
     axis = equation.params["dimension"]
     if equation.params["num_keys"] != 1:
         return None
@@ -238,7 +238,7 @@ def _sort(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.
 
 
 def _comes_first(this: Any, other: Any, better: Any, layout: Layout) -> Any:
-    """True if one element is better than another, or is a number where the other is NaN."""
+    """True if one element sorts before another; NaN sorts last."""
     a, b = alike([this, other], layout)
     return lax.bitwise_or(better(a, b), lax.bitwise_and(lax.eq(a, a), lax.ne(b, b)))
 

@@ -68,7 +68,7 @@ _IN_ROWS = ContextVar("in_rows", default=False)
 
 @contextmanager
 def in_rows(wanted: bool) -> Iterator[None]:
-    """A context in which `lanewise` evaluates in rows, or does not; entered while tracing."""
+    """A context, entered while tracing, that switches `lanewise` between rows and `jax.vmap`."""
     before = _IN_ROWS.set(wanted)
     try:
         yield
@@ -82,7 +82,7 @@ def written_out() -> bool:
 
 
 class Rows:
-    """A small array whose elements are arrays: rows over the lanes, or numbers that all share."""
+    """A small array of elements that are rows over the lanes, or numbers that all lanes share."""
 
     def __init__(self, elements: np.ndarray, dtype: Any) -> None:
         self.elements = elements
@@ -93,7 +93,7 @@ _Value = Any  # Rows, or an array with the lanes last, or a _Shared
 
 
 class NoRowsError(Exception):
-    """An operation, by name, that cannot be done in rows where everything must be."""
+    """The error for an operation that cannot be evaluated in rows, though everything must be."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Layout:
     Attributes:
         lanes: Shape of a row.
         largest: Elements of an array up to which it is held in rows.
-        own: Rules that go before those here, from an operation and its inputs to its outputs, or to
-            None where they have none. With them everything must be done in rows: nothing is mapped,
-            and an operation without a rule is a `NoRowsError`. None where the others are mapped.
+        own: Further rules, tried first: functions of an operation and its inputs that return its
+            outputs, or None if they do not apply. If they are given, an operation without any rule
+            is a `NoRowsError`; if None, it is mapped by `jax.vmap`.
     """
 
     lanes: tuple[int, ...]
@@ -127,7 +127,7 @@ def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callab
         function: What to map.
         longest: Elements of an argument up to which everything is done in rows.
 
-    Within `in_rows(True)` in rows, else by `jax.vmap`.
+    It is evaluated in rows within `in_rows(True)`, else mapped by `jax.vmap`.
     """
 
     def mapped(*arguments: PyTree[Array]) -> PyTree[Array]:
@@ -158,7 +158,7 @@ def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callab
 
 
 def _alone(function: Callable[..., Any], arguments: PyTree[Array]) -> PyTree[Array]:
-    """The function of the one lane there is, which is traced without a map in less time."""
+    """The function for a single lane, which is traced faster without a map."""
     lane = jax.tree.map(lambda leaf: lax.squeeze(leaf, (leaf.ndim - 1,)), arguments)
     return jax.tree.map(lambda leaf: lax.expand_dims(leaf, (np.ndim(leaf),)), function(*lane))
 
@@ -188,7 +188,7 @@ def evaluated(
 
 
 def _done(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]:
-    """The outputs of one operation: in rows where it can be done so, else mapped."""
+    """The outputs of one operation, in rows if it has a rule, else mapped."""
     name, parameters = equation.primitive.name, equation.params
     found = None if layout.own is None else layout.own(equation, inputs, layout)
     if found is not None:
@@ -349,7 +349,7 @@ def _mapped(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]
 
 
 def shared(array: Any, layout: Layout) -> _Value:
-    """Values that all lanes share, as numbers where there are few of them."""
+    """Values that all lanes share, as separate numbers if there are few."""
     if np.size(array) > layout.largest:
         return _Shared(array)
     result = np.empty(np.shape(array), object)
@@ -400,12 +400,12 @@ def _with_lanes_last(value: _Value, layout: Layout) -> Array:
 
 
 def row(element: Any, layout: Layout) -> Array:
-    """An element as a row: itself, or a number that all lanes share, for each of them."""
+    """An element as a row; a number that all lanes share is repeated for each."""
     return element if np.ndim(element) else jnp.broadcast_to(element, layout.lanes)
 
 
 def alike(elements: list[Any], layout: Layout) -> list[Any]:
-    """Elements as rows where one of them is."""
+    """Elements, all of them as rows if one is."""
     if all(np.ndim(element) == 0 for element in elements):
         return elements
     return [row(element, layout) for element in elements]

@@ -23,10 +23,10 @@ __all__ = ["RungeKutta"]
 class RungeKutta(diffrax.AbstractSolver):
     """The same method, tableau, order, error estimate and interpolant as `method`.
 
-    In a program that is to run fast the stages are written out one after the other: the fields here
-    are small, and a step needs no buffer. Elsewhere they are a loop over a buffer, as in diffrax,
-    so that the field is compiled once and not for each stage. The lanes of a block share the step,
-    of which each takes a part: `args.fraction`, on the last axis. Forward-mode derivatives alone.
+    In optimised programs the stages are written out one after the other, since the fields are small
+    and a step then needs no buffer. In others they are a loop over a buffer, as in diffrax, so that
+    the field is compiled once instead of once per stage. Each lane takes the fraction
+    `args.fraction` (last axis) of the shared step. Derivatives are forward-mode only.
 
     Args:
         method: An explicit Runge–Kutta solver of diffrax with one tableau.
@@ -45,7 +45,7 @@ class RungeKutta(diffrax.AbstractSolver):
         return self._tableau.num_stages
 
     def room(self, y: PyTree[Array], steps: int) -> dict[str, PyTree[Array]]:
-        """Zeros that have the shape of what the interpolants of so many steps need."""
+        """A zero buffer for the interpolants of a number of steps."""
 
         def zeros(*lead: int) -> PyTree[Array]:
             return jax.tree.map(lambda leaf: jnp.zeros((*lead, *leaf.shape), leaf.dtype), y)
@@ -63,11 +63,11 @@ class RungeKutta(diffrax.AbstractSolver):
         return terms.vf(t0, y0, args) if self._tableau.fsal else None
 
     def blank(self, y0: PyTree[Array]) -> PyTree[Array] | None:
-        """The state that `init` returns, of zeros, for a first step after a jump."""
+        """A zero solver state in the shape that `init` returns, for a first step after a jump."""
         return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
 
     def again(self, state: PyTree[Array] | None) -> PyTree[Array] | None:
-        """The state with which a step that was rejected is tried again: as it was."""
+        """The solver state for the next try after a rejected step: unchanged."""
         return state
 
     def step(
@@ -92,7 +92,7 @@ class RungeKutta(diffrax.AbstractSolver):
         return y1, error, dense, last if tableau.fsal else None, diffrax.RESULTS.successful
 
     def _written_out(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
-        """The end of a step, its error, the stages times the parts, and the last slope."""
+        """The end of a step, its error, the stages times each lane's step, and the last slope."""
         tableau = self._tableau
         slopes = [first]
         for row, node in zip(tableau.a_lower, tableau.c, strict=True):
@@ -129,7 +129,7 @@ class RungeKutta(diffrax.AbstractSolver):
 
 
 def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
-    """Y + step·Σ weights·slopes (without y where it is None), leaving out what has no weight."""
+    """The sum y + step·Σ weights·slopes (without y if it is None), omitting zero weights."""
     used = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
     def rise(*parts: Array) -> Array:
@@ -140,12 +140,12 @@ def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
 
 
 def _weighted(y: Any, step: Array, weights: Array, slopes: Any) -> Any:
-    """Y + step·Σ weights·slopes (without y where it is None), the slopes on the first axis."""
+    """The sum y + step·Σ weights·slopes (without y if it is None), with stacked slopes."""
     return _onto(y, jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes))
 
 
 def _onto(y: Any, rises: Any) -> Any:
-    """Y + rises; these alone where y is None."""
+    """The sum of y and increments; the increments alone if y is None."""
     return rises if y is None else jax.tree.map(jnp.add, y, rises)
 
 

@@ -20,11 +20,11 @@ __all__ = ["check_real_spectrum", "metric_is_constant"]
 
 
 def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> None:
-    """Raise a ValueError where a solver of a name, which needs a real spectrum, has none.
+    """Refuse a stabilised solver for a problem whose spectrum need not be real.
 
     Args:
         problem: What to solve.
-        state: One state, of which shapes and dtypes count.
+        state: One state, of which only shapes and dtypes matter.
         solver: The name of the solver.
     """
     if isinstance(problem.clock, AbstractLevelClock):

@@ -43,7 +43,7 @@ _FLAT = 0.6  # power of the machine epsilon: a curvature so small beside the fir
 
 
 def rested(problem: Problem, lanes: Lanes) -> Lanes:
-    """Lanes with an outcome for those at rest, and those whose time leaves the range of numbers."""
+    """The lanes, with an outcome for those at rest and those whose time is about to overflow."""
     lanes_now = lax.stop_gradient(lanes)
     still_lanes, seems = lanewise(lambda lane: _first_look(problem, lane))(lanes_now)
     seems = seems & lanes.active
@@ -74,11 +74,11 @@ def _with_outcome(lane: Lanes, resting: Bool[Array, ""]) -> Lanes:
 
 
 def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-    """Masks of a lane that does not move at all, and of one that is near rest at a single rate.
+    """Two flags: a lane does not move at all; it is near rest, judged by a single rate of decay.
 
-    With p the velocity of the coordinates and p' its change along the flow line, p·τ is to go,
-    τ = −|p|²/(p·p'): exactly so for a single rate of decay. On a plateau p changes slowly, and the
-    way to go is long.
+    With p the velocity of the coordinates and p' its derivative along the flow line, the distance
+    to go is p·τ, τ = −|p|²/(p·p'), which is exact for a single rate of decay. On a plateau p
+    changes slowly, so that the distance is long.
     """
     velocity, here = velocity_of_coordinates(problem, lane), lane.point.coordinates
     now = velocity(here)
@@ -92,7 +92,7 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
 
 
 def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
-    """True where Newton's step is short too, as far as conjugate gradients find its curvature."""
+    """True if Newton's step, computed by conjugate gradients, is short too."""
     here = lane.point.coordinates
     slope, lifted = _slope_and_metric(problem, lane)
     steepest = slope(here)
@@ -130,7 +130,7 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
 def _slope_and_metric(
     problem: Problem, lane: Lanes
 ) -> tuple[Callable[[PyTree[Array]], PyTree[Array]], Callable[[PyTree[Array]], PyTree[Array]]]:
-    """The slope of the potential at coordinates, and the metric of the flow where a lane stands."""
+    """The slope of the potential as a function of coordinates, and the metric at a lane's point."""
     flow, domain, here = problem.flow, problem.flow.domain, lane.point.coordinates
     sign = -1 if problem.reverse else 1
     state = domain.state(here)
@@ -148,7 +148,7 @@ def _slope_and_metric(
 
 
 class _Search(NamedTuple):
-    """Conjugate gradients on their way to the critical point, with what is left of the slope."""
+    """State of the conjugate gradient iteration: the step so far, the residual, the direction."""
 
     to_go: PyTree[Array]
     residual: PyTree[Array]
@@ -161,7 +161,7 @@ class _Search(NamedTuple):
 
 
 def _near(problem: Problem, lane: Lanes, to_go: PyTree[Array]) -> Bool[Array, ""]:
-    """True where a way to go is within some tolerances, and the target does not lie on it."""
+    """True if a distance to go is within ten tolerances, and the target does not lie on it."""
     here, domain = lane.point.coordinates, problem.flow.domain
     allowed = domain.error_scale(here, problem.rtol, lane.atol)
     parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), to_go, allowed)

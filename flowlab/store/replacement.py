@@ -1,4 +1,4 @@
-"""The place of a store, and the hidden names beside it, while it is made or replaced.
+"""The replacement of stores: hidden names beside a path, and recovery after a crash.
 
 What is not yet whole ends in `.partial`, and may be removed by whoever comes next. A whole store
 that another one replaces ends in `.replaced` until that stands in its place: where a process was
@@ -20,14 +20,15 @@ _PARTIAL, _REPLACED = "partial", "replaced"
 
 
 def sibling(folder: Path) -> Path:
-    """A new hidden name beside a place, for what is not yet whole."""
+    """A new hidden path beside a store's, for one that is still incomplete."""
     return _named(folder, _PARTIAL)
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Rename a whole store to its place; the one that stood there goes only once it has gone well.
+    """Rename a complete store to its path; one that was there is removed only afterwards.
 
-    Its files are removed under another name, metadata first: half removed, it is no store.
+    It is removed under another name, metadata first, so that a partly removed one counts as no
+    store.
     """
     if not folder.exists():
         os.rename(new, folder)
@@ -44,10 +45,10 @@ def put_in_place(new: Path, folder: Path) -> None:
 
 
 def bring_back(path: str | os.PathLike[str]) -> None:
-    """Mend what a process left that was killed while it replaced a store.
+    """Recover from a process that was killed while it replaced a store.
 
-    The store goes back to its place where none stands there now; else what is left of it is
-    removed. Only for who alone writes to the path.
+    The old store is renamed back if there is none at the path; otherwise its remains are removed.
+    The caller must be the only one that writes to the path.
     """
     folder = Path(path).resolve()
     for left in _beside(folder, _REPLACED):
@@ -58,13 +59,13 @@ def bring_back(path: str | os.PathLike[str]) -> None:
 
 
 def lost(path: str | os.PathLike[str]) -> bool:
-    """True where nothing stands at a path, but the store that did can be brought back."""
+    """True if there is nothing at a path, but its former store can be recovered."""
     folder = Path(path).resolve()
     return not folder.exists() and any(map(is_store, _beside(folder, _REPLACED)))
 
 
 def folder_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """The folder that a path leads to, whatever it is called; None for an address, or nothing."""
+    """The identity of the folder at a path, independent of its name; None if there is none."""
     if is_address(path):
         return None
     try:
@@ -75,13 +76,13 @@ def folder_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what was left half made beside a place."""
+    """Remove incomplete stores that were left beside a path."""
     for left in _beside(folder, _PARTIAL):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def take_away(folder: Path) -> None:
-    """Remove a store, metadata first, so that half removed it is none."""
+    """Remove a store, metadata first, so that a partly removed one counts as no store."""
     (folder / METADATA).unlink()
     shutil.rmtree(folder)
 
@@ -91,6 +92,6 @@ def _named(folder: Path, ending: str) -> Path:
 
 
 def _beside(folder: Path, ending: str) -> Iterator[Path]:
-    """The entries whose names `_named` made; those of `s.zarr` beside `s` differ."""
+    """The hidden paths beside a store's that `_named` has made, and not those of a longer name."""
     digits = "[0-9a-f]" * len(uuid.uuid4().hex)
     return iter(sorted(folder.parent.glob(f".{glob.escape(folder.name)}.{digits}.{ending}")))

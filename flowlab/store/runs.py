@@ -42,21 +42,20 @@ def write(
     """Write runs as a Zarr group of version 3, to be opened by `read` or `xarray.open_zarr`.
 
     The group's attributes hold the versions of flowlab, jax and diffrax, and the description as
-    JSON. The group is written beside its place and then renamed, so that what stands at `path` is
-    always whole; folders that are missing on the way there are made.
+    JSON. The group is written under another name and then renamed, so that the store at `path` is
+    always complete. Missing parent folders are created.
 
     Args:
-        runs: What `sweep` gives, or a Dataset.
+        runs: The result of `sweep`, or a Dataset.
         path: The folder to write.
-        description: What the runs are (loss, policy, target, tolerances, ...), made of what JSON
-            holds; None keeps that of a Dataset which was read from a store.
-        overwrite: Replace the store that stands at `path`. Anything else there is left alone.
+        description: A JSON-ready description of the runs (loss, policy, target, tolerances, ...);
+            None keeps that of a Dataset which was read from a store.
+        overwrite: Replace a store at `path`. Anything else there is left alone.
 
     Raises:
-        ValueError: If `runs` is neither Runs nor a Dataset, `description` is not made of what JSON
-            holds, or `path` is taken: by anything without `overwrite`, by anything but a store of
-            flowlab with it.
-        OSError: If the folder cannot be written; nothing is then left at `path` but what was there.
+        ValueError: If `runs` is neither Runs nor a Dataset, `description` is not JSON-ready, or
+            `path` exists (with `overwrite`, if it is no store of flowlab).
+        OSError: If the folder cannot be written; whatever was at `path` is unchanged then.
     """
     text = None if description is None else as_json(description)
     dataset = _as_dataset(runs)
@@ -77,10 +76,10 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
-    """The runs in a store, as a Dataset whose values are read when they are needed.
+    """The runs in a store, as a Dataset whose values are read lazily.
 
-    They are verified by their checksums when they are first read, block by block, in any reduction
-    too: what is damaged raises an OSError that says which blocks, and what heals them.
+    Values are verified by their checksums, block by block, when they are first read. Damage raises
+    an OSError that says which blocks are affected, and how to repair them.
 
     Args:
         path: A folder that `write` or `flowlab.plans.run` wrote, or an address (`s3://...`).
@@ -110,12 +109,12 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
 
 
 def description(dataset: "xarray.Dataset") -> dict[str, Any]:
-    """The description that a store was written with; empty where there was none."""
+    """The description that a store was written with; empty if there was none."""
     return json.loads(dataset.attrs.get(DESCRIPTION, "{}"))
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Raise where `write` would refuse a path, so that long work need not run in vain.
+    """Refuse a path that `write` would refuse, before long work begins.
 
     Raises:
         ValueError: If `path` is taken, or one of the folders on the way to it is a file.
@@ -142,7 +141,7 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Remove a store, if there is one; its metadata first, so that half removed it is none.
+    """Remove a store, if there is one, metadata first.
 
     Raises:
         ValueError: If there is something else at `path`.
@@ -174,7 +173,7 @@ def _write_group(dataset: "xarray.Dataset", folder: Path) -> None:
 
 
 def _note_checksums(folder: Path) -> None:
-    """Note the checksums of all numbers in a group, as it gives them back."""
+    """Write the checksums of all numbers in a group, as they are read back."""
     from flowlab.store.blocks import checksum
     from flowlab.store.verification import CHECKSUMS
 
@@ -193,7 +192,7 @@ def as_json(description: Mapping[str, Any]) -> str:
     """A description as text.
 
     Raises:
-        ValueError: If it is not made of what JSON holds.
+        ValueError: If it is not JSON-ready.
     """
     try:
         return json.dumps(dict(description), allow_nan=False)

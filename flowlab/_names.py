@@ -13,17 +13,17 @@ _OUTSIDE = 4  # letters of a short name from which it may stand within a longer 
 
 
 def key(name: str) -> str:
-    """A name without what people write in several ways: case, hyphens, underscores, spaces."""
+    """A name without case, hyphens, underscores and spaces, for comparison."""
     return "".join(letter for letter in name.lower() if letter not in "-_ ")
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The one of the known names that a name is another way of writing; None if there is none."""
+    """The known name of which a name is another spelling; None if there is none."""
     return next((each for each in known if key(each) == key(name)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question whether the nearest known names were meant, to end a sentence with; or ""."""
+    """The end of a sentence that asks whether the nearest known names were meant, or ""."""
     keys: dict[str, str] = {}
     for each in known:
         keys.setdefault(key(each), each)

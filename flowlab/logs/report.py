@@ -46,7 +46,7 @@ def text(diagnosis: Diagnosis) -> str:
 
 
 def blocks(diagnosis: Diagnosis) -> list[str]:
-    """The headings (`## `), lists (`- `), paragraphs and the place of the table, in their order."""
+    """Headings (`## `), lists (`- `), paragraphs and the position of the table, in order."""
     told = _pages.rendered("diagnosis.txt", **_values(diagnosis))
     parts = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", told).strip())
     return [
@@ -55,7 +55,7 @@ def blocks(diagnosis: Diagnosis) -> list[str]:
 
 
 def moves(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
-    """The table of what moved: a header, and a row for each quantity."""
+    """The table of changes: a header, and a row for each quantity."""
     kind = "log-probability" if diagnosis.reference_free else "log-ratio"
     header = ("", *_spans(diagnosis), "change")
     sides = {f"chosen {kind}": diagnosis.chosen, f"rejected {kind}": diagnosis.rejected}
@@ -75,7 +75,7 @@ def _spans(diagnosis: Diagnosis) -> tuple[str, str]:
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
-    """A diagnosis as JSON; null for what is not known."""
+    """A diagnosis as JSON, with null for unknown values."""
     return {
         **_of_file(diagnosis),
         **_of_run(diagnosis),
@@ -103,7 +103,7 @@ def _of_file(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _of_run(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The paragraphs on what was measured, whatever the loss was."""
+    """The entries on what was measured, independent of the loss."""
     coupling = diagnosis.coupling
     return {
         "moved": diagnosis.moved,
@@ -115,7 +115,7 @@ def _of_run(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _of_loss(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The paragraphs on what follows from the loss."""
+    """The entries on what follows from the loss."""
     ahead, test = diagnosis.forecast, diagnosis.back_test
     return {
         "k_wl_over_k_ww": None
@@ -150,7 +150,7 @@ def write(diagnoses: Sequence[Diagnosis], folder: Path, *, what: str = "Argument
         what: How messages call it.
 
     Raises:
-        ValueError: If it is a file or holds something else.
+        ValueError: If it is a file or holds anything else.
         OSError: If it cannot be written.
     """
     check_folder(what, folder, _pages.REPORT)
@@ -180,7 +180,7 @@ def _stem(diagnoses: Sequence[Diagnosis], index: int) -> str:
 
 
 def _pictures(diagnoses: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, Path]:
-    """The pictures of runs that can be drawn, by the name of what they show."""
+    """The pictures of runs that can be drawn, by name."""
     from flowlab import plots
 
     drawn: dict[str, Path] = {}
@@ -229,7 +229,7 @@ def _values(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _with_loss_type(name: str) -> str:
-    """The name of a loss, with TRL's in brackets where it has another."""
+    """The name of a loss, with TRL's name in brackets if it differs."""
     in_trl = loss_type_of(CATALOGUE[name])
     return name if in_trl in (None, name) else f"{name} ({in_trl})"
 

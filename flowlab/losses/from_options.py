@@ -12,7 +12,7 @@ __all__ = ["has_beta", "loss", "loss_from_options"]
 
 
 def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> AbstractLoss:
-    """The loss with a name and hyper-parameters; the option is what named it."""
+    """The loss with a name and hyper-parameters; `option` is the option that gave the name."""
     # `parameters` could hold a key `name`, which no loss has.
     refuse_unless(
         "name" not in parameters, "parameters", "must name hyper-parameters, but names 'name'"
@@ -42,7 +42,7 @@ def has_beta(loss: AbstractLoss) -> bool:
 
 
 def loss_from_options(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
-    """The loss that was asked for, with its beta, or the first of several."""
+    """The loss that the options describe, with its β, or the first of several."""
     name, beta, offset = asked["loss"], asked["beta"], asked["offset"]
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
     found = loss(name, parameters)

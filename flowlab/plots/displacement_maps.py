@@ -54,16 +54,17 @@ def displacement(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """The fall of the chosen log-probability, over the margin of the start and the coupling.
+    """A map of the fall of the chosen log-probability, over initial margin and coupling.
 
-    The colour is the depth of the dip on a logarithmic scale; where it is light, nothing falls.
-    Hatched are starts from which it has recovered by the end, and those whose line ends early.
-    Drawn over it are k_wl = k_ww, the boundary of every loss of the margin, and that of this loss,
-    r*: on it the chosen response does not move at the start.
+    The colour is the depth of the fall on a logarithmic scale, light where there is none. Starts
+    from which the chosen has recovered by the end, and those whose line ends early, are hatched.
+    Lines show k_wl = k_ww, the boundary for every loss of the margin, and the boundary r* of this
+    loss, on which the chosen response does not move at the start.
 
     Args:
-        displacement: What `displacement.displacement` gives.
-        limit: Depth at the end of the colours, nats; None for 10, or the deepest dip beyond it.
+        displacement: The result of `displacement.displacement`.
+        limit: Depth at the end of the colour scale, nats; None for 10, or the deepest fall if that
+            is deeper.
         color_bar: Whether to add a colour bar.
         legend: Whether to write a legend to the right of the Axes.
         ax: Where to draw; None for a new Figure.
@@ -106,7 +107,7 @@ def displacements(
     """Maps of displacement side by side, in the same colours and under one legend.
 
     Args:
-        displacements: Displacements by the names to write above them.
+        displacements: Displacements, by title.
         columns: Maps in a row.
 
     Returns:
@@ -143,7 +144,7 @@ def _shade_starts(
     displacement: Displacement,
     edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
 ) -> None:
-    """Shade the starts from which nothing falls, or falls and recovers, or whose line is short."""
+    """Shade starts without a fall, with a recovery, or whose line ends early."""
     still = displacement.known & ~(displacement.dip_depth > 0)
     shade_cells(ax, edges, still, "never below its start", face=_STILL)
     shade_cells(
@@ -159,7 +160,7 @@ def _shade_starts(
 
 
 def _draw_boundaries(ax: Axes, displacement: Displacement) -> None:
-    """The line k_wl = k_ww, and where the chosen response does not move at the start."""
+    """Draw the line k_wl = k_ww, and the boundary r* of the loss."""
     style: dict[str, Any] = dict(color="black", linestyle=(0, (5, 3)), linewidth=1.1, zorder=3)
     ax.axhline(1.0, label="$k_{wl} = k_{ww}$", **style)
     shown = np.isfinite(displacement.boundary)

@@ -17,7 +17,7 @@ _BANDS = ((0.05, 0.95), (0.25, 0.75))
 
 
 class _Run(Protocol):
-    """The part of a run that is drawn."""
+    """A protocol for the attributes of a run that are drawn."""
 
     @property
     def u_chosen(self) -> Float[np.ndarray, " s"]: ...
@@ -33,7 +33,7 @@ class _Run(Protocol):
 
 
 class _Compared(Protocol):
-    """The part of a replay that is drawn, as `flowlab.replay.Comparison` has it."""
+    """A protocol for the attributes of a `flowlab.replay.Comparison` that are drawn."""
 
     @property
     def log(self) -> Any: ...
@@ -49,10 +49,10 @@ class _Compared(Protocol):
 
 
 def replay(comparison: _Compared) -> Figure:
-    """A replay beside its log, their distance, and what became of all pairs, in four pictures.
+    """A replay compared with its log, in four panels: steps, deviation, and two on all pairs.
 
     Args:
-        comparison: What `flowlab.replay.compare` gives, of a replay that looked at all pairs.
+        comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
     """
     figure, axes = panels(2, 2, size=_SIZE)
     for draw, ax in zip(
@@ -66,7 +66,7 @@ def replay_steps(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """The log-ratios of a log over its steps, as dots, and those of its replay, as lines.
 
     Args:
-        comparison: What `flowlab.replay.compare` gives.
+        comparison: The result of `flowlab.replay.compare`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
@@ -83,10 +83,11 @@ def replay_steps(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
 def replay_deviation(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """Draw the deviation of a replay from its log at each row, on a logarithmic scale.
 
-    Dashed, the standard error of a row, from which runs in two orders differ by √2 times as much.
+    The dashed line is the standard error of a row; runs with different orders of samples differ by
+    √2 times as much.
 
     Args:
-        comparison: What `flowlab.replay.compare` gives.
+        comparison: The result of `flowlab.replay.compare`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
@@ -108,7 +109,7 @@ def replay_spread(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """The log-ratios of all pairs over the steps: medians, and bands of 50 % and 90 % of them.
 
     Args:
-        comparison: What `flowlab.replay.compare` gives, of a replay that looked at all pairs.
+        comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
@@ -127,7 +128,7 @@ def replay_pairs(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """All pairs on the plane of log-ratios at the end: left of 0, the chosen response fell.
 
     Args:
-        comparison: What `flowlab.replay.compare` gives, of a replay that looked at all pairs.
+        comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)

@@ -46,7 +46,7 @@ def text(comparison: Comparison) -> str:
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as JSON; null for what is not known."""
+    """A comparison as JSON, with null for unknown values."""
     run, log = comparison.run, comparison.log
     ends = log.step.astype(int)
     return {
@@ -77,17 +77,17 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def write(comparison: Comparison, folder: Path, *, what: str = "Argument `folder`") -> None:
     """Write a comparison to a folder.
 
-    `replay.json` and `replay.txt` say what `to_json` and `text` do; `pairs.npz` holds the steps at
-    which all pairs were looked at (`step`), their log-ratios (`u`) and the rows of the data that
-    they are from (`row`); `replay.png` and `.svg` show them.
+    `replay.json` and `replay.txt` hold the results of `to_json` and `text`; `pairs.npz` holds the
+    steps at which all pairs were evaluated (`step`), their log-ratios (`u`) and their rows in the
+    data (`row`); `replay.png` and `.svg` show them.
 
     Args:
         comparison: The comparison.
         folder: A new folder, an empty one, or one with an earlier replay, which is replaced.
-        what: How messages call it.
+        what: Its name in messages.
 
     Raises:
-        ValueError: If it is a file or holds something else.
+        ValueError: If it is a file or holds anything else.
         OSError: If it cannot be written.
     """
     from flowlab import plots
@@ -103,7 +103,7 @@ def write(comparison: Comparison, folder: Path, *, what: str = "Argument `folder
 
 
 def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The table of what became of the pairs: a header, and a row for each kept step."""
+    """The table of pairs: a header, and a row for each kept step."""
     low, middle, high = QUANTILES.index(0.05), QUANTILES.index(0.5), QUANTILES.index(0.95)
     header = ("step", "mean u_w", "mean u_l", "chosen fell", "rejected fell")
     header = (*header, "margin: 5 %", "median", "95 %")

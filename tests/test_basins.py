@@ -198,7 +198,7 @@ def test_basins_differ_on_the_two_sides_of_every_separatrix() -> None:
 @pytest.mark.parametrize("points", [[], "saddle", np.zeros((1, 2))], ids=["none", "text", "places"])
 def test_what_is_no_set_of_critical_points_is_refused(points: object) -> None:
     flow = Flow(Himmelblau())
-    with pytest.raises(ValueError, match=r"^Argument `points` must be what critical\."):
+    with pytest.raises(ValueError, match=r"^Argument `points` must be a result of critical\."):
         separatrices(flow, points)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^Argument `points` must be what critical\."):
+    with pytest.raises(ValueError, match=r"^Argument `points` must be a result of critical\."):
         basins(flow, np.zeros((3, 2)), points)  # type: ignore[arg-type]

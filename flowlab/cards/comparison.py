@@ -92,7 +92,9 @@ def compare(
         )
     levels = np.asarray(margins, float)
     if levels.ndim != 1 or not np.all(np.isfinite(levels) & (levels != 0)):
-        raise ValueError(f"Argument `margins` must hold finite numbers but 0, but is {margins!r}.")
+        raise ValueError(
+            f"Argument `margins` must hold finite nonzero numbers, but is {margins!r}."
+        )
     space = LogRatioPlane(offset=1.0) if plane is None else plane
     found = [_line(loss, space, moments, levels) for loss in checked.values()]
     states, reached, positions = (np.stack(part) for part in zip(*found, strict=True))

@@ -159,8 +159,8 @@ class Basins:
         """
         if self.shape is None:
             raise ValueError(
-                "Basins must be of starts in the shape of a grid to be a map: give them as "
-                "(n, n, 2), such as starts.grid(32, low, high).reshape(32, 32, 2)."
+                "Argument `starts` must have the shape of a grid, (n, n, 2), for a map of basins, "
+                "but has not; give starts.grid(32, low, high).reshape(32, 32, 2)."
             )
         return self.labels.reshape(self.shape)
 

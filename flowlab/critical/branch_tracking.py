@@ -288,7 +288,7 @@ class Follower:
     def met(
         self, segment: BranchSegment, value: float, points: Sequence[CriticalPoint]
     ) -> CriticalPoint | None:
-        """The one of the critical points at a value in which a segment ends, or None."""
+        """The critical point at a value in which a segment ends; None if there is none."""
         position, last = segment.positions[-1], segment.point
         if not segment.is_at(segment.values[-1], value):
             return None

@@ -315,12 +315,12 @@ def _checked_cells(
 ) -> tuple[int, int]:
     if len(region) != 2:
         raise ValueError(
-            "Argument `region` must give the ends of two components, for plateaus are counted on a "
-            f"plane, but gives those of {len(region)}."
+            "Argument `region` must give the ends of two components, since plateaus are regions of "
+            f"a plane, but gives those of {len(region)}."
         )
     shape = np.asarray(cells)
     if shape.shape not in ((), (2,)) or shape.dtype.kind not in "iu" or np.any(shape < 2):
-        raise ValueError(f"Argument `cells` must be at least 2 a component, but is {cells!r}.")
+        raise ValueError(f"Argument `cells` must be at least 2 per component, but is {cells!r}.")
     first, second = np.broadcast_to(shape, 2)
     return int(first), int(second)
 

@@ -215,7 +215,7 @@ def _places(points: Any) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
         positions = np.zeros(0)
     if listed and positions.ndim != 2:
         raise ValueError(
-            "Argument `points` must be critical points, or places of shape (p, d), but is "
+            "Argument `points` must be critical points, or positions, shape (p, d), but is "
             f"{points!r}."
         )
     positions = positions.reshape(len(listed), -1)

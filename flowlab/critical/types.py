@@ -168,7 +168,7 @@ def check_points(points: Any) -> None:
     """
     if not isinstance(points, CriticalPoints):
         raise ValueError(
-            "Argument `points` must be what critical.critical_points(flow, region) gives, but is "
+            "Argument `points` must be a result of critical.critical_points(flow, region), but is "
             f"{points!r}."
         )
 

@@ -95,7 +95,7 @@ def preferences(
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file."""
     if not path.is_file():
-        raise _refused("be a file of preferences", path, "is none")
+        raise _refused("be a file of preferences", path, "is not one")
     if path.suffix == ".parquet":
         parquet = imported("pyarrow.parquet")
         try:

@@ -59,7 +59,7 @@ class Tokenizer:
             render = chat_template(folder, described)
         except Exception as error:  # templates are programs, and fail in any way
             raise _refused(
-                "have a chat template in jinja2", f"that of {folder} is none: {error}"
+                "have a chat template in jinja2", f"that of {folder} is invalid: {error}"
             ) from None
         padding = encoder.token_to_id(end) if padding is None else padding
         return cls(encoder, end, padding, render)
@@ -120,7 +120,9 @@ def _described(folder: Path) -> dict[str, Any]:
     try:
         held = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise _refused("hold a tokenizer_config.json in JSON", f"{path} is none: {error}") from None
+        raise _refused(
+            "hold a tokenizer_config.json in JSON", f"{path} is invalid: {error}"
+        ) from None
     return held if isinstance(held, dict) else {}
 
 

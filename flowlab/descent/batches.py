@@ -29,7 +29,7 @@ def checked_batches(
     """
     steps = [np.asarray(taken) for taken in batches]
     if not steps:
-        raise ValueError(f"Argument `{name}` must have a step at least, but is empty.")
+        raise ValueError(f"Argument `{name}` must have at least one step, but is empty.")
     for number, taken in enumerate(steps, start=1):
         fits = taken.ndim == 1 and taken.size and taken.dtype.kind in "iu"
         if not fits or taken.min() < 0 or taken.max() >= count:

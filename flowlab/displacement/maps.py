@@ -419,8 +419,8 @@ def _checked_ratios(
     largest = float(np.max(np.abs(held)))
     if largest**2 > rejected * (1 + 1e-6):
         raise ValueError(
-            "Argument `ratios` must be at most the square root of `rejected` in size, for the "
-            f"kernel to be positive semidefinite, but holds {largest:g} where that is "
-            f"{np.sqrt(rejected):.4g}."
+            "Argument `ratios` must be at most the square root of `rejected`, "
+            f"{np.sqrt(rejected):.4g}, in absolute value, for the kernel to be positive "
+            f"semidefinite, but holds {largest:g}."
         )
     return held

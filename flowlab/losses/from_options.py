@@ -24,7 +24,7 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
         raise OptionError(option, "must be one of {}, but is {!r}{}", known, name, near) from None
     for key in parameters:
         number = not dataclasses.is_dataclass(getattr(plain, key, None))
-        refuse_unless(number, "parameters", "must name numbers, but {} is none", key)
+        refuse_unless(number, "parameters", "must name numbers, but {} is not one", key)
     try:
         return named(name, **parameters)
     except ValueError as error:

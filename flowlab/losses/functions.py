@@ -185,9 +185,9 @@ def _by_power(v: Float[Array, "*p"], power: Float[Array, ""]) -> Array:
 
 @jax.custom_jvp
 def weighted(weight: Float[Array, "*p"], value: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """Weight · value, and 0 where the weight is 0, even where the value is not finite.
+    """The product weight · value, which is 0 if the weight is 0, even if the value is not finite.
 
-    The derivative by the weight is the value, also where the weight is 0.
+    The derivative by the weight is the value, even at a weight of 0.
     """
     return jnp.where(weight == 0, 0, weight * value)
 

@@ -79,7 +79,7 @@ def argmin(values: Float[Array, " k"]) -> Float[Array, ""]:
 
 
 def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """The first sign change of the polynomial: if there is one, and its position."""
+    """Whether the polynomial changes sign, and the position of its first change of sign."""
     changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
     return jnp.any(changes), _roots(values)[jnp.argmax(changes)]
 
@@ -87,7 +87,7 @@ def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
 def first_rise(
     values: Float[Array, " k"], after: Float[Array, ""]
 ) -> tuple[Array, Float[Array, ""]]:
-    """The first return to 0 of the polynomial after a position: if there is one, and its position.
+    """Whether the polynomial returns to 0 after a position, and the position of the first return.
 
     `after` is a position in [0, 1] at which the polynomial is negative.
     """

@@ -44,7 +44,7 @@ class Config:
             ValueError: If there is none, it is no JSON object, or weights are quantised.
         """
         if not folder.is_dir():
-            raise _refused("be the folder of a checkpoint", f"{folder} is none")
+            raise _refused("be the folder of a checkpoint", f"{folder} is not one")
         entries = _read_json(folder, "config.json")
         if entries.get("quantization_config"):
             raise _refused(
@@ -209,7 +209,7 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise _refused(f"be that of a checkpoint, with a {name}", f"{folder} has none") from None
     except (OSError, ValueError) as error:
-        raise _refused(f"hold a {name} in JSON", f"that of {folder} is none: {error}") from None
+        raise _refused(f"hold a {name} in JSON", f"that of {folder} is invalid: {error}") from None
     if not isinstance(held, dict):
         raise _refused(f"hold a {name} with a JSON object", f"that of {folder} has none")
     return held

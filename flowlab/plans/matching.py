@@ -129,7 +129,7 @@ def _check_versions(store: BlockStore, path: Any, force: bool) -> None:
         raise ValueError(
             f"Argument `path` must hold a store of these versions, but {path} was begun with "
             f"others, and results may differ in their last bits: {'; '.join(others)}. "
-            "Force it to resume all the same."
+            "Resume it nevertheless by `force`."
         )
 
 

@@ -80,9 +80,7 @@ class FeatureModel(AbstractResponses):
             ValueError: If there are several pairs, no third response, or all features are 0.
         """
         if not np.any(np.asarray(self.features)):
-            raise ValueError(
-                "FeatureModel has no way back from log-ratios where all features are 0."
-            )
+            raise ValueError("FeatureModel has no way back from log-ratios if all features are 0.")
         logs = rest_in_proportion(self, log_ratios)
         readout, features = like(self.readout, logs), like(self.features, logs)
         # Logits are free up to a constant; the nearest read-out is that of the smallest change.

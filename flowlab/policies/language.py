@@ -211,7 +211,7 @@ def _parted(parameters: PyTree[Any], trainable: Any) -> tuple[PyTree[Any], PyTre
     if wrong:
         raise ValueError(
             f"Argument `trainable` must choose arrays of floats, but chooses `{wrong[0]}`, which "
-            "is none."
+            "is not one."
         )
     return eqx.partition(parameters, chosen)
 

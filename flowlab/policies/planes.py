@@ -323,9 +323,9 @@ class CoupledKernel(eqx.Module):
         ratio, rejected = np.asarray(self.ratio), np.asarray(self.rejected)
         if ratio**2 > rejected * (1 + _MEASURED):
             raise ValueError(
-                "Argument `ratio` must be at most the square root of `rejected` in size, for the "
-                f"kernel to be positive semidefinite, but is {ratio:g} where that is "
-                f"{np.sqrt(rejected):.4g}."
+                "Argument `ratio` must be at most the square root of `rejected`, "
+                f"{np.sqrt(rejected):.4g}, in absolute value, for the kernel to be positive "
+                f"semidefinite, but is {ratio:g}."
             )
 
     def __call__(self, log_ratios: Float[Array, " 2"]) -> Float[Array, "2 2"]:

@@ -120,8 +120,8 @@ def rest_in_proportion(
     others = np.setdiff1d(np.arange(references.size), pair)
     if np.shape(policy.preferences) != (2,) or not others.size:
         raise ValueError(
-            f"{type(policy).__name__} has a way back from log-ratios to a state only with a single "
-            "prompt, a single pair and a third response, but has "
+            f"{type(policy).__name__} has no way back from log-ratios to a state unless it has a "
+            "single prompt, a single pair and a third response, but has "
             f"{references.size} responses and the preferences {policy.preferences}."
         )
     logs = references[pair] + values

@@ -59,8 +59,8 @@ def check_log(log: TrainingLog) -> None:
     """Refuse a log that a run cannot be compared with."""
     if log.reference_free or not log.numbered or not log.step.size:
         raise ValueError(
-            "Argument `log` must tell steps and log-ratios, but is that of a loss without a "
-            "reference, or one without steps or rows."
+            "Argument `log` must have steps and log-ratios, but is of a loss without a reference, "
+            "or has no steps or rows."
         )
 
 

@@ -64,8 +64,8 @@ class Replay:
         """
         if log.reference_free or not log.numbered or not log.step.size:
             raise ValueError(
-                "Argument `log` must tell steps and log-ratios, but is that of a loss without a "
-                "reference, or one without steps or rows."
+                "Argument `log` must have steps and log-ratios, but is of a loss without a "
+                "reference, or has no steps or rows."
             )
         ends = log.step.astype(int)
         if ends[-1] > self.loss.size:

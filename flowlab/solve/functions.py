@@ -50,15 +50,15 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
         return
     if shape != ():
         raise ValueError(
-            "Argument `potential` must give one number for a state, as flows of potentials alone "
-            f"are followed, and of no vector field, but gives shape {shape}; the M of a field "
-            "−M∇L is a function `metric` beside it."
+            "Argument `potential` must give one number for a state, since flows are those of "
+            f"potentials and not of vector fields, but gives shape {shape}; for a field −M∇L, "
+            "give the function M as `metric`."
         )
     if not isinstance(given[-1], jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
         told = given[-1] if not isinstance(given[-1], jax.Array) else f"one of {value.dtype}"
         raise ValueError(
-            "Argument `potential` must give a real number made of the state by JAX, but gives "
-            f"{told}."
+            "Argument `potential` must give a real number, computed from the state in JAX, but "
+            f"gives {told}."
         )
     if flow.operator is not None:
         first = jax.tree.map(lambda x: x[0] if batched else x, states)
@@ -72,7 +72,7 @@ def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> No
     wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
     if shapes != wanted:
         raise ValueError(
-            f"Argument `metric` must give what has the shape of a state, {wanted}, but gives "
+            f"Argument `metric` must give a result of the shape of a state, {wanted}, but gives "
             f"{shapes}."
         )
     size = sum(leaf.size for leaf in jax.tree.leaves(state))

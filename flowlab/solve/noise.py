@@ -110,7 +110,7 @@ class Minibatch(AbstractNoise):
         if abs(alone - among) > _ALIKE * abs(among):
             raise ValueError(
                 f"Argument `noise` must not be Minibatch(...) for {type(flow.loss).__name__}, "
-                f"whose mean over one pair, {alone:g}, is not what the pair loses, {among:g}."
+                f"whose mean over a single pair, {alone:g}, is not that pair's loss, {among:g}."
             )
 
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:

@@ -89,8 +89,8 @@ class NoisyRuns:
         still = int(np.sum(~self.exited))
         if still or len(self.exit_time) < 2:
             raise ValueError(
-                "Exit times must be known of all of at least two paths to have a mean, but are "
-                f"unknown of {still} of {len(self.exit_time)}."
+                "Exit times must be known for all paths, and for at least two, to have a mean, "
+                f"but are unknown for {still} of {len(self.exit_time)}."
             )
         spread = np.std(self.exit_time, ddof=1) / np.sqrt(len(self.exit_time))
         return float(np.mean(self.exit_time)), float(spread)
@@ -477,11 +477,13 @@ def _check(
 ) -> None:
     if flow.domain.walls()[1].size:
         raise ValueError(
-            "Argument `flow` must have a domain without walls, at which noise is not reflected "
-            f"here, but has {flow.domain!r}."
+            "Argument `flow` must have a domain without walls, since noise is not reflected at "
+            f"walls, but has {flow.domain!r}."
         )
     if not isinstance(noise, AbstractNoise):
-        raise ValueError(f"Argument `noise` must be such as Thermal(0.1), but is {noise!r}.")
+        raise ValueError(
+            f"Argument `noise` must be a noise such as Thermal(0.1), but is {noise!r}."
+        )
     positive("step", step)
     integer("seed", seed, 0, most=2**32 - 1)
     check_counts(block_size, max_steps)

@@ -353,7 +353,7 @@ def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
         name = np.dtype(dtype).name
         cure = "; give the starts as float64 for less" if name == "float32" else ""
         raise ValueError(
-            f"Argument `rtol` must lie between {smallest:.2g}, what {name} can hold, and 1, "
+            f"Argument `rtol` must lie between {smallest:.2g}, the least for {name}, and 1, "
             f"but is {rtol!r}{cure}."
         )
     if atol is not None and not (np.isfinite(atol) and atol >= 0):
@@ -444,7 +444,7 @@ def check_states(
         raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {shapes[0]}.")
     if batched and (len({s[:1] for s in shapes}) != 1 or shapes[0][0] == 0):
         raise ValueError(
-            f"Argument `{name}` must hold at least one start, and as many in every leaf, "
+            f"Argument `{name}` must hold at least one start, and equally many in every leaf, "
             f"but has shapes {shapes}."
         )
     if not sum(int(np.prod(shape[int(batched) :], dtype=np.int64)) for shape in shapes):

@@ -199,8 +199,8 @@ class BlockStore:
         """
         if self._place is not None and folder_of(self._place[0]) != self._place[1]:
             raise OSError(
-                f"{self._place[0]} has been replaced since it was opened, as when it grew; run the "
-                "plan again that it is to hold."
+                f"{self._place[0]} has been replaced since it was opened, as when it grew; run its "
+                "plan again."
             )
         self._put(block, self._padded(block, runs), seconds, time.time())
 
@@ -259,7 +259,7 @@ class BlockStore:
             results = {name: self.values(name, block) for name in self._names(block)}
         except Exception as error:  # whatever a codec makes of bytes that are not its own
             return Damage(block, f"{type(error).__name__}: {error}")
-        return None if checksum(results) == known else Damage(block, "its checksum is another one")
+        return None if checksum(results) == known else Damage(block, "its checksum differs")
 
     def forget(self, block: Block) -> None:
         """Remove the mark of a block, so that it counts as missing."""

@@ -179,5 +179,7 @@ def _as_floats(keys: np.ndarray) -> Float[np.ndarray, " n"]:
 def _checked_edges(name: str, edges: ArrayLike) -> Float[np.ndarray, " e"]:
     borders = np.asarray(edges, float)
     if borders.ndim != 1 or len(borders) < 2 or not np.all(np.diff(borders) > 0):
-        raise ValueError(f"Argument `{name}` must increase, with two or more, but is {edges!r}.")
+        raise ValueError(
+            f"Argument `{name}` must hold at least two increasing numbers, but is {edges!r}."
+        )
     return borders

@@ -198,7 +198,7 @@ def as_json(description: Mapping[str, Any]) -> str:
         return json.dumps(dict(description), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "Argument `description` must be made of what JSON holds, "
+            "Argument `description` must be made of dicts, lists, texts and finite numbers, "
             f"but is {description!r} ({error})."
         ) from error
 

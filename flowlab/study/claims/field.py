@@ -107,10 +107,11 @@ def c3(observables: Observables) -> Verdict:
 
 
 def chosen_falls(observables: Observables) -> dict[str, float]:
-    """Shares of cases in which the chosen response becomes less probable: no claim of the paper.
+    """Shares of cases in which the chosen response becomes less probable, beside the claims.
 
-    At the start in the free field, and whether k_wl > k_ww tells it; over the way to the loss
-    level; and at the reference state, where every β counts as one case.
+    They count the starts at which it falls in the free field, those at which k_wl > k_ww predicts
+    this correctly, those from which it has fallen at the loss level, and the values of β at which
+    it falls at the reference state.
     """
     falls = observables.rate[:, 0] < 0
     return {
@@ -279,7 +280,7 @@ def c8(here: Observables) -> Verdict:
 
 
 def _in_a_slow_region(observables: Observables) -> float:
-    """The part of the starts that a census has found to lie in a slow region; NaN without one."""
+    """The share of the starts that lie in a slow region; NaN if regions were not mapped."""
     return (
         float("nan") if np.isnan(observables.lateness).all() else share(observables.lateness != 1)
     )

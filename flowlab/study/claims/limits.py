@@ -97,13 +97,14 @@ def c10(observables: Observables) -> Verdict:
 
 
 def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]:
-    """k_wl/k_ww of two sequences of twelve tokens, by how many of their last tokens differ.
+    """The ratio k_wl/k_ww of two sequences of twelve tokens, by the number of differing tokens.
 
-    At the reference of `Autoregressive.with_edits`, a uniform table with a row for each prefix. All
-    pairs are put into one policy, whose kernel is compiled once.
+    The sequences differ in their last tokens, at the reference of `Autoregressive.with_edits`, a
+    uniform table with a row for each prefix. All pairs are in one policy, whose kernel is compiled
+    once.
 
     Args:
-        edits: Numbers of tokens that differ.
+        edits: The numbers of differing tokens.
     """
     made = [Autoregressive.with_edits(number) for number in edits]
     responses = [tokens for policy in made for tokens in policy.responses]
@@ -324,7 +325,7 @@ def _span(values: Float[np.ndarray, " n"]) -> float:
 
 
 def _lateness(arrival: Float[np.ndarray, " n"]) -> float:
-    """Late over early arrivals; NaN where nothing arrives."""
+    """The ratio of late to early arrivals; NaN if nothing arrives."""
     if not arrival.size:
         return float("nan")
     early, late = np.percentile(arrival, TAILS)

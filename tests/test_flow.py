@@ -319,10 +319,8 @@ NO_FLOW: dict[str, tuple[Any, Any]] = {
     "Argument `potential` must give one number for a state, since flows are those of potentials "
     "and not of vector fields, but gives shape (2,); for a field −M∇L, give the function M as "
     "`metric`.": (lambda y: y**2, None),
-    "Argument `potential` must give a real number, computed from the state in JAX, but gives 3.0.": (
-        lambda y: 3.0,
-        None,
-    ),
+    "Argument `potential` must give a real number, computed from the state in JAX, but gives "
+    "3.0.": (lambda y: 3.0, None),
     "Argument `potential` must give a real number, computed from the state in JAX, but gives one "
     "of bool.": (lambda y: jnp.all(y > 0), None),
     "Argument `metric` must give a result of the shape of a state, (2,), but gives ().": (

@@ -79,7 +79,7 @@ def argmin(values: Float[Array, " k"]) -> Float[Array, ""]:
 
 
 def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """Whether the polynomial changes sign, and the position of its first change of sign."""
+    """The first sign change of the polynomial: a flag that there is one, and its position."""
     changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
     return jnp.any(changes), _roots(values)[jnp.argmax(changes)]
 
@@ -87,7 +87,7 @@ def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
 def first_rise(
     values: Float[Array, " k"], after: Float[Array, ""]
 ) -> tuple[Array, Float[Array, ""]]:
-    """Whether the polynomial returns to 0 after a position, and the position of the first return.
+    """The first return of the polynomial to 0: a flag that there is one, and its position.
 
     `after` is a position in [0, 1] at which the polynomial is negative.
     """

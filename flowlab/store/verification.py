@@ -132,8 +132,8 @@ def _whole(
         del key
         if not seen and int(checksum({name: np.asarray(array[...])})) != known:
             raise OSError(
-                f"`{name}` in {path} is damaged, since its checksum differs; restore the store from "
-                "a copy, or make it again."
+                f"`{name}` in {path} is damaged, since its checksum differs; restore the store "
+                "from a copy, or make it again."
             )
         seen.append(name)
 

@@ -108,7 +108,7 @@ def instruments(
 
 
 def _box(states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d 2"]:
-    """The smallest box around states; a component that does not vary gets the width of the others."""
+    """The smallest box around states; a constant component gets the width of the others."""
     low, high = states.min(axis=0), states.max(axis=0)
     width = np.where(high > low, 0.0, 0.5 * np.max(high - low))
     return np.stack([low - width, high + width], axis=1)

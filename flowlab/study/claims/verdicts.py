@@ -67,7 +67,7 @@ class Verdict:
 
     @property
     def close(self) -> bool:
-        """True if a share is so close to a threshold that another grid of starts could change it."""
+        """True if a share is so close to a threshold that another grid could change the verdict."""
         ends = np.array([HOLDS_FROM, 1 - HOLDS_FROM])
         return any(np.min(np.abs(ends - value)) <= CLOSE for value in self.deciding.values())
 

@@ -11,7 +11,7 @@ __all__ = ["all_finite", "floats", "jsonable", "like"]
 
 
 def floats(values: ArrayLike) -> Array:
-    """An array of floats, of the precision given; what is cast to its type is not cut to integers.
+    """An array of floats, in the precision of the values.
 
     Args:
         values: Numbers of any shape; integers become floats of the default precision.
@@ -25,17 +25,17 @@ def floats(values: ArrayLike) -> Array:
 
 
 def like(value: ArrayLike, model: Array) -> Array:
-    """A value in the floating-point type of another array."""
+    """A value in the dtype of another array."""
     return jnp.asarray(value, model.dtype)
 
 
 def all_finite(tree: PyTree[Array]) -> Bool[Array, ""]:
-    """True where every number of a PyTree is finite."""
+    """True if every number of a PyTree is finite."""
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def jsonable(values: ArrayLike) -> Any:
-    """Numbers as JSON can hold them: lists, and None for those that are not finite."""
+    """Numbers in a JSON-ready form: lists, with None for those that are not finite."""
     array = np.asarray(values, dtype=float)
     record = array.astype(object)
     record[~np.isfinite(array)] = None

@@ -38,9 +38,9 @@ _WITHIN = {
 
 
 def numbers(value: Any) -> np.ndarray:
-    """The real numbers given, in float64; NaN where there is none, or one of another kind.
+    """Values as real numbers in float64; a single NaN if they are no numbers.
 
-    An empty array stays what it is: it holds as many numbers as it says.
+    An empty array stays empty.
     """
     nothing = np.asarray(np.nan)
     try:
@@ -54,7 +54,7 @@ def numbers(value: Any) -> np.ndarray:
 
 
 def _are_real(held: np.ndarray) -> bool:
-    """True where elements are real numbers, not texts or truth values that would pass for some."""
+    """True if all elements are real numbers; texts and truth values are none."""
     if held.dtype.kind == "O":  # whole numbers beyond 64 bits, fractions
         return all(isinstance(one, Real) and not isinstance(one, bool) for one in held.flat)
     # The small floats of JAX are of no kind that NumPy knows.
@@ -99,9 +99,9 @@ def within(name: str, value: Any, interval: str) -> Float[np.ndarray, "..."]:
     """Real numbers of any shape, all of them in an interval, in float64.
 
     Args:
-        name: What the caller calls them.
+        name: Their name in messages.
         value: The numbers.
-        interval: Its ends, as "[0, 0.5)": a round bracket leaves the end out.
+        interval: The interval, as "[0, 0.5)"; a round bracket excludes its end.
 
     Raises:
         ValueError: If one lies outside, or is no real number.
@@ -163,8 +163,7 @@ def real(name: str, values: ArrayLike) -> np.ndarray:
     """An array of real numbers, of the type and shape that they have.
 
     Raises:
-        ValueError: If it holds something else, or nothing where it is masked, or has rows of
-            unequal lengths.
+        ValueError: If it holds anything else, is masked, or has rows of unequal lengths.
     """
     wanted = f"Argument `{name}` must hold real numbers, but"
     if np.ma.is_masked(values):
@@ -182,9 +181,9 @@ def real(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def floating(held: np.ndarray) -> np.ndarray:
-    """Real numbers as float32 where that holds them, floats of at most 32 bits, else as float64.
+    """Real numbers as float32 if they are floats of at most 32 bits, else as float64.
 
-    Told by size, not by equality of types: one type may be stored in two orders of bytes.
+    The size of the type decides, as one type can be stored in two byte orders.
     """
     is_float = held.dtype.kind not in "iuO"
     narrow = is_float and held.dtype.itemsize <= np.dtype(np.float32).itemsize
@@ -197,7 +196,7 @@ def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float
     Args:
         name: What the caller calls it.
         values: The numbers.
-        shapes: The shapes; an axis of any length goes by a letter.
+        shapes: The allowed shapes; a letter stands for an axis of any length.
 
     Raises:
         ValueError: If it does not hold real numbers, has none of these shapes, or is not finite.

@@ -9,23 +9,23 @@ __all__ = ["NotWritableError", "check_folder", "check_writable", "nearest", "wri
 
 
 class NotWritableError(OSError):
-    """A file or folder cannot be written; the message names the argument that gives it."""
+    """The error for a file or folder that cannot be written; the message names the argument."""
 
 
 def nearest(path: Path) -> Path:
-    """A path that exists: the one given, or else the nearest above it."""
+    """The path itself if it exists, else the nearest parent that does."""
     return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
 def check_writable(what: str, path: Path) -> None:
-    """Refuse a path at which nothing can be written, by writing a file that is gone at once.
+    """Refuse a path that cannot be written to, by writing a temporary file.
 
     Args:
-        what: The argument or option that names it, as the message begins.
-        path: A file or folder, which need not be there yet.
+        what: The argument or option that gives it, with which the message begins.
+        path: A file or folder, which need not exist yet.
 
     Raises:
-        NotWritableError: If it, or the nearest folder that is there, cannot be written to.
+        NotWritableError: If it, or the nearest existing parent, cannot be written to.
     """
     there = nearest(path)
     folder = there if there.is_dir() else there.parent
@@ -40,15 +40,15 @@ def check_writable(what: str, path: Path) -> None:
 
 
 def check_folder(what: str, folder: Path, mark: str) -> None:
-    """Refuse a folder to write to that is a file, or holds something else than earlier results.
+    """Refuse a folder for results that is a file, or holds anything but earlier results.
 
     Args:
-        what: The argument or option that names it, as the message begins.
-        folder: The folder, which need not be there yet.
-        mark: A file that is there wherever results were written before.
+        what: The argument or option that gives it, with which the message begins.
+        folder: The folder, which need not exist yet.
+        mark: A file by which a folder with earlier results is recognised.
 
     Raises:
-        ValueError: If it, or what it is to lie in, is a file, or it holds something else.
+        ValueError: If it, or its parent, is a file, or it holds anything else.
         NotWritableError: If it cannot be written to.
     """
     there = nearest(folder)
@@ -63,12 +63,12 @@ def check_folder(what: str, folder: Path, mark: str) -> None:
 
 
 def write_json(record: Any, path: Path, *, indent: int | None = 1) -> None:
-    """Write what JSON holds; a number that is not finite is refused.
+    """Write a JSON-ready record; numbers that are not finite are refused.
 
     Args:
-        record: What to write.
+        record: The record.
         path: The file.
-        indent: Spaces before what is within, each on a line of its own; None for a single line.
+        indent: Spaces of indentation per level; None for a single line.
 
     Raises:
         ValueError: If a number is not finite.

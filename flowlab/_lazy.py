@@ -1,4 +1,4 @@
-"""Packages that import what they offer when it is first used."""
+"""Packages that import their parts on first use."""
 
 import importlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,14 +10,14 @@ __all__ = ["on_demand"]
 def on_demand(
     package: str, homes: Mapping[str, Sequence[str]], submodules: Collection[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a package that imports its parts when asked.
+    """The functions `__getattr__` and `__dir__` of a package that imports its parts on first use.
 
-    No part may have the name of something that is offered: once it is imported, Python would bind
-    that name to it.
+    No submodule may have the name of an offered object: on import, Python would bind that name to
+    the module.
 
     Args:
         package: Its name.
-        homes: What it offers, by the module of it that has it.
+        homes: The names that it offers, by the submodule that defines them.
         submodules: Further modules that are reached as its attributes.
     """
     home = {name: module for module, names in homes.items() for name in names}

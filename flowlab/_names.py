@@ -1,9 +1,10 @@
-"""Names as people write them: `Log-Ratio` means `log_ratio`, and `dop` is near `dpo`."""
+"""Names as people write them: `Log-Ratio` for `log_ratio`, `dop` for `dpo`, and old names."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher
+from typing import Any, NoReturn
 
-__all__ = ["did_you_mean", "key", "meant"]
+__all__ = ["FormerName", "did_you_mean", "former_names", "key", "meant"]
 
 _NEAR = 0.6  # of difflib's ratio: one wrong letter in three, and what it takes for near itself
 _BEHIND = 0.2  # the nearest, beyond which another one was hardly meant
@@ -12,17 +13,17 @@ _OUTSIDE = 4  # letters of a short name from which it may stand within a longer 
 
 
 def key(name: str) -> str:
-    """A name without what people write in several ways: case, hyphens, underscores, spaces."""
+    """A name without case, hyphens, underscores and spaces, for comparison."""
     return "".join(letter for letter in name.lower() if letter not in "-_ ")
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The one of the known names that a name is another way of writing; None if there is none."""
+    """The known name of which a name is another spelling; None if there is none."""
     return next((each for each in known if key(each) == key(name)), None)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question whether the nearest known names were meant, to end a sentence with; or ""."""
+    """The end of a sentence that asks whether the nearest known names were meant, or ""."""
     keys: dict[str, str] = {}
     for each in known:
         keys.setdefault(key(each), each)
@@ -33,3 +34,38 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         near = [each for each in keys if key(name) in each or each in key(name)]
     near = sorted(near, key=likeness.__getitem__, reverse=True)[:_MOST]
     return f"; did you mean {' or '.join(keys[each] for each in near)}?" if near else ""
+
+
+def former_names(module: str, new: Mapping[str, str]) -> Callable[[str], NoReturn]:
+    """The `__getattr__` of a module that answers its old names with the new ones.
+
+    Args:
+        module: Its name.
+        new: The new name for each old one.
+    """
+
+    def missing(name: str) -> NoReturn:
+        if name in new:
+            raise AttributeError(f"{module}.{name} is now {module}.{new[name]}")
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return missing
+
+
+class FormerName:
+    """The old name of an attribute, which is answered with the new one.
+
+    Args:
+        new: The new name.
+    """
+
+    def __init__(self, new: str) -> None:
+        self._new = new
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._old = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        if instance is None:
+            return self
+        raise AttributeError(f"{owner.__name__}.{self._old} is now {owner.__name__}.{self._new}")

@@ -24,14 +24,14 @@ REPORT = "report.html"  # by which a folder is known as one of earlier results
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A template filled in; in HTML text is escaped, and a value that is missing is an error.
+    """A rendered template; text is escaped in HTML, and a missing value is an error.
 
     Args:
         template: Its name in one of the folders of templates.
-        values: What it works with, by name.
+        values: Its variables, by name.
 
     Raises:
-        jinja2.UndefinedError: If it asks for another value.
+        jinja2.UndefinedError: If a variable is missing.
     """
     return _environment().get_template(template).render(values)
 
@@ -43,7 +43,7 @@ def joined(texts: Iterable[str]) -> str:
 
 
 def share(value: float) -> str:
-    """A share in two digits, such that only 0 is "0" and only 1 is "1"; may hold a "<" or ">"."""
+    """A share in two digits, such that only 0 is "0" and only 1 is "1"; may contain "<" or ">"."""
     if value in (0.0, 1.0):
         return f"{value:.0f}"
     if 0 < value < 0.005:
@@ -52,20 +52,20 @@ def share(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign: two decimals, and none from 100 on."""
+    """A number with its sign, to two decimals, or none from 100 on."""
     digits = 0 if abs(value) >= _LARGE else 2
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: there is no −0
 
 
 def factor(logarithm: float) -> str:
-    """E to some power in two digits, or as a power of ten where it is far from 1."""
+    """The exponential of a number in two digits, or as a power of ten if it is far from 1."""
     if abs(logarithm) < np.log(_LARGE):
         return f"{np.exp(logarithm):.2g}"
     return f"10^{logarithm / np.log(10):.0f}".replace("-", "−")
 
 
 def having(effects: Mapping[str, str], effect: str) -> list[str]:
-    """The names that have one of several words."""
+    """The names whose value is one of several words."""
     return [name for name, held in effects.items() if held == effect]
 
 
@@ -105,7 +105,7 @@ def _base64(path: Path) -> str:
 
 
 def _with_contents(body: str) -> Markup:
-    """The body of a page below a list of its sections; unless it has such a list of its own."""
+    """The body of a page with a table of contents before it, unless it has one."""
     if "<nav" in body:
         return Markup(body)
     sections: list[tuple[str, str]] = []

@@ -33,21 +33,21 @@ _WRITTEN_OUT = 9  # numbers of an array, as a kernel of three responses has them
 
 
 def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
-    """A field for a hyper-parameter: an array leaf, checked where its value is known.
+    """A field for a hyper-parameter: an array leaf, checked if its value is known.
 
     Args:
-        default: Its default; where that is None, None may be given too. `dataclasses.MISSING` for
-            none.
+        default: Its default; if that is None, None is also allowed as a value.
+            `dataclasses.MISSING` for a required one.
         name: Its name.
-        interval: What it must lie in, such as "[0, 0.5)"; see `flowlab._checks.within`.
-        single: Whether it must be a single number, without axes.
+        interval: The allowed interval, such as "[0, 0.5)"; see `flowlab._checks.within`.
+        single: Whether it must be a single number.
     """
     convert = functools.partial(_converted, name, interval, single, default is None)
     return eqx.field(default=default, converter=convert)
 
 
 def positive(default: float, name: str = "beta", *, single: bool = False) -> Any:
-    """A field for a hyper-parameter that must be positive and finite, one per pair or a single."""
+    """A field for a hyper-parameter that must be positive and finite, single or one per pair."""
     return parameter(default, name, "(0, inf)", single=single)
 
 
@@ -61,16 +61,16 @@ def _converted(name: str, interval: str, single: bool, optional: bool, value: Ar
 
 
 def arguments(module: Any) -> dict[str, Any]:
-    """The contents of a module, by the names under which its constructor takes them.
+    """The fields of a module, by the names of its constructor's arguments.
 
-    A field that goes by another name than its argument says so in its metadata, and one that is
-    made of the others has None there.
+    If a field and its argument have different names, the metadata of the field gives the argument;
+    it is None for a field that is computed from others.
     """
     return {name: held for name, held, _ in _fields(module)}
 
 
 def parameter_names(held: Any) -> list[str]:
-    """Names of the hyper-parameters of a module, or of a tuple of modules, each once."""
+    """The names of the hyper-parameters of a module, or of a tuple of modules."""
     if isinstance(held, tuple):
         names = [name for part in held for name in parameter_names(part)]
     else:
@@ -80,9 +80,9 @@ def parameter_names(held: Any) -> list[str]:
 
 
 def replaced(held: Any, name: str, value: Any) -> Any:
-    """A module with one hyper-parameter replaced wherever it or a part of it has that name.
+    """A module with one hyper-parameter replaced, in the module and in all of its parts.
 
-    What has none of that name comes back as it is; all else is constructed anew.
+    Parts without a hyper-parameter of that name are unchanged; others are constructed anew.
 
     Raises:
         ValueError: If a constructor refuses the value.
@@ -103,7 +103,7 @@ def replaced(held: Any, name: str, value: Any) -> Any:
 
 
 def short_call(module: Any) -> str:
-    """A module as it may be constructed, without what is as it would be unless given."""
+    """A module as a constructor call, without arguments that have their defaults."""
     usual = {name: one.default for name, one in inspect.signature(type(module)).parameters.items()}
     for field in dataclasses.fields(module):  # what a constructor makes where it is given None
         if "usual" in field.metadata:
@@ -114,7 +114,7 @@ def short_call(module: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A hyper-parameter or another argument on one line; of a large array its shape."""
+    """An argument on one line; for a large array, its shape."""
     if isinstance(value, Tracer):
         return "traced"
     if isinstance(value, np.ndarray | jax.Array):
@@ -146,7 +146,7 @@ def _is_usual(usual: Any, value: Any) -> bool:
 
 
 def _fields(held: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Argument, content, and whether it is a hyper-parameter, of each field of a module."""
+    """For each field of a module: its argument, its value, and whether it is a hyper-parameter."""
     if not dataclasses.is_dataclass(held) or isinstance(held, (type, AbstractDomain)):
         return
     for field in dataclasses.fields(held):

@@ -10,10 +10,10 @@ _WIDEST = 1 << 16  # columns of a console in which nothing is cut or wrapped
 
 
 def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> str:
-    """Rows of text in columns, as one text without colours, whatever it is written to.
+    """Rows of text in aligned columns, as plain text without colours.
 
     Args:
-        rows: The rows, a header among them if there is one; those with fewer cells end early.
+        rows: The rows, including a header if there is one; a row may have fewer cells.
         sides: For each column `l`, to the left, or `r`, to the right; the last for all further.
         gap: Spaces between two columns.
     """
@@ -35,10 +35,10 @@ def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> s
 
 
 def html(title: str, rows: Iterable[Sequence[str]], sides: str = "l") -> str:
-    """Rows of text as a table of HTML under a title, without styles of its own but the sides.
+    """Rows of text as an HTML table with a title, without styles except the alignment.
 
     Args:
-        title: What the table is of.
+        title: The title.
         rows: The rows; those with fewer cells end early.
         sides: As of `table`.
     """

@@ -24,10 +24,10 @@ _ON_THE_WALL = 16.0  # machine epsilons past a wall, relative to what is added u
 class AbstractDomain(eqx.Module):
     """A set of states with flat walls.
 
-    A domain also owns the coordinates of the integration. On a positive orthant these are the
-    logarithms of the components: no step can then leave the orthant, a component may fall through
-    any number of decades at a constant relative accuracy, and the boundary, which a flow can reach
-    in finite time at infinite speed, lies at infinity.
+    A domain also defines the coordinates of the integration. On a positive orthant these are the
+    logarithms of the components: no step can then leave the orthant, a component can fall by any
+    number of decades at constant relative accuracy, and the boundary, which a flow can reach in
+    finite time at infinite speed, lies at infinity.
     """
 
     absorbing: ClassVar[bool]
@@ -39,7 +39,7 @@ class AbstractDomain(eqx.Module):
 
     @abstractmethod
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
-        """True where a state lies in the set; a wall belongs to it, an axis does not."""
+        """True if a state lies in the set; walls belong to it, axes do not."""
 
     @abstractmethod
     def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
@@ -64,14 +64,14 @@ class AbstractDomain(eqx.Module):
 
     @abstractmethod
     def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""] | None:
-        """The absolute tolerance of the state where the caller gives none; None for none at all."""
+        """The default absolute tolerance of the state; None for no absolute tolerance."""
 
     @abstractmethod
     def walls(self) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
         """Outward normals and offsets: inside, `normals @ state <= offsets`."""
 
     def within_walls(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
-        """True where a state lies on the inner side of every wall, or on it to rounding."""
+        """True if a state lies on the inner side of every wall, or on the wall up to rounding."""
         if not len(self.walls()[1]):
             return jnp.asarray(True)
         return jnp.all(self.distances(state) >= -self.rounding(state))
@@ -79,7 +79,7 @@ class AbstractDomain(eqx.Module):
     def walls_like(
         self, state: Float[Array, " d"]
     ) -> tuple[Float[Array, "m d"], Float[Array, " m"]]:
-        """The walls as arrays in the floating-point type of a state."""
+        """The walls as arrays in the dtype of a state."""
         normals, offsets = self.walls()
         return like(normals, state), like(offsets, state)
 
@@ -89,14 +89,14 @@ class AbstractDomain(eqx.Module):
         return offsets - normals @ state
 
     def rounding(self, state: Float[Array, " d"]) -> Float[Array, " m"]:
-        """The distance from each wall under which a state counts as on it: sixteen roundings."""
+        """The distance from each wall below which a state counts as on it: sixteen roundings."""
         normals, offsets = self.walls_like(state)
         terms = jnp.abs(offsets) + jnp.abs(normals) @ jnp.abs(state)
         return _ON_THE_WALL * jnp.finfo(state.dtype).eps * terms
 
 
 class WholeSpace(AbstractDomain):
-    """Every finite state, of any PyTree structure; integrated as it is."""
+    """The domain of all finite states, of any PyTree structure, in their own coordinates."""
 
     absorbing: ClassVar[bool] = False
 
@@ -127,7 +127,7 @@ class WholeSpace(AbstractDomain):
         return jax.tree.map(lambda leaf: floor + rtol * jnp.abs(leaf), coordinates)
 
     def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""]:
-        """Rtol × 1e-3 × the smallest component that is not zero, or × 1 where all are.
+        """The product rtol × 1e-3 × smallest nonzero component, or rtol × 1e-3 if all are zero.
 
         Escape from a saddle needs an absolute tolerance far below the distance to it.
         """
@@ -168,12 +168,12 @@ class _Orthant(AbstractDomain):
         return rtol + atol * jnp.exp(-coordinates)
 
     def default_atol(self, state: Float[Array, " d"], rtol: Float[Array, ""]) -> None:
-        """None: a component may become very small, and is followed to a constant relative error."""
+        """None: components can become very small, and have a constant relative error."""
         del state, rtol
 
 
 class Quadrant(_Orthant):
-    """The open quadrant (or orthant): every component positive. No walls but the axes.
+    """The open quadrant (or orthant): every component is positive, and there are no walls.
 
     The axes absorb: a flow line that reaches one ends there.
     """
@@ -268,7 +268,7 @@ class Enclosure(AbstractDomain):
 
     @property
     def absorbing(self) -> bool:  # type: ignore[override]
-        """As the domain inside."""
+        """As for the inner domain."""
         return self.domain.absorbing
 
     @property

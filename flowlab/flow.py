@@ -29,11 +29,11 @@ _NO_WALLS = (
 
 
 class AbstractFlow(AbstractStates):
-    """A potential with a metric and a domain: what a flow line follows."""
+    """A flow: a potential with a metric and a domain."""
 
     @property
     def reference_state(self) -> PyTree[Array] | None:
-        """A state that has the structure and shapes of all others; None where none is known."""
+        """A state with the structure and shapes of all others; None if none is known."""
         return None
 
     @abstractmethod
@@ -49,19 +49,19 @@ class AbstractFlow(AbstractStates):
         """This flow with one hyper-parameter replaced, checked as at construction.
 
         Raises:
-            ValueError: If there is no hyper-parameter of that name; the sentence lists them.
+            ValueError: If there is no hyper-parameter of that name; the message lists them.
         """
 
     def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
-        """The margins of the one pair at which the potential has given values, or None.
+        """The margins of the single pair at which the potential has given values, or None.
 
-        None where there is no pair, or several, or where the potential is not a falling function
-        of the margin alone.
+        None if there is no pair, or several, or if the potential is not a falling function of the
+        margin alone.
         """
         del level
 
     def lower_bound(self) -> LowerBound | None:
-        """The number that the potential never falls below; None where none is known."""
+        """A lower bound of the potential; None if none is known."""
         return None
 
     def gradient(self, state: PyTree[Array]) -> PyTree[Array]:
@@ -80,9 +80,9 @@ class AbstractFlow(AbstractStates):
 class Flow(AbstractFlow):
     """The negative gradient flow of any scalar JAX function of a state.
 
-    What the functions compute when a flow is solved is what is solved: a global, an attribute or a
-    captured array may change between two calls. What JAX itself keeps it keeps here too: a function
-    that you compiled by `jax.jit` has the globals of its first call until its `clear_cache()`.
+    Functions are read anew at each call: a global, an attribute or a captured array may change
+    between two calls. Only a function that you have compiled with `jax.jit` keeps the globals of
+    its first call, until its `clear_cache()`.
 
     Args:
         potential: Scalar function of one state (an array of shape (d,), or any PyTree).
@@ -175,7 +175,7 @@ class PreferenceFlow(AbstractFlow):
         return self.policy.pairs(state)
 
     def subset(self, indices: Int[ArrayLike, " b"]) -> "PreferenceFlow":
-        """The flow of some of the pairs, such as those of a minibatch.
+        """The flow restricted to some of the pairs, such as those of a minibatch.
 
         Args:
             indices: Which pairs, counted from 0; one may come more than once.
@@ -216,7 +216,7 @@ def preference_flow(
     Args:
         loss: A preference loss such as `DPO(beta=0.1)`.
         policy: A policy such as `RatioPlane()`.
-        weights: One non-negative weight per pair; None weighs all alike.
+        weights: One non-negative weight per pair; None for equal weights.
 
     Raises:
         ValueError: If `loss` or `policy` is of another kind, the loss is of a batch or has
@@ -248,7 +248,7 @@ def norm(vector: PyTree[Array]) -> Float[Array, ""]:
 
 
 def largest(tree: PyTree[Array]) -> Float[Array, ""]:
-    """The largest size of a number in a PyTree."""
+    """The largest absolute value in a PyTree."""
     return jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
@@ -261,7 +261,7 @@ def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
 def lifted(
     flow: AbstractFlow, state: PyTree[Array], covectors: Float[Array, "k d"]
 ) -> Float[Array, "d k"]:
-    """M applied to covectors, which come as rows and leave as columns, all leaves in one vector."""
+    """M applied to covectors, given as rows and returned as columns of all leaves."""
     _, state_of = ravel_pytree(state)
 
     def one(covector: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -277,7 +277,7 @@ def metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d
 
 
 def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
-    """Refuse what would be averaged in silence: a loss with several values on a single pair."""
+    """Refuse a loss that has several values on a single pair."""
     pairs = _pairs_of(policy)
     if pairs is None or pairs.chosen.shape:
         return
@@ -286,7 +286,7 @@ def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
     if loss.of_batch:
         raise ValueError(
             "Argument `loss` must be a loss of one pair, but the value of "
-            f"{type(loss).__name__} depends on the other pairs of a batch, and the policy has one."
+            f"{type(loss).__name__} depends on all pairs of a batch, and the policy has one pair."
         )
     if shape:
         raise ValueError(
@@ -309,9 +309,10 @@ def _check_count(weights: np.ndarray, policy: AbstractPolicy) -> None:
 
 
 def _pairs_of(policy: AbstractPolicy) -> Any:
-    """The shapes of a policy's pairs; None where it does not say what a state looks like.
+    """The shapes of a policy's pairs; None if it gives no example of a state.
 
-    In 64 bits, whatever the caller works in: JAX warns of a wide shape that it has to narrow.
+    Evaluated in 64 bits regardless of the caller, since JAX warns if it has to narrow a shape's
+    dtype.
     """
     with jax.enable_x64(True):
         if policy.state_shape is not None:
@@ -322,7 +323,7 @@ def _pairs_of(policy: AbstractPolicy) -> Any:
 
 
 def _shapes(state: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes of a state; single precision stays, beside what the policy holds frozen in it."""
+    """The shapes and dtypes of a state."""
 
     def shape(leaf: Any) -> jax.ShapeDtypeStruct:
         narrow = getattr(leaf, "dtype", None) == np.float32

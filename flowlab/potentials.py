@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowlab._arrays import floats, like
 from flowlab._checks import integer
+from flowlab._names import FormerName
 from flowlab._parameters import parameter, positive
 
 __all__ = [
@@ -41,23 +42,25 @@ class KnownPoint:
     """A critical point that is known in closed form, or as published.
 
     Attributes:
-        place: The state, to the digits that are published.
-        kind: What it is; `degenerate` where the Hessian is singular.
-        value: The potential there, likewise.
+        position: The state, to the published digits.
+        kind: The kind; `degenerate` if the Hessian is singular.
+        value: The potential there, to the published digits.
     """
 
-    place: tuple[float, ...]
+    position: tuple[float, ...]
     kind: Kind
     value: float
 
+    place = FormerName("position")
+
 
 class AbstractPotential(eqx.Module):
-    """A scalar function of a state, with its known critical points and where it is studied."""
+    """A scalar function of a state, with its known critical points and customary region."""
 
     @property
     @abstractmethod
     def critical_points(self) -> tuple[KnownPoint, ...]:
-        """All its critical points, minima first; those in the region where there are more."""
+        """All critical points, minima first; only those in the region if there are more."""
 
     @property
     @abstractmethod
@@ -320,7 +323,7 @@ class DoubleWell(AbstractPotential):
 def _components(
     potential: AbstractPotential, state: Float[Array, " d"], dimension: int
 ) -> list[Float[Array, ""]]:
-    """The components of a state, which must be as many as the potential is a function of."""
+    """The components of a state, checked for their number."""
     values = floats(state)
     if values.shape != (dimension,):
         raise ValueError(

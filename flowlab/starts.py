@@ -24,11 +24,14 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab import _checks as checks
+from flowlab._names import former_names
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike
 
 __all__ = ["DrawnStarts", "from_array", "from_log", "grid", "latin", "ring", "sobol", "uniform"]
+
+__getattr__ = former_names(__name__, {"latin_hypercube": "latin"})
 
 
 class _LogOfPoints(Protocol):
@@ -51,14 +54,14 @@ def grid(
     """The centres of the cells of a regular grid on a box.
 
     Component k of cell i is `lower + (upper − lower)·(i + ½)/shape[k]`, so no start lies on the
-    edge of the box. The last component varies fastest: `.reshape(*shape, d)` gives an array
-    indexed as `[i_x, i_y]` (NumPy's `indexing="ij"`).
+    edge of the box. The last component varies fastest: `.reshape(*shape, d)` gives an array indexed
+    as `[i_x, i_y]` (NumPy's `indexing="ij"`).
 
     Args:
         shape: Cells per component; an int stands for the same number in each.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
-        part: First index and end of the starts that are wanted; None for all.
+        part: First index and end of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -93,25 +96,25 @@ def sobol(
 ) -> Float[np.ndarray, "n d"]:
     """The first `count` points of a scrambled Sobol' sequence on a box.
 
-    The balance of the sequence (in each component one point in each of `count` equal intervals)
-    holds for a `count` that is a power of two. Any other count is allowed, without a warning, and
-    gives the first points of the next power of two: spread well, but not balanced.
+    If `count` is a power of two the set is balanced: in each component there is one point in each
+    of `count` equal intervals. Any other count is allowed, without a warning, and gives the first
+    points of the next power of two: well spread, but not balanced.
 
     Args:
         count: Number of starts.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed of the scrambling, see the module.
-        part: First index and end of the starts that are wanted; None for all.
+        part: First index and end of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
         Array of shape (count, d). With the same seed, a smaller set is the beginning of a larger.
 
     Raises:
-        ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is
-            of another kind.
+        ValueError: `count` is not a positive int; the corners are not finite, not of the same shape
+            (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is of
+            another kind.
 
     Source: Owen, "Scrambling Sobol' and Niederreiter–Xing points" (1998), as in
         `scipy.stats.qmc.Sobol`.
@@ -145,25 +148,26 @@ def latin(
 ) -> Float[np.ndarray, "n d"]:
     """A Latin hypercube sample of a box.
 
-    In each component exactly one start lies in each of `count` equal intervals, at a random place.
+    In each component exactly one start lies in each of `count` equal intervals, at a random
+    position.
 
     Args:
         count: Number of starts.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed, see the module.
-        part: First index and end of the starts that are wanted; None for all.
+        part: First index and end of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
         Array of shape (count, d).
 
     Raises:
-        ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is
-            of another kind.
+        ValueError: `count` is not a positive int; the corners are not finite, not of the same shape
+            (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is of
+            another kind.
 
-    With `part`, the whole set is drawn all the same, and cut.
+    With `part`, the whole set is drawn nevertheless, and then cut.
 
     Source: McKay, Beckman and Conover, Technometrics 21 (1979), as in
         `scipy.stats.qmc.LatinHypercube`.
@@ -195,17 +199,17 @@ def uniform(
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
-            refused, since what it gives depends on what it gave before.
-        part: First index and end of the starts that are wanted; None for all.
+            refused, since its numbers depend on what was drawn before.
+        part: First index and end of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
         Array of shape (count, d). With the same seed, a smaller set is the beginning of a larger.
 
     Raises:
-        ValueError: `count` is not a positive int; the corners are not finite, not of the same
-            shape (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is
-            of another kind.
+        ValueError: `count` is not a positive int; the corners are not finite, not of the same shape
+            (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is of
+            another kind.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), as in
         `numpy.random.Philox`.
@@ -256,7 +260,7 @@ def from_log(
     """The points of a training log as starts.
 
     Args:
-        log: What `flowlab.logs.read` returns, or anything with `points` of shape (n, 2) on the
+        log: The result of `flowlab.logs.read`, or any object with `points` of shape (n, 2) on the
             log-ratio plane.
         coordinates: `"log_ratio"` for (u_w, u_l), `"ratio"` for (x1, x2) = exp(u_w, u_l).
         dtype: float64 or float32.
@@ -338,7 +342,7 @@ _DRAWN = {"grid": grid, "sobol": sobol, "uniform": uniform, "latin": latin}
 
 @dataclass(frozen=True)
 class DrawnStarts:
-    """Starts that are drawn by their index, whenever and wherever a part of them is solved.
+    """Starts that are drawn by their index, when and where they are solved.
 
     `flowlab.sweep` and plans take them in place of an array. On a GPU or a TPU, those of a grid and
     uniform ones are drawn on the device, with the same bits.
@@ -346,8 +350,8 @@ class DrawnStarts:
     Attributes:
         kind: `grid`, `sobol`, `uniform` or `latin`, as in `flowlab.starts`. A Latin hypercube is
             drawn as a whole for each block, and suits small plans.
-        size: The number of starts, or the cells of a grid, one number for each component or one
-            for all.
+        size: The number of starts, or the cells of a grid, one number for each component or one for
+            all.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed; a grid has none.
@@ -384,7 +388,7 @@ class DrawnStarts:
         return int(np.prod(self.size, dtype=np.int64))
 
     def part(self, first: int, last: int) -> Float[np.ndarray, "n d"]:
-        """The starts from one index up to another."""
+        """The starts from index `first` up to, not including, `last`."""
         options: dict[str, Any] = {"part": (first, last), "dtype": self.dtype}
         if self.kind != "grid":
             options["seed"] = self.seed

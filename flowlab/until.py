@@ -53,13 +53,14 @@ Clock = Literal["time", "arc_length", "loss", "margin"]
 class Outcome(IntEnum):
     """The outcome of a start.
 
-    `reached`: the target. `started_past_target`: it was met at the start. `at_critical_point`: the
-    line starts at, or has come to rest near, a point where the velocity vanishes. `at_wall`: it
-    stopped at a wall or was absorbed by the boundary; `end_time` says when. `outside_domain`: the
-    start lies outside the domain. `left_domain`: a step of training led out of it. `step_limit`:
-    the steps were used up, or became too small to go on, as where the flow would slide along a kink
-    of the loss (DPOP, hinge) or runs into a pole. `time_limit`: the limit of the target passed.
-    `non_finite`: the start, or the field on the way, is NaN or infinite.
+    `reached`: the line reached the target. `started_past_target`: the start is past the target.
+    `at_critical_point`: the line starts at, or came to rest near, a point where the velocity
+    vanishes. `at_wall`: it stopped at a wall or was absorbed by the boundary, at `end_time`.
+    `outside_domain`: the start lies outside the domain. `left_domain`: a step of training led out
+    of the domain. `step_limit`: the steps were used up, or became too small, as where the flow
+    would slide along a kink of the loss (DPOP, hinge) or runs into a pole. `time_limit`: the time
+    limit of the target passed. `non_finite`: the start, or the field along the line, is NaN or
+    infinite.
     """
 
     running = 0
@@ -87,17 +88,17 @@ def told_of_domain(
     times: Float[np.ndarray, "*n"],
     names: Sequence[str] | None,
 ) -> str:
-    """Words on lines that a domain has absorbed, or that start outside of it.
+    """Text on lines that were absorbed by the boundary, or that start outside the domain.
 
     Args:
-        domain: The domain; None where it is not known, of which nothing is said.
+        domain: The domain; None if it is not known.
         outcomes: Codes of `Outcome`.
         ends: The states at the ends; a component that was absorbed is 0.
         times: Flow times there.
         names: Names of the components of a state; None where they have none.
 
     Returns:
-        Words, each part after a semicolon; empty where there is nothing to say.
+        The text, with each part after a semicolon; empty if there are no such lines.
     """
     if domain is None:
         return ""
@@ -113,10 +114,10 @@ def told_of_domain(
 def absorption(
     absorbed: Bool[np.ndarray, "n d"], times: Float[np.ndarray, " n"], names: Sequence[str] | None
 ) -> str:
-    """A sentence on lines that were absorbed before their target; empty where none were.
+    """A sentence on lines that were absorbed before their target; empty if none were.
 
     Args:
-        absorbed: Which components of which lines.
+        absorbed: Mask of the components that were absorbed, for each line.
         times: Flow times at the ends of the lines.
         names: Names of the components of a state; None where they have none.
     """
@@ -135,10 +136,10 @@ def absorption(
 
 
 class AbstractTarget(eqx.Module):
-    """When a flow line has arrived: at one or several levels, met in their order.
+    """A target: one or several levels that a flow line reaches in their order.
 
     Attributes:
-        levels: The levels; a target without any has a single one that nothing looks at.
+        levels: The levels; a target without levels has a single one that is not used.
         time_limit: Flow time at which to give up, infinite for never.
         by_absorption: Whether a line arrives by being absorbed by the boundary of its domain.
         absolute_below: Size of a level below which a tolerance on it is absolute, not relative.
@@ -151,17 +152,17 @@ class AbstractTarget(eqx.Module):
 
     @property
     def moments(self) -> Float[ArrayLike, " k"] | None:
-        """The flow times at which the levels are met, where the target says them; else None."""
+        """The flow times at which the levels are met, if the target is a time; else None."""
         return None
 
     @property
     def of_state(self) -> bool:
-        """True if levels are those of a function of the state, met on the way down the flow."""
+        """True if the levels are values of a function of the state."""
         return self.moments is None and not self.by_absorption
 
     @property
     def deadline(self) -> tuple[Float[ArrayLike, ""], Outcome]:
-        """The flow time at which a line ends at last, and its outcome then."""
+        """The flow time at which a line ends at the latest, and its outcome then."""
         return self.time_limit, Outcome.time_limit
 
     @abstractmethod
@@ -175,14 +176,14 @@ class AbstractTarget(eqx.Module):
         """The clocks that can measure the way to this target, the default first."""
 
     def check(self, flow: AbstractFlow) -> None:
-        """Raise a ValueError where no line of a flow can ever arrive."""
+        """Refuse a flow of which no line can ever arrive."""
 
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
-        """The levels as margins of the one pair, where the clock can be the margin; else None."""
+        """The levels as margins of the one pair, if the clock can be the margin; else None."""
         del flow
 
     def may_turn_back(self, flow: AbstractFlow) -> bool:
-        """True if a flow line can come to a level and leave it again the way that it came."""
+        """True if a flow line can pass a level and come back."""
         del flow
         return False
 
@@ -338,12 +339,13 @@ def margin_above(
 
 
 def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTarget:
-    """Arrival where the free speed has fallen to a value, in the state's units per flow time.
+    """Arrival at a value of the free speed, in the state's units per flow time.
 
-    A plateau ends such a run as a minimum does: this is a measurement, not a test of convergence.
-    A line that is slower for a moment is stopped where that takes a tenth of a step or more.
-    A speed below about 1e-5 of that at the start needs an `atol` far below what is then left of the
-    way: the default leaves noise of that size, or ends at a critical point before.
+    A line stops on a plateau as well as at a minimum: this is a measurement, not a test of
+    convergence. A line that is slow only briefly is stopped if that takes a tenth of a step or
+    more. A speed below about 1e-5 of that at the start needs an `atol` far below the distance that
+    is left then; with the default, errors are of that size, or the line ends at a critical point
+    before.
 
     Raises:
         ValueError: If `speed` is not positive and finite.
@@ -363,17 +365,18 @@ def time(duration: float) -> AbstractTarget:
 def boundary(*, time_limit: float | None = None) -> AbstractTarget:
     """Arrival at the absorbing boundary: extinction, x2 = 0 on the ratio plane.
 
-    The last stretch, below 1e-12 of the start, is added in closed form: near the boundary the time
-    to go is C·x^p, with C and p read from the field. Where p ≤ 0 the boundary is never reached, and
-    the outcome is `at_critical_point`, and `end_time` is where the integration stopped.
+    The last stretch, below 1e-12 of the start, is added in closed form: near the boundary the
+    remaining time is C·x^p, with C and p read from the field. If p ≤ 0 the boundary is never
+    reached: the outcome is `at_critical_point`, and `end_time` is the time at which the integration
+    stopped.
     """
     return _Boundary(np.zeros(1), checked_limit(time_limit))
 
 
 def _falls_with_the_margin(flow: AbstractFlow, levels: Float[ArrayLike, " k"]) -> bool:
-    """True if a flow can say at which margins it has given levels; nothing is computed.
+    """True if the potential of a flow is a falling function of the margin.
 
-    A loss that looks at the numbers to tell cannot do so in a compiled program.
+    A loss that needs its hyper-parameters' values to decide cannot do so in a compiled program.
     """
     try:
         return jax.eval_shape(flow.margin_at, np.asarray(levels)) is not None

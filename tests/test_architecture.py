@@ -70,7 +70,7 @@ SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"
 # What is computed for one lane, and the modules a backend solves with: a second backend uses the
 # first of these and replaces the others.
 ROWS = ("rows", "row_indices", "row_control")
-SEEN = ("signals", "events", "rest", "lane_lifecycle")
+SEEN = ("signals", "events", "stationarity", "lane_lifecycle")
 LANES = ("problem", "clocks", *ROWS, "walls", "field", *SEEN)
 STEPS = ("runge_kutta", "stabilised", "chebyshev", "rock")
 BACKEND = ("method", *STEPS, "crossings", "errors", "engine")

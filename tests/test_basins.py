@@ -49,10 +49,10 @@ def test_basins_are_those_of_a_brute_force_integration(potential: AbstractPotent
     found = basins(flow, starts, critical_points(flow, potential.region))
     assert np.all(found.labels >= 0)
     assert np.array_equal(found.map, found.labels.reshape(SIDE, SIDE))
-    places = np.array([point.place for point in found.minima])
+    positions = np.array([point.position for point in found.minima])
     ends = ends_by_scipy(potential, starts)
-    nearest = np.argmin(np.linalg.norm(ends[:, None] - places, axis=-1), axis=1)
-    assert np.max(np.linalg.norm(ends - places[nearest], axis=1)) < 1e-3
+    nearest = np.argmin(np.linalg.norm(ends[:, None] - positions, axis=-1), axis=1)
+    assert np.max(np.linalg.norm(ends - positions[nearest], axis=1)) < 1e-3
     assert np.array_equal(found.labels, nearest)
 
 
@@ -154,7 +154,7 @@ def test_basin_entropy_is_that_of_a_straight_boundary() -> None:
 
 def test_entropy_needs_a_grid_and_a_box_that_fits() -> None:
     scattered = Basins(np.zeros((9, 2)), np.zeros(9, int), (), np.zeros((9, 2)))
-    with pytest.raises(ValueError, match="must be of starts that form a grid"):
+    with pytest.raises(ValueError, match="must form a grid for a map"):
         scattered.entropy()
     grid = Basins(np.zeros((9, 2)), np.zeros(9, int), (), np.zeros((9, 2)), (3, 3))
     with pytest.raises(ValueError, match="`box` must be between 2 and 3"):
@@ -189,10 +189,10 @@ def test_basins_differ_on_the_two_sides_of_every_separatrix() -> None:
     for half in separatrices(flow, points):
         inside = half.path[np.all((half.path > [-1.5, -0.2]) & (half.path < [1.2, 2]), axis=1)]
         steps = np.linalg.norm(np.diff(inside, axis=0), axis=1)
-        place = int(np.searchsorted(np.cumsum(steps), 0.3 * steps.sum())) + 1
-        way = inside[place + 1] - inside[place - 1]
+        position = int(np.searchsorted(np.cumsum(steps), 0.3 * steps.sum())) + 1
+        way = inside[position + 1] - inside[position - 1]
         across = np.array([-way[1], way[0]]) / np.linalg.norm(way)
-        sides = inside[place] + 0.01 * np.array([[1], [-1]]) * across
+        sides = inside[position] + 0.01 * np.array([[1], [-1]]) * across
         labels = basins(flow, sides, points).labels
         assert labels[0] != labels[1]
 
@@ -200,7 +200,7 @@ def test_basins_differ_on_the_two_sides_of_every_separatrix() -> None:
 @pytest.mark.parametrize("points", [[], "saddle", np.zeros((1, 2))], ids=["none", "text", "places"])
 def test_what_is_no_set_of_critical_points_is_refused(points: object) -> None:
     flow = Flow(Himmelblau())
-    with pytest.raises(ValueError, match=r"^Argument `points` must be what critical\."):
+    with pytest.raises(ValueError, match=r"^Argument `points` must be a result of critical\."):
         separatrices(flow, points)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^Argument `points` must be what critical\."):
+    with pytest.raises(ValueError, match=r"^Argument `points` must be a result of critical\."):
         basins(flow, np.zeros((3, 2)), points)  # type: ignore[arg-type]

@@ -322,8 +322,8 @@ def test_the_flow_rests_where_algebra_says(catalogue, name):
     found = catalogue[name].critical_sets
     expected = RESTS.get(name, [])
     assert [e.kind for e in found] == [kind for kind, *_ in expected]
-    for rest, (_, place, margin, stability, rates) in zip(found, expected, strict=True):
-        np.testing.assert_allclose(rest.place, place, rtol=1e-8)
+    for rest, (_, position, margin, stability, rates) in zip(found, expected, strict=True):
+        np.testing.assert_allclose(rest.position, position, rtol=1e-8)
         assert (rest.margin is None) == (margin is None)
         if margin is not None:
             np.testing.assert_allclose(rest.margin, margin, rtol=1e-8)
@@ -402,7 +402,7 @@ def test_the_chosen_falls_where_the_formula_says(catalogue, name):
     with np.errstate(invalid="ignore"):
         falling = gradient(name, *grid(81))[0] > 0
     assert found.where == FALLS.get(name, "")
-    np.testing.assert_allclose(found.share, falling.mean(), atol=0.015)
+    np.testing.assert_allclose(found.fraction, falling.mean(), atol=0.015)
     assert found.reference == (name == "discopop")
 
 
@@ -429,7 +429,7 @@ def test_a_loss_is_bounded_below_unless_a_tail_falls_for_ever(catalogue, name):
 @pytest.mark.parametrize("name", thinned(sorted(set(NAMES) - PLATEAUS), KEPT))
 def test_most_losses_have_no_plateau_on_the_wrong_side(catalogue, name):
     found = catalogue[name].plateau
-    assert (found.share, np.isnan(found.distance)) == (0, True)
+    assert (found.fraction, np.isnan(found.distance)) == (0, True)
 
 
 @pytest.mark.parametrize("name", thinned(sorted(PLATEAUS), KEPT))
@@ -439,7 +439,7 @@ def test_plateaus_are_the_slow_part_of_the_wrong_side(catalogue, name):
     wrong = w < v
     speed = np.linalg.norm(gradient(name, w, v), axis=0)
     slow = speed[wrong] < 0.01 * np.linalg.norm(gradient(name, 0, 0))
-    np.testing.assert_allclose(found.share, slow.mean(), atol=2e-3)
+    np.testing.assert_allclose(found.fraction, slow.mean(), atol=2e-3)
     np.testing.assert_allclose(found.distance, np.hypot(w, v)[wrong][slow].min(), rtol=1e-9)
 
 
@@ -449,15 +449,15 @@ def test_the_reference_point_of_discopop_is_a_trap_and_that_of_dpo_is_none(catal
     assert found.reference
     np.testing.assert_allclose(found.reference_margin, VALLEY, rtol=1e-6)
     w, v = grid(13)
-    np.testing.assert_allclose(found.share, np.mean(w - v < CREST))
-    assert (catalogue["dpo"].traps.reference, catalogue["dpo"].traps.share) == (False, 0)
+    np.testing.assert_allclose(found.fraction, np.mean(w - v < CREST))
+    assert (catalogue["dpo"].traps.reference, catalogue["dpo"].traps.fraction) == (False, 0)
 
 
 @pytest.mark.exhaustive
 def test_of_all_reference_points_only_that_of_discopop_is_a_trap(catalogue):
     assert [name for name in NAMES if catalogue[name].traps.reference] == ["discopop"]
-    shares = {name: catalogue[name].traps.share for name in NAMES}
-    assert {name for name, share in shares.items() if share > 0} == {"discopop", "apo_down"}
+    shares = {name: catalogue[name].traps.fraction for name in NAMES}
+    assert {name for name, fraction in shares.items() if fraction > 0} == {"discopop", "apo_down"}
 
 
 @pytest.mark.exhaustive
@@ -472,7 +472,7 @@ def test_starts_that_apo_down_pushes_the_wrong_way_are_those_that_scipy_finds(ca
     w, v = (u.ravel() for u in grid(13))
     wrong = w < v  # right margins stay right: at h = 0 the margin grows while u_w is not 0
     trapped = [ends_wrong(start) for start in np.stack([w, v], axis=1)[wrong]]
-    assert catalogue["apo_down"].traps.share == pytest.approx(sum(trapped) / 169)
+    assert catalogue["apo_down"].traps.fraction == pytest.approx(sum(trapped) / 169)
 
 
 @pytest.mark.exhaustive
@@ -513,8 +513,8 @@ def test_the_line_from_the_reference_point_crosses_margins_when_scipy_does(catal
     flown = solve_ivp(velocity(name), (0, 5000), [0, 0], events=events, **options)
     for k, crossing in enumerate(found[: len(reached)]):
         np.testing.assert_allclose(crossing.time, flown.t_events[k][0], rtol=1e-6)
-        place = (crossing.u_chosen, crossing.u_rejected)
-        np.testing.assert_allclose(place, flown.y_events[k][0], rtol=1e-6, atol=1e-7)
+        position = (crossing.u_chosen, crossing.u_rejected)
+        np.testing.assert_allclose(position, flown.y_events[k][0], rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", thinned(CLOSED_TIMES, KEPT))

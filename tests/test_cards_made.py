@@ -100,7 +100,7 @@ def test_a_loss_written_by_a_user_gets_value_flow_sweep_and_card(hyperbola):
     np.testing.assert_allclose(hyperbola.approach["margin"].number, 1 / 3, rtol=0.01)
     assert hyperbola.fall.where == ""
     assert hyperbola.bound.below
-    assert (hyperbola.plateau.share, hyperbola.traps.share) == (0, 0)
+    assert (hyperbola.plateau.fraction, hyperbola.traps.fraction) == (0, 0)
 
 
 @pytest.mark.exhaustive
@@ -108,7 +108,7 @@ def test_an_isolated_saddle_is_found_and_called_one():
     found = cards.card(Saddle(), reach=10)
     (rest,) = found.critical_sets
     assert (rest.kind, rest.stability) == ("point", "saddle")
-    np.testing.assert_allclose(rest.place, (3, 2), rtol=1e-9)
+    np.testing.assert_allclose(rest.position, (3, 2), rtol=1e-9)
     np.testing.assert_allclose(rest.rates, (-4, 1), rtol=1e-9)
     assert rest.rate == pytest.approx(1)
     assert not found.bound.below
@@ -134,7 +134,7 @@ def test_a_minimum_of_fourth_order_is_approached_algebraically():
 @pytest.mark.exhaustive
 def test_a_flat_wrong_side_is_a_trap_of_zero_gradient():
     found = cards.card(Ramp())
-    assert found.traps.share == pytest.approx(np.mean(_margins(13) < -5))
+    assert found.traps.fraction == pytest.approx(np.mean(_margins(13) < -5))
     assert not found.traps.reference
     assert found.approach["margin"].kind == "finite time"
     assert (found.approach["margin"].number, found.approach["margin"].limit) == pytest.approx(
@@ -147,12 +147,12 @@ def test_a_flat_wrong_side_is_a_trap_of_zero_gradient():
 def test_a_loss_that_rests_at_the_reference_point_does_not_move_from_there():
     found = cards.card(Bowl(3.0))
     (rest,) = found.critical_sets
-    assert (rest.kind, rest.stability, rest.place) == ("point", "stable", pytest.approx((0, 0)))
+    assert (rest.kind, rest.stability, rest.position) == ("point", "stable", pytest.approx((0, 0)))
     assert rest.rates == pytest.approx((3, 3))
     assert {approach.kind for approach in found.approach.values()} == {"constant"}
     assert found.speed == 0
     assert all(np.isnan(crossing.time) for crossing in found.crossings)
-    assert found.plateau.share == 0
+    assert found.plateau.fraction == 0
 
 
 @pytest.mark.parametrize("beta", [0.003, 0.5, 5.0])
@@ -166,7 +166,7 @@ def test_the_card_of_dpo_scales_with_beta(beta):
         time = _time(beta, crossing.margin)
         np.testing.assert_allclose(crossing.time, time if time < followed else np.nan, rtol=1e-6)
     assert (found.conserved, found.fall.where, found.bound.below) == ("u_w + u_l", "", True)
-    assert (found.plateau.share, found.traps.share) == (0, 0)
+    assert (found.plateau.fraction, found.traps.fraction) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -198,11 +198,11 @@ def test_lengths_of_a_pair_tilt_the_line_of_ipo():
     normal = np.array([1 / 7, -1 / 31])
     (rest,) = found.critical_sets
     assert (rest.kind, rest.margin, rest.straight) == ("line", None, True)
-    np.testing.assert_allclose(rest.place, 5 * normal / (normal @ normal), rtol=1e-8)
+    np.testing.assert_allclose(rest.position, 5 * normal / (normal @ normal), rtol=1e-8)
     np.testing.assert_allclose(rest.rates, (0, float(2 * normal @ normal)), rtol=1e-8, atol=1e-15)
     assert found.conserved == "0.2258·u_w + u_l"  # 7/31
     np.testing.assert_allclose(found.approach["chosen"].number, 2 * normal @ normal, rtol=1e-3)
-    np.testing.assert_allclose(found.approach["chosen"].limit, rest.place[0], rtol=1e-6)
+    np.testing.assert_allclose(found.approach["chosen"].limit, rest.position[0], rtol=1e-6)
 
 
 @pytest.mark.exhaustive
@@ -356,8 +356,8 @@ def test_a_ring_of_critical_points_is_one_line_around_its_centre():
         *("line", "stable"),
     )
     assert not ring.straight
-    np.testing.assert_allclose(centre.place, (10, 0), atol=1e-8)
-    np.testing.assert_allclose(ring.place, (-20, 0), atol=1e-4)
+    np.testing.assert_allclose(centre.position, (10, 0), atol=1e-8)
+    np.testing.assert_allclose(ring.position, (-20, 0), atol=1e-4)
     assert ring.path is not None
     np.testing.assert_allclose(np.hypot(*(ring.path - [10, 0]).T), 30, rtol=1e-6)
 
@@ -386,13 +386,13 @@ def test_a_flat_point_is_no_flat_region():
 def test_a_minimum_that_is_flat_along_one_direction_is_found():
     (rest,) = rests(Made(lambda w, v: w**4 + 100 * v**2))
     assert (rest.kind, rest.stability, rest.rates) == ("point", "neutral", pytest.approx((0, 200)))
-    np.testing.assert_allclose(rest.place, (0, 0), atol=1e-3)
+    np.testing.assert_allclose(rest.position, (0, 0), atol=1e-3)
 
 
 def test_the_smooth_rim_of_a_flat_disc_is_no_line_of_critical_points():
     (rest,) = rests(Made(lambda w, v: jnp.maximum(w**2 + v**2 - 900, 0) ** 2))
     assert (rest.kind, rest.stability) == ("region", "stable")
-    np.testing.assert_allclose(np.hypot(*rest.place), 30, rtol=1e-9)
+    np.testing.assert_allclose(np.hypot(*rest.position), 30, rtol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_a_pitchfork_the_other_way_keeps_the_middle_and_ends_the_sides() -> None
     ]
     check_values(found, 0)
     (middle,) = [branch for branch in found.branches if len(branch.values) == len(VALUES)]
-    assert np.allclose(middle.places, 0, atol=1e-12)
+    assert np.allclose(middle.positions, 0, atol=1e-12)
 
 
 @pytest.mark.exhaustive
@@ -131,7 +131,7 @@ def test_two_points_that_cross_exchange_their_indices() -> None:
         ("changes index", "saddle of index 1", "minimum"),
     ]
     check_values(found, 0)
-    ends = sorted(tuple(branch.places[[0, -1], 0].round(9)) for branch in found.branches)
+    ends = sorted(tuple(branch.positions[[0, -1], 0].round(9)) for branch in found.branches)
     assert ends == [(-1.05, 1.0), (0.0, 0.0)]
 
 
@@ -139,7 +139,7 @@ def test_a_point_that_moves_far_from_value_to_value_stays_one_branch() -> None:
     found = followed(MOVING, np.array([-1.5, -0.5, 0.5, 1.5]))
     (branch,) = found.branches
     assert found.events == ()
-    assert np.allclose(branch.places[:, 0], branch.values, atol=1e-12)
+    assert np.allclose(branch.positions[:, 0], branch.values, atol=1e-12)
 
 
 @pytest.mark.exhaustive
@@ -151,7 +151,7 @@ def test_a_point_that_leaves_the_region_or_enters_it_makes_no_event() -> None:
     far = followed(polynomial((0, -6, 1, 0), (-1, 0, 0, 0)), np.array([-10.0, -5.0, 0.0]))
     (branch,) = far.branches  # at 3 - √(9 + λ), from a fold at 3 on, and back
     assert far.events == ()
-    assert np.allclose(branch.places[:, 0], [1, 0], atol=1e-12)
+    assert np.allclose(branch.positions[:, 0], [1, 0], atol=1e-12)
 
 
 def test_a_point_that_a_search_misses_stays_on_its_branch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_a_point_that_a_search_misses_stays_on_its_branch(monkeypatch: pytest.Mo
     found = followed(MOVING, np.array([-1.5, -0.5, 0.5, 1.5]))
     (branch,) = found.branches
     assert found.events == ()
-    assert np.allclose(branch.places[:, 0], [-1.5, -0.5, 0.5, 1.5], atol=1e-12)
+    assert np.allclose(branch.positions[:, 0], [-1.5, -0.5, 0.5, 1.5], atol=1e-12)
 
 
 def test_a_point_that_ends_without_a_reason_is_lost() -> None:
@@ -191,17 +191,17 @@ def test_a_degenerate_point_and_a_line_are_linked_to_the_nearest_of_their_kind()
 def test_branches_follow_the_closed_form(pitchfork: Continuation, fold: Continuation) -> None:
     for found in (pitchfork, fold):
         for branch in found.branches:
-            moving = np.abs(branch.places[:, 0]) > 1e-6
+            moving = np.abs(branch.positions[:, 0]) > 1e-6
             exact = np.sqrt(np.maximum(branch.values[moving], 0))
-            assert np.allclose(np.abs(branch.places[moving, 0]), exact, atol=1e-12)
-            assert np.allclose(branch.places[:, 1], 0, atol=1e-12)
+            assert np.allclose(np.abs(branch.positions[moving, 0]), exact, atol=1e-12)
+            assert np.allclose(branch.positions[:, 1], 0, atol=1e-12)
 
 
 def test_a_fold_makes_a_minimum_and_a_saddle_at_one_value(fold: Continuation) -> None:
     assert told(fold) == [("appears", "", "minimum"), ("appears", "", "saddle of index 1")]
     check_values(fold, 0)
     for event in fold.events:
-        assert np.allclose(event.place, 0, atol=1e-4)
+        assert np.allclose(event.position, 0, atol=1e-4)
 
 
 @pytest.mark.exhaustive
@@ -283,7 +283,7 @@ def test_the_line_of_minima_of_ipo_moves_with_its_target() -> None:
     found = continuation(flow, "beta", [0.25, 0.5, 1.0, 2.0], [(-80, 80), (-80, 80)], starts=64)
     (branch,) = found.branches
     assert found.events == ()
-    margins = branch.places[:, 0] - branch.places[:, 1]
+    margins = branch.positions[:, 0] - branch.positions[:, 1]
     assert np.allclose(margins * branch.values, margins[-1] * branch.values[-1])
 
 

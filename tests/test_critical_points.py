@@ -78,9 +78,11 @@ def test_every_published_point_is_found_with_its_name_and_no_others(
     assert len(found) == len(potential.critical_points)
     left = list(found)
     for known in potential.critical_points:
-        nearest = min(left, key=lambda point: float(np.linalg.norm(point.place - known.place)))
+        nearest = min(
+            left, key=lambda point: float(np.linalg.norm(point.position - known.position))
+        )
         left.remove(nearest)
-        assert np.linalg.norm(nearest.place - known.place) < 1e-3
+        assert np.linalg.norm(nearest.position - known.position) < 1e-3
         assert nearest.kind == known.kind
 
 
@@ -94,8 +96,8 @@ def test_places_are_good_to_rounding() -> None:
     found = critical_points(Flow(Himmelblau()), Himmelblau().region)
     for point in found:
         with mpmath.workdps(30):
-            exact = mpmath.findroot(slopes, tuple(map(float, point.place)))
-        assert np.allclose(point.place, [float(x) for x in exact], rtol=0, atol=1e-13)
+            exact = mpmath.findroot(slopes, tuple(map(float, point.position)))
+        assert np.allclose(point.position, [float(x) for x in exact], rtol=0, atol=1e-13)
 
 
 def test_the_open_quadrant_of_the_paper_has_no_critical_point(paper: CriticalPoints) -> None:
@@ -171,14 +173,14 @@ def test_a_steep_bowl_is_a_minimum_whatever_its_condition(stiff: float) -> None:
     (point,) = found_in(polynomial({(2, 0): 0.5, (0, 2): stiff / 2}), SQUARE)
     assert (point.name, point.dimension) == ("minimum", 0)
     assert point.spectrum == pytest.approx([1, stiff], rel=1e-12)
-    assert np.allclose(point.place, 0, atol=1e-12)
+    assert np.allclose(point.position, 0, atol=1e-12)
 
 
 @pytest.mark.parametrize("b", [1e5, 1e8])
 def test_a_steep_bent_valley_has_one_minimum(b: float) -> None:
     (point,) = critical_points(Flow(Rosenbrock(b=b)), Rosenbrock().region)
     assert point.name == "minimum"
-    assert np.allclose(point.place, 1, rtol=0, atol=1e-9)
+    assert np.allclose(point.position, 1, rtol=0, atol=1e-9)
     # The Hessian at (1, 1) has the determinant 4b and the trace 2 + 10b.
     assert point.spectrum == pytest.approx([4 * b / (2 + 10 * b), 2 + 10 * b], rel=1e-5)
 
@@ -187,7 +189,7 @@ def test_a_steep_bent_valley_has_one_minimum(b: float) -> None:
 def test_a_flat_bottom_with_a_steep_direction_is_one_degenerate_point(power: int) -> None:
     (point,) = found_in(polynomial({(power, 0): 1.0, (0, 2): 100.0}), SQUARE)
     assert (point.name, point.dimension) == ("degenerate point", 0)
-    assert np.allclose(point.place, 0, atol=1e-2 if power == 6 else 1e-5)
+    assert np.allclose(point.position, 0, atol=1e-2 if power == 6 else 1e-5)
 
 
 def test_a_line_across_which_curvature_does_not_tell_is_one_of_degenerate_points() -> None:
@@ -208,8 +210,8 @@ def test_a_line_whose_kind_changes_is_one_line_of_each_kind() -> None:
     assert (maxima.path[:, 0].min(), minima.path[:, 0].max()) == (-1, 3)
     assert maxima.path[:, 0].max() == pytest.approx(0, abs=0.03)
     assert minima.path[:, 0].min() == pytest.approx(0, abs=0.03)
-    assert maxima.spectrum == pytest.approx([2 * maxima.place[0], 0])
-    assert minima.spectrum == pytest.approx([0, 2 * minima.place[0]])
+    assert maxima.spectrum == pytest.approx([2 * maxima.position[0], 0])
+    assert minima.spectrum == pytest.approx([0, 2 * minima.position[0]])
 
 
 @pytest.mark.exhaustive
@@ -231,7 +233,7 @@ def test_the_unit_of_the_potential_changes_nothing() -> None:
     two_wells = {(4, 0): factor, (2, 0): -2 * factor, (1, 0): 0.1 * factor, (0, 2): factor}
     found = found_in(polynomial(two_wells), [(-2, 2), (-2, 2)])
     assert [point.name for point in found] == ["minimum", "minimum", "saddle of index 1"]
-    assert np.allclose(4 * found[0].place[0] * (found[0].place[0] ** 2 - 1), -0.1, atol=1e-12)
+    assert np.allclose(4 * found[0].position[0] * (found[0].position[0] ** 2 - 1), -0.1, atol=1e-12)
 
 
 @pytest.mark.exhaustive
@@ -243,8 +245,8 @@ def test_wells_that_are_small_beside_the_region_are_found() -> None:
     found = critical_points(Flow(wells), [(-20, 20), (-20, 20)])
     assert [point.name for point in found] == ["minimum", "minimum", "saddle of index 1"]
     # On the axis, (y0 − 1) e^{2 y0} + (y0 + 1) e^{−2 y0} = 0, so that y0 = tanh 2y0.
-    place = abs(found[0].place[0])
-    assert place == pytest.approx(np.tanh(2 * place), rel=1e-12)
+    position = abs(found[0].position[0])
+    assert position == pytest.approx(np.tanh(2 * position), rel=1e-12)
 
 
 @pytest.mark.exhaustive
@@ -257,14 +259,14 @@ def test_a_level_that_an_isolated_minimum_shares_with_a_sphere_of_them_hides_nei
     assert sorted(point.name for point in found) == sorted(names)
     assert [point.dimension for point in found.of("minimum")].count(0) == 1
     (lone,) = (point for point in found.of("minimum") if not point.dimension)
-    assert np.allclose(lone.place, [3, 0, 0], atol=1e-9)
+    assert np.allclose(lone.position, [3, 0, 0], atol=1e-9)
 
 
 def test_points_on_the_sides_of_the_region_are_in_it() -> None:
     bowl = polynomial({(2, 0): 1.0, (1, 0): -2.0, (0, 2): 1.0, (0, 1): 2 / 3})
     (point,) = found_in(bowl, [(0, np.nextafter(1, 0)), (-1 / 3 * (1 - 1e-15), 1)])
     assert point.name == "minimum"
-    assert np.allclose(point.place, [1, -1 / 3], rtol=0, atol=1e-14)
+    assert np.allclose(point.position, [1, -1 / 3], rtol=0, atol=1e-14)
     # y1², along one side.
     (line,) = found_in(polynomial({(0, 2): 1.0}), [(-1, 1), (0, 1)])
     assert line.name == "line of minima"
@@ -290,7 +292,7 @@ def boxed(terms: dict[tuple[int, int], float], **options: Any) -> Flow:
 
 def test_a_wall_holds_the_point_nearest_to_a_minimum_behind_it() -> None:
     (point,) = found_in(boxed(BESIDE_A_WALL), [(0.1, 1), (0.1, 1)])
-    assert np.allclose(point.place, [1, 0.25])
+    assert np.allclose(point.position, [1, 0.25])
     assert point.name == "minimum on y0 = 1"
     assert point.rates == pytest.approx([6.0])
     assert point.gradient_norm == pytest.approx(0, abs=1e-12)
@@ -313,7 +315,7 @@ def test_rates_on_a_wall_are_those_with_which_a_line_that_slides_comes_to_rest()
 def test_two_walls_hold_a_corner_and_a_wall_that_is_not_pressed_holds_nothing() -> None:
     corner = {(2, 0): 1.0, (1, 0): -4.0, (0, 2): 1.0, (0, 1): -6.0}  # (y0 − 2)² + (y1 − 3)²
     (point,) = found_in(boxed(corner), [(0.1, 1), (0.1, 1)])
-    assert np.allclose(point.place, [1, 1])
+    assert np.allclose(point.position, [1, 1])
     assert point.on == ("y0 = 1", "y1 = 1")
     inner = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): 1.0, (0, 1): -1.0}
     (point,) = found_in(boxed(inner), [(0.1, 1), (0.1, 1)])
@@ -324,7 +326,7 @@ def test_a_minimum_just_on_a_wall_is_found_once() -> None:
     # (y0 − 1)² + (y0 − 1)(y1 − 0.7) + 3 (y1 − 0.7)²: rounding decides whether the wall is pressed.
     touching = {(2, 0): 1.0, (1, 1): 1.0, (0, 2): 3.0, (1, 0): -2.7, (0, 1): -5.2}
     (point,) = found_in(boxed(touching), [(0.1, 1), (0.1, 1)])
-    assert np.allclose(point.place, [1, 0.7])
+    assert np.allclose(point.position, [1, 0.7])
     assert point.kind == "minimum"
 
 
@@ -357,7 +359,7 @@ def test_a_point_on_an_edge_is_found_where_the_edge_is_not_one_of_critical_point
     bowl = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): 1.0}  # (y0 − 1/2)² + y1²
     (point,) = found_in(polynomial(bowl, domain=Quadrant()), [(0, 1), (0, 1)])
     assert point.name == "minimum on component 1 = 0"
-    assert np.allclose(point.place, [0.5, 0], rtol=0, atol=1e-12)
+    assert np.allclose(point.position, [0.5, 0], rtol=0, atol=1e-12)
     assert point.rates == pytest.approx([2])
     hill = {(2, 0): 1.0, (1, 0): -1.0, (0, 2): -1.0}
     assert len(found_in(polynomial(hill, domain=Quadrant()), [(0, 1), (0, 1)])) == 0

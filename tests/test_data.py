@@ -122,7 +122,7 @@ def test_rows_that_are_no_preferences_are_refused(
 def test_files_that_are_no_preferences_are_refused(file: Path) -> None:
     assert_sentence = partial(assert_refused, data.preferences)
     assert_sentence(
-        f"Argument `path` must be a file of preferences, but {file} is none.", file, REVERSAL
+        f"Argument `path` must be a file of preferences, but {file} is not one.", file, REVERSAL
     )
     cut = "have a pair whose responses are not cut off"
     assert_sentence(

@@ -235,7 +235,7 @@ BAD = [
         dict(steps=1, batches=[[0]]),
         "Argument `steps` must be None with `batches`, which say how many there are, but is 1.",
     ),
-    (dict(batches=[]), "Argument `batches` must have a step at least, but is empty."),
+    (dict(batches=[]), "Argument `batches` must have at least one step, but is empty."),
     (
         dict(batches=[[0], [0, 3]]),
         "Argument `batches` must name some of the 3 pairs in each step, counted from 0, but step 2 "

@@ -327,7 +327,7 @@ def test_losses_of_a_batch_and_flat_ones_and_flows_without_pairs_are_refused():
         displacement.displacement(losses.Hinge(), margins=[15.0, 20.0])
     with pytest.raises(AttributeError, match="displacement.rates is now flowlab.displacement.expl"):
         _ = displacement.rates
-    with pytest.raises(ValueError, match="Argument `found`"):
+    with pytest.raises(ValueError, match="Argument `displacements`"):
         plots.displacements({})
 
 

@@ -310,7 +310,7 @@ BAD_CALLS = {
     "at least one start": dict(starts=np.ones((0, 2))),
     "real numbers": dict(starts=np.array([["a", "b"]])),
     "Argument `rtol` must lie between": dict(rtol=1e-17),
-    "what float32 can hold": dict(starts=np.ones((2, 2), np.float32), rtol=1e-8),
+    "the least for float32": dict(starts=np.ones((2, 2), np.float32), rtol=1e-8),
     "Argument `atol` must be non-negative": dict(atol=-1.0),
     "Argument `until` must be a target": dict(until=0.1),
     "must be one of": dict(clock="loss", until=until.time(1.0)),

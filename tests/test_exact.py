@@ -519,7 +519,7 @@ REFUSED = [
     (lambda: exact.ratio_plane_speed((-1, 1), 0.1), "`state` must be finite and not negative"),
     (lambda: exact.box_time((1.1, 0.5), 0.1, wall=1, level=0), "`start` must have x1 at most"),
     (lambda: exact.box_time(S, 0.1, wall=0, level=0), "`wall` must be positive"),
-    (lambda: exact.simplex_time((0.6, 0.5), 0.1, level=0), "must satisfy .* goes up to 1.1"),
+    (lambda: exact.simplex_time((0.6, 0.5), 0.1, level=0), "must satisfy .* has a sum of 1.1"),
     (lambda: exact.simplex_time(S, 1, level=0, ref_prob_chosen=2), r"_chosen` must lie in \(0, 1"),
     (lambda: exact.kernel_margin(-1, 0, 0.1, K), "`time` must not be negative"),
     (lambda: exact.kernel_time(0, 1, 0.0, K), "`beta` must be positive"),

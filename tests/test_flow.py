@@ -316,16 +316,14 @@ def squares(y: Any) -> Any:
 
 
 NO_FLOW: dict[str, tuple[Any, Any]] = {
-    "Argument `potential` must give one number for a state, as flows of potentials alone are "
-    "followed, and of no vector field, but gives shape (2,); the M of a field −M∇L is a function "
-    "`metric` beside it.": (lambda y: y**2, None),
-    "Argument `potential` must give a real number made of the state by JAX, but gives 3.0.": (
-        lambda y: 3.0,
-        None,
-    ),
-    "Argument `potential` must give a real number made of the state by JAX, but gives one of "
-    "bool.": (lambda y: jnp.all(y > 0), None),
-    "Argument `metric` must give what has the shape of a state, (2,), but gives ().": (
+    "Argument `potential` must give one number for a state, since flows are those of potentials "
+    "and not of vector fields, but gives shape (2,); for a field −M∇L, give the function M as "
+    "`metric`.": (lambda y: y**2, None),
+    "Argument `potential` must give a real number, computed from the state in JAX, but gives "
+    "3.0.": (lambda y: 3.0, None),
+    "Argument `potential` must give a real number, computed from the state in JAX, but gives one "
+    "of bool.": (lambda y: jnp.all(y > 0), None),
+    "Argument `metric` must give a result of the shape of a state, (2,), but gives ().": (
         squares,
         lambda y, p: jnp.sum(p),
     ),

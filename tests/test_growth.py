@@ -16,7 +16,7 @@ from grids import thinned
 import flowlab as fl
 from flowlab import losses, plans, policies, store, until
 from flowlab.plans import identity, matching, running
-from flowlab.plans.described import described
+from flowlab.plans.description import described
 from flowlab.store import BlockStore
 from flowlab.store.blocks import Block
 

@@ -151,7 +151,7 @@ def test_what_is_no_model_or_does_not_fit_it_is_refused() -> None:
         trainable=lambda path: False,
     )
     assert_sentence(
-        "Argument `trainable` must choose arrays of floats, but chooses `step`, which is none.",
+        "Argument `trainable` must choose arrays of floats, but chooses `step`, which is not one.",
         *(with_factors, {"base": TABLE, "step": np.arange(2)}, SMALL),
         trainable=lambda path: True,
     )

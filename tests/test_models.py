@@ -233,7 +233,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
     assert_sentence = partial(assert_refused, models.load)
     nowhere, weights = tmp_path / "nowhere", checkpoint / "model.safetensors"
     assert_sentence(
-        f"Argument `folder` must be the folder of a checkpoint, but {nowhere} is none.", nowhere
+        f"Argument `folder` must be the folder of a checkpoint, but {nowhere} is not one.", nowhere
     )
     assert_sentence(
         "Argument `folder` must be that of a checkpoint, with a config.json, but "

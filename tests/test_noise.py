@@ -296,7 +296,7 @@ def test_every_start_has_an_outcome_of_its_own():
         "NoisyRuns(5 paths of steps 0.01: "
         "{'started_past_target': 1, 'time_limit': 1, 'non_finite': 3})"
     )
-    with pytest.raises(ValueError, match="Exit times must be known .* unknown of 5 of 5"):
+    with pytest.raises(ValueError, match="Exit times must be known .* unknown for 5 of 5"):
         runs.mean_exit_time()
 
 
@@ -364,7 +364,7 @@ def run_with(**changes):
     ("changes", "words"),
     [
         ({"flow": fl.Flow(Bowl(), domain=Box())}, "`flow` must have a domain without walls"),
-        ({"noise": 0.1}, "`noise` must be such as Thermal"),
+        ({"noise": 0.1}, "`noise` must be a noise such as Thermal"),
         ({"noise": Minibatch()}, r"must not be Minibatch\(...\) for a flow without several pairs"),
         (
             {"noise": Minibatch(), "flow": fl.preference_flow(DPO(0.1), RatioPlane())},

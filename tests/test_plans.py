@@ -17,7 +17,7 @@ from grids import thinned
 import flowlab
 from flowlab import ensemble, exact, losses, measures, plans, policies, store, until
 from flowlab.plans import running
-from flowlab.plans.described import described, differences
+from flowlab.plans.description import described, differences
 from flowlab.store import BlockStore
 from flowlab.store.blocks import Block
 

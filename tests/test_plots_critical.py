@@ -32,10 +32,12 @@ SQUARE: dict[str, Any] = dict(x=(-5.0, 5.0), y=(-5.0, 5.0))
 UNIT: dict[str, Any] = dict(x=(-1.0, 1.0), y=(-1.0, 1.0))
 
 
-def point(place: Any, kind: Any = "minimum", **more: Any) -> CriticalPoint:
+def point(position: Any, kind: Any = "minimum", **more: Any) -> CriticalPoint:
     index = {"saddle": 1, "maximum": 2}.get(kind, 0)
-    numbers = np.zeros(len(place))
-    return CriticalPoint(np.asarray(place, float), kind, index, 0.0, 0.0, numbers, numbers, **more)
+    numbers = np.zeros(len(position))
+    return CriticalPoint(
+        np.asarray(position, float), kind, index, 0.0, 0.0, numbers, numbers, **more
+    )
 
 
 def points(*found: CriticalPoint, components: tuple[str, ...] | None = None) -> CriticalPoints:
@@ -79,9 +81,9 @@ def test_nullclines_are_where_each_component_turns():
     assert np.max(np.abs(4 * x * (x**2 + y - 11) + 2 * (x + y**2 - 7))) < 0.2  # 250 at the corners
     x, y = second.T
     assert np.max(np.abs(2 * (x**2 + y - 11) + 4 * y * (x + y**2 - 7))) < 0.2
-    for place in HIMMELBLAU.function.critical_points:  # type: ignore[attr-defined]
+    for position in HIMMELBLAU.function.critical_points:  # type: ignore[attr-defined]
         for nullcline in (first, second):
-            assert np.min(np.linalg.norm(nullcline - place.place, axis=1)) < 0.05
+            assert np.min(np.linalg.norm(nullcline - position.position, axis=1)) < 0.05
     assert labels(ax) == [r"nullcline $\dot{y}_1 = 0$", r"nullcline $\dot{y}_2 = 0$"]
     assert (ax.get_xlim(), ax.get_ylim()) == (SQUARE["x"], SQUARE["y"])
 
@@ -181,8 +183,8 @@ def test_basins_of_a_grid_are_filled_cell_by_cell_with_a_share_for_each():
     colors = mesh.to_rgba(np.asarray(mesh.get_array())).reshape(2, 3, 4)
     named = [color for color, _ in looks_of_entries(ax)]
     order = [0, 0, 1, 2, 3, 4]
-    for place, (start, expected) in enumerate(zip(grid, order, strict=True)):
-        i, j = divmod(place, 2)
+    for position, (start, expected) in enumerate(zip(grid, order, strict=True)):
+        i, j = divmod(position, 2)
         assert np.all(corners[j, i] < start) and np.all(start < corners[j + 1, i + 1])
         assert to_hex(colors[j, i]) == named[expected]
     assert len(set(named)) == 5

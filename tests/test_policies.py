@@ -239,8 +239,8 @@ BAD_NUMBERS = [
     (lambda: CoupledKernel(0.0, chosen=0.0), "`chosen` must be positive and finite, but is 0.0."),
     (
         lambda: CoupledKernel(1.5, rejected=2.0),
-        "`ratio` must be at most the square root of `rejected` in size, for the kernel to be "
-        "positive semidefinite, but is 1.5 where that is 1.414.",
+        "`ratio` must be at most the square root of `rejected`, 1.414, in absolute value, for the "
+        "kernel to be positive semidefinite, but is 1.5.",
     ),
     (
         lambda: fl.LogRatioPlane(lambda u: u),

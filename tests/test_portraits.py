@@ -62,8 +62,8 @@ def level(margin: float) -> np.ndarray:
     return np.array([[-100.0, -100.0 - margin], [100.0, 100.0 - margin]])
 
 
-def rest(kind: Any, place: tuple[float, float], stability: Any, **more: Any) -> CriticalSet:
-    return CriticalSet(kind, place, stability, (0.0, 1.0), more.pop("margin", None), **more)
+def rest(kind: Any, position: tuple[float, float], stability: Any, **more: Any) -> CriticalSet:
+    return CriticalSet(kind, position, stability, (0.0, 1.0), more.pop("margin", None), **more)
 
 
 def labelled(ax: Axes, label: str) -> list[Line2D]:
@@ -83,7 +83,7 @@ def written(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.texts if text.get_text()]
 
 
-def shaded(ax: Axes, label: str, place: tuple[float, float]) -> bool:
+def shaded(ax: Axes, label: str, position: tuple[float, float]) -> bool:
     """Whether a place is within the shade that has this entry in the legend."""
     (entry,) = [patch for patch in ax.patches if patch.get_label() == label]
     fills = [
@@ -93,7 +93,7 @@ def shaded(ax: Axes, label: str, place: tuple[float, float]) -> bool:
         and one.hatches == [entry.get_hatch()]
         and np.array_equal(one.get_facecolor()[0], entry.get_facecolor())
     ]
-    return any(path.contains_point(place) for one in fills for path in one.get_paths())
+    return any(path.contains_point(position) for one in fills for path in one.get_paths())
 
 
 @pytest.mark.exhaustive
@@ -190,8 +190,8 @@ def test_what_rests_outside_of_the_axes_is_told_in_words(ring):
 def test_the_chosen_log_ratio_falls_where_it_is_shaded(ring):
     label = "chosen log-ratio falls\nwithout coupling"
     ax = plots.portrait(card_of(Upright(), ring), lines=0)
-    for place, expected in (((5.5, 0), True), ((19, -19), True), ((4.5, 0), False)):
-        assert shaded(ax, label, place) == expected
+    for position, expected in (((5.5, 0), True), ((19, -19), True), ((4.5, 0), False)):
+        assert shaded(ax, label, position) == expected
     assert label not in told(plots.portrait(card_of(fl.DPO(0.1), ring), lines=0))
 
 
@@ -199,13 +199,13 @@ def test_the_chosen_log_ratio_falls_where_it_is_shaded(ring):
 def test_plateaus_are_shaded_on_the_wrong_side_alone(ring):
     label = "wrong side, and speed below\n1 % of that at (0, 0)"
     ax = plots.portrait(card_of(losses.named("dpo_forward_kl"), ring), lines=0)
-    for place, expected in (
+    for position, expected in (
         ((10, 15), True),
         ((-10, 15), False),
         ((10, 5), False),
         ((3, 2), False),
     ):
-        assert shaded(ax, label, place) == expected
+        assert shaded(ax, label, position) == expected
 
 
 class Shelf(fl.losses.AbstractLoss):
@@ -238,12 +238,12 @@ class Wrong(fl.losses.AbstractLoss):
 def test_a_region_of_critical_points_and_what_is_not_defined_are_shaded(ring):
     region = rest("region", (5.0, -5.0), "stable")
     ax = plots.portrait(card_of(losses.Hinge(0.1), ring, region), lines=0)
-    for place, expected in (((15, 0), True), ((9, 0), False)):
-        assert shaded(ax, "stable region of critical points", place) == expected
+    for position, expected in (((15, 0), True), ((9, 0), False)):
+        assert shaded(ax, "stable region of critical points", position) == expected
     assert not written(ax)
     ax = plots.portrait(card_of(losses.ORPO(), ring), x=(0, 40), lines=4)
-    for place, expected in (((30, 0), True), ((10, 0), False)):
-        assert shaded(ax, "loss not defined", place) == expected
+    for position, expected in (((30, 0), True), ((10, 0), False)):
+        assert shaded(ax, "loss not defined", position) == expected
     starts = [
         points(line)[0]
         for line in ax.lines
@@ -293,16 +293,16 @@ def test_lines_compared_are_the_numbers_of_the_comparison():
     axes = plots.comparison(found)
     chosen = found.states[..., 0]
     margin = chosen - found.states[..., 1]
-    for place, name in enumerate(both):
-        expected = [(found.times, margin[place]), (found.times, chosen[place])]
-        for ax, (x, y) in zip(axes, [*expected, (margin[place], chosen[place])], strict=True):
+    for position, name in enumerate(both):
+        expected = [(found.times, margin[position]), (found.times, chosen[position])]
+        for ax, (x, y) in zip(axes, [*expected, (margin[position], chosen[position])], strict=True):
             (line,) = labelled(ax, name)
             np.testing.assert_array_equal(points(line), np.stack([x, y], axis=1))
     styles = [(line.get_color(), line.is_dashed()) for ax in axes[:1] for line in ax.lines[:2]]
     assert len({color for color, _ in styles}) == len({dashed for _, dashed in styles}) == 2
     dots = [points(line) for line in axes[2].lines if line.get_marker() == "o"]
-    for place, drawn in enumerate(dots):
-        wanted = np.stack([found.margins, found.margin_states[place, :, 0]], axis=1)
+    for position, drawn in enumerate(dots):
+        wanted = np.stack([found.margins, found.margin_states[position, :, 0]], axis=1)
         np.testing.assert_array_equal(drawn, wanted)
     assert axes[0].get_xscale() == "log"
 

@@ -67,10 +67,10 @@ POINTS = [(name, point) for name, held in CASES.items() for point in held.critic
 ROOTS = [(name, point) for name, point in POINTS if point.kind != "degenerate"]
 
 
-@pytest.mark.parametrize(("name", "point"), ROOTS, ids=[f"{n} {p.place}" for n, p in ROOTS])
+@pytest.mark.parametrize(("name", "point"), ROOTS, ids=[f"{n} {p.position}" for n, p in ROOTS])
 def test_a_published_point_is_a_root_of_the_gradient_to_its_digits(name, point):
-    root, value = polished(ORACLES[name], point.place)
-    np.testing.assert_allclose(point.place, root, rtol=0, atol=PLACES.get(name, EXACT))
+    root, value = polished(ORACLES[name], point.position)
+    np.testing.assert_allclose(point.position, root, rtol=0, atol=PLACES.get(name, EXACT))
     np.testing.assert_allclose(point.value, value, rtol=0, atol=PLACES.get(name, EXACT))
     _, gradient, hessian = calculus(name)(root)
     steepness = np.linalg.norm(hessian) * (1 + np.linalg.norm(root))
@@ -79,50 +79,50 @@ def test_a_published_point_is_a_root_of_the_gradient_to_its_digits(name, point):
 
 def test_the_gradient_and_the_hessian_of_the_monkey_saddle_vanish_at_its_point():
     (point,) = MonkeySaddle().critical_points
-    _, gradient, hessian = calculus("monkey saddle")(np.array(point.place))
+    _, gradient, hessian = calculus("monkey saddle")(np.array(point.position))
     np.testing.assert_array_equal(gradient, 0)
     np.testing.assert_array_equal(hessian, 0)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_the_formula(name):
-    place = (0.3, -0.7, 0.2)[: len(CASES[name].region)]
-    value, gradient, _ = calculus(name)(np.array(place))
-    orders = np.eye(len(place), dtype=int).tolist()
+    position = (0.3, -0.7, 0.2)[: len(CASES[name].region)]
+    value, gradient, _ = calculus(name)(np.array(position))
+    orders = np.eye(len(position), dtype=int).tolist()
     with mpmath.workdps(30):
-        wanted = ORACLES[name](*map(mpmath.mpf, place))
-        slopes = [mpmath.diff(ORACLES[name], place, tuple(order)) for order in orders]
+        wanted = ORACLES[name](*map(mpmath.mpf, position))
+        slopes = [mpmath.diff(ORACLES[name], position, tuple(order)) for order in orders]
     np.testing.assert_allclose(value, float(wanted), rtol=1e-13)
     np.testing.assert_allclose(gradient, np.array(slopes, float), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("name", "point"), POINTS, ids=[f"{n} {p.place}" for n, p in POINTS])
+@pytest.mark.parametrize(("name", "point"), POINTS, ids=[f"{n} {p.position}" for n, p in POINTS])
 def test_the_eigenvalues_of_the_hessian_have_the_signs_of_the_kind(name, point):
-    _, _, hessian = calculus(name)(np.array(point.place))
+    _, _, hessian = calculus(name)(np.array(point.position))
     assert kind_of(np.linalg.eigvalsh(hessian)) == point.kind
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_region_holds_every_known_point(name):
     low, high = np.transpose(CASES[name].region)
-    places = np.array([point.place for point in CASES[name].critical_points])
-    assert places.shape[1:] == low.shape
-    assert np.all((places > low) & (places < high))
+    positions = np.array([point.position for point in CASES[name].critical_points])
+    assert positions.shape[1:] == low.shape
+    assert np.all((positions > low) & (positions < high))
 
 
 def test_a_critical_point_of_himmelblau_is_one_of_the_nine_at_which_two_cubics_meet():
     # The places at x: eliminate y from both derivatives, and look for roots of the resultant.
-    known = sorted(point.place[0] for point in Himmelblau().critical_points)
+    known = sorted(point.position[0] for point in Himmelblau().critical_points)
     roots = [root.real for root in resultant().roots() if abs(root.imag) < 1e-8]
     np.testing.assert_allclose(sorted(roots), known, atol=1e-6)
 
 
 def test_the_wells_have_the_barrier_distance_and_curvatures_that_are_documented():
     left, right, top = CASES["double well"].critical_points
-    assert right.place[0] - left.place[0] == 1.5
+    assert right.position[0] - left.position[0] == 1.5
     assert top.value - left.value == top.value - right.value == 3.0
-    _, _, in_the_well = calculus("double well")(np.array(right.place))
-    _, _, on_the_barrier = calculus("double well")(np.array(top.place))
+    _, _, in_the_well = calculus("double well")(np.array(right.position))
+    _, _, on_the_barrier = calculus("double well")(np.array(top.position))
     np.testing.assert_allclose(in_the_well, [[32 * 3 / 1.5**2]], rtol=1e-14)
     np.testing.assert_allclose(on_the_barrier, [[-16 * 3 / 1.5**2]], rtol=1e-14)
 
@@ -148,7 +148,7 @@ def test_many_starts_flow_to_the_published_minima_of_himmelblau():
     axis = np.linspace(-4.5, 4.5, 6)
     starts = np.array(list(itertools.product(axis, axis)))
     runs = fl.sweep(fl.Flow(Himmelblau()), starts, until=fl.until.time(5.0))
-    minima = np.array([p.place for p in Himmelblau().critical_points if p.kind == "minimum"])
+    minima = np.array([p.position for p in Himmelblau().critical_points if p.kind == "minimum"])
     away = np.linalg.norm(runs.end[:, None] - minima, axis=-1)
     assert np.max(np.min(away, axis=1)) < 1e-5
     assert set(np.argmin(away, axis=1)) == {0, 1, 2, 3}
@@ -222,16 +222,16 @@ def calculus(name):
     return jax.jit(lambda y: (potential(y), jax.grad(potential)(y), jax.hessian(potential)(y)))
 
 
-def polished(function, place):
+def polished(function, position):
     """The root of the gradient near a place, and the value there, found with 30 digits."""
-    orders = np.eye(len(place), dtype=int).tolist()
+    orders = np.eye(len(position), dtype=int).tolist()
 
     def gradient(*at):
         return [mpmath.diff(function, at, tuple(order)) for order in orders]
 
     with mpmath.workdps(30):
-        found = mpmath.findroot(gradient, tuple(map(mpmath.mpf, place)))
-        root = [found[i] for i in range(len(place))]
+        found = mpmath.findroot(gradient, tuple(map(mpmath.mpf, position)))
+        root = [found[i] for i in range(len(position))]
         return np.array(root, float), float(function(*root))
 
 

@@ -133,8 +133,8 @@ def test_rows_that_stand_for_several_steps_are_compared_with_their_means() -> No
     log.numbered = False
     assert_refused(
         found.deviation,
-        "Argument `log` must tell steps and log-ratios, but is that of a loss without a "
-        "reference, or one without steps or rows.",
+        "Argument `log` must have steps and log-ratios, but is of a loss without a reference, or "
+        "has no steps or rows.",
         log,
     )
 
@@ -201,8 +201,8 @@ def test_pictures_show_what_was_compared(run: Replay) -> None:
     blind = dataclasses.replace(run, u=np.zeros((0, 0, 2)), kept=np.zeros(0, int))
     assert_refused(
         plots.replay_spread,
-        "Argument `found` must be of a replay that looked at all pairs, with keep_every=…, but "
-        "is not.",
+        "Argument `comparison` must be of a replay that looked at all pairs, but is not; replay "
+        "with keep_every=….",
         dataclasses.replace(found, run=blind),
     )
 
@@ -252,7 +252,7 @@ def test_a_log_of_other_data_is_told(model: models.Model, pairs: data.Pairs) -> 
 def test_orders_and_tokens_that_do_not_fit_are_refused(model: models.Model) -> None:
     assert_sentence = partial(assert_refused, replay)
     run = (bigrams, TABLE, SMALL, DPO(0.1), optax.sgd(0.1))
-    assert_sentence("Argument `order` must have a step at least, but is empty.", *run, [])
+    assert_sentence("Argument `order` must have at least one step, but is empty.", *run, [])
     assert_sentence(
         "Argument `order` must name some of the 2 pairs in each step, counted from 0, but step 2 "
         "is [2].",

@@ -151,8 +151,8 @@ def in_one_program(function, arrays, **options):
 
     def carried_out(arrays):
         rows = np.empty(one.shape, object)
-        for place in np.ndindex(*one.shape):
-            rows[place] = arrays[place]
+        for position in np.ndindex(*one.shape):
+            rows[position] = arrays[position]
         found = program_in_rows(program, [rows], arrays.shape[-1:], **options)
         return [
             jnp.stack(list(x.flat)).reshape(*x.shape, -1)

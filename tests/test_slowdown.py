@@ -84,7 +84,7 @@ def test_beside_a_curved_saddle_the_slope_is_that_of_its_rate():
     flow = fl.Flow(potential)
     found = critical_points(flow, potential.region)
     saddle = found.of("saddle")[0]
-    low, high = saddle.place + [[0.6, -0.22], [0.6, 0.38]]
+    low, high = saddle.position + [[0.6, -0.22], [0.6, 0.38]]
     for _ in range(7):  # the stable manifold crosses between two starts that part
         row = np.linspace(low, high, 33)
         ends = fl.sweep(flow, row, until=until.time(3.0), rtol=1e-11).end
@@ -202,8 +202,8 @@ def test_the_surroundings_of_a_minimum_are_told_from_a_plateau():
 @pytest.mark.exhaustive
 def test_a_line_at_rest_where_no_gradient_vanishes_is_unresolved(monkeypatch):
     # Newton's method is what tells a rest from a crawl: without a root there is none.
-    def no_roots(flow, places, scale, width):
-        return places, None, np.zeros(len(places), bool)
+    def no_roots(flow, positions, scale, width):
+        return positions, None, np.zeros(len(positions), bool)
 
     monkeypatch.setattr(sys.modules[plateaus.__module__], "refined", no_roots)
     flow = fl.Flow(potentials.Bowl(1.0))
@@ -217,7 +217,7 @@ def test_no_plateau_is_an_answer_with_the_smallest_speed():
     flow = fl.preference_flow(fl.DPO(0.1), fl.RatioPlane())
     target = until.loss_below(0.1)
     found = plateaus(flow, ((0.0, 1.0), (0.0, 1.0)), below=0.01, until=target, cells=16)
-    assert len(found) == 0 and found.share == 0
+    assert len(found) == 0 and found.fraction == 0
     assert "no plateau: the speed is at least" in str(found)
     assert found.smallest_speed == np.nanmin(found.speed) > 0.01
     assert found.components == ("x_chosen", "x_rejected")

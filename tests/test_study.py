@@ -320,18 +320,23 @@ def test_the_page_says_that_the_chosen_falls_only_where_it_did():
     right = dict.fromkeys(names, 1.0)
     calm = told(dict.fromkeys(names, 0.0), right, STEADY)
     assert "On the paper’s plane the question does not come up" in calm
-    assert "falls is 0 on the free ratio plane, the softmax with three pairs and the" in calm
-    assert "it says the same of all starts, and is right" in calm
-    assert "the rule is right at every one" not in calm
+    assert (
+        "falls at first is 0 on the free ratio plane, the softmax with three pairs and the" in calm
+    )
+    assert "it gives the same answer for all starts, and is right" in calm
+    assert "the rule is right for every" not in calm
     assert "it does not fall" in calm
-    assert "all the same" not in calm
+    assert "push it down" not in calm
     some = {"ratio_plane": 0.5, "tabular_softmax_pairs": 0.98, "feature_model": 1.0}
     wild = told(some, {**right, "tabular_softmax_pairs": 0.02}, DIPPING, [(1, 1.2), (12, 0.1)])
     assert "does not come up" not in wild
-    assert "falls is 0.50 on the free ratio plane; 0.98 on the softmax with three pairs" in wild
+    assert (
+        "falls at first is 0.50 on the free ratio plane; 0.98 on the softmax with three pairs"
+        in wild
+    )
     assert "pairs; 1 on the feature model." in wild
     assert "On the free ratio plane, where the chosen response falls at some starts and not" in wild
-    assert "at most 0.47, and the chosen response falls at 0.98 of the starts all the same" in wild
+    assert "at most 0.47, yet the chosen response falls at 0.98 of the starts: the other" in wild
     assert "falls by 0.69 nats until t = 1.0" in wild
     assert "probability of 0.70. At t = 1.5 the chosen response is back" in wild
     assert "does not make it fall" not in wild

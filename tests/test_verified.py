@@ -81,7 +81,7 @@ def test_the_status_does_not_count_a_damaged_block_as_done(damage, whole, tmp_pa
 def test_the_command_says_which_blocks_are_damaged(whole, tmp_path):
     path = shutil.copytree(whole, tmp_path / "s")
     (path / "end" / "c" / "0" / "0" / "0").unlink()
-    said = f"1 of 6 blocks of {path} is damaged (block 0 of case (0,): its checksum is another one)"
+    said = f"1 of 6 blocks of {path} is damaged (block 0 of case (0,): its checksum differs)"
     assert said in flowlab_command("status", str(path)).stdout
     shown = flowlab_command("show", str(path))
     assert shown.exit_code == 1

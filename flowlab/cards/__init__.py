@@ -1,5 +1,6 @@
 """Dynamics cards: how the flow of a loss behaves, computed by integrating and root-finding."""
 
+from flowlab._names import former_names
 from flowlab.cards.approach import Approach
 from flowlab.cards.card import REACH, card
 from flowlab.cards.comparison import Comparison, compare
@@ -27,3 +28,5 @@ __all__ = [
     "table",
     "to_json",
 ]
+
+__getattr__ = former_names(__name__, {"Equilibrium": "CriticalSet"})

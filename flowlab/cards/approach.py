@@ -1,4 +1,12 @@
-"""The long run of a quantity along a flow line, read from its times and velocities.
+"""The long-run behaviour of a quantity along a flow line: its kind, and its rate or exponent.
+
+From the quantity z(t) and its velocity at times that are evenly spaced in log t, over several
+decades. If z barely moves in the last decade it has a limit. It arrives there in finite time if its
+velocity jumps to zero, and exponentially if |z'|/|limit − z| is constant near the limit. If the
+slope of log|z'| against log t is the same −(1+p) in both of the last decades, z tends to a limit
+algebraically, as t^−p. Else z runs away: logarithmically where t·z' is constant, linearly where z'
+is, or as a power of t. What fits none of these is slower than algebraic or logarithmic, if its
+slope says so, or unclear.
 
 k: moments along a line.
 """
@@ -48,17 +56,17 @@ _STEADY = 0.1  # spread of a rate, or of a slope between decades, that counts as
 
 @dataclass(frozen=True)
 class Approach:
-    """The long run of one quantity along a flow line.
+    """The long-run behaviour of one quantity along a flow line.
 
     Attributes:
         kind: One of `Kind`.
-        number: What goes with the kind. Arrival time (`finite time`, `edge`, `blow-up`); rate per
-            unit of flow time (`exponential`); exponent p (`algebraic`, `power law`); gain per unit
-            of log t (`logarithmic`; the last seen with `slower than logarithmic`); velocity
-            (`linear`; the last seen with `accelerating`); 0 for `constant`, NaN for `unclear` and
-            for `slower than algebraic`.
-        limit: Where it tends to; ±inf for what runs away; where it was last seen for what is slower
-            than algebraic or than logarithmic; NaN for `unclear`.
+        number: The number that belongs to the kind: arrival time (`finite time`, `edge`,
+            `blow-up`); rate per unit of flow time (`exponential`); exponent p (`algebraic`, `power
+            law`); gain per unit of log t (`logarithmic`; the last seen with `slower than
+            logarithmic`); velocity (`linear`; the last seen with `accelerating`); 0 for `constant`,
+            NaN for `unclear` and for `slower than algebraic`.
+        limit: The limit; ±inf for a quantity that runs away, the last value for one that is slower
+            than algebraic or logarithmic, NaN for `unclear`.
     """
 
     kind: Kind
@@ -75,21 +83,22 @@ def classify(
     rates: Float[np.ndarray, " k"],
     size: float,
 ) -> Approach:
-    """The long run of a quantity.
+    """The long-run behaviour of a quantity.
 
     Args:
-        times: Flow times, ascending, geometrically spaced over several decades, from 0 excluded.
+        times: Positive flow times, ascending, geometrically spaced over several decades.
         values: The quantity at those times.
         rates: Its velocity at those times.
-        size: How far the line moves altogether; what moves less than 1e-12 of this is constant.
+        size: The distance that the line moves in all; a quantity that moves less than 1e-12 of it
+            is constant.
     """
-    way = np.ptp(values)
-    if way <= _CONSTANT * size and np.all(
+    total = np.ptp(values)
+    if total <= _CONSTANT * size and np.all(
         np.abs(rates) <= _CONSTANT * np.max(np.abs(rates), initial=1)
     ):
         return Approach("constant", 0.0, float(values[-1]))
     late = times >= times[-1] / 10
-    if np.ptp(values[late]) < _LIMIT * way or rates[-1] == 0:
+    if np.ptp(values[late]) < _LIMIT * total or rates[-1] == 0:
         return _with_limit(times, values, rates)
     return _algebraic(times, values, rates) or _runaway(times, values, rates)
 
@@ -97,13 +106,13 @@ def classify(
 def _with_limit(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approach:
     limit = float(values[-1])
     distance = np.abs(limit - values)
-    way = distance.max()
+    total = distance.max()
     moving = np.abs(rates) > 0
     last = int(np.flatnonzero(moving)[-1])
     if not moving[-1] and abs(rates[last]) > _ABRUPT * np.abs(rates).max():
         arrival = times[last] + distance[last] / abs(rates[last])
         return Approach("finite time", float(arrival), limit)
-    seen = moving & (distance > _WINDOW[0] * way) & (distance < _WINDOW[1] * way)
+    seen = moving & (distance > _WINDOW[0] * total) & (distance < _WINDOW[1] * total)
     if np.sum(seen) < 2:
         return UNCLEAR
     rate = np.abs(rates[seen]) / distance[seen]
@@ -120,9 +129,9 @@ def _with_limit(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> App
 
 
 def _algebraic(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approach | None:
-    """An approach as t^−p to a limit, from the last two decades; None if it is none.
+    """An approach to a limit as t^−p, from the last two decades; None if it does not fit.
 
-    The velocity falls as t^−(1+p), so that t·velocity/p is left of the way.
+    The velocity falls as t^−(1+p), so that the limit is a distance of t·velocity/p away.
     """
     slopes = _slopes(times, rates)
     power = -1 - slopes[-1]
@@ -154,9 +163,9 @@ def _runaway(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approa
 
 
 def _decades(times: np.ndarray) -> np.ndarray:
-    """Places of the last moment, and of those one and two decades before it, earliest first."""
-    places = np.searchsorted(times, times[-1] / np.array([100.0, 10.0, 1.0]) * (1 - 1e-9))
-    return np.minimum(places, len(times) - 1)
+    """Indices of the times two decades and one decade before the last, and of the last."""
+    positions = np.searchsorted(times, times[-1] / np.array([100.0, 10.0, 1.0]) * (1 - 1e-9))
+    return np.minimum(positions, len(times) - 1)
 
 
 def _slopes(times: np.ndarray, rates: np.ndarray) -> np.ndarray:

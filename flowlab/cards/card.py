@@ -1,4 +1,13 @@
-"""Dynamics cards: how the flow of a loss behaves, computed by integrating and root-finding."""
+"""Dynamics cards: how the flow of a loss behaves on the log-ratio plane, computed.
+
+On a card are four kinds of result. Critical points, lines and regions come from the search of
+`critical`, started on a square of ±100 nats around the reference point and at the ends of flow
+lines. Long-run behaviour (limits, rates, traps) comes from flow lines over nine decades of time,
+centred on the time scale at the reference point. Margins are located on the line from the reference
+point as events. Plateaus, the part where the chosen falls, conserved quantities and the lower bound
+come from the field on a grid and on rays. Each is explained in the module of this package that
+computes it.
+"""
 
 import numpy as np
 
@@ -22,26 +31,26 @@ REACH = 100.0  # nats; real runs stay within (the farthest of the two logs at ha
 def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float = REACH) -> Card:
     """The dynamics card of a loss, computed.
 
-    Critical points come from Newton's method, started all over a square and at the ends of flow
-    lines; how they are approached, traps and crossings from flow lines over nine decades of time;
-    the rest from the field on a grid.
+    Critical points are found by Newton's method, started all over a square and at the ends of flow
+    lines. Approaches, traps and crossings are read off flow lines over nine decades of time, and
+    the rest off the field on a grid.
 
     Args:
         loss: A loss of one pair.
-        plane: The log-ratio plane; None for the identity as kernel, both references −20 nats,
-            20 tokens each, and an offset of 1 for losses that need one.
-        reach: Half the side of the square that is searched, in nats. Where β·reach exceeds about
-            700, gradients underflow, and what lies out there is not seen.
+        plane: The log-ratio plane; None for the identity as kernel, both references −20 nats, 20
+            tokens each, and an offset of 1 for losses that need one.
+        reach: Half the side of the square that is searched, in nats. If β·reach exceeds about 700,
+            gradients underflow in the outer part, where nothing is found then.
 
     Raises:
-        ValueError: If the loss is none of one pair, or not finite at the reference point; the plane
-            is another policy, or its kernel singular or a function; or `reach` is not positive and
-            finite.
+        ValueError: If the loss is not of one pair, or not finite at the reference point; the plane
+            is another policy, or its kernel is singular or a function; or `reach` is not positive
+            and finite.
 
-    Accuracy: places of critical points to 1e-8 relative (1e-6 where a minimum is degenerate), times
-        and crossings to about 1e-7; rates of components that have a limit are fitted, to about
-        1e-3. Lines are followed to a million times the time scale at the reference point, or 5,000
-        steps: `stuck` and the kinds of approach are as seen then.
+    Accuracy: critical points to a relative 1e-8 (1e-6 at a degenerate minimum), times and crossings
+        to about 1e-7; rates of approach are fitted, to about 1e-3. Lines are followed to a million
+        times the time scale at the reference point, or for 5,000 steps; `stuck` and the kinds of
+        approach are judged then.
     """
     space = Plane(_flow(loss, plane), positive("reach", reach))
     reference = space.reference

@@ -1,4 +1,8 @@
-"""Losses side by side: flow lines from the reference point, at equal time and at equal margin."""
+"""Losses side by side: flow lines from the reference point, at equal time and at equal margin.
+
+Each loss is integrated once, with the times saved and the margins located as events in the
+interpolants.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,8 +35,8 @@ class Comparison:
         times: Flow times, shape (k,).
         states: (u_chosen, u_rejected) at those times, shape (l, k, 2); NaN after a line has ended.
         margins: Margins in nats, shape (m,).
-        margin_times: When each margin is first reached, shape (l, m); NaN where it is not by the
-            last of the times.
+        margin_times: Time at which each margin is first reached, shape (l, m); NaN if it is not
+            reached by the last of the times.
         margin_states: (u_chosen, u_rejected) there, shape (l, m, 2).
     """
 
@@ -65,8 +69,9 @@ def compare(
 ) -> Comparison:
     """Follow the flow line of each loss from the reference point.
 
-    Losses and β differ in their units of time (on the log-ratio plane DPO's time scales as β⁻²), so
-    that equal times compare learning rates as much as losses; equal margins do not.
+    Losses differ in their units of time, also by β (on the log-ratio plane DPO's time scales as
+    β⁻²). A comparison at equal times therefore compares learning rates as much as losses; one at
+    equal margins does not.
 
     Args:
         losses: Losses of one pair by name; the same loss with several β counts as several.
@@ -87,11 +92,13 @@ def compare(
         )
     levels = np.asarray(margins, float)
     if levels.ndim != 1 or not np.all(np.isfinite(levels) & (levels != 0)):
-        raise ValueError(f"Argument `margins` must hold finite numbers but 0, but is {margins!r}.")
+        raise ValueError(
+            f"Argument `margins` must hold finite nonzero numbers, but is {margins!r}."
+        )
     space = LogRatioPlane(offset=1.0) if plane is None else plane
     found = [_line(loss, space, moments, levels) for loss in checked.values()]
-    states, reached, places = (np.stack(part) for part in zip(*found, strict=True))
-    return Comparison(tuple(checked), moments, states, levels, reached, places)
+    states, reached, positions = (np.stack(part) for part in zip(*found, strict=True))
+    return Comparison(tuple(checked), moments, states, levels, reached, positions)
 
 
 def _line(
@@ -112,13 +119,13 @@ def _line(
     assert runs.saved is not None
     names = [f"margin_{margin:g}" for margin in margins]
     reached = np.array([runs.measures[f"{name}_time"][0] for name in names])
-    places = np.array([runs.measures[f"{name}_state"][0] for name in names]).reshape(-1, 2)
+    positions = np.array([runs.measures[f"{name}_state"][0] for name in names]).reshape(-1, 2)
     # Only a line that ends at a margin can have crossed it by rounding.
     final = runs.end[0, 0] - runs.end[0, 1]
     for k in np.flatnonzero(np.abs(margins - final) < _AT_END * (1 + np.abs(margins))):
-        if only_approached(Plane(flow, REACH), places[k]):
-            reached[k], places[k] = np.nan, np.nan
-    return runs.saved[0], reached, places
+        if only_approached(Plane(flow, REACH), positions[k]):
+            reached[k], positions[k] = np.nan, np.nan
+    return runs.saved[0], reached, positions
 
 
 def _checked_losses(losses: Mapping[str, AbstractLoss]) -> dict[str, AbstractLoss]:

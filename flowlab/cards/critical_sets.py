@@ -1,4 +1,8 @@
-"""Critical points of the flow of a loss, which `critical` finds, in the words of a card.
+"""Critical points, lines and regions of the flow of a loss, as a card describes them.
+
+They are found by `critical`; here each gets its point nearest to the reference point (for a line,
+by the secant method along the tangent), its stability from the signs of its rates, the margin if it
+is constant along it, and whether it is straight.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -9,6 +13,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from flowlab._names import FormerName
 from flowlab.cards.plane import Plane
 from flowlab.critical.derivatives import diagonal, root_step, spectrum
 from flowlab.critical.flat_regions import beside_flat, flat_around, rims
@@ -37,35 +42,37 @@ class CriticalSet:
 
     Attributes:
         kind: "point", "line" (perhaps curved) or "region".
-        place: Its point nearest to the reference point, as (u_chosen, u_rejected).
-        stability: "stable", "unstable", "saddle", or "neutral" (no curvature tells).
-        rates: Eigenvalues of K·Hessian at `place`, ascending, per unit of flow time: small
-            deviations die out as e^{−rate·t}. 0 along a line and in a region.
-        margin: The margin u_chosen − u_rejected, where it is the same all along; else None.
+        position: Its point nearest to the reference point, as (u_chosen, u_rejected).
+        stability: "stable", "unstable", "saddle", or "neutral" (without curvature).
+        rates: Eigenvalues of K·Hessian at `position`, ascending, per unit of flow time: small
+            deviations decay as e^{−rate·t}. 0 along a line and in a region.
+        margin: The margin u_chosen − u_rejected if it is constant along the set; else None.
         straight: Whether a line is straight; True for a point or region.
-        path: Points along a line, one after the other, to the edge of the square or all round.
+        path: Successive points along a line, to the edge of the square or closed.
     """
 
     kind: Literal["point", "line", "region"]
-    place: tuple[float, float]
+    position: tuple[float, float]
     stability: Stability
     rates: tuple[float, float]
     margin: float | None
     straight: bool = True
     path: Float[np.ndarray, "k 2"] | None = field(default=None, compare=False, repr=False)
 
+    place = FormerName("position")
+
     @property
     def rate(self) -> float:
-        """The slowest rate at which deviations die out; NaN where none does."""
+        """The smallest rate at which deviations decay; NaN if none does."""
         dying = [rate for rate in self.rates if rate > 0]
         return min(dying, default=float("nan"))
 
 
 def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[CriticalSet, ...]:
-    """The critical points within reach that Newton's method finds, and the nearest flat region.
+    """The critical points and lines within reach, and the nearest flat region.
 
-    A tail along which the gradient falls to zero has none: there Newton's step does not shrink.
-    Kinks are not found: what a line does that comes to rest at one, its approach tells.
+    A tail along which the gradient tends to zero contains none, since Newton's step does not shrink
+    there. Kinks are not found; `approach` tells of a line that comes to rest at one.
     """
     width, ball = diagonal(plane.region), BALL * plane.reach
     roots, _, proper = refined(plane.flow, guesses, plane.scale, width)
@@ -80,24 +87,24 @@ def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[CriticalSet, 
 
 
 def _from_reference(found: CriticalSet) -> tuple[float, float, float]:
-    """The key to sort by: distance from the reference point; the place where that is equal."""
-    return round(float(np.hypot(*found.place)), 9), *found.place
+    """The sort key: distance from the reference point, then position."""
+    return round(float(np.hypot(*found.position)), 9), *found.position
 
 
 def _in_words(plane: Plane, point: CriticalPoint) -> CriticalSet:
-    """A critical point, or a line of them, as a card tells it."""
-    margin: float | None = float(point.place[0] - point.place[1])
+    """A critical point, or a line of them, in the terms of a card."""
+    margin: float | None = float(point.position[0] - point.position[1])
     straight, path = True, point.path
     if path is not None:
         chord = path[-1] - path[0]
         along = chord / max(float(np.hypot(*chord)), 1e-300)
         bend = np.abs((path - path[0]) @ np.array([-along[1], along[0]]))
         straight = bool(np.any(chord)) and float(bend.max()) < _STRAIGHT * plane.reach
-        place = _nearest(plane, path)
-        point = described(plane.flow, place, diagonal(plane.region), 1, path)
+        position = _nearest(plane, path)
+        point = described(plane.flow, position, diagonal(plane.region), 1, path)
         level = straight and abs(along[0] - along[1]) < _STRAIGHT
-        margin = float(place[0] - place[1]) if level else None
-    (chosen, rejected), (least, most) = map(np.ndarray.tolist, (point.place, point.rates))
+        margin = float(position[0] - position[1]) if level else None
+    (chosen, rejected), (least, most) = map(np.ndarray.tolist, (point.position, point.rates))
     kind: Literal["point", "line"] = "point" if path is None else "line"
     stability = _STABILITY[point.kind]
     return CriticalSet(kind, (chosen, rejected), stability, (least, most), margin, straight, path)
@@ -106,33 +113,34 @@ def _in_words(plane: Plane, point: CriticalPoint) -> CriticalSet:
 def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " 2"]:
     """The point of a line that is nearest to the reference point.
 
-    There the way to the reference point is at right angles to the tangent: what is left of it along
-    the tangent is brought to 0 by the secant method, with a step back onto the line after each.
+    At that point the direction to the reference point is orthogonal to the tangent. Its component
+    along the tangent is brought to 0 by the secant method, with a step back onto the line after
+    each step.
     """
     first = int(np.argmin(np.linalg.norm(path, axis=1)))
-    place, way = path[first], path[min(first + 1, len(path) - 1)] - path[max(first - 1, 0)]
+    position, direction = path[first], path[min(first + 1, len(path) - 1)] - path[max(first - 1, 0)]
     fraction, before = 1.0, np.nan
     for _ in range(NEWTON_STEPS):
-        values, vectors = spectrum(plane.field(place[None]).hessian)
+        values, vectors = spectrum(plane.field(position[None]).hessian)
         tangent = vectors[0][:, np.argmin(np.abs(values[0]))]
-        tangent = tangent * np.sign(tangent @ way)
-        left = float(place @ tangent)
+        tangent = tangent * np.sign(tangent @ direction)
+        left = float(position @ tangent)
         if abs(left) <= EXACT_STEP * plane.reach:
             break
         if np.isfinite(before) and before != left:
             fraction = float(np.clip(fraction * before / (before - left), *_FRACTIONS))
         before = left
-        place = place - fraction * left * tangent
-        there = plane.field(place[None])
+        position = position - fraction * left * tangent
+        there = plane.field(position[None])
         step = root_step(there.gradient, there.hessian, diagonal(plane.region))[0][0]
-        place = place + np.where(np.isfinite(step), step, 0)
-    return place
+        position = position + np.where(np.isfinite(step), step, 0)
+    return position
 
 
 def _regions(
     plane: Plane, flat: Float[np.ndarray, "n 2"], outer: Float[np.ndarray, "m 2"]
 ) -> list[CriticalSet]:
-    """The flat region that is nearest to the reference point, from places in such and outside."""
+    """The flat region nearest to the reference point, from positions inside and outside of such."""
     if not len(flat):
         return []
     if not len(outer):

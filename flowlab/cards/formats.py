@@ -1,4 +1,4 @@
-"""Dynamics cards, and what they are told as: text, tables, JSON."""
+"""The card of a loss, and its formats: text, tables, JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flowlab import _tables
+from flowlab._names import FormerName
 from flowlab.cards.approach import Approach
 from flowlab.cards.critical_sets import CriticalSet
 from flowlab.cards.lines import Crossing, Traps
@@ -61,7 +62,8 @@ class Card:
         gradient: (∂L/∂u_w, ∂L/∂u_l) there.
         speed: The length of the velocity there, nats per unit of flow time.
         critical_sets: Where the flow rests within reach, the nearest first; empty if nowhere.
-        approach: The long run from the reference point, by "chosen", "rejected" and "margin".
+        approach: Long-run behaviour from the reference point, for "chosen", "rejected" and
+            "margin".
         plateau: Slow parts of the wrong side.
         traps: Starts that flow to a wrong margin.
         fall: Where the chosen log-ratio falls without coupling.
@@ -84,6 +86,8 @@ class Card:
     conserved: str
     bound: Bound
     crossings: tuple[Crossing, ...]
+
+    equilibria = FormerName("critical_sets")
 
     def __repr__(self) -> str:
         """The loss and its plane, on one line."""
@@ -129,7 +133,7 @@ def description(card: Card) -> str:
 
 
 def facts(card: Card) -> list[tuple[str, str]]:
-    """One card as rows of a name and what there is to say."""
+    """One card as rows of a name and a fact."""
     return [
         ("loss", repr(card.loss)),
         ("plane", _stated(card)),
@@ -146,7 +150,7 @@ def facts(card: Card) -> list[tuple[str, str]]:
 
 
 def to_json(cards: Mapping[str, Card]) -> list[dict[str, Any]]:
-    """Cards as JSON-ready dictionaries, None for what has no value."""
+    """Cards as JSON-ready dictionaries, with None for missing values."""
     return [{"name": name, **_jsonable(_record(card))} for name, card in cards.items()]
 
 
@@ -220,7 +224,7 @@ def _long(rest: CriticalSet) -> str:
 
 
 def _place(rest: CriticalSet) -> str:
-    chosen, rejected = rest.place
+    chosen, rejected = rest.position
     if rest.kind == "line" and rest.margin is not None:
         return f"h = {rest.margin:.4g}"
     point = f"({chosen:.4g}, {rejected:.4g})"
@@ -236,18 +240,18 @@ def _wrong_side(card: Card) -> str:
     parts = []
     if card.traps.reference:
         parts.append(f"trap from (0, 0), h → {card.traps.reference_margin:.3g}")
-    elif card.traps.share > 0:
-        parts.append(f"trap, {card.traps.share:.0%}")
-    if card.plateau.share > 0:
+    elif card.traps.fraction > 0:
+        parts.append(f"trap, {card.traps.fraction:.0%}")
+    if card.plateau.fraction > 0:
         parts.append(f"plateau from {card.plateau.distance:.0f} nats")
     return "; ".join(parts) or "—"
 
 
 def _plateaus(card: Card) -> str:
-    if card.plateau.share == 0:
+    if card.plateau.fraction == 0:
         return "none on the wrong side"
     return (
-        f"{card.plateau.share:.0%} of the wrong side, from {card.plateau.distance:.3g} nats on; "
+        f"{card.plateau.fraction:.0%} of the wrong side, from {card.plateau.distance:.3g} nats on; "
         f"{card.traps.stuck:.0%} of the starts were still on it when last seen"
     )
 
@@ -256,15 +260,15 @@ def _traps(card: Card) -> str:
     if card.traps.reference:
         return (
             f"(0, 0) itself, which goes to h = {card.traps.reference_margin:.4g}; "
-            f"{card.traps.share:.0%} of the starts"
+            f"{card.traps.fraction:.0%} of the starts"
         )
-    return f"{card.traps.share:.0%} of the starts, not (0, 0)" if card.traps.share else "none"
+    return f"{card.traps.fraction:.0%} of the starts, not (0, 0)" if card.traps.fraction else "none"
 
 
 def _falls(card: Card) -> str:
     if not card.fall.where:
         return "nowhere"
-    return f"{card.fall.where} ({card.fall.share:.0%})"
+    return f"{card.fall.where} ({card.fall.fraction:.0%})"
 
 
 def _bounded(card: Card) -> str:

@@ -1,4 +1,10 @@
-"""Flow lines from all over the plane: where they end up, and how the one from the reference goes.
+"""Flow lines from all over the plane: where they end, and how the line from the reference goes.
+
+Starts lie on rings around the reference point and on a 13 × 13 grid of the square. The unit of time
+is one over the larger of curvature and speed at the reference point; lines are followed from 1e-3
+to 1e6 units. A line that stops early is classified by its surroundings: a kink (velocities on the
+two sides oppose each other), the edge of the loss's domain, or a blow-up in finite time. A trap is
+a start whose line rests at, or tends to, a margin of the wrong sign.
 
 n: starts; a point is (u_chosen, u_rejected).
 """
@@ -11,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from flowlab import measures, until
+from flowlab._names import FormerName
 from flowlab.cards.approach import UNCLEAR, Approach, Kind, classify
 from flowlab.cards.plane import Plane, circle
 from flowlab.critical.derivatives import root_step
@@ -57,8 +64,8 @@ class Lines:
     Attributes:
         reference: The line from the reference point, saved at geometrically spaced times.
         starts: The other starts.
-        ends: Where they were last seen.
-        gridded: Which of them belong to the grid on the square.
+        ends: The last states of their lines.
+        gridded: Mask of the starts that belong to the grid on the square.
     """
 
     reference: Runs
@@ -86,24 +93,26 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Traps:
-    """Starts that flow to a wrong margin, and stay there for as long as they are followed.
+    """Starts from which the margin ends with the wrong sign, as long as lines are followed.
 
     Attributes:
-        reference: Whether the reference point is one.
-        share: Their part of the square.
-        reference_margin: The margin in which the line from the reference point was last seen.
-        stuck: The part of the square whose lines still had a wrong margin when they were last seen,
-            although it was growing: what a plateau holds up.
+        reference: Whether the reference point is such a start.
+        fraction: The fraction of the square that they take up.
+        reference_margin: The last margin of the line from the reference point.
+        stuck: The fraction of the square whose lines ended with a wrong margin that was still
+            growing, held up by a plateau.
     """
 
     reference: bool
-    share: float
+    fraction: float
     reference_margin: float
     stuck: float
 
+    share = FormerName("fraction")
+
 
 def follow(plane: Plane) -> Lines:
-    """Flow lines over nine decades of time, centred on what is typical of the reference point."""
+    """Flow lines over nine decades of time, centred on the time scale at the reference point."""
     unit = _unit(plane)
     end = unit * 10.0 ** _DECADES[1]
     count = (_DECADES[1] - _DECADES[0]) * _PER_DECADE + 1
@@ -126,7 +135,7 @@ def follow(plane: Plane) -> Lines:
 
 
 def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
-    """The long run of chosen, rejected and margin along the line from the reference point."""
+    """The long-run behaviour of chosen, rejected and margin from the reference point."""
     line = lines.reference
     ending = _ending(plane, line)
     if ending is not None:
@@ -162,7 +171,7 @@ def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
 
 
 def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
-    """True if a margin was crossed at a critical point: by rounding, as none is ever reached."""
+    """True if a margin was only crossed by rounding, at a critical point that is never reached."""
     if not np.all(np.isfinite(crossed)):
         return False
     there = plane.field(crossed[None])
@@ -172,7 +181,7 @@ def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
 
 
 def traps(plane: Plane, lines: Lines) -> Traps:
-    """Shares of starts that flow to a wrong margin, or are still on their way from one."""
+    """Fractions of starts whose margin ends with the wrong sign, or is still growing from one."""
     ends = np.concatenate([lines.reference.end, lines.ends])
     field = plane.field(ends)
     margin = ends[:, 0] - ends[:, 1]
@@ -186,7 +195,7 @@ def traps(plane: Plane, lines: Lines) -> Traps:
     grid = np.concatenate([[False], lines.gridded])
     return Traps(
         reference=bool(trapped[0]),
-        share=float(np.mean(trapped[grid])),
+        fraction=float(np.mean(trapped[grid])),
         reference_margin=float(margin[0]),
         stuck=float(np.mean(stuck[grid])),
     )
@@ -210,7 +219,7 @@ def _swept(
 
 
 def _unit(plane: Plane) -> float:
-    """1 over the larger of the curvature and the speed (per nat) at the reference point."""
+    """The unit of time: 1 over the larger of curvature and speed at the reference point."""
     field = plane.reference
     curvature = np.max(np.abs(np.linalg.eigvals(plane.kernel @ field.hessian[0])))
     fastest = max(float(curvature), float(field.speed[0]))
@@ -223,7 +232,7 @@ def _starts(plane: Plane) -> Float[np.ndarray, "n 2"]:
 
 
 def _ending(plane: Plane, line: Runs) -> Kind | None:
-    """Why a line ended before its time, if its surroundings tell."""
+    """The reason why a line ended early, if the field around its end shows it."""
     if line.outcome[0] not in (Outcome.non_finite, Outcome.step_limit):
         return None
     end = line.end[:1]
@@ -244,7 +253,7 @@ def _ending(plane: Plane, line: Runs) -> Kind | None:
 def _sticks(
     plane: Plane, end: Float[np.ndarray, "1 2"], ahead: Float[np.ndarray, "1 2"], apart: float
 ) -> bool:
-    """True if velocities on both sides of a place are opposite, however near."""
+    """True if the velocities on the two sides of a point are opposite, however near to it."""
     wide, near = (
         plane.field(end + np.array([[-1.0], [1.0]]) * far * ahead).velocity
         for far in (apart, apart / 10)
@@ -255,18 +264,18 @@ def _sticks(
 
 
 def _ended(line: Runs, kind: Kind) -> dict[str, Approach]:
-    """A line that ended in finite time."""
+    """The approach of a line that ended in finite time."""
     time, end = float(line.end_time[0]), line.end[0]
-    places = {"chosen": end[0], "rejected": end[1], "margin": end[0] - end[1]}
+    positions = {"chosen": end[0], "rejected": end[1], "margin": end[0] - end[1]}
     if kind == "blow-up":
-        places = {name: np.copysign(np.inf, place) for name, place in places.items()}
-    return {name: Approach(kind, time, float(place)) for name, place in places.items()}
+        positions = {name: np.copysign(np.inf, position) for name, position in positions.items()}
+    return {name: Approach(kind, time, float(position)) for name, position in positions.items()}
 
 
 def _resting(
     line: Runs, times: np.ndarray, states: np.ndarray, rates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The moments of a line that came to rest, with the rest of the time filled in."""
+    """The saved states of a line that came to rest, continued to the last time."""
     left = line.save_at[line.save_at > line.end_time[0]]
     still = np.repeat(line.end[:1], len(left), axis=0)
     return (

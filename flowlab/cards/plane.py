@@ -54,11 +54,11 @@ class Plane:
         return self.reach * np.array([[-1.0, 1.0], [-1.0, 1.0]])
 
     def rings(self) -> Float[np.ndarray, "n 2"]:
-        """Points around the reference point, from a hundred-thousandth of the reach on."""
+        """Points on rings around the reference point, from 1e-5 of the reach on."""
         return np.concatenate([r * self.reach * circle(8) for r in np.geomspace(1e-5, 1e-2, 10)])
 
     def square(self, side: int) -> Float[np.ndarray, "n 2"]:
-        """Points of a grid of side × side on the square, 'ij' order."""
+        """The points of a side × side grid on the square, in 'ij' order."""
         axis = np.linspace(-self.reach, self.reach, side)
         return np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
 

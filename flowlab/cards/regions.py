@@ -1,4 +1,11 @@
-"""Parts of the plane: plateaus, those where the chosen falls; conserved quantities, bounds.
+"""Regions of the plane on a card: plateaus, where the chosen falls, conserved quantities, bounds.
+
+A plateau is where the speed is below a hundredth of that at the reference point, on a grid, away
+from critical points. The chosen falls where ∂L/∂u_chosen > 0; the set is described by an interval
+of h, u_w or u_l, whose ends are bisected, if one of these decides it. Conserved is a·u_w + b·u_l if
+all velocities on the grid are parallel (by a singular value decomposition), or a·e^{c·u_w} +
+b·e^{c·u_l} if log(−v_w/v_l) is linear in u_w − u_l. The loss is bounded below if its fall per
+decade of the radius dies out along all of 65 rays.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -9,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from flowlab._names import FormerName
 from flowlab.cards.critical_sets import BALL, CriticalSet
 from flowlab.cards.plane import Plane
 from flowlab.critical.critical_sets import distance_to_path
@@ -36,33 +44,37 @@ _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
 
 @dataclass(frozen=True)
 class Plateau:
-    """The part of the plane with a wrong margin and a slow flow, though without critical points.
+    """The region of the plane with a wrong margin, a slow flow and no critical points.
 
     Attributes:
-        share: Part of the wrong side of the square on which the speed is below a hundredth of that
-            at the reference point, away from critical points.
+        fraction: Of the wrong side of the square, the fraction on which the speed is below a
+            hundredth of that at the reference point, away from critical points.
         distance: Distance of the nearest such point from the reference point, nats; NaN if none.
     """
 
-    share: float
+    fraction: float
     distance: float
+
+    share = FormerName("fraction")
 
 
 @dataclass(frozen=True)
 class Fall:
-    """The part of the plane on which the chosen log-ratio falls without coupling.
+    """The region of the plane in which the chosen log-ratio falls without coupling.
 
     Attributes:
-        share: Part of the square on which it falls.
+        fraction: Fraction of the square on which it falls.
         reference: Whether it falls at the reference point.
-        where: A condition on the margin h, on u_w or on u_l that describes the part, such as
-            "h > 100"; "" if it falls nowhere, "no simple condition" if there is none. A bound that
+        where: A condition on the margin h, on u_w or on u_l that describes the region, such as "h >
+            100"; "" if it falls nowhere, "no simple condition" if there is none. A bound that
             depends on the other coordinate is given as its range, as in "u_w > 5…6".
     """
 
-    share: float
+    fraction: float
     reference: bool
     where: str
+
+    share = FormerName("fraction")
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,8 @@ class Bound:
     """The lower bound of a loss, as far as rays from the reference point can tell.
 
     Attributes:
-        below: Whether it is; None if it falls so slowly that it cannot be told.
+        below: Whether the loss is bounded below; None if it falls so slowly that this is not
+            decided.
         lowest: The lowest value seen, out to 1e9 times the reach; −inf if it is not bounded.
     """
 
@@ -79,7 +92,7 @@ class Bound:
 
 
 def plateau(plane: Plane, critical_sets: Sequence[CriticalSet]) -> Plateau:
-    """Slow parts of the wrong side, away from critical points."""
+    """The slow region on the wrong side, away from critical points."""
     points = plane.square(_POINTS_A_SIDE)
     points = points[points[:, 0] < points[:, 1]]
     field = plane.field(points)
@@ -94,7 +107,7 @@ def plateau(plane: Plane, critical_sets: Sequence[CriticalSet]) -> Plateau:
 
 
 def fall(plane: Plane) -> Fall:
-    """The part with ∂L/∂u_chosen > 0: without coupling the chosen log-ratio falls there."""
+    """The region with ∂L/∂u_chosen > 0, in which the chosen log-ratio falls without coupling."""
     points = plane.square(_POINTS_A_SIDE)
     slope = plane.field(points).gradient[:, 0]
     falling = np.isfinite(slope) & (slope > 0)
@@ -107,7 +120,7 @@ def fall(plane: Plane) -> Fall:
 def conserved(plane: Plane) -> str:
     """A quantity that no flow line changes, as a formula in u_w and u_l; "" if none was found.
 
-    Tried are a·u_w + b·u_l and a·e^{c·u_w} + b·e^{c·u_l}: the second is a sum of powers of the
+    Two forms are tried: a·u_w + b·u_l and a·e^{c·u_w} + b·e^{c·u_l}, a sum of powers of the
     probability ratios.
     """
     field = plane.field(plane.square(_POINTS_A_SIDE))
@@ -125,9 +138,10 @@ def bound(
 ) -> Bound:
     """The lower bound of the loss, from its values along rays out to 1e9 times the reach.
 
-    The rays are 64 all round, and the one on which the line from the reference point ended. A ray
-    on which the loss falls by as much in every decade as in the one before, or by more, has no end;
-    one on which it falls by ever less has one, unless by so little less that it cannot be told.
+    There are 64 rays all round, and the one on which the line from the reference point ended. The
+    loss is unbounded on a ray if it falls by at least as much in each decade of the radius as in
+    the one before. It is bounded if it falls by clearly less each time; in between, nothing is
+    decided.
     """
     size = np.max(np.abs(end))
     far = end / size if np.isfinite(size) and size > 0 else np.array([1.0, 0.0])
@@ -137,8 +151,8 @@ def bound(
     values = values.reshape(_RADII, -1)
     # Far out, rounding moves the last ray across, and not the others.
     least = np.r_[np.full(len(rays) - 1, 1e-9), 1e-9 * radii[-1] * plane.scale]
-    places = np.array([rest.place for rest in critical_sets]).reshape(-1, 2)
-    inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), places])).value
+    positions = np.array([rest.position for rest in critical_sets]).reshape(-1, 2)
+    inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), positions])).value
     if np.any(np.isneginf(values)) or np.any(np.isneginf(inner)):
         return Bound(False, float("-inf"))
     floor = float(np.nanmin(inner))
@@ -154,7 +168,7 @@ def bound(
 
 
 def _rays() -> Float[np.ndarray, "n 2"]:
-    """Directions to places around a square, whose coordinates are short binary fractions."""
+    """Directions to points around a square, whose coordinates are short binary fractions."""
     side = np.arange(-8, 8) / 8
     edge = np.stack([side, np.ones(16)], axis=1)
     turned = np.array([[0.0, 1.0], [-1.0, 0.0]])
@@ -170,7 +184,7 @@ def _away(
         if rest.kind == "region":
             away &= ~flat_around(plane.flow, points, BALL * plane.reach)
             continue
-        path = np.asarray([rest.place]) if rest.path is None else rest.path
+        path = np.asarray([rest.position]) if rest.path is None else rest.path
         away &= distance_to_path(points, path) > _CLEAR * plane.reach
     return away
 
@@ -178,7 +192,7 @@ def _away(
 def _condition(
     plane: Plane, points: Float[np.ndarray, "n 2"], falling: Bool[np.ndarray, " n"]
 ) -> str:
-    """The one of h, u_w and u_l that tells where a set lies, and the bounds on it."""
+    """The one of h, u_w and u_l whose bounds describe a set, and these bounds."""
     for name, direction in _VARIABLES.items():
         value = np.round(points @ direction, 9)
         levels, index = np.unique(value, return_inverse=True)
@@ -202,7 +216,7 @@ def _flips(inside: Bool[np.ndarray, " m"]) -> int:
 def _intervals(
     plane: Plane, name: str, levels: Float[np.ndarray, " m"], inside: Bool[np.ndarray, " m"]
 ) -> list[str]:
-    """The stretches of a variable on which the chosen falls, their ends found by bisection."""
+    """The intervals of a variable on which the chosen falls, with bisected ends."""
     flips = np.flatnonzero(inside[1:] != inside[:-1])
     ends = [_end(plane, name, *levels[[i, i + 1]], falling=bool(inside[i])) for i in flips]
     lower, upper = [_OPEN, *ends], [*ends, _OPEN]
@@ -219,7 +233,7 @@ def _interval(name: str, low: str, high: str) -> str:
 
 
 def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> str:
-    """The place between two levels at which ∂L/∂u_chosen turns its sign, or its range."""
+    """The value between two levels at which ∂L/∂u_chosen changes sign, or its range."""
     direction = _VARIABLES[name]
     along = direction / (direction @ direction)
     across = np.array([[1.0, 1.0]]) if name == "h" else 1 - np.abs(direction[None])
@@ -246,7 +260,7 @@ def _rounded(number: float) -> str:
 
 
 def _linear(directions: Float[np.ndarray, "n 2"]) -> str:
-    """The linear form that all directions leave alone, if there is one."""
+    """The linear form that is constant along all directions, if there is one."""
     # Twice, so that there are never fewer than two rows; the full matrix of the left is as large
     # as the points are many, squared.
     _, sizes, axes = np.linalg.svd(np.tile(directions, (2, 1)), full_matrices=False)
@@ -259,7 +273,7 @@ def _linear(directions: Float[np.ndarray, "n 2"]) -> str:
 
 
 def _powers(plane: Plane) -> str:
-    """The sum of powers of the ratios that the flow leaves alone, if there is one.
+    """The sum of powers of the ratios that the flow conserves, if there is one.
 
     a·e^{c·u_w} + b·e^{c·u_l} is conserved where v_w/v_l = −(b/a)·e^{c(u_l − u_w)}: then the
     logarithm of −v_w/v_l is a straight line in u_w − u_l.
@@ -286,7 +300,7 @@ def _powers(plane: Plane) -> str:
 
 
 def _form(terms: Sequence[tuple[float, str]]) -> str:
-    """A linear form in words, without what has no weight."""
+    """A linear form as text, without terms of weight 0."""
     text = ""
     for weight, name in terms:
         if abs(weight) < 1e-9:

@@ -29,10 +29,10 @@ from flowlab._options import (
     refuse_unless,
 )
 from flowlab.cli import _cache as cache
-from flowlab.cli import _places as places
+from flowlab.cli import _destinations as destinations
 from flowlab.cli import _report as report
 from flowlab.cli._interrupt import INTERRUPTED, end_soon
-from flowlab.cli._of_models import explain, replay
+from flowlab.cli._model_commands import explain, replay
 from flowlab.cli._options import option, with_options
 from flowlab.cli._spelling import understood
 
@@ -182,7 +182,7 @@ def sweep(
 
     names = request.names(loss)
     given = request.plan({**asked, "loss": names}, plan, float32=float32)
-    out = places.store(out, "-".join(names) if plan is None else plan.stem)
+    out = destinations.store(out, "-".join(names) if plan is None else plan.stem)
     if dry_run:
         typer.echo("estimating on some of the starts ...", err=True)
         expected = plans.estimate(given, out)
@@ -238,7 +238,7 @@ def show(path: str, figure: Path | None = None, overwrite: bool = False) -> None
     from flowlab import store
 
     if figure is not None:
-        places.file("figure", figure, suffixes=places.PICTURES, overwrite=overwrite)
+        destinations.file("figure", figure, suffixes=destinations.PICTURES, overwrite=overwrite)
     runs = store.read(path)
     for name in ("flowlab", "jax", "diffrax"):
         typer.echo(f"{name} {runs.attrs[f'{name}_version']}")
@@ -277,12 +277,14 @@ def losses(
 
     square = cards.REACH if reach is None else reach
     if json is not None:
-        places.file("json", json, overwrite=overwrite)
+        destinations.file("json", json, overwrite=overwrite)
     if name is None:
         found = report.print_losses(square)
     else:
         loss = request.described(name, beta, parameters)
-        picture = places.file("figure", figure, f"{name}.png", places.PICTURES, overwrite=overwrite)
+        picture = destinations.file(
+            "figure", figure, f"{name}.png", destinations.PICTURES, overwrite=overwrite
+        )
         found = {name: cards.card(loss, reach=square)}
         report.print_loss(found[name], picture)
     if json is not None:
@@ -314,8 +316,8 @@ def portrait(
 
     refuse_unless(basins or cells is None, "cells", "has no effect without {basins}")
     flow, usual = request.drawn({"loss": request.names(loss), **asked, "beta": beta}, potential)
-    picture = places.file(
-        *("figure", figure, f"{potential or request.names(loss)[0]}.png", places.PICTURES),
+    picture = destinations.file(
+        *("figure", figure, f"{potential or request.names(loss)[0]}.png", destinations.PICTURES),
         overwrite=overwrite,
     )
     ranges = request.checked_range("x", x, usual[0]), request.checked_range("y", y, usual[1])
@@ -344,8 +346,8 @@ def displacement(
     """
     from flowlab.cli import _request as request
 
-    losses = request.displaced(request.names(loss), beta, parameters)
-    folder = places.folder(out, "displacement", report.DISPLACEMENT, overwrite=overwrite)
+    losses = request.losses_of_displacement(request.names(loss), beta, parameters)
+    folder = destinations.folder(out, "displacement", report.DISPLACEMENT, overwrite=overwrite)
     given = {n: request.grid(one, rejected_kernel, margins, cells) for n, one in losses.items()}
     from flowlab import displacement as mapped
 
@@ -380,7 +382,7 @@ def log(
     from flowlab.logs import report as said
 
     if out is not None:
-        places.folder(out, "", REPORT, overwrite=overwrite)
+        destinations.folder(out, "", REPORT, overwrite=overwrite)
     found = request.diagnoses(files, beta, loss, parameters)
     if as_json:
         records = [said.to_json(one) for one in found]
@@ -425,12 +427,12 @@ def study(
             refuse_unless(not idle, each, "has no effect with {losses}")
         from flowlab import study as compared
 
-        folder = places.folder(out, "study", REPORT, overwrite=overwrite)
+        folder = destinations.folder(out, "study", REPORT, overwrite=overwrite)
         result = compared.compare_losses(folder, request.losses(losses, beta))
     else:
         refuse_unless(log is None or log_beta is not None, "log", "must come with {log_beta}")
         refuse_unless(log is not None or log_beta is None, "log_beta", "must come with {log}")
-        folder = places.folder(out, "study", REPORT, overwrite=overwrite)
+        folder = destinations.folder(out, "study", REPORT, overwrite=overwrite)
         result = _repeated(folder, quick, beta, log, log_beta, float32)
     typer.echo(result.summary())
     typer.echo(f"study: {result.folder}")

@@ -17,10 +17,10 @@ __all__ = ["explained", "text", "to_json"]
 _AT_ONCE = 64  # sequences, unless told otherwise
 _LISTED = 10  # pairs
 
-Found = tuple[Explanation, Pairs]
+Explained = tuple[Explanation, Pairs]
 
 
-def explained(asked: Mapping[str, Any]) -> Found:
+def explained(asked: Mapping[str, Any]) -> Explained:
     """The explanation that is asked for, and the pairs that it is of."""
     rate, size = asked["learning_rate"], asked["batch_size"]
     refuse_unless(
@@ -38,7 +38,7 @@ def explained(asked: Mapping[str, Any]) -> Found:
     return found, pairs
 
 
-def text(found: Found, asked: Mapping[str, Any]) -> str:
+def text(found: Explained, asked: Mapping[str, Any]) -> str:
     """The explanation in words, with the pairs that lower the chosen responses most."""
     explanation, pairs = found
     k_ww, k_wl, k_ll = explanation.mean_kernel[[0, 0, 1], [0, 1, 1]]
@@ -61,13 +61,13 @@ def text(found: Found, asked: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def to_json(found: Found) -> dict[str, Any]:
+def to_json(found: Explained) -> dict[str, Any]:
     """The explanation as JSON, with the rows of the data that its pairs are from."""
     explanation, pairs = found
     return {"rows": pairs.rows.tolist(), **explanation.to_json()}
 
 
-def _listed(found: Found, asked: Mapping[str, Any]) -> Iterator[str]:
+def _listed(found: Explained, asked: Mapping[str, Any]) -> Iterator[str]:
     explanation, pairs = found
     caused = explanation.influence[:, :, 0].sum(axis=1)
     for index in explanation.lowering(asked["pairs"] or _LISTED):

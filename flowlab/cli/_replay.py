@@ -74,7 +74,9 @@ def _rates(asked: Mapping[str, Any], log: TrainingLog, steps: int) -> np.ndarray
         refuse_unless(asked[name] is None, name, "has no effect without {learning_rate}")
     told = log.step_rates
     if told is None:
-        refuse_unless(False, "learning_rate", "must be given, for the log tells not all rates")
+        refuse_unless(
+            False, "learning_rate", "must be given, since the log does not have all rates"
+        )
     assert told is not None
     return told
 
@@ -84,7 +86,7 @@ def _order(
 ) -> tuple[list[np.ndarray], int]:
     """The pairs of each step, and how many of them are a batch of one process."""
     size = asked["batch_size"] or int(log.settings.get("train_batch_size", 0))
-    refuse_unless(size > 0, "batch_size", "must be given, for the log does not tell it")
+    refuse_unless(size > 0, "batch_size", "must be given, since the log does not have it")
     options = {**_given(asked, _OF_ORDER), "drop_last": asked["drop_last"]}
     with _named(n="data"):
         an_epoch = len(hf_order(count, 1, size, **options))

@@ -211,7 +211,7 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
             np.linspace(low, high, cells + 1)
             for low, high in zip(described["lower"], described["upper"], strict=True)
         ]
-        case = runs.isel({name: place for name, place in chosen.items() if name in runs.dims})
+        case = runs.isel({name: index for name, index in chosen.items() if name in runs.dims})
         yield (
             label,
             store.cell_means(

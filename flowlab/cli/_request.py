@@ -22,7 +22,7 @@ from flowlab.flow import AbstractFlow, Flow, preference_flow
 from flowlab.logs import Diagnosis, diagnose
 from flowlab.logs.series import read_named
 from flowlab.losses import CATALOGUE, AbstractLoss
-from flowlab.losses.asked import has_beta, loss, loss_asked
+from flowlab.losses.from_options import has_beta, loss, loss_from_options
 
 if TYPE_CHECKING:
     from flowlab.plans import Plan
@@ -84,7 +84,7 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
     refuse_unless(one, "loss", "must name one loss, but names {}", ", ".join(asked["loss"]))
     asked = implied({**asked, "loss": asked["loss"][0]})
     refuse_idle(asked, OF_POLICY)
-    chosen = loss_asked(asked, loss_parameters(asked["parameters"]))
+    chosen = loss_from_options(asked, loss_parameters(asked["parameters"]))
     plane = builders.policy(asked)
     assert plane.region is not None
     return preference_flow(chosen, plane), plane.region
@@ -157,7 +157,7 @@ def described(name: str, beta: float | None, texts: Sequence[str] | None) -> Abs
     return found
 
 
-def displaced(
+def losses_of_displacement(
     names: Sequence[str], beta: float | None, texts: Sequence[str] | None
 ) -> dict[str, AbstractLoss]:
     """The losses named, with a beta and, if it is only one, hyper-parameters of its own."""
@@ -167,7 +167,7 @@ def displaced(
     refuse_unless(alone or not texts, "parameters", "must come with one {loss} alone")
     parameters = loss_parameters(texts)
     asked = {"beta": beta, "offset": None}
-    found = {name: loss_asked({**asked, "loss": name}, parameters) for name in names}
+    found = {name: loss_from_options({**asked, "loss": name}, parameters) for name in names}
     for name, one in found.items():
         refuse_batch(one, name, "loss")
     return found

@@ -1,6 +1,15 @@
-"""Basins of attraction: the minimum, or the runaway, that every start ends in.
+"""Basins of attraction: the minimum, or the runaway, at which every start ends.
+
+Each start is followed until its speed is below 1e-3 of the typical one, and, if its end is not
+clear then, below 1e-9. An end is given to a minimum if Newton's method moves it by less than a
+thousandth of the region, and to a minimum that was found; a slow end of which that is not true is
+`unresolved`. Ends on walls and edges count if the line rested there. A line five widths of the
+region outside of it is a runaway.
 
 n: starts; d: components.
+
+Source: Daza, Wagemakers, Georgeot, Guéry-Odelin and Sanjuán, Scientific Reports 6 (2016), for
+the basin entropy.
 """
 
 from dataclasses import dataclass, field
@@ -72,22 +81,22 @@ class BasinEntropy(NamedTuple):
 
     @property
     def fractal(self) -> bool:
-        """A boundary entropy that only a fractal boundary has."""
+        """True if the boundary entropy is one that only a fractal boundary has."""
         return self.boundary > _FRACTAL
 
 
 @dataclass(frozen=True)
 class Basins:
-    """The ends of many starts.
+    """The basins of attraction of many starts.
 
     Attributes:
         starts: shape (n, d).
-        labels: Index into `minima`, or `RUNAWAY` (-1: left the surroundings of the region),
-            `BOUNDARY` (-2: absorbed by an edge that is no line of critical points, or stopped at
-            a wall where no minimum is), `SADDLE` (-3: at rest in a point that is no minimum, as on
-            a separatrix), `UNRESOLVED` (-4: no end within the limits; slow is not arrived), shape
-            (n,).
-        minima: The minima, and lines of such, that starts can end in.
+        labels: Index into `minima`, shape (n,), or one of `RUNAWAY` (-1: left the surroundings of
+            the region), `BOUNDARY` (-2: absorbed by an edge that is no line of critical points, or
+            stopped at a wall without a minimum there), `SADDLE` (-3: at rest at a point that is no
+            minimum, as on a separatrix), `UNRESOLVED` (-4: not at rest within the limits, perhaps
+            on a plateau).
+        minima: The minima, and lines of minima, in which starts can end.
         end: The states where the flow lines ended, shape (n, d).
         shape: Of the grid that the starts form, rows of the last component fastest; None if none.
     """
@@ -137,10 +146,10 @@ class Basins:
         return plots.basins(self, ax=ax)
 
     def name(self, label: int) -> str:
-        """Words for a label."""
+        """The name of a label."""
         if label < 0:
             return _NAMES[label]
-        return f"{self.minima[label].name} at {coordinates(self.minima[label].place)}"
+        return f"{self.minima[label].name} at {coordinates(self.minima[label].position)}"
 
     @property
     def map(self) -> Int[np.ndarray, "..."]:
@@ -151,8 +160,8 @@ class Basins:
         """
         if self.shape is None:
             raise ValueError(
-                "Basins must be of starts that form a grid to be a map, such as those of "
-                "starts.grid(32, low, high), but these do not."
+                "Argument `starts` must form a grid for a map of basins, such as that of "
+                "starts.grid(32, low, high), but does not."
             )
         return self.labels.reshape(self.shape)
 
@@ -194,13 +203,13 @@ def basins(
     time_limit: float = np.inf,
     rtol: float = 1e-6,
 ) -> Basins:
-    """The minimum, or the runaway, that every start ends in.
+    """The basins of attraction: for each start, the minimum in which it ends, or that it runs away.
 
-    A flow line is followed until it rests. Its end counts as a minimum only where Newton's method
-    takes it, within a thousandth of the region, to a minimum (or a line of such) that was found; a
-    plateau on which it has become slow is `unresolved`. What a wall or an edge holds is an end only
-    of a line that came to rest there; of one that a wall stopped, only where it lies within 1e-4 of
-    the region.
+    Each flow line is followed until it is at rest. It counts as having ended in a minimum only if
+    Newton's method leads from its end, within a thousandth of the region, to a minimum (or a line
+    of minima) that was found; if it has merely become slow on a plateau it is `unresolved`. A
+    critical point on a wall or an edge is the end only of lines that came to rest there, or were
+    stopped by the wall within 1e-4 of the region of it.
 
     Args:
         flow: The flow.
@@ -208,8 +217,8 @@ def basins(
             last axis. Those of `starts.grid` on a plane are known as a grid as they are.
         points: Critical points of a region, from `critical_points`; None to search for them.
         region: Where to search; None for the smallest rectangle around the starts.
-        time_limit: Flow time at which to give up. Where it is finite, starts that are not at an end
-            when they have become slow are followed again, from the start.
+        time_limit: Flow time at which to give up. If it is finite, lines that are slow but not at
+            rest are followed again from their starts.
         rtol: Relative tolerance.
 
     Raises:
@@ -278,10 +287,10 @@ def _labelled(
     stopped = np.any(end == 0, axis=1) | (flow.wall == "stop")
     labels[known & (outcome == Outcome.at_wall) & stopped] = BOUNDARY
     labels[_far(end, points.region)] = RUNAWAY
-    places = np.flatnonzero(known & (labels != RUNAWAY))
-    rested = np.isin(outcome[places], _RESTED)
-    matched = _matched(flow, points, end[places], rested, width, scale)
-    labels[places] = np.where(matched != UNRESOLVED, matched, labels[places])
+    positions = np.flatnonzero(known & (labels != RUNAWAY))
+    rested = np.isin(outcome[positions], _RESTED)
+    matched = _matched(flow, points, end[positions], rested, width, scale)
+    labels[positions] = np.where(matched != UNRESOLVED, matched, labels[positions])
     return labels
 
 
@@ -298,7 +307,7 @@ def _matched(
     width: float,
     scale: float,
 ) -> Int[np.ndarray, " n"]:
-    """The label of the point that Newton's method leads to from each end, if it is near."""
+    """The label of the critical point that Newton's method finds near each end, if there is one."""
     labels = np.full(len(ends), UNRESOLVED)
     if not len(ends):
         return labels
@@ -306,35 +315,35 @@ def _matched(
     with np.errstate(all="ignore"):
         roots, _, rooted = refined(flow, ends, scale, width)
     near = rooted & (np.linalg.norm(roots - ends, axis=1) < _CAPTURE * width)
-    places = np.where(near[:, None], roots, ends)
+    positions = np.where(near[:, None], roots, ends)
     for point in sorted(points.points, key=lambda point: point.dimension):
         slides = flow.wall == "slide" or _is_edge(flow, point)
         there = rested if point.on else near
         apart = _CAPTURE if point.on and slides else ON_POINT
-        on_it = there & (_distance(flow, point, places, width, scale) < apart * width)
+        on_it = there & (_distance(flow, point, positions, width, scale) < apart * width)
         label = attracting.index(point) if point in attracting else SADDLE
         labels[on_it & (labels == UNRESOLVED)] = label
     return labels
 
 
 def _is_edge(flow: AbstractFlow, point: CriticalPoint) -> bool:
-    """True for a point where the domain absorbs, and not for one on a wall."""
-    return bool(flow.domain.absorbing and point.on and np.any(point.place == 0))
+    """True for a point on an absorbing edge of the domain, and not for one on a wall."""
+    return bool(flow.domain.absorbing and point.on and np.any(point.position == 0))
 
 
 def _distance(
     flow: AbstractFlow,
     point: CriticalPoint,
-    places: Float[np.ndarray, "n d"],
+    positions: Float[np.ndarray, "n d"],
     width: float,
     scale: float,
 ) -> Float[np.ndarray, " n"]:
     if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
-        return np.max(np.abs(places[:, point.place == 0]), axis=1)
+        return np.max(np.abs(positions[:, point.position == 0]), axis=1)
     if point.dimension > 1:
-        value = derivatives_at(flow, places).value
+        value = derivatives_at(flow, positions).value
         return np.where(np.abs(value - point.value) <= _ON_MANIFOLD * scale * width, 0.0, np.inf)
-    return distance_to(point, places)
+    return distance_to(point, positions)
 
 
 def _entropy(labels: Int[np.ndarray, " k"]) -> float:

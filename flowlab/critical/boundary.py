@@ -1,6 +1,20 @@
-"""Points of Karush, Kuhn and Tucker on walls, and absorbing edges of critical points.
+"""Critical points on walls of the domain, and on edges that absorb.
+
+On a wall a flow that slides rests at the points of Karush, Kuhn and Tucker: the gradient along the
+wall is zero, and −∇L is a combination of outward normals with positive multipliers. Every set of
+walls that can meet (with independent normals) is a face. On each, Newton's method runs with
+gradient and Hessian restricted to an orthonormal basis of the face; roots with positive multipliers
+are kept. Rates are eigenvalues of the Hessian along the face, in the metric of the flow that slides
+there, M − M Nᵀ (N M Nᵀ)⁻¹ N M.
+
+An absorbing edge, x = 0 in log x, is not in the domain, and is read off beside it: at two distances
+that are as small as float64 permits. Where ∇L along the edge tends to zero as a power of the
+distance, and the flow leads onto the edge everywhere, the whole edge is critical. Else it is
+searched like a wall at both distances, and points that agree are on the edge.
 
 n: points; m: walls; d: components; k: components along what holds a point.
+
+Source: Nocedal and Wright, Numerical Optimization (2006), chapter 12.
 """
 
 import itertools
@@ -25,7 +39,7 @@ from flowlab.critical.tolerances import FAINT, NUMBERS, ROOT_STEP, ROOTS_APART
 from flowlab.critical.types import CriticalPoint, kind_of
 from flowlab.flow import AbstractFlow
 
-__all__ = ["Face", "Search", "edges", "faces", "is_at", "settled"]
+__all__ = ["Face", "Search", "absorbing_edges", "faces", "is_at", "settled"]
 
 _ROOT_PART = 1e-3  # of each component of a state that must be positive
 _PRESSING = 1e-13  # of the largest slope over the region: less is none
@@ -36,7 +50,7 @@ _ALONG = 33  # points along an edge
 
 
 class Search(NamedTuple):
-    """A search: the flow, the region and the starts.
+    """The data of a search: the flow, the region and the starts.
 
     Attributes:
         flow: The flow.
@@ -52,28 +66,29 @@ class Search(NamedTuple):
     scale: float
     width: float
 
-    def holds(self, places: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """Mask of the places that lie in the region, or on its sides but for rounding."""
+    def holds(self, positions: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
+        """Mask of the positions in the region, or on its sides up to rounding."""
         slack = ROOT_STEP * self.width
         low, high = self.ends.T
-        return np.all((places >= low - slack) & (places <= high + slack), axis=1)
+        return np.all((positions >= low - slack) & (positions <= high + slack), axis=1)
 
-    def clipped(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-        """Places, with those put onto the sides of the region that are on them but for rounding."""
-        inner = np.clip(places, self.ends[:, 0], self.ends[:, 1])
-        return np.where(self.holds(places)[:, None], inner, places)
+    def clipped(self, positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Positions, put onto the sides of the region where they are on them up to rounding."""
+        inner = np.clip(positions, self.ends[:, 0], self.ends[:, 1])
+        return np.where(self.holds(positions)[:, None], inner, positions)
 
 
 class Face(NamedTuple):
-    """Walls that meet, and the directions along them.
+    """A face: the intersection of some walls, and the directions along it.
 
     Attributes:
         normals: Outward, shape (m, d).
         offsets: shape (m,).
         along: Orthonormal directions along all of them, as columns, shape (d, k).
         pseudo_inverse: Of the normals, shape (d, m).
-        words: The walls as equations.
-        least: Slopes above this part of the largest in the region press; 0 beside an edge.
+        words: The walls, as equations in text.
+        least: The fraction of the largest slope in the region above which a slope presses; 0 beside
+            an edge.
     """
 
     normals: Float[np.ndarray, "m d"]
@@ -85,29 +100,29 @@ class Face(NamedTuple):
 
     @classmethod
     def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "Face":
-        """The face of some walls, of which none can be made of the others."""
+        """The face of some walls with linearly independent normals."""
         pseudo_inverse = np.linalg.pinv(normals)
         return cls(normals, offsets, null_space(normals), pseudo_inverse, words, _PRESSING)
 
     @classmethod
     def everywhere(cls, count: int) -> "Face":
-        """No wall, and all directions of so many components."""
+        """The face without walls, along which all directions are free."""
         return cls(np.zeros((0, count)), np.zeros(0), np.eye(count), np.zeros((count, 0)), (), 0.0)
 
     @classmethod
     def edge(cls, component: int, count: int, depth: float, word: str) -> "Face":
-        """The face that is so deep beside the edge of a component."""
+        """The face at a given distance from the absorbing edge of a component."""
         axes = np.eye(count)
         normal = -axes[[component]]
         along = np.delete(axes, component, axis=1)
         return cls(normal, np.array([-depth]), along, normal.T, (word,), 0.0)
 
-    def projected(self, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-        """Places moved onto the face, at right angles."""
-        return places @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
+    def projected(self, positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+        """Positions, projected orthogonally onto the face."""
+        return positions @ self.along @ self.along.T + self.pseudo_inverse @ self.offsets
 
     def pressing(self, there: Derivatives, width: float) -> Bool[np.ndarray, " n"]:
-        """Mask of the states that press against all of the walls, by more than rounding."""
+        """Mask of the states at which the flow presses against all walls, beyond rounding."""
         size = np.max(np.abs(there.hessian), axis=(1, 2)) * width
         with np.errstate(invalid="ignore"):
             force = -there.gradient @ self.pseudo_inverse * np.linalg.norm(self.normals, axis=1)
@@ -122,7 +137,7 @@ class Face(NamedTuple):
 
 
 def faces(search: Search) -> list[CriticalPoint]:
-    """The points on walls, and where several of them meet, at which the projected flow rests."""
+    """The critical points of the projected flow on all walls and their intersections."""
     normals, offsets = search.flow.domain.walls()
     found: list[CriticalPoint] = []
     for count in range(1, min(len(normals), len(search.ends)) + 1):
@@ -139,80 +154,84 @@ def faces(search: Search) -> list[CriticalPoint]:
 
 
 def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
-    """The points and lines on a face at which the flow along it rests, and that it presses."""
+    """The critical points and lines on a face against which the flow presses."""
     flow, width = search.flow, search.width
     start = face.projected(search.guesses)
-    places, there, step, sure = newton(flow, start, width, face.along)
+    positions, there, step, sure = newton(flow, start, width, face.along)
     steepest = np.max(np.abs(there.hessian), axis=(1, 2)) * width
     some = np.maximum(steepest, there.steepness) > FAINT * search.scale
-    rooted = (sure < ROOT_STEP * width) & some & settled(flow, places, step)
-    inside = search.holds(places) & _inside(flow, places, face.normals)
-    left = places[rooted & face.pressing(there, width) & inside]
+    rooted = (sure < ROOT_STEP * width) & some & settled(flow, positions, step)
+    inside = search.holds(positions) & _inside(flow, positions, face.normals)
+    left = positions[rooted & face.pressing(there, width) & inside]
     left = first_of_each(search.clipped(left), ROOTS_APART * width)
     found: list[CriticalPoint] = []
     while len(left):
-        place, left = left[0], left[1:]
-        values, vectors = curvatures(flow, place, width, face.along)
+        position, left = left[0], left[1:]
+        values, vectors = curvatures(flow, position, width, face.along)
         flat = face.along @ vectors[:, values == 0]
-        whole = _set_on_face(search, face, place, flat) if flat.shape[1] else None
+        whole = _set_on_face(search, face, position, flat) if flat.shape[1] else None
         if whole is None or not whole.tail:
-            found.append(_held(search, face, place, whole))
+            found.append(_held(search, face, position, whole))
         if whole is not None and len(left):
             left = left[~whole.holds(flow, left)]
     return found
 
 
 def settled(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of steps that are small beside each component of a state that must be positive."""
+    """Mask of steps that are small relative to each component, if states must be positive."""
     if not flow.domain.absorbing:
-        return np.ones(len(places), bool)
-    return np.all(np.abs(step) <= _ROOT_PART * np.abs(places), axis=1)
+        return np.ones(len(positions), bool)
+    return np.all(np.abs(step) <= _ROOT_PART * np.abs(positions), axis=1)
 
 
 def _set_on_face(
-    search: Search, face: Face, place: np.ndarray, flat: Float[np.ndarray, "d k"]
+    search: Search, face: Face, position: np.ndarray, flat: Float[np.ndarray, "d k"]
 ) -> CriticalSet | None:
     def admits(state: Float[np.ndarray, " d"]) -> bool:
         return bool(face.pressing(derivatives_at(search.flow, state[None]), search.width)[0])
 
     flow, ends, scale = search.flow, search.ends, search.scale
-    return critical_set(flow, place, flat, ends, scale, along=face.along, admits=admits)
+    return critical_set(flow, position, flat, ends, scale, along=face.along, admits=admits)
 
 
 def _held(
-    search: Search, face: Face, place: np.ndarray, whole: CriticalSet | None
+    search: Search, face: Face, position: np.ndarray, whole: CriticalSet | None
 ) -> CriticalPoint:
-    """A root on a face, described."""
+    """A root on a face, as a critical point with its kind, spectrum and rates."""
     dimension, path = 0, None
     if whole is not None:
-        place, dimension, path = whole.place, whole.dimension, whole.path
-    there = derivatives_at(search.flow, place[None])
+        position, dimension, path = whole.position, whole.dimension, whole.path
+    there = derivatives_at(search.flow, position[None])
     slope, bend, _ = restricted(there, face.along, search.width)
     return _constrained(
-        place=place,
+        position=position,
         on=face.words,
         value=float(there.value[0]),
         gradient_norm=float(np.linalg.norm(slope[0])),
-        spectrum=curvatures(search.flow, place, search.width, face.along)[0],
+        spectrum=curvatures(search.flow, position, search.width, face.along)[0],
         rates=rates_of(face.metric(there.metric[0]), bend[0])[0],
         dimension=dimension,
         path=path,
     )
 
 
-def _inside(flow: AbstractFlow, places: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Mask of the places within the other walls and off the edges."""
+def _inside(flow: AbstractFlow, positions: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Mask of the positions inside the other walls, and not on an edge."""
     normals, offsets = flow.domain.walls()
     slack = 1e-9 * (1 + np.abs(offsets))
-    within = np.all(places @ normals.reshape(-1, places.shape[1]).T <= offsets + slack, axis=1)
-    nudged = places - 1e-9 * np.sum(held, axis=0) * np.max(np.abs(places), axis=1, keepdims=True)
+    within = np.all(
+        positions @ normals.reshape(-1, positions.shape[1]).T <= offsets + slack, axis=1
+    )
+    nudged = positions - 1e-9 * np.sum(held, axis=0) * np.max(
+        np.abs(positions), axis=1, keepdims=True
+    )
     return within & derivatives_at(flow, nudged).inside
 
 
 def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any) -> CriticalPoint:
-    """A point, line or edge that walls or the boundary hold, by the curvatures along those."""
+    """A critical point, line or edge on the boundary, classified by the curvatures along it."""
     kind = kind_of(spectrum, dimension)
     if dimension == len(spectrum):
         kind = "minimum"  # there is no other direction than onto the wall or edge
@@ -221,17 +240,17 @@ def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any
 
 
 def is_at(one: CriticalPoint, other: CriticalPoint, apart: float) -> bool:
-    """True for a point that lies at another, or on a line of such, but for some distance."""
-    return bool(distance_to(other, one.place[None])[0] < apart)
+    """True if a point lies within some distance of another, or of its line."""
+    return bool(distance_to(other, one.position[None])[0] < apart)
 
 
-def edges(search: Search) -> list[CriticalPoint]:
-    """The edges where one component is 0 that absorb the flow and along which nothing moves.
+def absorbing_edges(search: Search) -> list[CriticalPoint]:
+    """The critical points on absorbing edges, or the whole edge if it is critical.
 
-    Along an edge the gradient is to vanish as a power of the distance from it (read off at two
-    tiny distances, so that a power as small as the β of a loss is seen), and the flow is to lead
-    onto it, at every point of the region that lies on it. Of other edges, the points are found at
-    which the gradient along the edge is zero, and the flow leads onto it.
+    An edge is critical as a whole if, at every point of it in the region, the flow leads onto it
+    and the gradient along it vanishes as a power of the distance. The power is read off at two tiny
+    distances, so that one as small as the β of a loss is seen. On other edges, the points are found
+    at which the gradient along the edge is zero and the flow leads onto it.
     """
     if not search.flow.domain.absorbing:
         return []
@@ -243,7 +262,7 @@ def edges(search: Search) -> list[CriticalPoint]:
 
 
 def _edge(search: Search, component: int) -> CriticalPoint | None:
-    """An edge of critical points; None if it is none, or float64 cannot tell."""
+    """The edge of a component, if all of it is critical; None if not, or not decidable."""
     flow, ends = search.flow, search.ends
     depth = _depth(search, component)
     if depth is None:
@@ -266,7 +285,7 @@ def _edge(search: Search, component: int) -> CriticalPoint | None:
         path = np.outer(np.linspace(low, high, _ALONG), others.astype(float))
     nothing = np.zeros(len(ends) - 1)
     return _constrained(
-        place=np.where(others, ends.mean(axis=1), 0.0),
+        position=np.where(others, ends.mean(axis=1), 0.0),
         on=(_name(flow, component),),
         value=float(np.median(deep.value[fit])),
         gradient_norm=float(np.max(last[fit])),
@@ -278,7 +297,7 @@ def _edge(search: Search, component: int) -> CriticalPoint | None:
 
 
 def _depth(search: Search, component: int) -> tuple[float, float] | None:
-    """Two distances to an edge, the smallest at which the slope across it is still a number."""
+    """Two distances from an edge, the smallest at which the slope across it does not underflow."""
     for deep, near in itertools.pairwise(_DEEP):
         there = _beside(search, component, deep)
         across = np.abs(there.gradient[there.inside, component])
@@ -288,21 +307,21 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
 
 
 def _beside(search: Search, component: int, fraction: float) -> Derivatives:
-    """Derivatives close to an edge, closer than to any other."""
+    """Derivatives at positions that are closer to an edge than to any other."""
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
     shares = shares if fraction > _CORNER else 1.0
-    places = search.guesses.copy()
-    places[:, component] = fraction * high[component] * shares
-    return derivatives_at(search.flow, places)
+    positions = search.guesses.copy()
+    positions[:, component] = fraction * high[component] * shares
+    return derivatives_at(search.flow, positions)
 
 
 def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
-    """The points of an edge at which the gradient along it is zero and that the flow leads to.
+    """The points of an edge at which the gradient along it is zero and the flow leads onto it.
 
-    The edge is read off beside it, as a wall against which the flow presses, at two distances: what
-    is there at both, and does not move, is on the edge.
+    They are searched for beside the edge, as on a wall, at two distances; a point that is found at
+    both, at the same position, is on the edge.
     """
     depth = _depth(search, component)
     if depth is None:
@@ -314,11 +333,11 @@ def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
     )
     found: list[CriticalPoint] = []
     for one in last:
-        gap = [np.abs(one.place - other.place)[others] for other in first]
-        if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.place[others]) for g in gap):
+        gap = [np.abs(one.position - other.position)[others] for other in first]
+        if np.isfinite(one.value) and any(np.all(g <= 1e-3 * one.position[others]) for g in gap):
             path = None if one.path is None else np.where(others, one.path, 0.0)
-            place = np.where(others, one.place, 0.0)
-            found.append(replace(one, place=place, path=path))
+            position = np.where(others, one.position, 0.0)
+            found.append(replace(one, position=position, path=path))
     return found
 
 

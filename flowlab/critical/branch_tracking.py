@@ -1,7 +1,19 @@
-"""A critical point followed over a parameter, in steps that can be gone back.
+"""A critical point followed over a parameter λ, in steps that can be retraced.
+
+From a root y(λ) the tangent −H⁻¹ ∂∇L/∂λ predicts the root at the next λ, and Newton's method
+corrects it. The step counts if the correction is below a quarter of the predicted move and the same
+step backwards returns to the root, so that a step cannot jump from one branch to another. It is
+shortened if it fails, and doubled after two successes. On a wall all this is done along the face;
+the multipliers must stay positive.
+
+A segment ends short of its goal where no step counts, however short: because H becomes singular
+there (two points meet: a fold or a pitchfork), because a wall is met or left, or without a reason
+that is seen. Where the index changes, the value is bisected between the two steps.
 
 d: components; k: directions in which a point can move; m: walls that hold it; v: values of the
 parameter along a segment.
+
+Source: Allgower and Georg, Numerical Continuation Methods (1990), chapter 2.
 """
 
 from collections.abc import Sequence
@@ -43,7 +55,7 @@ At = tuple[float, Float[np.ndarray, " d"]]  # a value of the parameter, and a pl
 
 
 class _Seen(NamedTuple):
-    """Slope and curvature along a face, and whether a root there would be a point of the flow."""
+    """Slope and Hessian along a face, and whether a root there would be critical for the flow."""
 
     slope: Float[np.ndarray, " k"]
     bend: Float[np.ndarray, "k k"]
@@ -51,59 +63,59 @@ class _Seen(NamedTuple):
 
 
 class IndexChange(NamedTuple):
-    """The value at which a point changes its index.
+    """A change of the index of a critical point.
 
     Attributes:
         value: The parameter.
-        place: Where, shape (d,).
-        names: What it is below and above the value.
-        within: How far off the value may be.
+        position: The point there, shape (d,).
+        names: The names of the point below and above the value.
+        within: The uncertainty of the value.
     """
 
     value: float
-    place: Float[np.ndarray, " d"]
+    position: Float[np.ndarray, " d"]
     names: tuple[str, str]
     within: float
 
 
 @dataclass
 class BranchSegment:
-    """The places of a point between two values of the parameter.
+    """A critical point followed from one value of the parameter towards another.
 
     Attributes:
-        follow: What follows it.
-        point: What it is at the first value.
-        face: How it can move.
+        follow: The follower.
+        point: The critical point at the first value.
+        face: The face on which it can move.
         values: The parameter, from one value towards the other, shape (v,).
-        places: Where it is at each.
-        toward: How far off the other value is, with its sign.
-        reached: Whether it was reached.
-        short: The length of the step that was in doubt where it was not.
+        positions: The positions of the point at these.
+        toward: The other value less the first.
+        reached: Whether the other value was reached.
+        short: If it was not reached, the length of the last step tried.
     """
 
     follow: "Follower"
     point: CriticalPoint
     face: Face
     values: list[float]
-    places: list[Float[np.ndarray, " d"]]
+    positions: list[Float[np.ndarray, " d"]]
     toward: float
     reached: bool = False
     short: float = 0.0
 
     def described(self, at: int) -> CriticalPoint:
-        """The point at one of the values, by its number."""
-        return self.follow.described(self.values[at], self.places[at], self.point, self.face)
+        """The critical point at one of the values, by its index."""
+        return self.follow.described(self.values[at], self.positions[at], self.point, self.face)
 
     @property
     def name(self) -> str:
-        """The name of the point at the end of the segment, as far as that is clear."""
+        """The name of the point at the end of the segment, judged where its index is last clear."""
         index = [self._index(at) for at in range(len(self.values))]
         same = [at for at, value in enumerate(index) if value == index[-1]]
         return self.point.name if index[0] == index[-1] else self.described(same[0]).name
 
     @property
     def ends(self) -> bool:
-        """True where the end has a reason: a singular Hessian, or a wall."""
+        """True if the segment ends at a singular Hessian or at a wall."""
         first, last = self._curvatures(0), self._curvatures(-1)
         if not len(last):
             return True  # in a corner nothing but the walls can be the reason
@@ -114,10 +126,11 @@ class BranchSegment:
 
     @property
     def within(self) -> float:
-        """The distance beyond the end within which its cause lies.
+        """The uncertainty of the value at which the segment ends.
 
-        Towards a meeting the least curvature falls in proportion to what is left of the way, or
-        faster: what rounding has hidden of the way is at most what proportion leaves.
+        Towards a meeting of points, the smallest curvature falls at least in proportion to the
+        distance in the parameter: extrapolating it linearly to zero bounds the distance that is
+        left.
         """
         if len(self.values) < 2 or not len(self._curvatures(-1)):
             return self.short
@@ -127,11 +140,11 @@ class BranchSegment:
         return max(self.short, left) + float(np.spacing(np.max(np.abs(self.values))))
 
     def is_at(self, value: float, other: float) -> bool:
-        """True for two values that are one, on the way of this segment."""
+        """True for two values that are equal on the scale of this segment."""
         return abs(value - other) <= _AT_VALUE * abs(self.toward)
 
     def index_changes(self) -> list[IndexChange]:
-        """The changes of the index on the way."""
+        """All changes of the index along the segment."""
         index = [self._index(at) for at in range(len(self.values))]
         return [
             change
@@ -141,21 +154,21 @@ class BranchSegment:
         ]
 
     def _changes_between(self, one: int, other: int) -> list[IndexChange]:
-        """The changes between two values: one after the other, if the index does so by steps."""
+        """The changes between two values: several if the index changes in steps."""
         low, high = sorted((one, other), key=lambda i: self.values[i])
-        here = self.values[low], self.places[low]
-        goal = self.values[high], self.places[high]
+        here = self.values[low], self.positions[low]
+        goal = self.values[high], self.positions[high]
         changes: list[IndexChange] = []
         while not changes or here is not goal:
-            value, place, within = self.follow.index_change_between(self.face, here, goal)
-            beyond = self._beyond(here, (value, place), goal)
+            value, position, within = self.follow.index_change_between(self.face, here, goal)
+            beyond = self._beyond(here, (value, position), goal)
             names = self._name_at(here), self._name_at(beyond)
-            changes.append(IndexChange(value, place, names, within))
+            changes.append(IndexChange(value, position, names, within))
             here = beyond
         return changes
 
     def _beyond(self, before: At, change: At, goal: At) -> At:
-        """The value where a point has an index between two others; the goal where none has."""
+        """A value beyond a change at which the index is in between; the goal if there is none."""
         first, last = (self.follow.index(*at, self.face) for at in (before, goal))
         ahead = change[0] + _APART * abs(self.toward)
         if abs(first - last) < 2 or ahead >= goal[0]:
@@ -171,14 +184,14 @@ class BranchSegment:
         return self.follow.described(*at, self.point, self.face).name
 
     def _curvatures(self, at: int) -> Float[np.ndarray, " k"]:
-        return self.follow.curvatures(self.values[at], self.places[at], self.face)
+        return self.follow.curvatures(self.values[at], self.positions[at], self.face)
 
     def _index(self, at: int) -> int:
-        return self.follow.index(self.values[at], self.places[at], self.face)
+        return self.follow.index(self.values[at], self.positions[at], self.face)
 
 
 class Follower:
-    """Follows points of a flow over one of its parameters."""
+    """A follower of critical points of a flow over one of its parameters."""
 
     def __init__(self, flow: AbstractFlow, parameter: str, ends: Float[np.ndarray, "d 2"]) -> None:
         self.ends, self.width = ends, diagonal(ends)
@@ -191,19 +204,19 @@ class Follower:
             lambda value, *at: derivatives_at(self.flow_at(value), at)
         )
 
-    def inside(self, place: Float[np.ndarray, " d"]) -> bool:
-        """True for a place in the region, or on its side."""
-        over = np.maximum(self.ends[:, 0] - place, place - self.ends[:, 1])
+    def inside(self, position: Float[np.ndarray, " d"]) -> bool:
+        """True for a position in the region, or on its side."""
+        over = np.maximum(self.ends[:, 0] - position, position - self.ends[:, 1])
         return bool(np.all(over <= _SHAKY * self.width))
 
     def nearest(
         self,
-        place: Float[np.ndarray, " d"],
+        position: Float[np.ndarray, " d"],
         point: CriticalPoint,
         others: Sequence[CriticalPoint],
     ) -> int | None:
-        """The number of the one among others, held as a point is, that lies at a place; or None."""
-        gaps = [float(np.linalg.norm(other.place - place)) for other in others]
+        """The index of the point at a position that is on the same walls; None if none is."""
+        gaps = [float(np.linalg.norm(other.position - position)) for other in others]
         alike = [
             number
             for number, other in enumerate(others)
@@ -213,21 +226,21 @@ class Follower:
         return min(alike, key=gaps.__getitem__, default=None)
 
     def segment(self, value: float, point: CriticalPoint, goal: float) -> BranchSegment | None:
-        """A point followed from one value towards another; None for what cannot be."""
+        """A critical point followed from one value towards another; None if that is impossible."""
         face = self._face(point)
         if face is None:
             return None
-        place = self.root(value, point.place, face, ON_POINT * self.width)
-        place = point.place if place is None else place
-        segment = BranchSegment(self, point, face, [float(value)], [place], float(goal - value))
+        position = self.root(value, point.position, face, ON_POINT * self.width)
+        position = point.position if position is None else position
+        segment = BranchSegment(self, point, face, [float(value)], [position], float(goal - value))
         step, sure = goal - value, 0
         while segment.values[-1] != goal:
             last = segment.values[-1]
             ahead = goal if abs(step) >= abs(goal - last) else last + step
-            there = self._stepped(last, segment.places[-1], ahead, face)
+            there = self._stepped(last, segment.positions[-1], ahead, face)
             if there is not None:
                 segment.values.append(float(ahead))
-                segment.places.append(there)
+                segment.positions.append(there)
                 sure += 1
                 step *= 2 if sure > 1 else 1
             elif abs(ahead - last) <= _SHORTEST * abs(segment.toward) or ahead == last:
@@ -239,17 +252,17 @@ class Follower:
         return segment
 
     def described(
-        self, value: float, place: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
+        self, value: float, position: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
-        """A point as it has become at another value and place."""
+        """The critical point that a point has become at another value and position."""
         flow = self.flow_at(value)
         if not point.on:
-            return described(flow, place, self.width)
-        here, seen = derivatives_at(flow, place[None]), self._seen(value, place, face)
+            return described(flow, position, self.width)
+        here, seen = derivatives_at(flow, position[None]), self._seen(value, position, face)
         curvatures = np.linalg.eigvalsh(seen.bend)
         return replace(
             point,
-            place=place,
+            position=position,
             kind=kind_of(curvatures, 0) if len(curvatures) else "minimum",
             index=int(np.sum(curvatures < 0)),
             value=float(here.value[0]),
@@ -259,42 +272,42 @@ class Follower:
         )
 
     def curvatures(
-        self, value: float, place: Float[np.ndarray, " d"], face: Face
+        self, value: float, position: Float[np.ndarray, " d"], face: Face
     ) -> Float[np.ndarray, " k"]:
         """Eigenvalues of the Hessian along a face, ascending."""
-        return np.linalg.eigvalsh(self._seen(value, place, face).bend)
+        return np.linalg.eigvalsh(self._seen(value, position, face).bend)
 
-    def index(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> int:
-        """The directions along a face in which the potential curves down."""
-        return int(np.sum(self.curvatures(value, place, face) < 0))
+    def index(self, value: float, position: Float[np.ndarray, " d"], face: Face) -> int:
+        """The number of directions along a face in which the potential curves down."""
+        return int(np.sum(self.curvatures(value, position, face) < 0))
 
-    def is_meeting(self, point: CriticalPoint, place: Float[np.ndarray, " d"]) -> bool:
-        """True for a place so close to a degenerate point, or line, that it leads there."""
-        return float(distance_to(point, place[None])[0]) <= _MEETING * self.width
+    def is_meeting(self, point: CriticalPoint, position: Float[np.ndarray, " d"]) -> bool:
+        """True for a position so close to a degenerate point or line that the branch meets it."""
+        return float(distance_to(point, position[None])[0]) <= _MEETING * self.width
 
     def met(
-        self, segment: BranchSegment, value: float, found: Sequence[CriticalPoint]
+        self, segment: BranchSegment, value: float, points: Sequence[CriticalPoint]
     ) -> CriticalPoint | None:
-        """The critical point at a value that a segment leads to, or up to; None for none."""
-        place, last = segment.places[-1], segment.point
+        """The critical point at a value in which a segment ends; None if there is none."""
+        position, last = segment.positions[-1], segment.point
         if not segment.is_at(segment.values[-1], value):
             return None
-        at = self.nearest(place, last, [] if not segment.reached else found)
+        at = self.nearest(position, last, [] if not segment.reached else points)
         if at is not None:
-            return found[at]
+            return points[at]
         meeting = [
             point
-            for point in found
+            for point in points
             if (point.dimension or point.kind == "degenerate")
             and point.on == last.on
-            and self.is_meeting(point, place)
+            and self.is_meeting(point, position)
         ]
-        return min(meeting, key=lambda one: distance_to(one, place[None])[0], default=None)
+        return min(meeting, key=lambda one: distance_to(one, position[None])[0], default=None)
 
     def held_beyond(self, segment: BranchSegment) -> bool:
-        """True where no wall, nor release from one, lies just beyond the end of a segment."""
+        """True unless a wall is met or left just beyond the end of a segment."""
         onward = segment.values[-1] + _ONWARD * segment.toward
-        ahead = self._predicted(segment.values[-1], segment.places[-1], onward, segment.face)
+        ahead = self._predicted(segment.values[-1], segment.positions[-1], onward, segment.face)
         return ahead is not None and self._seen(onward, ahead, segment.face).held
 
     def index_change_between(
@@ -303,23 +316,23 @@ class Follower:
         low: At,
         high: At,
     ) -> tuple[float, Float[np.ndarray, " d"], float]:
-        """The value between two at which a point has another index, where, and how far off."""
+        """The value between two at which the index changes, the position, and the uncertainty."""
         index = self.index(*low, face)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low[0] + high[0])
             if middle in (low[0], high[0]):
                 break
             room = float(np.linalg.norm(high[1] - low[1])) + _SHAKY * self.width
-            place = self.root(middle, 0.5 * (low[1] + high[1]), face, room)
-            if place is None:
+            position = self.root(middle, 0.5 * (low[1] + high[1]), face, room)
+            if position is None:
                 break
-            same = self.index(middle, place, face) == index
-            low, high = ((middle, place), high) if same else (low, (middle, place))
+            same = self.index(middle, position, face) == index
+            low, high = ((middle, position), high) if same else (low, (middle, position))
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
     def _face(self, point: CriticalPoint) -> Face | None:
-        """The face on which a point can move; None for lines, manifolds, degenerate points."""
-        size = len(point.place)
+        """The face on which a point can move; None for lines, manifolds and degenerate points."""
+        size = len(point.position)
         if point.dimension or point.kind == "degenerate":
             return None
         if not point.on:
@@ -327,60 +340,60 @@ class Follower:
         normals, offsets = self.walls
         if len(offsets) < len(point.on):
             return None
-        gaps = np.abs(normals @ point.place - offsets)
+        gaps = np.abs(normals @ point.position - offsets)
         chosen = np.argsort(gaps)[: len(point.on)]
         if np.any(gaps[chosen] > _SHAKY * self.width):
             return None
         return Face.wall(normals[chosen], offsets[chosen], point.on)
 
     def _stepped(
-        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
+        self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """The place of a point one step on; None where that is in doubt."""
+        """The position of a point one step further; None if the step is not certain."""
         shaky = _SHAKY * self.width
-        ahead = self._predicted(value, place, goal, face)
+        ahead = self._predicted(value, position, goal, face)
         if ahead is None:
             return None
-        moved = float(np.linalg.norm(ahead - place))
+        moved = float(np.linalg.norm(ahead - position))
         there = self.root(goal, ahead, face, _BENT * moved + shaky)
         if there is None or not self._seen(goal, there, face).held:
             return None
         behind = self._predicted(goal, there, value, face)
         back = None if behind is None else self.root(value, behind, face, moved + shaky)
-        if back is None or np.linalg.norm(back - place) > shaky:
+        if back is None or np.linalg.norm(back - position) > shaky:
             return None
         return there
 
     def _predicted(
-        self, value: float, place: Float[np.ndarray, " d"], goal: float, face: Face
+        self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """The place that the tangent leads to: the slope at the goal over the curvature."""
-        here, there = self._seen(value, place, face), self._seen(goal, place, face)
+        """The predicted position: a Newton step with the slope at the goal and the Hessian here."""
+        here, there = self._seen(value, position, face), self._seen(goal, position, face)
         step = _newton(there.slope, here.bend, self.width)
         if step is None or np.linalg.norm(step) > self.width:
             return None
-        return place + face.along @ step
+        return position + face.along @ step
 
     def root(
         self, value: float, guess: Float[np.ndarray, " d"], face: Face, room: float
     ) -> Float[np.ndarray, " d"] | None:
-        """The root that Newton's method leads to without leaving the room around a guess."""
-        place, length = guess, np.inf
+        """The root that Newton's method finds within a distance of a guess, or None."""
+        position, length = guess, np.inf
         for _ in range(_CORRECTOR_STEPS):
-            seen = self._seen(value, place, face)
+            seen = self._seen(value, position, face)
             step = _newton(seen.slope, seen.bend, self.width)
             if step is None:
                 return None
-            place, length = place + face.along @ step, float(np.linalg.norm(step))
-            if np.linalg.norm(place - guess) > room:
+            position, length = position + face.along @ step, float(np.linalg.norm(step))
+            if np.linalg.norm(position - guess) > room:
                 return None
             if length <= EXACT_STEP * self.width:
                 break
-        return place if length <= _SHAKY * self.width else None
+        return position if length <= _SHAKY * self.width else None
 
-    def _seen(self, value: float, place: Float[np.ndarray, " d"], face: Face) -> _Seen:
-        inner = place - _SHAKY * self.width * np.sum(face.pseudo_inverse, axis=1)
-        here = self._derivatives(value, *map(tuple, (place, inner)))
+    def _seen(self, value: float, position: Float[np.ndarray, " d"], face: Face) -> _Seen:
+        inner = position - _SHAKY * self.width * np.sum(face.pseudo_inverse, axis=1)
+        here = self._derivatives(value, *map(tuple, (position, inner)))
         slope = face.along.T @ here.gradient[0]
         bend = face.along.T @ here.hessian[0] @ face.along
         presses = bool(np.all(-here.gradient[0] @ face.pseudo_inverse > 0))
@@ -390,7 +403,7 @@ class Follower:
 def _newton(
     slope: Float[np.ndarray, " k"], bend: Float[np.ndarray, "k k"], width: float
 ) -> Float[np.ndarray, " k"] | None:
-    """Newton's step; None where it is no number."""
+    """Newton's step; None if it is not finite."""
     if not len(slope):
         return slope
     step = root_step(slope[None], bend[None], width)[0][0]
@@ -398,7 +411,7 @@ def _newton(
 
 
 def _in_arrays(flow: AbstractFlow) -> AbstractFlow:
-    """A flow whose numbers are arrays, so that one program serves for all of their values."""
+    """A flow whose numbers are arrays, so that one compiled program serves for all their values."""
     with jax.enable_x64(True):
         return cast(flow, np.float64)
 
@@ -408,7 +421,7 @@ def _as_it_is(flow: AbstractFlow) -> AbstractFlow:
 
 
 def _takes_arrays(flow: AbstractFlow, size: int) -> bool:
-    """False for a flow of which Python has to know a number, as in an `if`."""
+    """False for a flow that needs a number as a Python value, as in an `if`."""
     state = jax.ShapeDtypeStruct((size,), np.float64)
     with jax.enable_x64(True):
         try:

@@ -1,4 +1,10 @@
-"""The walk of continuation: branches and events, taken from one value of the parameter to the next.
+"""The assembly of branches and events, from one value of the parameter to the next.
+
+The points that a search finds at a value are linked to those at the value before: each is followed
+forward (`branch_tracking`), and takes the point that it arrives at. Points that nothing arrived at
+are followed backward, to where they come from. A branch that reaches a place at which the search
+found nothing adds that point. Lines, manifolds and degenerate points are not followed, but linked
+to the nearest of their kind. What begins, ends or changes its index is noted as an event.
 
 m: values of the parameter; d: components.
 """
@@ -10,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
+from flowlab._names import FormerName
 from flowlab.critical.branch_tracking import BranchSegment, Follower
 from flowlab.critical.types import CriticalPoint
 
@@ -22,27 +29,29 @@ What = Literal["appears", "vanishes", "changes index", "is lost"]
 
 @dataclass(frozen=True)
 class Event:
-    """A change in what there is.
+    """A change of the set of critical points.
 
     Attributes:
         value: The parameter at which it happens.
         what: "appears" or "vanishes" (in the order of rising values), where the Hessian is singular
             or a wall is met; "changes index"; or "is lost": the point could not be followed any
-            further down (`before` is "") or up, and neither was the case.
-        place: Where, shape (d,).
+            further down (`before` is "") or up, though neither is the case.
+        position: The point there, shape (d,).
         branch: Index of the branch.
         before: Name of the point below the value; "" for one that is not there.
         after: Name of the point above the value; "" for one that is not there.
-        within: How far off the value may be, as far as it was searched for.
+        within: The uncertainty of the value.
     """
 
     value: float
     what: What
-    place: Float[np.ndarray, " d"]
+    position: Float[np.ndarray, " d"]
     branch: int
     before: str
     after: str
     within: float = 0.0
+
+    place = FormerName("position")
 
 
 @dataclass
@@ -62,34 +71,34 @@ class Walk:
         self.branches: list[OpenBranch] = []
         self.events: list[Event] = []
 
-    def to(self, step: int, found: list[CriticalPoint]) -> None:
-        """Go on to a value at which points were found."""
+    def to(self, step: int, points: list[CriticalPoint]) -> None:
+        """Extend the branches to the next value, given the points found there."""
         value = float(self.values[step])
         if not step:
-            self.branches = [OpenBranch([value], [point]) for point in found]
+            self.branches = [OpenBranch([value], [point]) for point in points]
             return
         before = float(self.values[step - 1])
-        ahead = self._forward(before, value, found)
-        behind = self._backward(before, value, found, ahead)
-        self._nearest(before, value, found)
+        ahead = self._forward(before, value, points)
+        behind = self._backward(before, value, points, ahead)
+        self._nearest(before, value, points)
         for number, branch in self._ongoing(value):
             branch.closed = True
             self._end(number, ahead.get(number), before, value)
-        for index, point in enumerate(found):
+        for index, point in enumerate(points):
             if not any(branch.points[-1] is point for branch in self.branches):
                 self._begin(point, behind.get(index), step)
 
     def _ongoing(self, value: float) -> list[tuple[int, OpenBranch]]:
-        """Branches that are open and have no point yet at a value."""
+        """Indices of the open branches that have no point at a value yet."""
         numbered = enumerate(self.branches)
         return [(n, b) for n, b in numbered if not b.closed and b.values[-1] < value]
 
     def _forward(
-        self, before: float, value: float, found: list[CriticalPoint]
+        self, before: float, value: float, points: list[CriticalPoint]
     ) -> dict[int, BranchSegment]:
-        """Link what leads from the last points to points that were found; the segments of others.
+        """Link branches that lead to a point found at the value; the segments of the others.
 
-        A point to which a segment leads and that the search has missed is put among those found.
+        A point that a segment leads to, and that the search has missed, is added to those found.
         """
         segments: dict[int, BranchSegment] = {}
         led: dict[int, list[int]] = {}
@@ -100,32 +109,32 @@ class Walk:
             segments[number] = segment
             if not segment.reached:
                 continue
-            at = self.follow.nearest(segment.places[-1], branch.points[-1], found)
-            if at is None and not self.follow.inside(segment.places[-1]):
+            at = self.follow.nearest(segment.positions[-1], branch.points[-1], points)
+            if at is None and not self.follow.inside(segment.positions[-1]):
                 branch.closed = True
                 self.note_index_changes(number, segment)
                 continue
             if at is None:
-                at = len(found)
-                found.append(segment.described(-1))
+                at = len(points)
+                points.append(segment.described(-1))
             led.setdefault(at, []).append(number)
         for at, numbers in led.items():
-            misfits = [_misfit(segments[number], found[at]) for number in numbers]
+            misfits = [_misfit(segments[number], points[at]) for number in numbers]
             first = numbers[misfits.index(min(misfits))]
-            self._link(first, value, found[at], segments.pop(first))
+            self._link(first, value, points[at], segments.pop(first))
         return segments
 
     def _backward(
         self,
         before: float,
         value: float,
-        found: list[CriticalPoint],
+        points: list[CriticalPoint],
         ahead: dict[int, BranchSegment],
     ) -> dict[int, BranchSegment]:
-        """Link what leads back from points that nothing led to; the segments of others."""
+        """Link points that no branch led to, but that lead back to one; the others' segments."""
         segments: dict[int, BranchSegment] = {}
         taken = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
-        for index, point in enumerate(found):
+        for index, point in enumerate(points):
             if any(point is other for other in taken):
                 continue
             segment = self.follow.segment(value, point, before)
@@ -135,23 +144,23 @@ class Walk:
             left = self._ongoing(value)
             if segment.reached and left:
                 last = [branch.points[-1] for _, branch in left]
-                at = self.follow.nearest(segment.places[-1], point, last)
+                at = self.follow.nearest(segment.positions[-1], point, last)
                 if at is not None:
                     number = left[at][0]
                     ahead.pop(number, None)
                     self._link(number, value, point, segments.pop(index))
         return segments
 
-    def _nearest(self, before: float, value: float, found: list[CriticalPoint]) -> None:
-        """Link what is not followed to the nearest of its kind."""
+    def _nearest(self, before: float, value: float, points: list[CriticalPoint]) -> None:
+        """Link lines, manifolds and degenerate points to the nearest of their kind."""
         linked = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
         old = [(n, b.points[-1]) for n, b in self._ongoing(value)]
-        new = [point for point in found if not any(point is other for other in linked)]
+        new = [point for point in points if not any(point is other for other in linked)]
         for sort in {sort_of(point) for _, point in old if is_linked(point)}:
             mine = [(n, point) for n, point in old if sort_of(point) == sort]
             theirs = [point for point in new if sort_of(point) == sort]
             gaps = np.array(
-                [[np.linalg.norm(p.place - q.place) for q in theirs] for _, p in mine]
+                [[np.linalg.norm(p.position - q.position) for q in theirs] for _, p in mine]
             ).reshape(len(mine), len(theirs))
             for i, j in zip(*linear_sum_assignment(gaps), strict=True):
                 (number, last), point = mine[i], theirs[j]
@@ -164,7 +173,7 @@ class Walk:
                         number,
                         "changes index",
                         0.5 * (before + value),
-                        point.place,
+                        point.position,
                         (last.name, point.name),
                         0.5 * (value - before),
                     )
@@ -172,7 +181,7 @@ class Walk:
     def _link(
         self, number: int, value: float, point: CriticalPoint, segment: BranchSegment
     ) -> None:
-        """A branch goes on to a point, along a segment in either direction."""
+        """Extend a branch to a point, along a segment in either direction."""
         self.branches[number].values.append(value)
         self.branches[number].points.append(point)
         self.note_index_changes(number, segment)
@@ -180,33 +189,33 @@ class Walk:
     def note_index_changes(
         self, number: int, segment: BranchSegment, before: float | None = None
     ) -> None:
-        """Note where along a segment the index changes, if not at its end at a degenerate point."""
+        """Note the index changes along a segment, except one at a degenerate point at its end."""
         for change in segment.index_changes():
             if before is not None and segment.is_at(change.value, before):
                 continue
             self._note(
-                number, "changes index", change.value, change.place, change.names, change.within
+                number, "changes index", change.value, change.position, change.names, change.within
             )
 
     def note_stop(self, number: int, segment: BranchSegment, rises: bool) -> None:
-        """Note where a segment stops, and with it a branch, for rising values or for falling."""
+        """Note that a branch ends where its segment stops, for rising or for falling values."""
         what: What = "vanishes" if rises else "appears"
         names = (segment.name, "") if rises else ("", segment.name)
         kept = what if segment.reached or segment.ends else "is lost"
-        end = segment.values[-1], segment.places[-1]
+        end = segment.values[-1], segment.positions[-1]
         self._note(number, kept, *end, names, segment.within)
 
     def note_between(
         self, number: int, point: CriticalPoint, value: float, other: float, rises: bool
     ) -> None:
-        """Note that a point which cannot be followed is there at a value, and not at another."""
+        """Note that a point which cannot be followed exists at one value, but not at another."""
         vague, gap = point.dimension > 0, abs(other - value)
         at, within = (0.5 * (value + other), 0.5 * gap) if vague else (value, gap)
         names = (point.name, "") if rises else ("", point.name)
-        self._note(number, "vanishes" if rises else "appears", at, point.place, names, within)
+        self._note(number, "vanishes" if rises else "appears", at, point.position, names, within)
 
     def _end(self, number: int, segment: BranchSegment | None, before: float, value: float) -> None:
-        """Note where a branch ends that nothing goes on."""
+        """Close a branch that nothing continues, and note where it ends."""
         if segment is None:
             self.note_between(number, self.branches[number].points[-1], before, value, rises=True)
             return
@@ -214,7 +223,7 @@ class Walk:
         self.note_stop(number, segment, rises=True)
 
     def _begin(self, point: CriticalPoint, segment: BranchSegment | None, step: int) -> None:
-        """A new branch, taken back to where it comes from, and a note of that."""
+        """Begin a branch at a point, follow it back to its origin, and note that."""
         value, before = float(self.values[step]), float(self.values[step - 1])
         number = len(self.branches)
         branch = OpenBranch([value], [point])
@@ -226,7 +235,7 @@ class Walk:
             self.note_index_changes(number, segment)
             if not segment.reached:
                 break
-            if not self.follow.inside(segment.places[-1]):
+            if not self.follow.inside(segment.positions[-1]):
                 return
             if self._passes(segment):
                 break
@@ -242,36 +251,36 @@ class Walk:
         self.note_stop(number, segment, rises=False)
 
     def _passes(self, segment: BranchSegment) -> bool:
-        """True for a segment that ends on a branch."""
+        """True for a segment that ends on an existing branch."""
         there = [
             p
             for b in self.branches
             for v, p in zip(b.values, b.points, strict=True)
             if v == segment.values[-1]
         ]
-        return self.follow.nearest(segment.places[-1], segment.point, there) is not None
+        return self.follow.nearest(segment.positions[-1], segment.point, there) is not None
 
     def _note(
         self,
         number: int,
         what: What,
         value: float,
-        place: Float[np.ndarray, " d"],
+        position: Float[np.ndarray, " d"],
         names: tuple[str, str],
         within: float,
     ) -> None:
-        if self.follow.inside(place):
-            self.events.append(Event(float(value), what, place, number, *names, float(within)))
+        if self.follow.inside(position):
+            self.events.append(Event(float(value), what, position, number, *names, float(within)))
 
 
 def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:
-    """The misfit of a segment and the point that it leads to, to be compared."""
-    gap = float(np.linalg.norm(segment.places[-1] - point.place))
+    """The distance between the end of a segment and a point, to choose the best link by."""
+    gap = float(np.linalg.norm(segment.positions[-1] - point.position))
     return segment.point.index != point.index, gap
 
 
 def is_linked(point: CriticalPoint) -> bool:
-    """True for a line, a manifold or a degenerate point: what is not followed, but linked."""
+    """True for a line, a manifold or a degenerate point, which are linked and not followed."""
     return point.dimension > 0 or point.kind == "degenerate"
 
 

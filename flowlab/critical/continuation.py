@@ -1,4 +1,8 @@
-"""Continuation: critical points move, appear, vanish and change over a parameter.
+"""Continuation: critical points that move, appear, vanish or change over a parameter.
+
+At every given value all critical points of the region are searched for (`points`). Between two
+values each point is followed by a predictor and a corrector (`branch_tracking`); `branch_walk`
+links what is followed with what was found, and `momentary` passes values at which points meet.
 
 m: values of the parameter; k: values along a branch; d: components.
 """
@@ -13,6 +17,7 @@ import numpy.typing as npt
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
+from flowlab._names import FormerName
 from flowlab.critical.branch_tracking import Follower
 from flowlab.critical.branch_walk import Event, Walk
 from flowlab.critical.derivatives import checked_region
@@ -34,16 +39,18 @@ class Branch:
 
     Attributes:
         values: The parameter, ascending, shape (k,).
-        points: What it is at each value.
+        points: The critical point at each value.
     """
 
     values: Float[np.ndarray, " k"]
     points: tuple[CriticalPoint, ...] = field(repr=False)
 
+    places = FormerName("positions")
+
     @property
-    def places(self) -> Float[np.ndarray, "k d"]:
-        """The place at each value, shape (k, d)."""
-        return np.array([point.place for point in self.points])
+    def positions(self) -> Float[np.ndarray, "k d"]:
+        """The position at each value, shape (k, d)."""
+        return np.array([point.position for point in self.points])
 
     @property
     def index(self) -> Int[np.ndarray, " k"]:
@@ -57,7 +64,7 @@ class Branch:
 
     @property
     def stretches(self) -> tuple[tuple[str, float, float], ...]:
-        """Name, first and last value, of each run of values at which it has one name."""
+        """Name, first and last value of each run of values with the same name."""
         named = zip((point.name for point in self.points), self.values.tolist(), strict=True)
         runs = [(name, [v for _, v in run]) for name, run in groupby(named, itemgetter(0))]
         return tuple((name, run[0], run[-1]) for name, run in runs)
@@ -69,10 +76,10 @@ class Continuation:
 
     Attributes:
         parameter: Its name.
-        values: Where all points were searched for, ascending, shape (m,).
+        values: The values at which all points were searched for, ascending, shape (m,).
         branches: The points, followed.
-        events: Where one appears, vanishes, changes its index or is lost, by the parameter. A point
-            that enters or leaves the region is none.
+        events: The values at which one appears, vanishes, changes its index or is lost, in their
+            order. Entering or leaving the region is no event.
         components: Names of the components of a state, where they have such.
     """
 
@@ -83,13 +90,13 @@ class Continuation:
     components: tuple[str, ...] | None = None
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row for each branch and value: parameter, place, kind, index, potential, rates."""
+        """One row for each branch and value: parameter, position, kind, index, potential, rates."""
         names = self.components or tuple(f"component_{i}" for i in range(self._width))
         return [
             {
                 self.parameter: float(value),
                 "branch": number,
-                **dict(zip(names, map(float, point.place), strict=True)),
+                **dict(zip(names, map(float, point.position), strict=True)),
                 "name": point.name,
                 "index": point.index,
                 "value": point.value,
@@ -105,7 +112,7 @@ class Continuation:
             f"branch {number}: {self._told(branch)}" for number, branch in enumerate(self.branches)
         ] or ["no critical point at any value"]
         for event in self.events:
-            where = coordinates(event.place)
+            where = coordinates(event.position)
             words = f"{event.before} becomes {event.after}"
             if not (event.before and event.after):
                 words = f"{event.before or event.after} {event.what}"
@@ -124,7 +131,7 @@ class Continuation:
 
     @property
     def _width(self) -> int:
-        return len(self.branches[0].points[0].place) if self.branches else 0
+        return len(self.branches[0].points[0].position) if self.branches else 0
 
 
 @one_call()
@@ -137,19 +144,19 @@ def continuation(
     starts: int = 128,
     progress: bool | None = None,
 ) -> Continuation:
-    """Critical points followed over a hyper-parameter of a flow, with what happens on the way.
+    """Critical points followed over a hyper-parameter of a flow, with the events on the way.
 
-    At every value all points of the region are searched for. A point is followed from one value to
-    the next: the tangent −H⁻¹ ∂∇L/∂λ predicts, Newton's method corrects, and a step counts if the
-    correction is small beside it and the way back leads to where it began; else it is halved. Where
-    no step counts, however short, the Hessian is singular (two points meet), or a wall is met, or
-    the point is lost. Points on walls are followed along them. Branches are what is linked so, and
-    none takes a point from another, but where they meet. A branch has a kind at each value.
+    At every value all points of the region are searched for. Each point is followed from one value
+    to the next: the tangent −H⁻¹ ∂∇L/∂λ predicts, and Newton's method corrects. A step is accepted
+    if the correction is small compared with it and the step back returns to its beginning; else it
+    is shortened. Where even the shortest step fails, the Hessian is singular (two points meet), a
+    wall is met, or the point is lost. Points on walls are followed along them. Points that are
+    linked in this way form a branch; branches share a point only where they meet.
 
-    A value at which points meet, and one degenerate point or a line is all that is found of them,
-    is passed: branches are followed from the value before it to the one after, and those that come
-    to the point share it, at this value alone. Lines and manifolds of points, and points that stay
-    degenerate from value to value, are not followed but linked to the nearest of their kind.
+    If points meet at one of the given values, the search finds a single degenerate point or a line
+    there. Branches are then followed from the value before to the value after, and those that meet
+    share the point at this value. Lines and manifolds, and points that are degenerate at every
+    value, are not followed but linked to the nearest of their kind.
 
     Args:
         flow: A flow whose states are vectors.
@@ -163,12 +170,12 @@ def continuation(
         ValueError: If the values do not increase, the flow has no such hyper-parameter, or the
             region does not fit the flow.
 
-    Accuracy: the values of events are located to 1e-10 of the distance between two values, where
-        rounding lets two points be told apart that are so close to meeting; those of lines and
-        manifolds to half that distance, and those of degenerate points to the distance. `within`
-        says which. A pair that appears and vanishes between two values is missed, and so is an
-        index that changes and changes back. Indices that change within 1e-4 of that distance are
-        told of as one change.
+    Accuracy: events are located to 1e-10 of the distance between two values, unless rounding hides
+        the difference of two points that are about to meet; events of lines and manifolds to half
+        that distance, and those of degenerate points to the whole distance. `within` gives the
+        uncertainty of each. A pair that appears and vanishes between two values is missed, and so
+        is an index that changes and changes back. Index changes within 1e-4 of that distance are
+        reported as one.
 
     Source: Allgower and Georg, Numerical Continuation Methods (Springer 1990), chapter 2.
     """

@@ -1,6 +1,18 @@
-"""Lines and manifolds of critical points: roots that go on along the directions without curvature.
+"""Lines and manifolds of critical points, traced from one of their points.
+
+At a root with a direction of no curvature there may be a line of roots. It is traced by a
+predictor and a corrector: a step of 0.005 of the region's diagonal along the null vector of the
+Hessian, then Newton's method back to a root, in both directions until a side of the region is met
+or the line closes. A root that does not go on (the corrector returns to it, or fails) is an
+isolated degenerate point. A path along which the slope, though below rounding beside the curvature
+across, has one sign and only falls is a tail of the potential and no line. The path is cut where
+the number of positive or negative curvatures across it changes. Of manifolds of more dimensions one
+point is given; other roots belong to it if a walk along the flat directions leads from them to it.
 
 k: points of a path; d: components.
+
+Source: Allgower and Georg, Numerical Continuation Methods (1990), chapter 2, for predictors and
+correctors.
 """
 
 from collections.abc import Callable
@@ -40,19 +52,19 @@ _TELLING = 1e-8  # of the largest curvature around: less across a line does not 
 
 @dataclass(frozen=True)
 class CriticalSet:
-    """Critical points without a gap between them.
+    """A connected set of critical points: a line or a manifold.
 
     Attributes:
-        place: The one nearest to the middle of the region.
+        position: The one nearest to the middle of the region.
         dimension: 1 for a line.
         path: Points along a line; None for more dimensions.
         pieces: The path, cut where the signs of the curvatures across the line change.
         width: Typical distance in the region.
-        tail: Whether it is none, but a tail: the slope along it, though below rounding of what is
-            across, has one sign and only falls.
+        tail: Whether it is no critical set but a tail of the potential, along which the slope has
+            one sign and falls monotonically, though below the rounding of the slope across.
     """
 
-    place: Float[np.ndarray, " d"]
+    position: Float[np.ndarray, " d"]
     dimension: int
     path: Float[np.ndarray, "k d"] | None
     pieces: tuple[Float[np.ndarray, "k d"], ...]
@@ -60,12 +72,12 @@ class CriticalSet:
     tail: bool = False
 
     def holds(self, flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
-        """The roots that belong to it: by a walk on a manifold, or by their distance from a line.
+        """Mask of the roots that belong to the set: close to its line, or connected by a walk.
 
-        What lies beside a line, and curves the other way, is another line close by.
+        A root beside a line at which the curvature has the other sign is on another line close by.
         """
         if self.path is None:
-            return _walked(flow, points, self.place, self.dimension, self.width)
+            return _walked(flow, points, self.position, self.dimension, self.width)
         apart = distance_to_path(points, self.path)
         nearest = np.argmin(np.linalg.norm(points[:, None] - self.path, axis=2), axis=1)
         alike = _signs(flow, points) * _signs(flow, self.path)[nearest] >= 0
@@ -74,7 +86,7 @@ class CriticalSet:
 
 @dataclass(frozen=True)
 class _Tracer:
-    """A tracer of lines of critical points, with what stays the same on the way.
+    """A tracer of lines of critical points, with the data that all its steps share.
 
     Attributes:
         flow: The flow.
@@ -82,7 +94,7 @@ class _Tracer:
         width: Its diagonal.
         scale: A typical |∇L|.
         along: Directions of the face that the line lies on, as columns.
-        admits: Whether a place counts, beyond being a root.
+        admits: A further condition on roots.
     """
 
     flow: AbstractFlow
@@ -102,30 +114,30 @@ class _Tracer:
         known = np.concatenate([self.ends[:, 1], -self.ends[:, 0], offsets / lengths])
         return np.concatenate([one, -one, walls]), known
 
-    def seen(self, place: Float[np.ndarray, " d"]) -> tuple[Any, Any, Any]:
-        """Slope and curvature along the face at a place, and the least that counts as curvature."""
-        return restricted(derivatives_at(self.flow, place[None]), self.along, self.width)
+    def seen(self, position: Float[np.ndarray, " d"]) -> tuple[Any, Any, Any]:
+        """Slope and Hessian along the face at a position, and the least curvature that counts."""
+        return restricted(derivatives_at(self.flow, position[None]), self.along, self.width)
 
     def corrected(
-        self, place: Float[np.ndarray, " d"]
+        self, position: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, " d"], float, Float[np.ndarray, "1 k k"]]:
-        """The root beside a place, the length of the step that is left there, and its curvature."""
+        """The root near a position, the length of the next Newton step there, and the Hessian."""
         left = np.inf
         for _ in range(_CORRECTIONS):
-            slope, bend, floor = self.seen(place)
+            slope, bend, floor = self.seen(position)
             if np.linalg.norm(slope) <= _NO_SLOPE * self.scale:
-                return place, 0.0, bend
+                return position, 0.0, bend
             steps, lengths = root_step(slope, bend, self.width, floor)
             left = float(lengths[0])
             if not np.all(np.isfinite(steps)) or left > self.width:
-                return place, np.inf, bend
-            place = place + self.along @ steps[0]
+                return position, np.inf, bend
+            position = position + self.along @ steps[0]
             if left <= EXACT_STEP * self.width:
-                return place, left, bend
-        return place, left, self.seen(place)[1]
+                return position, left, bend
+        return position, left, self.seen(position)[1]
 
     def goes_on(self, root: Float[np.ndarray, " d"], step: Float[np.ndarray, " d"]) -> bool:
-        """True if there is another root a step away, neither nearer nor farther."""
+        """True if Newton's method from a step away finds another root about a step away."""
         there, left, _ = self.corrected(root + step)
         length = float(np.linalg.norm(step))
         moved = float(np.linalg.norm(there - root))
@@ -133,40 +145,42 @@ class _Tracer:
         return settled and self.admits(there)
 
     def traced(
-        self, root: Float[np.ndarray, " d"], way: Float[np.ndarray, " d"]
+        self, root: Float[np.ndarray, " d"], direction: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, "k d"], bool]:
-        """A line through a root, both ways to the sides, or all round; and whether it got there."""
-        first, whole = self.half(root, way)
+        """The line through a root, in both directions, and whether it ends at sides or closes."""
+        first, whole = self.half(root, direction)
         if whole and len(first) > 1 and np.all(first[0] == first[-1]):
             return first, True
-        second, other = self.half(root, -way)
+        second, other = self.half(root, -direction)
         return np.concatenate([second[:0:-1], first]), whole and other
 
     def half(
-        self, root: Float[np.ndarray, " d"], way: Float[np.ndarray, " d"]
+        self, root: Float[np.ndarray, " d"], direction: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, "k d"], bool]:
-        """A line followed one way, and whether it came to a side of the region or back."""
+        """The line in one direction, and whether it came to a side of the region or closed."""
         step = _STEP * self.width
         normals, offsets = self.sides
         path = [root]
         for _ in range(_LONGEST):
-            ahead = path[-1] + step * way
-            place, left, bend = self.corrected(ahead)
-            if np.any(normals @ place > offsets + ROOT_STEP * self.width):
-                path.append(_cut(path[-1], place, normals, offsets))
+            ahead = path[-1] + step * direction
+            position, left, bend = self.corrected(ahead)
+            if np.any(normals @ position > offsets + ROOT_STEP * self.width):
+                path.append(_cut(path[-1], position, normals, offsets))
                 return np.array(path), True
-            strayed = np.linalg.norm(place - ahead) > _STRAYED * step
-            if left > _SETTLED * step or strayed or not self.admits(place):
+            strayed = np.linalg.norm(position - ahead) > _STRAYED * step
+            if left > _SETTLED * step or strayed or not self.admits(position):
                 break
-            path.append(place)
-            if len(path) > 3 and np.linalg.norm(place - root) < step:
+            path.append(position)
+            if len(path) > 3 and np.linalg.norm(position - root) < step:
                 return np.array([*path, root]), True
             values, vectors = spectrum(bend)
             tangent = self.along @ vectors[0][:, np.argmin(np.abs(values[0]))]
-            moved = place - path[-2]
+            moved = position - path[-2]
             # Where no curvature is left across, nothing tells the tangent from other directions.
             known = abs(tangent @ moved) > _ALIGNED * np.linalg.norm(moved)
-            way = tangent * np.sign(tangent @ way) if known else moved / np.linalg.norm(moved)
+            direction = (
+                tangent * np.sign(tangent @ direction) if known else moved / np.linalg.norm(moved)
+            )
         return np.array(path), False
 
 
@@ -178,9 +192,9 @@ def critical_set(
     scale: float,
     *,
     along: Float[np.ndarray, "d k"] | None = None,
-    admits: Callable[[Float[np.ndarray, " d"]], bool] = lambda place: True,
+    admits: Callable[[Float[np.ndarray, " d"]], bool] = lambda position: True,
 ) -> CriticalSet | None:
-    """The critical set that a root belongs to; None if it goes on in none of its flat directions.
+    """The critical set that a root belongs to; None if the root is isolated.
 
     Args:
         flow: The flow.
@@ -189,13 +203,17 @@ def critical_set(
         ends: The region.
         scale: A typical |∇L|.
         along: The directions of the face that holds the root, as columns; None for all.
-        admits: Whether a place belongs to the set, beyond being a root.
+        admits: A further condition on the roots of the set.
     """
     width = diagonal(ends)
     face = np.eye(len(root)) if along is None else along
     tracer = _Tracer(flow, ends, width, scale, face, admits)
     step = 0.2 * _STEP * width
-    ways = [way for way in flat.T if any(tracer.goes_on(root, s * step * way) for s in (-1, 1))]
+    ways = [
+        direction
+        for direction in flat.T
+        if any(tracer.goes_on(root, s * step * direction) for s in (-1, 1))
+    ]
     if not ways:
         return None
     if len(ways) > 1:
@@ -206,8 +224,8 @@ def critical_set(
     if short and not (whole or tail):
         return None
     path = np.clip(path, ends[:, 0], ends[:, 1])
-    place = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
-    return CriticalSet(place, 1, path, _pieces(tracer, path, place), width, tail)
+    position = path[np.argmin(np.linalg.norm(path - ends.mean(axis=1), axis=1))]
+    return CriticalSet(position, 1, path, _pieces(tracer, path, position), width, tail)
 
 
 def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
@@ -217,7 +235,7 @@ def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.nda
 
 
 def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
-    """True for a path along which the slope has one sign and only falls, unlike rounding."""
+    """True for a path along which the slope has one sign and is monotonic."""
     inner = path[1:-1]
     slope = np.sum(derivatives_at(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
     told = slope[slope != 0]
@@ -228,13 +246,15 @@ def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
 
 
 def _pieces(
-    tracer: _Tracer, path: Float[np.ndarray, "k d"], place: Float[np.ndarray, " d"]
+    tracer: _Tracer, path: Float[np.ndarray, "k d"], position: Float[np.ndarray, " d"]
 ) -> tuple[Float[np.ndarray, "k d"], ...]:
     """A path, cut where the signs of the curvatures across it change."""
     bend = restricted(derivatives_at(tracer.flow, path), tracer.along, tracer.width)[1]
     values = spectrum(bend)[0]
     steps = AROUND * tracer.width * tracer.along.T
-    around = derivatives_at(tracer.flow, np.concatenate([place + steps, place - steps])).hessian
+    around = derivatives_at(
+        tracer.flow, np.concatenate([position + steps, position - steps])
+    ).hessian
     least = _TELLING * np.max(np.abs(spectrum(around)[0]))
     flattest = np.argmin(np.abs(values), axis=1)
     values[np.arange(len(values)), flattest] = 0
@@ -256,7 +276,7 @@ def _pieces(
 def distance_to_path(
     points: Float[np.ndarray, "n d"], path: Float[np.ndarray, "k d"]
 ) -> Float[np.ndarray, " n"]:
-    """Distance of points from a path, as that from the nearest of its pieces."""
+    """Distance of points from a polygonal path."""
     if len(path) == 1:
         return np.linalg.norm(points - path[0], axis=1)
     starts, pieces = path[:-1], np.diff(path, axis=0)
@@ -266,9 +286,11 @@ def distance_to_path(
     return np.min(np.linalg.norm(apart - share[..., None] * pieces, axis=2), axis=1)
 
 
-def distance_to(point: CriticalPoint, places: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    """Distance of places from a critical point, or from the line of such."""
-    return distance_to_path(places, point.place[None] if point.path is None else point.path)
+def distance_to(
+    point: CriticalPoint, positions: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, " n"]:
+    """Distance of positions from a critical point, or from its line."""
+    return distance_to_path(positions, point.position[None] if point.path is None else point.path)
 
 
 def _walked(
@@ -278,9 +300,9 @@ def _walked(
     dimension: int,
     width: float,
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of the roots that a walk on a manifold leads to another of its points.
+    """Mask of the roots from which a walk on a manifold leads to one of its points.
 
-    Each step goes towards the goal as far as the flattest directions allow, and back to a root.
+    Each step goes towards the goal within the flattest directions, and then back to a root.
     """
     here, step = np.array(points, float), _WALK * width
     sizes = np.sort(np.abs(spectrum(derivatives_at(flow, here).hessian)[0]), axis=1)
@@ -314,9 +336,9 @@ def _walked(
 def _cut(
     inside: np.ndarray, outside: np.ndarray, normals: np.ndarray, offsets: np.ndarray
 ) -> Float[np.ndarray, " d"]:
-    """The place at which the way from a point inside to one outside leaves the region."""
-    way = outside - inside
-    rises, room = normals @ way, offsets - normals @ inside
-    leaves = rises > 1e-9 * np.linalg.norm(way)
+    """The point at which the segment from a point inside to one outside leaves the region."""
+    direction = outside - inside
+    rises, room = normals @ direction, offsets - normals @ inside
+    leaves = rises > 1e-9 * np.linalg.norm(direction)
     shares = room[leaves] / rises[leaves]
-    return inside + float(np.clip(np.min(shares, initial=1.0), 0, 1)) * way
+    return inside + float(np.clip(np.min(shares, initial=1.0), 0, 1)) * direction

@@ -1,4 +1,11 @@
-"""Gradient, Hessian and metric of a flow at many states at once, in float64.
+"""Gradient, Hessian and metric of a flow at many states, and Newton's step, in float64.
+
+Derivatives are exact, by automatic differentiation (Hessians forward over reverse), and evaluated
+for many states by one program. `root_step` is Newton's step −H⁻¹∇L in the eigenbasis of H. In a
+direction whose curvature is below rounding of the largest one, it is left out if the slope is
+within rounding too, and is long if it is not. `curvatures` sets an eigenvalue to 0 where it is
+below 1e-12 of the largest curvature in the surroundings, or where it changes by half within the
+distance by which the root may be off.
 
 n: states; d: components.
 """
@@ -71,7 +78,7 @@ class Derivatives(NamedTuple):
 
     @property
     def velocity(self) -> Float[np.ndarray, "n d"]:
-        """−M∇L, walls apart."""
+        """−M∇L, regardless of walls."""
         with np.errstate(all="ignore"):
             return -np.einsum("nij,nj->ni", self.metric, self.gradient)
 
@@ -82,7 +89,7 @@ class Derivatives(NamedTuple):
             return np.linalg.norm(self.velocity, axis=1)
 
     def at(self, mask: Bool[np.ndarray, " n"]) -> "Derivatives":
-        """The same at some of the states."""
+        """The derivatives at a subset of the states."""
         return Derivatives(*(leaf[mask] for leaf in self))
 
 
@@ -103,10 +110,10 @@ def derivatives_at(flow: AbstractFlow, states: npt.ArrayLike) -> Derivatives:
 
 
 def _lanes(count: int, size: int) -> int:
-    """The number of states that are evaluated at once, so chosen that few programs are compiled.
+    """The number of states that are evaluated at once, from a few values to limit compilation.
 
-    One for a plane: what is evaluated in vain costs less than a call. With more components Hessians
-    cost more, and fewer states are filled up to 2, 8, 32, 128 or 512.
+    In a plane the number is always the same, since superfluous evaluations cost less than a call.
+    With more components Hessians cost more, and batches are padded to 2, 8, 32, 128 or 512.
     """
     cheap = 4 * _AT_ONCE // size**2
     wanted = min(max(count, cheap, 1), _AT_ONCE)
@@ -129,16 +136,16 @@ def root_step(
     size: float | Float[np.ndarray, " n"],
     floor: Float[np.ndarray, " n"] | None = None,
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
-    """Newton's step to a zero of the gradient, and how far it leads beyond what rounding makes.
+    """Newton's step to a zero of the gradient, and its length without the part due to rounding.
 
-    A direction is left out only where rounding hides its curvature and its slope; a slope without
-    curvature leads far, or is not finite. Where rounding alone may have made the slope, the second
-    number is without the step that it leads to: so roots are told from what is none.
+    A direction is left out only if both its curvature and its slope are within rounding; a slope
+    without curvature gives a long step, or one that is not finite. Directions whose slope may be
+    rounding alone do not count in the length, so that a length near zero means a root.
 
     Args:
         gradient: Slopes.
         hessian: Curvatures.
-        size: How large coordinates are, of which rounding is a part.
+        size: The magnitude of coordinates, which sets that of rounding errors.
         floor: The least that counts as the largest curvature; None for none.
     """
     values, vectors = spectrum(hessian)
@@ -159,23 +166,23 @@ def root_step(
 
 def curvatures(
     flow: AbstractFlow,
-    place: Float[np.ndarray, " d"],
+    position: Float[np.ndarray, " d"],
     width: float,
     along: Float[np.ndarray, "d k"] | None = None,
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
     """Eigenvalues of the Hessian at a root, ascending, and its eigenvectors as columns.
 
-    An eigenvalue is 0 where it is below what rounding leaves, 1e-12 of the largest a hundredth of
-    the region around; or where it is not the same within the distance by which the root may be off:
-    four of Newton's steps in its direction, with what rounding adds to the slope.
+    An eigenvalue is set to 0 if it is below rounding, 1e-12 of the largest within a hundredth of
+    the region; or if it is not constant over the uncertainty of the root, four Newton steps in its
+    direction, rounding of the slope included.
 
     Args:
         flow: The flow.
-        place: The root.
+        position: The root.
         width: A typical distance.
-        along: Directions, as columns, to which all is restricted; None for all.
+        along: Directions, as columns, to which the Hessian is restricted; None for all.
     """
-    face = np.eye(len(place)) if along is None else along
+    face = np.eye(len(position)) if along is None else along
     if not face.shape[1]:
         return np.zeros(0), np.zeros((0, 0))
 
@@ -183,19 +190,19 @@ def curvatures(
         values, vectors = spectrum(restricted(derivatives_at(flow, state[None]), face, width)[1])
         return values[0], vectors[0]
 
-    steps = AROUND * width * np.concatenate([np.eye(len(place)), -np.eye(len(place))])
-    there = derivatives_at(flow, np.concatenate([place[None], place + steps]))
+    steps = AROUND * width * np.concatenate([np.eye(len(position)), -np.eye(len(position))])
+    there = derivatives_at(flow, np.concatenate([position[None], position + steps]))
     largest = float(np.max(np.abs(spectrum(there.hessian)[0])))
     if along is not None:
         largest = max(largest, float(np.linalg.norm(there.gradient[0])) / width)
-    values, vectors = at(place)
+    values, vectors = at(position)
     for i in np.flatnonzero(np.abs(values) <= _WEAK * largest):
         slope = abs(there.gradient[0] @ face @ vectors[:, i])
-        rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(place))
+        rounding = _ROUNDED * np.max(np.abs(values)) * (width + np.linalg.norm(position))
         with np.errstate(over="ignore"):
             off = 4 * (slope + rounding) / max(abs(values[i]), 1e-300)
-        way = min(off, AROUND * width) * (face @ vectors[:, i])
-        beside = [at(place + s * way)[0][i] for s in (-1, 1)]
+        offset = min(off, AROUND * width) * (face @ vectors[:, i])
+        beside = [at(position + s * offset)[0][i] for s in (-1, 1)]
         same = np.max(np.abs(beside - values[i])) <= 0.5 * abs(values[i])
         if abs(values[i]) <= _NO_CURVATURE * largest or not same:
             values[i] = 0.0
@@ -205,10 +212,10 @@ def curvatures(
 def restricted(
     there: Derivatives, along: Float[np.ndarray, "d k"], width: float
 ) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k k"], Float[np.ndarray, " n"] | None]:
-    """Slopes and curvatures along a face, and the least that counts as the largest curvature.
+    """Slopes and Hessians along a face, and the least that counts as the largest curvature.
 
-    That is None where the face is all: on a wall, the slope that presses against it is a measure
-    of the rounding along it.
+    The last is None without walls. On a wall, the slope that presses against it sets the scale of
+    the rounding along it.
     """
     with np.errstate(all="ignore"):
         slope = there.gradient @ along
@@ -223,41 +230,41 @@ def restricted(
 
 def newton(
     flow: AbstractFlow,
-    places: Float[np.ndarray, "n d"],
+    positions: Float[np.ndarray, "n d"],
     width: float,
     along: Float[np.ndarray, "d k"] | None = None,
 ) -> tuple[
     Float[np.ndarray, "n d"], Derivatives, Float[np.ndarray, "n d"], Float[np.ndarray, " n"]
 ]:
-    """Newton's method for zeros of the gradient, from many places at once.
+    """Newton's method for zeros of the gradient, from many positions at once.
 
     Args:
         flow: The flow.
-        places: Where to begin.
+        positions: Where to begin.
         width: A typical distance.
         along: Directions, as columns, to which gradient and steps are restricted; None for all.
 
     Returns:
-        The places where it ended, the derivatives there, the step that would follow, and how far
-        that leads beyond what rounding makes.
+        The positions at which it ended, the derivatives there, the next step, and its length
+            without the part due to rounding.
     """
-    there = derivatives_at(flow, places)
+    there = derivatives_at(flow, positions)
     step, sure = _newton_step(there, width, along)
     for _ in range(NEWTON_STEPS):
         with np.errstate(all="ignore"):
             length = np.linalg.norm(np.where(np.isfinite(step), step, np.inf), axis=1) / width
         if np.all((length < _ENDED[0]) | (length > _ENDED[1])):
             break
-        places = places + capped(step, _LONGEST_STEP * width)
-        there = derivatives_at(flow, places)
+        positions = positions + capped(step, _LONGEST_STEP * width)
+        there = derivatives_at(flow, positions)
         step, sure = _newton_step(there, width, along)
-    return places, there, step, sure
+    return positions, there, step, sure
 
 
 def _newton_step(
     there: Derivatives, width: float, along: Float[np.ndarray, "d k"] | None
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
-    """The step of `root_step` at each state, and how far it leads beyond what rounding makes."""
+    """The step of `root_step` at each state, and its length without the part due to rounding."""
     if along is None:
         return root_step(there.gradient, there.hessian, width)
     if not along.shape[1]:
@@ -269,19 +276,19 @@ def _newton_step(
 
 
 def onto_walls(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], slack: float
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], slack: float
 ) -> Float[np.ndarray, "n d"]:
-    """Places, with those put onto a wall that are beyond it by no more than a slack."""
+    """Positions, of which those beyond a wall by no more than `slack` are put onto it."""
     for normal, offset in zip(*flow.domain.walls(), strict=True):
         length = float(np.linalg.norm(normal))
-        beyond = (places @ normal - offset) / length
+        beyond = (positions @ normal - offset) / length
         beyond = np.where((beyond > 0) & (beyond <= slack), beyond, 0)
-        places = places - beyond[:, None] * normal / length
-    return places
+        positions = positions - beyond[:, None] * normal / length
+    return positions
 
 
 def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:
-    """Points of which those that are closer to an earlier one are left out."""
+    """The points without those that are closer than a distance to an earlier one."""
     kept, left = [], points
     while len(left):
         kept.append(left[0])
@@ -290,7 +297,7 @@ def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.nd
 
 
 def capped(step: Float[np.ndarray, "n d"], longest: float) -> Float[np.ndarray, "n d"]:
-    """Steps cut to a length; none where they are not finite."""
+    """Steps, shortened to a maximal length; 0 where they are not finite."""
     with np.errstate(all="ignore"):
         length = np.linalg.norm(step, axis=1, keepdims=True)
         step = np.where(length > longest, step * (longest / length), step)
@@ -326,7 +333,7 @@ def real_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "..."]:
     """Starts in float64.
 
     Raises:
-        ValueError: If they are not real numbers, of which a part would be dropped.
+        ValueError: If they are not real numbers.
     """
     return real("starts", starts).astype(np.float64)
 
@@ -335,7 +342,8 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
     """A region as an array of lower and upper ends.
 
     Raises:
-        ValueError: If it is no such thing, or the states of the flow are not vectors of its length.
+        ValueError: If it is not of shape (d, 2), or the states of the flow are no vectors of length
+            d.
     """
     try:
         ends = np.asarray(region, dtype=float)
@@ -356,7 +364,7 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
 
 
 def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float) -> AbstractFlow:
-    """A flow whose lines stop at the sides of a region widened by a part of its width."""
+    """A flow whose lines stop at the sides of a region, widened by a fraction of its width."""
     room = margin * (region[:, 1] - region[:, 0])
     lower, upper = region[:, 0] - room, region[:, 1] + room
     if flow.domain.absorbing:
@@ -365,7 +373,7 @@ def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float
 
 
 class Enclosed(AbstractFlow):
-    """A flow on another domain than its own."""
+    """A flow on a smaller domain than its own."""
 
     flow: AbstractFlow
     domain: AbstractDomain

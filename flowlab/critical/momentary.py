@@ -1,8 +1,9 @@
-"""Values of a parameter at which critical points meet: whose is what is there at that value alone.
+"""Values of a parameter at which critical points meet, and what is found at that value alone.
 
-A pitchfork, a fold or a crossing at a value that is looked at leaves one degenerate point there,
-or a line, which no step leads to or from. Branches are followed past such values, and then given
-what they pass through.
+If such a value (of a pitchfork, a fold or a crossing) is among those that are looked at, the search
+finds one degenerate point there, or a line, which no step can lead to or from, since the Hessian is
+singular. Branches are therefore followed past such a value, from the one before to the one after,
+and are given the point that they pass through.
 """
 
 from collections.abc import Sequence
@@ -16,18 +17,18 @@ from flowlab.critical.types import CriticalPoint
 
 __all__ = ["fill", "is_momentary"]
 
-Found = Sequence[Sequence[CriticalPoint]]
+PointsAt = Sequence[Sequence[CriticalPoint]]
 
 
-def is_momentary(found: Found, at: int, width: float) -> bool:
-    """True if a degenerate point or a line is found at a value, and no such at those beside it.
+def is_momentary(points_at: PointsAt, at: int, width: float) -> bool:
+    """True if a degenerate point or line is found at a value, but not at the values beside it.
 
     Args:
-        found: The critical points at each value.
-        at: The number of the value.
+        points_at: The critical points at each value.
+        at: The index of the value.
         width: A typical distance in the region.
     """
-    beside = [point for i in (at - 1, at + 1) if 0 <= i < len(found) for point in found[i]]
+    beside = [point for i in (at - 1, at + 1) if 0 <= i < len(points_at) for point in points_at[i]]
     return any(
         is_linked(point)
         and not any(
@@ -35,35 +36,35 @@ def is_momentary(found: Found, at: int, width: float) -> bool:
             and (point.dimension or _gap(point, other) <= FARTHEST_LINK * width)
             for other in beside
         )
-        for point in found[at]
+        for point in points_at[at]
     )
 
 
-def fill(walk: Walk, values: Float[np.ndarray, " m"], found: Found) -> None:
-    """Give the branches of a walk what is found at the values that it has passed.
+def fill(walk: Walk, values: Float[np.ndarray, " m"], points_at: PointsAt) -> None:
+    """Add to the branches of a walk the points found at the values that it has skipped.
 
     Args:
         walk: A walk over some of the values, at its end.
         values: All values, ascending.
-        found: The critical points at each of them.
+        points_at: The critical points at each of them.
     """
     followed = set(walk.values.tolist())
     for at, value in enumerate(map(float, values)):
         if value not in followed:
-            _Passed(walk, values, at, list(found[at])).fill()
+            _Passed(walk, values, at, list(points_at[at])).fill()
 
 
 class _Passed:
-    """A value that a walk has passed, with what is found there."""
+    """A value that a walk has skipped, with the points found there."""
 
     def __init__(
         self,
         walk: Walk,
         values: Float[np.ndarray, " m"],
         at: int,
-        found: list[CriticalPoint],
+        points_at: list[CriticalPoint],
     ) -> None:
-        self.walk, self.found, self.value = walk, found, float(values[at])
+        self.walk, self.points_at, self.value = walk, points_at, float(values[at])
         self.at_end = at in (0, len(values) - 1)
         self.beside = [float(values[i]) for i in (at - 1, at + 1) if 0 <= i < len(values)]
         followed = walk.values
@@ -71,10 +72,10 @@ class _Passed:
         self.ends = (below[-1] if len(below) else np.inf, above[0] if len(above) else -np.inf)
 
     def fill(self) -> None:
-        """Link the branches that pass, begin or end here, and begin one for what is left."""
+        """Link the branches that pass, begin or end here; begin new ones for the other points."""
         taken = [self._linked(number) for number in range(len(self.walk.branches))]
         taken = [point for point in taken if point is not None]
-        for point in self.found:
+        for point in self.points_at:
             if not any(point is other or self._is_same(point, other) for other in taken):
                 taken.append(point)
                 self._alone(point)
@@ -100,19 +101,19 @@ class _Passed:
 
     def _at(self, segment: BranchSegment) -> CriticalPoint | None:
         """The critical point that a segment leads to."""
-        point = self.walk.follow.met(segment, self.value, self.found)
-        inside = self.walk.follow.inside(segment.places[-1])
+        point = self.walk.follow.met(segment, self.value, self.points_at)
+        inside = self.walk.follow.inside(segment.positions[-1])
         return segment.described(-1) if point is None and segment.reached and inside else point
 
     def _nearest_alike(self, last: CriticalPoint) -> CriticalPoint | None:
         """The nearest critical point of the same kind as one that cannot be followed."""
-        alike = [point for point in self.found if sort_of(point) == sort_of(last)]
+        alike = [point for point in self.points_at if sort_of(point) == sort_of(last)]
         return min(alike, key=lambda point: _gap(point, last), default=None)
 
     def _note_end(
         self, number: int, segment: BranchSegment | None, last: CriticalPoint, start: float
     ) -> None:
-        """Note what happens to a branch on its way to the first or last of all values."""
+        """Note the events of a branch on its way to the first or last of all values."""
         rises = self.value > start
         if segment is None:
             if self._nearest_alike(last) is None:
@@ -123,7 +124,7 @@ class _Passed:
             self.walk.note_stop(number, segment, rises)
 
     def _alone(self, point: CriticalPoint) -> None:
-        """Begin a branch of one value, and note how it comes and goes."""
+        """Begin a branch of a single value, and note how its point appears and vanishes."""
         number = len(self.walk.branches)
         self.walk.branches.append(OpenBranch([self.value], [point], closed=True))
         for goal in self.beside:
@@ -135,10 +136,10 @@ class _Passed:
                 self.walk.note_stop(number, segment, rises)
 
     def _is_same(self, point: CriticalPoint, other: CriticalPoint) -> bool:
-        """True for two of one sort, that rounding has parted, on the way between branches."""
+        """True for two points of one kind at which branches meet, apart only by rounding."""
         both = is_linked(point) and sort_of(point) == sort_of(other) and not point.dimension
-        return both and self.walk.follow.is_meeting(point, other.place)
+        return both and self.walk.follow.is_meeting(point, other.position)
 
 
 def _gap(point: CriticalPoint, other: CriticalPoint) -> float:
-    return float(np.linalg.norm(point.place - other.place))
+    return float(np.linalg.norm(point.position - other.position))

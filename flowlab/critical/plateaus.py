@@ -1,4 +1,9 @@
-"""A census of the slow regions of a plane: how large they are, and how long they hold a line up.
+"""A census of the slow regions of a plane: how large they are, and how long they hold a line.
+
+The speed is evaluated at the centres of a grid of cells. Cells slower than a threshold, and not yet
+past the target, form plateaus, one for each component of cells that share a side. A flow line from
+every cell of a plateau, and from the ring of cells around it, then gives the residence (flow time
+below the threshold) and the arrival at the target, of both of which the median is told.
 
 a, b: cells along the two components; n: cells in a list.
 """
@@ -17,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy import ndimage
 
 from flowlab import measures
+from flowlab._names import FormerName
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal
 from flowlab.critical.points import refined
 from flowlab.critical.tolerances import ON_POINT
@@ -30,26 +36,26 @@ __all__ = ["Plateau", "Plateaus", "plateaus"]
 
 @dataclass(frozen=True, eq=False)
 class Plateau:
-    """A connected region in which a flow is slow, of states that are not past the target.
+    """A connected region of states before the target in which a flow is slow.
 
     Attributes:
         label: Its number in `Plateaus.labels`.
         cells: Number of cells.
-        area: In the state's coordinates; what lies in the region, if it reaches its sides.
+        area: In the state's coordinates; only of the part inside the region that was searched.
         centre: Mean of the cells, shape (2,).
         at_side: Whether it reaches a side of the region, and may go on beyond it.
         smallest_speed: The smallest speed of a cell.
         smallest_at: Where that is, shape (2,).
-        residence: Median flow time that lines which start in it spend below the speed, until they
-            end: a lower bound where most end by a limit.
-        arrival: Median flow time to the target of the starts in it; infinite where half of them or
-            more do not reach it.
-        arrival_around: The same of the cells around it; NaN where there are none.
-        outcomes: How the starts in it ended, by the names of `until.Outcome`. `at_critical_point`
-            are those that end where the gradient vanishes; others that came to rest, or nearly,
-            are `unresolved`. Only `reached` has arrived.
-        holds_rest: Whether lines that start in it end at a critical point in it: it is the
-            surroundings of that, which are slow in every flow.
+        residence: Median of the flow times that lines from its cells spend below the speed; a lower
+            bound if most of them end at a limit.
+        arrival: Median flow time from its cells to the target; infinite if at least half of the
+            lines do not reach it.
+        arrival_around: The same for the ring of cells around it; NaN if there are none.
+        outcomes: Number of its lines with each outcome, by the names of `until.Outcome`.
+            `at_critical_point` requires that the gradient vanishes at the end; other lines that
+            came to rest, or nearly, are `unresolved`.
+        holds_rest: Whether lines from its cells end at a critical point inside it. It is then the
+            neighbourhood of that point, which is slow in every flow.
     """
 
     label: int
@@ -67,19 +73,19 @@ class Plateau:
 
     @property
     def later(self) -> float:
-        """Arrival of its starts less that of those around it; NaN where neither arrive."""
+        """The arrival from its cells less that from the cells around it; NaN if neither arrive."""
         with np.errstate(invalid="ignore"):
             return float(np.subtract(self.arrival, self.arrival_around))
 
     @property
     def later_ratio(self) -> float:
-        """Its arrival over that around it; NaN where neither arrive."""
+        """The arrival from its cells over that from the cells around it; NaN if neither arrive."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.divide(self.arrival, self.arrival_around))
 
     @property
     def reached(self) -> float:
-        """Share of its starts that reach the target."""
+        """Fraction of its lines that reach the target."""
         return self.outcomes.get("reached", 0) / self.cells
 
     def __str__(self) -> str:
@@ -96,7 +102,7 @@ class Plateau:
 
 @dataclass(frozen=True, eq=False)
 class Plateaus:
-    """The slow regions of a plane; "none" is an answer, and comes with the smallest speed met.
+    """The slow regions of a plane, perhaps none, and the speeds from which they were found.
 
     Attributes:
         plateaus: The slow regions, the largest first.
@@ -127,19 +133,21 @@ class Plateaus:
     def __getitem__(self, index: int) -> Plateau:
         return self.plateaus[index]
 
+    share = FormerName("fraction")
+
     @property
-    def share(self) -> float:
-        """Share of the cells of the domain that lie in a plateau."""
+    def fraction(self) -> float:
+        """Fraction of the cells of the domain that lie in a plateau."""
         return float(np.sum(self.labels > 0) / max(1, np.sum(np.isfinite(self.speed))))
 
     @property
     def smallest_speed(self) -> float:
-        """The smallest speed of a cell that is not past the target; NaN without any."""
+        """The smallest speed of a cell that is not past the target; NaN if there is none."""
         ahead = np.where(self.past, np.nan, self.speed)
         return float(np.nanmin(ahead)) if np.isfinite(ahead).any() else float("nan")
 
     def __str__(self) -> str:
-        """A line for each, or a sentence that there is none."""
+        """One line for each plateau, or a sentence that there is none."""
         none = f"no plateau: the speed is at least {self.smallest_speed:.4g}, not {self.below:g}"
         return "\n".join(map(str, self.plateaus)) or none
 
@@ -154,16 +162,16 @@ def plateaus(
     cells: int | tuple[int, int] = 128,
     **options: Any,
 ) -> Plateaus:
-    """The connected regions of a plane in which a flow is slower than a speed, and what they cost.
+    """The connected regions of a plane in which a flow is slower than a given speed.
 
-    Cells that are past the target from the start count as none: nobody waits there. A line in a
-    plateau has not arrived, however slow it is. Give `until` a time limit, for it may never.
+    Cells that are past the target belong to no plateau. A line on a plateau has not arrived,
+    however slow it is; as it may never arrive, give `until` a time limit.
 
     Args:
         flow: A flow whose states are vectors of two components.
         region: Lower and upper end of both components, shape (2, 2).
         below: The speed, positive, in the state's coordinates per unit of flow time.
-        until: When a line has arrived, or is given up.
+        until: The target, with a time limit.
         cells: Cells along each component, at whose centres the lines start.
         options: Further options of `sweep`, such as `rtol` or `progress`.
 
@@ -171,8 +179,8 @@ def plateaus(
         ValueError: If the states of the flow are no vectors of two components, the region is none,
             `below` is not positive and finite, or `cells` is below 2.
 
-    Accuracy: areas are known to the cells that the edge of a plateau crosses, and what is narrower
-        than a cell is not seen; see `measures.dwell` for the residence.
+    Accuracy: areas are accurate to the cells on the edge of a plateau, and regions narrower than a
+        cell are not seen; see `measures.dwell` for the residence.
     """
     ends = checked_region(region, flow)
     shape = _checked_cells(cells, ends)
@@ -199,7 +207,7 @@ def plateaus(
 
 @dataclass(frozen=True)
 class _OnGrid:
-    """Results of the lines from the cells, put back on the grid; shapes (a, b).
+    """Results of the lines from the cells, on the grid; shapes (a, b).
 
     Attributes:
         dwell: Time below the speed.
@@ -241,16 +249,16 @@ class _OnGrid:
 
 
 def _outcome_names(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
-    """The names of the outcomes; a line at rest must be where the gradient vanishes."""
+    """The names of the outcomes; at rest without a vanishing gradient is `unresolved`."""
     words = np.array([Outcome(code).name for code in runs.outcome], dtype=object)
     resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
     if len(resting):
         width = diagonal(region)
-        places = runs.end[resting]
+        positions = runs.end[resting]
         scale = float(np.median(derivatives_at(flow, runs.starts).steepness))
-        roots, there, proper = refined(flow, places, scale, width)
-        near = np.linalg.norm(roots - places, axis=1) < ON_POINT * width
-        flat = derivatives_at(flow, places).steepness == 0
+        roots, there, proper = refined(flow, positions, scale, width)
+        near = np.linalg.norm(roots - positions, axis=1) < ON_POINT * width
+        flat = derivatives_at(flow, positions).steepness == 0
         words[resting[~(flat | (proper & near))]] = "unresolved"
     return words
 
@@ -288,7 +296,7 @@ def _plateau(
 
 
 def _median(values: np.ndarray) -> float:
-    """The median, in which what never happens is later than all else; NaN of nothing."""
+    """The median, with infinite values the largest; NaN of an empty array."""
     ordered = np.sort(values)
     if not len(ordered):
         return float("nan")
@@ -297,7 +305,7 @@ def _median(values: np.ndarray) -> float:
 
 
 def _ring(mask: Bool[np.ndarray, "a b"], free: Bool[np.ndarray, "a b"]) -> Bool[np.ndarray, "a b"]:
-    """The cells around a region, corners included, that are in no other."""
+    """The cells around a region, corners included, that are in no other region."""
     around = ndimage.binary_dilation(mask, np.ones((3, 3), bool))
     return around & ~mask & free
 
@@ -307,12 +315,12 @@ def _checked_cells(
 ) -> tuple[int, int]:
     if len(region) != 2:
         raise ValueError(
-            "Argument `region` must give the ends of two components, for plateaus are counted on a "
-            f"plane, but gives those of {len(region)}."
+            "Argument `region` must give the ends of two components, since plateaus are regions of "
+            f"a plane, but gives those of {len(region)}."
         )
     shape = np.asarray(cells)
     if shape.shape not in ((), (2,)) or shape.dtype.kind not in "iu" or np.any(shape < 2):
-        raise ValueError(f"Argument `cells` must be at least 2 a component, but is {cells!r}.")
+        raise ValueError(f"Argument `cells` must be at least 2 per component, but is {cells!r}.")
     first, second = np.broadcast_to(shape, 2)
     return int(first), int(second)
 

@@ -1,6 +1,28 @@
-"""Critical points of a flow, lines of such, and those that a wall or an edge holds.
+"""Critical points of a flow in a region: the search for all of them.
+
+A critical point is a zero of ∇L; the metric does not move it. The search has four stages.
+
+1. Candidates. From a Sobol set of starts over the region and on its sides, Levenberg and
+   Marquardt's method minimises |∇L|². From the same starts, 64 steps of at most 0.02 of the region
+   go downhill on L (Newton's, with the absolute values of the curvatures), since around a narrow
+   well |∇L|² leads away from it.
+2. Roots. Newton's method on ∇L from every candidate. A root is accepted if the last step is below
+   1e-7 of the region's diagonal. On a tail, along which ∇L tends to zero without a root, Newton's
+   step does not shrink (for e^−y it is always 1), so that tails are not taken for roots.
+   Directions in which rounding hides both slope and curvature are left out of the step.
+3. Merging. Roots within 1e-5 of each other are one. A root with directions of no curvature is
+   followed along them (`critical_sets`): it may belong to a line or a manifold.
+4. Classification by the eigenvalues of the Hessian, with 0 for those that rounding, or the
+   uncertainty of the root, leaves open; rates are the eigenvalues of M·Hessian.
+
+Points on walls, and on edges that absorb, are searched for in the same way along each face
+(`boundary`). No search from finitely many starts is exhaustive: Accuracy of `critical_points` says
+what can be missed.
 
 n: points; d: components.
+
+Source: Nocedal and Wright, Numerical Optimization (2006), sections 10.3 (Levenberg and Marquardt)
+and 3.4 (Newton's method with modified curvatures).
 """
 
 from functools import partial
@@ -13,7 +35,7 @@ import optimistix
 from jaxtyping import Array, Bool, Float
 
 from flowlab import starts as starts_module
-from flowlab.critical.boundary import Search, edges, faces, is_at, settled
+from flowlab.critical.boundary import Search, absorbing_edges, faces, is_at, settled
 from flowlab.critical.critical_sets import CriticalSet, critical_set, distance_to_path
 from flowlab.critical.derivatives import (
     Derivatives,
@@ -59,20 +81,21 @@ _BLURRED = 5e-2  # of the region: the farthest that rounding may take one degene
 def critical_points(
     flow: AbstractFlow, region: npt.ArrayLike, *, starts: int = 256
 ) -> CriticalPoints:
-    """All critical points of a flow that a search from many starts finds in a region.
+    """The critical points of a flow in a region, by a search from many starts.
 
-    A point counts as critical where the gradient is a zero of Newton's method: the last step is
-    small beside the width of the region, and where states must be positive, beside each component.
-    A tail along which the gradient only falls towards zero has none, for there Newton's step does
-    not shrink; where rounding hides its slope beside a large curvature across, that it has one sign
-    and only falls tells it from a line. Roots that go on along a direction without curvature are
-    one line, or manifold, of them; a line along which the kind changes is one for each kind.
+    A point is critical if Newton's method on the gradient converges to it: the last step must be
+    small compared with the width of the region, and with each component if states must be positive.
+    A tail, along which the gradient tends to zero, contains no critical point, since Newton's step
+    does not shrink there. If the curvature across a tail is so large that rounding hides its slope,
+    it is told from a line by a slope of one sign that falls monotonically. Roots that are connected
+    along directions without curvature form a line, or a manifold; a line along which the kind
+    changes counts once for each kind.
 
-    On walls of the domain the points are those of Karush, Kuhn and Tucker: the gradient along the
-    wall is zero, and the flow presses outward. On an edge that absorbs (an axis of a quadrant) it
-    is the whole edge, where the flow leads onto it and the gradient along it tends to zero; else
-    the points to which the flow leads and at which the gradient along the edge is zero. Edges on
-    which the slope across cannot be told in float64 at any distance have none.
+    On walls of the domain the critical points are those of Karush, Kuhn and Tucker: the gradient
+    along the wall is zero, and the flow presses outward. An absorbing edge (an axis of a quadrant)
+    is critical as a whole if the flow leads onto it and the gradient along it tends to zero;
+    otherwise its critical points are those at which the gradient along the edge is zero and the
+    flow leads onto it. An edge at which the slope across underflows at every distance has none.
 
     Args:
         flow: A flow whose states are vectors.
@@ -83,12 +106,12 @@ def critical_points(
         ValueError: If the states of the flow are no vectors of the region's length, a range is not
             (lower, upper), or the domain of the flow has no point in the region.
 
-    Accuracy: places of isolated points with curvature are good to rounding, times the condition of
-        the Hessian; degenerate ones to where rounding hides the slope, for y0⁴ + 100 y1² on a
-        square of side 2 to 2e-6, and the flatter the less. Curvature is told down to 1e-12 of the
-        largest around. Points are on a side of the region within 1e-7 of its width, and put there.
-        That nothing was missed is as certain as the starts are dense: a basin of Newton's method
-        smaller than 1/`starts` of the region can be, and a well narrower than 1/50 of it.
+    Accuracy: isolated points with curvature are accurate to rounding times the condition number of
+        the Hessian. Degenerate ones are accurate to the distance at which rounding hides the slope:
+        2e-6 for y0⁴ + 100 y1² on a square of side 2, and more for flatter ones. Curvature is
+        resolved down to 1e-12 of the largest nearby. Points within 1e-7 of the width of the region
+        from a side are put onto it. Points can be missed if their basin of Newton's method is
+        smaller than 1/`starts` of the region, or if they are in a well narrower than 1/50 of it.
 
     Source: Levenberg and Marquardt's method on the gradient, by optimistix, and steps downhill;
         then Newton's method.
@@ -100,13 +123,15 @@ def critical_points(
     search = Search(flow, ends, guesses, scale, width)
     searched = _searched(flow, guesses, here.steepness, width)
     ended = np.concatenate([searched, _descended(flow, guesses, width)])
-    places, there, roots = refined(flow, ended, scale, width)
-    roots |= _plains(flow, places, there, guesses[here.steepness > 0])
-    within = search.holds(places) & there.inside
-    found = distinct(flow, search.clipped(places[roots & within]), ends, width, scale)
-    held = [one for one in [*faces(search), *edges(search)] if not _among(one, found, width)]
+    positions, there, roots = refined(flow, ended, scale, width)
+    roots |= _plains(flow, positions, there, guesses[here.steepness > 0])
+    within = search.holds(positions) & there.inside
+    found = distinct(flow, search.clipped(positions[roots & within]), ends, width, scale)
+    held = [
+        one for one in [*faces(search), *absorbing_edges(search)] if not _among(one, found, width)
+    ]
     points = [*found, *held]
-    smallest, where = _smallest(guesses, here, places[within & ~roots], found, flow, width)
+    smallest, where = _smallest(guesses, here, positions[within & ~roots], found, flow, width)
     return CriticalPoints(
         _ordered(points, scale * width),
         ends,
@@ -118,34 +143,34 @@ def critical_points(
 
 
 def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, ...]:
-    """Points by their potential, and those of one value, but for rounding, by their place."""
+    """Points ordered by their potential, and by position where that is equal up to rounding."""
     level = _ALIKE * scale or 1.0
-    return tuple(sorted(points, key=lambda p: (np.round(p.value / level), *p.place)))
+    return tuple(sorted(points, key=lambda p: (np.round(p.value / level), *p.position)))
 
 
 def refined(
-    flow: AbstractFlow, places: Float[np.ndarray, "n d"], scale: float, width: float
+    flow: AbstractFlow, positions: Float[np.ndarray, "n d"], scale: float, width: float
 ) -> tuple[Float[np.ndarray, "n d"], Derivatives, Bool[np.ndarray, " n"]]:
-    """Places brought to the roots beside them by Newton's method, and which are roots.
+    """Positions after Newton's method, the derivatives there, and a mask of those that are roots.
 
     Args:
         flow: The flow.
-        places: Where to begin.
+        positions: Where to begin.
         scale: A typical |∇L|.
         width: A typical distance.
     """
-    places, _, step, sure = newton(flow, places, width)
-    places = onto_walls(flow, places, ROOT_STEP * width)
-    there = derivatives_at(flow, places)
+    positions, _, step, sure = newton(flow, positions, width)
+    positions = onto_walls(flow, positions, ROOT_STEP * width)
+    there = derivatives_at(flow, positions)
     bent = np.max(np.abs(there.hessian), axis=(1, 2))
     roots = (sure < ROOT_STEP * width) & (bent > np.maximum(FAINT * scale / width, NUMBERS))
-    return places, there, roots & there.inside & settled(flow, places, step)
+    return positions, there, roots & there.inside & settled(flow, positions, step)
 
 
 def _fit_guesses(
     flow: AbstractFlow, ends: np.ndarray, count: int
 ) -> tuple[Float[np.ndarray, "n d"], Derivatives]:
-    """The starts of the search at which the flow is defined, and what it is there."""
+    """The starts of the search at which the flow is defined, and the derivatives there."""
     guesses = _guesses(flow, ends, count)
     here = derivatives_at(flow, guesses)
     fit = here.inside & np.isfinite(here.steepness)
@@ -181,7 +206,8 @@ def _searched(
 ) -> Float[np.ndarray, "n d"]:
     """The ends of Levenberg and Marquardt's method on the gradient, from each guess.
 
-    The units are those of the region and of its gradients, since the method's damping has none.
+    The unknowns are scaled by the region and its gradients, since the method's initial damping is
+    absolute.
     """
     slope = _MILD * max(float(np.median(steepness)), _STEEPEST * float(np.max(steepness))) or 1.0
     unit = 1.0 if flow.domain.absorbing else width  # logarithms have one
@@ -220,15 +246,15 @@ def _least_squares(
 def _descended(
     flow: AbstractFlow, guesses: Float[np.ndarray, "n d"], width: float
 ) -> Float[np.ndarray, "n d"]:
-    """The ends of some steps downhill from each guess.
+    """The ends of a number of steps downhill from each guess.
 
-    So minima are found whose surroundings a search for small gradients leaves: beyond the turn of
-    a well the gradient falls outwards. Where the potential curves up along the gradient, a step is
-    Newton's, on the sizes of the curvatures; else it is some times as long as that would be.
+    This finds minima in narrow wells, away from which a search for small gradients leads: beyond
+    the inflection of a well the gradient falls outwards. Steps are Newton's with absolute
+    curvatures, and four times as long where the potential curves down along the gradient.
     """
-    places = guesses
+    positions = guesses
     for _ in range(_DESCENT_STEPS):
-        there = derivatives_at(flow, places)
+        there = derivatives_at(flow, positions)
         values, vectors = spectrum(there.hessian)
         with np.errstate(all="ignore"):
             along = np.einsum("nij,ni->nj", vectors, there.gradient)
@@ -236,9 +262,9 @@ def _descended(
             longer = np.where(bend < 0, _LONGER, 1.0)[:, None]
             step = -np.einsum("nij,nj->ni", vectors, along / np.abs(values)) * longer
         step = capped(step, _DESCENT_STEP * width)
-        after = places + step
-        places = np.maximum(after, 0.5 * places) if flow.domain.absorbing else after
-    return places
+        after = positions + step
+        positions = np.maximum(after, 0.5 * positions) if flow.domain.absorbing else after
+    return positions
 
 
 def distinct(
@@ -248,7 +274,7 @@ def distinct(
     width: float,
     scale: float,
 ) -> list[CriticalPoint]:
-    """Isolated points and critical sets among roots, each once."""
+    """The isolated points and critical sets among roots, without repetition."""
     found: list[CriticalPoint] = []
     paths: list[np.ndarray] = []
     left = first_of_each(roots, ROOTS_APART * width)
@@ -271,9 +297,9 @@ def distinct(
 def _members(
     flow: AbstractFlow, whole: CriticalSet, ends: np.ndarray, width: float
 ) -> list[CriticalPoint]:
-    """A critical set as points: a line as one for each kind that it has along it."""
+    """A critical set as critical points: one for each kind that occurs along a line."""
     if len(whole.pieces) < 2:
-        return [described(flow, whole.place, width, whole.dimension, whole.path)]
+        return [described(flow, whole.position, width, whole.dimension, whole.path)]
     points: list[CriticalPoint] = []
     for piece in whole.pieces:
         within = piece[1:-1] if len(piece) > 2 else piece
@@ -283,16 +309,16 @@ def _members(
 
 
 def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> bool:
-    """True for an isolated point without curvature that is one of a line."""
+    """True for a degenerate point that lies on a line which was found."""
     if point.dimension or point.kind != "degenerate":
         return False
-    return any(distance_to_path(point.place[None], path)[0] < ON_POINT * width for path in paths)
+    return any(distance_to_path(point.position[None], path)[0] < ON_POINT * width for path in paths)
 
 
 def _blurred(
     flow: AbstractFlow, root: Float[np.ndarray, " d"], others: np.ndarray, width: float
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of other roots that are a degenerate root again: only roots lie in between."""
+    """Mask of the roots that are the same degenerate root: the midpoint is a root too."""
     close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
     middle = derivatives_at(flow, (others + root) / 2)
     sure = root_step(middle.gradient, middle.hessian, width)[1]
@@ -301,18 +327,18 @@ def _blurred(
 
 def described(
     flow: AbstractFlow,
-    place: Float[np.ndarray, " d"],
+    position: Float[np.ndarray, " d"],
     width: float,
     dimension: int = 0,
     path: Float[np.ndarray, "k d"] | None = None,
 ) -> CriticalPoint:
     """A root as a critical point, with its kind, spectrum and rates."""
-    here = derivatives_at(flow, place[None])
-    values = curvatures(flow, place, width)[0]
+    here = derivatives_at(flow, position[None])
+    values = curvatures(flow, position, width)[0]
     rates = rates_of(here.metric[0], here.hessian[0])[0]
     rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # the metric only turns directions
     return CriticalPoint(
-        place=place,
+        position=position,
         kind=kind_of(values, dimension),
         index=int(np.sum(values < 0)),
         value=float(here.value[0]),
@@ -325,7 +351,7 @@ def described(
 
 
 def _among(held: CriticalPoint, found: list[CriticalPoint], width: float) -> bool:
-    """True for a point on a wall that is critical without it, and found once more."""
+    """True for a point on a wall that is critical without the wall, and was found before."""
     return held.dimension == 0 and any(
         is_at(held, point, (ROOTS_APART if point.path is None else ON_POINT) * width)
         for point in found
@@ -334,17 +360,17 @@ def _among(held: CriticalPoint, found: list[CriticalPoint], width: float) -> boo
 
 def _plains(
     flow: AbstractFlow,
-    places: Float[np.ndarray, "n d"],
+    positions: Float[np.ndarray, "n d"],
     there: Derivatives,
     steep: Float[np.ndarray, "m d"],
 ) -> Bool[np.ndarray, " n"]:
-    """Places in a flat region that ends at a rim, on the way to the nearest that is steep."""
+    """Mask of positions in a flat region that ends at a rim, towards the nearest steep guess."""
     flat = is_flat(there)
     if not (flat.any() and len(steep)):
-        return np.zeros(len(places), bool)
-    apart = np.linalg.norm(places[flat][:, None] - steep, axis=2)
+        return np.zeros(len(positions), bool)
+    apart = np.linalg.norm(positions[flat][:, None] - steep, axis=2)
     steepest = float(np.max(derivatives_at(flow, steep).steepness))
-    flat[flat] = rims(flow, places[flat], steep[np.argmin(apart, axis=1)], steepest)[2]
+    flat[flat] = rims(flow, positions[flat], steep[np.argmin(apart, axis=1)], steepest)[2]
     return flat
 
 
@@ -356,15 +382,15 @@ def _smallest(
     flow: AbstractFlow,
     width: float,
 ) -> tuple[float, Float[np.ndarray, " d"]]:
-    """The smallest gradient that was met away from the points that were found, and where."""
+    """The smallest gradient that was met away from the critical points, and its position."""
     states, steepness = guesses, here.steepness
     if len(ended):
         states = np.concatenate([states, ended])
         steepness = np.concatenate([steepness, derivatives_at(flow, ended).steepness])
     near = np.zeros(len(states), bool)
     for point in found:
-        places = point.place[None] if point.path is None else point.path
-        gaps = np.linalg.norm(states[:, None] - places, axis=-1).min(axis=1)
+        positions = point.position[None] if point.path is None else point.path
+        gaps = np.linalg.norm(states[:, None] - positions, axis=-1).min(axis=1)
         near |= gaps < _NEAR * width
     if np.all(near):
         near[:] = False

@@ -1,10 +1,13 @@
 """Derivatives of end and arrival time by the start, and Lyapunov exponents.
 
-The flow map takes a start y0 to the end Φ(y0), at a target or at a fixed flow time T, and the start
-to its arrival time. Derivatives are computed in forward mode through the integration, for blocks of
-starts at once.
+The flow map takes a start y₀ to the end Φ(y₀), at a target or at a fixed flow time T, and the start
+to its arrival time τ(y₀). DΦ and ∇τ come from forward-mode differentiation of the integration
+(`solve.tangents`), events included: at a level, dτ follows from the implicit function theorem. The
+exponent is (1/T) log σ_max(DΦ), the finite-time Lyapunov exponent.
 
 n: starts; d: components of a state; k: components of an end.
+
+Source: Shadden, Lekien and Marsden, Physica D 212 (2005) 271–304, for the exponents.
 """
 
 from collections.abc import Sequence
@@ -20,7 +23,7 @@ from scipy.linalg import expm
 
 from flowlab import until as targets
 from flowlab._checks import positive
-from flowlab.ensemble.blocks import Device, Passes, block_size_on, solved, worth_optimising
+from flowlab.ensemble.blocks import BlockPrograms, Device, block_size_on, solved, worth_optimising
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.measures.base import Space, check_space, position
 from flowlab.solve import (
@@ -39,7 +42,7 @@ from flowlab.until import AbstractTarget, Clock, Outcome
 
 __all__ = ["Exponents", "Sensitivity", "lyapunov", "sensitivity"]
 
-_PASSES = Passes(first_with_tangents, later_with_tangents, enough_blocks=512)
+_PROGRAMS = BlockPrograms(first_with_tangents, later_with_tangents, enough_blocks=512)
 _SOLVED = ("outcome", "time", "end", "by_start", "time_by_start")  # as in `Sensitivity`
 _WIDTH = 8  # numbers that a processor takes at once, at most
 
@@ -76,12 +79,12 @@ class Sensitivity:
 
     @property
     def undefined(self) -> int:
-        """Number of starts that have none."""
+        """Number of starts without derivatives."""
         return int(np.sum(~self.defined))
 
     @property
     def growth(self) -> Float[np.ndarray, " n"]:
-        """σ_max of each Jacobian: the most that a small change of the start has grown."""
+        """σ_max of each Jacobian: the largest factor by which a small change of the start grows."""
         growth = np.full(len(self.starts), np.nan, self.jacobian.dtype)
         whole = np.all(np.isfinite(self.jacobian), axis=(1, 2))
         growth[whole] = np.linalg.norm(self.jacobian[whole], ord=2, axis=(1, 2))
@@ -95,7 +98,7 @@ class Sensitivity:
 
 @dataclass(frozen=True, eq=False)
 class Exponents:
-    """Largest finite-time Lyapunov exponents; an array to NumPy.
+    """Largest finite-time Lyapunov exponents; NumPy treats this as an array of them.
 
     Attributes:
         values: Per unit of flow time, shape (n,); NaN where undefined.
@@ -113,7 +116,7 @@ class Exponents:
 
     @property
     def undefined(self) -> int:
-        """Number without one: absorbed or stopped before the time, failed, or fallen too low."""
+        """Number of starts without an exponent: they ended before T, failed or underflowed."""
         return int(np.sum(np.isnan(self.values)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -143,20 +146,20 @@ def sensitivity(
 ) -> Sensitivity:
     """Derivatives of the end of a flow line, and of its time of arrival, by its start.
 
-    At a level (of the loss, a margin, a speed) the end lies on the level whatever the start, and
-    the time moves: both follow from the implicit function, as the event is differentiated too. At a
-    fixed time the time stays. With `of="u"` for a preference flow, the Jacobian is that of the
-    log-ratios of chosen and rejected at the target by those at the start, the SFT point. Where a
-    target has several levels, the last one counts.
+    If the target is a level (of the loss, a margin, a speed) the end stays on that level when the
+    start changes, and the time changes: the event is differentiated by the implicit function
+    theorem. If the target is a time, the time is fixed. With `of="u"` for a preference flow, the
+    Jacobian is that of the log-ratios of chosen and rejected at the target by those at the start.
+    If a target has several levels, the last one counts.
 
-    Derivatives are undefined, NaN, and counted where the target was not reached: where the line was
-    absorbed by the boundary or stopped at a wall before it, came to rest, or started past it. A
-    start that is a critical point has a derivative at a fixed time, exp(−T·D(M∇L)).
+    Derivatives are undefined, NaN, if the target was not reached: because the line was absorbed by
+    the boundary, stopped at a wall, came to rest, or started past the target. Their number is
+    given. A start that is a critical point has the derivative exp(−T·D(M∇L)) at a fixed time T.
 
-    On a wall that is slid along the derivatives are those of lines that do the same: one-sided
-    where a line just touches a wall or starts on it, since its neighbours on one side slide and
-    those on the other do not. After a slide the Jacobian is singular, because neighbours have been
-    brought together.
+    For lines that slide along a wall, the derivatives are those among lines that do the same. They
+    are one-sided if a line just touches a wall or starts on it, since its neighbours on one side
+    slide and those on the other do not. After sliding the Jacobian is singular, because neighbours
+    have merged.
 
     Args:
         flow: What to follow.
@@ -171,24 +174,24 @@ def sensitivity(
         solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
             `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
             under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
-        block_size: Starts that share a step; None for the number of `sweep` over the components of
-            a start.
+        block_size: Starts that share a step; None for that of `sweep`, divided by the number of
+            components.
         devices: JAX devices to use; None for all local ones.
         max_steps: Steps that a block tries before the outcome is `step_limit`.
-        optimise: Whether the compiler optimises its code; None where there are 4,000 starts.
+        optimise: Whether the compiler optimises its code; None for yes from 4,000 starts on.
 
     Raises:
         ValueError: If the starts have the wrong shape, the space has no meaning for the flow, or an
             option is out of its range.
 
     Accuracy: the derivatives are those of the discrete flow line with its steps held fixed. The
-        step control holds the error of the state in a step to `rtol`, and that of the derivatives
-        by the start to ten times that, relative to the largest of them: also near a minimum, where
-        they fall without end and a step is therefore shorter than the state would need. Measured
-        at rtol = 1e-6, in the median and at worst, relative to the norm of a Jacobian: at a level
-        of DPO on the ratio plane 1e-7 and 1e-6 by the margin, 2e-6 and 5e-5 by arc length; at a
-        fixed time 2e-7 and 2e-5 on Himmelblau's function, 1e-6 and 6e-4 on the ratio plane, worst
-        where a line is about to be absorbed. With rtol = 1e-8 they fall to a hundredth and less.
+        step control keeps the error of the state in a step below `rtol`, and that of the
+        derivatives below ten times that, relative to the largest of them; near a minimum, where
+        derivatives keep falling, steps are therefore shorter than the state would need. Measured at
+        rtol = 1e-6 (median and worst), relative to the norm of a Jacobian: at a level of DPO on the
+        ratio plane 1e-7 and 1e-6 by the margin, 2e-6 and 5e-5 by arc length; at a fixed time 2e-7
+        and 2e-5 on Himmelblau's function, 1e-6 and 6e-4 on the ratio plane, worst where a line is
+        about to be absorbed. With rtol = 1e-8 they fall to a hundredth and less.
     """
     check_counts(block_size, max_steps)
     check_space(of)
@@ -226,16 +229,16 @@ def lyapunov(
     rtol: float | None = None,
     **options: Any,
 ) -> Exponents:
-    """Largest finite-time Lyapunov exponents: how fast neighbours part, at most.
+    """Largest finite-time Lyapunov exponents: the highest rate at which neighbours separate.
 
         (1/T) log σ_max(DΦ_T),   Φ_T the flow map over the flow time T
 
-    Positive where neighbouring starts have parted, as beside a saddle or across the edge between
-    two basins, where a map of the exponent has its ridges.
+    Positive where neighbouring starts separate, as beside a saddle or across the boundary between
+    two basins, where a map of the exponent has ridges.
 
-    Undefined, NaN, and counted where a line does not last for T: absorbed by the boundary (on the
-    ratio plane, extinction) or stopped at a wall; and where σ_max is too small a number for the
-    dtype, below 1e-291 in float64 and 1e-30 in float32: near a minimum after long times.
+    Undefined, NaN, if a line ends before T, absorbed by the boundary (on the ratio plane,
+    extinction) or stopped at a wall; and if σ_max underflows, below 1e-291 in float64 and 1e-30 in
+    float32, as near a minimum after long times. `undefined` counts these.
 
     Args:
         flow: What to follow.
@@ -270,7 +273,7 @@ def _solved(
     max_steps: int,
     optimise: bool | None,
 ) -> dict[str, Any]:
-    """Ends and their derivatives by the state, NaN where those are undefined."""
+    """Ends and their derivatives by the start, NaN where undefined."""
     used = jax.local_devices() if devices is None else list(devices)
     size = block_size or _block_size(used[0], starts.shape[1])
     found = solved(
@@ -281,7 +284,7 @@ def _solved(
         size=min(size, len(starts)),
         max_steps=max_steps,
         optimise=worth_optimising(len(starts)) if optimise is None else optimise,
-        passes=_PASSES,
+        programs=_PROGRAMS,
     )
     found["by_start"][~found["defined"]] = np.nan
     found["time_by_start"][~found["defined"]] = np.nan
@@ -289,7 +292,7 @@ def _solved(
 
 
 def _block_size(device: Device, components: int) -> int:
-    """Starts that share a step: each stands in its block once for every component of it."""
+    """The number of starts that share a step: each takes as many lanes as it has components."""
     return max(block_size_on(device) // components // _WIDTH, 1) * _WIDTH
 
 
@@ -304,7 +307,7 @@ def _matrix(starts: Any) -> Float[np.ndarray, "n d"]:
 
 
 def _check_square(flow: AbstractFlow, starts: Float[np.ndarray, "n d"], of: Space) -> None:
-    """Refuse a space that a flow does not have, or in which a start is not a point."""
+    """Refuse a space that a flow does not have, or whose dimension is not that of its states."""
     if of == "state":
         return
     if not isinstance(flow, PreferenceFlow):
@@ -321,7 +324,7 @@ def _check_square(flow: AbstractFlow, starts: Float[np.ndarray, "n d"], of: Spac
 def _at_rest(
     problem: Problem, starts: Float[np.ndarray, "n d"], duration: float, found: dict[str, Any]
 ) -> None:
-    """The derivatives at a fixed time of starts that are critical points, put in."""
+    """Fill in the derivatives at a fixed time for starts that are critical points."""
     resting = (found["outcome"] == Outcome.at_critical_point) & (found["steps"] == 0)
     if not np.any(resting):
         return
@@ -335,9 +338,9 @@ def _in_space(
     problem: Problem, starts: Float[np.ndarray, "n d"], of: Space, found: dict[str, Any]
 ) -> None:
     """Ends and derivatives in the coordinates of a space: P'(end)·J·P'(start)⁻¹."""
-    places = partial(_places, problem.flow, operations=problem.operations)
-    _, at_start = map(np.asarray, places(starts, of))
-    end, at_end = map(np.asarray, places(found["end"], of))
+    positions = partial(_positions, problem.flow, operations=problem.operations)
+    _, at_start = map(np.asarray, positions(starts, of))
+    end, at_end = map(np.asarray, positions(found["end"], of))
     regular = np.all(np.isfinite(at_start), axis=(1, 2))
     regular[regular] = np.linalg.matrix_rank(at_start[regular]) == starts.shape[1]
     safe = np.where(regular[:, None, None], at_start, np.eye(starts.shape[1], dtype=starts.dtype))
@@ -354,7 +357,7 @@ def _field_by_state(flow: AbstractFlow, states: Float[Array, "n d"]) -> Float[Ar
 
 
 @compiled
-def _places(
+def _positions(
     flow: AbstractFlow, states: Float[Array, "n d"], of: Space
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k d"]]:
     """States in the coordinates of a space, and the derivatives of these by the state."""

@@ -1,6 +1,13 @@
-"""The curves that part the basins of a flow on a plane.
+"""Separatrices: the curves that part the basins of a flow on a plane.
+
+They are the stable manifolds of the saddles. Each half is a flow line followed backwards in time,
+from a start 1e-5 of the region's diagonal off the saddle, along the eigenvector of M·Hessian with
+the positive eigenvalue. Backwards in time the flow contracts neighbours onto the manifold, so that
+the error of the start shrinks along the curve.
 
 k: points of a curve.
+
+Source: Krauskopf and others, International Journal of Bifurcation and Chaos 15 (2005) 763–791.
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +40,7 @@ class Separatrix:
     """One half of the stable manifold of a saddle, from the saddle backwards in time.
 
     Attributes:
-        saddle: Where it leads, forwards in time.
+        saddle: The saddle in which it ends, forwards in time.
         path: Points along it, the saddle first, shape (k, 2).
     """
 
@@ -49,10 +56,10 @@ def separatrices(
     *,
     rtol: float = 1e-8,
 ) -> tuple[Separatrix, ...]:
-    """The stable manifolds of the saddles of a plane, two halves each, within a region.
+    """The stable manifolds of the saddles of a plane, in two halves each, within a region.
 
-    They are followed backwards in time from the saddle, along the direction in which deviations
-    die out, until they leave the region or come close to a maximum.
+    They are followed backwards in time from the saddle, along its stable direction, until they
+    leave the region or come close to a maximum.
 
     Args:
         flow: A flow on a plane.
@@ -63,8 +70,8 @@ def separatrices(
     Raises:
         ValueError: If the states are no vectors of two components, or `points` is something else.
 
-    Accuracy: a curve begins 1e-5 of the region off the saddle, on its tangent; backwards in time
-        the flow draws neighbours towards it, so that what is wrong there shrinks.
+    Accuracy: a curve begins on the tangent, 1e-5 of the region off the saddle. Backwards in time
+        the flow attracts neighbours to the curve, so that the error of its beginning shrinks.
     """
     check_points(points)
     ends = checked_region(points.region if region is None else region, flow)
@@ -77,12 +84,12 @@ def separatrices(
     for point in points.points:
         if point.kind != "saddle" or point.dimension or point.on:
             continue
-        way = _stable_direction(flow, point)
+        direction = _stable_direction(flow, point)
         rates = np.abs(point.rates)
         duration = _RATES / float(rates[rates > 1e-9 * rates.max()].min())
         for sign in (1, -1):
             off = _OFF * diagonal(ends)
-            start = point.place + sign * off * way
+            start = point.position + sign * off * direction
             line = flow_line(
                 inside,
                 start,
@@ -92,13 +99,15 @@ def separatrices(
                 rtol=rtol,
             )
             states = np.asarray(line.states)
-            path = np.concatenate([point.place[None], states[np.all(np.isfinite(states), axis=1)]])
+            path = np.concatenate(
+                [point.position[None], states[np.all(np.isfinite(states), axis=1)]]
+            )
             found.append(Separatrix(point, path))
     return tuple(found)
 
 
 def _stable_direction(flow: AbstractFlow, point: CriticalPoint) -> Float[np.ndarray, " 2"]:
-    """The unit vector along which deviations from a saddle die out."""
-    here = derivatives_at(flow, point.place[None])
-    way = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
-    return way / np.linalg.norm(way)
+    """The unit vector of a saddle's stable direction."""
+    here = derivatives_at(flow, point.position[None])
+    direction = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
+    return direction / np.linalg.norm(direction)

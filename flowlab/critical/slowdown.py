@@ -1,6 +1,15 @@
-"""Times that flow lines spend beside critical points, and those that linearisation predicts.
+"""The time that flow lines spend beside critical points, measured and predicted.
+
+Measured is the flow time within a radius r of each point, as a measure along the line. Predicted is
+the passage of a saddle in its linearisation: with μ the rate at which the unstable coordinate
+grows, a line that enters with that coordinate at δ leaves after (1/μ) log(r/δ). The coordinate is
+taken by the left eigenvector of M·Hessian, at the line's closest approach, and carried back to the
+entry by e^(−μt), as the stable manifold of the full flow bends away from its tangent further out.
 
 n: starts; p: points; d: components.
+
+Source: Hirsch, Smale and Devaney, Differential Equations, Dynamical Systems, and an Introduction to
+Chaos (2004), chapter 8, for the linearisation at a saddle.
 """
 
 from collections.abc import Sequence
@@ -12,6 +21,7 @@ import numpy.typing as npt
 from jaxtyping import Bool, Float
 
 from flowlab import measures
+from flowlab._names import FormerName
 from flowlab.critical.derivatives import derivatives_at, rates_of, real_starts
 from flowlab.critical.types import CriticalPoint, CriticalPoints, coordinates
 from flowlab.ensemble import Runs, sweep
@@ -30,20 +40,20 @@ _NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says
 
 @dataclass(frozen=True, eq=False)
 class Slowdown:
-    """Times beside critical points as measured, and as the linearisation predicts them.
+    """Times spent near critical points, as measured and as the linearisation predicts them.
 
     Attributes:
-        runs: What became of the starts; its measures hold where lines were slowest.
-        places: The critical points, shape (p, d).
+        runs: The runs from all starts; their measures include the slowest state of each line.
+        positions: The critical points, shape (p, d).
         names: What each is, such as "saddle of index 1".
-        radius: Of the neighbourhood of each point, shape (p,).
+        radius: Radius of the neighbourhood of each point, shape (p,).
         spent: Flow time within the neighbourhood, shape (n, p).
         entry_time: Flow time at which a line first came into it, NaN if it never did, (n, p).
         entry_state: The state there, shape (n, p, d).
         approach: The closest approach, shape (n, p).
         approach_time: Flow time of it, shape (n, p).
-        left: Whether the line ended outside of the neighbourhood again, so that all of its stay was
-            measured, shape (n, p).
+        left: Whether the line ended outside the neighbourhood, so that its whole stay was measured,
+            shape (n, p).
         approach_state: The state there, shape (n, p, d).
         entry_offset: The coordinate along the unstable direction at the entry, in the
             linearisation, shape (n, p). It is δ where the stable manifold is straight.
@@ -54,11 +64,11 @@ class Slowdown:
         predicted: (1/μ) log(radius/δ), shape (n, p).
         below: The speed below which a line dwells; None if none was given.
         dwell: Flow time below that speed, shape (n,); None without it.
-        dwell_share: Its share of all of a line's time, shape (n,); None without it.
+        dwell_share: The fraction of a line's time that this is, shape (n,); None without it.
     """
 
     runs: Runs
-    places: Float[np.ndarray, "p d"]
+    positions: Float[np.ndarray, "p d"]
     names: tuple[str, ...]
     radius: Float[np.ndarray, " p"]
     spent: Float[np.ndarray, "n p"]
@@ -76,8 +86,10 @@ class Slowdown:
     dwell: Float[np.ndarray, " n"] | None = None
     dwell_share: Float[np.ndarray, " n"] | None = None
 
+    places = FormerName("positions")
+
     def to_xarray(self) -> "xarray.Dataset":
-        """The runs as `Runs.to_xarray` gives them, with a dimension `point` for what is here."""
+        """The runs as `Runs.to_xarray` gives them, and the attributes along a dimension `point`."""
         data = self.runs.to_xarray(grid=False)
         stale = [name for name in data.data_vars if str(name).startswith("near_")]
         names = ("spent", "entry_time", "approach", "approach_time", "left")
@@ -87,7 +99,7 @@ class Slowdown:
             {name: (("start", "point"), getattr(self, name)) for name in names}
             | {name: (("start", "point", "component"), getattr(self, name)) for name in states}
             | {
-                "place": (("point", "component"), self.places),
+                "position": (("point", "component"), self.positions),
                 "radius": ("point", self.radius),
                 "name": ("point", np.array(self.names)),
             }
@@ -105,9 +117,9 @@ class Slowdown:
         return "\n".join(lines) or "no critical points to be slowed by"
 
     def _line(self, index: int) -> str:
-        place = coordinates(self.places[index])
+        position = coordinates(self.positions[index])
         came = np.isfinite(self.entry_time[:, index])
-        told = f"{self.names[index]} at {place}: {came.sum()} of {len(came)} lines within "
+        told = f"{self.names[index]} at {position}: {came.sum()} of {len(came)} lines within "
         told += f"{self.radius[index]:.3g}"
         passed = came & self.left[:, index]
         if not passed.any():
@@ -133,25 +145,25 @@ def slowdown(
     rtol: float = _SADDLE_RTOL,
     **options: Any,
 ) -> Slowdown:
-    """Times that flow lines from many starts spend beside each critical point, and should.
+    """Times that flow lines spend near each critical point, measured and predicted.
 
     A line that enters the neighbourhood of a saddle at a distance δ from its stable manifold leaves
     it, in the linearisation, when the coordinate along the unstable direction has grown from δ to
     the radius: after (1/μ) log(radius/δ), μ the unstable rate, −1 × the negative eigenvalue of
-    M·Hessian. The coordinate is read by the left eigenvector, so that it vanishes where the stable
-    manifold is tangent, and is measured in the state's own length along the unstable direction.
-    A stable manifold that bends is, at the radius, further from its tangent than many a line from
-    it: so δ is read where the line is closest, and carried back. Where there are several unstable
-    directions, the first to reach the radius counts.
+    M·Hessian. The coordinate is read with the left eigenvector, so that it vanishes on the tangent
+    of the stable manifold, and is scaled to lengths along the unstable direction. Where a curved
+    stable manifold enters the neighbourhood, it is further from its tangent than many lines are
+    from it; δ is therefore read at the closest approach and carried back to the entry. If there are
+    several unstable directions, the first whose coordinate reaches the radius counts.
 
-    The time spent is that of all visits; the prediction is that of the first.
+    The measured time is that of all visits; the prediction is for the first.
 
     Args:
         flow: A flow whose states are vectors.
         starts: Shape (n, d); computed with in float64.
-        points: Critical points, of which lines and manifolds are left out, or places, shape (p, d).
+        points: Critical points (lines and manifolds are left out), or positions, shape (p, d).
         radius: Of the neighbourhoods, in the state's coordinates; one for all, or one for each.
-        until: When to stop, from `flowlab.until`: with a time limit, for a line may never arrive.
+        until: When to stop, from `flowlab.until`; with a time limit, since a line may never arrive.
         below: A speed below which the time is measured too; None for none.
         rtol: Relative tolerance.
         options: Further options of `sweep`, such as `atol` or `progress`.
@@ -160,27 +172,27 @@ def slowdown(
         ValueError: If the starts are not real, the points are no states of the flow, or a radius is
             not positive.
 
-    Accuracy: of the measured times, see `measures.near`. The prediction neglects how the flow bends
-        on its way out, a time of the order of the radius over μ which does not depend on δ, and
-        what is left of the stable coordinate, of relative order (δ/radius)^(2·stable/unstable).
+    Accuracy: of the measured times, see `measures.near`. The prediction neglects the nonlinearity
+        of the flow on its way out, a time of the order of radius/μ that does not depend on δ, and
+        the rest of the stable coordinate, of relative order (δ/radius)^(2·stable/unstable).
     """
-    places, names, free = _places(points)
-    sizes = _radii(radius, len(places))
+    positions, names, free = _places(points)
+    sizes = _radii(radius, len(positions))
     begin = real_starts(starts)
     runs = sweep(
         flow,
         begin,
         until=until,
-        measures=_measures(places, sizes, below),
+        measures=_measures(positions, sizes, below),
         rtol=rtol,
         **{"clock": "arc_length", **options},
     )
-    seen = _gathered(runs, len(places), begin.shape)
-    ends = np.linalg.norm(runs.end[:, None] - places, axis=2)
-    told = _predictions(flow, places, free, sizes, seen)
+    seen = _gathered(runs, len(positions), begin.shape)
+    ends = np.linalg.norm(runs.end[:, None] - positions, axis=2)
+    told = _predictions(flow, positions, free, sizes, seen)
     return Slowdown(
         runs=runs,
-        places=places,
+        positions=positions,
         names=names,
         radius=sizes,
         left=ends > sizes,
@@ -193,24 +205,24 @@ def slowdown(
 
 
 def _places(points: Any) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """Places, names, and which of the points no wall or edge holds."""
+    """Positions, names, and a mask of the points that are on no wall or edge."""
     listed = list(points)
     if listed and all(isinstance(point, CriticalPoint) for point in listed):
         single = [point for point in listed if point.dimension == 0]
-        places = np.array([point.place for point in single])
+        positions = np.array([point.position for point in single])
         free = np.array([not point.on for point in single], bool)
-        return places.reshape(len(single), -1), tuple(point.name for point in single), free
+        return positions.reshape(len(single), -1), tuple(point.name for point in single), free
     try:
-        places = np.asarray(listed, dtype=np.float64)
+        positions = np.asarray(listed, dtype=np.float64)
     except (TypeError, ValueError):
-        places = np.zeros(0)
-    if listed and places.ndim != 2:
+        positions = np.zeros(0)
+    if listed and positions.ndim != 2:
         raise ValueError(
-            "Argument `points` must be critical points, or places of shape (p, d), but is "
+            "Argument `points` must be critical points, or positions, shape (p, d), but is "
             f"{points!r}."
         )
-    places = places.reshape(len(listed), -1)
-    return places, tuple("point" for _ in listed), np.ones(len(listed), bool)
+    positions = positions.reshape(len(listed), -1)
+    return positions, tuple("point" for _ in listed), np.ones(len(listed), bool)
 
 
 def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p"]:
@@ -224,11 +236,11 @@ def _radii(radius: float | Sequence[float], count: int) -> Float[np.ndarray, " p
 
 
 def _measures(
-    places: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
+    positions: Float[np.ndarray, "p d"], radius: Float[np.ndarray, " p"], below: float | None
 ) -> list[measures.Measure]:
-    """Measures of the time beside each place, of the slowest state, and of slow time."""
+    """The measures: time near each position, slowest state, and time below the speed."""
     slow = [] if below is None else [measures.dwell(below)]
-    beside = zip(places, radius, strict=True)
+    beside = zip(positions, radius, strict=True)
     wanted = [measures.near(at, float(size), label=str(i)) for i, (at, size) in enumerate(beside)]
     return [*slow, measures.slowest(), *wanted]
 
@@ -256,7 +268,7 @@ def _gathered(runs: Runs, count: int, shape: tuple[int, ...]) -> dict[str, np.nd
 
 def _predictions(
     flow: AbstractFlow,
-    places: Float[np.ndarray, "p d"],
+    positions: Float[np.ndarray, "p d"],
     free: Bool[np.ndarray, " p"],
     radius: Float[np.ndarray, " p"],
     seen: dict[str, np.ndarray],
@@ -264,7 +276,7 @@ def _predictions(
     """Predictions of the linearisation; arrays of shape (n, p)."""
     names = ("entry_offset", "offset", "rate", "predicted")
     told = {name: np.full(seen["spent"].shape, np.nan) for name in names}
-    around = derivatives_at(flow, places) if len(places) else None
+    around = derivatives_at(flow, positions) if len(positions) else None
     for index in np.flatnonzero(free):
         assert around is not None
         rates, directions = rates_of(around.metric[index], around.hessian[index])
@@ -274,7 +286,7 @@ def _predictions(
         # Rows of the inverse read coordinates along the eigenvectors, which have length 1.
         readers, growth = np.linalg.inv(directions)[unstable], -rates[unstable]
         at_entry, closest = (
-            np.abs((seen[name][:, index] - places[index]) @ readers.T)
+            np.abs((seen[name][:, index] - positions[index]) @ readers.T)
             for name in ("entry_state", "approach_state")
         )
         since = seen["approach_time"][:, index] - seen["entry_time"][:, index]

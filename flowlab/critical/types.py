@@ -1,4 +1,4 @@
-"""One critical point, and all of a region, as they are found and told.
+"""The result types of a search: one critical point, and all of a region.
 
 d: components.
 """
@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flowlab import _tables
+from flowlab._names import FormerName
 
 __all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 
@@ -24,28 +25,27 @@ _SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: what is smaller is sho
 
 @dataclass(frozen=True, eq=False)
 class CriticalPoint:
-    """A point where the flow rests, or one of a line or manifold of such.
+    """A critical point of a flow, or one point of a line or manifold of critical points.
 
     Attributes:
-        place: The state, shape (d,). Of a line, its point nearest to the middle of the region; of
-            a manifold, one of its points.
-        kind: "minimum", "saddle", "maximum", or "degenerate" (curvature does not tell). Along a
-            line or manifold, and on walls, the directions that are left decide.
+        position: The state, shape (d,). Of a line, its point nearest to the middle of the region;
+            of a manifold, one of its points.
+        kind: "minimum", "saddle", "maximum", or "degenerate" (some curvature is zero). For a line
+            or manifold, and on walls, only the other directions count.
         index: Directions in which the potential curves down.
         value: The potential there.
-        gradient_norm: |∇L| there, without its part across the walls it is held by.
+        gradient_norm: |∇L| there, without its component across walls that hold the point.
         spectrum: Eigenvalues of the Hessian, ascending, 0 where rounding hides them; on walls, of
             the Hessian along them.
-        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time, as many of them 0 as of
-            the spectrum: small deviations from the point die out as e^{−rate·t}, and grow where a
-            rate is negative. On walls, those of a flow that slides along them, with the metric that
-            has the normals taken out.
-        dimension: 0 for an isolated point, 1 for a line of such, 2 and more for a manifold.
-        path: Points along a line, to the sides of the region or all round, shape (k, d).
+        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time; as many are 0 as in the
+            spectrum. Small deviations from the point decay as e^{−rate·t}, or grow if the rate is
+            negative. On walls, those of the flow that slides along them.
+        dimension: 0 for an isolated point, 1 for a line, 2 or more for a manifold.
+        path: Points along a line, to the sides of the region or closed, shape (k, d).
         on: The walls or edges that hold it, such as "x_rejected = 0".
     """
 
-    place: Float[np.ndarray, " d"]
+    position: Float[np.ndarray, " d"]
     kind: Kind
     index: int
     value: float
@@ -56,9 +56,11 @@ class CriticalPoint:
     path: Float[np.ndarray, "k d"] | None = field(default=None, repr=False)
     on: tuple[str, ...] = ()
 
+    place = FormerName("position")
+
     @property
     def name(self) -> str:
-        """Words for what it is: "saddle of index 1", "line of minima on x_rejected = 0"."""
+        """A description such as "saddle of index 1" or "line of minima on x_rejected = 0"."""
         words: dict[str, tuple[str, str]] = {
             "minimum": ("minimum", "minima"),
             "saddle": (f"saddle of index {self.index}", f"saddles of index {self.index}"),
@@ -73,10 +75,11 @@ class CriticalPoint:
 
 @dataclass(frozen=True)
 class CriticalPoints:
-    """The critical points of a region; "none" is an answer, and comes with what was seen instead.
+    """The critical points of a region, perhaps none, and the smallest gradient away from them.
 
     Attributes:
-        points: The critical points, by their potential; by their place where that is the same.
+        points: The critical points, ordered by their potential, and by position where that is
+            equal.
         region: Lower and upper ends, shape (d, 2).
         smallest_gradient: The smallest |∇L| met in the region away from the points: at the starts
             of the search and where it ended without a root.
@@ -107,11 +110,11 @@ class CriticalPoints:
 
     @property
     def inner(self) -> tuple[CriticalPoint, ...]:
-        """The points that no wall and no edge holds."""
+        """The points that are on no wall and no edge."""
         return tuple(point for point in self.points if not point.on)
 
     def __str__(self) -> str:
-        """A line for each point, or a sentence that there is none; and the smallest gradient."""
+        """One line for each point, or a sentence that there is none; and the smallest gradient."""
         lines = [_line(point) for point in self.points] or [_NONE]
         return "\n".join([*lines, self._elsewhere()])
 
@@ -147,14 +150,14 @@ class CriticalPoints:
         )
 
 
-def coordinates(place: Float[np.ndarray, " d"], digits: int = 4) -> str:
-    """The words for a place, "(1, 0.5)", in which what is zero but for rounding is 0."""
-    shown = (0.0 if abs(at) < _ROUNDING else at for at in map(float, place))
+def coordinates(position: Float[np.ndarray, " d"], digits: int = 4) -> str:
+    """A position as text, "(1, 0.5)", with 0 for what is rounding alone."""
+    shown = (0.0 if abs(at) < _ROUNDING else at for at in map(float, position))
     return f"({', '.join(f'{at:.{digits}g}' for at in shown)})"
 
 
 def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
-    """The kind of a point by the eigenvalues of its Hessian, of which a set has zeros."""
+    """The kind of a point, by the eigenvalues of its Hessian; those of a set include zeros."""
     up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
     if none > dimension or up + down == 0:
         return "degenerate"
@@ -164,14 +167,14 @@ def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
 
 
 def check_points(points: Any) -> None:
-    """Refuse what was not found by `critical_points`.
+    """Refuse what is no result of `critical_points`.
 
     Raises:
         ValueError: If it is something else.
     """
     if not isinstance(points, CriticalPoints):
         raise ValueError(
-            "Argument `points` must be what critical.critical_points(flow, region) gives, but is "
+            "Argument `points` must be a result of critical.critical_points(flow, region), but is "
             f"{points!r}."
         )
 
@@ -184,8 +187,8 @@ def _line(point: CriticalPoint) -> str:
 
 
 def _cells(point: CriticalPoint) -> tuple[str, ...]:
-    """The name of a point, where it is, the potential, its slope and the rates, as text."""
-    where = coordinates(point.place, 6)
+    """The name, position, potential, slope and rates of a point, as text."""
+    where = coordinates(point.position, 6)
     largest = np.max(np.abs(point.rates), initial=0.0)
     known = np.where(np.abs(point.rates) > _SHOWN_AS_ZERO * largest, point.rates, 0.0)
     rates = np.array2string(known, precision=4, separator=", ")

@@ -25,15 +25,15 @@ _TRL_LENGTH = 1024  # `max_length` of TRL's trainers unless told otherwise
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
-    """Prompts with a chosen and a rejected response each, as tokens; made by `preferences`.
+    """Preference pairs as tokens: prompts, each with two responses; made by `preferences`.
 
     Attributes:
         tokens: Ids of the prompt and a response, padded at the right; the chosen response first,
             shape (n, 2, t).
         mask: True where a token belongs to the response, shape (n, 2, t).
         lengths: Tokens of each response, shape (n, 2).
-        rows: The row of the file that each pair is from, counted from 0, shape (n,).
-        tokenizer: What the tokens were made by; None where that is not known.
+        rows: The row of each pair in the file, counted from 0, shape (n,).
+        tokenizer: The tokenizer of the tokens; None if it is not known.
     """
 
     tokens: Int[np.ndarray, "n 2 t"]
@@ -81,25 +81,26 @@ def preferences(
     *,
     max_length: int | None = _TRL_LENGTH,
 ) -> Pairs:
-    """The preference pairs in a file, as the DPO trainer of TRL makes tokens of them.
+    """The preference pairs in a file, tokenised as by the DPO trainer of TRL.
 
-    A row has the texts `prompt`, `chosen` and `rejected`; without `prompt`, it is what the two
-    others begin with. The end token is added to responses that do not end in it. Or all three are
-    conversations, lists of messages with a `role` and a `content`, which become texts by the chat
-    template of the checkpoint, in a sandbox. Prompt and response are encoded as one text, and the
-    response begins where that of the prompt alone and those with the two responses differ. Longer
-    sequences lose their ends, and rows whose prompt alone is too long are left out.
+    A row has the texts `prompt`, `chosen` and `rejected`; if `prompt` is missing, it is the common
+    beginning of the two others. The end token is appended to responses that do not end with it. All
+    three can also be conversations, lists of messages with a `role` and a `content`, which the chat
+    template of the checkpoint turns into texts, in a sandbox. Prompt and response are tokenised as
+    one text; the response begins at the first token that differs from the tokens of the prompt
+    alone. Sequences that are too long are cut at the end, and rows whose prompt alone is too long
+    are left out.
 
     Args:
-        path: A file of JSON lines, or of parquet where its name ends so.
+        path: A file of JSON lines, or a parquet file (by its suffix).
         tokenizer: The folder of a checkpoint, with `tokenizer.json` and `tokenizer_config.json`.
-        max_length: Tokens that a sequence is cut to; None to cut none.
+        max_length: Maximal number of tokens of a sequence; None for no limit.
 
     Raises:
-        ValueError: If the file is missing, of another kind or empty; a row lacks one of the texts
-            or conversations, has another thing in its place, has tools or mixes both kinds; a
-            response or a prompt has no tokens, or none is left of any response; or the tokenizer or
-            the chat template cannot be read or used.
+        ValueError: If the file is missing, empty or of another format; a row lacks a text or
+            conversation, mixes the two or has tools; a prompt or response has no tokens; no
+            response tokens are left after the cut; or the tokenizer or chat template cannot be read
+            or used.
         ModuleNotFoundError: If tokenizers, or pyarrow for parquet, is not installed.
 
     Source: `DPOTrainer` and `DataCollatorForPreference` of TRL 1.16.
@@ -122,7 +123,7 @@ def preferences(
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a file."""
     if not path.is_file():
-        raise _refused("be a file of preferences", path, "is none")
+        raise _refused("be a file of preferences", path, "is not one")
     if path.suffix == ".parquet":
         parquet = imported("pyarrow.parquet")
         try:
@@ -167,7 +168,7 @@ def _encoded(
 
 
 def _parts(row: Any, index: int, path: Path) -> tuple[Any, Any, Any]:
-    """Prompt, chosen and rejected response of a row, the prompt taken out where it is implied."""
+    """Prompt, chosen and rejected response of a row; an implied prompt is split off."""
     held = row if isinstance(row, dict) else {}
     keys = _SIDES if held and "prompt" not in held else ("prompt", *_SIDES)
     for key in keys:
@@ -197,7 +198,7 @@ def _parts(row: Any, index: int, path: Path) -> tuple[Any, Any, Any]:
 
 
 def _is_conversation(value: Any) -> bool:
-    """True of a list of messages, each with a role and a content."""
+    """True for a list of messages, each with a role and a content."""
     return isinstance(value, list) and all(
         isinstance(one, dict) and isinstance(one.get("role"), str) and "content" in one
         for one in value
@@ -205,13 +206,13 @@ def _is_conversation(value: Any) -> bool:
 
 
 def _common(one: Any, other: Any) -> int:
-    """Elements that two sequences have in common at their beginnings."""
+    """The length of the common beginning of two sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _padded(kept: list[Any], max_length: int | None, reader: Tokenizer) -> Pairs:
-    """Pairs of token ids, cut at the right, in arrays of one length."""
+    """Pairs of token ids as arrays of one length, cut or padded at the right."""
     whole = [[(prompt + one)[:max_length] for one in responses] for _, prompt, *responses in kept]
     begins = np.array([len(prompt) for _, prompt, *_ in kept])[:, None]
     ends = np.array([[len(tokens) for tokens in two] for two in whole])
@@ -219,10 +220,10 @@ def _padded(kept: list[Any], max_length: int | None, reader: Tokenizer) -> Pairs
     lines = tokens.reshape(-1, tokens.shape[-1])  # a view
     for index, one in enumerate(one for two in whole for one in two):
         lines[index, : len(one)] = one
-    places = np.arange(tokens.shape[-1])
+    positions = np.arange(tokens.shape[-1])
     return Pairs(
         tokens=tokens,
-        mask=(places >= begins[..., None]) & (places < ends[..., None]),
+        mask=(positions >= begins[..., None]) & (positions < ends[..., None]),
         lengths=(ends - begins).astype(float),
         rows=np.array([index for index, *_ in kept]),
         tokenizer=reader,

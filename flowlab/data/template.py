@@ -20,7 +20,7 @@ Render = Callable[[Messages, bool], str]
 
 
 class _Generation(Extension):
-    """The block `{% generation %}`, with which templates mark what a model says."""
+    """The block `{% generation %}`, with which templates mark the text of the model."""
 
     tags = {"generation"}
 
@@ -30,17 +30,17 @@ class _Generation(Extension):
 
 
 def chat_template(folder: Path, described: Mapping[str, Any]) -> Render | None:
-    """The function that a checkpoint has for conversations; None where it has none.
+    """The chat template of a checkpoint as a function; None if it has none.
 
-    The template is rendered in the sandbox of jinja2, which lets it neither reach into Python nor
-    change what it is given.
+    The template is rendered in the sandbox of jinja2, without access to Python, and cannot change
+    its arguments.
 
     Args:
         folder: The folder of the checkpoint.
-        described: What its `tokenizer_config.json` says.
+        described: The entries of its `tokenizer_config.json`.
 
     Raises:
-        jinja2.TemplateError: If it is no template.
+        jinja2.TemplateError: If it is not a valid template.
     """
     file, source = folder / "chat_template.jinja", described.get("chat_template")
     if file.is_file():
@@ -64,7 +64,7 @@ def chat_template(folder: Path, described: Mapping[str, Any]) -> Render | None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment that transformers gives to templates."""
+    """The jinja2 environment in which transformers renders templates."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
@@ -74,7 +74,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """JSON as it is, where jinja2's own filter escapes what HTML would take for its own."""
+    """A JSON filter without the HTML escapes of jinja2's own."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

@@ -16,10 +16,10 @@ class Tokenizer:
     """A tokenizer and its special tokens.
 
     Attributes:
-        encoder: The tokenizer of the library.
+        encoder: The tokenizer of the library tokenizers.
         end: The text of the token that ends a response.
-        padding: Id of the token that fills rows up: that of the checkpoint, else the end token's.
-        render: The chat template; None where there is none.
+        padding: Id of the padding token: that of the checkpoint, else the end token.
+        render: The chat template; None if there is none.
     """
 
     encoder: Any
@@ -32,8 +32,7 @@ class Tokenizer:
         """The tokenizer in the folder of a checkpoint.
 
         Raises:
-            ValueError: If there is none, it does not know how a response ends, or its chat template
-                is none.
+            ValueError: If there is none, it has no end token, or its chat template is invalid.
         """
         library = imported("tokenizers")
         if not (folder / "tokenizer.json").is_file():
@@ -60,7 +59,7 @@ class Tokenizer:
             render = chat_template(folder, described)
         except Exception as error:  # templates are programs, and fail in any way
             raise _refused(
-                "have a chat template in jinja2", f"that of {folder} is none: {error}"
+                "have a chat template in jinja2", f"that of {folder} is invalid: {error}"
             ) from None
         padding = encoder.token_to_id(end) if padding is None else padding
         return cls(encoder, end, padding, render)
@@ -77,8 +76,8 @@ class Tokenizer:
         """Ids of the tokens of a conversation.
 
         Args:
-            messages: What was said, by whom.
-            prompts: Whether to end in what comes before an answer.
+            messages: The messages, each with a role and a content.
+            prompts: Whether to append the beginning of an answer.
 
         Raises:
             ValueError: If the checkpoint has no chat template, or it refuses the conversation.
@@ -98,10 +97,10 @@ class Tokenizer:
 
 
 def imported(library: str) -> Any:
-    """A library of the extra `models`.
+    """Import a library of the extra `models`.
 
     Raises:
-        ModuleNotFoundError: If it is not installed, with what to do.
+        ModuleNotFoundError: If it is not installed; the message says how to install it.
     """
     import importlib
 
@@ -116,17 +115,19 @@ def imported(library: str) -> Any:
 
 
 def _described(folder: Path) -> dict[str, Any]:
-    """The entries of `tokenizer_config.json`; none where there is no such file."""
+    """The entries of `tokenizer_config.json`; empty if there is no such file."""
     path = folder / "tokenizer_config.json"
     try:
         held = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
-        raise _refused("hold a tokenizer_config.json in JSON", f"{path} is none: {error}") from None
+        raise _refused(
+            "hold a tokenizer_config.json in JSON", f"{path} is invalid: {error}"
+        ) from None
     return held if isinstance(held, dict) else {}
 
 
 def _text(token: Any) -> str | None:
-    """The text of a special token, which may be an object that holds it."""
+    """The text of a special token, which may be given as an object."""
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
 

@@ -17,19 +17,19 @@ __all__ = ["checked_batches", "drawn_batches"]
 def checked_batches(
     name: str, batches: Sequence[npt.ArrayLike], count: int
 ) -> list[Int[np.ndarray, " b"]]:
-    """Indices of pairs for each step, as they were given.
+    """Indices of pairs for each step, checked.
 
     Args:
-        name: What the caller calls them.
+        name: Their name in messages.
         batches: Indices for each step.
-        count: Pairs that there are.
+        count: The number of pairs.
 
     Raises:
-        ValueError: If there is no step, or one names other pairs or none.
+        ValueError: If there is no step, or one is empty or names a pair that does not exist.
     """
     steps = [np.asarray(taken) for taken in batches]
     if not steps:
-        raise ValueError(f"Argument `{name}` must have a step at least, but is empty.")
+        raise ValueError(f"Argument `{name}` must have at least one step, but is empty.")
     for number, taken in enumerate(steps, start=1):
         fits = taken.ndim == 1 and taken.size and taken.dtype.kind in "iu"
         if not fits or taken.min() < 0 or taken.max() >= count:
@@ -52,14 +52,15 @@ def drawn_batches(
     """Indices of pairs for each step, drawn at random.
 
     Args:
-        count: Pairs that there are.
+        count: The number of pairs.
         size: Pairs of a step.
         steps: Steps.
         seed: Seed of the draws.
-        weights: With replacement, in proportion to which pairs are drawn; None for all alike.
-        replacement: True to draw each pair from all; False to draw all once, in an order of their
-            own, before one comes again: a step that begins with the last of an order goes on with
-            the first of the next.
+        weights: Weights in proportion to which pairs are drawn, with replacement; None for equal
+            ones.
+        replacement: True to draw each pair from all; False to draw every pair once, in random
+            order, before any comes again. A step may combine the end of one such order with the
+            beginning of the next.
     """
     generator = np.random.default_rng(seed)
     if replacement:

@@ -24,11 +24,11 @@ _VERSIONED = ("jax", "jaxlib", "optax")  # whose releases may compute other bits
 
 @dataclass
 class History:
-    """The record of a run so far, of each call of its loop.
+    """The record of a run so far, in one part for each call of its loop.
 
     Attributes:
-        numbers: Steps taken before the states that were looked at.
-        rows: What was watched there, the leaves of it.
+        numbers: Numbers of steps after which states were recorded.
+        rows: The leaves of the quantities that were recorded.
         steps: Means over the pairs of each step.
     """
 
@@ -37,28 +37,28 @@ class History:
     steps: list[np.ndarray]
 
     def joined(self) -> "History":
-        """The same, as if a single call had seen it."""
+        """The record as of a single call."""
         rows = [np.concatenate(leaf) for leaf in zip(*self.rows, strict=True)]
         return History([np.concatenate(self.numbers)], [rows], [np.concatenate(self.steps)])
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that holds what a run has come to.
+    """A file with the state of a run, from which it can be resumed.
 
     Attributes:
         path: The file.
-        identity: What tells the run from others.
+        identity: A digest that identifies the run.
     """
 
     path: Path
     identity: str
 
     def check(self) -> None:
-        """Refuse a place that is none for a file, before there is work to lose.
+        """Refuse a path that cannot be written, before there is work to lose.
 
         Raises:
-            ValueError: If it is a folder or lies in none.
+            ValueError: If it is a folder, or its parent does not exist.
             NotWritableError: If it cannot be written.
         """
         if self.path.is_dir() or not self.path.absolute().parent.is_dir():
@@ -68,13 +68,13 @@ class Checkpoint:
         check_writable("Argument `checkpoint`", self.path)
 
     def read(self, begun: Carry) -> tuple[Carry, History] | None:
-        """The checkpoint in the file; None where there is none.
+        """The checkpoint in the file; None if there is none.
 
         Args:
-            begun: What the run begins with.
+            begun: The initial carry of the run.
 
         Raises:
-            ValueError: If it is of another run, or no such file.
+            ValueError: If it is of another run, or no checkpoint.
         """
         if not self.path.is_file():
             return None
@@ -95,20 +95,20 @@ class Checkpoint:
                 "versions; name another."
             )
         leaves, structure = jax.tree.flatten(begun)
-        carry = [_like(held[f"carry_{place}"], leaf) for place, leaf in enumerate(leaves)]
+        carry = [_like(held[f"carry_{index}"], leaf) for index, leaf in enumerate(leaves)]
         count = sum(name.startswith("row_") for name in held)
-        rows = [held[f"row_{place}"] for place in range(count)]
+        rows = [held[f"row_{index}"] for index in range(count)]
         history = History([held["numbers"]], [rows], [held["steps"]])
         return jax.tree.unflatten(structure, carry), history
 
     def write(self, carry: Carry, history: History) -> None:
-        """Replace the file, at once: whatever happens, the earlier or the later one is there."""
+        """Replace the file atomically, so that the old or the new one is always intact."""
         seen = history.joined()
         held: dict[str, Any] = {"identity": np.array(self.identity)}
         held |= {
-            f"carry_{place}": _plain(leaf) for place, leaf in enumerate(jax.tree.leaves(carry))
+            f"carry_{index}": _plain(leaf) for index, leaf in enumerate(jax.tree.leaves(carry))
         }
-        held |= {f"row_{place}": leaf for place, leaf in enumerate(seen.rows[0])}
+        held |= {f"row_{index}": leaf for index, leaf in enumerate(seen.rows[0])}
         held |= {"numbers": seen.numbers[0], "steps": seen.steps[0]}
         beside = self.path.with_name(f"{self.path.name}.part")
         with beside.open("wb") as file:
@@ -119,7 +119,7 @@ class Checkpoint:
 
 
 def identity_of(*parts: Any) -> str:
-    """A digest of all that decides the bits of a run, and of the versions that compute them."""
+    """A digest of everything on which the bits of a run depend, versions included."""
     digest = hashlib.blake2b(digest_size=16)
     versions = [__version__, *map(metadata.version, _VERSIONED), jax.default_backend()]
     add_held(digest, [*versions, *parts])
@@ -127,7 +127,7 @@ def identity_of(*parts: Any) -> str:
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    """An array as NumPy has it; of a key for random numbers, its data."""
+    """An array in NumPy; the data of a random key."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)

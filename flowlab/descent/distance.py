@@ -26,21 +26,20 @@ def distance(
     Args:
         path: The run.
         line: A flow line, not traced, of the same flow.
-        learning_rate: Compare at equal time, that is after n steps with the flow line at time
-            n × `learning_rate`. None to compare with the nearest point of the flow line, whatever
-            its time, which is what can be said of optimisers with a time of their own.
+        learning_rate: Compare at equal times: the state after n steps with the flow line at time n
+            × `learning_rate`. None to compare with the nearest point of the flow line, as for
+            optimisers whose steps are no flow time.
 
     Returns:
-        Distances, shape (k,); NaN where the flow line ends before the time of a step.
+        Distances, shape (k,); NaN if the flow line ends before the time of a step.
 
     Raises:
-        ValueError: If `learning_rate` is not positive, the run kept no states, or run and line have
-            different ones.
+        ValueError: If `learning_rate` is not positive, the run kept no states, or the states of run
+            and line differ in shape.
 
-    Accuracy: that of the flow line. Plain gradient descent is first order in the learning rate.
-        The nearest point is looked for on straight pieces between eight points of each step. Of a
-        run that has gone further than the line the nearest point is the line's end, so let the line
-        go on for longer than the run.
+    Accuracy: that of the flow line. Plain gradient descent is first order in the learning rate. The
+        nearest point is searched for on straight pieces between eight points of each step. The line
+        should be longer than the run, since beyond its end the nearest point is the end itself.
     """
     if learning_rate is not None:
         checks.positive("learning_rate", learning_rate)
@@ -71,8 +70,8 @@ def _moments(line: Line) -> Float[np.ndarray, " m"]:
 
 def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"]) -> float:
     """Distance of a point from the nearest piece of a polygon."""
-    first, way = corners[:-1], np.diff(corners, axis=0)
-    square = np.sum(way**2, axis=1)
-    fraction = np.sum((point - first) * way, axis=1) / np.where(square > 0, square, 1)
-    nearest = first + np.clip(fraction, 0, 1)[:, None] * way
+    first, along = corners[:-1], np.diff(corners, axis=0)
+    square = np.sum(along**2, axis=1)
+    fraction = np.sum((point - first) * along, axis=1) / np.where(square > 0, square, 1)
+    nearest = first + np.clip(fraction, 0, 1)[:, None] * along
     return float(np.min(np.linalg.norm(point - nearest, axis=1)))

@@ -24,14 +24,14 @@ _MEANS = 4  # of a step: u_w, u_l, and the log-probabilities of both responses
 
 
 class Carry(NamedTuple):
-    """The state that one step hands to the next.
+    """The carry from one step to the next.
 
     Attributes:
         state: The state.
-        memory: What the optimiser remembers.
+        memory: The state of the optimiser.
         number: Steps taken.
-        outcome: The code of what ended the run; 0 while it goes on.
-        kept: The number of steps after which a state was last looked at; −1 before the first.
+        outcome: The code of the outcome; 0 while the run continues.
+        kept: The number of steps after which a state was last recorded; −1 before the first.
     """
 
     state: PyTree[Array]
@@ -45,11 +45,11 @@ class Seen(NamedTuple):
     """The record of one call of the loop.
 
     Attributes:
-        numbers: Steps taken before each state that was looked at.
-        rows: What was watched there.
-        used: How many of these there are.
-        steps: Of each step, before it, the means over its pairs: of the loss, of u_w, u_l and of
-            the log-probabilities of both responses; NaN for a flow without pairs.
+        numbers: Steps taken before each recorded state.
+        rows: The recorded quantities.
+        used: The number of recorded states.
+        steps: For each step, the means over its pairs before it: of the loss, u_w, u_l, and the
+            log-probabilities of both responses; NaN for a flow without pairs.
     """
 
     numbers: Int[Array, " k"]
@@ -59,7 +59,7 @@ class Seen(NamedTuple):
 
 
 def begun(optimiser: Any, start: PyTree[Array]) -> Carry:
-    """The state that the first step is handed."""
+    """The carry before the first step."""
     with lenient():
         memory = jax.jit(optimiser.init)(start)
     zero = jnp.zeros((), jnp.int32)
@@ -67,7 +67,7 @@ def begun(optimiser: Any, start: PyTree[Array]) -> Carry:
 
 
 def has_ended(carry: Carry, steps: Any) -> Any:
-    """True once the last state has been looked at."""
+    """True once the last state has been recorded."""
     return ((carry.outcome != 0) | (carry.number == steps)) & (carry.kept == carry.number)
 
 
@@ -83,21 +83,22 @@ def advance(
     keep_every: int,
     weighted: bool,
 ) -> tuple[Carry, Seen]:
-    """So many steps, or fewer where the run ends.
+    """Take a number of steps, or fewer if the run ends.
 
-    One program for any number of steps: wherever a run is cut, it has the same bits.
+    One program serves for any number of steps, so that a run has the same bits wherever it is
+    interrupted.
 
     Args:
-        flow: Whose potential to lower.
+        flow: The flow whose potential is minimised.
         optimiser: An optimiser of optax, with extra arguments.
-        carry: What the step before has handed on.
+        carry: The carry of the step before.
         count: Steps to take, at most `LONGEST`.
         steps: Steps of the whole run.
         batches: Pairs of each step; None for all.
-        watch: What to look at: "state", "loss" and "u".
-        keep_every: Steps between two looks; the last state is looked at in any case.
-        weighted: Whether the pairs of a batch weigh what they do in the flow; else all alike, as
-            where they were drawn in proportion to that.
+        watch: The quantities to record: "state", "loss" and "u".
+        keep_every: Steps between two recorded states; the last state is always recorded.
+        weighted: Whether the pairs of a batch have their weights in the flow; if not, equal ones,
+            as when pairs are drawn in proportion to their weights.
     """
     length = LONGEST if batches is None else batches.shape[0]
     shapes = jax.eval_shape(lambda state: _row(flow, watch, state), carry.state)
@@ -127,7 +128,7 @@ def advance(
 
 
 def observed(things: tuple[AbstractFlow, Any], state: PyTree[Array]) -> tuple[Any, ...]:
-    """All that the functions of a flow and of an optimiser compute at a state."""
+    """Everything that a flow and an optimiser compute at a state, to take a fingerprint of."""
     flow, optimiser = things
     value = flow.potential(state)
     with lenient():
@@ -139,7 +140,7 @@ def observed(things: tuple[AbstractFlow, Any], state: PyTree[Array]) -> tuple[An
 
 @contextmanager
 def lenient() -> Iterator[None]:
-    """JAX's own rules of promotion, whatever the caller has set: optax relies on them."""
+    """A context with JAX's standard dtype promotion, on which optax relies."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -152,7 +153,7 @@ def _looked(
     carry: Carry,
     seen: Seen,
 ) -> tuple[Carry, Seen]:
-    """The watched quantities at the state, where its turn has come."""
+    """The record, with the quantities at the present state if they are due."""
     number, outcome = carry.number, carry.outcome
     turn = (number % keep_every == 0) | (number == steps) | (outcome != 0)
     due = (carry.kept != number) & turn
@@ -194,7 +195,7 @@ def _subset(flow: AbstractFlow, indices: Int[Array, " b"], weighted: bool) -> Ab
 def _stepped(
     flow: AbstractFlow, optimiser: Any, carry: Carry, steps: Int[Array, ""]
 ) -> tuple[Carry, Float[Array, " 5"]]:
-    """The state after a step, if it is one, and the means over its pairs before it."""
+    """The carry after a step, if the step is valid, and the means over its pairs before it."""
     state, memory = carry.state, carry.memory
     going = (carry.outcome == 0) & (carry.number < steps)
     (value, means), gradient = jax.value_and_grad(_value, argnums=1, has_aux=True)(flow, state)

@@ -39,35 +39,35 @@ def hf_optimiser(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
 ) -> "optax.GradientTransformation":
-    """An optimiser as the Trainer of transformers makes it, with its clipping and schedule.
+    """The optimiser of the Trainer of transformers, with its clipping and schedule.
 
-    AdamW unless told otherwise. Gradients are clipped to the norm `max_grad_norm`; weights decay by
-    themselves, and only those of two axes or more, which leaves out biases and norms as the Trainer
-    does.
+    AdamW by default. Gradients are clipped to the norm `max_grad_norm`. Weight decay is decoupled,
+    and applies only to arrays with at least two axes, which excludes biases and norms as in the
+    Trainer.
 
     Args:
-        learning_rate: The rate, at its peak; or those of all steps, shape (k,), such as a log
-            tells, with which there is no schedule.
-        steps: Steps of the run, which the schedule ends with.
+        learning_rate: The peak learning rate; or the rates of all steps, shape (k,), such as from a
+            log, which replace the schedule.
+        steps: Number of steps of the run, at which the schedule ends.
         optimiser: `"adamw"`, or `"sgd"` without momentum.
-        schedule: `lr_scheduler_type`: `"linear"`, falling to 0, unless given; `"cosine"`, half a
+        schedule: `lr_scheduler_type`: `"linear"`, falling to 0 (default); `"cosine"`, half a
             period; or `"constant"`.
-        warmup_steps: Steps in which the rate rises from 0; 0 unless given. `"constant"` with a
-            warm-up is the Trainer's `"constant_with_warmup"`.
+        warmup_steps: Steps in which the rate rises from 0. `"constant"` with a warm-up is the
+            Trainer's `"constant_with_warmup"`.
         adam_betas: `adam_beta1` and `adam_beta2`.
         epsilon: `adam_epsilon`.
         weight_decay: `weight_decay`.
         max_grad_norm: `max_grad_norm`; 0 clips none.
 
     Raises:
-        ValueError: If a number is out of its range, a word is none of those, rates are not as many
-            as steps, or they are given with a schedule.
+        ValueError: If a number is out of its range, a word is unknown, the number of rates is not
+            that of the steps, or rates are given with a schedule.
 
     Source: `Trainer` of transformers 5.24; `AdamW`, `SGD` and `clip_grad_norm_` of PyTorch 2.13.
 
-    Accuracy: optax corrects Adam's moments by powers of `adam_betas` in 32 bits, PyTorch in 64: the
-        first steps differ by some 1e-5 of themselves, which is less than what a gradient in
-        float32 makes of a step.
+    Accuracy: optax computes the powers of `adam_betas` for Adam's bias correction in 32 bits, and
+        PyTorch in 64, so that the first steps differ by a relative 1e-5; this is less than the
+        effect of float32 gradients.
     """
     import optax
 
@@ -93,10 +93,10 @@ def hf_rates(
     schedule: Schedule | None = None,
     warmup_steps: int | None = None,
 ) -> Float[np.ndarray, " k"]:
-    """The learning rate of each step, as for `hf_optimiser`; rates of all steps are themselves.
+    """The learning rate of each step, with the arguments of `hf_optimiser`.
 
     Raises:
-        ValueError: As there.
+        ValueError: As for `hf_optimiser`.
     """
     steps = checks.integer("steps", steps)
     rates = checks.within("learning_rate", learning_rate, "[0, inf)")
@@ -131,7 +131,7 @@ def _has_axes(parameters: PyTree[Array]) -> PyTree[bool]:
 
 
 def _clipped(most: float) -> "optax.GradientTransformation":
-    """Gradients scaled down to a norm, if theirs is larger."""
+    """Gradients, scaled down if their norm is larger than a given one."""
     import optax
 
     def update(gradient: PyTree[Array], _: Any = None) -> PyTree[Array]:

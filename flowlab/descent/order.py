@@ -24,19 +24,19 @@ def hf_order(
 ) -> list[Int[np.ndarray, " sample"]]:
     """Samples of each optimiser step, as the Trainer of transformers and accelerate draw them.
 
-    Every epoch is `torch.randperm(n)` of a generator for the processor with seed `seed` + epoch, in
-    batches; those of the processes stand one after the other in a step, and those that gradients
-    are accumulated over as well. The last step of an epoch has fewer samples where they do not
-    suffice; with several processes the epoch is filled up from its beginning instead.
+    Every epoch is a `torch.randperm(n)` on the CPU with seed `seed` + epoch, cut into batches. A
+    step consists of the batches of all processes, and of all accumulation steps, in this order. The
+    last step of an epoch may have fewer samples; with several processes the epoch is padded from
+    its beginning instead.
 
     Args:
         n: Samples, fewer than 214,748,364.
-        epochs: Times that all are gone through.
+        epochs: Number of passes over all samples.
         batch_size: Samples of a batch, per process (`per_device_train_batch_size`).
-        seed: The `seed` of the arguments, or their `data_seed` where that is given.
+        seed: The `seed` of the training arguments, or their `data_seed` if that is given.
         accumulation: Batches of a step, per process (`gradient_accumulation_steps`).
-        processes: Processes that train side by side.
-        drop_last: Leave out what does not fill a batch of every process
+        processes: Number of processes.
+        drop_last: Leave out samples that do not fill a batch of every process
             (`dataloader_drop_last`).
 
     Returns:
@@ -46,8 +46,8 @@ def hf_order(
         ValueError: If a number is out of its range, `drop_last` is no bool, or an epoch has no
             batch.
 
-    Source: `randperm` for processors of PyTorch 2.13, a Fisher–Yates shuffle over the 32-bit
-        outputs of MT19937; `SeedableRandomSampler` and `BatchSamplerShard` of accelerate 1.15.
+    Source: `randperm` on CPUs of PyTorch 2.13, a Fisher–Yates shuffle over the 32-bit outputs of
+        MT19937; `SeedableRandomSampler` and `BatchSamplerShard` of accelerate 1.15.
 
     Accuracy: exact.
     """
@@ -76,7 +76,7 @@ def _split(order: Int[np.ndarray, " n"], step: int) -> Iterator[Int[np.ndarray, 
 
 
 def _permutation(n: int, seed: int) -> Int[np.ndarray, " n"]:
-    """`torch.randperm(n)` of a generator for the processor with this seed."""
+    """The permutation `torch.randperm(n)` on the CPU with a seed."""
     drawn = np.random.RandomState(seed % _SEEDS).randint(0, 2**32, size=n - 1, dtype=np.uint32)
     swaps = (np.arange(n - 1) + drawn % (n - np.arange(n - 1))).tolist()
     order = list(range(n))

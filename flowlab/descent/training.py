@@ -47,18 +47,18 @@ class Descent:
     Attributes:
         steps: Numbers of the steps that were kept, the start (0) first, shape (k,).
         states: States after them; leaves of shape (k, ...); None with `keep_states=False`.
-        losses: The loss of all pairs there, minibatches or not, shape (k,); NaN where it was not
-            watched.
-        outcome: `reached` where all steps were taken; `left_domain` or `non_finite` where the step
-            after the last one kept led out of the domain or to a state or a loss that is not
-            finite; `outside_domain` where the start lies outside.
+        losses: The loss of all pairs there, with or without minibatches, shape (k,); NaN if it was
+            not watched.
+        outcome: `reached` if all steps were taken; `left_domain` or `non_finite` if the step after
+            the last one kept led out of the domain, or to a state or loss that is not finite;
+            `outside_domain` if the start lies outside.
         u: Log-ratios (u_w, u_l) of all pairs after the steps that were kept, nats, shape (k, n, 2),
-            or (k, 2) of a single pair; empty where they were not watched.
+            or (k, 2) for a single pair; empty if they were not watched.
         end: The last state.
         step_loss: The loss of the pairs of each step, before it, shape (s,).
         step_u: Means of u_w and u_l over the pairs of each step, before it, nats, shape (s, 2); NaN
             for a flow without pairs.
-        step_log_probs: The same of the log-probabilities of the chosen and the rejected responses.
+        step_log_probs: The same for the log-probabilities of the chosen and rejected responses.
     """
 
     steps: Int[np.ndarray, " k"]
@@ -94,37 +94,37 @@ def descend(
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Descent:
-    """A training run of an optimiser on the loss of a flow, from one start.
+    """Train with an optimiser on the loss of a flow, from one start.
 
-    What the optimiser is given is M∇L, the direction in which the flow goes, so that plain gradient
-    descent, `optax.sgd(eta)`, makes y ← y − η M∇L, an explicit Euler step of length η of the flow.
-    Walls are not slid along. An optimiser that looks along a line itself, such as L-BFGS, takes
-    lengths and angles for Euclidean: give it a policy without a metric of its own.
+    The optimiser is given M∇L, minus the velocity of the flow, so that plain gradient descent,
+    `optax.sgd(eta)`, makes y ← y − η M∇L, an explicit Euler step of length η of the flow. Steps do
+    not slide along walls. An optimiser with a line search, such as L-BFGS, assumes Euclidean
+    lengths and angles: use it with policies whose metric is the identity.
 
-    Of a language model (`Policy.from_model`) a step computes the pairs of its batch alone. What is
-    watched is of all pairs, and costs a pass over all of them for each state that is kept: watch
-    little, or keep few. A loss of a batch (AOT) is that of the pairs of each step.
+    For a language model (`Policy.from_model`) a step only computes the pairs of its batch. Watched
+    quantities are of all pairs, and cost a pass over all of them for each state that is kept. A
+    loss of a batch (AOT) is that of the pairs of each step.
 
     Args:
-        flow: Whose potential to lower, such as `preference_flow(DPO(0.1), policy)`.
+        flow: The flow whose potential is minimised, such as `preference_flow(DPO(0.1), policy)`.
         start: One state: an array of shape (d,), or a PyTree, such as `policy.start`. Its dtype is
             the dtype of the work.
-        optimiser: Any optimiser of optax, such as that of `hf_optimiser`.
-        steps: Steps to take; not given with `batches`, which say how many.
-        keep_every: Keep every so many steps, and the last.
+        optimiser: Any optimiser of optax, such as `hf_optimiser` gives.
+        steps: Number of steps; not given with `batches`, which determine it.
+        keep_every: Number of steps between two states that are kept; the last is always kept.
         batches: For each step, indices of its pairs, such as those of `hf_order`.
         batch_size: Pairs of each step, drawn at random; None for all pairs at every step.
         replacement: True to draw each pair from all of them, in proportion to the weights of the
-            flow where it has such; False to take all once, in a random order, before one comes
-            again. With `batches` or without replacement the weights are those of the mean.
+            flow, if any; False to take every pair once, in random order, before any comes again.
+            With `batches`, or without replacement, the weights are used in the mean instead.
         seed: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
-        watch: What of all pairs is kept: `"loss"`, `"u"`, the log-ratios of each, both or none. A
-            run ends where a loss that is watched is not finite.
-        keep_states: False to keep the last state alone.
+        watch: The quantities of all pairs to keep: `"loss"`, `"u"` (the log-ratios of each), both
+            or none. A run ends when a watched loss is not finite.
+        keep_states: False to keep only the last state.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
-        checkpoint: A file to write what the run has come to, every half a minute and at its end.
-            The same call resumes it, after kill -9 too, to the bits of an undisturbed run on the
-            same machine with the same versions. A file of another run is refused.
+        checkpoint: A file to which the state of the run is written every half minute and at its
+            end. The same call resumes the run, even after kill -9, with the bits of an undisturbed
+            run on the same machine with the same versions. A file of another run is refused.
 
     Raises:
         ValueError: If `steps` or `keep_every` is not positive; `optimiser` is none; two of
@@ -133,7 +133,7 @@ def descend(
             is empty or names no pair; `watch` asks for something else; `checkpoint` is the file of
             something else; or the start does not fit the flow.
 
-    Accuracy: that of the floating-point operations, which is all there is to a discrete run.
+    Accuracy: that of floating-point arithmetic, as the run is discrete.
     """
     if not (hasattr(optimiser, "init") and hasattr(optimiser, "update")):
         raise ValueError(
@@ -155,7 +155,7 @@ def descend(
 
 @dataclass(frozen=True)
 class _Run:
-    """A training run that is to be carried out, call by call of the loop."""
+    """A training run, carried out in several calls of the loop."""
 
     flow: AbstractFlow
     optimiser: Any
@@ -190,7 +190,7 @@ class _Run:
         return carry, history
 
     def _call(self, carry: Carry, history: History, most: int, operations: str) -> Carry:
-        """The state after at most so many steps, which are added to the record."""
+        """The carry after at most a number of steps, which are added to the record."""
         before = int(carry.number)
         batches = self._batches(before)
         alike = LONGEST if batches is None else sum(1 for _ in self._alike(before))
@@ -213,7 +213,7 @@ class _Run:
         return carry
 
     def _alike(self, first: int) -> Any:
-        """The batches of the next steps, as far as all have the size of the first."""
+        """The batches of the next steps that have the same size."""
         assert self.order is not None
         size = len(self.order[min(first, self.count - 1)])
         for taken in self.order[first : first + LONGEST]:
@@ -222,7 +222,7 @@ class _Run:
             yield taken
 
     def _batches(self, first: int) -> Int[np.ndarray, "l b"] | None:
-        """The same in one array, filled up with the last of them."""
+        """These batches in one array, padded with the last."""
         if self.order is None:
             return None
         taken = list(self._alike(first)) or [self.order[-1]]
@@ -231,7 +231,7 @@ class _Run:
 
 
 def _descent(carry: Carry, history: History, run: _Run) -> Descent:
-    """The run as its user gets it."""
+    """The result of the run."""
     seen = history.joined()
     kept: dict[str, Any] = {}
     names = sorted(run.watched)  # as the leaves of a dict

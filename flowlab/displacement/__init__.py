@@ -29,8 +29,7 @@ lies above 1).
 Source: arXiv 2410.08847 for the inner products; the closed form is the gradient flow of one pair.
 """
 
-from typing import NoReturn
-
+from flowlab._names import former_names
 from flowlab.displacement.explanation import Explanation, StepChange, explain
 from flowlab.displacement.maps import (
     MARGINS,
@@ -61,9 +60,4 @@ __all__ = [
     "typical_boundary",
 ]
 
-
-def __getattr__(name: str) -> NoReturn:
-    if name in ("rates", "Rates"):
-        new = {"rates": "explain", "Rates": "Explanation"}[name]
-        raise AttributeError(f"flowlab.displacement.{name} is now flowlab.displacement.{new}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = former_names(__name__, {"rates": "explain", "Rates": "Explanation"})

@@ -49,14 +49,14 @@ _PARTS = ("own_chosen", "own_rejected", "others_chosen", "others_rejected")
 
 @dataclass(frozen=True)
 class StepChange:
-    """Expected change of the mean log-ratios (chosen, rejected) by one step, to second order, nats.
+    """Expected change of the mean log-ratios (chosen, rejected) in a step, to second order, nats.
 
     Attributes:
         learning_rate: The step's learning rate.
         batch_size: Pairs of a minibatch, drawn without replacement.
         first_order: Learning rate times the mean rates of the flow, shape (2,).
         curvature: Second-order part of a step with all pairs, shape (2,).
-        noise: Second-order part that minibatches add, in the mean over those that were drawn, shape
+        noise: Second-order part that minibatches add, averaged over those that were drawn, shape
             (2,).
         standard_error: Standard error of `noise`, shape (2,).
     """
@@ -75,7 +75,7 @@ class StepChange:
 
     @property
     def reversed(self) -> Bool[np.ndarray, "2"]:
-        """Mask of the sides that move against the first order, by two standard errors or more."""
+        """Mask of the sides that move against the first order, by at least two standard errors."""
         against = -np.sign(self.first_order) * self.change
         return against > 2 * self.standard_error
 
@@ -104,7 +104,7 @@ class StepChange:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Causes of the motion of every log-ratio at a state, for the free flow, before any wall.
+    """Causes of the motion of every log-ratio at a state, for the flow without walls.
 
     rate = own_chosen + own_rejected + others_chosen + others_rejected, each of shape (p, 2), nats
     per unit of flow time: the last axis is the response that moves, chosen or rejected.
@@ -116,15 +116,15 @@ class Explanation:
         others_chosen: The part caused by the chosen responses of all other pairs.
         others_rejected: The part caused by their rejected responses.
         influence: The part of the mean rate (over pairs) that each response causes, shape (p, 2,
-            2): the pair, its response, and the side that moves.
+            2): pair, response, and the side that moves.
         slopes: ∂L/∂u of each response, L the (weighted) mean over pairs, shape (p, 2).
         kernel: [[k_ww, k_wl], [k_wl, k_ll]] of each pair by itself, shape (p, 2, 2).
         mean_kernel: Kernel of the mean log-ratios, inner products of mean gradients, shape (2, 2).
-            It suits `LogRatioPlane` and maps of displacement, but moves along a run.
-        weighted_kernel: Inner products of mean gradients with those weighted by the slopes, shape
+            It can be used in `LogRatioPlane` and maps of displacement, but changes along a run.
+        weighted_kernel: Inner products of mean gradients with slope-weighted mean gradients, shape
             (2, 2), not symmetric; NaN for a side without slopes. The mean rates are minus this
-            times the sums of the slopes.
-        step: The expected change by one step of training; None where it was not asked for.
+            matrix times the sums of the slopes.
+        step: The expected change in one step of training; None if it was not asked for.
     """
 
     rate: Float[np.ndarray, "p 2"]
@@ -140,7 +140,7 @@ class Explanation:
     step: StepChange | None = None
 
     def __repr__(self) -> str:
-        """The mean rates and how many chosen responses fall, on one line."""
+        """The mean rates and the number of chosen responses that fall, on one line."""
         chosen, rejected = self.rate.mean(axis=0)
         return (
             f"Explanation({len(self.rate)} pairs: mean du_w/dt {chosen:.4g}, du_l/dt "
@@ -158,9 +158,9 @@ class Explanation:
         return boundary_of_slopes(*self.slopes.T)
 
     def lowering(self, count: int = 10) -> Int[np.ndarray, " c"]:
-        """Indices of the pairs that lower the mean chosen log-probability most, the worst first.
+        """Indices of the pairs that lower the mean chosen log-probability most, in order.
 
-        Fewer than `count` where fewer lower it.
+        There are fewer than `count` if fewer pairs lower it.
         """
         caused = self.influence[:, :, 0].sum(axis=1)
         order = np.argsort(caused)[: checks.integer("count", count)]
@@ -176,7 +176,7 @@ class Explanation:
         return _tables.table([head, *cells], "lr")
 
     def to_json(self) -> dict[str, Any]:
-        """All arrays as lists, and the step, ready for JSON; None for what has no value."""
+        """All arrays as lists, and the step, JSON-ready; None for missing values."""
         told = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "step"}
         record: dict[str, Any] = {name: jsonable(value) for name, value in told.items()}
         if self.step is None:
@@ -200,17 +200,18 @@ def explain(
     Args:
         flow: The flow of a preference loss under any policy.
         state: One state. Its dtype is the dtype of the work.
-        learning_rate: Learning rate of stochastic gradient descent; None for no account of steps.
-        batch_size: Pairs of its minibatches, drawn without replacement; needed with a learning
-            rate, and without effect unless there is one.
-        batches: Minibatches over which the second order is averaged. Each takes the time of some
+        learning_rate: Learning rate of stochastic gradient descent; None to leave out the second
+            order.
+        batch_size: Pairs of its minibatches, drawn without replacement; given together with
+            `learning_rate`.
+        batches: Minibatches over which the second order is averaged. Each takes the time of about
             four evaluations of all pairs.
         seed: Seed of the minibatches.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
     Raises:
-        ValueError: If the flow has no pairs, the state is none of its policy, or the minibatches
-            are not possible for it.
+        ValueError: If the flow has no pairs, the state does not fit its policy, or minibatches are
+            not possible.
 
     Accuracy: derivatives by JAX, exact to the rounding of the dtype; `noise` is a mean over random
         minibatches, with its standard error. The gradients of 16 pairs are held at a time.
@@ -237,7 +238,7 @@ def explain(
 def _checked_step(
     flow: PreferenceFlow, state: PyTree[Array], learning_rate: Any, batch_size: Any
 ) -> int:
-    """The size of minibatches, or 0 where there is no learning rate."""
+    """The size of minibatches, or 0 without a learning rate."""
     if (learning_rate is None) != (batch_size is None):
         raise ValueError(
             "Arguments `learning_rate` and `batch_size` must be given both, or neither, but are "
@@ -264,7 +265,7 @@ def _checked_step(
 def _parts(
     flow: PreferenceFlow, state: PyTree[Array], operations: str, progress: bool | None
 ) -> dict[str, Any]:
-    """The fields of an explanation but for the step."""
+    """The fields of an explanation, except the step."""
     told = jax.tree.map(np.asarray, _together_compiled(flow, state, operations=operations))
     slopes, caused, along_means = told
     count = len(slopes)
@@ -308,9 +309,9 @@ def _slopes(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "p 2"]:
 def _together(
     flow: PreferenceFlow, state: PyTree[Array]
 ) -> tuple[Float[Array, "p 2"], Float[Array, "2 p 2"], Float[Array, "2 p 2"]]:
-    """Slopes, and derivatives of all log-ratios along gradients, raised by the metric.
+    """Slopes, and derivatives of all log-ratios along two kinds of directions M·gradient.
 
-    Those of the sum, weighted by the slopes, of the gradients of one side; and of their mean.
+    The directions are the slope-weighted sum of the gradients of one side, and their mean.
     """
     slopes = _slopes(flow, state)
     ratios, pull = jax.vjp(lambda at: _log_ratios(flow, at), state)
@@ -356,7 +357,7 @@ def _own(
     operations: str,
     progress: bool | None,
 ) -> Iterator[Float[np.ndarray, "c 2 2"]]:
-    """Kernels of all pairs, some at a time; behind the last, that of the last again."""
+    """Kernels of all pairs, some at a time; the last chunk is padded with its last pair."""
     size = min(_AT_ONCE, count)
     with tqdm(total=count, unit="pair", **bar_options(progress)) as bar:
         for first in range(0, count, size):
@@ -366,7 +367,7 @@ def _own(
 
 
 def _minibatches(count: int, size: int, batches: int, seed: int) -> Int[np.ndarray, "k b"]:
-    """Minibatches without replacement within each."""
+    """Random minibatches, each drawn without replacement."""
     generator = np.random.Generator(np.random.Philox(seed))
     return np.stack([generator.choice(count, size, replace=False) for _ in range(batches)])
 
@@ -377,7 +378,7 @@ def _second_order(
 ) -> Float[Array, "2"]:
     """Half the second derivative of the mean log-ratios along a minibatch's direction of descent.
 
-    That of all pairs without a minibatch.
+    Without a minibatch, along that of all pairs.
     """
     some = flow if batch is None else flow.subset(batch)
     direction = flow.metric(state, some.gradient(state))
@@ -398,7 +399,7 @@ def _second_orders(
     operations: str,
     progress: bool | None,
 ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "k 2"]]:
-    """The second order of a step with all pairs, and of those with minibatches, at rate 1."""
+    """The second order of a step with all pairs, and of steps with minibatches, at rate 1."""
     whole = np.asarray(_second_order(flow, state, None, operations=operations))
     found = [
         np.asarray(_second_order(flow, state, jnp.asarray(batch), operations=operations))
@@ -414,7 +415,7 @@ def _step(
     whole: Float[np.ndarray, "2"],
     found: Float[np.ndarray, "k 2"],
 ) -> StepChange:
-    """The expected change by a step, from its second order with all pairs and minibatches."""
+    """The expected change in a step, from the second orders with all pairs and with minibatches."""
     added = learning_rate**2 * (found - whole)
     error = np.std(added, axis=0, ddof=1) if len(found) > 1 else np.full(2, np.nan)
     return StepChange(

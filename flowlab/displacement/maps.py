@@ -57,18 +57,19 @@ _VALUES = (
 
 
 def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.ndarray, " n"]:
-    """The k_wl/k_ww at which a loss leaves the chosen log-probability of one pair where it is.
+    """The value of k_wl/k_ww at which the chosen log-probability of one pair does not move.
 
-    r* = −(∂L/∂u_w)/(∂L/∂u_l), 1 for every loss of the margin. Where the loss pushes the rejected
-    down, ∂L/∂u_l > 0, the chosen falls for larger ratios; where it pulls it up, for smaller ones.
-    Infinite where the rejected has no pull, NaN where neither has or the loss is not defined.
+    r* = −(∂L/∂u_w)/(∂L/∂u_l), which is 1 for every loss of the margin. If the loss pushes the
+    rejected response down (∂L/∂u_l > 0), the chosen one falls for larger ratios; if it pushes it
+    up, for smaller ones. Infinite if ∂L/∂u_l = 0, and NaN if both derivatives are 0 or the loss is
+    not defined.
 
     Args:
         loss: A loss of one pair.
         starts: (u_chosen, u_rejected), shape (n, 2), nats.
 
     Raises:
-        ValueError: If `loss` is none of one pair, or the starts have another shape.
+        ValueError: If `loss` is not of one pair, or the starts have another shape.
     """
     points = checks.array("starts", starts, ("n", 2))
     return boundary_of_slopes(*_slopes(loss, points).T)
@@ -78,21 +79,22 @@ def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.nd
 class Displacement:
     """Falls of the chosen log-probability of one pair, over starts and couplings.
 
-    What has no value is NaN: the times of what does not happen, and everything where a start has
-    no flow line. Where a line ends early (`ends_early`; `outcome` says why: the loss may not be
-    defined beyond), the values are those up to its end.
+    Missing values are NaN: times of events that do not happen, and everything for a start without a
+    flow line. If a line ends early (`ends_early`; `outcome` says why: the loss may not be defined
+    further on), the values are those up to its end.
 
     Attributes:
         loss: The loss.
         starts: (u_chosen, u_rejected), shape (n, 2), nats.
         ratios: k_wl/k_ww, shape (v,).
         rejected: k_ll/k_ww.
-        time: Flow time that every line is followed for, where k_ww is 1.
+        time: Flow time for which every line is followed, at k_ww = 1.
         boundary: r* of every start, shape (n,); see `boundary`.
         rate: u_w' at the start, nats per unit of flow time, shape (v, n).
-        dip_depth: How far the chosen log-probability falls below its start, nats, shape (v, n).
+        dip_depth: Largest fall of the chosen log-probability below its start, nats, shape (v, n).
         dip_time: Flow time of its lowest point, shape (v, n).
-        recovery_time: Flow time at which it is back, shape (v, n); NaN where it is not by `time`.
+        recovery_time: Flow time at which it is back at its start, shape (v, n); NaN if it is not by
+            `time`.
         change_chosen: Its change by the end, nats, shape (v, n).
         change_margin: The change of the margin by the end, shape (v, n).
         end_time: Flow time at which the line ends, shape (v, n); `time` unless it ends early.
@@ -126,15 +128,15 @@ class Displacement:
 
     @property
     def ends_early(self) -> Bool[np.ndarray, "v n"]:
-        """Mask of the lines that end neither at `time` nor, being at rest, at their start."""
+        """Mask of the lines that end before `time`, except those at rest from the start."""
         return self.known & ~np.isin(self.outcome, _WHOLE)
 
     @property
     def shares(self) -> dict[str, Float[np.ndarray, " v"]]:
         """Fractions of the starts with a flow line, for each ratio.
 
-        `falls_at_start`: the rate at the start is negative. `falls`: the depth is positive; a fall
-        within rounding is none. `recovers`: it is back at its start by the end.
+        `falls_at_start`: the rate at the start is negative. `falls`: the depth is positive, beyond
+        rounding. `recovers`: the chosen log-probability is back at its start by the end.
         """
         count = np.where(self.known.any(axis=1), self.known.sum(axis=1), np.nan)
         held = {
@@ -177,30 +179,30 @@ def displacement(
     rtol: float = 1e-6,
     progress: bool | None = False,
 ) -> Displacement:
-    """Map how the chosen log-probability of one pair falls, over starts and the coupling.
+    """Map the fall of the chosen log-probability of one pair over starts and coupling.
 
     The flow of the loss on the log-ratio plane under K = [[1, r], [r, s]], r = k_wl/k_ww and s =
     k_ll/k_ww, is followed from every start, for every r. A kernel with another k_ww has the same
-    lines in 1/k_ww of the time. References of −20 nats and lengths of 20 tokens, as on a card.
+    lines in 1/k_ww of the time. References are −20 nats and lengths 20 tokens, as on a card.
 
     Args:
         loss: A loss of one pair, any.
-        ratios: Values of r, increasing, each with r² at most s; None for `default_ratios` about
-            the boundary of the loss.
+        ratios: Values of r, increasing, each with r² at most s; None for `default_ratios` about the
+            boundary of the loss.
         margins: Margins h of the starts, nats, which are then (h/2, −h/2); None for
             `default_margins`.
-        starts: Starts (u_chosen, u_rejected) of your own in place of margins, shape (n, 2), nats.
+        starts: Starts (u_chosen, u_rejected) instead of margins, shape (n, 2), nats.
         rejected: s, positive.
-        time: Flow time to follow the lines for. None for the time in which a log-ratio that moves
-            at the median slope of the loss over the starts goes from the smallest margin to the
-            largest: 40 nats over 0.05 a time, 800, for DPO with β = 0.1. This scales with the loss,
-            so that the maps of losses with other units of time can be compared.
+        time: Flow time for which lines are followed. None for the range of the margins divided by
+            the median slope of the loss over the starts: 40 nats / 0.05 = 800 for DPO with β = 0.1.
+            This scales with the loss, so that maps of losses with different units of time are
+            comparable.
         rtol: Relative tolerance.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
     Raises:
-        ValueError: If `loss` is none of one pair, ratios, margins or starts are not as above or
-            both of the last two are given, or the loss is flat at every start and `time` is None.
+        ValueError: If `loss` is not of one pair; ratios, margins or starts are not as above; both
+            margins and starts are given; or the loss is flat at every start and `time` is None.
 
     Accuracy: `rtol` per step.
     """
@@ -238,22 +240,23 @@ def displacement(
 def default_margins(
     low: float = MARGINS[0], high: float = MARGINS[1], count: int = _CELLS[0]
 ) -> Float[np.ndarray, " n"]:
-    """Margins at equal distances, nats; 61 from −20 to 20 unless given."""
+    """Equally spaced margins, nats: by default 61 from −20 to 20."""
     return np.linspace(low, high, count)
 
 
 def default_ratios(
     rejected: float = REJECTED, count: int = _CELLS[1], *, boundary: float = 1.0
 ) -> Float[np.ndarray, " v"]:
-    """Ratios k_wl/k_ww at equal distances, in the middle of 32 cells about the boundary of a loss.
+    """Equally spaced ratios k_wl/k_ww around the boundary of a loss.
 
-    From as far below it as the largest ratio, √s, lies above: 0.775 to 1.225 about that of a loss
-    of the margin. It lies between two cells of the default. Where s allows no ratio as large as the
-    boundary, or as small, cells from −0.4 to 1.2, or of the part of that which s allows.
+    They are the centres of cells that extend as far below the boundary as the largest possible
+    ratio, √s, lies above it: 0.775 to 1.225 for a loss of the margin, with the boundary between two
+    cells. If s does not allow the boundary itself, the cells extend from −0.4 to 1.2, as far as s
+    allows.
 
     Args:
         rejected: s = k_ll/k_ww.
-        count: How many.
+        count: The number of ratios.
         boundary: r*, as `typical_boundary` gives it.
     """
     largest = np.sqrt(rejected)
@@ -265,7 +268,7 @@ def default_ratios(
 
 
 def typical_boundary(loss: AbstractLoss, margins: Float[ArrayLike, " n"]) -> float:
-    """The median of `boundary` over margins where it is finite; NaN where it nowhere is.
+    """The median of `boundary` over the margins at which it is finite; NaN if there are none.
 
     Raises:
         ValueError: As `boundary` does.
@@ -279,9 +282,9 @@ def _median(boundaries: Float[np.ndarray, " n"]) -> float:
 
 
 def table(found: Mapping[str, Displacement]) -> str:
-    """Displacements by name as plain text: a line for each, and rows for their ratios.
+    """Displacements by name, as plain text: a line for each, and rows for their ratios.
 
-    Neighbouring ratios share a row where they differ in nothing but the change at the end.
+    Neighbouring ratios that only differ in the change at the end share a row.
     """
     told = [f"{name}: {_summary(one)}" for name, one in found.items()]
     header = ("loss", "k_wl/k_ww", "falls at once", "falls", "recovers", "deepest", "median dip")
@@ -298,7 +301,7 @@ def table(found: Mapping[str, Displacement]) -> str:
 
 
 def to_json(found: Mapping[str, Displacement]) -> list[dict[str, Any]]:
-    """Displacements as JSON-ready dictionaries, None for what has no value; arrays as (v, n)."""
+    """Displacements as JSON-ready dictionaries, with None for missing values; arrays as (v, n)."""
     return [{"name": name, **_record(one)} for name, one in found.items()]
 
 
@@ -321,7 +324,7 @@ def _summary(one: Displacement) -> str:
 
 
 def _rows(name: str, one: Displacement) -> list[tuple[str, ...]]:
-    """A row for each run of neighbouring ratios that differ in the change at the end alone."""
+    """A row for each run of neighbouring ratios that only differ in the change at the end."""
     single = [(f"{r:.4g}", *cells) for r, cells in zip(one.ratios, _cells(one), strict=True)]
     change = 1 + _CHANGE
     found = []
@@ -361,7 +364,7 @@ def boundary_of_slopes(slope_chosen: np.ndarray, slope_rejected: np.ndarray) -> 
 
 
 def _total(*parts: np.ndarray) -> np.ndarray:
-    """The sum of the parts of a rate; 0 where it is within the rounding of its parts."""
+    """The sum of the parts of a rate; 0 if it is within the rounding of its parts."""
     total, size = sum(parts), sum(map(np.abs, parts))
     return np.where(np.abs(total) <= _ROUNDING * np.finfo(float).eps * size, 0.0, total)
 
@@ -416,8 +419,8 @@ def _checked_ratios(
     largest = float(np.max(np.abs(held)))
     if largest**2 > rejected * (1 + 1e-6):
         raise ValueError(
-            "Argument `ratios` must be at most the square root of `rejected` in size, for the "
-            f"kernel to be positive semidefinite, but holds {largest:g} where that is "
-            f"{np.sqrt(rejected):.4g}."
+            "Argument `ratios` must be at most the square root of `rejected`, "
+            f"{np.sqrt(rejected):.4g}, in absolute value, for the kernel to be positive "
+            f"semidefinite, but holds {largest:g}."
         )
     return held

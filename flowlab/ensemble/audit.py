@@ -1,4 +1,7 @@
-"""Runs against the same runs at tighter tolerances.
+"""The audit: some starts solved again at tighter tolerances, and how far the results differ.
+
+The tolerances of the second solution are a hundred times smaller, so that the difference is the
+error of the first one, but for a few per cent where the method has the order that it should have.
 
 f: runs with the same outcome; r: runs that reached the target in both.
 """
@@ -63,12 +66,12 @@ def audited(
     """Deviations of runs from the same runs at tolerances a hundred times tighter.
 
     Args:
-        flow: As `sweep` was given it, and so is all else that is not named here.
-        starts: Of the runs, shape (n, d), or a PyTree with a leading axis n.
-        found: Their `outcome`, `time` and `end`.
+        flow: The flow of the runs. This and the other arguments are those of the `sweep`.
+        starts: The starts of the runs, shape (n, d), or a PyTree with a leading axis n.
+        found: The `outcome`, `time` and `end` of the runs.
         until: The target.
         clock: The independent variable.
-        rtol: The tolerance that the runs were found with.
+        rtol: The relative tolerance of the runs.
         atol: Their absolute tolerance.
         solver: Their solver.
         save_at: Flow times at which their states were kept.
@@ -107,7 +110,7 @@ def audit_of(
     results: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
 ) -> Audit:
-    """The audit of a part, at random, of the results for some flows; options as of `audited`."""
+    """The audit of a random sample of the results for some flows; options as of `audited`."""
     chosen = chosen_for_audit(len(jax.tree.leaves(starts)[0]), part)
 
     def taken(tree: Any) -> Any:
@@ -118,7 +121,7 @@ def audit_of(
 
 
 def chosen_for_audit(count: int, part: float) -> Int[np.ndarray, " r"]:
-    """The indices, ascending, of the part of so many starts that is solved again; at random."""
+    """The indices, ascending, of a random sample of the starts, to be solved again."""
     number = min(count, max(1, round(part * count)))
     return np.sort(np.random.default_rng(_SEED).choice(count, number, replace=False))
 

@@ -1,4 +1,9 @@
-"""The choice of a backend: `kernel` on GPUs and TPUs where it can be had, else `blocks`."""
+"""The choice of a backend: `kernel` on GPUs and TPUs where it can be had, else `blocks`.
+
+A backend solves a problem from many starts. It is given functions of one lane (begin, field,
+signals, effect of an event, finish), and decides which lanes share a step and what runs where.
+Targets, clocks, domains, measures and losses do not know which one runs.
+"""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -24,10 +29,10 @@ _LOG = logging.getLogger(__name__)
 def default_backend(
     *, block_size: int | None = None, devices: Sequence[Device] | None = None
 ) -> str:
-    """The name of the backend that is tried first where nobody names one.
+    """The name of the default backend.
 
     Args:
-        block_size: Starts that share a step; a number of them asks for blocks.
+        block_size: Starts that share a step; a number chooses the blocks.
         devices: JAX devices to use; None for all local ones.
     """
     devices = jax.local_devices() if devices is None else devices
@@ -45,7 +50,7 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> "Worker":
-    """A solver of problems from so many starts, for so many runs in all.
+    """A solver of problems from a number of starts, with a number of runs in all.
 
     Raises:
         ValueError: If the backend is unknown, does not exist on the devices, or leaves another
@@ -77,7 +82,7 @@ def _check_kernel(devices: Sequence[Device], block_size: int | None, optimise: b
 
 
 class Worker:
-    """Solves problems by the backend wanted, or by blocks where that cannot be had.
+    """A solver by the backend asked for, or by blocks where that is not possible.
 
     Attributes:
         backend: The name of the backend that solved the last problem.

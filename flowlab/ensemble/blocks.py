@@ -1,10 +1,17 @@
-"""Many starts in blocks: their order, what becomes of stragglers, threads and devices.
+"""The backend `blocks`: lanes that share steps, compiled by XLA, on any device.
 
-The starts are dealt out to slabs, so that each slab is a fair sample of all; in a slab they are put
-in the order of their potential, and cut into blocks, so that the lanes of a block are alike. One
-call solves a batch of blocks, one after the other, in compiled code. What a block leaves behind
-goes on in later passes: lanes that still run when most have ended, in blocks of their own; lanes
-that held up their block, under the clock that is regular everywhere.
+A block wastes work where its lanes need different steps, or end at different times. So the starts
+are dealt out to slabs, each a fair sample of all; in a slab they are sorted by their potential, and
+cut into blocks of consecutive starts, whose lanes are then alike. Eight blocks are solved by one
+call, one after the other, in compiled code; calls run on several threads, and on several devices.
+
+What a block does not finish is pooled. A block ends when one lane in 16 is still running; those
+lanes are gathered into blocks of their own, and go on from where they stand. Lanes that were
+evicted because they alone needed small steps (`solve.engine`) go on under the arc-length clock, and
+lanes whose clock had led them past their level begin again under it.
+
+The lanes of a block and their order are fixed by the starts alone: identical blocks give identical
+bits. Otherwise the results agree to the tolerance, as another block takes other steps.
 
 n: starts; b: blocks of a batch.
 """
@@ -43,7 +50,7 @@ from flowlab.until import Outcome
 __all__ = [
     "BACKEND",
     "Device",
-    "Passes",
+    "BlockPrograms",
     "block_size_on",
     "solved",
     "worker",
@@ -65,13 +72,13 @@ _ENOUGH_BLOCKS = 32
 _WORTH_OPTIMISING = 4_000  # runs
 
 
-class Passes(NamedTuple):
-    """The programs for blocks: functions of a problem, of blocks, and of two limits.
+class BlockPrograms(NamedTuple):
+    """The two programs that solve blocks; functions of a problem, of blocks, and of two limits.
 
     Attributes:
-        first: Of the starts of a batch of blocks: their results, lanes, and the steps tried.
-        later: The same of the lanes of one block that were left behind.
-        enough_blocks: Blocks under which a pass for those left behind is not worth its compilation.
+        first: From the starts of a batch of blocks to their results, lanes, and the steps tried.
+        later: The same, from the unfinished lanes of one block.
+        enough_blocks: The number of blocks from which on a later pass is worth its compilation.
     """
 
     first: Callable[..., Any]
@@ -79,8 +86,8 @@ class Passes(NamedTuple):
     enough_blocks: int
 
 
-class _LeftBehind(NamedTuple):
-    """Lanes that have not ended, and the indices of their starts."""
+class _UnfinishedLanes(NamedTuple):
+    """Unfinished lanes, and the indices of their starts."""
 
     indices: Int[np.ndarray, " n"]
     lanes: Lanes | TangentLanes
@@ -92,7 +99,7 @@ class _Work:
 
     problem: Problem
     method: Method
-    passes: Passes
+    programs: BlockPrograms
     devices: list[Device]
     size: int
     max_steps: int
@@ -102,12 +109,12 @@ class _Work:
 
 
 def block_size_on(device: Device) -> int:
-    """Starts that share a step where nobody says how many."""
+    """The default number of starts that share a step."""
     return _BLOCK_ON_CPU if device.platform == "cpu" else _BLOCK_ON_ACCELERATOR
 
 
 def worth_optimising(runs: int) -> bool:
-    """True if there are so many runs that optimising the program pays."""
+    """True if there are enough runs for optimising the program to pay."""
     return runs >= _WORTH_OPTIMISING
 
 
@@ -119,7 +126,7 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> Callable[..., dict[str, Any]]:
-    """`solved` with all but the problem, the method and the starts given."""
+    """The function `solved` with everything but problem, method and starts given."""
     devices = jax.local_devices() if devices is None else list(devices)
     return partial(
         solved,
@@ -140,13 +147,15 @@ def solved(
     max_steps: int,
     optimise: bool,
     progress: Callable[[int], Any] = lambda n: None,
-    passes: Passes | None = None,
+    programs: BlockPrograms | None = None,
 ) -> dict[str, Any]:
     """The results for all starts, first axis n, in the order of the starts."""
     count = len(jax.tree.leaves(starts)[0])
-    passes = Passes(_first_pass, _later_pass, _ENOUGH_BLOCKS) if passes is None else passes
+    programs = (
+        BlockPrograms(_first_pass, _later_pass, _ENOUGH_BLOCKS) if programs is None else programs
+    )
     work = _Work(
-        problem, method, passes, devices, size, max_steps, optimise, progress, _Collected(count)
+        problem, method, programs, devices, size, max_steps, optimise, progress, _Collected(count)
     )
     order = _ordered(work, starts, count)
     running, evicted = _first_passes(work, starts, order)
@@ -156,8 +165,10 @@ def solved(
     return work.collected.results
 
 
-def _under_safe_clock(work: _Work, starts: PyTree[np.ndarray], evicted: list[_LeftBehind]) -> None:
-    """Evicted lanes go on under the clock that is regular everywhere; strayed ones begin again."""
+def _under_safe_clock(
+    work: _Work, starts: PyTree[np.ndarray], evicted: list[_UnfinishedLanes]
+) -> None:
+    """Continue evicted lanes under the arc-length clock; begin strayed ones again."""
     safe = dataclasses.replace(work, problem=safe_problem(work.problem))
     strayed = [part.indices[np.asarray(part.lanes.strayed)] for part in evicted]
     again, going = np.concatenate(strayed), []
@@ -168,8 +179,10 @@ def _under_safe_clock(work: _Work, starts: PyTree[np.ndarray], evicted: list[_Le
     _later_passes(safe, safe.problem, evicted + going)
 
 
-def _kept(part: _LeftBehind, chosen: np.ndarray) -> _LeftBehind:
-    return _LeftBehind(part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes))
+def _kept(part: _UnfinishedLanes, chosen: np.ndarray) -> _UnfinishedLanes:
+    return _UnfinishedLanes(
+        part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes)
+    )
 
 
 class _Collected:
@@ -195,7 +208,7 @@ class _Collected:
 
 
 def _as_rows(array: np.ndarray) -> np.ndarray:
-    """An array as one of whole rows, which NumPy moves ten times as fast as pieces of rows."""
+    """A view of an array in whole rows, which NumPy moves ten times as fast as parts of rows."""
     length = math.prod(array.shape[1:])
     if not length:
         return array
@@ -204,9 +217,9 @@ def _as_rows(array: np.ndarray) -> np.ndarray:
 
 
 def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndarray, " n"]:
-    """The indices of the starts, slab after slab, in each by the potential, without it last.
+    """The indices of the starts, slab after slab, sorted by the potential in each; NaN last.
 
-    Those of a single block stay as they are: its lanes share a step in any order.
+    The starts of a single block are not sorted, since its lanes share a step in any order.
     """
     if count <= work.size:
         return np.arange(count)
@@ -223,7 +236,7 @@ def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndar
 
 
 def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np.ndarray, " n"]:
-    """The potential at the starts, as they come: nothing is moved for it but to the device."""
+    """The potential at the starts, in their given order."""
     length = min(work.size * _BLOCKS_OF_A_SLAB, count)
     # The last part, as long as the others, overlaps the one before.
     firsts = [min(first, count - length) for first in range(0, count, length)]
@@ -243,27 +256,29 @@ def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np
 
 def _first_passes(
     work: _Work, starts: PyTree[np.ndarray], order: np.ndarray
-) -> tuple[list[_LeftBehind], list[_LeftBehind]]:
-    """Every start in its first block; the lanes that still run, and the evicted ones."""
+) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
+    """Solve every start in its first block; the unfinished lanes, and the evicted ones."""
     blocks = -(-len(order) // work.size)
     together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
-    keep = 0 if blocks < work.passes.enough_blocks else work.size // _LEFT_FOR_LATER
+    keep = 0 if blocks < work.programs.enough_blocks else work.size // _LEFT_FOR_LATER
     length = together * work.size
     batches = [order[i : i + length] for i in range(0, len(order), length)]
-    program = Program(work.passes.first, (work.problem, work.method), optimise=work.optimise)
+    program = Program(work.programs.first, (work.problem, work.method), optimise=work.optimise)
     limits = (np.int32(keep), np.int32(work.max_steps))
 
-    def first(batch: np.ndarray, device: Device) -> tuple[int, list[_LeftBehind]]:
+    def first(batch: np.ndarray, device: Device) -> tuple[int, list[_UnfinishedLanes]]:
         chosen = jax.tree.map(lambda x: _in_blocks(x, batch, together, work.size), starts)
         return _sorted_out(work, batch, *program(jax.device_put(chosen, device), *limits))
 
     return _gathered(work, _in_parallel(first, batches, work, program.fresh))
 
 
-def _later_passes(work: _Work, problem: Problem, pool: list[_LeftBehind]) -> list[_LeftBehind]:
-    """Lanes that were left behind go on in blocks of their own until all have ended."""
-    evicted: list[_LeftBehind] = []
-    program = Program(work.passes.later, (problem, work.method), optimise=work.optimise)
+def _later_passes(
+    work: _Work, problem: Problem, pool: list[_UnfinishedLanes]
+) -> list[_UnfinishedLanes]:
+    """Continue the unfinished lanes in blocks of their own until all have ended."""
+    evicted: list[_UnfinishedLanes] = []
+    program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
     fresh, size = program.fresh, work.size
     while pool:
         indices = np.concatenate([part.indices for part in pool])
@@ -285,19 +300,19 @@ def _go_on(
     limits: tuple[np.int32, np.int32],
     indices: np.ndarray,
     lanes: Any,
-    place: np.ndarray,
+    index: np.ndarray,
     device: Device,
-) -> tuple[int, list[_LeftBehind]]:
-    chosen = jax.tree.map(lambda x: x[..., filled(place, work.size)], lanes)
+) -> tuple[int, list[_UnfinishedLanes]]:
+    chosen = jax.tree.map(lambda x: x[..., filled(index, work.size)], lanes)
     solution = program(jax.device_put(chosen, device), *limits)
     apart = jax.tree.map(lambda x: np.asarray(x)[None], solution)
-    return _sorted_out(work, indices[place], *apart)
+    return _sorted_out(work, indices[index], *apart)
 
 
 def _sorted_out(
     work: _Work, batch: np.ndarray, results: Any, lanes: Any, tries: Int[Array, " b"]
-) -> tuple[int, list[_LeftBehind]]:
-    """Collect the lanes that have ended; their number, those that still run, and the evicted."""
+) -> tuple[int, list[_UnfinishedLanes]]:
+    """Collect the lanes that have ended; their number, the unfinished lanes, and the evicted."""
     results = jax.tree.map(_starts_first, results)
     outcome, evicted = (_starts_first(x)[: len(batch)] for x in (lanes.outcome, lanes.evicted))
     exhausted = np.repeat(np.asarray(tries) >= work.max_steps, work.size)[: len(batch)]
@@ -315,23 +330,23 @@ def _sorted_out(
     return int(len(batch) - np.sum(late)), left
 
 
-def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _LeftBehind:
+def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _UnfinishedLanes:
     if not len(chosen):
-        return _LeftBehind(batch[chosen], lanes)
-    blocks, places = np.divmod(chosen, lanes.outcome.shape[-1])
+        return _UnfinishedLanes(batch[chosen], lanes)
+    blocks, indices = np.divmod(chosen, lanes.outcome.shape[-1])
 
     def picked(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
-        parts = [leaf[block][..., places[blocks == block]] for block in np.unique(blocks)]
+        parts = [leaf[block][..., indices[blocks == block]] for block in np.unique(blocks)]
         return np.concatenate(parts, axis=-1)
 
-    return _LeftBehind(batch[chosen], jax.tree.map(picked, lanes))
+    return _UnfinishedLanes(batch[chosen], jax.tree.map(picked, lanes))
 
 
 def _gathered(
-    work: _Work, done: Iterator[tuple[int, list[_LeftBehind]]]
-) -> tuple[list[_LeftBehind], list[_LeftBehind]]:
-    """All the lanes that still run, and all the evicted ones."""
+    work: _Work, done: Iterator[tuple[int, list[_UnfinishedLanes]]]
+) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
+    """All unfinished lanes, and all evicted ones."""
     running, evicted = [], []
     for ended, (still, held_up) in done:
         work.progress(ended)
@@ -345,7 +360,7 @@ def _in_blocks(
 ) -> Float[np.ndarray, "b ... s"]:
     """Chosen starts as blocks, each with its lanes on the last axis.
 
-    What only fills up the blocks is NaN, and ends at once.
+    Blocks are padded with NaN, which ends at once.
     """
     taken = np.take(starts, filled(chosen, blocks * size), axis=0)
     taken[len(chosen) :] = np.nan
@@ -385,8 +400,8 @@ def _in_parallel(
 ) -> Iterator[Any]:
     """The results of a task on all items, in the order of the items.
 
-    The first item goes alone where the program of the task is fresh, so that two threads do not
-    compile the same.
+    If the program of the task is not compiled yet, the first item goes alone, so that two threads
+    do not compile the same.
     """
     wide = work.problem.rtol.dtype == np.float64
     devices = work.devices

@@ -40,7 +40,7 @@ def count_of(starts: PyTree[np.ndarray] | DrawnStarts) -> int:
 
 
 def first_of(starts: PyTree[np.ndarray] | DrawnStarts) -> PyTree[np.ndarray]:
-    """The starts, or the first of those that are drawn: leaves of their shapes and dtype."""
+    """The starts, or the first ones if they are drawn, to take shapes and dtype from."""
     return starts.part(0, 1) if isinstance(starts, DrawnStarts) else starts
 
 
@@ -50,14 +50,14 @@ def whole(starts: PyTree[np.ndarray] | DrawnStarts) -> PyTree[np.ndarray]:
 
 
 def drawn_on_device(starts: PyTree[np.ndarray] | DrawnStarts) -> bool:
-    """True if starts are drawn on the device: those of a grid, and uniform ones."""
+    """True if starts can be drawn on the device: those of a grid, and uniform ones."""
     return isinstance(starts, DrawnStarts) and starts.kind in ("grid", "uniform")
 
 
 def chunk_on(
     device: Device, starts: PyTree[np.ndarray] | DrawnStarts, first: int, size: int
 ) -> PyTree[Float[Array, "m ..."]]:
-    """So many starts from an index on, on a device; NaN behind the last."""
+    """A chunk of starts from an index on, on a device; NaN beyond the last."""
     if drawn_on_device(starts):
         return _drawn(device, starts, first, size)
     last = min(first + size, count_of(starts))
@@ -93,8 +93,8 @@ def _drawn(device: Device, starts: DrawnStarts, first: int, size: int) -> Float[
 def _grid(first: Array, count: Array, axes: list[Array], *, size: int) -> Float[Array, "m d"]:
     """The starts of a grid from an index on, from its values along each axis."""
     indices = first + jnp.arange(size)
-    places = jnp.unravel_index(indices, tuple(len(axis) for axis in axes))
-    points = [axis[place] for axis, place in zip(axes, places, strict=True)]
+    positions = jnp.unravel_index(indices, tuple(len(axis) for axis in axes))
+    points = [axis[position] for axis, position in zip(axes, positions, strict=True)]
     return jnp.where((indices < count)[:, None], jnp.stack(points, axis=-1), jnp.nan)
 
 
@@ -122,10 +122,10 @@ def _uniform(
 
 
 def _scaled(unit: Array, present: Array, lower: Array, upper: Array, zero: Array) -> Array:
-    """Points of the unit cube on a box, rounded after the product as NumPy does.
+    """Points of the unit cube scaled to a box, with the rounding of NumPy.
 
-    A compiler makes one operation with one rounding of a product and a sum. It cannot where the
-    bits of the product go through an operation with a number, zero, that it does not know.
+    A compiler would fuse the product and the sum into one operation with one rounding. It cannot,
+    because the bits of the product pass through an operation with a zero that it does not know.
     """
     product = (upper - lower)[None] * unit
     bits = lax.bitcast_convert_type(product, jnp.uint64) ^ zero
@@ -134,7 +134,7 @@ def _scaled(unit: Array, present: Array, lower: Array, upper: Array, zero: Array
 
 
 def _philox(first: Array, counters: int, key: Array) -> UInt[Array, " 4*c"]:
-    """The numbers of NumPy's Philox generator for so many values of the counter, in their order."""
+    """The numbers of NumPy's Philox generator for successive values of the counter."""
     # NumPy counts up before it draws.
     counter = first.astype(jnp.uint64) + jnp.arange(1, counters + 1, dtype=jnp.uint64)
     words = [counter, *(jnp.zeros_like(counter),) * 3]

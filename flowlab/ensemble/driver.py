@@ -60,41 +60,42 @@ def sweep(
 ) -> Runs:
     """Flow lines from many starts, until a target.
 
-    The starts are put in the order of their potential and solved in blocks that share a step, so
-    that a block's lanes are alike; or, on a GPU or a TPU, each by itself in a kernel. A start that
-    fails has an outcome, and touches no other.
+    The starts are sorted by their potential and solved in blocks that share a step, so that the
+    lanes of a block are alike; on a GPU or a TPU each is solved by itself in a kernel. A start that
+    fails gets an outcome, and affects no other.
 
     Args:
         flow: What to follow.
         starts: Shape (n, d), or a PyTree with a leading axis n. Its dtype, float32 or float64, is
-            the dtype of the work. Or `starts.DrawnStarts`: a kernel draws them on the device, part
-            after part, and nothing holds them all.
+            the dtype of the work. Or `starts.DrawnStarts`, which a kernel draws on the device chunk
+            by chunk, so that they are never held all at once.
         until: When to stop, from `flowlab.until`.
         over: Hyper-parameters of the flow to sweep, by name: each becomes a labelled leading axis.
-            Nothing is compiled again for their values.
+            All values share one compiled program.
         measures: What to measure, from `flowlab.measures`.
         save_at: Flow times at which to keep the states, positive and increasing.
         clock: The independent variable; None for the target's own.
         rtol: Relative tolerance, of the state and of the flow time; None for 1e-6, or 1e-4 where
             the dtype is float32.
-        atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
-            for none at all on a domain of positive components.
+        atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, or for
+            no absolute tolerance on a domain of positive components.
         solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
             `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
             under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
         block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
-        backend: What solves them: "blocks", on any device; "kernel", on GPUs and TPUs, a single
-            program that takes all steps, or blocks where that cannot be compiled (`Runs.backend`
-            says which it was, and a line for debugging why). None for the kernel on GPUs and TPUs,
-            and for blocks elsewhere or where `block_size` is given.
-        max_steps: Steps that a block tries, since a lane last left it for holding it up, before the
-            outcome is `step_limit`.
-        optimise: Whether the compiler optimises its code, which doubles or trebles its time,
-            and makes the run several times as fast; None where there are 4,000 runs or more. A
-            kernel always is.
-        audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter.
+        backend: "blocks", on any device, or "kernel", on GPUs and TPUs: a single program that takes
+            all steps. Where the kernel cannot be compiled, blocks are used; `Runs.backend` says
+            which, and a debug message why. None for the kernel on GPUs and TPUs, and for blocks
+            elsewhere or if `block_size` is given.
+        max_steps: Steps that a block tries before the outcome is `step_limit`. The count begins
+            again when a lane that held up the block has left it.
+        optimise: Whether the compiler optimises its code. It then takes two or three times as long,
+            and the run is several times as fast. None for yes from 4,000 runs on. A kernel is
+            always optimised.
+        audit: Fraction of the starts, chosen at random, to solve again at tolerances a hundred
+            times tighter.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
     Raises:
@@ -135,9 +136,9 @@ def _problems(
     common: Mapping[str, Any],
     solver: Any,
 ) -> list[Problem]:
-    """The problems of all flows, so that what is wrong with one is told before any is solved.
+    """The problems of all flows, made and checked before any is solved.
 
-    A function is looked at once for all values of the hyper-parameters.
+    Functions are checked once for all values of the hyper-parameters.
     """
     state = one_of(starts)
     with jax.enable_x64(dtype == np.float64), one_call():
@@ -153,7 +154,7 @@ def _solutions(
     solve: Callable[..., dict[str, Any]],
     progress: bool | None,
 ) -> list[dict[str, Any]]:
-    """The results of all problems, one after the other, under a bar for all."""
+    """The results of all problems, solved one after the other under a common progress bar."""
     total = len(problems) * count_of(starts)
     results = []
     with tqdm(total=total, unit="start", unit_scale=True, **bar_options(progress)) as bar:
@@ -194,7 +195,7 @@ def _with_parameters(
 
 
 def _stacked(results: list[dict[str, Any]], values: list[list[float]]) -> dict[str, Any]:
-    """The results of all cases, hyper-parameters as leading axes; of one case, its own arrays."""
+    """The results of all cases, with hyper-parameters as leading axes."""
     lead = tuple(len(v) for v in values)
     if not lead:
         return results[0]
@@ -204,10 +205,10 @@ def _stacked(results: list[dict[str, Any]], values: list[list[float]]) -> dict[s
 def checked_over(
     over: Mapping[str, Sequence[float]] | None, flow: AbstractFlow
 ) -> dict[str, list[float]]:
-    """The values of swept hyper-parameters as lists of numbers, each tried on the flow.
+    """The values of swept hyper-parameters as lists of numbers, each checked against the flow.
 
     Raises:
-        ValueError: If they are no lists of numbers, or the flow does not take one of them.
+        ValueError: If they are no lists of numbers, or the flow refuses a value.
     """
     values: dict[str, list[float]] = {}
     if over is not None and not isinstance(over, Mapping):
@@ -230,7 +231,7 @@ def checked_over(
 
 
 def _check_single(name: str, flow: AbstractFlow, changed: AbstractFlow) -> None:
-    """Refuse to sweep a hyper-parameter that is an array, of which one number would be made."""
+    """Refuse to sweep a hyper-parameter that is an array."""
     held = zip(jax.tree.leaves(flow), jax.tree.leaves(changed), strict=False)
     for before, after in held:
         if np.ndim(before) > np.ndim(after):
@@ -241,7 +242,7 @@ def _check_single(name: str, flow: AbstractFlow, changed: AbstractFlow) -> None:
 
 
 def bar_options(progress: bool | None) -> dict[str, Any]:
-    """Options of a progress bar; None for one that shows where it takes long, on a terminal."""
+    """Options of a progress bar; None shows it on a terminal, once the work takes long."""
     if progress is None:
         return {"disable": None, "delay": 2.0, "leave": False}
     return {"disable": not progress}

@@ -1,10 +1,11 @@
-"""Every start in one program on the chip: all steps of a few lanes in a Pallas kernel.
+"""The backend `kernel`: every lane takes its own steps, in a Pallas kernel on a GPU or TPU.
 
-What `blocks` does with a block is done here with a single lane, by the same functions of a lane and
-the same loop over steps; `solve.row_control` carries that program out for a row of lanes at once.
-Each lane chooses its steps for itself, and nothing passes between lanes but whether one of them is
-still on its way: a lane has the same bits whatever lies beside it. Lanes that their clock leads
-nowhere begin again under the clock that is regular everywhere.
+The problem, the method, the events and the loop over steps are those of a block with a single lane
+(`solve.engine`); `solve.row_control` rewrites that program for a row of lanes side by side, each
+with its own step. A loop runs until the last lane of the row has left it, and lanes that have are
+unchanged. Nothing else passes between lanes, so that a lane has the same bits whatever lies beside
+it. Lanes that stray under the clock of a level begin again under the arc-length clock, as in
+`blocks`.
 
 n: starts; r: elements of what a lane reads or leaves behind.
 """
@@ -51,7 +52,7 @@ class Chip(NamedTuple):
         platform: Its name in lowerings.
         lanes: Shape of the lanes of a program.
         kind: A device of the kind, by the name that its maker gives it.
-        lacking: Functions that its compiler does not know, which are written by others.
+        lacking: Functions that its compiler does not know, and that others must express.
     """
 
     platform: str
@@ -68,7 +69,7 @@ CHIPS = {
 
 
 class RefusedError(Exception):
-    """A problem that cannot be made a kernel; the text names what stands in the way."""
+    """The error for a problem that cannot be compiled to a kernel; the text says why."""
 
 
 def solved(
@@ -91,12 +92,12 @@ def solved(
         devices: Devices of one kind.
         max_steps: Steps that a lane tries.
         progress: Called with the number of starts that have ended since.
-        elsewhere: What solves a problem, a method and starts that cannot be made a kernel, of lanes
-            that begin again.
-        interpret: Whether to carry the kernel out operation by operation, on any device; slow.
+        elsewhere: The solver for lanes that begin again, where their problem cannot be compiled to
+            a kernel.
+        interpret: Whether to interpret the kernel operation by operation, on any device; slow.
 
     Raises:
-        RefusedError: If the problem cannot be made a kernel for these devices.
+        RefusedError: If the problem cannot be compiled to a kernel for these devices.
     """
     if method.shares_stages:
         raise RefusedError(f"the lanes of {method.name} share their number of stages")
@@ -105,11 +106,11 @@ def solved(
     run = _Chunks(problem, method, starts, chip, interpret)
     results: dict[str, Any] = {}
     evicted, again = np.zeros(count, bool), []
-    for place, found, left, strayed in run.results(devices, max_steps):
+    for index, found, left, strayed in run.results(devices, max_steps):
         if not results:
             results = jax.tree.map(lambda x: np.empty((count, *x.shape[1:]), x.dtype), found)
-        jax.tree.map(partial(_put, place), results, found)
-        evicted[place] = left
+        jax.tree.map(partial(_put, index), results, found)
+        evicted[index] = left
         again += [strayed] if np.any(left) else []
         progress(len(left) - int(np.sum(left)))
     if again:
@@ -124,7 +125,7 @@ def solved(
 
 
 def refusal(problem: Problem, method: Method, starts: PyTree[np.ndarray], chip: Chip) -> str | None:
-    """Why a problem cannot be lowered for a chip, which need not be present; None if it can.
+    """The reason why a problem cannot be lowered for a chip, present or not; None if it can.
 
     Args:
         problem: What to solve.
@@ -141,8 +142,8 @@ def refusal(problem: Problem, method: Method, starts: PyTree[np.ndarray], chip: 
     return None
 
 
-def _put(place: Any, target: np.ndarray, source: np.ndarray) -> None:
-    target[place] = source
+def _put(index: Any, target: np.ndarray, source: np.ndarray) -> None:
+    target[index] = source
 
 
 class _Chunks:
@@ -181,7 +182,7 @@ class _Chunks:
     def results(
         self, devices: Sequence[Device], max_steps: int
     ) -> Iterator[tuple[slice, dict[str, Any], Bool[np.ndarray, " n"], PyTree[np.ndarray]]]:
-        """For each chunk: its indices, its results, and the starts to begin again with their mask.
+        """For each chunk: its indices, its results, and the starts to begin again, with a mask.
 
         While one is collected, the next ones are solved.
         """
@@ -202,12 +203,12 @@ class _Chunks:
             while under_way:
                 yield self._collected(*under_way.popleft())
 
-    def _collected(self, place: slice, given: Any, found: Any) -> tuple[slice, Any, Any, Any]:
-        number = place.stop - place.start
+    def _collected(self, index: slice, given: Any, found: Any) -> tuple[slice, Any, Any, Any]:
+        number = index.stop - index.start
         results, evicted = jax.tree.map(lambda x: np.asarray(x)[:number], found)
         strayed = np.flatnonzero(evicted)
         again = jax.tree.map(lambda x: np.asarray(x[strayed]), given) if len(strayed) else None
-        return place, results, evicted, again
+        return index, results, evicted, again
 
 
 _EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # and why others are none
@@ -215,10 +216,10 @@ _MOST_EXECUTABLES = 256  # as many programs as `solve.compilation` knows
 
 
 def _compiled(run: _Chunks, device: Device) -> Callable[..., Any]:
-    """The program of some chunks, compiled for a device; what has failed once fails at once.
+    """The program of some chunks, compiled for a device; a failure is remembered.
 
     Raises:
-        RefusedError: If it cannot be lowered, or not be compiled.
+        RefusedError: If it cannot be lowered or compiled.
     """
     given = run.shapes(device)
     shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(given))
@@ -241,7 +242,7 @@ _NOTES = ("JaxStackTraceBeforeTransformation",)  # causes by which JAX says wher
 
 
 def _reason(error: BaseException) -> str:
-    """The reason of an error while lowering: the name of a primitive, where one is to blame."""
+    """The reason of an error while lowering; the name of the primitive if one caused it."""
     while error.__cause__ is not None and type(error.__cause__).__name__ not in _NOTES:
         error = error.__cause__
     if isinstance(error, NoRowsError):
@@ -253,7 +254,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the warning that Pallas may give its backend for GPUs up: then this falls back."""
+    """A context without the warning that Pallas may drop its GPU backend."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*Pallas Triton.*", DeprecationWarning)
         yield
@@ -280,7 +281,7 @@ def _compiler_options(chip: Chip) -> dict[str, Any]:
 
 @cache
 def _for_chip(chip: Chip, interpret: bool) -> Callable[..., Any]:
-    """`_all_steps` for a chip: the same object each time, by which programs are known."""
+    """The function `_all_steps` for a chip; the same object each time, to cache programs by."""
     return partial(_all_steps, chip, interpret)
 
 
@@ -300,7 +301,7 @@ class _Packing:
             self.sizes[name] = self.firsts[-1] + int(np.prod(array.shape))
 
     def joined(self, arrays: Sequence[Array], name: str, lead: tuple[int, ...]) -> Array:
-        """The elements of one dtype, of arrays with trailing axes beyond those that are packed."""
+        """The elements of one dtype, of arrays with further trailing axes."""
         chosen = [
             jnp.reshape(array, (-1, *lead)).astype(name)
             for array, packed in zip(arrays, self.arrays, strict=True)
@@ -328,7 +329,7 @@ def _stored(dtype: Any) -> str:
 def _lane(
     solved: tuple[Problem, Method], start: PyTree[Array], max_steps: Int[Array, ""]
 ) -> tuple[dict[str, Any], Bool[Array, ""]]:
-    """The results of one start, and whether it is to begin again under another clock."""
+    """The results of one start, and a flag that it must begin again under another clock."""
     problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda leaf: leaf[..., None], start))
     lanes, tries, _ = advance(problem, method, lanes, max_steps=max_steps)
@@ -363,7 +364,7 @@ def _all_steps(
 
 
 def _in_rows(chip: Chip, program: Any, packed: tuple[_Packing, ...]) -> Callable[..., None]:
-    """A program of one lane as a kernel for a row of them: numbers, starts and results, packed."""
+    """The program of one lane as a kernel for a row of lanes, with packed arrays."""
     of_numbers, of_starts, of_results = packed
 
     def kernel(*refs: Any) -> None:
@@ -389,7 +390,7 @@ def _called(
     numbers: list[Array],
     leaves: list[Array],
 ) -> list[Array]:
-    """The kernel that carries out a program of one lane, called: results with starts first."""
+    """The results of a kernel for the program of one lane, with starts first."""
     from jax.experimental import pallas
 
     of_numbers, of_starts, of_results = packed
@@ -427,13 +428,13 @@ def _apart(packing: _Packing, made: Sequence[Array], count: int) -> list[Array]:
 
 
 def _padded(numbers: Array) -> Array:
-    """Numbers filled up to a power of two of them, which is what Triton takes."""
+    """Numbers padded to a power of two, as Triton requires."""
     length = 2 ** int(np.ceil(np.log2(numbers.size)))
     return jnp.concatenate([numbers, jnp.zeros(length - numbers.size, numbers.dtype)])
 
 
 def _of_all(chip: Chip, operand: Array) -> Any:
-    """The block specification of numbers that every program reads whole."""
+    """The block specification of an array that every program reads as a whole."""
     from jax.experimental import pallas
 
     if chip.platform == "tpu":
@@ -444,7 +445,7 @@ def _of_all(chip: Chip, operand: Array) -> Any:
 
 
 def _of_rows(chip: Chip, size: int) -> Any:
-    """The block specification of what a program reads or writes for its own lanes, by rows."""
+    """The block specification of an array of which a program reads or writes its own rows."""
     from jax.experimental import pallas
 
     after = (0,) * (len(chip.lanes) - 1)

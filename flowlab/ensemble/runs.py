@@ -53,7 +53,7 @@ class Runs:
     """Results of many starts, as NumPy arrays; swept hyper-parameters are leading axes.
 
     Attributes:
-        given: The starts as `sweep` was given them: arrays, or how they are drawn.
+        given: The starts as they were given to `sweep`: arrays, or `DrawnStarts`.
         outcome: A code of `until.Outcome` for every start, shape (*v, n).
         time: Flow time at which the target (its last level) was reached; NaN where it was not.
         end_time: Flow time at which the line ended, for whatever reason; NaN for unfit starts.
@@ -66,12 +66,12 @@ class Runs:
         save_at: The times to save at.
         rtol: Relative tolerance.
         audit: Deviation from tighter tolerances, if asked for.
-        components: Names of the components of a state, where it is one array that has such.
-        measure_axes: What the extra axis of a measure is, `pair` or `response`, by name; that of
-            one not named is a state's.
+        components: Names of the components of a state, if it is one array and they have names.
+        measure_axes: The meaning of a measure's extra axis, `pair` or `response`, by the name of
+            the measure; for others, it is the components of a state.
         domain: The domain of the flow; None where it is not known.
         solver: The name of the Runge–Kutta method; empty where it is not known.
-        backend: What solved them, `blocks` or `kernel`; empty where it is not known.
+        backend: The backend that solved them, `blocks` or `kernel`; empty if it is not known.
     """
 
     given: PyTree[Float[np.ndarray, "n ..."]] | DrawnStarts
@@ -193,7 +193,7 @@ def _time(meaning: str) -> dict[str, str]:
 
 
 def _component(name: str) -> dict[str, str]:
-    """The words and the unit of a component of a state, by its name."""
+    """The long name and the unit of a component of a state."""
     kinds = {
         "x": ("probability ratio", "1"),
         "u": ("log-ratio", "nats"),
@@ -207,7 +207,7 @@ def _component(name: str) -> dict[str, str]:
 
 
 def _by_leaf(name: str, tree: Any, lead: tuple[str, ...], meaning: str) -> dict[str, Any]:
-    """States as variables: one array under the name, the leaves of a PyTree behind it."""
+    """States as variables: an array under its name, the leaves of a PyTree with suffixes."""
     if isinstance(tree, np.ndarray):
         further = (f"component_{i}" for i in range(1, tree.ndim - len(lead)))
         axes = ("component", *further) if tree.ndim > len(lead) else ()
@@ -223,7 +223,7 @@ def _by_leaf(name: str, tree: Any, lead: tuple[str, ...], meaning: str) -> dict[
 def _unfolded(
     flat: "xarray.Dataset", first: np.ndarray, second: np.ndarray, components: Any
 ) -> "xarray.Dataset":
-    """A Dataset whose starts lie along the two components, the first across as it is plotted."""
+    """A Dataset with the starts unfolded along their two components, the first one across."""
     across, up = components or ("y_1", "y_2")
     bare = flat.drop_vars([name for name in (across, up) if name in flat.coords])
     sides = {across: (across, first, _component(across)), up: (up, second, _component(up))}

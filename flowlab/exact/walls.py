@@ -140,7 +140,7 @@ def simplex_time(
 def _check_in_box(chosen: Values, wall: Values) -> None:
     if np.any(chosen > wall):
         raise ValueError(
-            f"Argument `start` must have x1 at most `wall`, but x1 goes up to {np.nanmax(chosen)}."
+            f"Argument `start` must have x1 at most `wall`, but has x1 = {np.nanmax(chosen)}."
         )
 
 
@@ -148,7 +148,7 @@ def _check_in_simplex(mass: Values) -> None:
     if np.any(mass > 1 + ON_WALL):
         raise ValueError(
             "Argument `start` must satisfy ref_prob_chosen * x1 + ref_prob_rejected * x2 <= 1, "
-            f"but that sum goes up to {np.nanmax(mass)}."
+            f"but has a sum of {np.nanmax(mass)}."
         )
 
 

@@ -16,15 +16,15 @@ _AT_REFERENCE = 1e-6  # nats: the policy is the reference itself
 
 
 def fitted(log: TrainingLog) -> tuple[TrainingLog, str | None]:
-    """A log read with the β that it shows, and a sentence on that; the log itself where β fits.
+    """The log with the β that its rows show, and a sentence on it; the log itself if β fits.
 
-    Rewards against log-probabilities give β: rewards without a reference are β·log π, others move
-    by β·Δlog π.
+    β follows from rewards and log-probabilities: rewards without a reference are β·log π, and
+    others change by β·Δlog π.
 
     Args:
         log: A log.
 
-    Accuracy: a β of a log with a reference is off by the noise of batches, some percent as a rule.
+    Accuracy: with a reference, β has the noise of batches, usually a few per cent.
     """
     found = _beta_without_reference(log) if log.reference_free else _beta_of_sides(log)
     if found is None:
@@ -37,14 +37,14 @@ def fitted(log: TrainingLog) -> tuple[TrainingLog, str | None]:
 
 
 def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
-    """Sentences on what does not fit the loss.
+    """Sentences on contradictions between a log and its loss.
 
-    The loss of the first row, where the policy is the reference, gives the β of losses such as IPO.
-    A loss of the margin that is convex cannot be below its value at the mean margin.
+    In the first row the policy is the reference, so that its loss gives the β of losses such as
+    IPO. The mean of a convex loss of the margin cannot be below its value at the mean margin.
 
     Args:
         log: A log.
-        loss: The loss as it was named; None where it is not known.
+        loss: The loss that was given; None if it is not known.
     """
     if loss is None or log.reference_free or without_reference(loss):
         return []
@@ -53,7 +53,7 @@ def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
 
 
 def reference_shown(log: TrainingLog) -> str | None:
-    """Evidence in a log that its rewards are not β·log π; None where there is none.
+    """Evidence in a log that its rewards are not β·log π; None if there is none.
 
     Args:
         log: A log.
@@ -79,7 +79,7 @@ def _beta_without_reference(log: TrainingLog) -> tuple[float, str] | None:
 
 
 def _beta_of_sides(log: TrainingLog) -> tuple[float, str] | None:
-    """By the side that moved more, in its own rewards and log-probabilities."""
+    """The β of the side that moved more, from its rewards and log-probabilities."""
     found: list[tuple[float, tuple[float, str] | None]] = []
     sides = (
         ("chosen", log.u_chosen, log.logp_chosen),
@@ -106,7 +106,7 @@ def _beta_of_sides(log: TrainingLog) -> tuple[float, str] | None:
 
 
 def _rounded(beta: float) -> float:
-    """To three digits, so that the β that is told is the one that is used."""
+    """The β rounded to three digits, so that the β in messages is the one that is used."""
     return float(f"{beta:.3g}")
 
 
@@ -125,7 +125,7 @@ def _first_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
 
 
 def _mean_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
-    """DPO's loss is convex in the margin, so its mean is not below its value at the mean."""
+    """A sentence if DPO's mean loss is below that of the mean margin, which is impossible."""
     if type(loss).__name__ != "DPO":
         return None
     with np.errstate(invalid="ignore"):  # rows of one side have no margin
@@ -144,7 +144,7 @@ def _mean_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
 
 
 def _value(loss: AbstractLoss, log_ratio: float) -> float | None:
-    """The loss where both log-ratios are one number; None where it reads lengths or the like."""
+    """The loss at equal log-ratios; None if it depends on lengths or the like."""
     at = np.full((1, 2), log_ratio)
     values = [float(loss_values(loss, at, UNKNOWN[0], length)[0]) for length in LENGTHS]
     return values[0] if np.isclose(values[0], values[1]) else None

@@ -39,10 +39,10 @@ _ROUNDING = 1e-9  # of the pushes: what is smaller comes from rounding
 
 @dataclass(frozen=True)
 class Coupling:
-    """ρ = Δu_w/|Δu_l|, by which direction a run moves, with an interval.
+    """The effective coupling ρ = Δu_w/|Δu_l|, the direction in which a run moves, with an interval.
 
     Attributes:
-        value: ρ; NaN where it is undetermined.
+        value: ρ; NaN if it is undetermined.
         low: The lower end of Fieller's interval.
         high: The upper end.
         rejected_rises: Whether the rejected response rose.
@@ -60,18 +60,18 @@ class Coupling:
 
 
 def effective_coupling(change: Change) -> Coupling:
-    """ρ from a difference of two means of (u_w, u_l), by Fieller's interval of 95 %.
+    """The effective coupling ρ from a difference of two means, with Fieller's 95 % interval.
 
-    Undetermined where the rejected response did not move by more than its noise, or the noise is
+    It is undetermined if the rejected response moved by no more than its noise, or if the noise is
     not known.
 
     Args:
-        change: The difference.
+        change: The difference of two means of (u_w, u_l).
 
     Source: Fieller (1954), "Some problems in interval estimation"; the degrees of freedom are those
         of Welch and Satterthwaite.
-    Accuracy: covers in 95 % of runs with normal noise along a straight line, whatever the
-        correlation of the two sides; wider than that with fewer than 10 rows.
+    Accuracy: with normal noise about a straight line, the interval covers ρ in 95 % of runs, for
+        any correlation of the two sides; with fewer than 10 rows it is wider than necessary.
     """
     rises = bool(change.value[1] > 0)
     sign = 1.0 if rises else -1.0
@@ -91,11 +91,12 @@ def effective_coupling(change: Change) -> Coupling:
 
 
 def kernel_range(coupling: Coupling) -> tuple[float, float] | None:
-    """The range of k_wl/k_ww under a loss of the margin, over the interval of ρ.
+    """The range of k_wl/k_ww that the interval of ρ allows, for a loss of the margin.
 
-    At each ρ from one, w·wᵀ alone, to that of v·vᵀ, b/a, which has no bound near ρ = 0: the range
-    is unbounded on the side of the ends of the interval that reach 0, on both where 0 is inside.
-    None where ρ is not known, or no kernel gives its value: the margin fell, or stayed.
+    Each ρ allows all kernels between two extremes of rank one, and the ratio of one of them is
+    unbounded as ρ tends to 0. The range is therefore unbounded on one side if the interval ends at
+    0, and on both if 0 is inside. None if ρ is not known, or if no kernel gives its value because
+    the margin did not rise.
     """
     across = 1.0 if coupling.rejected_rises else -1.0
     if not coupling.known or coupling.value - across <= 0:
@@ -114,16 +115,17 @@ def effects(
 ) -> dict[str, Effect] | None:
     """Effects of each loss on the chosen response, under every kernel consistent with the run.
 
-    `"lowers"` and `"raises"` hold for every ρ of the interval, every kernel, every place that the
-    slopes were taken at and both lengths; else `"either"`. `"still"` is a loss that does not push.
+    `"lowers"` and `"raises"` are certain: they hold for every ρ in the interval, every kernel,
+    every point at which slopes were taken, and both lengths. Otherwise the effect is `"either"`;
+    `"still"` is a loss with no slope at all.
 
     Args:
         coupling: ρ of the run.
         own: The slopes of the loss of the run.
-        others: Those of the losses.
+        others: The slopes of the losses to judge, by name.
 
     Returns:
-        The effects by name; None where ρ is not known or no kernel gives it.
+        The effects by name; None if ρ is not known or no kernel gives it.
     """
     forces = float(np.mean(own.chosen)), float(np.mean(own.rejected))
     across = 1.0 if coupling.rejected_rises else -1.0
@@ -162,18 +164,19 @@ def _effect(coupling: Coupling, across: float, own: tuple[float, float], slopes:
 def shift_that_holds(coupling: Coupling) -> float | None:
     """The largest λ with which DPO-Shift surely does not lower the chosen response: |ρ|.
 
-    At the end of the interval where it is smallest; None where ρ may be 0 or above.
+    |ρ| is taken at the end of the interval where it is smallest; None if ρ may be 0 or positive.
     """
     return -coupling.high if coupling.known and coupling.high < 0 else None
 
 
 def likelihood_that_holds(coupling: Coupling, slope: float) -> float | None:
-    """The smallest weight of −log π(chosen) beside a loss of the margin that holds it at a slope.
+    """The smallest weight of −log π(chosen), added to a loss, at which the chosen does not fall.
 
-    With the slope s of the loss, the pushes are (s + w, −s): w ≥ s·(1/|ρ| − 1).
+    For a loss of the margin with slope s, the slopes of both sides are (s + w, −s), so that w ≥
+    s·(1/|ρ| − 1).
 
     Args:
-        coupling: ρ; its end where |ρ| is smallest decides.
+        coupling: ρ; the end of its interval with the smallest |ρ| decides.
         slope: s, per nat of the margin.
     """
     held = shift_that_holds(coupling)

@@ -49,8 +49,8 @@ class Side:
         first: Mean of the first window, nats.
         last: Mean of the last.
         change: The last less the first.
-        error: Half the width of the interval of 95 % of the change; None where it is not known.
-        rows: How many rows tell it.
+        error: Half the width of the 95 % interval of the change; None if it is not known.
+        rows: The number of rows that have the quantity.
     """
 
     first: float
@@ -67,41 +67,43 @@ class Side:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Diagnosis of a training run. Everything is read off windows of rows.
+    """Diagnosis of a training run, read off windows of its rows.
 
     Attributes:
         log: The log.
-        name: The loss by name; None where the file has no reference and does not tell.
+        name: The name of the loss; None if the file has no reference and does not show it.
         loss: The loss, or None.
-        assumed: Whether the loss was neither given nor betrayed by the file.
-        evaluated: Whether evaluations were taken, for want of training rows.
+        assumed: Whether the loss is a guess, neither given nor shown by the file.
+        evaluated: Whether evaluations were used, because there are no training rows.
         step: The step of each row, whose values are `points`.
-        points: (u_w, u_l), or log-probabilities where there is no reference.
+        points: (u_w, u_l), or log-probabilities if there is no reference.
         windows: Windows of the rows that have both.
-        moved: Whether anything in the rows moved.
-        chosen: The chosen response; None where no row tells it.
+        moved: Whether any value in the rows changed.
+        chosen: The chosen response; None if no row has it.
         rejected: The rejected one.
         margin: Their difference.
         displacement: Whether the chosen response fell.
         coupling: ρ.
-        kernels: The range of k_wl/k_ww that the interval of ρ leaves, for losses of the margin.
-        effects: What each loss of the catalogue would do to the chosen response; None where it
-            cannot be said. Without DPO-Shift where its λ decides: see `shift`.
-        shift: The λ of DPO-Shift up to which it surely holds the chosen response.
-        likelihood: The weight of −log π(chosen) from which on it does at the reference and at the
-            mean margins of the run; None also where the loss rests at one of them.
-        rest: The margin at which the loss rests, nats, or nats per token for `IPO`; None without.
-        pulls_back: Whether a margin beyond `rest` is pulled back, or the loss is flat from there;
+        kernels: The range of k_wl/k_ww that the interval of ρ allows, for losses of the margin.
+        effects: The effect of each loss of the catalogue on the chosen response; None if it cannot
+            be said. DPO-Shift is left out if its λ decides: see `shift`.
+        shift: The largest λ at which DPO-Shift certainly does not lower the chosen response.
+        likelihood: The smallest added weight of −log π(chosen) that holds the chosen response at
+            the reference and at the mean margins of the run; None also if the loss rests at one of
+            them.
+        rest: The margin at which the loss rests, nats, or nats per token for `IPO`; None if there
+            is none.
+        pulls_back: True if a margin beyond `rest` is pulled back, False if the loss is flat there;
             None without `rest`.
-        references: Log-probabilities under the reference, by the first rows; None if not known.
-        bounds: How far u_w and u_l can rise, for a probability is at most 1; inf if not known.
-        forecast: Where the run would go on to.
-        back_test: The second half of the run, foretold from the first.
-        uncoupled: The straight line to the same margin without coupling, shape (2, 2), or None.
-        beta_given: β as it was given, if the file shows another, with which `log` is read then.
-        unlike: What in the file does not fit the loss, in sentences. Nothing is said then of what
-            would follow from the loss.
-        doubts: That, and what does not fit the β that was given.
+        references: Log-probabilities under the reference, from the first rows; None if not known.
+        bounds: The largest possible u_w and u_l, at a probability of 1; inf if not known.
+        forecast: The forecast of how the run would continue.
+        back_test: A forecast of the second half of the run from the first half, with what happened.
+        uncoupled: The ends of the line to the same margin without coupling, shape (2, 2), or None.
+        beta_given: The β that was given, if the file shows another one, which `log` has then.
+        unlike: Sentences on contradictions between the file and the loss. If there are any, nothing
+            is derived from the loss.
+        doubts: The same, and contradictions with the β that was given.
     """
 
     log: TrainingLog
@@ -140,14 +142,14 @@ class Diagnosis:
 
     @property
     def rest_done(self) -> float | None:
-        """Fraction of the way from the reference to `rest` that is done; None where unknown."""
+        """The margin as a fraction of `rest`; None if it is unknown."""
         if self.rest is None or self.margin is None or self.per_token or self.rest == 0:
             return None
         return self.margin.last / self.rest
 
     @property
     def diverged(self) -> dict[str, Side]:
-        """The responses whose log-probability changed by more than training can want."""
+        """The responses whose log-probability changed by more than training plausibly does."""
         sides = {"rejected": self.rejected, "chosen": self.chosen}
         return {
             name: side
@@ -157,11 +159,11 @@ class Diagnosis:
 
     @property
     def drawable(self) -> bool:
-        """True if there are log-ratios of training rows, for the plane."""
+        """True if the training rows have log-ratios, which can be drawn on the plane."""
         return not self.reference_free and not self.evaluated and len(self.windows) > 0
 
     def plot(self, *, ax: Any = None) -> Any:
-        """Draw the run on the plane of log-ratios, or over its steps where it has none.
+        """Draw the run on the plane of log-ratios, or over its steps if it has none.
 
         Args:
             ax: The matplotlib Axes to draw on; None for one of a new Figure.
@@ -178,7 +180,7 @@ class Diagnosis:
 
     @property
     def coupled(self) -> Float[np.ndarray, "k 2"] | None:
-        """The flow with the fitted coupling: the first window, the last, and the look ahead."""
+        """Points of the flow with the fitted coupling: first window, last window, forecast."""
         if self.effects is None or not self.drawable:
             return None
         begin, end = self.windows.mean[[0, -1]]
@@ -186,7 +188,7 @@ class Diagnosis:
         return np.array([begin, end, *ahead])
 
     def loss_at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"] | None:
-        """The loss at points (u_w, u_l), or None where it reads what a log does not tell.
+        """The loss at points (u_w, u_l), or None if it depends on values that a log does not have.
 
         Args:
             points: The points.
@@ -201,7 +203,7 @@ class Diagnosis:
 
     @property
     def reference_free(self) -> bool:
-        """True if the values are log-probabilities, for want of a reference."""
+        """True if the values are log-probabilities, because there is no reference."""
         return self.log.reference_free
 
 
@@ -212,8 +214,8 @@ def diagnose(
 
     Args:
         log: A log.
-        loss: The loss that was trained; None for what the keys of the file betray (ORPO, KTO), else
-            DPO, or unknown where the rewards have no reference.
+        loss: The loss that was trained; None for the one that the keys of the file show (ORPO,
+            KTO), else DPO, or unknown if the rewards have no reference.
         name: Its name; None for that of its class.
 
     Raises:
@@ -233,7 +235,7 @@ def diagnose(
     references = None if log.reference_free else _references(together)
     bounds = np.zeros(2) if log.reference_free else np.full(2, np.inf)
     unlike = doubts(log, known)
-    found = Diagnosis(
+    diagnosis = Diagnosis(
         log=log,
         name=kind,
         loss=known,
@@ -254,11 +256,11 @@ def diagnose(
         unlike=unlike,
         doubts=unlike if unfit is None else [unfit, *unlike],
     )
-    return found if known is None or unlike or not len(both) else _with_loss(found, known)
+    return diagnosis if known is None or unlike or not len(both) else _with_loss(diagnosis, known)
 
 
 def _with_beta(loss: AbstractLoss | None, given: float, beta: float) -> AbstractLoss | None:
-    """A loss with the β of the file, if it had the one that was given."""
+    """The loss with the β of the file in place of the one that was given."""
     held = getattr(loss, "beta", None)
     if loss is None or held is None or not np.all(np.asarray(held) == given):
         return loss
@@ -290,7 +292,7 @@ def _loss(
 
 
 def _as_without_reference(log: TrainingLog) -> TrainingLog:
-    """A log whose rewards are β·log π although the file does not show it."""
+    """The log with rewards taken as β·log π, although the file does not show that."""
     if log.reference_free:
         return log
     told = np.isfinite(log.logp_chosen).any() and np.isfinite(log.logp_rejected).any()
@@ -307,7 +309,7 @@ def _as_without_reference(log: TrainingLog) -> TrainingLog:
 
 
 def _values(log: TrainingLog) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]:
-    """Steps, times, points and log-probabilities of the training rows, else of the evaluations."""
+    """Steps, times, points and log-probabilities of the training rows, or of the evaluations."""
     if log.step.size:
         ratios = np.stack([log.u_chosen, log.u_rejected], axis=1)
         held = np.stack([log.logp_chosen, log.logp_rejected], axis=1)
@@ -331,7 +333,7 @@ def _windows_of_both(
     time: Float[np.ndarray, " row"],
     points: Float[np.ndarray, "row 2"],
 ) -> Windows:
-    """Windows of the rows that have both sides, over a time that passes."""
+    """Windows of the rows that have both sides; over steps if flow time does not advance."""
     found = windows(step, time, points)
     if np.all(np.diff(found.time) > 0):
         return found
@@ -362,77 +364,79 @@ def _side(seen: Windows, weights: list[float]) -> Side | None:
 
 
 def _references(seen: Windows) -> tuple[float, float] | None:
-    """Log-probabilities under the reference, of the first rows: those of all batches differ."""
+    """Log-probabilities under the reference, from the first rows."""
     if not len(seen):
         return None
     chosen, rejected, ratio_chosen, ratio_rejected = seen.mean[0]
     return float(chosen - ratio_chosen), float(rejected - ratio_rejected)
 
 
-def _with_loss(found: Diagnosis, loss: AbstractLoss) -> Diagnosis:
+def _with_loss(diagnosis: Diagnosis, loss: AbstractLoss) -> Diagnosis:
     """A diagnosis with what follows from the loss."""
-    ratios = not found.reference_free
+    ratios = not diagnosis.reference_free
     lengths = LENGTHS if ratios or isinstance(loss, CPO | CPOHinge | CPOIPO) else (1.0,)
-    others = {n: o for n, o in catalogue(found.log.beta).items() if ratios or without_reference(o)}
-    references = found.references if ratios else (0.0, 0.0)
+    others = {
+        n: o for n, o in catalogue(diagnosis.log.beta).items() if ratios or without_reference(o)
+    }
+    references = diagnosis.references if ratios else (0.0, 0.0)
     # A run with another loss would start at the reference.
-    start = np.zeros((1, 2)) if ratios else found.windows.mean[:1]
-    places = np.concatenate([start, found.windows.mean])
-    coupling = found.coupling
+    start = np.zeros((1, 2)) if ratios else diagnosis.windows.mean[:1]
+    places = np.concatenate([start, diagnosis.windows.mean])
+    coupling = diagnosis.coupling
     slopes = push({"": loss, **(others if coupling.known else {})}, places, references, lengths)
     own = slopes.pop("").after_first()
     if coupling.known:
-        found = replace(found, effects=coupled.effects(coupling, own, slopes))
+        diagnosis = replace(diagnosis, effects=coupled.effects(coupling, own, slopes))
     if not own.of_margin:
-        return found
-    found = replace(found, kernels=coupled.kernel_range(coupling))
+        return diagnosis
+    diagnosis = replace(diagnosis, kernels=coupled.kernel_range(coupling))
     if not ratios:
-        return found
-    found = replace(found, uncoupled=_uncoupled(found))
+        return diagnosis
+    diagnosis = replace(diagnosis, uncoupled=_uncoupled(diagnosis))
     if isinstance(loss, IPO):
-        return replace(found, rest=1 / (2 * float(np.asarray(loss.beta))), pulls_back=True)
+        return replace(diagnosis, rest=1 / (2 * float(np.asarray(loss.beta))), pulls_back=True)
     if own.of_guesses:
-        return found
-    return _with_slope(found, slope_of(loss))
+        return diagnosis
+    return _with_slope(diagnosis, slope_of(loss))
 
 
-def _with_slope(found: Diagnosis, slope: Slope) -> Diagnosis:
+def _with_slope(diagnosis: Diagnosis, slope: Slope) -> Diagnosis:
     """A diagnosis with what follows from the slope of a loss of the margin."""
-    seen, coupling = found.windows, found.coupling
+    seen, coupling = diagnosis.windows, diagnosis.coupling
     margin = float(seen.mean[-1] @ [1.0, -1.0])
-    resting = rest(slope, margin, found.log.beta)
+    resting = rest(slope, margin, diagnosis.log.beta)
     if resting is not None:
-        back = pulls_back(slope, resting, found.log.beta)
-        found = replace(found, rest=resting, pulls_back=back)
-    if found.effects is None:
-        return found
+        back = pulls_back(slope, resting, diagnosis.log.beta)
+        diagnosis = replace(diagnosis, rest=resting, pulls_back=back)
+    if diagnosis.effects is None:
+        return diagnosis
     ahead = _LOOK_AHEAD * float(seen.time[-1] - seen.time[0])
-    shift, effects = coupled.shift_that_holds(coupling), dict(found.effects)
+    shift, effects = coupled.shift_that_holds(coupling), dict(diagnosis.effects)
     if shift is not None and effects[_SHIFTED] == "either":
         del effects[_SHIFTED]  # its λ decides, and `shift` says from which on
     return replace(
-        found,
+        diagnosis,
         effects=effects,
         shift=shift,
-        likelihood=_likelihood(found, slope),
-        forecast=forecast(seen, slope, found.bounds, time=ahead),
-        back_test=back_test(seen, slope, found.bounds),
+        likelihood=_likelihood(diagnosis, slope),
+        forecast=forecast(seen, slope, diagnosis.bounds, time=ahead),
+        back_test=back_test(seen, slope, diagnosis.bounds),
     )
 
 
-def _likelihood(found: Diagnosis, slope: Slope) -> float | None:
-    """The weight that holds at the reference and at every mean margin; None beyond the rest."""
-    margins = found.windows.mean @ np.array([1.0, -1.0])
+def _likelihood(diagnosis: Diagnosis, slope: Slope) -> float | None:
+    """The weight that suffices at the reference and at every mean margin; None beyond `rest`."""
+    margins = diagnosis.windows.mean @ np.array([1.0, -1.0])
     slopes = slope(np.concatenate([[0.0], margins]))
     if not np.all(slopes > 0):
         return None
-    return coupled.likelihood_that_holds(found.coupling, float(slopes.max()))
+    return coupled.likelihood_that_holds(diagnosis.coupling, float(slopes.max()))
 
 
-def _uncoupled(found: Diagnosis) -> Float[np.ndarray, "2 2"]:
-    """The line from the first window to the margin of the last, up by as much as down."""
-    begin, end = found.windows.mean[[0, -1]]
+def _uncoupled(diagnosis: Diagnosis) -> Float[np.ndarray, "2 2"]:
+    """The line from the first window to the last margin with equal and opposite changes."""
+    begin, end = diagnosis.windows.mean[[0, -1]]
     half = float((end - begin) @ [1.0, -1.0]) / 2
-    room = found.bounds[0] - begin[0]
+    room = diagnosis.bounds[0] - begin[0]
     half = min(half, max(0.0, float(room))) if half > 0 else half
     return np.array([begin, begin + half * np.array([1.0, -1.0])])

@@ -36,12 +36,12 @@ FEWEST_WINDOWS = 4  # so that each half has two
 
 @dataclass(frozen=True)
 class Forecast:
-    """A straight line on which a run would go on.
+    """A forecast: the straight line on which a run would continue.
 
     Attributes:
         begin: (u_w, u_l) of the window that it starts from.
         end: (u_w, u_l) at its end.
-        time: How much flow time (or steps, where the rate is not known) it stands for.
+        time: The flow time that it covers (or the steps, if the learning rate is not known).
         bounded: Whether it ends early, at a log-probability of 0.
     """
 
@@ -56,7 +56,7 @@ class BackTest:
     """A forecast from the middle of a run, and what the run did.
 
     Attributes:
-        forecast: The forecast, of what lay up to the middle alone.
+        forecast: The forecast from the rows up to the middle.
         measured: (u_w, u_l) of the last window.
     """
 
@@ -65,20 +65,20 @@ class BackTest:
 
     @property
     def error(self) -> Float[np.ndarray, " 3"]:
-        """Errors of the changes of u_w, u_l and of the margin, forecast less measured, nats."""
+        """Errors of the changes of u_w, of u_l and of the margin: forecast less measured, nats."""
         miss = self.forecast.end - self.measured
         return np.array([*miss, miss[0] - miss[1]])
 
     @property
     def margins(self) -> tuple[float, float, float]:
-        """The margin in the middle, the one that was foretold for the end, and that of the end."""
+        """The margin in the middle, the forecast for the end, and the margin at the end."""
         points = self.forecast.begin, self.forecast.end, self.measured
         begin, end, measured = (float(point[0] - point[1]) for point in points)
         return begin, end, measured
 
     @property
     def margin_share(self) -> float:
-        """Error of the change of the margin, as a share of the change that was measured."""
+        """Error of the change of the margin, relative to the measured change."""
         moved = self.measured - self.forecast.begin
         return float(abs(self.error[2]) / abs(moved[0] - moved[1]))
 
@@ -94,9 +94,9 @@ def slope_of(loss: AbstractLoss) -> Slope:
 
 
 def rest(slope: Slope, margin: float, beta: float) -> float | None:
-    """The margin at which a loss would rest, from the present one on downhill; None without one.
+    """The next margin downhill from the present one at which a loss rests; None if there is none.
 
-    Where it rests already, the first such margin from 0 on: a hinge is flat from 1/β on.
+    If it rests already, the first such margin from 0 on: a hinge is flat from 1/β on.
 
     Args:
         slope: Its slope.
@@ -138,28 +138,29 @@ def forecast(
     fitted_to: int = -1,
     time: float,
 ) -> Forecast | None:
-    """The line on which a run goes on with the direction and the pace that it had.
+    """The line on which a run continues with its present direction and pace.
 
     Args:
         windows: Its windows.
         slope: The slope of its loss.
         bounds: The largest (u_w, u_l) that probabilities allow.
-        fitted_to: The window up to which direction and pace are fitted, and from which it starts.
-        time: How far it goes, in the time of the windows.
+        fitted_to: The last window that is used to fit direction and pace, from which the forecast
+            starts.
+        time: Its length, in the time of the windows.
 
     Returns:
-        The line; None where the margin did not move downhill all the way, as where it passed the
-        rest of the loss: then there is no pace.
+        The line; None if the margin did not move downhill all the way, as when it passed the margin
+            at which the loss rests, so that no pace can be fitted.
     """
     begin = windows.mean[fitted_to]
     moved, elapsed = windows.change(0, fitted_to).value, windows.time[fitted_to] - windows.time[0]
-    way = moved[0] - moved[1]
+    moved_apart = moved[0] - moved[1]
     margins = windows.mean[[0, fitted_to]] @ np.array([1.0, -1.0])
     passed = _needed(slope, *margins)
     if passed is None or not elapsed > 0:
         return None
-    gained = _gained(slope, margins[1], passed / elapsed * time, np.sign(way))
-    step = moved / way * gained
+    gained = _gained(slope, margins[1], passed / elapsed * time, np.sign(moved_apart))
+    step = moved / moved_apart * gained
     share = 1.0
     for now, change, bound in zip(begin, step, bounds, strict=True):
         if now + change > bound and change > 0:
@@ -180,7 +181,7 @@ def back_test(windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]) -
 def _needed(slope: Slope, begin: float, end: float) -> float | None:
     """∫ dh/s(h): the time from one margin to another at κ = 1.
 
-    None unless the slope leads there all the way: 1/s has a pole where the loss rests.
+    None if the slope changes sign in between: 1/s has a pole where the loss rests.
     """
     grid = np.linspace(begin, end, MOST_POINTS)
     along = np.sign(end - begin) * slope(grid)
@@ -191,7 +192,7 @@ def _needed(slope: Slope, begin: float, end: float) -> float | None:
 
 
 def _gained(slope: Slope, begin: float, time: float, toward: float) -> float:
-    """The margin gained in a time at κ = 1; up to where the slope ends, at most."""
+    """The margin gained in a time at κ = 1, at most up to where the slope vanishes."""
     here = abs(float(slope(np.full(MOST_POINTS, begin))[0]))
     reach = here * time
     for _ in range(2):  # the slope may be steeper farther on

@@ -40,14 +40,14 @@ _LITERALS = {"nan": math.nan, "inf": math.inf, "NaN": math.nan, "Infinity": math
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file by what they are of.
+    """The rows of a file, by kind.
 
     Attributes:
         training: Training rows, in the order of their steps.
         evaluations: Evaluation rows; their keys begin with `eval_`.
         summary: The last row with `train_runtime`; empty where there is none.
-        skipped: How many rows were left out, by the reason.
-        numbered: Whether the file tells the steps; else `step` counts the training rows.
+        skipped: Number of rows that were left out, by the reason.
+        numbered: Whether the file has the steps; if not, `step` counts the training rows.
         settings: Numbers beside the rows of a `trainer_state.json`, such as `train_batch_size`.
     """
 
@@ -64,7 +64,7 @@ def rows(path: Path, what: str) -> Rows:
 
     Args:
         path: The file.
-        what: How messages call it.
+        what: Its name in messages.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -95,7 +95,7 @@ def rows(path: Path, what: str) -> Rows:
 
 
 def _parted(row: Row) -> tuple[Row, Row]:
-    """The entries of a row on training and on an evaluation; empty where there are none."""
+    """The entries of a row for training and for evaluation; empty if there are none."""
     evaluated = {k: v for k, v in row.items() if k.startswith("eval_")}
     trained = {k: v for k, v in row.items() if k not in evaluated}
     if "loss" in row or any(key.startswith("rewards/") for key in trained):
@@ -104,21 +104,21 @@ def _parted(row: Row) -> tuple[Row, Row]:
 
 
 def refused(what: str, path: Path, reason: str) -> ValueError:
-    """The error of a file that is no training log."""
+    """The error for a file that is no training log."""
     return ValueError(f"{what} must name a training log, but {path} {reason}.")
 
 
 def left_out(skipped: Counter[str]) -> str:
-    """The rows left out of a file, as a parenthesis for messages; empty where there are none."""
+    """The rows left out of a file, as a parenthesis for messages; empty if there are none."""
     told = "; ".join(f"{reason} ({count})" for reason, count in (+skipped).items())
     return f" (left out: {told})" if told else ""
 
 
 def number(row: Row, key: str, path: Path, what: str) -> float:
-    """A number of a row; NaN where it has none.
+    """A number in a row; NaN if it is missing.
 
     Raises:
-        ValueError: If it holds something else.
+        ValueError: If it is anything else.
     """
     value = row.get(key)
     if value in _NOTHING:
@@ -179,7 +179,7 @@ def _settings(text: str) -> dict[str, float]:
 
 
 def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row]:
-    """The rows of a text, as they stand there."""
+    """The rows of a text, unchanged."""
     try:
         content = json.loads(text)
     except RecursionError as error:
@@ -210,7 +210,7 @@ def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row
 
 
 def _of_lines(text: str) -> list[Row] | None:
-    """The rows of a text of which each line is an object of JSON; None for another."""
+    """The rows of a text of JSON lines; None for any other text."""
     try:
         found = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError):
@@ -237,7 +237,7 @@ _Braced = tuple[int, int, list["_Braced"]]
 
 
 def _braced(text: str) -> list[_Braced]:
-    """The outermost pairs of braces, as begin, end and the pairs inside, each likewise."""
+    """The outermost pairs of braces: begin, end, and recursively the pairs inside."""
     opened: list[tuple[int, list[_Braced]]] = [(0, [])]
     for brace in _BRACE.finditer(text):
         if brace[0] == "{":
@@ -262,7 +262,7 @@ def _literal(text: str) -> Row | None:
 
 
 def _value(node: ast.expr) -> object:
-    """A literal, in which `nan` and `inf` are numbers; None for what is none, and is not run."""
+    """The value of a literal, `nan` and `inf` included; None for anything else."""
     if isinstance(node, ast.Dict):
         keys = [ast.literal_eval(key) for key in node.keys if key is not None]
         return dict(zip(keys, map(_value, node.values), strict=True))
@@ -282,7 +282,7 @@ def _value(node: ast.expr) -> object:
 
 
 def _of_csv(text: str, path: Path, what: str) -> list[Row]:
-    """The rows of a table with a header, one quantity a column or one a row."""
+    """The rows of a CSV table with a header, with one quantity per column or per row."""
     first = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     table = list(csv.DictReader(io.StringIO(text.lstrip()), delimiter=delimiter))
@@ -309,7 +309,7 @@ def _of_csv(text: str, path: Path, what: str) -> list[Row]:
 
 
 def _by_step(table: list[Row]) -> list[Row]:
-    """Rows of one quantity each gathered into rows of a step each, evaluations apart."""
+    """Rows of one quantity each, gathered into one row per step, evaluations apart."""
     found: dict[tuple[str, bool], Row] = {}
     for entry in table:
         evaluation = str(entry["tag"]).startswith("eval")
@@ -319,7 +319,7 @@ def _by_step(table: list[Row]) -> list[Row]:
 
 
 def _renamed(row: Row) -> Row:
-    """A row with the keys of TRL, whatever tool put what in front of them."""
+    """A row with the keys of TRL, without the prefixes that other tools add."""
     named: Row = {}
     for key, value in _flat(row).items():
         name = str(key).rpartition(" - ")[2].strip()
@@ -332,7 +332,7 @@ def _renamed(row: Row) -> Row:
 
 
 def _flat(row: Row) -> Row:
-    """A row with what is in objects inside it, whose names stand before a slash."""
+    """A row with nested objects flattened; their names come before a slash."""
     while any(isinstance(value, dict) for value in row.values()):
         inner: Row = {}
         for key, value in row.items():
@@ -344,13 +344,13 @@ def _flat(row: Row) -> Row:
 
 
 def _step_of(row: Row) -> Row:
-    """The step of a row, under its name."""
+    """The step of a row, as a dict with its key."""
     held = [row[key] for key in _STEPS if row.get(key) not in _NOTHING]
     return {"step": held[0]} if held else {}
 
 
 def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str]) -> list[Row]:
-    """Rows by rising steps; of a step that was done again, after a resumption, the last row."""
+    """Rows by rising steps; for a step that was repeated after a resumption, the last row."""
     placed: list[tuple[float, Row]] = []
     for row in training:
         if row.get("step") in _NOTHING:
@@ -366,7 +366,7 @@ def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str])
 
 
 def _counted(training: list[Row], path: Path, what: str, skipped: Counter[str]) -> list[Row]:
-    """Rows with their numbers for steps; the epochs tell where a run was resumed or begun anew."""
+    """Rows with their numbers as steps; epochs show where a run was resumed or begun anew."""
     placed, epoch = [], -math.inf
     for row in training:
         try:
@@ -380,7 +380,7 @@ def _counted(training: list[Row], path: Path, what: str, skipped: Counter[str]) 
 
 
 def _evaluations(parts: list[tuple[Row, Row]], key: str, skipped: Counter[str]) -> tuple[Row, ...]:
-    """Evaluations by rising steps, without those of a branch that a later row leaves behind."""
+    """Evaluations by rising steps, without those of a branch that a resumption abandoned."""
     placed: list[tuple[float, Row]] = []
     place = -math.inf
     for trained, evaluated in parts:
@@ -401,7 +401,7 @@ def _evaluations(parts: list[tuple[Row, Row]], key: str, skipped: Counter[str]) 
 
 
 def _falls(placed: list[tuple[float, Row]], *, strictly: bool) -> bool:
-    """True if each row stands before the one above it, as in a table with the last row on top."""
+    """True if steps decrease from row to row, as in a table with the last row on top."""
     return all(
         later[0] < earlier[0] or (not strictly and later[0] == earlier[0])
         for earlier, later in pairwise(placed)
@@ -411,7 +411,7 @@ def _falls(placed: list[tuple[float, Row]], *, strictly: bool) -> bool:
 def _not_abandoned(
     placed: list[tuple[float, Row]], skipped: Counter[str], *, shared: bool
 ) -> list[Row]:
-    """Rows without those from which on a later one begins again; `shared` if neighbours may tie."""
+    """Rows without those that a resumption abandoned; `shared`: neighbours may share a step."""
     kept: list[tuple[float, Row]] = []
     for place, row in placed:
         if kept and place < kept[-1][0]:

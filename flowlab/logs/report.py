@@ -28,15 +28,15 @@ _MOVES = "%moves%"  # where the table of what moved goes
 _NO_LIMIT = 10.0
 
 
-def text(found: Diagnosis) -> str:
+def text(diagnosis: Diagnosis) -> str:
     """Text of a diagnosis in plain English, for a terminal."""
     parts = []
-    for block in blocks(found):
+    for block in blocks(diagnosis):
         if block.startswith("## "):
             title = block.removeprefix("## ")
             parts.append(f"{title}\n{'-' * len(title)}")
         elif block == _MOVES:
-            parts.append(_tables.table(moves(found), "lr"))
+            parts.append(_tables.table(moves(diagnosis), "lr"))
         elif block.startswith("- "):
             lines = (textwrap.fill(line, _WIDTH, subsequent_indent="  ") for line in _items(block))
             parts.append("\n".join(lines))
@@ -45,49 +45,54 @@ def text(found: Diagnosis) -> str:
     return "\n\n".join(parts)
 
 
-def blocks(found: Diagnosis) -> list[str]:
-    """The headings (`## `), lists (`- `), paragraphs and the place of the table, in their order."""
-    told = _pages.rendered("diagnosis.txt", **_values(found))
+def blocks(diagnosis: Diagnosis) -> list[str]:
+    """Headings (`## `), lists (`- `), paragraphs and the position of the table, in order."""
+    told = _pages.rendered("diagnosis.txt", **_values(diagnosis))
     parts = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", told).strip())
     return [
         part.strip() if part.lstrip().startswith("- ") else " ".join(part.split()) for part in parts
     ]
 
 
-def moves(found: Diagnosis) -> list[tuple[str, ...]]:
-    """The table of what moved: a header, and a row for each quantity."""
-    kind = "log-probability" if found.reference_free else "log-ratio"
-    header = ("", *_spans(found), "change")
-    sides = {f"chosen {kind}": found.chosen, f"rejected {kind}": found.rejected}
-    sides["margin"] = found.margin
+def moves(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
+    """The table of changes: a header, and a row for each quantity."""
+    kind = "log-probability" if diagnosis.reference_free else "log-ratio"
+    header = ("", *_spans(diagnosis), "change")
+    sides = {f"chosen {kind}": diagnosis.chosen, f"rejected {kind}": diagnosis.rejected}
+    sides["margin"] = diagnosis.margin
     return [header, *(_move(name, side) for name, side in sides.items() if side is not None)]
 
 
-def _spans(found: Diagnosis) -> tuple[str, str]:
+def _spans(diagnosis: Diagnosis) -> tuple[str, str]:
     """The steps of the first window and of the last, in words."""
-    seen = found.windows
+    seen = diagnosis.windows
     if not len(seen):
         return "first rows", "last rows"
     ends = (seen.first_step[0], seen.last_step[0]), (seen.first_step[-1], seen.last_step[-1])
-    word = "step" if found.log.numbered else "row"
+    word = "step" if diagnosis.log.numbered else "row"
     first, last = (f"{word} {a:g}" if a == b else f"{word}s {a:g}–{b:g}" for a, b in ends)
     return first, last
 
 
-def to_json(found: Diagnosis) -> dict[str, Any]:
-    """A diagnosis as JSON; null for what is not known."""
-    return {**_of_file(found), **_of_run(found), **_of_loss(found), "doubts": found.doubts}
+def to_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as JSON, with null for unknown values."""
+    return {
+        **_of_file(diagnosis),
+        **_of_run(diagnosis),
+        **_of_loss(diagnosis),
+        "doubts": diagnosis.doubts,
+    }
 
 
-def _of_file(found: Diagnosis) -> dict[str, Any]:
-    log = found.log
+def _of_file(diagnosis: Diagnosis) -> dict[str, Any]:
+    log = diagnosis.log
     return {
         "file": log.path.name,
         "beta": log.beta,
-        "beta_given": log.beta if found.beta_given is None else found.beta_given,
-        "loss": found.name,
-        "loss_assumed": found.assumed,
-        "reference_free": found.reference_free,
+        "beta_given": log.beta if diagnosis.beta_given is None else diagnosis.beta_given,
+        "loss": diagnosis.name,
+        "loss_assumed": diagnosis.assumed,
+        "reference_free": diagnosis.reference_free,
         "training_rows": int(log.step.size),
         "evaluations": len(log.evaluations),
         "skipped_rows": sum(log.skipped.values()),
@@ -97,30 +102,32 @@ def _of_file(found: Diagnosis) -> dict[str, Any]:
     }
 
 
-def _of_run(found: Diagnosis) -> dict[str, Any]:
-    """The paragraphs on what was measured, whatever the loss was."""
-    coupling = found.coupling
+def _of_run(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The entries on what was measured, independent of the loss."""
+    coupling = diagnosis.coupling
     return {
-        "moved": found.moved,
-        **{name: _side(getattr(found, name)) for name in ("chosen", "rejected", "margin")},
-        "displacement": vars(found.displacement),
+        "moved": diagnosis.moved,
+        **{name: _side(getattr(diagnosis, name)) for name in ("chosen", "rejected", "margin")},
+        "displacement": vars(diagnosis.displacement),
         "coupling": {name: jsonable(getattr(coupling, name)) for name in ("value", "low", "high")},
-        "most_gain": _ends(found.bounds),
+        "most_gain": _ends(diagnosis.bounds),
     }
 
 
-def _of_loss(found: Diagnosis) -> dict[str, Any]:
-    """The paragraphs on what follows from the loss."""
-    ahead, test = found.forecast, found.back_test
+def _of_loss(diagnosis: Diagnosis) -> dict[str, Any]:
+    """The entries on what follows from the loss."""
+    ahead, test = diagnosis.forecast, diagnosis.back_test
     return {
-        "k_wl_over_k_ww": None if found.kernels is None else list(map(jsonable, found.kernels)),
-        "other_losses": found.effects,
-        "dpo_shift_lambda": found.shift,
-        "sft_weight": found.likelihood,
-        "rest": found.rest,
-        "rest_pulls_back": found.pulls_back,
-        "rest_per_token": found.per_token,
-        "rest_done": found.rest_done,
+        "k_wl_over_k_ww": None
+        if diagnosis.kernels is None
+        else list(map(jsonable, diagnosis.kernels)),
+        "other_losses": diagnosis.effects,
+        "dpo_shift_lambda": diagnosis.shift,
+        "sft_weight": diagnosis.likelihood,
+        "rest": diagnosis.rest,
+        "rest_pulls_back": diagnosis.pulls_back,
+        "rest_per_token": diagnosis.per_token,
+        "rest_done": diagnosis.rest_done,
         "forecast": None if ahead is None else _ends(ahead.end),
         "back_test": None if test is None else _back_test(test),
     }
@@ -134,93 +141,95 @@ def _back_test(test: BackTest) -> dict[str, Any]:
     }
 
 
-def write(found: Sequence[Diagnosis], folder: Path, *, what: str = "Argument `folder`") -> None:
+def write(diagnoses: Sequence[Diagnosis], folder: Path, *, what: str = "Argument `folder`") -> None:
     """Write `report.html`, `diagnosis.json` and the pictures of diagnoses to a folder.
 
     Args:
-        found: The diagnoses, of at least one run.
+        diagnoses: The diagnoses, of at least one run.
         folder: A new folder, an empty one, or one with an earlier report, which is replaced.
         what: How messages call it.
 
     Raises:
-        ValueError: If it is a file or holds something else.
+        ValueError: If it is a file or holds anything else.
         OSError: If it cannot be written.
     """
     check_folder(what, folder, _pages.REPORT)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = [_pictures([one], folder, _stem(found, place)) for place, one in enumerate(found, 1)]
-    together = {} if len(found) == 1 else _pictures(found, folder, "all_runs")
-    records = [to_json(one) for one in found]
+    pictures = [
+        _pictures([one], folder, _stem(diagnoses, index)) for index, one in enumerate(diagnoses, 1)
+    ]
+    together = {} if len(diagnoses) == 1 else _pictures(diagnoses, folder, "all_runs")
+    records = [to_json(one) for one in diagnoses]
     write_json(records[0] if len(records) == 1 else records, folder / DIAGNOSIS)
     runs = [
         {
-            "id": f"run-{place}",
+            "id": f"run-{index}",
             "found": one,
             "blocks": blocks(one),
             "moves": moves(one),
             "pictures": drawn,
         }
-        for place, (one, drawn) in enumerate(zip(found, pictures, strict=True), 1)
+        for index, (one, drawn) in enumerate(zip(diagnoses, pictures, strict=True), 1)
     ]
     page = _pages.rendered("training.html", runs=runs, together=together)
     (folder / _pages.REPORT).write_text(page, encoding="utf-8")
 
 
-def _stem(found: Sequence[Diagnosis], place: int) -> str:
-    return "training" if len(found) == 1 else f"training_{place}"
+def _stem(diagnoses: Sequence[Diagnosis], index: int) -> str:
+    return "training" if len(diagnoses) == 1 else f"training_{index}"
 
 
-def _pictures(found: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, Path]:
-    """The pictures of runs that can be drawn, by the name of what they show."""
+def _pictures(diagnoses: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, Path]:
+    """The pictures of runs that can be drawn, by name."""
     from flowlab import plots
 
     drawn: dict[str, Path] = {}
-    least = min(2, len(found))  # of several, pictures show two at least
-    found = [one for one in found if one.moved]
-    plane = [one for one in found if one.drawable]
+    least = min(2, len(diagnoses))  # of several, pictures show two at least
+    diagnoses = [one for one in diagnoses if one.moved]
+    plane = [one for one in diagnoses if one.drawable]
     if len(plane) >= least:
         figure: Any = plots.training_run(*plane).figure
         drawn["plane"] = plots.save(figure, folder / f"{stem}_plane")[0]
-    if len(found) >= least and len({one.reference_free for one in found}) == 1:
-        figure: Any = plots.training_steps(*found).figure
+    if len(diagnoses) >= least and len({one.reference_free for one in diagnoses}) == 1:
+        figure: Any = plots.training_steps(*diagnoses).figure
         drawn["steps"] = plots.save(figure, folder / f"{stem}_steps")[0]
     return drawn
 
 
-def _values(found: Diagnosis) -> dict[str, Any]:
+def _values(diagnosis: Diagnosis) -> dict[str, Any]:
     """The variables of the template."""
-    log, margin = found.log, found.margin
-    room = float(found.bounds[0]) if np.isfinite(found.bounds[0]) else None
-    room = None if found.reference_free else room
+    log, margin = diagnosis.log, diagnosis.margin
+    room = float(diagnosis.bounds[0]) if np.isfinite(diagnosis.bounds[0]) else None
+    room = None if diagnosis.reference_free else room
     rates = log.learning_rate[np.isfinite(log.learning_rate)]
-    ends = (found.step[0], found.step[-1]) if found.step.size else (None, None)
+    ends = (diagnosis.step[0], diagnosis.step[-1]) if diagnosis.step.size else (None, None)
     odds = windows(log.step, log.time, log.log_odds[:, None]).mean[:, 0]
-    sides = found.chosen, found.rejected, margin
+    sides = diagnosis.chosen, diagnosis.rejected, margin
     return {
-        **{name: getattr(found, name) for name in _TOLD},
-        "fallen": found.displacement,
-        "free": found.reference_free,
-        "rows": int(found.step.size),
+        **{name: getattr(diagnosis, name) for name in _TOLD},
+        "fallen": diagnosis.displacement,
+        "free": diagnosis.reference_free,
+        "rows": int(diagnosis.step.size),
         "first_step": ends[0],
         "last_step": ends[1],
         "known_noise": any(side is not None and side.error is not None for side in sides),
         "applied": float(rates.max()) if rates.size and rates.max() > 0 else None,
         "per_token": log.trainer == "orpo",
-        "rest_per_token": found.per_token,
+        "rest_per_token": diagnosis.per_token,
         "log_odds": (odds[0], odds[-1]) if odds.size > 1 else None,
         "room": room,
         "forced": 0.0 if room is None or margin is None else max(0.0, margin.last - room),
         "timed": bool(np.all(np.isfinite(log.time))),
-        "spans": _spans(found),
-        "averaged": not len(found.windows) or int(found.windows.count.max()) > 1,
-        "called": {name: _with_loss_type(name) for name in found.effects or {}},
+        "spans": _spans(diagnosis),
+        "averaged": not len(diagnosis.windows) or int(diagnosis.windows.count.max()) > 1,
+        "called": {name: _with_loss_type(name) for name in diagnosis.effects or {}},
         "no_limit": _NO_LIMIT,
         **{rounding.__name__: rounding for rounding in (down, down_to, up, up_to)},
     }
 
 
 def _with_loss_type(name: str) -> str:
-    """The name of a loss, with TRL's in brackets where it has another."""
+    """The name of a loss, with TRL's name in brackets if it differs."""
     in_trl = loss_type_of(CATALOGUE[name])
     return name if in_trl in (None, name) else f"{name} ({in_trl})"
 

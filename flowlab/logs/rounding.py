@@ -7,7 +7,7 @@ __all__ = ["down", "down_to", "up", "up_to"]
 
 
 def up(value: float, digits: int = 2) -> str:
-    """A number rounded towards +∞, with so many decimals: for what a quantity is at most.
+    """A number as text, rounded towards +∞ to a number of decimals, as an upper bound.
 
     Args:
         value: The number, finite.
@@ -17,7 +17,7 @@ def up(value: float, digits: int = 2) -> str:
 
 
 def down(value: float, digits: int = 2) -> str:
-    """A number rounded towards −∞, with so many decimals: for what a quantity is at least.
+    """A number as text, rounded towards −∞ to a number of decimals, as a lower bound.
 
     Args:
         value: The number, finite.
@@ -27,7 +27,7 @@ def down(value: float, digits: int = 2) -> str:
 
 
 def up_to(value: float, significant: int = 2) -> str:
-    """A number rounded towards +∞, to so many significant digits.
+    """A number rounded towards +∞ to a number of significant digits.
 
     Args:
         value: The number, finite.
@@ -37,7 +37,7 @@ def up_to(value: float, significant: int = 2) -> str:
 
 
 def down_to(value: float, significant: int = 2) -> str:
-    """A number rounded towards −∞, to so many significant digits.
+    """A number rounded towards −∞ to a number of significant digits.
 
     Args:
         value: The number, finite.

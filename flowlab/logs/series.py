@@ -82,20 +82,20 @@ _WORDS = {  # of what a table of a log tells
 class TrainingLog:
     """The training rows of one run as arrays, with its evaluations and summary apart.
 
-    Arrays have one value per training row, in the order of the steps; NaN stands for what the file
-    does not tell. All values are means over the batches that a row stands for.
+    Arrays have one value per training row, in the order of the steps, and NaN where the file has
+    none. All values are means over the batches that a row covers.
 
     Attributes:
         path: The file.
         beta: β, as given to `read`.
-        step: Number of the last optimiser step that the row stands for, counted from 1; the number
-            of the row where the file does not tell steps.
+        step: Number of the last optimiser step that the row covers, counted from 1; the number of
+            the row if the file has no steps.
         learning_rate: Learning rate of that step.
-        time: Flow time (learning rate × steps) at which the point was measured. The row of step s
-            that stands for k steps describes the policy after s − k to s − 1 steps, so its time is
-            the sum of the learning rates of the first s − k steps plus (k − 1)/2 times its own: for
-            k = 1 the first time is 0. The first row stands for no more steps than the second;
-            those before it, in a log that begins late, count with its rate.
+        time: Flow time (learning rate × steps) at which the point was measured. A row at step s
+            that covers k steps describes the policy after s − k to s − 1 steps, so that its time is
+            the sum of the learning rates of the first s − k steps plus (k − 1)/2 times its own; for
+            k = 1 the first time is 0. The first row is taken to cover no more steps than the
+            second; steps before that, in a log that begins late, count with its rate.
         u_chosen: Log-ratio u_w of the chosen response, `rewards/chosen` / β; NaN without reference.
         u_rejected: Log-ratio u_l of the rejected response, `rewards/rejected` / β.
         margin: h = u_w − u_l.
@@ -104,21 +104,22 @@ class TrainingLog:
         logp_rejected: Log-probability of the rejected response.
         loss: The loss that was trained.
         gradient_norm: Euclidean norm of the loss's gradient in the parameters, before clipping.
-        accuracy: Share of pairs whose chosen reward is above the rejected one.
+        accuracy: Fraction of pairs whose chosen reward is above the rejected one.
         log_odds: Log odds of the chosen response less those of the rejected one, which ORPO logs.
-        tokens: Tokens of all prompts and responses up to the row, which recent releases log.
-        evaluations: The evaluation rows, with the keys of TRL. Those of step s describe the policy
+        tokens: Tokens of all prompts and responses up to the row, if the release of TRL logs them.
+        evaluations: The evaluation rows, with the keys of TRL. A row at step s describes the policy
             after s steps.
-        summary: The last row with `train_runtime` as it stands in the file, which may hold the
-            means over steps after the last training row; empty where training was cut short.
+        summary: The last row with `train_runtime`, unchanged, whose means may include steps after
+            the last training row; empty if training was cut short.
         reference_free: Whether the rewards are β·log π, so that there are no log-ratios.
-        reward_per_nat: What the rewards are times the log-probabilities, where that is one number:
-            the β of a loss without a reference. None elsewhere.
-        trainer: The loss that the keys betray, `"orpo"` or `"kto"`; None where they do not.
-        rates: Whether the logged learning rate is that of the row's `"own"` step or of the
-            `"next"`; `"unknown"` where the schedule does not show it, and then taken as its own.
-        numbered: Whether the file tells the steps.
-        nan_from: The first step whose row has a NaN for the loss or a reward; None without any.
+        reward_per_nat: The constant quotient of rewards and log-probabilities, which is the β of a
+            loss without a reference; None if it is not constant.
+        trainer: The loss that the keys of the rows show, `"orpo"` or `"kto"`; None if they show
+            none.
+        rates: `"own"` or `"next"`: the logged learning rate is that of the row's own step or of the
+            next; `"unknown"` if the schedule does not show it, and then taken as the row's own.
+        numbered: Whether the file has the steps.
+        nan_from: The first step whose row has a NaN as loss or reward; None if there is none.
         skipped: How many rows were left out, by the reason.
         settings: Numbers beside the rows of a `trainer_state.json`, such as `train_batch_size`.
     """
@@ -151,7 +152,7 @@ class TrainingLog:
 
     @property
     def step_rates(self) -> Float[np.ndarray, " s"] | None:
-        """The learning rate of each step, from the first; None where the log does not tell all."""
+        """The learning rate of each step from the first; None if the log has not all."""
         logged, steps = self.learning_rate, np.diff(self.step, prepend=0.0)
         if not self.numbered or not self.step.size or not np.all(np.isfinite(logged)):
             return None
@@ -167,7 +168,7 @@ class TrainingLog:
         return both[np.all(np.isfinite(both), axis=1)]
 
     def with_beta(self, beta: float) -> "TrainingLog":
-        """The log as it is with another β: its rewards are what stands in the file.
+        """The same log with another β; the rewards of the file are unchanged.
 
         Args:
             beta: β, positive.
@@ -235,13 +236,13 @@ class TrainingLog:
 
 
 def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
-    """The training log in a file, which may be of any of the kinds that people have.
+    """The training log in a file of any common format.
 
-    The kind is told by the content: TRL's `trainer_state.json`, a list of its rows, lines of JSON,
-    rows printed as Python dicts in a text, tables in CSV as W&B exports them (`train/` and `eval/`
-    before the keys), or with columns tag, step and value. Training rows are those with a `loss` or
-    a key that starts with `rewards/`; evaluation rows are those with a key that starts with
-    `eval_`. What is left out is counted in `skipped`. Nothing in a file is executed.
+    The format is recognised by the content: TRL's `trainer_state.json`, a list of its rows, lines
+    of JSON, rows printed as Python dicts in a text, tables in CSV as W&B exports them (`train/` and
+    `eval/` before the keys), or with columns tag, step and value. Training rows are those with a
+    `loss` or a key that starts with `rewards/`; evaluation rows are those with a key that starts
+    with `eval_`. Rows that are left out are counted in `skipped`. Nothing in a file is executed.
 
     Args:
         path: The file (not its folder).
@@ -253,32 +254,32 @@ def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
     Raises:
         FileNotFoundError: There is no such file.
         IsADirectoryError: `path` is a directory.
-        ValueError: `beta` is not a positive finite number; the file is of no such kind, holds no
-            rows, or losses without any reward, or something else than a number where one belongs.
+        ValueError: `beta` is not a positive finite number; the file has another format, no rows,
+            losses without any reward, or a value that should be a number and is not.
 
     Source: TRL 1.16.0, `trl/trainer/dpo_trainer.py`, `_compute_loss` and `log`.
 
-    Accuracy: rewards are float32 means. `time` takes the learning rate as constant over the steps
-        that a row stands for, so it is exact for `logging_steps = 1` or a constant rate.
+    Accuracy: rewards are float32 means. `time` assumes a constant learning rate over the steps that
+        a row covers, so that it is exact for `logging_steps = 1` or a constant rate.
     """
     return read_named(Path(path), beta=positive("beta", beta), what="Argument `path`")
 
 
 def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
-    """Read a log as `read` does, with another name for the file in messages."""
-    found = rows(path, what)
-    skipped = +found.skipped
-    used = _with_rewards(found, path, what, skipped)
-    columns = _columns(found, path, what)
+    """Read a log as `read` does, with a given name for the file in messages."""
+    table = rows(path, what)
+    skipped = +table.skipped
+    used = _with_rewards(table, path, what, skipped)
+    columns = _columns(table, path, what)
     rates = _rates(
-        columns["step"], columns["learning_rate"], number(found.summary, "step", path, what)
+        columns["step"], columns["learning_rate"], number(table.summary, "step", path, what)
     )
     # Of all rows, those without rewards too: their steps count in the time of the others.
     columns["time"] = _measured_time(columns["step"], columns["learning_rate"], rates)
-    nan_from = _first_nan(found.training, path, what)
+    nan_from = _first_nan(table.training, path, what)
     columns = {name: held[used] for name, held in columns.items()}
     ratio = _reward_per_nat(columns)
-    trainer = _trainer(found)
+    trainer = _trainer(table)
     free = ratio is not None or trainer == "orpo"
     per_reward = math.nan if free else 1 / beta
     u_chosen, u_rejected = (columns.pop(f"u_{side}") * per_reward for side in _SIDES)
@@ -289,32 +290,32 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
         u_rejected=u_rejected,
         margin=u_chosen - u_rejected,
         **columns,
-        evaluations=found.evaluations,
-        summary=found.summary,
+        evaluations=table.evaluations,
+        summary=table.summary,
         reference_free=free,
         reward_per_nat=ratio,
         trainer=trainer,
         rates=rates,
-        numbered=found.numbered,
+        numbered=table.numbered,
         nan_from=nan_from,
         skipped=dict(skipped),
-        settings=found.settings,
+        settings=table.settings,
     )
 
 
-def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> list[int]:
-    """The places of the training rows that tell a reward of one side at least, if it is one."""
+def _with_rewards(table: Rows, path: Path, what: str, skipped: Counter[str]) -> list[int]:
+    """The indices of the training rows with a reward of at least one side."""
     kept: list[int] = []
-    for place, row in enumerate(found.training):
+    for index, row in enumerate(table.training):
         sides = [number(row, key, path, what) for key in (_CHOSEN, _REJECTED)]
         known = [value for value in sides if math.isfinite(value)]
         if not known:
             skipped[_NO_REWARDS] += 1
-        elif place and known == [0.0]:
+        elif index and known == [0.0]:
             skipped[_EMPTY_SIDE] += 1
         else:
-            kept.append(place)
-    evaluated = any("eval_rewards/chosen" in row for row in found.evaluations)
+            kept.append(index)
+    evaluated = any("eval_rewards/chosen" in row for row in table.evaluations)
     if not kept and not evaluated:
         reason = "holds losses without `rewards/chosen`, from which log-probabilities would follow"
         give = "give the trainer_state.json of a preference run; trainers that write another log, "
@@ -323,14 +324,14 @@ def _with_rewards(found: Rows, path: Path, what: str, skipped: Counter[str]) -> 
     return kept
 
 
-def _columns(found: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, " row"]]:
-    """The columns of all training rows by the name of what they hold; NaN where there is nothing.
+def _columns(table: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, " row"]]:
+    """The columns of all training rows by quantity; NaN where a value is missing.
 
-    Those of the log-ratios hold the rewards as they stand in the file.
+    The columns of the log-ratios hold the rewards as in the file.
     """
     columns: dict[str, Float[np.ndarray, " row"]] = {}
     for name, key in _KEYS.items():
-        told = [number(row, key, path, what) for row in found.training]
+        told = [number(row, key, path, what) for row in table.training]
         held = np.array(told, dtype=np.float64)
         rewards = key.startswith("rewards/")
         columns[name] = np.where(np.isfinite(held), held, math.nan) if rewards else held
@@ -338,7 +339,7 @@ def _columns(found: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, 
 
 
 def _reward_per_nat(columns: dict[str, np.ndarray]) -> float | None:
-    """The one multiple of the log-probabilities that the rewards are, in every row; else None."""
+    """The quotient of rewards and log-probabilities, if it is the same in every row; else None."""
     ratios: list[np.ndarray] = []
     for side in _SIDES:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -350,15 +351,15 @@ def _reward_per_nat(columns: dict[str, np.ndarray]) -> float | None:
     return float(found.mean())
 
 
-def _trainer(found: Rows) -> str | None:
-    keys = {key.removeprefix("eval_") for row in _all(found) for key in row}
+def _trainer(table: Rows) -> str | None:
+    keys = {key.removeprefix("eval_") for row in _all(table) for key in row}
     if "log_odds_chosen" in keys:
         return "orpo"
     return "kto" if "kl" in keys else None
 
 
-def _all(found: Rows) -> list[Row]:
-    return [*found.training, *found.evaluations]
+def _all(table: Rows) -> list[Row]:
+    return [*table.training, *table.evaluations]
 
 
 def _first_nan(training: list[Row], path: Path, what: str) -> float | None:
@@ -372,9 +373,9 @@ def _first_nan(training: list[Row], path: Path, what: str) -> float | None:
 def _rates(
     step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], all_steps: float
 ) -> Rates:
-    """Whose the logged rates are, by where a schedule begins or ends at 0.
+    """The step that logged rates belong to, judged by where a schedule begins or ends at 0.
 
-    How many steps were made in all is NaN where the file does not tell it.
+    The total number of steps is NaN if the file does not have it.
 
     The first step of a warm-up, and the step that would follow the last of a decay, have a rate of
     0. The rates of their own steps are 0 at steps 1 and S + 1; those of the next at 0 and S.
@@ -398,12 +399,12 @@ def _rates(
 
 
 def _zero(step: Float[np.ndarray, "2"], rate: Float[np.ndarray, "2"]) -> float:
-    """The step at which the line through two rates is 0."""
+    """The step at which the straight line through two rates is 0."""
     return float(step[0] - rate[0] * (step[1] - step[0]) / (rate[1] - rate[0]))
 
 
 def _of_own_step(rate: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
-    """The rates of the rows' own steps, from those of the next; the first by extrapolation."""
+    """The rates of the rows' own steps, from those of the next steps; the first is extrapolated."""
     return np.concatenate([[max(0.0, 2 * rate[0] - rate[1])], rate[:-1]])
 
 

@@ -39,42 +39,42 @@ _ALIKE = 1e-9  # relative: two slopes of double precision, computed in two ways
 
 @dataclass(frozen=True)
 class Slopes:
-    """Slopes of one loss.
+    """Slopes of one loss at points.
 
     Attributes:
-        chosen: −∂L/∂log π of the chosen response, at each point: positive where the loss gains by
-            its rise.
-        rejected: ∂L/∂log π of the rejected one, at each point: positive where the loss gains by its
-            fall.
-        places: The number of points; the values are those at all of them for each guess in turn.
+        chosen: −∂L/∂log π of the chosen response, at each point; positive if a rise lowers the
+            loss.
+        rejected: ∂L/∂log π of the rejected response, at each point; positive if a fall lowers the
+            loss.
+        count: The number of points; the values are those at all points, for each guess in turn.
     """
 
     chosen: Float[np.ndarray, " p"]
     rejected: Float[np.ndarray, " p"]
-    places: int
+    count: int
 
     def after_first(self) -> "Slopes":
         """The slopes at all points but the first."""
         chosen, rejected = (
-            side.reshape(-1, self.places)[:, 1:].ravel() for side in (self.chosen, self.rejected)
+            side.reshape(-1, self.count)[:, 1:].ravel() for side in (self.chosen, self.rejected)
         )
-        return Slopes(chosen, rejected, self.places - 1)
+        return Slopes(chosen, rejected, self.count - 1)
 
     @property
     def of_margin(self) -> bool:
-        """True if both sides are pushed alike everywhere, as by a loss of the margin."""
+        """True if the two slopes are equal everywhere, as for a loss of the margin."""
         size = np.abs(self.chosen) + np.abs(self.rejected)
         return bool(np.all(np.abs(self.chosen - self.rejected) <= _ALIKE * size))
 
     @property
     def of_guesses(self) -> bool:
-        """True if they depend on what a log does not tell: lengths, or log-probabilities."""
-        parts = np.stack([self.chosen, self.rejected]).reshape(2, -1, self.places)
+        """True if they depend on values that a log does not have: lengths or log-probabilities."""
+        parts = np.stack([self.chosen, self.rejected]).reshape(2, -1, self.count)
         return bool(np.any(np.abs(parts - parts[:, :1]) > _ALIKE * np.abs(parts).max(axis=0)))
 
 
 def catalogue(beta: float) -> dict[str, AbstractLoss]:
-    """Every loss of one pair by its name, at a β where it has one."""
+    """Every loss of one pair by its name, with a given β if it has one."""
     found = {}
     for name, loss in CATALOGUE.items():
         if not loss.of_batch:
@@ -98,12 +98,12 @@ def push(
     Args:
         losses: The losses, by name.
         points: The points, at most 512.
-        references: Log-probabilities of the two responses under the reference; None where they are
-            not known, and then two guesses are taken in turn.
-        lengths: Numbers of tokens of both responses, each in turn.
+        references: Log-probabilities of the two responses under the reference; None if they are not
+            known, in which case two guesses are used in turn.
+        lengths: Numbers of tokens, each used in turn for both responses.
 
     Returns:
-        Slopes with k values for each length and each guess.
+        Slopes with one value per point for each length and each guess.
     """
     listed = list(losses.values())
     known = UNKNOWN if references is None else (references,)
@@ -145,7 +145,7 @@ def loss_values(
 def _pairs(
     points: Float[np.ndarray, "k 2"], reference: tuple[float, float], length: float, size: int
 ) -> Pair:
-    """Pairs at points (u_w, u_l), filled up with pairs at the reference to a size of programs."""
+    """Pairs at points (u_w, u_l), padded with pairs at the reference to a fixed size."""
     held = np.concatenate([points, np.zeros((size - len(points), 2))])
     references = [np.full(size, float(one)) for one in reference]
     sides = held[:, 0] + references[0], held[:, 1] + references[1]
@@ -157,8 +157,8 @@ def _pairs(
 def _derivatives(losses: list[AbstractLoss], pairs: Pair) -> Float[Array, "loss 2 p"]:
     """Derivatives of each loss by the two log-probabilities, of each pair.
 
-    A loss is traced once, in forward mode, for both derivatives: every pair stands twice, the
-    second time with the other direction. That takes half as long as its gradient.
+    Both derivatives come from one forward-mode trace, in which every pair occurs twice, with the
+    two directions. That takes half as long as a gradient.
     """
     twice = jax.tree.map(lambda held: jax.numpy.concatenate([held, held]), pairs)
     one, nothing = jax.numpy.ones_like(pairs.chosen), jax.numpy.zeros_like(pairs.chosen)

@@ -22,12 +22,12 @@ class Displacement:
     """Likelihood displacement: the log-probability of the chosen response falls.
 
     Attributes:
-        falls: Whether the last window lies below the first by more than their noise; None where the
+        falls: Whether the last window lies below the first by more than their noise; None if the
             noise is not known.
-        transient: Whether some window did, and the last does not; None likewise.
-        from_step: The first step from which on every window lies below the first by more than their
-            noise (`falls`), or of the first that does (`transient`); None without either.
-        depth: By how much the lowest window lies below the first, nats; None likewise.
+        transient: Whether a window did so, but not the last; None if the noise is not known.
+        from_step: The step from which on every window lies below the first (`falls`), or that of
+            the first window that does (`transient`); None if neither is the case.
+        depth: The fall of the lowest window below the first, nats; None if neither is the case.
         error: Half the width of the interval of `depth`.
     """
 
@@ -41,8 +41,8 @@ class Displacement:
 def displacement(windows: Windows) -> Displacement:
     """The verdict on the first quantity of windows, the chosen response.
 
-    The last window is compared with the first at 95 %; all others together, as many as they are,
-    at 95 % too (Bonferroni), so that a run that only scatters is called transient as rarely.
+    The last window is compared with the first at 95 % confidence, and all others together at 95 %
+    too (Bonferroni), so that a run that only scatters is rarely called transient.
 
     Args:
         windows: Windows of a run.
@@ -70,7 +70,7 @@ def displacement(windows: Windows) -> Displacement:
 
 
 def has_diverged(change: float, beta: float) -> bool:
-    """True if a log-probability changed by more than training with a β can want.
+    """True if a log-probability changed by more than training with a given β plausibly does.
 
     Args:
         change: The change, nats.
@@ -80,8 +80,8 @@ def has_diverged(change: float, beta: float) -> bool:
 
 
 def _below(windows: Windows, confidence: float) -> Bool[np.ndarray, " w"]:
-    """The windows that lie below the first by more than the noise of the two."""
-    changes = [windows.change(0, place) for place in range(len(windows))]
+    """Mask of the windows that lie below the first by more than their noise."""
+    changes = [windows.change(0, index) for index in range(len(windows))]
     error = [change.error(_chosen(windows), confidence) for change in changes]
     return np.array([c.value[0] < -e for c, e in zip(changes, error, strict=True)])
 

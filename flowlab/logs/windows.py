@@ -23,20 +23,20 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Windows:
-    """Means of successive rows.
+    """Means over windows of successive rows.
 
     w: windows, k: quantities of a row.
 
     Attributes:
         first_step: The step of the first row of each window.
-        last_step: That of the last.
+        last_step: The step of the last row of each window.
         time: Mean flow time of the rows.
         count: Rows of each window.
         mean: Mean of each quantity.
-        scatter: Covariance of the noise of a row, near each window; NaN where there are too few
-            rows to tell it from the movement.
+        scatter: Covariance of the noise of a row, near each window; NaN if there are too few rows
+            to separate it from the movement.
         freedom: Degrees of freedom of `scatter`.
-        pooled: Whether all windows have one scatter, that of the whole run.
+        pooled: Whether all windows share one scatter, estimated from the whole run.
     """
 
     first_step: Float[np.ndarray, " w"]
@@ -58,7 +58,7 @@ class Windows:
 
     def change(self, begin: int = 0, end: int = -1) -> "Change":
         """The difference of the means of two windows, the later less the earlier."""
-        begin, end = (place % len(self) for place in (begin, end))
+        begin, end = (index % len(self) for index in (begin, end))
         return Change(
             self.mean[end] - self.mean[begin],
             (self.covariance[begin], self.covariance[end]),
@@ -101,7 +101,7 @@ class Change:
 
         Args:
             weights: The weights.
-            confidence: The chance with which such intervals hold the true value.
+            confidence: The probability that such an interval contains the true value.
         """
         deviation = np.sqrt(float(weights @ self.covariance @ weights))
         return float(student(self.freedom(weights), confidence) * deviation)
@@ -112,12 +112,12 @@ def windows(
     time: Float[np.ndarray, " row"],
     values: Float[np.ndarray, "row k"],
 ) -> Windows:
-    """Windows of the rows that have all their values: up to 20 rows each, at least five of them.
+    """At least five windows of up to 20 rows each, of the rows that have all values.
 
     Args:
         step: The step of each row.
         time: The flow time of each row.
-        values: The quantities of each row, NaN where it lacks one.
+        values: The quantities of each row, NaN where one is missing.
     """
     whole = np.all(np.isfinite(values), axis=1)
     step, time, values = step[whole], time[whole], values[whole]
@@ -145,7 +145,7 @@ def student(freedom: float, confidence: float = CONFIDENCE) -> float:
 
 
 def _near(part: Int[np.ndarray, " n"], rows: int, pooled: bool) -> slice:
-    """The rows whose scatter a window takes: its own, or the 20 about it, or all."""
+    """The rows from which the scatter of a window is estimated: its own, 20 around it, or all."""
     if pooled:
         return slice(0, rows)
     missing = max(0, OWN_NOISE_FROM // 2 - len(part))
@@ -154,10 +154,11 @@ def _near(part: Int[np.ndarray, " n"], rows: int, pooled: bool) -> slice:
 
 
 def _noise(values: Float[np.ndarray, "n k"]) -> tuple[Float[np.ndarray, "k k"], float]:
-    """Covariance of the noise of rows by their second differences, and its degrees of freedom.
+    """Covariance of the noise of rows, from their second differences, and its degrees of freedom.
 
-    A second difference has variance 1 + 4 + 1 times that of a row; neighbours correlate by −4/6 and
-    1/6, which costs freedom: m² / (m + 2(m − 1)(4/6)² + 2(m − 2)(1/6)²) for m of them.
+    A second difference has 1 + 4 + 1 times the variance of a row. Successive ones have the
+    correlations −4/6 and 1/6, so that m of them have only m² / (m + 2(m − 1)(4/6)² + 2(m −
+    2)(1/6)²) degrees of freedom.
     """
     if len(values) < NOISE_FROM:
         return np.full((values.shape[1],) * 2, np.nan), np.nan

@@ -148,7 +148,7 @@ _OTHER_NAMES = {
 
 
 def named(name: str, **parameters: Any) -> AbstractLoss:
-    """A loss by the name people know it by.
+    """A loss by its name.
 
     Args:
         name: A name of the catalogue, of a class, or of a `loss_type` of TRL's DPO trainer; case,
@@ -157,7 +157,7 @@ def named(name: str, **parameters: Any) -> AbstractLoss:
 
     Raises:
         ValueError: If there is no such loss, it has no such hyper-parameter, or a value is out of
-            its range; the sentence lists what exists.
+            its range; the message lists the names that exist.
     """
     keys = _keys()
     if key(str(name)) not in keys:
@@ -169,12 +169,12 @@ def named(name: str, **parameters: Any) -> AbstractLoss:
 
 
 def nearest(name: str) -> str:
-    """The question whether a loss was meant whose name is near, to end a sentence with; or ""."""
+    """The end of a sentence that asks whether a loss with a similar name was meant, or ""."""
     return did_you_mean(name, [*CATALOGUE, *_OTHER_NAMES])
 
 
 def _keys() -> dict[str, str]:
-    """The names of the catalogue by all that stand for them."""
+    """The names of the catalogue, by all their spellings and synonyms."""
     keys = {key(known): known for known in CATALOGUE}
     keys |= {key(other): known for other, known in _OTHER_NAMES.items()}
     for known, loss in CATALOGUE.items():

@@ -69,7 +69,7 @@ class LowerBound(NamedTuple):
 
     Attributes:
         value: The number.
-        reached: Whether a flow line can come down to it in finite time.
+        reached: Whether a flow line can reach it in finite time.
     """
 
     value: float
@@ -80,8 +80,8 @@ class AbstractLoss(eqx.Module):
     """A preference loss: one value per pair, and a mean over pairs.
 
     A loss of your own is a subclass with `__call__`; flows, sweeps, cards and figures need no more.
-    Hyper-parameters are array leaves, so that sweeping one does not compile again; each is a single
-    number, unless its description allows one per pair.
+    Hyper-parameters are array leaves, so that sweeping them needs no new compilation; each is a
+    single number, unless its description allows one per pair.
     """
 
     least: ClassVar[LowerBound | None] = None
@@ -92,10 +92,10 @@ class AbstractLoss(eqx.Module):
         """The loss of each pair."""
 
     def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
-        """The margins u_w − u_l at which one pair loses `level`, or None.
+        """The margins u_w − u_l at which the loss of one pair is `level`, or None.
 
-        For losses that fall strictly as the margin rises, and depend on nothing else: a flow to a
-        level of such a loss can be integrated over the margin, which costs less than over the loss.
+        Defined for losses that are a strictly falling function of the margin alone. A flow to a
+        level of such a loss can be integrated over the margin, at less cost than over the loss.
 
         Args:
             level: Positive values of the loss.
@@ -103,7 +103,7 @@ class AbstractLoss(eqx.Module):
         del level
 
     def lower_bound(self) -> LowerBound | None:
-        """The number that no pair can lose less than, nor a mean; None where none is known."""
+        """A lower bound of the loss of any pair, and so of any mean; None if none is known."""
         return self.least
 
     @property
@@ -117,13 +117,13 @@ class AbstractLoss(eqx.Module):
         Args:
             pairs: The pairs.
             weights: One non-negative weight per pair; their sum need not be 1. A pair of weight 0
-                does not count, even where its loss is infinite; but where its slope is infinite
-                too, reverse mode makes NaN of the gradient by its log-probabilities.
+                does not count, even if its loss is infinite. If its slope is infinite too, the
+                reverse-mode gradient by its log-probabilities is NaN.
         """
         return weighted_mean(self(pairs), weights)
 
     def subset(self, indices: Int[ArrayLike, " b"]) -> "AbstractLoss":
-        """The loss for some of the pairs: hyper-parameters with a value for each have theirs.
+        """The loss for a subset of the pairs, with their values of hyper-parameters given per pair.
 
         Args:
             indices: Which pairs, counted from 0; one may come more than once.
@@ -140,10 +140,10 @@ class AbstractLoss(eqx.Module):
 def weighted_mean(
     values: Float[Array, "*p"], weights: Float[ArrayLike, "*p"] | None
 ) -> Float[Array, ""]:
-    """The mean of values, weighted if there are weights; their sum need not be 1.
+    """The mean of values, weighted if there are weights, whose sum need not be 1.
 
-    A value of weight 0 does not count, even where it is infinite. Its derivative is 0; where it
-    comes from an infinite slope, reverse mode makes NaN of 0·∞ there, and forward mode 0.
+    A value of weight 0 does not count, even if it is infinite, and its derivative is 0. If it comes
+    from an infinite slope, reverse mode gives NaN (0·∞), and forward mode 0.
     """
     if weights is None:
         return jnp.mean(values)
@@ -152,7 +152,7 @@ def weighted_mean(
 
 
 def label_entropy(smoothing: ArrayLike) -> LowerBound | None:
-    """The lower bound −(1−ε) log(1−ε) − ε log ε of a logistic loss of labels smoothed by ε ≤ ½."""
+    """The lower bound −(1−ε) log(1−ε) − ε log ε of a logistic loss with label smoothing ε ≤ ½."""
     if isinstance(smoothing, Tracer):
         return None
     wrong = float(np.asarray(smoothing))
@@ -164,8 +164,9 @@ def negative_log_likelihood(
 ) -> Float[Array, ""]:
     """The negative log-likelihood of the chosen responses, over all their tokens together.
 
-    −Σ w l / Σ w N: in a batch a long response weighs more, as in the cross-entropy of TRL. A
-    response of weight 0 does not count, even where its log-probability is −∞.
+    −Σ w l / Σ w N, with l the summed log-probabilities and N the lengths: a long response weighs
+    more, as in the cross-entropy of TRL. A response of weight 0 does not count, even if its
+    log-probability is −∞.
     """
     chosen = floats(pairs.chosen)
     tokens = like(pairs.chosen_length, chosen)
@@ -174,6 +175,6 @@ def negative_log_likelihood(
 
 
 def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:
-    """True where a field holds its default part, and that has no parameters."""
+    """True if a field holds its default module, and this has no parameters."""
     value, made = getattr(module, field.name), field.default_factory
     return isinstance(made, type) and type(value) is made and not dataclasses.fields(value)

@@ -24,9 +24,9 @@ __all__ = ["AOT", "AOTUnpaired", "AbstractBatchLoss"]
 class AbstractBatchLoss(AbstractLoss):
     """Alignment via optimal transport: a smoothed DPO on the differences of two sorted samples.
 
-    The value is one number per rank, lowest first, not per pair; the mean is over the ranks, and
-    takes no weights. Where two pairs tie, the sort is stable: the gradient is that of their order
-    in the batch.
+    There is one value per rank, lowest first, and not per pair; the mean is over the ranks, and
+    takes no weights. The sort is stable, so that the gradient at a tie depends on the order of the
+    pairs in the batch.
     """
 
     beta: Float[ArrayLike, ""] = positive(0.1, single=True)
@@ -41,7 +41,7 @@ class AbstractBatchLoss(AbstractLoss):
 
     @abstractmethod
     def samples(self, pairs: Pair) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """The two samples, whose differences rank by rank are to be large."""
+        """The two samples to be compared rank by rank; the first is to be the larger."""
 
     def __call__(self, pairs: Pair) -> Float[Array, " b"]:
         upper, lower = self.samples(pairs)

@@ -31,7 +31,7 @@ __all__ = [
 
 
 class AbstractDivergence(eqx.Module):
-    """The divergence that keeps a policy near its reference, by the score it gives a log-ratio.
+    """A divergence that keeps a policy near its reference, represented by its score of a log-ratio.
 
     Source: arXiv 2309.16240 (f-DPO); `f_divergence_type` in TRL.
     """
@@ -48,7 +48,7 @@ class AbstractDivergence(eqx.Module):
     def order(
         self, chosen: Float[Array, "*p"], rejected: Float[Array, "*p"], lengths: Float[Array, "*p"]
     ) -> Float[Array, "*p"]:
-        """A number of the sign of s(u_w)/N_w − s(u_l)/N_l, asked for where both have overflowed.
+        """A number with the sign of s(u_w)/N_w − s(u_l)/N_l, used where both terms have overflowed.
 
         Args:
             chosen: u_w.
@@ -99,8 +99,8 @@ class AlphaDivergence(AbstractDivergence):
     Raises:
         ValueError: If α is not finite.
 
-    Accuracy: as all losses while |(α−1)u| < 700 (80 in float32). TRL computes this score in
-        float32, and cuts its exponent off at 80.
+    Accuracy: as for all losses while |(α−1)u| < 700 (80 in float32). TRL computes this score in
+        float32, and limits its exponent to 80.
     """
 
     alpha: Float[ArrayLike, ""] = parameter(0.5, "alpha", "(-inf, inf)")
@@ -133,7 +133,7 @@ def _checked(divergence: Any) -> Any:
 
 
 def score_margin(divergence: AbstractDivergence, pairs: Pair) -> Float[Array, "*p"]:
-    """s(u_w) − s(u_l): the margin, as the divergence counts it."""
+    """s(u_w) − s(u_l): the margin in terms of the divergence's scores."""
     return divergence.margin(floats(pairs.u_chosen), floats(pairs.u_rejected))
 
 

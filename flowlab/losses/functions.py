@@ -35,7 +35,7 @@ __all__ = [
 
 @jax.custom_jvp
 def sigmoid(z: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """σ(z), with the derivative σ(z)σ(−z) as its rule.
+    """The sigmoid σ(z), with the derivative rule σ(z)σ(−z).
 
     The rule of `jax.nn.sigmoid`, σ(z)(1 − σ(z)), is 0 from z = 37 on.
     """
@@ -50,9 +50,9 @@ def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def negative_log_sigmoid(z: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """−log σ(z), with the derivative −σ(−z) as its rule.
+    """The logistic loss −log σ(z), with the derivative rule −σ(−z).
 
-    The rule of `jax.nn.log_sigmoid` keeps the logarithm alive.
+    With the rule of `jax.nn.log_sigmoid`, the compiled derivative still computes a logarithm.
     """
     return jax.nn.softplus(-z)
 
@@ -64,16 +64,16 @@ def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
 
 
 def relu(x: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """max(x, 0); at the kink the derivative is 0, that from below, as in PyTorch."""
+    """max(x, 0); at the kink the derivative is 0, the one from the left, as in PyTorch."""
     return jax.nn.relu(x)
 
 
 @jax.custom_jvp
 def smoothed(z: Float[Array, "*p"], wrong: Float[Array, "..."]) -> Float[Array, "*p"]:
-    """−(1−w) log σ(z) − w log σ(−z): the logistic loss of a label that is wrong with chance w.
+    """−(1−w) log σ(z) − w log σ(−z): the logistic loss of labels wrong with probability w.
 
-    Its derivative by z is w − σ(−z), with one sigmoid; w may be negative. Where w is 0 its term is
-    0, even where z has overflowed.
+    Its derivative by z is w − σ(−z), with one sigmoid; w may be negative. If w is 0 its term is 0,
+    even if z has overflowed.
     """
     other = jnp.where(wrong == 0, 0, wrong * negative_log_sigmoid(-z))
     return (1 - wrong) * negative_log_sigmoid(z) + other
@@ -89,7 +89,7 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array
 def exchanged(z: Float[Array, "*p"], smoothing: Float[Array, "..."]) -> Float[Array, "*p"]:
     """KL divergence of (σ(z), σ(−z)) from (1−ε, ε), the loss of EXO for two responses.
 
-    Its derivative by z is σ(z)σ(−z)(z − log((1−ε)/ε)): no logarithm of z.
+    Its derivative by z is σ(z)σ(−z)(z − log((1−ε)/ε)), without a logarithm of z.
     """
     z = _finite(z)
     right, wrong = _log_odds_of_label(smoothing)
@@ -115,8 +115,9 @@ def _log_odds_of_label(smoothing: Float[Array, "..."]) -> tuple[Array, Array]:
 def discovered(z: Float[Array, "*p"], tau: Float[Array, "..."]) -> Float[Array, "*p"]:
     """(1−m)(−log σ(z)) + m·e^{−z} with m = σ(z/τ), the loss of DiscoPOP.
 
-    m·e^{−z} is formed in one exponential, since e^{−z} alone overflows where m vanishes faster. The
-    rule collects what multiplies it, which autodiff would subtract as inf − inf where it overflows.
+    m·e^{−z} is computed as one exponential, since e^{−z} alone can overflow where the product
+    vanishes. The derivative rule collects the factors of this term; autodiff would subtract them as
+    inf − inf where they overflow.
     """
     return sigmoid(-z / tau) * negative_log_sigmoid(z) + _mixed_exponential(z, tau)
 
@@ -143,17 +144,17 @@ def _mixed_exponential(z: Float[Array, "*p"], tau: Float[Array, "..."]) -> Float
 
 
 def _finite(z: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """The number itself, the largest one for ∞: what is multiplied by 0 is then 0."""
+    """The number itself, or the largest float for ∞, so that its product with 0 is 0."""
     largest = jnp.finfo(z.dtype).max
     return jnp.clip(z, -largest, largest)
 
 
 @jax.custom_jvp
 def power_reward(log_probability: Float[Array, "*p"], power: Float[Array, ""]) -> Array:
-    """(e^{a·v} − 1)/a, and v in the limit a → 0, with the derivative e^{a·v} by v as its rule.
+    """(e^{a·v} − 1)/a, or v in the limit a → 0, with the derivative rule e^{a·v} for v.
 
-    The derivative is applied as two square roots of it, one after the other: what is multiplied by
-    it then stays 0 where it is 0, even where e^{a·v} overflows, and ∞ where it is ∞ in turn.
+    The derivative is applied as two factors e^{a·v/2}, one after the other, so that 0 times it
+    stays 0 even if e^{a·v} overflows.
     """
     scaled = power * log_probability
     nothing = power == 0
@@ -184,9 +185,9 @@ def _by_power(v: Float[Array, "*p"], power: Float[Array, ""]) -> Array:
 
 @jax.custom_jvp
 def weighted(weight: Float[Array, "*p"], value: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """Weight · value, and 0 where the weight is 0, even where the value is not finite.
+    """The product weight · value, which is 0 if the weight is 0, even if the value is not finite.
 
-    The derivative by the weight is the value, also where the weight is 0.
+    The derivative by the weight is the value, even at a weight of 0.
     """
     return jnp.where(weight == 0, 0, weight * value)
 

@@ -110,8 +110,8 @@ class ConservativeDPO(AbstractLoss):
 class RobustDPO(AbstractLoss):
     """Robust DPO (rDPO): [−(1−ε) ls(β(s_w − s_l)) + ε ls(−β(s_w − s_l))]/(1−2ε).
 
-    An unbiased estimate of DPO's loss when labels are flipped with chance ε. For ε > 0 it has no
-    lower bound: its slope in z tends to −ε/(1−2ε).
+    An unbiased estimate of DPO's loss when labels are flipped with probability ε. For ε > 0 it has
+    no lower bound: its derivative by z = β(s_w − s_l) tends to −ε/(1−2ε).
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -121,8 +121,7 @@ class RobustDPO(AbstractLoss):
     Raises:
         ValueError: If a hyper-parameter is out of its range.
 
-    Source: arXiv 2403.00409; `robust` in TRL, where ε defaults to 0 and 0.1 is
-        recommended.
+    Source: arXiv 2403.00409; `robust` in TRL, where ε defaults to 0 and 0.1 is recommended.
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)

@@ -5,6 +5,7 @@ state; a fold over the accepted steps, read from their interpolants; values at t
 by a function from `Measure`, as one of your own would be.
 """
 
+from flowlab._names import former_names
 from flowlab.measures.base import Ends, Measure, Nodes
 from flowlab.measures.displacement import dip, mass
 from flowlab.measures.neighbourhood import near
@@ -35,3 +36,5 @@ __all__ = [
     "rate_ratio",
     "slowest",
 ]
+
+__getattr__ = former_names(__name__, {"AbstractMeasure": "Measure"})

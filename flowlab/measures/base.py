@@ -31,7 +31,7 @@ Space = Literal["state", "x", "u", "probability"]
 
 
 class Nodes(eqx.Module):
-    """A step of one flow line, seen at equally spaced points of the independent variable.
+    """A step of one flow line at equally spaced values of the independent variable.
 
     Attributes:
         time: Flow times, shape (k,).
@@ -52,7 +52,7 @@ class Ends(eqx.Module):
         start_velocity: Velocity there.
         last: The last state that was integrated.
         last_velocity: Velocity there.
-        end: State at the end: `last`, or a point of the boundary that has absorbed the line.
+        end: State at the end: `last`, or the point at which the boundary absorbed the line.
         time: Flow time between start and end.
         tail: Flow time between `last` and `end`.
     """
@@ -67,7 +67,7 @@ class Ends(eqx.Module):
 
 
 def _nothing(*_: Any) -> None:
-    """None, in place of a function of a measure that has no such."""
+    """None, as a stand-in for a function that a measure does not have."""
 
 
 def _unchanged(_flow: AbstractFlow, carry: PyTree[Array], _nodes: Nodes) -> PyTree[Array]:
@@ -75,16 +75,16 @@ def _unchanged(_flow: AbstractFlow, carry: PyTree[Array], _nodes: Nodes) -> PyTr
 
 
 def _as_found(_flow: AbstractFlow, _ends: Ends, *found: Any) -> tuple[Array, ...]:
-    """The integral and what the fold carries, as they are."""
+    """The integral and the carry of the fold, unchanged."""
     return tuple(value for one in found for value in (one if isinstance(one, tuple) else (one,)))
 
 
 class Measure(eqx.Module):
-    """Something measured along a flow line: a rate, a fold over its steps, or values at its end.
+    """A measure along a flow line: a rate, a fold over its steps, or values at its end.
 
-    Its functions are traced, and see one flow line at a time. What they need beside their arguments
-    is bound to them by `equinox.Partial`, numbers as arrays: measures of the same functions then
-    share a compiled program, whatever the numbers. The height that a line climbs, for instance:
+    Its functions are traced, for one flow line at a time. Bind further values to them by
+    `equinox.Partial`, numbers as arrays: measures with the same functions then share a compiled
+    program for all numbers. The height that a line climbs, for instance:
 
         def climb(flow, state, velocity):
             return jnp.maximum(velocity[1], 0)
@@ -95,15 +95,15 @@ class Measure(eqx.Module):
         names: Names of the results.
         rate: `rate(flow, state, velocity)`, the rate of change per unit of flow time, a number. It
             is integrated with the flow line.
-        begin: `begin(flow, state)`, what the fold carries before the first step: a PyTree of
-            arrays, a tuple where it holds several results.
-        fold: `fold(flow, carry, nodes)`, what it carries after one more step, seen at `Nodes`.
-        at_end: `at_end(flow, ends, ...)`, the results in the order of `names`, from the two `Ends`;
-            the integral of the rate and what the fold carries come behind these two, where there
-            are such. Unless given, integral and carry are the results.
-        check: `check(flow)` raises a ValueError where the measure has no meaning for a flow.
-        axis: Of results for each pair or response, `pair` or `response`; any other result with an
-            axis has that of the state.
+        begin: `begin(flow, state)`, the carry of the fold before the first step: a PyTree of
+            arrays, or a tuple if it holds several results.
+        fold: `fold(flow, carry, nodes)`, the carry after one more step, given at `Nodes`.
+        at_end: `at_end(flow, ends, ...)`, the results in the order of `names`, from the two `Ends`,
+            followed by the integral of the rate and the carry of the fold, if there are any. By
+            default, the results are the integral and the carry.
+        check: `check(flow)` raises a ValueError if the measure is not defined for a flow.
+        axis: `pair` or `response`, for results with one value for each; None for results with the
+            axis of the state.
 
     Raises:
         ValueError: If `names` is not made of texts, there is nothing to measure, or only one of
@@ -155,7 +155,7 @@ def shapes(measure: Measure, flow: AbstractFlow, state: Any) -> dict[str, tuple[
     Args:
         measure: The measure.
         flow: A flow.
-        state: One of its states, or the shape and dtype of such.
+        state: One of its states, or its shape and dtype.
     """
 
     def found(at: PyTree[Array]) -> dict[str, Array]:
@@ -172,13 +172,13 @@ def check_space(of: str) -> Any:
     """The name of a space, checked.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If it is not valid.
     """
     return choice("of", of, "state", "x", "u", "probability")
 
 
 def needs_space(of: Space) -> Callable[[AbstractFlow], None]:
-    """The check that a flow has a space, for `Measure`: all but that of the state need pairs."""
+    """The check that a flow has a space: all spaces except that of the state need pairs."""
     return eqx.Partial(_check_space_of, of=of)
 
 
@@ -191,7 +191,7 @@ def _check_space_of(flow: AbstractFlow, *, of: Space) -> None:
 
 
 def position(flow: Any, state: PyTree[Array], of: Space) -> PyTree[Array]:
-    """A state in the coordinates of a space, (chosen, rejected) on the first axis for a pair's."""
+    """A state in the coordinates of a space; for a pair, (chosen, rejected) on the first axis."""
     if of == "state":
         return state
     pairs = flow.pairs(state)

@@ -24,7 +24,7 @@ _ROUNDING = 64.0  # units in the last place: what logits and softmax make of a l
 def dip() -> Measure:
     """Depth and times of a fall of the chosen log-probability: `dip_depth`, `dip_time`, ...
 
-    - `dip_depth`: its value at the start less its lowest value on the way, nats, at least 0;
+    - `dip_depth`: its value at the start less its lowest value, nats, at least 0;
     - `dip_time`: the flow time of its lowest point; NaN where it never falls below the start;
     - `recovery_time`: the first flow time after its lowest point at which it is back at the value
       of the start; NaN if it is not until the end, or never falls.
@@ -32,13 +32,13 @@ def dip() -> Measure:
     One value for each pair: shape (p,) for p pairs, () for a single one. Where the start has no
     finite log-probability the depth is NaN.
 
-    A step counts only where the rate of the chosen log-probability, that of the flow itself, is
-    negative at one of its seven nodes, so that errors of the solver make no dip where the flow has
-    none. A depth of up to 64 units in the last place of the log-probability (or of 1 nat, if that
-    is larger) is rounding, and counts as none: 3e-13 nats at −20 nats in float64, 2e-4 in float32.
+    A step counts only if the rate of the chosen log-probability, computed from the flow, is
+    negative at one of its seven nodes, so that errors of the solver do not appear as dips. A depth
+    of up to 64 units in the last place of the log-probability (or of 1 nat, if that is larger)
+    counts as rounding: 3e-13 nats at −20 nats in float64, 2e-4 in float32.
 
-    Accuracy: the lowest point and the way back are read from a polynomial through seven points of
-        each step, as good as the tolerance of the flow line.
+    Accuracy: the lowest point and the recovery are read off a polynomial through seven points of
+        each step, to about the tolerance of the flow line.
     """
     return Measure(
         ("dip_depth", "dip_time", "recovery_time"),
@@ -51,7 +51,7 @@ def dip() -> Measure:
 
 
 def mass() -> Measure:
-    """Gains and peaks of the probability of each response, and who gains most outside the pairs.
+    """Gains and peaks of the probability of each response, and the largest gain outside the pairs.
 
     - `mass_gained`: probability at the end less that at the start, shape (r,);
     - `mass_peak`: the highest probability on the way, shape (r,), the ends included;
@@ -158,7 +158,7 @@ def _gains(flow: Any, ends: Ends, carry: _Peak) -> tuple[Array, ...]:
 
 
 def _rounding(values: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """The change that rounding can make to log-probabilities."""
+    """The magnitude of rounding errors in log-probabilities."""
     return _ROUNDING * jnp.finfo(values.dtype).eps * jnp.maximum(1, jnp.abs(values))
 
 

@@ -40,19 +40,19 @@ def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -
 
     Args:
         point: A state, such as a critical point's.
-        radius: Of the neighbourhood, positive.
-        label: What to call the point in the names of the results.
+        radius: The radius of the neighbourhood, positive.
+        label: The name of the point in the names of the results.
 
     Raises:
-        ValueError: If the point is not finite, the radius not positive and finite, or the label no
-            word of letters, digits and underscores.
+        ValueError: If the point is not finite, the radius is not positive and finite, or the label
+            is not made of letters, digits and underscores.
 
-    Accuracy: crossings are located in the interpolant of the step, also where a line comes in and
-        goes out within one. Beside a linear saddle, for lines that pass at any distance between
-        1e-1 and 1e-12 from its stable manifold, the time in the neighbourhood is right to 1e-7 of
-        itself at rtol 1e-6 and to 1e-9 at rtol 1e-10, and the closest approach to 2e-6 and 1e-8,
-        as long as `atol` lies far below that distance (the default does where the saddle is at the
-        origin). Elsewhere a distance is known to `rtol` times the size of the state at best.
+    Accuracy: crossings are located in the interpolant of the step, also if a line enters and leaves
+        within one. For lines that pass a linear saddle at a distance between 1e-1 and 1e-12 from
+        its stable manifold, the time in the neighbourhood has a relative error of 1e-7 at rtol 1e-6
+        and of 1e-9 at rtol 1e-10, and the closest approach one of 2e-6 and 1e-8, if `atol` is far
+        below that distance (as the default is for a saddle at the origin). Elsewhere the error of a
+        distance is at least `rtol` times the size of the state.
     """
     held = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=float), point, is_leaf=_is_list)
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(held)):
@@ -74,20 +74,20 @@ def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -
 
 
 def _is_list(part: object) -> bool:
-    """Tell a list of numbers, which stands for an array, from other parts of a point."""
+    """True for a list of numbers, which stands for an array."""
     return isinstance(part, list | tuple) and all(isinstance(x, int | float) for x in part)
 
 
 class _Visit(eqx.Module):
-    """The visit of a neighbourhood so far.
+    """The record of a line's visits to a neighbourhood so far.
 
     Attributes:
         spent: Flow time within the radius.
         entry_time: Flow time of the first entry; NaN before.
-        entry: Where that was; NaN before.
+        entry: The state then; NaN before.
         square: The smallest square of the distance.
         closest_time: Flow time of the closest approach.
-        closest: Where that was.
+        closest: The state then.
     """
 
     spent: Float[Array, ""]
@@ -177,14 +177,14 @@ def _chosen(which: Bool[Array, ""], new: PyTree[Array], old: PyTree[Array]) -> P
 
 
 class _Step(eqx.Module):
-    """A step as seen from the point: the offset's components are polynomials on [0, 1].
+    """A step relative to the point: the components of the offset as polynomials on [0, 1].
 
-    The square of the distance is computed from these, which are those of the solver's interpolant;
-    a polynomial of the same degree through its own values would be a coarser one.
+    The squared distance is computed from these polynomials, which are the solver's interpolant; a
+    polynomial of the same degree through values of the squared distance would be less accurate.
 
     Attributes:
-        offsets: Coefficients of each part of the offset, highest first. The components of a short
-            vector are parts of their own: a loop over numbers needs no transposition.
+        offsets: Coefficients of each part of the offset, highest first; the components of a short
+            vector are separate parts.
         times: Coefficients of the time.
     """
 
@@ -264,8 +264,8 @@ def _passage(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The time that a step spends within the limit, and the position of its first entry, or NaN.
 
-    Between its nodes and its closest point a step crosses the limit at most twice, in and out, or
-    out and in: where the points of the step's line bend back within a step, it would be shorter.
+    Between its nodes and its closest point a step is assumed to cross the limit at most once in and
+    once out; a line that turned back more often would have shorter steps.
     """
     low, lowest = least
     grid = jnp.asarray(_GRID, squares.dtype)
@@ -291,7 +291,7 @@ def _passage(
 def _with_one_more(
     grid: Float[Array, " k"], values: Float[Array, " k"], position: Float[Array, ""], value: Array
 ) -> Float[Array, " k+1"]:
-    """Values at the nodes with the one at a further position put in between."""
+    """Values at the nodes, with the value at one more position inserted."""
     before = jnp.concatenate([grid <= position, jnp.zeros(1, bool)])
     behind = jnp.concatenate([jnp.zeros(1, bool), grid > position])
     kept = jnp.where(before, jnp.concatenate([values, values[-1:]]), value)
@@ -299,7 +299,7 @@ def _with_one_more(
 
 
 def _first(which: Bool[Array, " m"], values: Float[Array, " m"]) -> Float[Array, ""]:
-    """The first of the values that are marked; the last where none is."""
+    """The first marked value; the last one if none is marked."""
     chosen = values[-1]
     for index in reversed(range(values.size - 1)):
         chosen = jnp.where(which[index], values[index], chosen)
@@ -314,9 +314,10 @@ def _crossing(
     positions: tuple[Float[Array, " m"], Float[Array, " m"]],
     heights: tuple[Float[Array, " m"], Float[Array, " m"]],
 ) -> Float[Array, ""]:
-    """The position on the limit in the first marked interval; positions are (inner, outer) ends.
+    """The position at which the limit is crossed in the first marked interval.
 
-    From the inner end the distance grows linearly, or quadratically where it is least there.
+    The ends of an interval are (inner, outer). From the inner end, the distance grows linearly, or
+    quadratically if it is least there.
     """
     inside, outside = (_first(which, ends) for ends in positions)
     depth, height = (_first(which, ends) for ends in heights)

@@ -45,8 +45,9 @@ def path_length(of: Space = "state") -> Measure:
         of: Euclidean in the state's own coordinates, in the ratios x, in the log-ratios u (the one
             that can be compared between policies), or in the probabilities of the two responses.
 
-    Accuracy: integrated with the flow line, to the same tolerance. A line that ends in the boundary
-        is integrated to 1e-12 of its start, which is where its length in u, infinite, is cut off.
+    Accuracy: integrated with the flow line, to the same tolerance. A line that ends on the
+        absorbing boundary is integrated to 1e-12 of its start; its length in u, which is infinite,
+        is cut off there.
     """
     of = check_space(of)
     name = f"path_length{_suffix(of)}"
@@ -99,8 +100,8 @@ def margin_zero() -> Measure:
 def margin_at(level: float) -> Measure:
     """First crossing of a mean margin: `margin_5_time`, `margin_5_state` for level 5.
 
-    NaN where it never does; a line that starts on the level does not cross it. Several of these
-    compare flow lines at equal margins in one pass.
+    NaN if it never does; a line that starts on the level does not cross it. Several of these
+    measures compare flow lines at equal margins in one pass.
 
     Args:
         level: The margin u_chosen − u_rejected, in nats, without β.
@@ -146,7 +147,7 @@ def rate_ratio(of: Space = "x") -> Measure:
 
 
 def _suffix(of: Space) -> str:
-    """The end of the name of a result, which tells the space."""
+    """The suffix of a result's name for a space."""
     return "" if of == "state" else f"_{of}"
 
 

@@ -31,7 +31,7 @@ def at(values: PyTree[Float[Array, "k ..."]], position: Float[Array, ""]) -> PyT
 
 
 def _roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
-    """The root of the polynomial in each interval between nodes; of use where the sign changes."""
+    """The root of the polynomial in each interval between nodes with a change of sign."""
     left, right = (jnp.asarray(edge, values.dtype) for edge in (_GRID[:-1], _GRID[1:]))
     rise = values[1:] - values[:-1]
     guess = left - values[:-1] / jnp.where(rise == 0, 1, rise) * (right - left)
@@ -79,7 +79,7 @@ def argmin(values: Float[Array, " k"]) -> Float[Array, ""]:
 
 
 def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """The first change of sign of the polynomial: if there is one, and its position."""
+    """The first sign change of the polynomial: a flag that there is one, and its position."""
     changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
     return jnp.any(changes), _roots(values)[jnp.argmax(changes)]
 
@@ -87,7 +87,7 @@ def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
 def first_rise(
     values: Float[Array, " k"], after: Float[Array, ""]
 ) -> tuple[Array, Float[Array, ""]]:
-    """The first return to 0 of the polynomial after a position: if there is one, and its position.
+    """The first return of the polynomial to 0: a flag that there is one, and its position.
 
     `after` is a position in [0, 1] at which the polynomial is negative.
     """

@@ -17,12 +17,12 @@ READ_OUT = "lm_head.weight"
 
 
 class AbstractArchitecture(ABC):
-    """Sizes and options of a model, and what they make of parameters and tokens.
+    """The architecture of a model: its sizes and options, and the function from tokens to logits.
 
     Attributes:
         embedding: Name of the embedding among the parameters.
         vocabulary: Tokens of the vocabulary.
-        tied: True where the embedding is the read-out, too.
+        tied: True if the embedding is also the read-out.
     """
 
     embedding: ClassVar[str]
@@ -32,11 +32,11 @@ class AbstractArchitecture(ABC):
     @property
     @abstractmethod
     def depth(self) -> int:
-        """Blocks, one after the other."""
+        """The number of blocks."""
 
     @property
     def longest(self) -> int | None:
-        """Tokens that a sequence may have; None for any number."""
+        """The maximal number of tokens of a sequence; None if it is unlimited."""
         return None
 
     @abstractmethod
@@ -44,15 +44,15 @@ class AbstractArchitecture(ABC):
         """Shapes of all parameters, by name."""
 
     def parameter(self, stored: str) -> str | None:
-        """The parameter that a tensor of a checkpoint is; None for what can be computed.
+        """The name of the parameter for a tensor of a checkpoint; None for one that is not needed.
 
         Args:
-            stored: The name that the checkpoint has for it.
+            stored: Its name in the checkpoint.
         """
         return stored
 
     def twin(self, stored: str) -> str | None:
-        """The parameter that a tensor of a checkpoint repeats, where it is tied to one."""
+        """The name of the parameter to which a tensor of a checkpoint is tied, if any."""
         return self.embedding if self.tied and stored == READ_OUT else None
 
     def logits(
@@ -69,7 +69,7 @@ class AbstractArchitecture(ABC):
     def _placed(
         self, parameters: dict[str, Array], x: Float[Array, "b t m"]
     ) -> Float[Array, "b t m"]:
-        """The embedded tokens with what tells their positions, where that is added to them."""
+        """The embedded tokens, plus the embedding of positions if there is one."""
         del parameters
         return x
 

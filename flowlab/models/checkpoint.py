@@ -26,11 +26,11 @@ def _refused(wanted: str, found: str) -> ValueError:
 
 @dataclass(frozen=True)
 class Config:
-    """The `config.json` of a checkpoint, whose entries are checked as they are asked for.
+    """The `config.json` of a checkpoint, whose entries are checked on access.
 
     Attributes:
         folder: The folder of the checkpoint.
-        entries: What the file holds.
+        entries: The entries of the file.
     """
 
     folder: Path
@@ -41,10 +41,10 @@ class Config:
         """The configuration in a folder.
 
         Raises:
-            ValueError: If there is none, it is no JSON object, or it tells of quantised weights.
+            ValueError: If there is none, it is no JSON object, or weights are quantised.
         """
         if not folder.is_dir():
-            raise _refused("be the folder of a checkpoint", f"{folder} is none")
+            raise _refused("be the folder of a checkpoint", f"{folder} is not one")
         entries = _read_json(folder, "config.json")
         if entries.get("quantization_config"):
             raise _refused(
@@ -61,7 +61,7 @@ class Config:
         return value
 
     def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """An entry that is a whole number; an absent one and null are the default."""
+        """An entry that is a whole number; the default if it is absent or null."""
         value = self.entries.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -83,7 +83,7 @@ class Config:
         return value
 
     def wrong(self, key: str, wanted: str, value: object) -> ValueError:
-        """The refusal of an entry."""
+        """The error for a wrong entry."""
         found = "has no such entry" if value is None else f"has {json.dumps(value, default=str)}"
         return _refused(
             f"have a config.json with {wanted} for `{key}`", f"that of {self.folder} {found}"
@@ -100,7 +100,7 @@ def is_positive(value: object) -> bool:
 def read_tensors(
     folder: Path, architecture: AbstractArchitecture
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """The parameters in a folder, by name, in the order in which the architecture names them.
+    """The parameters in a folder, by name, in the order of the architecture.
 
     Raises:
         ValueError: If the folder has no weights in safetensors, or they are not those of the
@@ -178,7 +178,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _is_bare(name: str) -> bool:
-    """True of the name of a file that lies in the folder itself."""
+    """True for a file name without a path."""
     return name not in ("", ".", "..") and not set(name) & {"/", "\\", ":"}
 
 
@@ -209,14 +209,14 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise _refused(f"be that of a checkpoint, with a {name}", f"{folder} has none") from None
     except (OSError, ValueError) as error:
-        raise _refused(f"hold a {name} in JSON", f"that of {folder} is none: {error}") from None
+        raise _refused(f"hold a {name} in JSON", f"that of {folder} is invalid: {error}") from None
     if not isinstance(held, dict):
         raise _refused(f"hold a {name} with a JSON object", f"that of {folder} has none")
     return held
 
 
 def _listed(names: Any) -> str:
-    """The first of some names, and how many more there are."""
+    """The first of some names, and the number of the others."""
     names = sorted(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

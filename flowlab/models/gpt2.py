@@ -27,16 +27,16 @@ class GPT2(AbstractArchitecture):
 
     Attributes:
         vocabulary: Tokens of the vocabulary.
-        positions: Tokens that a sequence may have.
+        positions: Maximal number of tokens of a sequence.
         width: Width of the model.
         layers: Blocks.
         heads: Heads of attention.
         inner: Width of the perceptrons.
         activation: Name of their activation.
         epsilon: Constant of the norms.
-        tied: True where the embedding is the read-out, too.
-        scaled: True where attention is scaled by the width of its heads.
-        scaled_by_layer: True where that of layer i, from 1, is divided by i.
+        tied: True if the embedding is also the read-out.
+        scaled: True if attention is scaled by the width of its heads.
+        scaled_by_layer: True if attention in layer i, counted from 1, is also divided by i.
 
     Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019); options as
         in transformers.
@@ -60,7 +60,7 @@ class GPT2(AbstractArchitecture):
         """The architecture that a configuration describes.
 
         Raises:
-            ValueError: If an entry is missing or of another kind, or asks for something else.
+            ValueError: If an entry is missing, of the wrong type, or not supported.
         """
         width, heads = config.size("n_embd"), config.size("n_head")
         if width % heads:
@@ -155,5 +155,5 @@ def _block(layer: int) -> str:
 def _linear(
     parameters: dict[str, Array], name: str, x: Float[Array, "b t m"]
 ) -> Float[Array, "b t n"]:
-    """A projection whose weight is stored with inputs first, as GPT-2 alone does."""
+    """A projection whose weight is stored with inputs first, as only in GPT-2."""
     return projected(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])

@@ -29,7 +29,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 
 
 def embedded(table: Float[Array, "v m"], tokens: Int[Array, "b t"]) -> Float[Array, "b t m"]:
-    """Rows of a table; NaN for a token that it has no row for."""
+    """Rows of a table for tokens; NaN for a token without a row."""
     inside = (tokens >= 0) & (tokens < table.shape[0])
     rows = jnp.take(table, tokens, axis=0, mode="clip")
     return jnp.where(inside[..., None], rows, jnp.nan)
@@ -67,14 +67,14 @@ def attend(
     scale: float,
     window: int | None = None,
 ) -> Float[Array, "b t h*d"]:
-    """Causal attention; each head of keys and values serves as many heads of queries.
+    """Causal attention; each head of keys and values serves a group of query heads.
 
     Args:
-        queries: What each token asks for.
-        keys: What each token is found by.
-        values: What each token gives.
+        queries: The queries of all tokens.
+        keys: Their keys.
+        values: Their values.
         scale: Factor of the inner products.
-        window: Tokens that one looks back on, itself included; None for all.
+        window: Number of tokens that a token attends to, itself included; None for all.
     """
     # `jax.nn.dot_product_attention` takes its softmax in float32, whatever the precision.
     count, length, heads, width = queries.shape

@@ -29,15 +29,16 @@ class Llama(AbstractArchitecture):
         vocabulary: Tokens of the vocabulary.
         width: Width of the model.
         heads: Heads of queries.
-        groups: Heads of keys and values, each for as many heads of queries.
+        groups: Number of heads of keys and values, each shared by a group of query heads.
         head: Width of a head.
         inner: Width of the perceptrons.
         activation: Name of their activation.
         epsilon: Constant of the norms.
-        tied: True where the embedding is the read-out, too.
+        tied: True if the embedding is also the read-out.
         biased: Projections that have a bias, such as "q_proj".
-        windows: For each layer, the tokens that one looks back on, itself included; None for all.
-        frequencies: Angles per token of the rotary positions.
+        windows: For each layer, the number of tokens that a token attends to, itself included; None
+            for all.
+        frequencies: Angles per token of the rotary positions, radians.
 
     Source: Touvron et al. (arXiv 2302.13971 and 2307.09288), Jiang et al. (arXiv 2310.06825) for
         Mistral, Yang et al. (arXiv 2407.10671) for Qwen2; options as in transformers.
@@ -62,7 +63,7 @@ class Llama(AbstractArchitecture):
         """The architecture that a configuration describes.
 
         Raises:
-            ValueError: If an entry is missing or of another kind, or asks for something else.
+            ValueError: If an entry is missing, of the wrong type, or not supported.
         """
         width, heads = config.size("hidden_size"), config.size("num_attention_heads")
         head, groups = _head_width(config, width, heads), config.size("num_key_value_heads", heads)
@@ -154,7 +155,7 @@ def _linear(
 
 
 def _head_width(config: Config, width: int, heads: int) -> int:
-    """Width of a head, even, so that its components turn in pairs."""
+    """The width of a head, checked to be even for the rotary positions."""
     if config.entries.get("head_dim") is None and width % heads:
         raise config.wrong("num_attention_heads", f"a divisor of `hidden_size`, {width},", heads)
     head = config.size("head_dim", width // heads)
@@ -164,7 +165,7 @@ def _head_width(config: Config, width: int, heads: int) -> int:
 
 
 def _biased(config: Config) -> frozenset[str]:
-    """Projections with a bias: an option of Llama, always so in the attention of Qwen2."""
+    """The projections with a bias: an option of Llama, and always those of attention in Qwen2."""
     attention, perceptron = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
     family = config.entries["model_type"]
     if family != "llama":
@@ -176,7 +177,7 @@ def _biased(config: Config) -> frozenset[str]:
 
 
 def _windows(config: Config) -> tuple[int | None, ...]:
-    """For each layer, the tokens that one looks back on; None for all."""
+    """For each layer, the number of tokens that a token attends to; None for all."""
     layers, family = config.size("num_hidden_layers"), config.entries["model_type"]
     if family == "mistral":
         given = "sliding_window" in config.entries

@@ -36,10 +36,10 @@ class Model:
 
     Attributes:
         family: Its `model_type`: "gpt2", "llama", "mistral" or "qwen2".
-        parameters: Arrays of NumPy by the names that the checkpoint has for them, in float32, or in
-            float64 where the checkpoint holds that; a PyTree, and so a state.
-        vocabulary: Tokens that there are logits for.
-        longest: Tokens that a sequence may have; None where positions are not learned.
+        parameters: NumPy arrays by their names in the checkpoint, in float32, or in float64 if the
+            checkpoint is; a PyTree, and so a state.
+        vocabulary: Number of tokens with logits.
+        longest: Maximal number of tokens of a sequence; None if positions are not learned.
     """
 
     family: str
@@ -59,13 +59,14 @@ class Model:
     ) -> Float[Array, "b t v"]:
         """Logits of the token that follows each token.
 
-        Sequences of unequal lengths are padded at the right, with any token: attention is causal,
-        so that what stands at the right has no influence, and no mask is needed.
+        Pad sequences of unequal lengths at the right, with any token: attention is causal, so that
+        padding has no influence and no mask is needed.
 
         Args:
-            parameters: Such as `self.parameters`; their dtype is the dtype of the work.
-            tokens: Ids from 0 to `vocabulary` − 1, shape (b, t); a sequence with one beyond
-                gives NaN.
+            parameters: The parameters, such as `self.parameters`; their dtype is the dtype of the
+                work.
+            tokens: Ids from 0 to `vocabulary` − 1, shape (b, t); a sequence with one beyond gives
+                NaN.
 
         Returns:
             Logits, shape (b, t, v).
@@ -73,8 +74,8 @@ class Model:
         Raises:
             ValueError: If `tokens` has another shape or type, or sequences are too long.
 
-        Accuracy: 1e-12 of what the code of transformers 5.24 gives in float64, 1e-6 in float32, on
-            small random weights.
+        Accuracy: within 1e-12 of transformers 5.24 in float64, and 1e-6 in float32, for small
+            random weights.
         """
         tokens = jnp.asarray(tokens)
         if tokens.ndim != 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
@@ -91,14 +92,14 @@ class Model:
         return self._architecture.logits(held, tokens)
 
     def policy(self, pairs: TokenPairs, **options: Any) -> LanguageModel:
-        """The policy of the model on preference data; `start` is the state that it has now.
+        """The policy of the model on preference data; its `start` has the present parameters.
 
         Args:
-            pairs: The data, such as `data.preferences` reads.
+            pairs: The data, such as from `data.preferences`.
             **options: `chunk`, `trainable` and `reference`, as for `Policy.from_model`.
 
         Raises:
-            ValueError: If a token is none of the vocabulary, or as for `Policy.from_model`.
+            ValueError: If a token is not in the vocabulary, or as for `Policy.from_model`.
         """
         tokens = np.asarray(pairs.tokens)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
@@ -119,20 +120,20 @@ def load(folder: str | os.PathLike[str]) -> Model:
     """The language model of a Hugging Face checkpoint.
 
     Weights come from `model.safetensors`, or from the files that `model.safetensors.index.json`
-    names, in float64, float32, float16 or bfloat16; the last two become float32, which holds them
-    exactly. Nothing in a checkpoint is executed: pickles and code of its own are not read.
+    names, in float64, float32, float16 or bfloat16; the last two become float32, which represents
+    them exactly. Nothing in a checkpoint is executed: pickles and its own code are not read.
 
-    The families: GPT-2, and by the equations that they share, Llama (1 to 3), Mistral and Qwen2:
-    rotary positions, scaled as `linear` and `llama3` do, grouped queries, sliding windows, tied
-    embeddings or not, biases.
+    Supported are GPT-2 and, with common code, Llama (1 to 3), Mistral and Qwen2, with rotary
+    positions (scaling `linear` and `llama3`), grouped queries, sliding windows, tied embeddings and
+    biases.
 
     Args:
-        folder: The folder with `config.json` and the weights, on this machine.
+        folder: A local folder with `config.json` and the weights.
 
     Raises:
-        ValueError: If there is no folder, no configuration or there are no weights in it, or only
-            pickles; the family or one of its options is another; tensors are missing, too many, of
-            another shape or type, or not finite.
+        ValueError: If the folder, the configuration or the weights are missing, or are only
+            pickles; the family or an option is not supported; or tensors are missing, superfluous,
+            of another shape or type, or not finite.
         ModuleNotFoundError: If safetensors, of the extra `models`, is not installed.
     """
     config = Config.read(Path(folder))

@@ -19,13 +19,13 @@ _NEEDED = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
 
 
 def angular_frequencies(config: Config, width: int) -> Float[np.ndarray, " d/2"]:
-    """Angles per token, radians, θ^(−2i/d) for i = 0, 1, ..., scaled as a configuration says.
+    """The angles per token, θ^(−2i/d) radians for i = 0, 1, ..., scaled by a configuration.
 
-    `linear` divides all of them by a factor (Chen et al., arXiv 2306.15595); `llama3` those alone
-    whose wavelength is long beside the context of training, with a smooth transition.
+    `linear` divides all of them by a factor (Chen et al., arXiv 2306.15595); `llama3` only those
+    whose wavelength is long compared with the training context, with a smooth transition.
 
     Args:
-        config: The configuration, of transformers 5 (`rope_parameters`) or of those before.
+        config: The configuration, of transformers 5 (`rope_parameters`) or earlier.
         width: Width of a head, even.
 
     Raises:
@@ -66,9 +66,9 @@ def _slowed(frequencies: Float[np.ndarray, " n"], scaling: dict[str, Any]) -> np
 def rotated(
     x: Float[Array, "b t h d"], frequencies: Float[np.ndarray, " d/2"]
 ) -> Float[Array, "b t h d"]:
-    """Queries or keys turned by their positions; component i turns with component i + d/2.
+    """Queries or keys, rotated by their positions; component i is paired with component i + d/2.
 
-    Angles are of float64, whatever the precision of the work.
+    Angles are computed in float64, for any precision of the work.
     """
     angles = np.outer(np.arange(x.shape[1]), frequencies)[None, :, None, :]
     first, second = jnp.split(x, 2, axis=-1)

@@ -19,7 +19,7 @@ __all__ = ["drawn_starts", "measure", "policy", "target"]
 
 
 def policy(asked: Mapping[str, Any]) -> AbstractPolicy:
-    """The plane that was asked for, with its domain or kernel."""
+    """The plane that the options describe, with its domain or kernel."""
     make = policies.PLANES[asked["policy"]]
     taken = inspect.signature(make).parameters
     given = {
@@ -61,7 +61,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def drawn_starts(asked: Mapping[str, Any]) -> DrawnStarts:
-    """The starts that were asked for."""
+    """The starts that the options describe."""
     size = asked["shape"] if asked["starts"] == "grid" else asked["count"]
     corners = asked["lower"], asked["upper"]
     return DrawnStarts(asked["starts"], size, *corners, asked["seed"] or 0, asked["dtype"])

@@ -35,9 +35,9 @@ class Estimate:
         runs: Starts times cases.
         seconds: Time to solve them, compilation included.
         memory: Bytes of memory that one process needs.
-        memory_free: Bytes that are free; None where the system does not say.
+        memory_free: Bytes that are free; None if the system does not say.
         disk: Bytes of the store.
-        disk_free: Bytes that are free where it shall stand; None where that is not known.
+        disk_free: Bytes that are free at its path; None if that is not known.
     """
 
     runs: int
@@ -48,7 +48,7 @@ class Estimate:
     disk_free: int | None
 
     def lacking(self) -> list[str]:
-        """The things that do not fit, each in a sentence."""
+        """One sentence for each resource that does not suffice."""
         found = []
         for name, need, free in (
             ("disk", self.disk, self.disk_free),
@@ -69,16 +69,16 @@ class Estimate:
 def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
     """The time, memory and disk that a plan will take, by trying some of its starts.
 
-    One case is compiled and timed as it will be run, with at most 65,536 starts; the other losses,
-    policies and targets, of which 16 at most, are compared with it on 256 starts in programs that
-    compile quickly. That takes about a quarter of a minute, and some seconds more for each of them.
+    One case is compiled and timed as it will be run, on at most 65,536 starts. Up to 16 other
+    losses, policies and targets are compared with it on 256 starts, in programs that compile
+    quickly. That takes about fifteen seconds, and a few more for each of them.
 
     Args:
         plan: The plan.
-        path: Where its store shall stand.
+        path: The path of its store.
 
-    Accuracy: within a factor of three or so, where the first starts are as good as any; of a grid
-        they lie along one side. The size is that of the arrays, and exact.
+    Accuracy: times within a factor of about three, if the first starts are typical (those of a grid
+        lie along one side); the size of the arrays is exact.
     """
     return tried(plan, path)[0]
 
@@ -111,7 +111,7 @@ def tried(plan: Plan, path: str | os.PathLike[str]) -> tuple[Estimate, "Layout"]
 
 
 def planned_layout(plan: Plan, example: "xarray.Dataset") -> Layout:
-    """The layout of the store of a plan, given some runs of one case."""
+    """The layout of the store of a plan, from a few runs of one case."""
     return layout_of(example, plan.axes, plan.starts.count, plan.block)
 
 
@@ -133,7 +133,7 @@ def _is_first_of_its_kind(plan: Plan, case: tuple[int, ...]) -> bool:
 
 
 def _relative_cost(plan: Plan, kinds: Sequence[tuple[int, ...]], case: tuple[int, ...]) -> float:
-    """The cost of a run in the mean over all kinds of cases, relative to one of them."""
+    """The mean cost of a run over all kinds of cases, relative to one of them."""
     if len(kinds) == 1:
         return 1.0
     number = min(plan.starts.count, _SAMPLE)

@@ -13,7 +13,7 @@ from flowlab.plans.identity import Identity, drawn_checksum
 from flowlab.plans.plan import Plan
 from flowlab.store.blocks import Block, BlockStore
 from flowlab.store.metadata import is_address
-from flowlab.store.places import clear, put_in_place, sibling
+from flowlab.store.replacement import clear, put_in_place, sibling
 
 __all__ = ["grown", "places_of"]
 
@@ -21,18 +21,18 @@ _OF_ALL = "audit_"  # attributes that say something of all runs together begin l
 
 
 def places_of(stored: Identity, plan: Plan, here: Identity, *, same_jax: bool) -> list[int] | None:
-    """The place among the cases of a plan of each case of a store; None if one has none.
+    """For each case of a store, its index among the cases of a plan; None if one is missing.
 
-    None too where something else than the cases and the number of starts differs, or the starts of
-    the plan do not begin with those of the store: a grid and a Latin hypercube of another size have
-    others.
+    None also if the two differ in more than their cases and number of starts, or if the starts of
+    the plan do not begin with those of the store (a grid or a Latin hypercube of another size does
+    not).
     """
     if stored.common != here.common or here.count < stored.count:
         return None
     if drawn_checksum(plan.starts, stored.count) != stored.starts:
         return None
     found = [here.holds(stored, case, same_jax=same_jax) for case in range(len(stored.cases))]
-    return None if None in found else [place for place in found if place is not None]
+    return None if None in found else [folder for folder in found if folder is not None]
 
 
 def grown(
@@ -42,17 +42,17 @@ def grown(
     attributes: Mapping[str, Any],
     path: str | os.PathLike[str],
 ) -> BlockStore:
-    """A store with room for more, in the place of the one that is there, with all its blocks.
+    """A larger store in place of the present one, with all its blocks.
 
-    It is written beside it, and takes its place once it is whole: what stands at the path is one of
-    the two at any time. Blocks that are damaged, or have more starts now, are left to be solved.
+    It is written under another name and renamed once complete, so that one of the two is at the
+    path at any time. Blocks that are damaged, or have more starts now, remain to be solved.
 
     Args:
-        store: What is there.
-        plan: What shall be there.
-        places: The place of each case of the store among those of the plan.
-        attributes: Those of the plan.
-        path: Where both stand.
+        store: The present store.
+        plan: The larger plan.
+        places: The index of each case of the store among those of the plan.
+        attributes: The attributes of the plan.
+        path: The path of both.
 
     Raises:
         ValueError: If that is the address of an object store, or a target has more levels than the
@@ -68,20 +68,20 @@ def grown(
     layout = dataclasses.replace(
         store.layout, axes=plan.axes, count=plan.starts.count, attributes=kept
     )
-    place = Path(path).resolve()
-    clear(place)
-    half_made = sibling(place)
+    folder = Path(path).resolve()
+    clear(folder)
+    half_made = sibling(folder)
     try:
         _copied(store, BlockStore.laid_out(half_made, layout, attributes), plan, places)
-        put_in_place(half_made, place)
+        put_in_place(half_made, folder)
     except BaseException:
         shutil.rmtree(half_made, ignore_errors=True)
         raise
-    return BlockStore.open(place)
+    return BlockStore.open(folder)
 
 
 def _copied(store: BlockStore, made: BlockStore, plan: Plan, places: list[int]) -> None:
-    """Copy what a store holds to the places that it has in one with more room."""
+    """Copy the blocks of a store to their places in a larger one."""
     cases = list(plan.cases())
     for number, case in enumerate(np.ndindex(*store.layout.shape)):
         for block in range(store.layout.blocks_of_a_case):

@@ -18,7 +18,7 @@ import numpy as np
 
 from flowlab.ensemble import default_backend
 from flowlab.flow import AbstractFlow
-from flowlab.plans.described import described, without_code
+from flowlab.plans.description import described, without_code
 from flowlab.plans.plan import Plan
 from flowlab.solve import default_rtol, make_method, make_problem, one_call, one_of
 
@@ -34,14 +34,14 @@ class Identity:
     """The identity of a plan, as JSON.
 
     Attributes:
-        cases: Of each case a digest of its description, and its fingerprint.
+        cases: For each case, a digest of its description, and its fingerprint.
         values: Potentials and speeds at some starts, by the fingerprint.
         dtype: Of the starts, in which they were computed.
-        common: A digest of what all cases share, but for the number of starts.
+        common: A digest of what all cases share, except the number of starts.
         starts: The checksum of the starts as drawn.
         count: Their number.
         optimised: Whether programs are optimised.
-        versions: Of what draws starts.
+        versions: The versions of the libraries that draw starts.
     """
 
     cases: list[list[str]]
@@ -63,7 +63,7 @@ class Identity:
         return cls(**json.loads(text))
 
     def holds(self, other: "Identity", case: int, *, same_jax: bool) -> int | None:
-        """The index among these cases of the one that computes the same as a case of another."""
+        """The index of the case that computes the same as a case of another identity."""
         description, operations = other.cases[case]
         for index, (mine, fingerprint) in enumerate(self.cases):
             if mine != description:
@@ -116,11 +116,11 @@ def identity_of(plan: Plan) -> Identity:
 
 
 def drawn_checksum(starts: Any, count: int) -> int:
-    """The CRC-32 of the first of some starts.
+    """The CRC-32 of starts, or of the first of them.
 
-    Of many that are drawn one by one, that of evenly spaced parts: what draws one of them otherwise
-    draws others otherwise. Starts at hand may differ anywhere, and a Latin hypercube is drawn as a
-    whole.
+    For many starts that are drawn by index, evenly spaced parts suffice, since a change in the way
+    of drawing changes all of them. Starts that were given may differ anywhere, and a Latin
+    hypercube is drawn as a whole.
     """
     parts: Iterator[tuple[int, int]] = iter([(0, count)])
     if count > _SLICES * _SLICE and getattr(starts, "kind", "latin") != "latin":
@@ -134,7 +134,7 @@ def drawn_checksum(starts: Any, count: int) -> int:
 
 
 def _solver(plan: Plan, dtype: Any) -> str:
-    """The name of the solver that cases are solved with, where none is asked for as well."""
+    """The name of the solver of the cases, also if it is the default."""
     rtol = plan.options["rtol"]
     rtol = default_rtol(dtype) if rtol is None else rtol
     return make_method(plan.options["solver"], rtol=rtol).name
@@ -173,7 +173,7 @@ def _alike(here: Any, there: Any, tolerance: float) -> bool:
 
 
 def _description(plan: Plan, case: tuple[int, ...]) -> dict[str, Any]:
-    """Description of a case, with the clock that it has where none is asked for."""
+    """The description of a case, with its default clock filled in."""
     flow, target = plan.flow(case), plan.target(case)
     clock = plan.options["clock"]
     if clock is None and plan.options["save_at"] is None:
@@ -182,7 +182,7 @@ def _description(plan: Plan, case: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _unsized(plan: Plan) -> Mapping[str, Any]:
-    """A description of the starts, but for their number."""
+    """A description of the starts, without their number."""
     told = described(plan.starts)
     return {name: value for name, value in told.items() if name not in ("size", "points")}
 

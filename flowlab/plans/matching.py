@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flowlab.plans.described import differences, without_code
+from flowlab.plans.description import differences, without_code
 from flowlab.plans.growth import grown, places_of
 from flowlab.plans.identity import Identity, identity_of
 from flowlab.plans.plan import Plan
@@ -24,39 +24,39 @@ RECIPE, _PLAN, _COMMIT = "flowlab_recipe", "flowlab_plan", "flowlab_commit"
 _IDENTITY = "flowlab_identity"
 
 
-def matched(found: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan, BlockStore]:
-    """A plan with blocks and programs as a store has them, and the store, grown where it has to.
+def matched(store: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan, BlockStore]:
+    """The plan with the blocks and programs of a store, and the store, enlarged if necessary.
 
     Args:
-        found: The store.
-        plan: What it shall hold.
-        path: What the caller calls it.
-        force: Whether other versions of libraries are no reason to refuse it.
+        store: The store.
+        plan: The plan that it is to hold.
+        path: Its name in messages.
+        force: Whether to accept a store that was begun with other versions.
 
     Raises:
         ValueError: If the store is of another plan, or was begun with other versions.
     """
-    stored = _stored_identity(found)
+    stored = _stored_identity(store)
     optimised = plan.optimised if stored is None else stored.optimised
-    plan = plan.as_in(found.layout.length, optimised=optimised)
+    plan = plan.as_in(store.layout.length, optimised=optimised)
     here = identity_of(plan)
-    others = list(_differences(found, stored, plan, here))
+    others = list(_differences(store, stored, plan, here))
     places = None
-    if others and stored is not None and plan.block == found.layout.length:
-        places = places_of(stored, plan, here, same_jax=_same_jax(found))
+    if others and stored is not None and plan.block == store.layout.length:
+        places = places_of(stored, plan, here, same_jax=_same_jax(store))
     if others and places is None:
         raise ValueError(
             f"Argument `path` must be free or hold this plan, but {path} holds another: "
             f"{'; '.join(others[:5])}; give another, or replace that by `overwrite`."
         )
-    _check_versions(found, path, force)
+    _check_versions(store, path, force)
     if places is None:
-        return plan, found
-    return plan, grown(found, plan, places, attributes_of(plan, here), path)
+        return plan, store
+    return plan, grown(store, plan, places, attributes_of(plan, here), path)
 
 
 def attributes_of(plan: Plan, identity: Identity) -> dict[str, Any]:
-    """The attributes by which the store of a plan is known and resumed."""
+    """The attributes of a store by which its plan is recognised and resumed."""
     recipe = None if plan.recipe is None else {**plan.recipe, "block": plan.block}
     return {
         DESCRIPTION: as_json(plan.described() if recipe is None else recipe),
@@ -67,50 +67,50 @@ def attributes_of(plan: Plan, identity: Identity) -> dict[str, Any]:
     }
 
 
-def held_by(found: BlockStore) -> str:
-    """The plan that a store says it holds."""
-    return str(found.attributes.get(_PLAN))
+def held_by(store: BlockStore) -> str:
+    """The description of the plan in a store."""
+    return str(store.attributes.get(_PLAN))
 
 
-def _stored_identity(found: BlockStore) -> Identity | None:
-    """The identity of a store; None where an earlier release wrote it without a recipe."""
-    if _IDENTITY in found.attributes:
-        return Identity.of_json(str(found.attributes[_IDENTITY]))
-    recipe = found.attributes.get(RECIPE)
+def _stored_identity(store: BlockStore) -> Identity | None:
+    """The identity of a store; None if an earlier release wrote it without a recipe."""
+    if _IDENTITY in store.attributes:
+        return Identity.of_json(str(store.attributes[_IDENTITY]))
+    recipe = store.attributes.get(RECIPE)
     return None if recipe is None else identity_of(from_json(str(recipe)))
 
 
 def _differences(
-    found: BlockStore, stored: Identity | None, plan: Plan, here: Identity
+    store: BlockStore, stored: Identity | None, plan: Plan, here: Identity
 ) -> Iterator[str]:
     """The differences, in words, between what a store holds and what a plan computes."""
-    mine, other = plan.described(), json.loads(str(found.attributes.get(_PLAN, "null")))
-    if _IDENTITY in found.attributes:  # which knows what functions compute, whatever their code
+    mine, other = plan.described(), json.loads(str(store.attributes.get(_PLAN, "null")))
+    if _IDENTITY in store.attributes:  # which knows what functions compute, whatever their code
         mine, other = without_code(mine), without_code(other)
     told = list(differences(other, mine))
     yield from told
     if told or stored is None:
         return
-    same_jax = _same_jax(found)
+    same_jax = _same_jax(store)
     for number, labels in enumerate(map(plan.labels, plan.cases())):
         if here.holds(stored, number, same_jax=same_jax) is None:
             where = f" in the case {labels}" if labels else ""
             yield f"a function computes something else here than in the store{where}"
             return
-    if stored.starts != here.starts or not _starts_are_there(found, plan):
+    if stored.starts != here.starts or not _starts_are_there(store, plan):
         drawn = (_told(each.versions) for each in (stored, here))
         yield f"`starts` were drawn by {' and are drawn otherwise by '.join(drawn)}"
 
 
-def _starts_are_there(found: BlockStore, plan: Plan) -> bool:
-    """True if the first complete block has the starts that are drawn now."""
+def _starts_are_there(store: BlockStore, plan: Plan) -> bool:
+    """True if the starts of the first complete block equal those that are drawn now."""
     first = (0,) * len(plan.shape)
-    marks, checksums = found.marks()
-    for number in range(found.layout.blocks_of_a_case):
-        block, place = Block(first, number), (*first, number)
-        if marks[place] and found.damage(block, checksums[place]) is None:
-            drawn = plan.starts.part(*found.layout.part(number))
-            return np.array_equal(found.values("starts", block), drawn, equal_nan=True)
+    marks, checksums = store.marks()
+    for number in range(store.layout.blocks_of_a_case):
+        block, index = Block(first, number), (*first, number)
+        if marks[index] and store.damage(block, checksums[index]) is None:
+            drawn = plan.starts.part(*store.layout.part(number))
+            return np.array_equal(store.values("starts", block), drawn, equal_nan=True)
     return True
 
 
@@ -118,18 +118,18 @@ def _told(versions: dict[str, str]) -> str:
     return " and ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _same_jax(found: BlockStore) -> bool:
-    return found.attributes.get("jax_version") == versions()["jax_version"]
+def _same_jax(store: BlockStore) -> bool:
+    return store.attributes.get("jax_version") == versions()["jax_version"]
 
 
-def _check_versions(found: BlockStore, path: Any, force: bool) -> None:
+def _check_versions(store: BlockStore, path: Any, force: bool) -> None:
     here = versions()
-    others = list(differences({name: found.attributes.get(name) for name in here}, here))
+    others = list(differences({name: store.attributes.get(name) for name in here}, here))
     if others and not force:
         raise ValueError(
             f"Argument `path` must hold a store of these versions, but {path} was begun with "
             f"others, and results may differ in their last bits: {'; '.join(others)}. "
-            "Force it to resume all the same."
+            "Resume it nevertheless by `force`."
         )
 
 

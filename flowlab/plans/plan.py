@@ -20,7 +20,7 @@ from flowlab.flow import AbstractFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.measures import Measure
 from flowlab.measures.base import shapes
-from flowlab.plans.described import described
+from flowlab.plans.description import described
 from flowlab.policies import AbstractPolicy
 from flowlab.solve.problem import listed_measures
 from flowlab.starts import DrawnStarts
@@ -33,7 +33,7 @@ BLOCK = 1 << 18  # starts of a block: some tenths of a second of work at the lea
 
 @dataclass(frozen=True)
 class _GivenStarts:
-    """Starts that are at hand."""
+    """Starts that were given as an array."""
 
     points: Float[np.ndarray, "n d"]
 
@@ -52,8 +52,8 @@ class _GivenStarts:
 class Plan:
     """A product of sweeps: starts × losses × policies × hyper-parameters × targets.
 
-    Whatever is given by name, in a mapping, becomes a labelled axis of the result: `loss`,
-    `policy`, `flow`, `target`, and each hyper-parameter. What is given by itself does not.
+    Each argument that is given as a mapping from names becomes a labelled axis of the result:
+    `loss`, `policy`, `flow`, `target`, and each hyper-parameter. A single object does not.
 
     Args:
         starts: `DrawnStarts`, or an array (n, d).
@@ -71,11 +71,12 @@ class Plan:
         save_at: Flow times at which to keep the states.
         block_size: Starts that share a step.
         max_steps: Steps that such a block tries.
-        audit: Part of the starts, at random, to solve again at tolerances a hundred times tighter
-            once all is done.
-        block: Starts of a block of the store, which is solved, written and marked as done at once,
-            at the most; None for some 262,144. A store that is there keeps its blocks.
-        recipe: What the plan was made from, as `from_recipe` takes it; None for one of objects.
+        audit: Fraction of the starts, chosen at random, to solve again at tolerances a hundred
+            times tighter at the end.
+        block: Maximal number of starts of a block of the store, which is solved, written and marked
+            as done at once; None for about 262,144. An existing store keeps its blocks.
+        recipe: The recipe that the plan was made from, as for `from_recipe`; None if it was made
+            from objects.
 
     Raises:
         ValueError: If an argument is missing, superfluous, or out of its range; a loss lacks a
@@ -127,7 +128,7 @@ class Plan:
         return dict(self._options)
 
     def as_in(self, block: int, *, optimised: bool) -> "Plan":
-        """This plan with blocks and programs as a store has them, if they are not too large."""
+        """This plan with the blocks and programs of a store, unless the blocks are too large."""
         fitted = copy.copy(self)
         if block <= self.most:
             fitted.block, fitted.optimised = block, optimised
@@ -147,7 +148,7 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """Starts times cases."""
+        """The number of runs: starts times cases."""
         return self.starts.count * int(np.prod(self.shape, dtype=np.int64))
 
     def cases(self) -> Iterator[tuple[int, ...]]:
@@ -170,7 +171,7 @@ class Plan:
         return self._chosen("target", self.labels(case))
 
     def _check(self, case: Sequence[int]) -> None:
-        """Refuse a case whose flow cannot be, or cannot arrive."""
+        """Refuse a case whose flow is invalid, or can never reach its target."""
         flow, target = self.flow(case), self.target(case)
         if isinstance(target, AbstractTarget):
             try:
@@ -180,7 +181,7 @@ class Plan:
                 raise ValueError(f"{error}{where}") from None
 
     def _check_measures(self) -> None:
-        """Refuse measures whose results have no shape that all policies, or flows, share."""
+        """Refuse measures whose results differ in shape between policies or flows."""
         for axis in ("policy", "flow"):
             labels = [label for label in self._choices[axis] if label is not None]
             seen: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -213,7 +214,7 @@ class Plan:
     ) -> ensemble.Runs:
         """The runs of a case from the starts between two indices, in memory.
 
-        Optimised, where nobody says so, if the whole plan is worth it.
+        By default the program is optimised if the plan as a whole is large enough.
         """
         if optimise is None:
             optimise = self.optimised
@@ -229,13 +230,13 @@ class Plan:
         )
 
     def audited(self, case: Sequence[int], points: np.ndarray, found: dict[str, np.ndarray]) -> Any:
-        """Runs that were found, against the same at tighter tolerances; see `ensemble.audited`."""
+        """Deviations of runs from the same runs at tighter tolerances; see `ensemble.audited`."""
         return ensemble.audited(
             self.flow(case), points, found, until=self.target(case), **self._options
         )
 
     def described(self) -> dict[str, Any]:
-        """The plan in terms of JSON; two plans that share this description compute the same."""
+        """A JSON-ready description of the plan; two plans with the same one compute the same."""
         given = {n: c if None not in c else c[None] for n, c in self._choices.items()}
         given["until"] = given.pop("target")
         return described(
@@ -252,7 +253,7 @@ class Plan:
 
     @property
     def _first(self) -> dict[str, Any]:
-        """The labels of the first case, as far as things have names."""
+        """The labels of the first case."""
         return {name: next(iter(choices)) for name, choices in self._choices.items()}
 
     def _flow(self, labels: Mapping[str, Any]) -> AbstractFlow:
@@ -266,7 +267,7 @@ class Plan:
 
 
 def _choices(name: str, given: Any) -> dict[Any, Any]:
-    """Things by their names; one without a name under None."""
+    """Objects by their names; a single object under None."""
     if not isinstance(given, Mapping):
         return {None: given}
     if not given:
@@ -296,6 +297,6 @@ def _check_what_flows(loss: Any, policy: Any, flow: Any) -> None:
 
 
 def _even_block(count: int, most: int) -> int:
-    """The starts of a block, at most as many as asked for, so that all are about as large."""
+    """The number of starts of a block, at most that asked for, such that blocks are alike."""
     blocks = -(-count // most)
     return -(-count // blocks)

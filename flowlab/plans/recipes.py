@@ -34,7 +34,7 @@ from flowlab._options import (
     spelled,
 )
 from flowlab.flow import preference_flow
-from flowlab.losses.asked import has_beta, loss, loss_asked
+from flowlab.losses.from_options import has_beta, loss, loss_from_options
 from flowlab.plans import builders
 from flowlab.plans.plan import Plan
 from flowlab.policies import AbstractPolicy
@@ -46,7 +46,7 @@ _SEVERAL = ("loss", "beta", "parameters", "until", "policies")
 
 
 def from_toml(path: str | os.PathLike[str]) -> Plan:
-    """The plan in a TOML file, whose entries are those of a recipe.
+    """The plan of a recipe in a TOML file.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -67,7 +67,7 @@ def from_toml(path: str | os.PathLike[str]) -> Plan:
 
 
 def from_json(text: str) -> Plan:
-    """The plan whose recipe was written as JSON, as the attributes of a store hold it."""
+    """The plan of a recipe in JSON, as in the attributes of a store."""
     return from_recipe(json.loads(text))
 
 
@@ -102,7 +102,7 @@ def from_recipe(recipe: Mapping[str, Any]) -> Plan:
 
 
 def _understood(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries as the table spells them, each of its type, with what stands for the target."""
+    """The entries in the spelling and types of the table of options, target shorthands included."""
     for name in recipe:
         known, near = ", ".join(OF_SWEEP), did_you_mean(str(name), OF_SWEEP)
         refuse_unless(name in OF_SWEEP, str(name), "is unknown; there are {}{}", known, near)
@@ -123,7 +123,7 @@ def _understood(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plane(asked: Mapping[str, Any]) -> str:
-    """The word of the policy, by which starts have their corners, where they are not given."""
+    """The name of the policy, from which the default corners of the starts follow."""
     if not asked["policies"]:
         return asked["policy"]
     planes = {_beside(asked, table)["policy"] for table in asked["policies"].values()}
@@ -144,7 +144,7 @@ def _betas(value: Any) -> list[float] | None:
 
 
 def _policies(asked: dict[str, Any], targets: dict[str, str]) -> dict[str, AbstractPolicy]:
-    """The policies by name; one that has none as `policy`."""
+    """The policies by name; a single one as `policy`."""
     if not asked["policies"]:
         return {"policy": _policy(asked, targets)}
     for name in OF_POLICY:
@@ -160,7 +160,7 @@ def _policies(asked: dict[str, Any], targets: dict[str, str]) -> dict[str, Abstr
 
 
 def _beside(asked: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries, with those of the table of a policy among them."""
+    """The entries, merged with those of the table of a policy."""
     return implied({**asked, **{name: spelled(name, value) for name, value in table.items()}})
 
 
@@ -181,14 +181,14 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
     refuse_unless(right, "parameters", wanted, parameters)
     over = {name: values for name, values in parameters.items() if isinstance(values, list)}
     fixed = {n: values[0] if n in over else values for n, values in parameters.items()}
-    losses = {name: loss_asked({**asked, "loss": name}, fixed) for name in names}
+    losses = {name: loss_from_options({**asked, "loss": name}, fixed) for name in names}
     if asked["beta"] and len(asked["beta"]) > 1:
         over = {"beta": asked["beta"], **over}
     return losses, over or None
 
 
 def _texts(until: Any) -> dict[str, str]:
-    """The texts of the targets by name; one that has none as `until`."""
+    """The texts of the targets by name; a single one as `until`."""
     if isinstance(until, Mapping):
         for name, text in until.items():
             wanted = 'must hold texts such as {} = "loss_below=0.1", but holds {} = {!r}'
@@ -207,7 +207,7 @@ def _targets(texts: dict[str, str], limit: float | None) -> dict[str, AbstractTa
 
 
 def _described(asked: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, with what stands in for what was not given."""
+    """The recipe, with defaults filled in."""
     said = {name: value for name, value in asked.items() if value not in (None, {}, [])}
     said |= {"lower": list(asked["lower"]), "upper": list(asked["upper"])}
     if not asked["beta"] and isinstance(asked["loss"], str):

@@ -23,7 +23,7 @@ from flowlab.plans.matching import RECIPE, attributes_of, held_by, matched
 from flowlab.plans.plan import BLOCK, Plan
 from flowlab.store.blocks import FINISHED, Block, BlockStore, Damage
 from flowlab.store.metadata import is_address
-from flowlab.store.places import bring_back, lost
+from flowlab.store.replacement import bring_back, lost
 from flowlab.until import Outcome, counted
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ _RETRIES = 5  # of a task whose worker died, each on another
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was told to stop, by Ctrl-C or SIGTERM; the blocks in its store stay."""
+    """The error raised when Ctrl-C or SIGTERM stops a run; finished blocks stay in its store."""
 
 
 class DoesNotFitError(RuntimeError):
-    """A plan does not fit the memory or the disk."""
+    """The error for a plan that does not fit the memory or the disk."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Status:
 
     Attributes:
         blocks: All its blocks.
-        done: Those that are marked as done, and hold what was written.
-        damaged: Those that are marked as done, but are damaged: `resume` solves them again.
+        done: Those that are marked as done and intact.
+        damaged: Those that are marked as done, but damaged; `resume` solves them again.
         runs: Starts times cases.
-        runs_done: Those of blocks that are done.
+        runs_done: Runs in the blocks that are done.
         outcomes: How many of these had each outcome, by name.
-        rate: Runs per second in the last blocks; NaN where fewer than two are done.
-        remaining: Seconds that the others will take at that rate; 0 where none are left.
+        rate: Runs per second in the last blocks; NaN if fewer than two are done.
+        remaining: Seconds that the remaining runs will take at that rate.
         being_written: Whether a process is writing to it on this machine.
     """
 
@@ -91,30 +91,30 @@ def run(
 ) -> "xarray.Dataset":
     """Carry out a plan into a store, or resume one that was interrupted.
 
-    Blocks that are done and whole are left as they are; damaged ones, whose checksum does not fit,
-    are done again. A store that holds a part of the plan, fewer starts or fewer losses, policies,
-    targets or values of hyper-parameters, grows: only what it lacks is solved, and a last block
-    that is not full. What comes out is, bit for bit, what an undisturbed run gives with the same
-    versions on the same kind of machine.
+    Blocks that are done and intact are kept; damaged ones, whose checksum does not fit, are solved
+    again. A store of a smaller plan (fewer starts, losses, policies, targets or values of
+    hyper-parameters) is enlarged: only what it lacks is solved, and a last block that was not full.
+    The result equals, bit for bit, that of an undisturbed run with the same versions on the same
+    kind of machine.
 
     Args:
         plan: What to solve.
         path: A folder, or an address that fsspec knows (`s3://bucket/sweep`).
-        client: A client of Dask distributed whose workers reach `path`; None to work here. The
-            plan travels with every task, so starts should be drawn rather than at hand.
+        client: A client of Dask distributed whose workers reach `path`; None to work here. The plan
+            is sent with every task, so that starts should be drawn rather than given as an array.
         devices: JAX devices to use; None for all local ones.
-        force: Start although the estimate says that memory or disk do not suffice; resume although
+        force: Start even if the estimate says that memory or disk do not suffice; resume even if
             the store was begun with other versions.
-        overwrite: Replace the store that stands at `path`, once this plan is known to fit.
+        overwrite: Replace a store at `path`, once this plan is known to fit.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
-        tell: Is given sentences about what is done: the estimate, damaged blocks.
+        tell: A function that is called with sentences on the progress: the estimate, damaged
+            blocks.
 
     Returns:
         The store as a Dataset, whose values are read when they are needed.
 
     Raises:
-        ValueError: If the store at `path` is of another plan, which is named; or what is there is
-            no such store.
+        ValueError: If the store at `path` is of another plan, or `path` is something else.
         BlockingIOError: If another process is writing to it.
         DoesNotFitError: If it does not fit.
         Interrupted: On Ctrl-C or SIGTERM: the current block is dropped.
@@ -141,24 +141,24 @@ def run(
 def status(path: str | os.PathLike[str]) -> Status:
     """The progress of a store that is, or was, filled block by block.
 
-    What is marked as done is read, and verified by its checksum.
+    Blocks that are marked as done are read and verified by their checksums.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If what is there is no such store.
     """
-    found = BlockStore.open(path, write=False)
-    damaged = tuple(damage for damage in found.damaged() if damage is not None)
-    done, layout = found.done(), found.layout
+    store = BlockStore.open(path, write=False)
+    damaged = tuple(damage for damage in store.damaged() if damage is not None)
+    done, layout = store.done(), store.layout
     for block, _ in damaged:
         done[(*block.case, block.number)] = False
     counts: Counter[str] = Counter()
     for block in layout.blocks():
         if done[(*block.case, block.number)]:
-            counts.update(counted(found.values("outcome", block)))
+            counts.update(counted(store.values("outcome", block)))
     runs_done = counts.total()
     runs = layout.count * int(np.prod(layout.shape, dtype=np.int64))
-    rate = _rate(found, layout.length)
+    rate = _rate(store, layout.length)
     left = runs - runs_done
     return Status(
         blocks=done.size,
@@ -174,12 +174,12 @@ def status(path: str | os.PathLike[str]) -> Status:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> str | None:
-    """The recipe, as JSON, of the plan that a store was made from; None where it had none.
+    """The recipe, as JSON, of the plan of a store; None if it had none.
 
     Raises:
         FileNotFoundError: If there is no store.
         ValueError: If what is there is no store that is filled block by block.
-        BlockingIOError: If a process that replaces it right now has it out of its place.
+        BlockingIOError: If another process is replacing it right now.
     """
     if not is_address(path) and lost(path):
         with _alone(path):
@@ -191,16 +191,16 @@ def read_recipe(path: str | os.PathLike[str]) -> str | None:
 def _for_this_run(
     path: str | os.PathLike[str], plan: Plan, force: bool, tell: Callable[[str], Any]
 ) -> tuple[Plan, BlockStore]:
-    """The store of a plan: the one that is there, without damage, grown or as it is, or a new one.
+    """The store of a plan (new, or the present one, perhaps enlarged), and the plan.
 
-    And the plan, with blocks and programs as that store has them.
+    The plan has the blocks and programs of that store.
     """
     try:
-        found = BlockStore.open(path)
+        store = BlockStore.open(path)
     except FileNotFoundError:
         return plan, _begun(plan, path, force, tell)
-    plan, work = matched(found, plan, path, force)
-    if work is not found:
+    plan, work = matched(store, plan, path, force)
+    if work is not store:
         tell(f"{path} grows to {plan.runs:,} runs; what it holds stays")
     damaged = [damage for damage in work.damaged() if damage is not None]
     for damage in damaged:
@@ -254,15 +254,15 @@ def _fill(
     missing = work.missing()
     total = plan.runs
     done = total - sum(work.layout.starts_of(block.number) for block in missing)
-    way = (
+    solving = (
         _here(plan, work, missing, devices)
         if client is None
         else _on(client, plan, path, work, missing)
     )
     options = ensemble.bar_options(progress)
     bar = tqdm(total=total, initial=done, unit="run", unit_scale=True, **options)
-    with bar, closing(way):  # what is being written, is written to its end
-        for block in way:
+    with bar, closing(solving):  # what is being written, is written to its end
+        for block in solving:
             bar.update(work.layout.starts_of(block.number))
 
 
@@ -318,13 +318,13 @@ def _on(
 
 
 def _task(plan: Plan, path: Any, held: str, block: Block, part: tuple[int, int]) -> Block:
-    """Solve a block and write it, on a worker, however often it is asked to.
+    """Solve a block and write it, on a worker; repeating this does no harm.
 
-    The store is opened once the block is solved: a worker that nobody waits for any longer must not
-    write to what has come to hold another plan, where the block is one of another case.
+    The store is opened after the block is solved, and checked: a worker that was given up must not
+    write to a store that holds another plan by then.
 
     Raises:
-        OSError: If it has.
+        OSError: If the store has been replaced.
     """
     solved = _solved(plan, block, part)
     work = BlockStore.open(path)
@@ -358,12 +358,12 @@ def _audit(plan: Plan, work: BlockStore) -> None:
     work.update({f"audit_{name}": value for name, value in vars(audit).items()})
 
 
-def _rate(found: BlockStore, length: int) -> float:
-    """Runs per second in the last blocks, told from the times between their ends.
+def _rate(store: BlockStore, length: int) -> float:
+    """Runs per second in the last blocks, from the times between their ends.
 
-    The median of those times: a pause between two runs of the command is one of them.
+    The median is taken, since a pause between two runs of the command is among those times.
     """
-    ends = found.about(FINISHED)
+    ends = store.about(FINISHED)
     ends = np.sort(ends[np.isfinite(ends)])[-_RECENT:]
     if len(ends) < 2:
         return float("nan")
@@ -372,29 +372,29 @@ def _rate(found: BlockStore, length: int) -> float:
 
 
 def resume_hint(path: str | os.PathLike[str]) -> str:
-    """A sentence on how far an interrupted store is, and by which command it is resumed."""
+    """A sentence on the progress of an interrupted store, and the command that resumes it."""
     try:
-        found = BlockStore.open(path, write=False)
+        store = BlockStore.open(path, write=False)
     except (FileNotFoundError, ValueError):
         return "nothing was written; start again"
-    done = found.done()
+    done = store.done()
     return f"{int(done.sum())} of {done.size} blocks are done; resume with `flowlab resume {path}`"
 
 
 def _lock_of(path: Any) -> Any:
-    """The lock of a store in the file system, which the system lets go when its process ends."""
+    """The file lock of a store, which the system releases when its process ends."""
     from filelock import FileLock
 
-    place = Path(path).absolute()
-    return FileLock(place.with_name(f".{place.name}.lock"), timeout=0)
+    folder = Path(path).absolute()
+    return FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0)
 
 
 @contextmanager
 def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep other processes of this machine from the store; an object store has no locks.
+    """A context that locks a store against other processes of this machine (not in object stores).
 
-    The file of the lock is removed while it is held; who gets the lock of a file that is gone tries
-    again, so that not two hold the locks of two files.
+    The lock file is removed while the lock is held. A process that obtains the lock of a removed
+    file tries again, so that two processes never hold two locks.
     """
     from filelock import Timeout
 
@@ -403,7 +403,7 @@ def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
         return
     Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(path)
-    place = Path(lock.lock_file)
+    folder = Path(lock.lock_file)
     while True:
         try:
             lock.acquire()
@@ -411,14 +411,14 @@ def _alone(path: str | os.PathLike[str]) -> Iterator[None]:
             raise BlockingIOError(
                 f"another process is writing to {path}; wait for it, or stop it first"
             ) from None
-        if place.exists():
+        if folder.exists():
             break
         lock.release()
     try:
         yield
     finally:
         with suppress(OSError):  # some systems do not remove what is open
-            place.unlink()
+            folder.unlink()
         lock.release()
 
 
@@ -439,7 +439,7 @@ def _is_locked(path: Any) -> bool:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C, in the main thread, where alone that can be done."""
+    """A context in which SIGTERM acts like Ctrl-C, if this is the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -56,11 +56,11 @@ Span = tuple[float, float]
 
 
 class Named(Protocol):
-    """Anything that names the components of its states, such as a flow or runs of it."""
+    """A protocol for objects with names of components, such as a flow or its runs."""
 
     @property
     def components(self) -> tuple[str, ...] | None:
-        """Names of the components, where they have such."""
+        """Names of the components, or None."""
         ...
 
 
@@ -72,12 +72,12 @@ def panels(
     share: bool = False,
     projection: str | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """A new Figure, unknown to pyplot, and its Axes row by row.
+    """A new Figure that is not registered with pyplot, and its Axes, row by row.
 
     Args:
         rows: Rows of Axes.
         columns: Columns of Axes.
-        size: Width and height of one Axes with what is written around it, inches.
+        size: Width and height of one Axes with its labels, inches.
         share: Whether all Axes show the same ranges.
         projection: A projection of matplotlib such as `"3d"`.
     """
@@ -96,12 +96,12 @@ def panels(
 def sheet(
     count: int, columns: int, *, size: tuple[float, float], share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A new Figure with a number of Axes, row by row and without spare ones.
+    """A new Figure with a number of Axes, row by row, without empty ones.
 
     Args:
         count: Number of Axes.
         columns: Axes in a row.
-        size: Width and height of one Axes with what is written around it, inches.
+        size: Width and height of one Axes with its labels, inches.
         share: Whether all Axes show the same ranges.
     """
     figure, axes = panels(-(-count // columns), columns, size=size, share=share)
@@ -111,16 +111,16 @@ def sheet(
 
 
 def name_outer_axes(axes: Sequence[Axes], columns: int, names: tuple[str, str]) -> None:
-    """Name the axes of a sheet at its left, and below the last Axes of each column."""
+    """Label the axes of a sheet at the left, and below the last Axes of each column."""
     for index, ax in enumerate(axes):
         ax.set_xlabel(names[0] if index + columns >= len(axes) else "")
         ax.set_ylabel(names[1] if index % columns == 0 else "")
 
 
 def shared_legend(axes: Sequence[Axes], *, columns: int = 4) -> None:
-    """One legend below the figure in place of the legends of its Axes.
+    """Replace the legends of the Axes by one legend below the figure.
 
-    Entries with the same words are shown once, the first of them.
+    Entries with the same label are shown once.
     """
     handles, labels = _gathered(axes)
     if labels:
@@ -130,11 +130,11 @@ def shared_legend(axes: Sequence[Axes], *, columns: int = 4) -> None:
 
 
 def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
-    """Write a figure as PNG and as SVG, laid out alike; their paths.
+    """Write a figure as PNG and as SVG with the same layout, and return their paths.
 
     Args:
         figure: The figure.
-        stem: The path of both without `.png` and `.svg`.
+        stem: Their path, without `.png` and `.svg`.
         dpi: Pixels per inch.
     """
     files = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
@@ -147,7 +147,7 @@ def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
 def target_axes(
     ax: Axes | None, *, size: tuple[float, float] = _ALONE, projection: str | None = None
 ) -> Axes:
-    """The Axes given, or that of a new Figure."""
+    """The given Axes, or those of a new Figure."""
     return panels(size=size, projection=projection)[1][0] if ax is None else ax
 
 
@@ -158,12 +158,12 @@ def finish(
     *,
     columns: int = 2,
 ) -> Axes:
-    """Name the axes, set their ranges, and put the legend of everything labelled above; the Axes.
+    """Label the axes, set their ranges, add a legend above, and return the Axes.
 
     Args:
         ax: The Axes.
-        names: Names of the axes; what is named already keeps its name.
-        spans: Ranges of the axes; None to leave them.
+        names: Names of the axes; existing labels are kept.
+        spans: Ranges of the axes; None to leave them unchanged.
         columns: Columns of the legend.
     """
     name_axes(ax, names)
@@ -178,7 +178,7 @@ def finish(
 
 
 def legend_beside(ax: Axes, wanted: bool = True) -> None:
-    """Put the legend to the right of the Axes, or take it away."""
+    """Put the legend to the right of the Axes, or remove it."""
     handles, labels = _gathered([ax])
     if wanted:
         position: dict[str, Any] = dict(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0)
@@ -186,7 +186,7 @@ def legend_beside(ax: Axes, wanted: bool = True) -> None:
 
 
 def _gathered(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """Every entry once, the first with its words, from Axes whose legends are taken away."""
+    """The entries of the legends of Axes, without repetition; the legends are removed."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -208,17 +208,17 @@ def draw_line(
     spans: tuple[Span, Span] = ((-np.inf, np.inf), (-np.inf, np.inf)),
     shortest: float = 0.0,
 ) -> None:
-    """Draw one flow line, with an arrowhead halfway along the part of it within the ranges.
+    """Draw one flow line, with an arrowhead halfway along its visible part.
 
     Args:
         ax: Where to draw.
         path: Successive states.
         color: Colour of the line.
         width: Width of the line, points.
-        order: Place among what is drawn, as matplotlib's `zorder`.
-        dot: Whether its start has a dot.
+        order: Drawing order, as matplotlib's `zorder`.
+        dot: Whether to mark its start with a dot.
         spans: The ranges.
-        shortest: Length of that part up to which there is no arrowhead.
+        shortest: Length of the visible part below which there is no arrowhead.
     """
     ax.plot(*path.T, color=color, linewidth=width, zorder=order)
     if dot:
@@ -234,7 +234,7 @@ def draw_line(
 
 
 def cell_edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
-    """The edges of cells around values, halfway between neighbours; of one alone, about it."""
+    """The edges of cells around values, halfway between neighbours."""
     if len(values) == 1:
         return values[0] + np.array([-0.5, 0.5])
     middle = (values[1:] + values[:-1]) / 2
@@ -252,18 +252,18 @@ def shade(
     edge: str = "none",
     order: float = 0.6,
 ) -> bool:
-    """Shade a part of a plane and say in the legend what it is; whether there is any of it.
+    """Shade a region of a plane, with a legend entry; returns whether it is not empty.
 
     Args:
         ax: Where to draw.
         axes: Coordinates along x, shape (m,), and along y, shape (k,).
-        part: Whether each point belongs to it; or a number of at most 1, above 0 where it does,
-            between whose points the outline is drawn where it is 0.
+        part: A mask of the points in it; or a function, at most 1, that is positive inside, whose
+            zero line is the outline.
         label: Entry in the legend.
         face: Colour.
         hatch: Pattern.
         edge: Colour of the pattern.
-        order: Place among what is drawn, as matplotlib's `zorder`.
+        order: Drawing order, as matplotlib's `zorder`.
     """
     height = np.where(part, 0.5, -0.5) if part.dtype == bool else part
     if not np.any(height > 0):
@@ -289,13 +289,13 @@ def shade_cells(
 
 
 def patch_entry(ax: Axes, label: str, **look: Any) -> None:
-    """An entry of a colour or pattern in the legend, for what has none of its own."""
+    """Add a legend entry for a colour or pattern."""
     nothing = np.full(3, np.nan)
     ax.fill(nothing, nothing, linewidth=0, label=label, **look)
 
 
 def check_plane(flow: AbstractFlow) -> None:
-    """Raise a ValueError where the states of a flow are known not to lie on a plane."""
+    """Refuse a flow whose states are known not to lie on a plane."""
     if flow.state_shape not in (None, (2,)):
         raise ValueError(
             f"Argument `flow` must be one on a plane, but its states have shape {flow.state_shape}."
@@ -303,7 +303,7 @@ def check_plane(flow: AbstractFlow) -> None:
 
 
 def name_axes(ax: Axes, names: tuple[str, str]) -> None:
-    """Names for the two axes; what is named already keeps its name."""
+    """Label the two axes; existing labels are kept."""
     ax.set_xlabel(ax.get_xlabel() or names[0])
     ax.set_ylabel(ax.get_ylabel() or names[1])
 
@@ -314,7 +314,7 @@ def names_for(named: Named | None) -> tuple[str, str]:
 
 
 def axis_name(named: Named | None, component: int) -> str:
-    """The name of the axis of one component; its number, where nothing names it."""
+    """The axis label of one component: its name, or else its index."""
     components = None if named is None else named.components
     name = f"$y_{{{component + 1}}}$" if components is None else components[component]
     return _NAMES.get(name, name)

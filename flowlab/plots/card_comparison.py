@@ -27,12 +27,12 @@ _TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)  # nats
 def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
     """Flow lines of several losses from the reference point, in three panels.
 
-    The margin against the flow time, the chosen log-ratio against the flow time, and the chosen
-    log-ratio against the margin, with dots at the margins compared. A cross ends a line that ends
-    before the last time: at rest, or where its loss is no longer defined.
+    They show the margin over flow time, the chosen log-ratio over flow time, and the chosen
+    log-ratio over the margin, with dots at the margins compared. A line that ends before the last
+    time, at rest or where its loss is no longer defined, ends in a cross.
 
     Args:
-        comparison: What `cards.compare` gives.
+        comparison: The result of `cards.compare`.
         axes: Three Axes; None for a new Figure, with one legend below.
 
     Raises:
@@ -70,7 +70,7 @@ def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) ->
 def _compared(
     ax: Axes, x: Float[np.ndarray, " k"], y: Float[np.ndarray, " k"], style: dict[str, Any]
 ) -> None:
-    """One line, and a cross where it ends before the others do."""
+    """Draw one line, with a cross if it ends before the others."""
     ax.plot(x, y, **style)
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if len(known) and known[-1] < len(y) - 1:

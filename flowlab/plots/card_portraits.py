@@ -75,11 +75,11 @@ def portrait(
 ) -> Axes:
     """The phase portrait of one loss on the log-ratio plane.
 
-    Arrows of the velocity (their length grows with the logarithm of the speed), flow lines from a
-    ring of starts and from the reference point, and what the card says: critical points within the
-    axes by kind and stability, those outside in words. Shaded are the part where the chosen
-    log-ratio falls under a kernel without coupling, plateaus (a wrong margin, and a speed below
-    1 % of that at the reference point), and where the loss is not defined.
+    It has arrows of the velocity (their length grows with the logarithm of the speed), flow lines
+    from a ring of starts and from the reference point, and the critical points of the card, by kind
+    and stability; those outside the axes are listed. Shaded are the region in which the chosen
+    log-ratio falls without coupling, plateaus (a wrong margin, and a speed below 1 % of that at the
+    reference point), and where the loss is not defined.
 
     Args:
         card: The card of a loss, from `cards.card`.
@@ -92,8 +92,8 @@ def portrait(
     Raises:
         ValueError: If a range is not (lower, upper), or `lines` is negative.
 
-    Accuracy: shades are read off a grid of 239 × 239 points; critical points are as good as the
-        card's, and lines of them are cubic splines through the points that the card gives.
+    Accuracy: shaded regions are read off a grid of 239 × 239 points; critical points are those of
+        the card, and lines of them are cubic splines through its points.
     """
     spans = checks.span("x", x), checks.span("y", y)
     checks.integer("lines", lines, 0)
@@ -125,7 +125,7 @@ def portraits(
     """Phase portraits side by side, on the same axes and under one legend.
 
     Args:
-        cards: Cards by the names to write above them.
+        cards: Cards, by title.
         x: Range of the chosen log-ratio, nats.
         y: Range of the rejected log-ratio, nats.
         columns: Portraits in a row.
@@ -151,8 +151,8 @@ def portraits(
 
 
 def _points_of(critical: CriticalSet, spacing: float) -> Float[np.ndarray, "k 2"]:
-    """A point, or points along a line, by a spline through those of the card."""
-    path = np.array([critical.place]) if critical.path is None else critical.path
+    """A point, or points along a spline through the line of the card."""
+    path = np.array([critical.position]) if critical.path is None else critical.path
     lengths = np.hypot(*np.diff(path, axis=0).T)
     path = path[np.append(True, lengths > 0)]
     if len(path) == 1:
@@ -164,7 +164,7 @@ def _points_of(critical: CriticalSet, spacing: float) -> Float[np.ndarray, "k 2"
 
 
 def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, critical_sets: CriticalSets) -> None:
-    """Shade where the chosen log-ratio falls, plateaus, flat regions, and what is undefined."""
+    """Shade where the chosen log-ratio falls, plateaus, flat regions, and undefined regions."""
     defined = np.all(np.isfinite(grid.gradient), axis=-1)
     region = next((critical for critical, _ in critical_sets if critical.kind == "region"), None)
     flat = np.all(grid.gradient == 0, axis=-1) & (region is not None)
@@ -180,13 +180,13 @@ def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, critical_sets: Critic
 
 
 def _beside(grid: SampledFlow, critical_sets: CriticalSets) -> Bool[np.ndarray, "m m"]:
-    """The points of a grid that lie close to a critical point or a line of them."""
+    """Mask of the grid points close to a critical point or line."""
     states = grid.states
-    places = [points for critical, points in critical_sets if critical.kind != "region"]
-    if not places:
+    positions = [points for critical, points in critical_sets if critical.kind != "region"]
+    if not positions:
         return np.zeros(states.shape[:2], bool)
     near = _CLEAR * float(np.max(np.ptp(states, axis=(0, 1))))
-    return KDTree(np.concatenate(places)).query(states)[0] < near
+    return KDTree(np.concatenate(positions)).query(states)[0] < near
 
 
 def _draw_margin_zero(ax: Axes, spans: Spans) -> None:
@@ -200,7 +200,7 @@ def _draw_margin_zero(ax: Axes, spans: Spans) -> None:
 def _draw_flow_lines(
     ax: Axes, flow: AbstractFlow, spans: Spans, count: int, duration: float
 ) -> None:
-    """Flow lines from the ring, thin, and over them the one from the reference point."""
+    """Draw thin flow lines from a ring, and over them that from the reference point."""
     options: dict[str, Any] = dict(until=until.time(duration), clock="arc_length", rtol=FINE_RTOL)
     look: dict[str, Any] = dict(spans=spans, shortest=_SHORTEST * _width(spans))
     starts = _ring(spans, count)
@@ -234,7 +234,7 @@ def _ring(spans: Spans, count: int) -> Float[np.ndarray, "n 2"]:
 def _draw_critical_points(ax: Axes, critical_sets: CriticalSets, spans: Spans) -> None:
     """Mark critical points within the axes, and name those outside in the lower left corner.
 
-    A region is one that is shaded already, or lies outside.
+    A flat region is shaded already, or lies outside.
     """
     outside = []
     for critical, points in critical_sets:
@@ -251,7 +251,7 @@ def _draw_critical_points(ax: Axes, critical_sets: CriticalSets, spans: Spans) -
             draw_line_of_points(ax, points, kind, _name_of(critical), width=2.4)
     if not outside:
         return
-    words = "outside: " + "; ".join(map(_words, outside[:2]))
+    words = "outside: " + "; ".join(map(_legend_entry, outside[:2]))
     words += f"; {len(outside) - 2} more" if len(outside) > 2 else ""
     box: dict[str, Any] = dict(boxstyle="round,pad=0.25", facecolor="white", edgecolor="0.7")
     style: dict[str, Any] = dict(fontsize="x-small", va="bottom", bbox=box, zorder=7)
@@ -259,15 +259,15 @@ def _draw_critical_points(ax: Axes, critical_sets: CriticalSets, spans: Spans) -
 
 
 def _name_of(critical: CriticalSet) -> str:
-    """The entry in the legend."""
+    """The legend entry of a critical point."""
     if critical.kind != "point":
         return f"{critical.stability} {critical.kind} of critical points"
     return "saddle" if critical.stability == "saddle" else f"{critical.stability} critical point"
 
 
-def _words(critical: CriticalSet) -> str:
-    """The kind and the place, for what lies outside of the axes."""
-    at = f"({critical.place[0]:.4g}, {critical.place[1]:.4g})"
+def _legend_entry(critical: CriticalSet) -> str:
+    """The kind and position of a critical point outside the axes."""
+    at = f"({critical.position[0]:.4g}, {critical.position[1]:.4g})"
     if critical.kind == "line" and critical.margin is not None:
         at = f"at margin {critical.margin:.4g}"
     if critical.kind == "region":

@@ -77,26 +77,26 @@ _EVENTS = {
 
 
 def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
-    """Critical points by kind, and lines of them along their path.
+    """Critical points, marked by kind, and lines of critical points.
 
-    A minimum is a full circle, a saddle a cross, a maximum a hollow circle, a degenerate point a
-    hollow square; what lies on a wall or edge has a blue rim, and the legend names the wall. Where
-    there is none, the legend says so.
+    A minimum is a filled circle, a saddle a cross, a maximum an open circle, a degenerate point an
+    open square. Points on a wall or edge have a blue rim, and the legend names the wall. If there
+    are no points, the legend says so.
 
     Args:
-        points: What `critical.critical_points` gives.
+        points: The result of `critical.critical_points`.
         ax: Where to draw; None for a new Figure.
 
     Raises:
         ValueError: If a point does not lie on a plane.
     """
     for point in points:
-        _check_plane("points", point.place)
+        _check_plane("points", point.position)
     ax = target_axes(ax)
     for point in points:
         if point.path is None:
             rim = _ON_WALL if point.on else POINT_COLOR
-            draw_point(ax, point.place, point.kind, point.name, rim=rim)
+            draw_point(ax, point.position, point.kind, point.name, rim=rim)
         else:
             draw_line_of_points(ax, point.path, point.kind, point.name)
     if not len(points):
@@ -113,12 +113,12 @@ def separatrices(
     """Separatrices as curves: the flow lines that end at a saddle, between the basins.
 
     Args:
-        separatrices: What `critical.separatrices` gives.
+        separatrices: The result of `critical.separatrices`.
         names: Names of the axes.
         ax: Where to draw; None for a new Figure.
 
     Raises:
-        ValueError: If one does not lie on a plane.
+        ValueError: If one is not on a plane.
     """
     for one in separatrices:
         _check_plane("separatrices", one.path)
@@ -130,14 +130,14 @@ def separatrices(
 
 
 def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
-    """The end of each start: a filled map for starts on a grid, else a dot for each.
+    """The basin of each start: a map for starts on a grid, else a dot for each.
 
     Basins of minima have colours; starts that run away, end on the boundary or at a saddle, or
-    whose end is not known, are grey. The legend gives the share of each among the starts, and for
-    scattered ones its standard error.
+    whose end is not known, are grey. The legend gives the share of each, and its standard error for
+    scattered starts.
 
     Args:
-        basins: What `critical.basins` gives.
+        basins: The result of `critical.basins`.
         names: Names of the axes.
         ax: Where to draw; None for a new Figure.
 
@@ -168,21 +168,21 @@ def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | N
 
 
 def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None = None) -> Axes:
-    """One component of the critical points over a parameter, with what happens to them.
+    """A bifurcation diagram: one component of the critical points over a parameter.
 
-    Minima, which are stable, are drawn as full lines, all else as broken ones. A mark shows where
-    a critical point appears, vanishes or changes its index, or could not be followed further.
+    Minima, which are stable, are solid lines, all other points dashed ones. Marks show where a
+    critical point appears, vanishes, changes its index, or could not be followed further.
 
     Args:
-        continuation: What `critical.continuation` gives.
-        component: Which component of the state to draw.
+        continuation: The result of `critical.continuation`.
+        component: The component of the state to draw.
         ax: Where to draw; None for a new Figure.
 
     Raises:
         ValueError: If there is no such component.
     """
-    size = {len(branch.places[0]) for branch in continuation.branches}
-    size |= {len(event.place) for event in continuation.events}
+    size = {len(branch.positions[0]) for branch in continuation.branches}
+    size |= {len(event.position) for event in continuation.events}
     if size and not 0 <= component < min(size):
         raise ValueError(
             f"Argument `component` must be from 0 to {min(size) - 1}, but is {component!r}."
@@ -196,7 +196,7 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
     for event in continuation.events:
         style: dict[str, Any] = {"linestyle": "none", "zorder": 5, **_EVENTS[event.what]}
         style |= dict(markerfacecolor="white", markeredgecolor="black", markeredgewidth=1.2)
-        ax.plot(event.value, event.place[component], label=event.what, **style)
+        ax.plot(event.value, event.position[component], label=event.what, **style)
     if not continuation.branches:
         ax.plot([], [], linestyle="none", label="no critical point at any value")
     ax.set_xlim(np.min(continuation.values), np.max(continuation.values))
@@ -217,14 +217,14 @@ def draw_point(
 def draw_line_of_points(
     ax: Axes, path: Float[np.ndarray, "k 2"], kind: str, label: str, *, width: float = 5.0
 ) -> None:
-    """Draw a line of critical points, unless told so broad that nullclines on it are seen."""
+    """Draw a line of critical points, by default broad enough to show nullclines on it."""
     style: dict[str, Any] = dict(linestyle=_LINE_STYLES[kind], linewidth=width, zorder=2.4)
     style |= dict(color=POINT_COLOR, alpha=0.75, solid_capstyle="butt")
     ax.plot(*path.T, label=label, **style)
 
 
 def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
-    """Entry in the legend, colour and pattern of what becomes of a start."""
+    """Legend entry, colour and pattern of a label."""
     fraction, error = basins.fractions[basins.name(label)]
     # On a grid the error of starts drawn at random says nothing.
     within = "" if basins.shape else f" ± {100 * error:.1f}"
@@ -234,7 +234,7 @@ def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
         return f"{name}: {percent}", face, hatch
     minimum = basins.minima[label]
     rounding = 1e-9 * float(np.ptp(basins.starts))
-    position = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.place)
+    position = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.position)
     name = f"the {minimum.name}" if minimum.dimension else f"({position})"
     hatch = None if label < len(_FILLS) else "\\\\"
     return f"basin of {name}: {percent}", _FILLS[label % len(_FILLS)], hatch
@@ -268,9 +268,9 @@ def _fill(
 def _stretches(
     branch: Branch, events: Sequence[Event], component: int
 ) -> Iterator[tuple[str, list[float], list[float]]]:
-    """The stretches of a branch of one kind, with the events at their ends: kind, x and y."""
-    samples = list(zip(branch.values, branch.places[:, component], strict=True))
-    marks = [(event.value, event.place[component]) for event in events]
+    """The stretches of a branch with one kind, events at their ends included: kind, x and y."""
+    samples = list(zip(branch.values, branch.positions[:, component], strict=True))
+    marks = [(event.value, event.position[component]) for event in events]
     changes = [k for k in range(1, len(branch.kind)) if branch.kind[k] != branch.kind[k - 1]]
     for first, last in zip([0, *changes], [*changes, len(samples)], strict=True):
         lowest = samples[first - 1][0] if first else -np.inf

@@ -47,23 +47,24 @@ _EARLY = {
 
 
 def displacement(
-    found: Displacement,
+    displacement: Displacement,
     *,
     limit: float | None = None,
     color_bar: bool = True,
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """The fall of the chosen log-probability, over the margin of the start and the coupling.
+    """A map of the fall of the chosen log-probability, over initial margin and coupling.
 
-    The colour is the depth of the dip on a logarithmic scale; where it is light, nothing falls.
-    Hatched are starts from which it has recovered by the end, and those whose line ends early.
-    Drawn over it are k_wl = k_ww, the boundary of every loss of the margin, and that of this loss,
-    r*: on it the chosen response does not move at the start.
+    The colour is the depth of the fall on a logarithmic scale, light where there is none. Starts
+    from which the chosen has recovered by the end, and those whose line ends early, are hatched.
+    Lines show k_wl = k_ww, the boundary for every loss of the margin, and the boundary r* of this
+    loss, on which the chosen response does not move at the start.
 
     Args:
-        found: What `displacement.displacement` gives.
-        limit: Depth at the end of the colours, nats; None for 10, or the deepest dip beyond it.
+        displacement: The result of `displacement.displacement`.
+        limit: Depth at the end of the colour scale, nats; None for 10, or the deepest fall if that
+            is deeper.
         color_bar: Whether to add a colour bar.
         legend: Whether to write a legend to the right of the Axes.
         ax: Where to draw; None for a new Figure.
@@ -72,25 +73,25 @@ def displacement(
         ValueError: If the margins of the starts do not increase, or there are fewer than two starts
             or ratios.
     """
-    _check_grid(found)
+    _check_grid(displacement)
     ax = target_axes(ax, size=WITH_LEGEND)
-    edges = cell_edges(found.margins), cell_edges(found.ratios)
+    edges = cell_edges(displacement.margins), cell_edges(displacement.ratios)
     # The lightest colours of the map would pass for those of starts from which nothing falls.
     colors = ListedColormap(colormaps["inferno_r"](np.linspace(0.12, 1, 256)))
-    deepest = _deepest(found) if limit is None else limit
+    deepest = _deepest(displacement) if limit is None else limit
     image = ax.pcolormesh(
         *edges,
-        np.where(found.dip_depth > 0, found.dip_depth, np.nan),
+        np.where(displacement.dip_depth > 0, displacement.dip_depth, np.nan),
         cmap=colors,
         norm=LogNorm(_SHALLOWEST, deepest),
         zorder=0.5,
         rasterized=True,
     )
-    _shade_starts(ax, found, edges)
-    _draw_boundaries(ax, found)
+    _shade_starts(ax, displacement, edges)
+    _draw_boundaries(ax, displacement)
     ax.set(xlim=edges[0][[0, -1]], ylim=edges[1][[0, -1]])
     name_axes(ax, _NAMES)
-    ax.set_title(_title(found), fontsize="medium")
+    ax.set_title(_title(displacement), fontsize="medium")
     if color_bar:
         label = "depth of the dip of the chosen log-probability (nats)"
         ax.figure.colorbar(image, ax=ax, label=label, extend="both")
@@ -101,12 +102,12 @@ def displacement(
 
 
 def displacements(
-    found: Mapping[str, Displacement], *, columns: int = 3
+    displacements: Mapping[str, Displacement], *, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
     """Maps of displacement side by side, in the same colours and under one legend.
 
     Args:
-        found: Displacements by the names to write above them.
+        displacements: Displacements, by title.
         columns: Maps in a row.
 
     Returns:
@@ -115,18 +116,20 @@ def displacements(
     Raises:
         ValueError: If there is no displacement, `columns` is below 1, or one cannot be drawn.
     """
-    if not found:
-        raise ValueError("Argument `found` must hold at least one displacement, but is empty.")
+    if not displacements:
+        raise ValueError(
+            "Argument `displacements` must hold at least one displacement, but is empty."
+        )
     checks.integer("columns", columns)
-    if len(found) == 1:
-        ((name, one),) = found.items()
+    if len(displacements) == 1:
+        ((name, one),) = displacements.items()
         figure, axes = sheet(1, 1, size=WITH_LEGEND)
         displacement(one, ax=axes[0]).set_title(f"{name}\n{_title(one)}", fontsize="medium")
         return figure, axes
-    columns = min(columns, len(found))
-    figure, axes = sheet(len(found), columns, size=(4.3, 4.2))
-    limit = max(_deepest(one) for one in found.values())
-    for (name, one), ax in zip(found.items(), axes, strict=True):
+    columns = min(columns, len(displacements))
+    figure, axes = sheet(len(displacements), columns, size=(4.3, 4.2))
+    limit = max(_deepest(one) for one in displacements.values())
+    for (name, one), ax in zip(displacements.items(), axes, strict=True):
         displacement(one, limit=limit, color_bar=False, legend=False, ax=ax)
         ax.set_title(f"{name}\n{_title(one)}", fontsize="small")
     name_outer_axes(axes, columns, _NAMES)
@@ -137,56 +140,65 @@ def displacements(
 
 
 def _shade_starts(
-    ax: Axes, found: Displacement, edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]]
+    ax: Axes,
+    displacement: Displacement,
+    edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
 ) -> None:
-    """Shade the starts from which nothing falls, or falls and recovers, or whose line is short."""
-    still = found.known & ~(found.dip_depth > 0)
+    """Shade starts without a fall, with a recovery, or whose line ends early."""
+    still = displacement.known & ~(displacement.dip_depth > 0)
     shade_cells(ax, edges, still, "never below its start", face=_STILL)
-    shade_cells(ax, edges, ~found.known, "no flow line: the loss\nis not defined", face=_NO_LINE)
-    recovers = np.isfinite(found.recovery_time)
+    shade_cells(
+        ax, edges, ~displacement.known, "no flow line: the loss\nis not defined", face=_NO_LINE
+    )
+    recovers = np.isfinite(displacement.recovery_time)
     shade_cells(ax, edges, recovers, "falls, and recovers", hatch="////", edge="0.25")
-    for code in np.unique(found.outcome[found.ends_early]):
-        ends = found.ends_early & (found.outcome == code)
+    for code in np.unique(displacement.outcome[displacement.ends_early]):
+        ends = displacement.ends_early & (displacement.outcome == code)
         label = _EARLY.get(code, f"line ends early:\n{Outcome(code).name}")
         hatch = "...." if code == Outcome.step_limit else "xx"
         shade_cells(ax, edges, ends, label, hatch=hatch, edge="0.5")
 
 
-def _draw_boundaries(ax: Axes, found: Displacement) -> None:
-    """The line k_wl = k_ww, and where the chosen response does not move at the start."""
+def _draw_boundaries(ax: Axes, displacement: Displacement) -> None:
+    """Draw the line k_wl = k_ww, and the boundary r* of the loss."""
     style: dict[str, Any] = dict(color="black", linestyle=(0, (5, 3)), linewidth=1.1, zorder=3)
     ax.axhline(1.0, label="$k_{wl} = k_{ww}$", **style)
-    shown = np.isfinite(found.boundary)
+    shown = np.isfinite(displacement.boundary)
     # Beyond the axes the boundary is cut off, so that poles of it make no line across them.
-    low, high = found.ratios[[0, -1]]
+    low, high = displacement.ratios[[0, -1]]
     margin = high - low
-    inside = shown & (found.boundary > low - margin) & (found.boundary < high + margin)
-    line = np.where(inside, found.boundary, np.nan)
-    if np.any(inside & (found.boundary >= low) & (found.boundary <= high)):
+    inside = (
+        shown & (displacement.boundary > low - margin) & (displacement.boundary < high + margin)
+    )
+    line = np.where(inside, displacement.boundary, np.nan)
+    if np.any(inside & (displacement.boundary >= low) & (displacement.boundary <= high)):
         label = "$r^*$: on it, the chosen is\nat rest at the start"
-        ax.plot(found.margins, line, color=_BOUNDARY, linewidth=2.2, zorder=2.9, label=label)
+        ax.plot(displacement.margins, line, color=_BOUNDARY, linewidth=2.2, zorder=2.9, label=label)
         return
-    known = found.boundary[~np.isnan(found.boundary)]
+    known = displacement.boundary[~np.isnan(displacement.boundary)]
     ends = f": {known.min():.3g} to {known.max():.3g}" if known.size else ""
     look: dict[str, Any] = dict(transform=ax.transAxes, ha="left", va="bottom", fontsize="small")
     look["bbox"] = dict(facecolor="white", edgecolor="none", alpha=0.9, pad=2)
     ax.text(0.02, 0.02, f"$r^*$ outside of the axes{ends}", color=_BOUNDARY, zorder=4, **look)
 
 
-def _deepest(found: Displacement) -> float:
-    return max(_DEEPEST, float(np.nanmax(found.dip_depth, initial=0.0)))
+def _deepest(displacement: Displacement) -> float:
+    return max(_DEEPEST, float(np.nanmax(displacement.dip_depth, initial=0.0)))
 
 
-def _title(found: Displacement) -> str:
-    loss = textwrap.fill(repr(found.loss), _TITLE)
-    return f"{loss}\nflow time {found.time:.4g}, $k_{{ll}}/k_{{ww}}$ = {found.rejected:g}"
+def _title(displacement: Displacement) -> str:
+    loss = textwrap.fill(repr(displacement.loss), _TITLE)
+    ratio = f"$k_{{ll}}/k_{{ww}}$ = {displacement.rejected:g}"
+    return f"{loss}\nflow time {displacement.time:.4g}, {ratio}"
 
 
-def _check_grid(found: Displacement) -> None:
-    if len(found.starts) < 2 or len(found.ratios) < 2:
+def _check_grid(displacement: Displacement) -> None:
+    if len(displacement.starts) < 2 or len(displacement.ratios) < 2:
         raise ValueError(
-            "Argument `found` must have at least two starts and two ratios to be drawn, but has "
-            f"{len(found.starts)} and {len(found.ratios)}."
+            "Argument `displacement` must have at least two starts and two ratios, but has "
+            f"{len(displacement.starts)} and {len(displacement.ratios)}."
         )
-    if np.any(np.diff(found.margins) <= 0):
-        raise ValueError("Argument `found` must have starts of increasing margins to be drawn.")
+    if np.any(np.diff(displacement.margins) <= 0):
+        raise ValueError(
+            "Argument `displacement` must have starts of increasing margins to be drawn."
+        )

@@ -45,9 +45,9 @@ _ARROW = Path([(-1, 0), (1, 0), (0.45, 0.4), (1, 0), (0.45, -0.4)], [1, 2, 1, 2,
 
 @dataclass(frozen=True)
 class SampledFlow:
-    """A flow on a grid from edge to edge of the axes, evaluated once for all that is drawn of it.
+    """A flow on a grid over the axes, evaluated once for all layers of a figure.
 
-    What lies outside of the domain is NaN. The first axis of arrays is that of x.
+    Values outside the domain are NaN. The first axis of arrays is that of x.
 
     Attributes:
         flow: The flow.
@@ -65,7 +65,7 @@ class SampledFlow:
 
     @property
     def centres(self) -> "SampledFlow":
-        """Every other point: the centres of as many cells, which touch no edge."""
+        """Every other grid point: the centres of cells that fill the axes."""
         x, y = (axis[1::2] for axis in self.axes)
         arrays = (self.loss, self.gradient, self.velocity)
         return SampledFlow(self.flow, (x, y), *(array[1::2, 1::2] for array in arrays))
@@ -132,7 +132,7 @@ def loss_surface(
         ValueError: If the flow is not one on a plane, a range is not (lower, upper), or `ax` is not
             three-dimensional.
 
-    Source: arXiv 2404.04626, figure 1(a), is this at the ranges given here.
+    Source: arXiv 2404.04626, figure 1(a), which has the default ranges.
     """
     grid = sample(flow, x, y).centres
     canvas: Any = target_axes(ax, projection="3d")
@@ -163,17 +163,17 @@ def field(
 ) -> Axes:
     """Arrows of the velocity −M∇L, the negative gradient, over level lines of the loss.
 
-    The length of an arrow grows with the logarithm of the speed, from two fifths of the longest
-    up; the legend gives three speeds. Its colour gives the speed too, unless `color` is set.
+    The length of an arrow grows with the logarithm of the speed, from two fifths of the longest;
+    the legend shows three speeds. The colour also gives the speed, unless `color` is set.
 
     Args:
         flow: A flow on a plane. States outside of its domain have no arrow and no level.
         x: Range of the first component.
         y: Range of the second component.
-        arrows: Arrows per side, an odd number from 3 to 39 serves best.
-        levels: About how many level lines; 0 for none.
+        arrows: Arrows per side, 2 to 39; odd numbers work best.
+        levels: Approximate number of level lines; 0 for none.
         color: One colour for all arrows; None colours them by speed and adds a colour bar.
-        legend: Whether the legend says what the lengths of arrows mean.
+        legend: Whether the legend shows the meaning of the lengths of arrows.
         ax: Where to draw; None for a new Figure.
 
     Raises:
@@ -195,7 +195,7 @@ def field(
 def draw_field(
     ax: Axes, grid: SampledFlow, *, arrows: int = 17, levels: int = 6, color: str | None = None
 ) -> Span | None:
-    """Draw arrows over level lines; the lowest and highest speed drawn, None if nothing moves."""
+    """Draw arrows over level lines; returns the lowest and highest speed, None if all are 0."""
     cells = grid.centres
     if levels:
         of = "loss (nats)" if isinstance(grid.flow, PreferenceFlow) else "potential"
@@ -220,7 +220,7 @@ def _level_lines(ax: Axes, grid: SampledFlow, levels: int, label: str) -> None:
 def _arrows(
     ax: Axes, states: np.ndarray, velocity: np.ndarray, color: str | None, across: int
 ) -> Span | None:
-    """Draw the arrows; the lowest and the highest speed among them, None if nothing moves."""
+    """Draw the arrows; returns the lowest and highest speed, None if all are 0."""
     speed = np.hypot(*velocity.T)
     fit = np.isfinite(speed) & (speed > 0)
     if not fit.any():
@@ -245,7 +245,7 @@ def _arrows(
 
 
 def _explain(ax: Axes, speeds: Span | None, color: str | None) -> None:
-    """Entries in the legend for the shortest, a middle and the longest arrow."""
+    """Add legend entries for the shortest, a middle and the longest arrow."""
     if speeds is None:
         return
     lowest, highest = speeds

@@ -46,21 +46,21 @@ def map_of(
     """An image of one value per start, over a grid of starts.
 
     Args:
-        values: One value per cell, shape (m, k), indexed as `starts.grid((m, k))` reshaped: first
-            index along x. NaN has a colour of its own, and then an entry in the legend.
+        values: One value per cell, shape (m, k), with the first index along x, as for
+            `starts.grid((m, k))` reshaped. NaN has a colour and a legend entry of its own.
         label: Name and unit of the value, for the colour bar.
-        x: Range of the first component, from edge to edge; None for that of the grid that the
-            starts of `of` form, and without runs for (0, 1).
+        x: Range of the first component, between the outer edges of the cells; None for that of
+            the grid of the starts of `of`, and without runs for (0, 1).
         y: Range of the second component, likewise.
-        scale: `"log"` for values over decades, all positive.
+        scale: `"log"` for positive values that span decades.
         limits: Values at the ends of the colour map; None for the smallest and largest value.
-        center: Middle of a diverging colour map, whose ends lie at equal distances (ratios, for
-            `"log"`) from it; None for a colour map from low to high.
+        center: Middle of a diverging colour map, symmetric about it (in ratios, for `"log"`); None
+            for a sequential colour map.
         levels: Values at which to draw level lines, increasing.
-        missing: Entry of NaN in the legend.
-        of: The runs or the flow that the values are of, which name the axes. Runs tell the ranges,
+        missing: Legend entry of NaN.
+        of: The runs or flow that the values belong to, which name the axes; runs tell the ranges,
             too.
-        names: Names of the axes, in place of those.
+        names: Names of the axes, instead of those of `of`.
         color_bar: Whether to add a colour bar.
         ax: Where to draw; None for a new Figure.
 
@@ -105,9 +105,9 @@ def changes(
 ) -> Axes:
     """Total rise of the chosen ratio against total fall of the rejected ratio, one dot per start.
 
-    Dots are coloured by the angle θ₀ of the start, tan θ₀ = x2/x1. Drawn with them: the line of
-    equal change, and the exact law of the free ratio plane up to extinction, Δx1 = tan(θ₀/2)·|Δx2|,
-    for two angles.
+    Dots are coloured by the angle θ₀ of the start, tan θ₀ = x2/x1. Lines show equal changes, and
+    for two angles the exact relation on the free ratio plane up to extinction, Δx1 =
+    tan(θ₀/2)·|Δx2|.
 
     Args:
         chosen: Change of the chosen ratio, end less start, shape (n,).

@@ -31,7 +31,7 @@ _SLIDE_COLOR = "#d55e00"  # vermilion and blue of Okabe and Ito's colours for th
 
 
 class LoggedRun(Protocol):
-    """Anything with the columns of a training log, as `flowlab.logs.TrainingLog` has them."""
+    """A protocol for the columns of a training log, as of `flowlab.logs.TrainingLog`."""
 
     @property
     def step(self) -> Float[np.ndarray, " row"]:
@@ -50,7 +50,7 @@ class LoggedRun(Protocol):
 
     @property
     def points(self) -> Float[np.ndarray, "n 2"]:
-        """The two side by side, of the rows that have both."""
+        """The points (u_chosen, u_rejected) of the rows that have both."""
         ...
 
 
@@ -65,15 +65,16 @@ def lines(
     label: str = "flow line",
     ax: Axes | None = None,
 ) -> Axes:
-    """Flow lines on a plane: a dot at the start, an arrowhead at half the length.
+    """Flow lines on a plane, each with a dot at the start and an arrowhead halfway.
 
     Args:
-        of: Flow lines (`Line` objects, or arrays of successive states of shape (k, 2), mixed at
-            will), or with `flow` and `until` an array of starts, shape (n, 2), to follow.
+        of: Flow lines: `Line` objects or arrays of successive states, shape (k, 2). Or, with `flow`
+            and `until`, an array of starts to follow, shape (n, 2).
         flow: The flow to follow from the starts.
-        until: Where its lines end.
-        domain: Walls on which to mark where lines slide; None for those of the flow, if it slides.
-        names: Names of the axes; None for those that fit the flow, or the first `Line`.
+        until: The target of its lines.
+        domain: Domain with walls, along which sliding is marked; None for that of the flow, if it
+            slides.
+        names: Names of the axes; None for those of the flow, or of the first `Line`.
         color: Colour of the lines.
         label: Entry in the legend.
         ax: Where to draw; None for a new Figure.
@@ -113,7 +114,7 @@ def walls(
     color: str = "#0072b2",
     ax: Axes | None = None,
 ) -> Axes:
-    """The walls of a domain in a plane, with ticks on the side that is closed to flow lines.
+    """The walls of a domain in a plane, with ticks on their outer side.
 
     Args:
         domain: A domain with walls, such as `Box(1, 1)` or `Simplex()`.
@@ -146,7 +147,7 @@ def log_path(log: LoggedRun, *, ax: Axes | None = None) -> Axes:
     """The points (u_chosen, u_rejected) of a training log, coloured by optimiser step.
 
     Args:
-        log: A training log, as `flowlab.logs.read` gives it. Rows without both are left out.
+        log: A training log, as from `flowlab.logs.read`. Rows without both log-ratios are left out.
         ax: Where to draw; None for a new Figure.
 
     Raises:
@@ -173,7 +174,7 @@ def log_path(log: LoggedRun, *, ax: Axes | None = None) -> Axes:
 def _sliding_parts(
     path: Float[np.ndarray, "k 2"], domain: AbstractDomain | None
 ) -> list[Float[np.ndarray, "m 2"]]:
-    """The stretches of a line that lie on one wall, of at least two points."""
+    """The stretches of a line along one wall, of at least two points."""
     if domain is None:
         return []
     normals, offsets = domain.walls()
@@ -189,9 +190,9 @@ def _stretches(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
 def _wall_ends(
     normals: np.ndarray, offsets: np.ndarray, wall: int, spans: tuple[Span, Span]
 ) -> Float[np.ndarray, "2 2"] | None:
-    """The two ends of a wall within the ranges and inside of all other walls; None if nowhere.
+    """The ends of the visible part of a wall, inside all other walls; None if it has none.
 
-    They follow each other so that the closed side lies to the left.
+    They are ordered such that the outer side is to the left.
     """
     normal = normals[wall]
     base, along = normal * offsets[wall] / (normal @ normal), np.array([normal[1], -normal[0]])

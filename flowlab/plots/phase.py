@@ -64,10 +64,10 @@ DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # what is slow
 def nullclines(
     flow: AbstractFlow, *, x: Span = (0.0, 1.0), y: Span = (0.0, 1.0), ax: Axes | None = None
 ) -> Axes:
-    """The lines on which a component of the velocity is zero: across one, that component turns.
+    """The nullclines of a flow: lines across which a component of the velocity changes sign.
 
-    A component that is zero throughout a region is shaded there, and one that changes its sign
-    nowhere within the axes has no line. What lies outside of the domain is left out.
+    A region in which a component is zero is shaded; a component that does not change sign within
+    the axes has no line. Nothing is drawn outside the domain.
 
     Args:
         flow: A flow on a plane.
@@ -78,9 +78,8 @@ def nullclines(
     Raises:
         ValueError: If the flow is not one on a plane, or a range is not (lower, upper).
 
-    Accuracy: read off a grid of 239 × 239 points, linearly between them. Where a component jumps
-        from one sign to the other, at a kink or pole, it is drawn too; where it touches zero
-        without changing its sign, it is not.
+    Accuracy: read off a grid of 239 × 239 points with linear interpolation. A jump from one sign to
+        the other, at a kink or pole, is drawn too; a zero without a change of sign is not.
     """
     grid = sample(flow, x, y)
     ax = target_axes(ax)
@@ -97,21 +96,21 @@ def slow_regions(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The part where the speed is below a level, dotted; around a critical point it always is.
+    """The region in which the speed is below a level, dotted; it includes all critical points.
 
     Args:
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
         below: The level of the speed |−M∇L|, per unit of flow time.
-        label: Words for the legend; None for "speed below" the level.
+        label: Legend entry; None for "speed below" the level.
         ax: Where to draw; None for a new Figure.
 
     Raises:
         ValueError: If `below` is not positive and finite, the flow is not one on a plane, or a
             range is not (lower, upper).
 
-    Accuracy: as that of `nullclines`.
+    Accuracy: that of `nullclines`.
     """
     checks.positive("below", below)
     grid = sample(flow, x, y)
@@ -132,29 +131,31 @@ def phase_portrait(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """The phase portrait of a flow on a plane: what `flowlab.critical` finds over its field.
+    """The phase portrait of a flow on a plane, with the results of `flowlab.critical`.
 
-    Each layer is a figure of its own too, and others can be drawn over it: `plots.lines`, say.
+    Each layer also exists as a function of its own, and others, such as `plots.lines`, can be
+    added.
 
     Args:
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
         layers: Which of "basins", "slow_regions", "field", "flow_lines", "nullclines",
-            "separatrices" and "critical_points" to draw; unless given, all but the basins, which
+            "separatrices" and "critical_points" to draw; by default all except the basins, which
             take longest, and the field of arrows.
-        points: The critical points, from `critical.critical_points` on this region; None to search.
+        points: The critical points, from `critical.critical_points` on this region; None to search
+            for them.
         below: Level of the speed for the slow regions, per unit of flow time; None for a tenth of
             the median over the axes.
-        cells: Starts on each side of the map of basins; None for 64.
+        cells: Cells per side of the map of basins; None for 64.
         legend: Whether to write a legend to the right of the Axes.
         ax: Where to draw; None for a new Figure.
 
     Raises:
-        ValueError: If the flow is not one on a plane, a range is not (lower, upper), there is no
-            such layer or none at all, or an option has no effect on the layers that there are.
+        ValueError: If the flow is not one on a plane, a range is not (lower, upper), a layer is
+            unknown or none is given, or an option has no effect on the layers given.
 
-    Accuracy: as that of the layers, and of `critical.critical_points`, `separatrices` and `basins`.
+    Accuracy: that of the layers, and of `critical.critical_points`, `separatrices` and `basins`.
     """
     spans = checks.span("x", x), checks.span("y", y)
     _check_layers(layers, below=below, cells=cells, points=points)
@@ -203,13 +204,13 @@ def _draw_slow_regions(ax: Axes, grid: SampledFlow, below: float, label: str) ->
 
 
 def slowness(grid: SampledFlow, below: float) -> Float[np.ndarray, "m m"]:
-    """The part by which the speed is below a level: 1 at rest, 0 at the level, at least −1."""
+    """The relative distance of the speed below a level: 1 at rest, 0 at the level, at least −1."""
     # Far above the level only that it is above matters, and there it may be infinite.
     return 1 - np.minimum(grid.speed / below, 2.0)
 
 
 def draw_arrows(ax: Axes, grid: SampledFlow, *, color: str, **options: int) -> None:
-    """Arrows of the velocity in one colour, whose lengths the legend does not give."""
+    """Draw arrows of the velocity in one colour, without a legend of their lengths."""
     draw_field(ax, grid, color=color, **options)
     style: dict[str, Any] = dict(color=color, marker=r"$\rightarrow$", linestyle="none")
     ax.plot([], [], label="velocity (length: log)", **style)
@@ -230,7 +231,7 @@ def _draw_nullclines(ax: Axes, grid: SampledFlow) -> None:
 
 
 def _rates(flow: AbstractFlow) -> tuple[str, str]:
-    """The rates of the two components, as formulas."""
+    """The labels of the rates of the two components, as formulas."""
     policy = flow.policy if isinstance(flow, PreferenceFlow) else None
     if isinstance(policy, LogRatioPlane):
         return r"\dot{u}_\mathrm{chosen}", r"\dot{u}_\mathrm{rejected}"
@@ -239,7 +240,7 @@ def _rates(flow: AbstractFlow) -> tuple[str, str]:
 
 
 def _throughout(mask: Bool[np.ndarray, "m m"]) -> Bool[np.ndarray, "m m"]:
-    """The corners of the cells all of whose corners are in a mask: regions, but no lines."""
+    """Mask of the corners of cells that are entirely in a mask, which excludes mere lines."""
     cells = mask[1:, 1:] & mask[1:, :-1] & mask[:-1, 1:] & mask[:-1, :-1]
     corners = np.zeros_like(mask)
     for i in (slice(1, None), slice(None, -1)):
@@ -264,13 +265,13 @@ def _check_layers(layers: Sequence[str], **options: Any) -> None:
 
 
 def typical_speed(grid: SampledFlow) -> float:
-    """The median speed over the grid; 1 where nothing moves or is defined."""
+    """The median speed over the grid; 1 if nothing moves or is defined."""
     moving = grid.speed[np.isfinite(grid.speed) & (grid.speed > 0)]
     return float(np.median(moving)) if moving.size else 1.0
 
 
 def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = None) -> None:
-    """The ranges, with room for what rests along a side; equal scales if that can be."""
+    """Set the ranges, with room for critical points along a side; equal scales if possible."""
     widths = [high - low for low, high in spans]
     for axis, limit in enumerate((ax.set_xlim, ax.set_ylim)):
         room = _ROOM * widths[axis]
@@ -284,12 +285,12 @@ def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = No
 
 def _lies_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
     """True if a point, or most of a line, lies on a side of the axes."""
-    places = np.atleast_2d(point.place if point.path is None else point.path)
-    return bool(np.mean(np.abs(places[:, axis] - end) < near) > 0.5)
+    positions = np.atleast_2d(point.position if point.path is None else point.path)
+    return bool(np.mean(np.abs(positions[:, axis] - end) < near) > 0.5)
 
 
 def title_of(flow: AbstractFlow) -> str:
-    """The loss with the kernel of its plane, or the potential; nothing for another function."""
+    """The title: the loss with its kernel, or the potential; empty for other functions."""
     if isinstance(flow, PreferenceFlow):
         return loss_title(flow.loss, flow.policy)
     if isinstance(flow, Flow) and isinstance(flow.function, AbstractPotential):
@@ -298,7 +299,7 @@ def title_of(flow: AbstractFlow) -> str:
 
 
 def loss_title(loss: AbstractLoss, policy: AbstractPolicy) -> str:
-    """The loss, and the kernel of a log-ratio plane where it is not the identity."""
+    """The loss, with the kernel of a log-ratio plane unless it is the identity."""
     words = textwrap.fill(repr(loss), _TITLE)
     kernel = policy.matrix if isinstance(policy, LogRatioPlane) else np.eye(2)
     if callable(kernel):

@@ -17,7 +17,7 @@ _BANDS = ((0.05, 0.95), (0.25, 0.75))
 
 
 class _Run(Protocol):
-    """The part of a run that is drawn."""
+    """A protocol for the attributes of a run that are drawn."""
 
     @property
     def u_chosen(self) -> Float[np.ndarray, " s"]: ...
@@ -33,7 +33,7 @@ class _Run(Protocol):
 
 
 class _Compared(Protocol):
-    """The part of a replay that is drawn, as `flowlab.replay.Comparison` has it."""
+    """A protocol for the attributes of a `flowlab.replay.Comparison` that are drawn."""
 
     @property
     def log(self) -> Any: ...
@@ -48,69 +48,72 @@ class _Compared(Protocol):
     def noise(self) -> Float[np.ndarray, "k 2"]: ...
 
 
-def replay(found: _Compared) -> Figure:
-    """A replay beside its log, their distance, and what became of all pairs, in four pictures.
+def replay(comparison: _Compared) -> Figure:
+    """A replay compared with its log, in four panels: steps, deviation, and two on all pairs.
 
     Args:
-        found: What `flowlab.replay.compare` gives, of a replay that looked at all pairs.
+        comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
     """
     figure, axes = panels(2, 2, size=_SIZE)
     for draw, ax in zip(
         (replay_steps, replay_deviation, replay_spread, replay_pairs), axes, strict=True
     ):
-        draw(found, ax=ax)
+        draw(comparison, ax=ax)
     return figure
 
 
-def replay_steps(found: _Compared, *, ax: Axes | None = None) -> Axes:
+def replay_steps(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """The log-ratios of a log over its steps, as dots, and those of its replay, as lines.
 
     Args:
-        found: What `flowlab.replay.compare` gives.
+        comparison: The result of `flowlab.replay.compare`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
-    run: _Run = found.run
+    run: _Run = comparison.run
     for side, color in _COLORS.items():
-        mine, logged = getattr(run, f"u_{side}"), getattr(found.log, f"u_{side}")
-        ax.plot(found.log.step, logged, ".", color=color, alpha=0.4)
+        mine, logged = getattr(run, f"u_{side}"), getattr(comparison.log, f"u_{side}")
+        ax.plot(comparison.log.step, logged, ".", color=color, alpha=0.4)
         label = f"{side}: replay, log (dots)"
         ax.plot(np.arange(1, mine.size + 1), mine, color=color, linewidth=0.9, label=label)
     ax.axhline(0.0, color="0.8", linewidth=0.8, zorder=0)
     return finish(ax, ("optimiser step", "log-ratio, mean of a batch (nats)"), columns=2)
 
 
-def replay_deviation(found: _Compared, *, ax: Axes | None = None) -> Axes:
+def replay_deviation(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """Draw the deviation of a replay from its log at each row, on a logarithmic scale.
 
-    Dashed, the standard error of a row, from which runs in two orders differ by √2 times as much.
+    The dashed line is the standard error of a row; runs with different orders of samples differ by
+    √2 times as much.
 
     Args:
-        found: What `flowlab.replay.compare` gives.
+        comparison: The result of `flowlab.replay.compare`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
     for column, (side, color) in enumerate(_COLORS.items()):
-        away = np.abs(found.deviation[:, column])
+        away = np.abs(comparison.deviation[:, column])
         away = np.where(away > 0, away, np.nan)  # as at the reference, where both are 0
-        ax.plot(found.log.step, away, ".-", color=color, linewidth=0.5, markersize=3, label=side)
-        noise = found.noise[:, column]
+        ax.plot(
+            comparison.log.step, away, ".-", color=color, linewidth=0.5, markersize=3, label=side
+        )
+        noise = comparison.noise[:, column]
         if np.any(noise > 0):
             label = "standard error of a row" if column else None
-            ax.plot(found.log.step, noise, "--", color=color, linewidth=1, label=label)
+            ax.plot(comparison.log.step, noise, "--", color=color, linewidth=1, label=label)
     ax.set_yscale("log")
     return finish(ax, ("optimiser step", "|replay − log| (nats)"), columns=3)
 
 
-def replay_spread(found: _Compared, *, ax: Axes | None = None) -> Axes:
+def replay_spread(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """The log-ratios of all pairs over the steps: medians, and bands of 50 % and 90 % of them.
 
     Args:
-        found: What `flowlab.replay.compare` gives, of a replay that looked at all pairs.
+        comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
-    steps, u = _looked_at(found)
+    steps, u = _looked_at(comparison)
     for column, (side, color) in enumerate(_COLORS.items()):
         for low, high in _BANDS:
             band = np.quantile(u[..., column], (low, high), axis=1)
@@ -121,15 +124,15 @@ def replay_spread(found: _Compared, *, ax: Axes | None = None) -> Axes:
     return finish(ax, ("optimiser step", "log-ratio of all pairs (nats)"), columns=4)
 
 
-def replay_pairs(found: _Compared, *, ax: Axes | None = None) -> Axes:
+def replay_pairs(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """All pairs on the plane of log-ratios at the end: left of 0, the chosen response fell.
 
     Args:
-        found: What `flowlab.replay.compare` gives, of a replay that looked at all pairs.
+        comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
         ax: Where to draw; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
-    steps, u = _looked_at(found)
+    steps, u = _looked_at(comparison)
     fell = u[-1, :, 0] < 0
     for part, color, what in (
         (fell, "#d55e00", "chosen fell"),
@@ -145,11 +148,11 @@ def replay_pairs(found: _Compared, *, ax: Axes | None = None) -> Axes:
     return finish(ax, (x, y), columns=2)
 
 
-def _looked_at(found: _Compared) -> tuple[np.ndarray, np.ndarray]:
-    run: _Run = found.run
+def _looked_at(comparison: _Compared) -> tuple[np.ndarray, np.ndarray]:
+    run: _Run = comparison.run
     if not run.u.size:
         raise ValueError(
-            "Argument `found` must be of a replay that looked at all pairs, with keep_every=…, but "
-            "is not."
+            "Argument `comparison` must be of a replay that looked at all pairs, but is not; "
+            "replay with keep_every=…."
         )
     return run.kept, run.u.astype(float)

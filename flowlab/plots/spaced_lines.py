@@ -53,24 +53,23 @@ def flow_lines(
     spacing: float = _SPACING,
     ax: Axes | None = None,
 ) -> Axes:
-    """Flow lines all over a plane, evenly spaced: each ends where it comes near another one.
+    """Evenly spaced flow lines over a plane; each ends where it comes close to another.
 
     Args:
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
-        spacing: Distance between lines where they begin, as a part of the sides of the axes.
+        spacing: Initial distance between lines, as a fraction of the sides of the axes.
         ax: Where to draw; None for a new Figure.
 
     Raises:
         ValueError: If the flow is not one on a plane, a range is not (lower, upper), or `spacing`
             is not between 0.01 and 0.5.
 
-    Source: Jobard and Lefer, Visualization in Scientific Computing '97, 43–55, for the choice of
-        places.
+    Source: Jobard and Lefer, Visualization in Scientific Computing '97, 43–55, for the placement.
 
-    Accuracy: that of flow lines at a relative tolerance of 3e-8; between their steps, that of cubic
-        splines, which is no thicker than the lines.
+    Accuracy: flow lines have a relative tolerance of 3e-8; cubic splines between their steps
+        deviate by less than the width of a line.
     """
     check_plane(flow)
     spans = checks.span("x", x), checks.span("y", y)
@@ -98,7 +97,7 @@ def draw_flow_lines(
 
 @one_call()
 def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[Path]:
-    """Lines that begin so far from all before, on the unit square that stands for the axes."""
+    """Lines that begin at a minimal distance from all earlier ones, on the unit square."""
     inside = enclosed(
         flow, np.asarray(spans, float), ROOM
     )  # as separatrices, whose program it shares
@@ -107,10 +106,10 @@ def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[
     drawn = np.empty((0, 2))
     left = deque(_first_places())
     while left:
-        place = left.popleft()
-        if not _is_free(drawn, place[None], _NEARLY * apart)[0]:
+        position = left.popleft()
+        if not _is_free(drawn, position[None], _NEARLY * apart)[0]:
             continue
-        path, at = follow(place)
+        path, at = follow(position)
         path = _kept(path, at, drawn, _TEST * apart)
         if _length(path) < _SHORTEST * apart:
             continue
@@ -121,14 +120,14 @@ def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[
 
 
 def _first_places() -> Float[np.ndarray, "n 2"]:
-    """Places all over the unit square, the nearest to its middle first."""
+    """Positions all over the unit square, ordered by their distance from its centre."""
     middle = (np.arange(_GRID) + 0.5) / _GRID
-    places = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 2)
-    return places[np.argsort(np.linalg.norm(places - 0.5, axis=1), kind="stable")]
+    positions = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 2)
+    return positions[np.argsort(np.linalg.norm(positions - 0.5, axis=1), kind="stable")]
 
 
 def _typical_speed(flow: AbstractFlow, spans: tuple[Span, Span]) -> float:
-    """The median speed over the unit square, of what moves; infinite where nothing does."""
+    """The median of the nonzero speeds over the unit square; infinite if nothing moves."""
     low, high = np.transpose(spans)
     velocity = evaluate(flow, low + _first_places() * (high - low))[2]
     speeds = np.linalg.norm(velocity / (high - low), axis=-1)
@@ -141,14 +140,14 @@ def _whole_line(
     spans: tuple[Span, Span],
     fine: float,
     typical: float,
-    place: Float[np.ndarray, " 2"],
+    position: Float[np.ndarray, " 2"],
 ) -> tuple[Path, int]:
-    """The flow line through a place, from side to side, and which of its points is the place."""
+    """The flow line through a position, in both directions, and the index of the position in it."""
     low, high = np.transpose(spans)
-    state = low + place * (high - low)
+    state = low + position * (high - low)
     speed = np.linalg.norm(evaluate(inside, state)[2] / (high - low))
     if not (np.isfinite(speed) and speed > 0):
-        return place[None], 0
+        return position[None], 0
     options: dict[str, Any] = dict(
         until=until.time(_FAR / min(float(speed), typical)), clock="arc_length", rtol=FINE_RTOL
     )
@@ -174,7 +173,7 @@ def _even(steps: Path, fine: float) -> Path:
 
 
 def _kept(path: Path, at: int, drawn: Float[np.ndarray, "n 2"], near: float) -> Path:
-    """The part of a line about one of its points that does not come near another line."""
+    """The part of a line around one of its points that is not close to another line."""
     free = _is_free(drawn, path, near)
     before, after = np.flatnonzero(~free[:at]), np.flatnonzero(~free[at:])
     first = before[-1] + 1 if before.size else 0
@@ -182,22 +181,22 @@ def _kept(path: Path, at: int, drawn: Float[np.ndarray, "n 2"], near: float) -> 
 
 
 def _beside(path: Path, apart: float) -> Float[np.ndarray, "n 2"]:
-    """The places on both sides of a line, within the unit square."""
+    """Candidate positions on both sides of a line, within the unit square."""
     thinned = path[:: round(1 / _FINE)]
     ways = np.gradient(path, axis=0)[:: round(1 / _FINE)]
     lengths = np.linalg.norm(ways, axis=1, keepdims=True)
     normals = np.stack([-ways[:, 1], ways[:, 0]], axis=1) / np.where(lengths > 0, lengths, 1.0)
-    places = np.concatenate([thinned + apart * normals, thinned - apart * normals])
-    return places[np.all((places > _INSET) & (places < 1 - _INSET), axis=1)]
+    positions = np.concatenate([thinned + apart * normals, thinned - apart * normals])
+    return positions[np.all((positions > _INSET) & (positions < 1 - _INSET), axis=1)]
 
 
 def _is_free(
-    drawn: Float[np.ndarray, "n 2"], places: Float[np.ndarray, "k 2"], near: float
+    drawn: Float[np.ndarray, "n 2"], positions: Float[np.ndarray, "k 2"], near: float
 ) -> Bool[np.ndarray, " k"]:
-    """Mask of the places that are far from everything drawn."""
+    """Mask of the positions that are far from all lines drawn."""
     if not len(drawn):
-        return np.ones(len(places), bool)
-    return KDTree(drawn).query(places)[0] >= near
+        return np.ones(len(positions), bool)
+    return KDTree(drawn).query(positions)[0] >= near
 
 
 def _length(path: Path) -> float:

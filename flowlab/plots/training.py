@@ -28,7 +28,7 @@ _FARTHEST = 0.6  # of the range of the rows: how far a line may reach beyond and
 
 
 class _Run(Protocol):
-    """The part of a run that is drawn, with the attributes of `flowlab.logs.Diagnosis`."""
+    """A protocol for the attributes of a `flowlab.logs.Diagnosis` that are drawn."""
 
     @property
     def title(self) -> str: ...
@@ -67,14 +67,14 @@ class _Run(Protocol):
 
 
 def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
-    """Runs on the plane of log-ratios: windows with ellipses of their noise over faint rows.
+    """Training runs on the plane of log-ratios: rows, and windows with ellipses of their noise.
 
-    Beneath are the levels of the loss of the first run; beside each run the flow with the coupling
-    that was fitted to it, dashed where it looks ahead, and thin the flow without coupling. No line
-    goes beyond a probability of 1.
+    The background shows levels of the loss of the first run. Each run has a line of the flow with
+    the fitted coupling, dashed where it is a forecast, and a thin one of the flow without coupling.
+    No line goes beyond a probability of 1.
 
     Args:
-        runs: What `flowlab.logs.diagnose` gives, of at least one run.
+        runs: Results of `flowlab.logs.diagnose`, at least one.
         ax: Where to draw; None for a new Figure.
 
     Raises:
@@ -106,12 +106,13 @@ def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
 
 
 def training_steps(*runs: _Run, ax: Axes | None = None) -> Axes:
-    """Both log-ratios and the margin over the steps, with bands of the noise of the windows.
+    """Both log-ratios and the margin over the steps, with bands of their noise.
 
-    Log-probabilities instead, for a loss without a reference. Bands hold 95 %.
+    For a loss without a reference, these are log-probabilities. Bands are 95 % intervals of the
+    window means.
 
     Args:
-        runs: What `flowlab.logs.diagnose` gives, of at least one run.
+        runs: Results of `flowlab.logs.diagnose`, at least one.
         ax: Where to draw; None for a new Figure.
 
     Raises:
@@ -171,9 +172,10 @@ def _draw_ellipse(
     freedom: float,
     color: str,
 ) -> None:
-    """The region that holds the true mean with 95 %, where the noise is known.
+    """Draw the 95 % confidence region of the mean, if the noise is known.
 
-    Hotelling's T², for the noise comes from few rows: normal quantiles would hold less.
+    It uses Hotelling's T², as the noise is estimated from few rows; normal quantiles would be too
+    narrow.
     """
     if not (np.all(np.isfinite(covariance)) and freedom > 1):
         return
@@ -207,7 +209,7 @@ def _draw_quantity(
     style: str,
     label: str,
 ) -> None:
-    """One weighted sum of the two sides over the steps; its rows too, where it is named."""
+    """Draw one weighted sum of the two sides over the steps, with its rows if it has a label."""
     values = run.points[:, weights != 0] @ weights[weights != 0]
     whole = np.isfinite(values)
     if label:
@@ -225,7 +227,7 @@ def _draw_quantity(
 
 
 def _spans(runs: tuple[_Run, ...]) -> tuple[Span, Span]:
-    """Ranges of the axes about all rows, and about the lines as far as these do not dwarf them."""
+    """Ranges of the axes that include all rows, and the lines unless they are much longer."""
     rows = np.concatenate([run.points[np.all(np.isfinite(run.points), axis=1)] for run in runs])
     low, high = rows.min(axis=0), rows.max(axis=0)
     reach = _FARTHEST * np.maximum(high - low, (high - low).max() / 4)

@@ -23,17 +23,17 @@ Tokens = tuple[int, ...]
 
 
 class Autoregressive(AbstractResponses):
-    """Sequences of tokens, each drawn from a softmax over the vocabulary, given what is before it.
+    """Sequences of tokens, each from a softmax over the vocabulary, given the tokens before it.
 
     log π(y) = Σ_t log softmax(θ_{c(y, t)})[y_t]. The state is a table of logits, one row for each
-    context c that occurs in a response, one column for each token. A context is the prefix, or its
-    last tokens only; responses share a row where they share a context, and that couples them.
+    context c that occurs in a response, one column for each token. A context is the prefix, or only
+    its last tokens. Responses that share a context share a row, which couples them.
 
     Args:
         responses: Sequences of tokens 0, 1, ..., each of at least one.
         vocabulary: Number of tokens, at least 2.
         preferences: (chosen, rejected), or a list of such couples, counted from 0.
-        context: Tokens that a context looks back on; None for the whole prefix. With 0 all places
+        context: Number of tokens in a context; None for the whole prefix. With 0 all positions
             share one row.
         reference: Logits of the reference, shape (c, v), in the order of `contexts`; None for 0,
             where every token is equally probable.
@@ -41,7 +41,7 @@ class Autoregressive(AbstractResponses):
             None for none.
 
     Attributes:
-        contexts: The contexts in the order of the rows, in which they first occur.
+        contexts: The contexts in the order of the rows, that of their first occurrence.
 
     Raises:
         ValueError: If a response is empty or has a token outside of the vocabulary, the reference
@@ -83,7 +83,7 @@ class Autoregressive(AbstractResponses):
     def with_edits(
         cls, edits: int, *, length: int = 12, vocabulary: int = 8, context: int | None = None
     ) -> "Autoregressive":
-        """A pair of responses of the same length that differ in their last tokens alone.
+        """A policy with a pair of responses of equal length that differ only in their last tokens.
 
         The chosen counts through the vocabulary, 0, 1, 2, ...; the rejected is the same with each
         of the last `edits` tokens replaced by its successor, so that their edit distance is `edits`
@@ -123,9 +123,9 @@ class Autoregressive(AbstractResponses):
         return jax.ops.segment_sum(tables[row, token], owner, len(self.responses))
 
 
-def _context(tokens: Tokens, place: int, length: int | None) -> Tokens:
-    first = 0 if length is None else max(0, place - length)
-    return tokens[first:place]
+def _context(tokens: Tokens, position: int, length: int | None) -> Tokens:
+    first = 0 if length is None else max(0, position - length)
+    return tokens[first:position]
 
 
 def _sequences(responses: Any, vocabulary: int) -> tuple[Tokens, ...]:

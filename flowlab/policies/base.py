@@ -23,19 +23,19 @@ Region = tuple[tuple[float, float], tuple[float, float]]
 
 
 class AbstractStates(eqx.Module):
-    """A set of states, its walls and what they do: what policies and flows have in common."""
+    """A set of states with its wall rule: the common base of policies and flows."""
 
     domain: eqx.AbstractVar[AbstractDomain]
     wall: eqx.AbstractVar[WallRule]
 
     @property
     def state_shape(self) -> tuple[int, ...] | None:
-        """Shape of a state that is one array; None for a PyTree or where any shape goes."""
+        """Shape of a state that is one array; None for a PyTree, or if any shape is allowed."""
         return None
 
     @property
     def components(self) -> tuple[str, ...] | None:
-        """Names of the components of a state, where it is one array that has such."""
+        """Names of the components of a state, if it is one array and they have names."""
         return None
 
     def __repr__(self) -> str:
@@ -54,32 +54,32 @@ class AbstractPolicy(AbstractStates):
     def reference_state(self) -> PyTree[ArrayLike] | None:
         """The state at which the policy is its reference, all log-ratios 0; None if unknown.
 
-        NumPy, in float64, so that a flow line from there is solved in it; a policy made of a
-        function has it as it was given.
+        In float64, so that a flow line from there is solved in it; for a policy made from a
+        function, as it was given.
         """
         return None
 
     @property
     def example_state(self) -> PyTree[ArrayLike] | None:
-        """A state that has the structure and shapes of all others; None if none is known."""
+        """A state with the structure and shapes of all others; None if none is known."""
         return self.reference_state
 
     @property
     def region(self) -> Region | None:
-        """The part of a plane that is usually looked at: (low, high) of both components, or None.
+        """The customary region of a plane, (low, high) of both components; or None.
 
-        None where the states are no plane.
+        None if the states are no plane.
         """
         return None
 
     @abstractmethod
     def pairs(self, state: PyTree[Array]) -> Pair:
-        """The pairs of log-probabilities that a state gives."""
+        """The pairs of log-probabilities at a state."""
 
     def subset(self, indices: Int[ArrayLike, " b"]) -> "AbstractPolicy":
-        """The policy of some of its pairs alone, such as those of a minibatch.
+        """The policy restricted to some of its pairs, such as those of a minibatch.
 
-        Unless overridden it computes all pairs and takes some.
+        Unless overridden, it computes all pairs and selects some.
 
         Args:
             indices: Which pairs, counted from 0; one may come more than once.
@@ -115,10 +115,10 @@ class AbstractPolicy(AbstractStates):
         return jax.vmap(column)(basis).reshape(ratios.shape * 2)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> PyTree[Array]:
-        """The state whose log-ratios (u_chosen, u_rejected) are given, where there is a way back.
+        """The state with given log-ratios (u_chosen, u_rejected), if the policy can be inverted.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If it cannot.
         """
         del log_ratios
         raise ValueError(f"{type(self).__name__} has no way back from log-ratios to a state.")
@@ -129,7 +129,7 @@ class AbstractPolicy(AbstractStates):
 
 
 class _SomePairs(AbstractPolicy):
-    """Some of the pairs of a policy."""
+    """A policy restricted to some of its pairs."""
 
     policy: AbstractPolicy
     indices: Int[Array, " b"]

@@ -21,14 +21,14 @@ __all__ = ["FeatureModel"]
 class FeatureModel(AbstractResponses):
     """A read-out W of features h, both trained: log π = log softmax(W h), state (W, h).
 
-    The unconstrained-features setting: h stands for what a network makes of the prompt, and moves
-    freely. The state is a dict, `{"readout": W, "features": h}`. With W_i the rows of W and
+    The unconstrained-features setting: h stands for a network's features of the prompt, and is
+    trained freely. The state is a dict, `{"readout": W, "features": h}`. With W_i the rows of W and
     W̄ = Σ_y π_y W_y, the kernel of two responses is
 
         K_ij = ‖h‖² (δ_ij − π_i − π_j + Σ_y π_y²) + (W_i − W̄)·(W_j − W̄).
 
-    Its second term, through the features, can make k_wl larger than k_ww, so that the chosen
-    log-probability falls; as W and h grow along the way, it can recover.
+    The second term, which comes from the features, can make k_wl larger than k_ww, so that the
+    chosen log-probability falls; as W and h grow, it can recover.
 
     Args:
         readout: W of the reference, shape (n, d).
@@ -73,16 +73,14 @@ class FeatureModel(AbstractResponses):
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> dict[str, Array]:
         """The state with given log-ratios of a single pair that is nearest in its read-out.
 
-        The features stay those of the reference. The other responses share what the two leave, in
-        the proportions of the reference; NaN where nothing is left.
+        The features stay those of the reference. The other responses share the remaining
+        probability in the proportions of the reference; NaN if none remains.
 
         Raises:
             ValueError: If there are several pairs, no third response, or all features are 0.
         """
         if not np.any(np.asarray(self.features)):
-            raise ValueError(
-                "FeatureModel has no way back from log-ratios where all features are 0."
-            )
+            raise ValueError("FeatureModel has no way back from log-ratios if all features are 0.")
         logs = rest_in_proportion(self, log_ratios)
         readout, features = like(self.readout, logs), like(self.features, logs)
         # Logits are free up to a constant; the nearest read-out is that of the smallest change.

@@ -26,9 +26,9 @@ Metric = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
 
 
 class Policy(AbstractResponses):
-    """A model of your own: any JAX function of any PyTree; made by `Policy.from_function`.
+    """A policy from any JAX function of any PyTree; made by `Policy.from_function`.
 
-    `Policy.from_model` makes that of a language model.
+    `Policy.from_model` makes one of a language model.
     """
 
     function: LogProbs = eqx.field(metadata={"argument": "log_probs"})
@@ -85,8 +85,8 @@ class Policy(AbstractResponses):
         """The policy of a function from states to log-probabilities.
 
         Args:
-            log_probs: From a state, any PyTree of arrays, to the summed log-probabilities of a list
-                of different responses, nats, shape (r,), such as those of a batch under a network.
+            log_probs: Function from a state, any PyTree of arrays, to the summed log-probabilities
+                of a list of different responses, nats, shape (r,).
             reference: The state that is the reference, such as the parameters before training.
                 `reference_state` keeps its precision; give float64 to start a line in it.
             preferences: (chosen, rejected), or a list of such couples: indices in the list of
@@ -117,9 +117,9 @@ class Policy(AbstractResponses):
         trainable: Callable[[str], bool] | PyTree[bool] | None = None,
         reference: PyTree[ArrayLike] | None = None,
     ) -> LanguageModel:
-        """The policy of a language model on preference data, a pair for each of its rows.
+        """The policy of a language model on preference data, with one pair for each row.
 
-        What is trained of the parameters is the state, and `start` the one before training:
+        The state consists of the parameters that are trained; `start` is the state before training.
         `flow_line(preference_flow(DPO(0.1), policy), policy.start, ...)` follows the flow of all
         parameters together, `descent.descend` trains in steps. Of a checkpoint,
         `models.load(folder).policy(pairs)` does the same.
@@ -131,13 +131,12 @@ class Policy(AbstractResponses):
                 Their dtype is the dtype of the work.
             pairs: The data, such as `data.preferences` reads: tokens and mask, (n, 2, t), and
                 lengths, (n, 2).
-            chunk: Sequences at a time, to bound the memory of more than so many, whose gradient is
-                then computed with each chunk's activations once more; None for all at once.
-            trainable: What is trained: a function of the path of a leaf in the PyTree, its keys
-                with slashes between them, such as `lambda path: "lora" in path`, or a PyTree of
+            chunk: Number of sequences that are computed at a time, to bound the memory; gradients
+                then recompute the activations of each chunk. None for all at once.
+            trainable: Which parameters are trained: a function of the path of a leaf in the PyTree
+                (its keys, joined by slashes), such as `lambda path: "lora" in path`, or a PyTree of
                 bools like the parameters; None for all arrays of floats.
-            reference: The parameters of the reference where it is not the start, like `parameters`;
-                None for the start.
+            reference: The parameters of the reference, like `parameters`; None if it is the start.
 
         Raises:
             ValueError: If `apply` is no function or gives no logits; nothing is trained, or what is
@@ -145,7 +144,7 @@ class Policy(AbstractResponses):
                 log-probability under the reference is not finite, as where the tokenizer is that of
                 another model or a weight is NaN; or `reference` is not like `parameters`.
 
-        Accuracy: that of the precision of the parameters, for the reference too.
+        Accuracy: that of the precision of the parameters, also for the reference.
         """
         return language_model(apply, parameters, pairs, chunk, trainable, reference)
 

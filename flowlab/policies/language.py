@@ -47,18 +47,19 @@ class TokenPairs(Protocol):
 class LanguageModel(AbstractPolicy):
     """A language model on preference data; made by `Policy.from_model`.
 
-    Its state is what is trained of the parameters: a PyTree like them, with None in place of what
-    is frozen. A minibatch costs a minibatch: `subset` computes the pairs that it has.
+    Its state consists of the trained parameters: a PyTree like the parameters, with None for the
+    frozen ones. `subset` computes only the pairs of a minibatch.
 
     Attributes:
         apply: From parameters and tokens, shape (s, t), to logits, shape (s, t, v).
         start: The state before training.
-        frozen: What is not trained, with None in place of what is.
+        frozen: The parameters that are not trained, with None for those that are.
         tokens: Prompts and responses.
         mask: True where a token belongs to the response.
         lengths: Tokens of each response.
         ref_log_probs: Summed log-probabilities of the responses under the reference, nats.
-        at_reference: The state that is the reference; None if there is none, or it is not known.
+        at_reference: The state that equals the reference; None if there is none, or it is not
+            known.
         chunk: Sequences that are computed at a time; None for all.
     """
 
@@ -113,7 +114,7 @@ def language_model(
     trainable: Any,
     reference: PyTree[ArrayLike] | None,
 ) -> LanguageModel:
-    """Make the policy of `Policy.from_model`, where the arguments are described."""
+    """Make the policy of `Policy.from_model`, which describes the arguments."""
     if not callable(apply):
         raise ValueError(f"Argument `apply` must be a function, but is {apply!r}.")
     chunk = None if chunk is None else checks.integer("chunk", chunk)
@@ -152,8 +153,8 @@ def response_log_probs(
         parameters: Its parameters.
         tokens: Prompts and responses, such as `Pairs.tokens`, or some of its rows.
         mask: True where a token belongs to the response.
-        chunk: Sequences at a time, which bounds the memory of logits and activations, those of
-            gradients included, for which each chunk is computed once more; None for all at once.
+        chunk: Number of sequences that are computed at a time, to bound the memory of logits and
+            activations; gradients recompute each chunk. None for all at once.
     """
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     lines = (tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]))
@@ -176,7 +177,7 @@ def response_log_probs(
 
 
 def _parted(parameters: PyTree[Any], trainable: Any) -> tuple[PyTree[Any], PyTree[Any]]:
-    """The parameters that are trained and those that are not, each with None for the others."""
+    """The trained and the frozen parameters, each with None in place of the others."""
     if not jax.tree.leaves(parameters):
         raise ValueError(
             f"Argument `parameters` must be a PyTree of arrays, but is {parameters!r}."
@@ -210,7 +211,7 @@ def _parted(parameters: PyTree[Any], trainable: Any) -> tuple[PyTree[Any], PyTre
     if wrong:
         raise ValueError(
             f"Argument `trainable` must choose arrays of floats, but chooses `{wrong[0]}`, which "
-            "is none."
+            "is not one."
         )
     return eqx.partition(parameters, chosen)
 

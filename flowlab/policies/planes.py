@@ -45,7 +45,7 @@ def _positive_domain(usual: type[AbstractDomain], domain: Any) -> AbstractDomain
 
 
 def _checked_kernel(kernel: Any) -> Any:
-    """A kernel, or a function that gives one, checked; what is traced is taken as it is."""
+    """A kernel, or a function that gives one, checked unless it is traced."""
     held: Any = kernel
     if callable(kernel):
         with jax.enable_x64(True):
@@ -114,7 +114,7 @@ class _PositivePlane(_Plane):
 
     @property
     def region(self) -> Region:
-        """From 0 to where each axis meets a wall, or to 1."""
+        """From 0 to the wall on each axis, or to 1."""
         normals, offsets = self.domain.walls()
         normals, never = normals.reshape(-1, 2), np.full((len(offsets), 2), np.inf)
         meets = np.divide(offsets[:, None], normals, out=never, where=normals > 0)
@@ -164,17 +164,17 @@ class RatioPlane(_PositivePlane):
 class ProbabilityPlane(_PositivePlane):
     """The plane of the two probabilities themselves: the state is (π_chosen, π_rejected).
 
-    Euclidean in π, so on the log-ratio plane its kernel is diag(π_chosen⁻², π_rejected⁻²). Where
-    both references are p, it is the ratio plane in other units, x = π/p, and its time runs p⁻²
-    times as fast.
+    Euclidean in π, so on the log-ratio plane its kernel is diag(π_chosen⁻², π_rejected⁻²). If both
+    references are p, it is the ratio plane in other units, x = π/p, with flow times multiplied by
+    p².
 
     Args:
         ref_chosen: Reference log-probability of the chosen response, nats; np.log(0.3), say.
         ref_rejected: Reference log-probability of the rejected response, nats.
         domain: `Simplex()`, π_chosen + π_rejected ≤ 1; `Box(1, 1)`; or `Quadrant()`. None for the
             first.
-        wall: What a flow line does at a wall: `"stop"`, or `"slide"` along it (projected flow,
-            with release where the flow turns inward).
+        wall: What a flow line does at a wall: `"stop"`, or `"slide"` along it (projected flow, with
+            release where the flow turns inward).
         chosen_length: Tokens of the chosen response.
         rejected_length: Tokens of the rejected response.
         offset: Required margin of the pair, for losses that use one (ODPO); None for none.
@@ -323,9 +323,9 @@ class CoupledKernel(eqx.Module):
         ratio, rejected = np.asarray(self.ratio), np.asarray(self.rejected)
         if ratio**2 > rejected * (1 + _MEASURED):
             raise ValueError(
-                "Argument `ratio` must be at most the square root of `rejected` in size, for the "
-                f"kernel to be positive semidefinite, but is {ratio:g} where that is "
-                f"{np.sqrt(rejected):.4g}."
+                "Argument `ratio` must be at most the square root of `rejected`, "
+                f"{np.sqrt(rejected):.4g}, in absolute value, for the kernel to be positive "
+                f"semidefinite, but is {ratio:g}."
             )
 
     def __call__(self, log_ratios: Float[Array, " 2"]) -> Float[Array, "2 2"]:

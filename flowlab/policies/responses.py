@@ -35,7 +35,7 @@ class AbstractResponses(AbstractPolicy):
         preferences: (chosen, rejected), or a list of such couples, counted from 0.
         lengths: Tokens of the responses: one number, or one for each.
         offset: Required margin: one number, or one for each pair; None for none.
-        prompts: Number of prompts, of as many responses each, where a preference names its own:
+        prompts: Number of prompts, with equally many responses each, if preferences name them:
             (prompt, chosen, rejected).
         domain: Set of states; None for the whole space.
         wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
@@ -98,7 +98,7 @@ class AbstractResponses(AbstractPolicy):
         )
 
     def _log_probs_at(self, state: PyTree[Any]) -> Float[np.ndarray, "..."]:
-        """Log-probabilities at a known state, in float64 whatever the precision of the work."""
+        """Log-probabilities at a known state, in float64 for any precision of the work."""
         with jax.enable_x64(True), jax.ensure_compile_time_eval():
             return np.asarray(self.log_probs(jax.tree.map(_wide, state)))
 
@@ -106,12 +106,13 @@ class AbstractResponses(AbstractPolicy):
 def rest_in_proportion(
     policy: AbstractResponses, log_ratios: Float[ArrayLike, " 2"]
 ) -> Float[Array, " r"]:
-    """Log-probabilities of all responses of a prompt where those of one pair have given log-ratios.
+    """Log-probabilities of all responses of a prompt, given the log-ratios of one pair.
 
-    The others share what is left in the proportions of the reference; NaN where nothing is left.
+    The others share the remaining probability in the proportions of the reference; NaN if none
+    remains.
 
     Raises:
-        ValueError: If the policy has several prompts or pairs, or no third response to give way.
+        ValueError: If the policy has several prompts or pairs, or no third response.
     """
     values = floats(log_ratios)
     references = like(policy.ref_log_probs, values)
@@ -119,8 +120,8 @@ def rest_in_proportion(
     others = np.setdiff1d(np.arange(references.size), pair)
     if np.shape(policy.preferences) != (2,) or not others.size:
         raise ValueError(
-            f"{type(policy).__name__} has a way back from log-ratios to a state only with a single "
-            "prompt, a single pair and a third response, but has "
+            f"{type(policy).__name__} has no way back from log-ratios to a state unless it has a "
+            "single prompt, a single pair and a third response, but has "
             f"{references.size} responses and the preferences {policy.preferences}."
         )
     logs = references[pair] + values
@@ -131,7 +132,7 @@ def rest_in_proportion(
 
 
 def _preferences(preferences: Any, count: int, prompts: int | None = None) -> Preferences:
-    """Preferences over so many responses, to each prompt if there are several, checked."""
+    """Preferences over the responses, of each prompt if there are several, checked."""
     form = "(chosen, rejected)" if prompts is None else "(prompt, chosen, rejected)"
     wanted = f"Argument `preferences` must be {form} or a list of such, "
     try:

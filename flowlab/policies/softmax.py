@@ -27,17 +27,17 @@ class TabularSoftmax(AbstractResponses):
 
     log π_i = θ_i − log Σ_j e^{θ_j}, for each prompt on its own. With the Euclidean metric the
     kernel of two responses to a prompt is K_ij = δ_ij − π_i − π_j + Σ_y π_y²; under the Fisher
-    metric (natural gradient) it is δ_ij/π_i − 1. Under the latter DPO drives the probability of a
-    rejected response to 0 in finite time, where its logit is −∞: follow it to a margin or a loss;
-    a target beyond that time ends with the outcome `step_limit`.
+    metric (natural gradient) it is δ_ij/π_i − 1. Under the Fisher metric, DPO drives the
+    probability of a rejected response to 0, and its logit to −∞, in finite time. Follow it to a
+    margin or a loss; a target beyond that time ends with the outcome `step_limit`.
 
     Args:
         reference: Probabilities of the responses under the reference, shape (n,) for one prompt or
             (m, n) for several; those of a prompt sum to 1. States have the same shape.
         preferences: (chosen, rejected) for a single pair, or a list of such couples: indices among
             the responses, counted from 0. With several prompts (prompt, chosen, rejected).
-        fisher: Whether the metric is the pseudo-inverse of the Fisher information of the logits,
-            in place of the identity.
+        fisher: Whether the metric is the pseudo-inverse of the Fisher information of the logits, in
+            place of the identity.
         lengths: Tokens of the responses: one number, or one for each, prompt by prompt.
         offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
             None for none.
@@ -94,9 +94,10 @@ class TabularSoftmax(AbstractResponses):
         return _centred(_centred(floats(covector)) / probabilities)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " n"]:
-        """The logits with given log-ratios of a single pair; the other responses share the rest.
+        """The logits with given log-ratios of a single pair.
 
-        They do so in the proportions of the reference. NaN where the two leave nothing.
+        The other responses share the remaining probability in the proportions of the reference; NaN
+        if none remains.
 
         Raises:
             ValueError: If there are several prompts or pairs, or no third response.

@@ -26,16 +26,16 @@ _SAME_RUN = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A replay beside a log, NumPy arrays; made by `compare`.
+    """A replay compared with its log, in NumPy arrays; made by `compare`.
 
     Attributes:
         log: The log.
         run: The replay.
-        doubts: Sentences on settings that do not fit the log.
+        doubts: Sentences on settings that contradict the log.
         deviation: (u_w, u_l) of the replay less those of the log, nats, shape (k, 2).
         noise: Standard error of (u_w, u_l) of each row, from the scatter of rows about the run,
-            nats, shape (k, 2); NaN where there are too few rows to know it.
-        pairs: The pairs that the replay was of; None where they are not known.
+            nats, shape (k, 2); NaN if there are too few rows.
+        pairs: The pairs of the replay; None if they are not known.
     """
 
     log: TrainingLog
@@ -52,43 +52,43 @@ class Comparison:
 
     @property
     def largest(self) -> float:
-        """The largest deviation of the two log-ratios over all rows that have them, nats."""
+        """The largest deviation of a log-ratio over all rows, nats."""
         return largest_known(self.deviation)
 
     @property
     def largest_step(self) -> int:
-        """The step of the row that is farthest from the log."""
+        """The step of the row with the largest deviation."""
         sizes = np.nan_to_num(np.abs(self.deviation), nan=-1.0)
         return int(self.log.step[np.argmax(sizes.max(axis=1))])
 
     @property
     def in_errors(self) -> Float[np.ndarray, "k 2"]:
-        """Deviations in standard errors of a row; NaN where these are not known, or 0."""
+        """Deviations in standard errors of a row; NaN if these are not known, or 0."""
         known = np.where(self.noise > 0, self.noise, np.nan)
         return self.deviation / known
 
     @property
     def typical(self) -> float:
-        """Root mean square deviation in standard errors of a row; NaN where none is known."""
+        """Root mean square deviation in standard errors of a row; NaN if none is known."""
         square = self.in_errors**2
         known = square[np.isfinite(square)]
         return float(np.sqrt(np.mean(known))) if known.size else float("nan")
 
     @property
     def is_replay(self) -> bool:
-        """True if this is the run of the log again: nothing deviates more than it should.
+        """True if this is the same run as in the log.
 
-        True where all steps were taken, no setting contradicts the log, and what is left is far
-        within the noise of a batch.
+        All steps must have been taken, no setting may contradict the log, and deviations must be
+        far below the noise of a batch.
         """
         within = not self.typical > _SAME_RUN
         return self.run.outcome is Outcome.reached and not self.doubts and within
 
     def of_pairs(self) -> list[dict[str, Any]]:
-        """Means over all pairs at each kept step, fractions that fell, quantiles.
+        """Statistics over all pairs at each kept step: means, fractions that fell, quantiles.
 
         Raises:
-            ValueError: If the replay looked at no pairs.
+            ValueError: If the replay kept no log-ratios of all pairs.
         """
         if not self.run.u.size:
             raise ValueError(
@@ -107,30 +107,29 @@ def compare(
     *,
     pairs: Pairs | None = None,
 ) -> Comparison:
-    """A replay beside the log of its run.
+    """Compare a replay with the log of its run.
 
     Args:
         log: The log.
-        run: The replay, of at least as many steps.
-        doubts: What `doubts` said of the settings.
-        pairs: The pairs that the replay was of, which then are called by their rows and texts.
+        run: The replay, with at least as many steps.
+        doubts: The result of `doubts`.
+        pairs: The pairs of the replay, by whose rows and texts a report calls them.
 
     Raises:
-        ValueError: If the log has no log-ratios or tells no steps, or goes on for longer than the
-            replay.
+        ValueError: If the log has no log-ratios or no steps, or is longer than the replay.
     """
     deviation = run.deviation(log)
     points = np.stack([log.u_chosen, log.u_rejected], axis=1)
     seen = windows(log.step, log.time, points)
     noise = np.full_like(deviation, np.nan)
     if len(seen):
-        place = np.searchsorted(seen.first_step, log.step, side="right") - 1
-        noise = np.sqrt(np.diagonal(seen.scatter, axis1=1, axis2=2))[np.maximum(place, 0)]
+        index = np.searchsorted(seen.first_step, log.step, side="right") - 1
+        noise = np.sqrt(np.diagonal(seen.scatter, axis1=1, axis2=2))[np.maximum(index, 0)]
     return Comparison(log, run, list(doubts), deviation, noise, pairs)
 
 
 def largest_known(values: Float[np.ndarray, "..."]) -> float:
-    """The largest size of those numbers that are known; NaN where none is."""
+    """The largest absolute value of the numbers that are not NaN; NaN if all are."""
     known = np.abs(values[np.isfinite(values)])
     return float(known.max()) if known.size else float("nan")
 

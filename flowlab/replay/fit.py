@@ -29,25 +29,24 @@ def doubts(
     *,
     per_device: int | None = None,
 ) -> list[str]:
-    """Sentences on what does not fit a log, of a run that is to be replayed.
+    """Sentences on settings of a replay that contradict the log.
 
-    Looked at are the number of steps, the batch size and the steps of an epoch that the file
-    names, the tokens of each step, the learning rates and the first log-probabilities; each as far
-    as the log tells it. Together they tell another order, seed or batch size, other data and
-    another model.
+    Compared are the number of steps, the batch size and the steps per epoch, the tokens of each
+    step, the learning rates and the first log-probabilities, as far as the log has them. Together
+    they reveal another order, seed or batch size, other data and another model.
 
     Args:
         log: The log.
         policy: The model on its data, before the run.
         order: For each step, indices of pairs.
-        rates: The learning rate of each step; None where they are the log's own.
-        per_device: The batch size of one process, where it is known.
+        rates: The learning rate of each step; None if they are those of the log.
+        per_device: The batch size of one process, if it is known.
 
     Returns:
-        No sentence where all fits.
+        The sentences; none if everything fits.
 
     Raises:
-        ValueError: If the log has no log-ratios, or tells no steps.
+        ValueError: If the log has no log-ratios or no steps.
     """
     check_log(log)
     batches, count = [np.asarray(taken) for taken in order], len(np.asarray(policy.tokens))
@@ -60,8 +59,8 @@ def check_log(log: TrainingLog) -> None:
     """Refuse a log that a run cannot be compared with."""
     if log.reference_free or not log.numbered or not log.step.size:
         raise ValueError(
-            "Argument `log` must tell steps and log-ratios, but is that of a loss without a "
-            "reference, or one without steps or rows."
+            "Argument `log` must have steps and log-ratios, but is of a loss without a reference, "
+            "or has no steps or rows."
         )
 
 
@@ -124,7 +123,7 @@ def _of_tokens(log: TrainingLog, policy: LanguageModel, batches: list[np.ndarray
 
 
 def _of_log_probs(log: TrainingLog, policy: LanguageModel, batch: np.ndarray) -> Iterator[str]:
-    """Of the first row, if it is that of the first step alone, and the start is the reference."""
+    """Sentences on the log-probabilities of the first row, if it covers only the first step."""
     ends = policy.reference_state, policy.start
     alike = zip(*map(jax.tree.leaves, ends), strict=False)
     if log.step[0] != 1 or ends[0] is None or not all(one is other for one, other in alike):

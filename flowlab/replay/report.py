@@ -20,20 +20,20 @@ _SHOWN = 5  # pairs that are named
 _TABLE, _PAIRS = "%steps%", "%pairs%"  # where the table and the list go
 
 
-def text(found: Comparison) -> str:
+def text(comparison: Comparison) -> str:
     """Text of a comparison in plain English, for a terminal."""
-    told = found.of_pairs()
+    told = comparison.of_pairs()
     values = {
-        "found": found,
-        "log": found.log,
-        "steps": int(found.run.loss.size),
-        "pairs": found.run.u.shape[1],
+        "found": comparison,
+        "log": comparison.log,
+        "steps": int(comparison.run.loss.size),
+        "pairs": comparison.run.u.shape[1],
         "last": told[-1],
         "dip": min(told[1:] or told, key=lambda row: row["u_chosen"]),
-        "known": math.isfinite(found.typical),
+        "known": math.isfinite(comparison.typical),
     }
     paragraphs = _pages.rendered("replay.txt", **values).split("\n\n")
-    listed = {_TABLE: _tables.table(_steps(told), "r"), _PAIRS: _fallen(found)}
+    listed = {_TABLE: _tables.table(_steps(told), "r"), _PAIRS: _fallen(comparison)}
     parts = []
     for paragraph in filter(str.strip, paragraphs):
         word = paragraph.strip()
@@ -45,64 +45,64 @@ def text(found: Comparison) -> str:
     return "\n\n".join(parts)
 
 
-def to_json(found: Comparison) -> dict[str, Any]:
-    """A comparison as JSON; null for what is not known."""
-    run, log = found.run, found.log
+def to_json(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as JSON, with null for unknown values."""
+    run, log = comparison.run, comparison.log
     ends = log.step.astype(int)
     return {
         "file": log.path.name,
         "beta": log.beta,
-        "is_replay": found.is_replay,
-        "doubts": found.doubts,
+        "is_replay": comparison.is_replay,
+        "doubts": comparison.doubts,
         "outcome": run.outcome.name,
         "steps": int(run.loss.size),
-        "largest_deviation": jsonable(found.largest),
-        "largest_deviation_step": found.largest_step,
-        "largest_in_standard_errors": jsonable(largest_known(found.in_errors)),
-        "typical_in_standard_errors": jsonable(found.typical),
+        "largest_deviation": jsonable(comparison.largest),
+        "largest_deviation_step": comparison.largest_step,
+        "largest_in_standard_errors": jsonable(largest_known(comparison.in_errors)),
+        "typical_in_standard_errors": jsonable(comparison.typical),
         "series": {
             "step": ends.tolist(),
-            "u_chosen": jsonable(log.u_chosen + found.deviation[:, 0]),
-            "u_rejected": jsonable(log.u_rejected + found.deviation[:, 1]),
-            "deviation_chosen": jsonable(found.deviation[:, 0]),
-            "deviation_rejected": jsonable(found.deviation[:, 1]),
-            "standard_error_chosen": jsonable(found.noise[:, 0]),
-            "standard_error_rejected": jsonable(found.noise[:, 1]),
+            "u_chosen": jsonable(log.u_chosen + comparison.deviation[:, 0]),
+            "u_rejected": jsonable(log.u_rejected + comparison.deviation[:, 1]),
+            "deviation_chosen": jsonable(comparison.deviation[:, 0]),
+            "deviation_rejected": jsonable(comparison.deviation[:, 1]),
+            "standard_error_chosen": jsonable(comparison.noise[:, 0]),
+            "standard_error_rejected": jsonable(comparison.noise[:, 1]),
         },
         "quantiles": list(QUANTILES),
-        "pairs": found.of_pairs(),
+        "pairs": comparison.of_pairs(),
     }
 
 
-def write(found: Comparison, folder: Path, *, what: str = "Argument `folder`") -> None:
+def write(comparison: Comparison, folder: Path, *, what: str = "Argument `folder`") -> None:
     """Write a comparison to a folder.
 
-    `replay.json` and `replay.txt` say what `to_json` and `text` do; `pairs.npz` holds the steps at
-    which all pairs were looked at (`step`), their log-ratios (`u`) and the rows of the data that
-    they are from (`row`); `replay.png` and `.svg` show them.
+    `replay.json` and `replay.txt` hold the results of `to_json` and `text`; `pairs.npz` holds the
+    steps at which all pairs were evaluated (`step`), their log-ratios (`u`) and their rows in the
+    data (`row`); `replay.png` and `.svg` show them.
 
     Args:
-        found: The comparison.
+        comparison: The comparison.
         folder: A new folder, an empty one, or one with an earlier replay, which is replaced.
-        what: How messages call it.
+        what: Its name in messages.
 
     Raises:
-        ValueError: If it is a file or holds something else.
+        ValueError: If it is a file or holds anything else.
         OSError: If it cannot be written.
     """
     from flowlab import plots
 
     check_folder(what, folder, REPLAY)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(to_json(found), folder / REPLAY)
-    (folder / "replay.txt").write_text(text(found) + "\n", encoding="utf-8")
-    u, kept = found.run.u, found.run.kept
-    np.savez_compressed(folder / "pairs.npz", step=kept, u=u, row=found.rows)
-    plots.save(plots.replay(found), folder / "replay")
+    write_json(to_json(comparison), folder / REPLAY)
+    (folder / "replay.txt").write_text(text(comparison) + "\n", encoding="utf-8")
+    u, kept = comparison.run.u, comparison.run.kept
+    np.savez_compressed(folder / "pairs.npz", step=kept, u=u, row=comparison.rows)
+    plots.save(plots.replay(comparison), folder / "replay")
 
 
 def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The table of what became of the pairs: a header, and a row for each kept step."""
+    """The table of pairs: a header, and a row for each kept step."""
     low, middle, high = QUANTILES.index(0.05), QUANTILES.index(0.5), QUANTILES.index(0.95)
     header = ("step", "mean u_w", "mean u_l", "chosen fell", "rejected fell")
     header = (*header, "margin: 5 %", "median", "95 %")
@@ -111,7 +111,7 @@ def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             str(row["step"]),
             *(f"{row[name]:+.4g}" for name in ("u_chosen", "u_rejected")),
             *(f"{row[name]:.0%}" for name in ("chosen_fell", "rejected_fell")),
-            *(f"{row['margin_quantiles'][place]:.4g}" for place in (low, middle, high)),
+            *(f"{row['margin_quantiles'][index]:.4g}" for index in (low, middle, high)),
         )
         for row in told
         if row["step"]  # before any, all is rounding
@@ -119,13 +119,13 @@ def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     return [header, *rows]
 
 
-def _fallen(found: Comparison) -> str:
-    """The pairs whose chosen response fell most, with their texts where these are known."""
-    last = found.run.u[-1]
+def _fallen(comparison: Comparison) -> str:
+    """The pairs whose chosen response fell most, with their texts if these are known."""
+    last = comparison.run.u[-1]
     listed = []
     for pair in np.argsort(last[:, 0])[:_SHOWN]:
         u_w, u_l = last[pair]
-        listed.append(f"row {found.rows[pair]}: u_w {u_w:+.4g}, u_l {u_l:+.4g}")
-        if found.pairs is not None:
-            listed.append(found.pairs.excerpt(int(pair)))
+        listed.append(f"row {comparison.rows[pair]}: u_w {u_w:+.4g}, u_l {u_l:+.4g}")
+        if comparison.pairs is not None:
+            listed.append(comparison.pairs.excerpt(int(pair)))
     return "\n".join(filter(None, listed))

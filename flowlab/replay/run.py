@@ -29,7 +29,7 @@ __all__ = ["Replay", "replay", "replayed"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Replay:
-    """A run that was replayed, NumPy arrays: means over the pairs of each step, before it.
+    """A replayed run, in NumPy arrays: means over the pairs of each step, before the step.
 
     Attributes:
         u_chosen: Log-ratio u_w of the chosen response, nats, shape (k,).
@@ -38,9 +38,9 @@ class Replay:
         logp_rejected: Summed log-probability of the rejected response.
         loss: The loss.
         parameters: The parameters after the last step.
-        outcome: `reached` where all steps were taken; `non_finite` where it broke off.
-        kept: Numbers of the steps after which all pairs were looked at, the start (0) first; empty
-            without any.
+        outcome: `reached` if all steps were taken; `non_finite` if it broke off.
+        kept: Numbers of the steps after which all pairs were evaluated, the start (0) first; may be
+            empty.
         u: Log-ratios (u_w, u_l) of all pairs there, nats, shape (kept, n, 2).
     """
 
@@ -55,18 +55,17 @@ class Replay:
     u: Float[np.ndarray, "kept n 2"] = field(default_factory=lambda: np.zeros((0, 0, 2)))
 
     def deviation(self, log: TrainingLog) -> Float[np.ndarray, "row 2"]:
-        """Log-ratios (u_w, u_l) of the replay less those of a log, nats, for each of its rows.
+        """The log-ratios (u_w, u_l) of the replay less those of a log, nats, for each of its rows.
 
-        A row that stands for several steps is compared with their mean.
+        A row that covers several steps is compared with their mean.
 
         Raises:
-            ValueError: If the log has no log-ratios or tells no steps, or goes on for longer than
-                the replay.
+            ValueError: If the log has no log-ratios or no steps, or is longer than the replay.
         """
         if log.reference_free or not log.numbered or not log.step.size:
             raise ValueError(
-                "Argument `log` must tell steps and log-ratios, but is that of a loss without a "
-                "reference, or one without steps or rows."
+                "Argument `log` must have steps and log-ratios, but is of a loss without a "
+                "reference, or has no steps or rows."
             )
         ends = log.step.astype(int)
         if ends[-1] > self.loss.size:
@@ -100,7 +99,7 @@ def replay(
     progress: bool | None = False,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Replay:
-    """A run of preference training again, by `descent.descend`.
+    """Replay a run of preference training, by `descent.descend`.
 
     The loss of a step is the mean over its pairs, in the order given; there is no dropout.
 
@@ -113,19 +112,21 @@ def replay(
         loss: The loss that was trained, such as `DPO(0.1)`.
         optimiser: An optimiser of optax, such as `descent.hf_optimiser(1e-6, len(order))`.
         order: For each step, indices of pairs, such as those of `descent.hf_order`.
-        chunk: Sequences at a time, to bound the memory; None for all of a step at once.
-        reference: The parameters of the reference, where it is not the start.
-        keep_every: Look at all pairs after every so many steps, and the last; None to look at none.
+        chunk: Number of sequences that are computed at a time, to bound the memory; None for all of
+            a step.
+        reference: The parameters of the reference, if it is not the start.
+        keep_every: Number of steps between two evaluations of all pairs; the last step is included.
+            None for no such evaluations.
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
         checkpoint: A file from which the same call resumes, as for `descent.descend`.
 
     Raises:
-        ValueError: If the order is empty or names other pairs, or a log-probability is not finite
-            at the start, as where the tokenizer is that of another model; or as for
+        ValueError: If the order is empty or names a pair that does not exist, or a log-probability
+            is not finite at the start (as with the tokenizer of another model); or as for
             `Policy.from_model` and `descent.descend`.
 
-    Accuracy: that of the precision of the parameters. A run of 480 steps of SGD that was logged
-        in float32 is met within 3e-6 nats at every step.
+    Accuracy: that of the precision of the parameters. A logged float32 run of 480 steps of SGD is
+        reproduced within 3e-6 nats at every step.
     """
     steps = checked_batches("order", order, len(pairs.tokens))
     block = 2 * max(map(len, steps)) if chunk is None else chunk
@@ -144,7 +145,7 @@ def replayed(
     progress: bool | None = False,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Replay:
-    """Replay a run as `replay` does, of a policy that is made already.
+    """Replay a run as `replay` does, for an existing policy.
 
     Args:
         policy: The model on its data; the run begins at its `start`.

@@ -1,6 +1,14 @@
-"""Brownian bridges: the probability that they stay positive, and the time of first crossing.
+"""Brownian bridges between the ends of a step: whether they cross a boundary, and when.
+
+A bridge over time h with variance σ²h, between distances a, b > 0 from a plane, stays positive with
+the probability 1 − exp(−2ab/(σ²h)). Given that it crosses, the time to its first crossing over the
+time from there to the end of the step is an inverse Gaussian variable, which is drawn after
+Michael, Schucany and Haas.
 
 m: boundaries.
+
+Source: Gobet, Stochastic Processes and their Applications 87 (2000) 167–197; Michael, Schucany and
+Haas, The American Statistician 30 (1976) 88–90.
 """
 
 import jax
@@ -35,9 +43,9 @@ def crossing_fraction(
 ) -> Float[Array, " m"]:
     """The fraction of a step at which a bridge first crosses zero, given that it does.
 
-    The time to it over the time from it is an inverse Gaussian variable of mean a/|b| and shape
-    a²/s, whether the bridge ends outside, at b, or inside, by reflection. What is drawn is the
-    inverse of that, which is finite where b = 0, and b/a where s = 0.
+    The time to the crossing over the time after it is an inverse Gaussian variable with mean a/|b|
+    and shape a²/s, whether the bridge ends outside or, by reflection, inside. Its inverse is drawn,
+    since that is finite at b = 0, and is b/a at s = 0.
 
     Args:
         key: For the draw.

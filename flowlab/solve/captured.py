@@ -41,13 +41,13 @@ _ADDRESS = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)  # where in memory somethin
 
 
 def add_held(digest: Any, thing: Any, known: dict[int, tuple[Any, bytes]] | None = None) -> None:
-    """Add all that a thing of Python holds to a digest, the same in every process.
+    """Add the contents of a Python object to a digest that is the same in every process.
 
     Args:
         digest: To which it is added.
         thing: Anything.
-        known: Digests by where things lie, with these, so that nothing else comes to lie there;
-            of those that are being looked at, which may hold themselves, nothing as yet.
+        known: Digests by address, each with its object, so that the address is not reused; None for
+            an object that is still being read and may contain itself.
     """
     known = {} if known is None else known
     if isinstance(thing, _PLAIN):

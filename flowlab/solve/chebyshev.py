@@ -1,4 +1,7 @@
-"""RKC2: the stabilised method of order 2 whose coefficients are closed formulas."""
+"""RKC2: the stabilised method of order 2, from damped Chebyshev polynomials in closed form.
+
+Source: Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88 (1998) 315–326.
+"""
 
 from typing import Any
 
@@ -24,21 +27,21 @@ _WORTH = 1e-4  # what is to be left of a state's digits after these
 class RKC2(AbstractStabilised):
     """The Runge–Kutta–Chebyshev method of order 2, for flows with very different rates.
 
-    A step over h·ρ, ρ the largest rate, takes about 1.24·√(h·ρ) evaluations of the field in place
-    of some 2·h·ρ. It is the better choice where rates differ by 1e5 or more, at an rtol of 1e-4 or
-    more, in curved valleys, and in float32; `ROCK4` elsewhere. Usable as `solver=` in `flow_line`
-    and `sweep`, under the clocks of time and of arc length and with a metric that is constant, and
-    in `diffrax.diffeqsolve`.
+    With ρ the largest rate, a step of length h takes about 1.24·√(h·ρ) evaluations of the field,
+    where usual methods need steps that add up to some 2·h·ρ. It is the better choice where rates
+    differ by 1e5 or more, at an rtol of 1e-4 or more, in curved valleys, and in float32; `ROCK4`
+    elsewhere. Usable as `solver=` in `flow_line` and `sweep`, under the clocks of time and of arc
+    length and with a metric that is constant, and in `diffrax.diffeqsolve`.
 
-    The error of a step is estimated, and its inside interpolated, from values at two inner stages
-    and at both ends, not from slopes, which would carry the largest rate times their errors.
+    The error estimate and the interpolant of a step use the values at two inner stages and at both
+    ends. They do not use slopes, whose errors are multiplied by the largest rate.
 
     Source: Sommeijer, Shampine and Verwer, RKC: an explicit solver for parabolic PDEs, J. Comput.
         Appl. Math. 88 (1998) 315–326.
 
     Accuracy: order 2. Along a line the errors of its many steps add up: to 100·rtol at an rtol of
-        1e-6 over five e-foldings of the slowest rate. Where the spectrum is not real the steps may
-        be unstable, which the error estimate sees: they get shorter.
+        1e-6 over five e-foldings of the slowest rate. If the spectrum is not real a step can be
+        unstable; the error estimate detects that, and steps become shorter.
     """
 
     def order(self, terms: Any) -> int:
@@ -69,7 +72,7 @@ class RKC2(AbstractStabilised):
         inner = [jnp.floor(jnp.sqrt(1 + (s**2 - 1) * third)) for third in (1 / 3, 2 / 3)]
 
         def stage(j: Array, carry: Any) -> Any:
-            (last, before), (t, dt, ddt), b, c, kept, places = carry
+            (last, before), (t, dt, ddt), b, c, kept, nodes = carry
             # Of each pair the last one first, then the one before.
             t = (2 * w0 * t[0] - t[1], t[0])
             dt = (2 * t[1] + 2 * w0 * dt[0] - dt[1], dt[0])
@@ -84,25 +87,25 @@ class RKC2(AbstractStabilised):
 
             y = jax.tree.map(combined, y0, last, before, slope(c, last), first)
             c = w1 * ddt[0] / dt[0]
-            here = [j.astype(s.dtype) == place for place in inner]
+            here = [j.astype(s.dtype) == node for node in inner]
             kept = [
                 jax.tree.map(lambda new, old, h=h: jnp.where(h, new, old), y, old)
                 for h, old in zip(here, kept, strict=True)
             ]
-            places = [jnp.where(h, c, old) for h, old in zip(here, places, strict=True)]
-            return (y, last), (t, dt, ddt), (new, b[0]), c, kept, places
+            nodes = [jnp.where(h, c, old) for h, old in zip(here, nodes, strict=True)]
+            return (y, last), (t, dt, ddt), (new, b[0]), c, kept, nodes
 
         c1 = w1 / w0
         y1 = jax.tree.map(lambda y, f: y + c1 * spread(part, f) * f, y0, first)
         chebyshev = ((w0, one), (one, nought), (nought, nought))
         carry = ((y1, y0), chebyshev, (1 / w0, 1 / (4 * w0**2)), c1, [y0, y0], [nought, nought])
-        (end, _), _, _, _, kept, places = lax.fori_loop(2, stages + 1, stage, carry)
-        bend, twist = _cubic(y0, end, kept, places)
+        (end, _), _, _, _, kept, nodes = lax.fori_loop(2, stages + 1, stage, carry)
+        bend, twist = _cubic(y0, end, kept, nodes)
         return end, jax.tree.map(lambda third: _ERROR * third, twist), bend, twist
 
 
 def _scaling(s: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The w0 and w1 = T'(w0)/T''(w0) of so many stages, without differences of like numbers."""
+    """The constants w0 and w1 = T'(w0)/T''(w0) of a number of stages, without cancellation."""
     above = _DAMPING / s**2
     root = jnp.sqrt(above * (2 + above))
     angle = s * jnp.arcsinh(root)
@@ -111,17 +114,17 @@ def _scaling(s: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
 
 
 def _cubic(
-    y0: PyTree[Array], y1: PyTree[Array], kept: list[PyTree[Array]], places: list[Array]
+    y0: PyTree[Array], y1: PyTree[Array], kept: list[PyTree[Array]], nodes: list[Array]
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """The bend and the twist of the cubic through both ends and two inner stages."""
 
-    def beyond(place: Array, y: PyTree[Array]) -> PyTree[Array]:
+    def beyond(node: Array, y: PyTree[Array]) -> PyTree[Array]:
         """Deviation of a stage from the straight line, over θ(θ − 1)."""
         return jax.tree.map(
-            lambda a, b, c: (b - a - place * (c - a)) / (place * (place - 1)), y0, y, y1
+            lambda a, b, c: (b - a - node * (c - a)) / (node * (node - 1)), y0, y, y1
         )
 
-    low, high = (beyond(place, y) for place, y in zip(places, kept, strict=True))
-    apart = places[1] - places[0]
+    low, high = (beyond(node, y) for node, y in zip(nodes, kept, strict=True))
+    apart = nodes[1] - nodes[0]
     twist = jax.tree.map(lambda a, b: (b - a) / apart, low, high)
-    return jax.tree.map(lambda a, t: a - places[0] * t, low, twist), twist
+    return jax.tree.map(lambda a, t: a - nodes[0] * t, low, twist), twist

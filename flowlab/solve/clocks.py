@@ -1,10 +1,23 @@
-"""Clocks: independent variables of an integration, by which a lane goes from its start to its goal.
+"""Clocks: the independent variables by which a lane is integrated from its start to its goal.
 
-A clock runs from 0 at the start. Where it ends on the levels of a target it has a reading at each
-state, the loss or the margin, and the way between two readings is its unit: it is 1 at the last
-level. The names are those of `flowlab.until.Clock`, which says what each is good for.
+With a clock s, time and state obey dt/ds = g and dy/ds = g·v(y), v the velocity and g > 0 the
+*pace*. The flow line is the same for every clock; the steps that it takes are not:
+
+- `time`: g constant. Ends exactly on given times.
+- `arc_length`: g = 1/√(1 + |v|²), v in the coordinates of the domain, so that s is the length of
+  the graph of the line. Regular where the speed tends to infinity in finite time, and on plateaus.
+- `loss`: s is the progress of log L, or of L where a level is not positive, so that g is one over
+  the rate at which L falls, ∇L·v. Ends exactly on levels of the loss; singular where ∇L vanishes.
+- `margin`: the same with the margin of the one pair.
+
+The last two are scaled such that s runs from 0 to 1 at the last level, and end where their reading
+says; `engine` then compares that with the loss or the margin. The names are those of
+`flowlab.until.Clock`.
 
 k: levels of the target.
+
+Source: Hirota and Ozawa, J. Comput. Appl. Math. 193 (2006) 614–637, for the arc length where
+solutions grow without bound in finite time.
 """
 
 from abc import abstractmethod
@@ -30,7 +43,7 @@ _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has co
 
 
 class Hand(NamedTuple):
-    """State of a lane's clock: its reading at the start, its span, the progress made."""
+    """State of a lane's clock: its reading at the start, the whole length, the progress made."""
 
     began: Number
     span: Number
@@ -38,7 +51,7 @@ class Hand(NamedTuple):
 
 
 class Moving(NamedTuple):
-    """A state, the gradient there, the velocity along the walls, and that of the coordinates."""
+    """A state, the gradient there, and the velocities along the walls and of the coordinates."""
 
     state: PyTree[Array]
     gradient: PyTree[Array]
@@ -53,9 +66,9 @@ class AbstractClock(eqx.Module):
         name: What users call it.
         first_step: The first step that is tried.
         keeps_time: Whether it is flow time in another unit, and so ends on times to save at.
-        regular: Whether it is regular everywhere, so that there is no other to fall back upon.
-        linear: Whether it reads what is linear in the coordinates of a plane, where no error of
-            theirs grows, and what a target looks at follows from it.
+        regular: Whether it is regular everywhere. Other clocks fall back on the one that is.
+        linear: Whether its reading is linear in the coordinates, so that the errors of these need
+            no further check.
     """
 
     name: ClassVar[Clock]
@@ -66,7 +79,7 @@ class AbstractClock(eqx.Module):
 
     @classmethod
     def towards(cls, target: AbstractTarget) -> "AbstractClock":
-        """The clock for the way to a target."""
+        """The clock of this kind for a given target."""
         del target
         return cls()
 
@@ -76,7 +89,7 @@ class AbstractClock(eqx.Module):
         return False
 
     def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
-        """The readings at which the levels of a target are met; None where it ends on none."""
+        """The readings at the levels of a target; None if the clock does not end on levels."""
         del flow, target
         return None
 
@@ -85,41 +98,42 @@ class AbstractClock(eqx.Module):
         del flow, state
         return jnp.zeros_like(potential)
 
-    def way(self, first: Number, last: Number) -> Number:
-        """The way between two readings."""
+    def difference(self, first: Number, last: Number) -> Number:
+        """The difference of two readings, in the clock's unit."""
         return last - first
 
     @abstractmethod
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """Flow time, and the change of the coordinates, per unit of the clock."""
+        """The derivatives of flow time and of the coordinates by the clock."""
 
     def span(self, levels: Levels | None, began: Number) -> Number:
-        """Length of the way to the last level: 1 where the clock has a unit of its own."""
+        """Length of the way to the last level; 1 if the clock has a unit of its own."""
         if levels is None:
             return jnp.ones_like(began)
-        span = self.way(began, like(levels, began)[-1])
+        span = self.difference(began, like(levels, began)[-1])
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
 
     def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
-        """The clock's reading at the level of an index; infinite where it ends on none."""
+        """The clock's value at the level with an index; infinite if it does not end on levels."""
         if levels is None:
             return jnp.full_like(hand.progress, jnp.inf)
         last = np.shape(levels)[0] - 1
         if last == 0:
             return jnp.ones_like(hand.progress)
-        way = self.way(hand.began, like(levels, hand.progress)[index])
-        return jnp.where(index == last, 1, way / hand.span)
+        difference = self.difference(hand.began, like(levels, hand.progress)[index])
+        return jnp.where(index == last, 1, difference / hand.span)
 
     def watched(self, flow: AbstractFlow, target: AbstractTarget) -> tuple[Any, ...]:
-        """All that the clock asks of a flow beside its field and the signals of the target."""
+        """Everything that the clock computes beyond the field and the target's signals."""
         del flow, target
         return ()
 
 
 class AbstractLevelClock(AbstractClock):
-    """A clock that follows what the flow lowers, or raises, and ends on the levels of its target.
+    """A clock that counts the loss or the margin itself, and so ends exactly on a level of it.
 
-    It is right as far as the solver resolves its rate: what it says is compared with its reading.
+    It is only as accurate as the solver integrates its rate. At a level, the progress is therefore
+    compared with the loss or margin of the state.
     """
 
     def ends_on(self, target: AbstractTarget) -> bool:
@@ -129,9 +143,13 @@ class AbstractLevelClock(AbstractClock):
     def arrival(
         self, hand: Hand, reading: Number, level: Number, rtol: Number
     ) -> tuple[Number, Bool[Array, ""], Bool[Array, ""]]:
-        """The progress really made at a reading, whether that is at a level, whether before it."""
+        """The progress at a reading, and whether the reading is at a level, or before it."""
         ahead, slack = self.ahead(reading, level), self.slack(level, hand.began, rtol)
-        return self.way(hand.began, reading) / hand.span, jnp.abs(ahead) <= slack, ahead > slack
+        return (
+            self.difference(hand.began, reading) / hand.span,
+            jnp.abs(ahead) <= slack,
+            ahead > slack,
+        )
 
     @abstractmethod
     def ahead(self, reading: Number, level: Number) -> Number:
@@ -165,7 +183,7 @@ class _ArcLength(AbstractClock):
     regular: ClassVar[bool] = True
 
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """By the length of the graph over time, without overflow."""
+        """One over the speed of the graph (t, coordinates), without overflow."""
         del flow, hand
         scale = 1 / jnp.maximum(1, largest(at.push))
         small = _times(at.push, scale)
@@ -192,7 +210,7 @@ class _Loss(AbstractLevelClock):
         del flow, state
         return potential
 
-    def way(self, first: Number, last: Number) -> Number:
+    def difference(self, first: Number, last: Number) -> Number:
         return jnp.log(first / last) if self.logarithmic else first - last
 
     def ahead(self, reading: Number, level: Number) -> Number:
@@ -232,7 +250,7 @@ class _Margin(AbstractLevelClock):
         return _slack(jnp.maximum(jnp.abs(level), 1), jnp.abs(level) + jnp.abs(began), rtol)
 
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """NaN where the margin does not go towards its goal."""
+        """The derivatives by the margin; NaN if the margin moves away from its goal."""
         _, rate = jax.jvp(lambda y: _margin(flow, y), (at.state,), (at.velocity,))
         pace = hand.span / rate
         return _at_pace(jnp.where(pace > 0, pace, jnp.nan), at)
@@ -249,7 +267,7 @@ _CLOCKS: dict[str, type[AbstractClock]] = {
 
 
 def clock_named(name: str) -> type[AbstractClock]:
-    """The clock with a name of `flowlab.until.Clock`."""
+    """The class of the clock with a name of `flowlab.until.Clock`."""
     return _CLOCKS[name]
 
 

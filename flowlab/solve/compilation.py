@@ -1,4 +1,9 @@
-"""Compilation of the engine's programs."""
+"""Compilation of the engine's programs, and which of them are kept.
+
+A program is compiled once for each kind of problem: its functions, by the fingerprint of what they
+compute (`fingerprints`), its dtype and shapes. It is then called with the numbers of a problem, so
+that another value of a hyper-parameter, or other starts, compile nothing.
+"""
 
 from collections.abc import Callable
 from functools import cache, lru_cache
@@ -32,8 +37,8 @@ model, taken together, the last three were off by factors. jax 0.12 is right wit
 def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable[..., Any]:
     """A function that compiles itself when it is first called, as `equinox.filter_jit` does.
 
-    It takes a further `operations`, the fingerprint of what functions in its arguments compute, and
-    compiles itself anew for another one.
+    It takes a further argument `operations`, the fingerprint of the functions in its arguments, and
+    is compiled again for another fingerprint.
 
     Args:
         function: What to compile.
@@ -61,17 +66,17 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
 class Program:
     """A function of a problem and of arrays, compiled, and bound to one problem for many calls.
 
-    A call costs a fraction of one by `compiled`, which takes its arguments apart each time.
+    A call costs a fraction of a call of `compiled`, which flattens its arguments each time.
 
     Args:
         function: What to compile; called with the problem first.
-        problem: Any PyTree. What it holds beside arrays is compiled in.
+        problem: Any PyTree. Its leaves that are no arrays are compiled in.
         operations: The fingerprint of what the functions in it compute.
         optimise: False for a program that runs briefly and is to compile quickly.
 
     Attributes:
-        fresh: Whether no problem that is like this one but for the values of its arrays has been
-            bound yet: the first call compiles.
+        fresh: Whether the first call will compile, because no problem that differs only in the
+            values of its arrays has been bound before.
     """
 
     def __init__(
@@ -93,17 +98,17 @@ class Program:
 
     @property
     def key(self) -> Any:
-        """The key that programs share if they differ in the values of arrays alone."""
+        """The key of the compiled code; programs that only differ in array values share it."""
         return self._call
 
     def lowered(self, *arguments: Any, platform: str | None = None) -> Any:
-        """Lower the program for arguments of such shapes, on this platform or on a named one."""
+        """Lower the program for the shapes of its arguments, on this platform or another."""
         platforms, program = None if platform is None else (platform,), cast(Any, self._call)
         with exact_products():
             return program.trace(self._arrays, *arguments).lower(lowering_platforms=platforms)
 
     def run(self, executable: Callable[..., Any], device: Any, *arguments: Any) -> Any:
-        """Call a program, compiled from what one like it was lowered to, on a device."""
+        """Call the program on a device, with code that was compiled for another of the same key."""
         return executable(jax.device_put(self._arrays, device), *arguments)
 
 
@@ -131,11 +136,11 @@ def _bound(
 
 
 def _with_constants_of_its_own(function: Callable[..., Any], *arguments: Any) -> PyTree[Any]:
-    """Call a function while it is traced, with copies of the NumPy arrays that it captures.
+    """Trace a function with fresh copies of the NumPy arrays that it captures.
 
-    JAX keeps for each NumPy array what it first made of it, its numbers and precision then, as long
-    as a program holds that. A program that holds none leaves it to be made again: an array that has
-    been changed since, or is used in another precision, is then what it is.
+    JAX remembers its first conversion of a NumPy array, values and precision, for as long as a
+    program holds it. Fresh copies are converted anew, so that an array that has changed since, or
+    is used in another precision, is read as it is now.
     """
     traced, shapes, rest = eqx.filter_make_jaxpr(function)(*arguments)
     constants = [
@@ -156,15 +161,15 @@ def _options(optimise: bool) -> dict[str, Any] | None:
 def exact_products() -> Any:
     """A context in which matrix products keep the precision of their dtype.
 
-    Accelerators round the factors of a float32 product to ten bits or so unless told otherwise,
-    which a step-size control takes for a rough field, and answers with very many steps.
+    By default, accelerators round the factors of a float32 product to some ten bits. The field then
+    looks rough to a step-size control, which answers with very many steps.
     """
     return jax.default_matmul_precision("highest")
 
 
 @cache
 def _known_options(optimise: bool) -> tuple[tuple[str, Any], ...]:
-    """Those of the options that this release of XLA has; they come and go without notice."""
+    """The options that this release of XLA knows, which change without notice."""
 
     def are_known(options: dict[str, Any]) -> bool:
         try:

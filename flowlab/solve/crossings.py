@@ -1,9 +1,22 @@
-"""Sign changes of the lanes' signals within a step.
+"""The first event of a lane within a step, located in the step's interpolant.
 
-A signal is positive until its event. The first event of a step is where the smallest of the
-signals that were positive at the beginning of the step meets zero, found in the step's interpolant.
+A signal (`signals`) is positive until its event. Let m(θ), θ in [0, 1] along the step, be the
+smallest of the signals that are positive at θ = 0. If m(1) ≤ 0 there is an event, and its root is
+bracketed and found by the Illinois method, with bisections where the bracket shrinks too slowly, to
+four roundings of θ. A signal that can fall below zero and rise again within a step (a margin or a
+speed that turns back, the pressure on a wall) is also evaluated at nine points inside, so that what
+is missed lasts less than a tenth of a step.
+
+An interpolant is less accurate than the step's end. For Runge–Kutta methods the lane continues from
+the interpolated point. For stabilised methods, whose interpolants are poor across fast directions,
+the step is repeated with the length that was found, and corrected by Newton's method until it ends
+on the event. Derivatives of the event's position by the start follow from the implicit function
+theorem, at the point that was found.
 
 m: signals; n: lanes.
+
+Source: Shampine and Thompson, Computers and Mathematics with Applications 39 (2000) 43–54 (events);
+Dowell and Jarratt, BIT 11 (1971) 168–174 (Illinois method).
 """
 
 from functools import reduce
@@ -34,7 +47,7 @@ _STAGES = 16  # at least as many as the methods have, whose values at a step sta
 
 
 def interpolated(method: Method, dense: PyTree[Array], place: Float[Array, " n"]) -> Point:
-    """The points of all lanes at places in [0, 1] of the step, one for each lane."""
+    """The points of all lanes within a step, each lane at its own position in [0, 1]."""
 
     def of_lane(information: Any, at: Float[Array, ""]) -> Point:
         return _interpolant(method, information, at).evaluate(at)
@@ -43,7 +56,7 @@ def interpolated(method: Method, dense: PyTree[Array], place: Float[Array, " n"]
 
 
 def _interpolant(method: Method, information: Any, at: Float[Array, ""]) -> Any:
-    """The interpolant of one lane's step over [0, 1], to be evaluated at such a place."""
+    """The interpolant of one lane's step, over positions in [0, 1]."""
     cls = method.solver.interpolation_cls
     return cls(t0=jnp.zeros_like(at), t1=jnp.ones_like(at), **information)
 
@@ -51,7 +64,7 @@ def _interpolant(method: Method, information: Any, at: Float[Array, ""]) -> Any:
 def first_crossing(
     problem: Problem, method: Method, lanes: Lanes, after: Point, dense: PyTree[Array]
 ) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
-    """The first event of a lane in its step: if there is one, its position in [0, 1], its index."""
+    """The first event of each lane in a step: if there is one, its position in [0, 1], index."""
     live = lanes.signals > 0
 
     def values(point: Point, lanes: Lanes = lanes) -> Float[Array, "m n"]:
@@ -99,7 +112,7 @@ def _lowest(values: Float[Array, "m n"]) -> Int[Array, " n"]:
 def _first_turn(
     problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], live: Bool[Array, "m n"]
 ) -> Float[Array, " n"]:
-    """The first of some places in a step at which a signal that may turn back is past, or 1."""
+    """The first position examined at which a signal that may turn back is negative; else 1."""
     turn = jnp.ones_like(lanes.progress)
     if locates_levels(problem) and problem.target.may_turn_back(problem.flow):
         turn = _first_dip(problem, method, lanes, dense, live[kinds(problem).index("level")])
@@ -111,9 +124,9 @@ def _first_turn(
 def _first_dip(
     problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], live: Bool[Array, " n"]
 ) -> Float[Array, " n"]:
-    """The first of some places in a step at which a lane is past its level, or 1 for none.
+    """The first position examined at which a lane is past its level; 1 if it is at none.
 
-    They are so close that what is missed takes less than a tenth of the step.
+    The positions are a tenth of the step apart, so that only shorter excursions are missed.
     """
     target, flow = problem.target, problem.flow
 
@@ -133,9 +146,9 @@ def _first_dip(
 
 
 def _first_release(method: Method, lanes: Lanes, dense: PyTree[Array]) -> Float[Array, " n"]:
-    """The first of some places in a step at which a lane seems to leave a wall, or 1 for none.
+    """The first position examined at which a lane seems to leave a wall; 1 if it does at none.
 
-    The interpolant of the pressure's integral tells, so that nothing is evaluated.
+    The sign of the pressure is read off the interpolant of its integral, without an evaluation.
     """
     along = {name: part.pressure for name, part in dense.items()}
 
@@ -151,7 +164,7 @@ def _first_release(method: Method, lanes: Lanes, dense: PyTree[Array]) -> Float[
 
 
 def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:
-    """Index of a wall that a lane is at when its step begins and past at its end; -1 for none."""
+    """Index of a wall that a lane touches as a step begins and has crossed at its end; else -1."""
     past = (lane.signals <= 0) & (found < 0) & lane.active
     first = jnp.full((), -1, jnp.int32)
     for wall in reversed(range(wall_count(problem.flow))):
@@ -170,8 +183,8 @@ def root(
 ) -> Float[Array, " n"]:
     """Roots of functions that fall from positive to non-positive on [0, 1].
 
-    The Illinois method, with a bisection in a third step where the interval shrinks more slowly
-    than by halves in two steps, to bound the work.
+    The Illinois method. To bound the work, every third step is a bisection while the interval
+    shrinks by less than half in two steps.
     """
     narrow = _narrow(first)
     zero, one = jnp.zeros_like(first), jnp.ones_like(first)
@@ -183,15 +196,15 @@ def root(
 
     def narrowed(carry: Any) -> Any:
         low, high, at_low, at_high, side, count = carry
-        place = _between(low, high, at_low, at_high, count)
-        value = function(place)
+        at = _between(low, high, at_low, at_high, count)
+        value = function(at)
         past = value <= 0
         again = jnp.where(past, side == 1, side == -1)
         at_low_next = jnp.where(past, jnp.where(again, at_low / 2, at_low), value)
         at_high_next = jnp.where(past, value, jnp.where(again, at_high / 2, at_high))
         return (
-            jnp.where(past, low, place),
-            jnp.where(past, place, high),
+            jnp.where(past, low, at),
+            jnp.where(past, at, high),
             at_low_next,
             at_high_next,
             jnp.where(past, 1, -1).astype(side.dtype),
@@ -206,12 +219,12 @@ def root(
 
 
 def _narrow(values: Float[Array, " n"]) -> float:
-    """An interval that counts as a point, relative to its end."""
+    """The relative width at which an interval counts as a point."""
     return 4 * float(jnp.finfo(values.dtype).eps)
 
 
 def _between(low: Array, high: Array, at_low: Array, at_high: Array, count: Array) -> Array:
-    """The next places to look at, between those where a function is positive and is not."""
+    """The next positions to evaluate, inside the brackets of the roots."""
     # From the side that is nearer, so that a root close to 0 keeps its digits.
     from_low = low + at_low * (high - low) / (at_low - at_high)
     from_high = high - at_high * (high - low) / (at_high - at_low)
@@ -231,12 +244,12 @@ def shortened(
     event: tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]],
     step: tuple[Float[Array, ""], Point, PyTree[Array], Radius],
 ) -> tuple[Float[Array, " n"], Point, PyTree[Array]]:
-    """The step that ends on located events: its parts, its points, and its own interpolant.
+    """The step repeated so that it ends on located events: its fractions, points and interpolant.
 
-    The interpolant of a step that stability does not limit knows little of what lies across fast
-    directions, where a signal may look: it is corrected by shorter steps with as many stages, whose
-    signals fall as fast as in the interpolant. Of the whole step given are length, points after it,
-    interpolant, and the solver's state.
+    The interpolant of a long stabilised step is inaccurate across fast directions, on which a
+    signal may depend. The event is therefore located again, by shorter steps with as many stages:
+    Newton's method on the signal at their ends, with the slope of the interpolant. Given of the
+    whole step are its length, the points after it, its interpolant, and the solver's state.
     """
     (crossed, end, fired), (length, after, dense, radius) = event, step
     frozen, tolerance = lax.stop_gradient((lanes, dense)), _NEAR_ENOUGH * problem.rtol
@@ -276,14 +289,14 @@ def followed(
     problem: Problem,
     lanes: Lanes,
     event: tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]],
-    place: Point,
+    point: Point,
     step: Float[Array, ""],
 ) -> tuple[Point, Float[Array, " n"]]:
-    """Points at located events, and where in the step they lie, both with their derivatives.
+    """The points at located events, and their positions in the step, both with derivatives.
 
-    An event is an implicit function of all else. From where it was found, it moves along the field
-    by a step of length 0, whose derivatives are those of the flow: those of the interpolant, from
-    the second on, are less exact. Numbers stay as they are, to the last bit.
+    An event is an implicit function of everything else. From the point that was found, a step of
+    length 0 is taken along the field: it changes no number, but has the derivatives of the flow,
+    which the interpolant has only to first order.
     """
     crossed, end, fired = event
     length = jnp.where(crossed, lanes.fraction * step, 1)
@@ -292,8 +305,8 @@ def followed(
     def along(shift: Float[Array, " n"]) -> Point:
         moving = eqx.tree_at(lambda x: x.fraction, there, shift)
         zero, one, field = jnp.zeros_like(step), jnp.ones_like(step), terms(problem)
-        first = _FOLLOWING.init(field, zero, one, place, moving)
-        return _FOLLOWING.step(field, zero, one, place, moving, first, False)[0]
+        first = _FOLLOWING.init(field, zero, one, point, moving)
+        return _FOLLOWING.step(field, zero, one, point, moving, first, False)[0]
 
     def value(shift: Float[Array, " n"]) -> Float[Array, " n"]:
         found = lanewise(lambda lane, here: signals(problem, lane, here))(lanes, along(shift))
@@ -301,20 +314,20 @@ def followed(
 
     def moved(_: None) -> tuple[Point, Float[Array, " n"]]:
         shift = jnp.where(crossed, implicit(value, jnp.zeros_like(end)), 0)
-        return select(crossed, along(shift), place), end + shift / length
+        return select(crossed, along(shift), point), end + shift / length
 
-    return lax.cond(jnp.any(crossed), moved, lambda _: (place, end), None)
+    return lax.cond(jnp.any(crossed), moved, lambda _: (point, end), None)
 
 
-def implicit(function: Any, place: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Located roots, each of one number, as the implicit functions of what a function closes over.
+def implicit(function: Any, at: Float[Array, " n"]) -> Float[Array, " n"]:
+    """Roots that were found, as implicit functions of everything that a function closes over.
 
-    The places stay as they are, to the last bit; their derivatives follow, of every order. A root
-    at which the function has no slope keeps its place.
+    The roots stay as they are, to the last bit, and get derivatives of every order. A root at which
+    the function has no slope has derivative 0.
     """
 
     def divided(slope_along: Any, value: Float[Array, " n"]) -> Float[Array, " n"]:
         slope = slope_along(jnp.ones_like(value))
         return value / jnp.where(slope != 0, slope, jnp.inf)
 
-    return lax.custom_root(function, place, lambda _, found: found, divided)
+    return lax.custom_root(function, at, lambda _, found: found, divided)

@@ -1,11 +1,29 @@
-"""The engine: many lanes share a step, and each lane has its own way.
+"""The engine: a block of lanes, integrated together by one explicit Runge–Kutta method.
 
-diffrax's solvers make the steps and its controllers choose them; the loop is diffrax's manual
-stepping, so that a lane can end within a step. All lanes of a block share the step, and the largest
-error among them decides it, but a lane can take a part of it: to end on a level exactly, or to
-stop where its signal changes sign in the interpolant. A lane that meets a wall there goes on from
-there in the next step, with another field. A lane that holds up its block is evicted, and goes on
-elsewhere under the clock that is regular everywhere; a lane that fails leaves with its outcome.
+A lane is one flow line on its way. Its unknowns are the coordinates of its state (log x on a
+positive domain), its flow time, the integrals of its measures and the pressure on the walls that
+hold it; its independent variable is a clock (`clocks`), and `field` gives the derivatives.
+
+All lanes of a block share the step h. A lane whose clock ends on a level or a time takes the
+fraction of h that leads there. `errors` divides the embedded error estimate by what is allowed;
+the largest quotient of all lanes decides whether h is accepted, and sets the next h by diffrax's
+controller: proportional to its power −1/order, or, for stabilised methods, by a PI controller. The
+end of an accepted step is then settled for each lane by itself:
+
+1. `crossings` finds the first zero of the lane's signals in the interpolant of the step, and the
+   lane stays at that point; what its event changes (a wall, a level, the end) is in `events`.
+2. A lane whose clock says that it is at a level is compared with the loss, or the margin, itself.
+   One that falls short goes on from there; one that is past it begins again under the arc-length
+   clock, and locates the level by a signal.
+3. `stationarity` ends the lanes that have come to rest.
+
+A lane must not slow down its block without end. Once the next step would be below 1e-5 of the first
+one, the lanes whose errors ask for that are evicted, and go on elsewhere under the arc-length
+clock. Under that clock they end with an outcome, `step_limit` or `non_finite`, at 1e-12 of it.
+
+Source: Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), sections II.4
+(step-size control) and II.6 (interpolants); Söderlind, ACM Trans. Math. Softw. 29 (2003) 1–26 (PI
+controllers).
 """
 
 import dataclasses
@@ -28,9 +46,9 @@ from flowlab.solve.events import apply_clock_event, apply_event
 from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
-from flowlab.solve.rest import rested
 from flowlab.solve.signals import signals, signals_after
 from flowlab.solve.stabilised import OfLanes
+from flowlab.solve.stationarity import rested
 from flowlab.until import Outcome
 
 __all__ = ["Lanes", "Problem", "Tape", "advance", "resume", "safe_problem"]
@@ -50,8 +68,8 @@ class Tape(eqx.Module):
     """The accepted steps of a block, one after the other on the first axis.
 
     Attributes:
-        dense: What the solver's interpolant needs, per step.
-        end: The part of each step that its lane used, shape (steps, n).
+        dense: The data of the solver's interpolant, per step.
+        end: The fraction of each step that a lane used, shape (steps, n).
         count: Steps written.
     """
 
@@ -71,12 +89,12 @@ class _Loop(eqx.Module):
 
 
 def safe_problem(problem: Problem) -> Problem:
-    """The same problem under the clock that is regular everywhere."""
+    """The same problem under the arc-length clock, which is regular everywhere."""
     return dataclasses.replace(problem, clock=ARC_LENGTH)
 
 
 def resume(problem: Problem, lanes: Lanes) -> Lanes:
-    """Evicted lanes made ready to go on under another clock, from where they stand."""
+    """Evicted lanes, ready to be continued under another clock from their present points."""
     ready = dataclasses.replace(
         lanes, evicted=jnp.zeros_like(lanes.evicted), fraction=jnp.ones_like(lanes.fraction)
     )
@@ -94,16 +112,16 @@ def advance(
     tape_length: int | None = None,
     errors: Errors | None = None,
 ) -> tuple[Lanes, Int[Array, ""], Tape | None]:
-    """The lanes after they have gone on together, the steps tried, and the steps recorded.
+    """The lanes after a number of shared steps; the steps tried; and the steps recorded.
 
     Args:
         problem: What to solve.
         method: What makes and chooses the steps.
         lanes: Where they are.
         max_steps: Steps to try at most.
-        keep: Lanes under which a block is not worth going on with; those left are still running.
+        keep: Stop once no more than this many lanes are running.
         tape_length: Steps to record, or None to record none.
-        errors: What the steps are chosen by; None for `lane_errors`.
+        errors: The errors from which steps are chosen; None for `lane_errors`.
     """
     errors = lane_errors if errors is None else errors
     loop = _first_loop(problem, method, lanes, tape_length)
@@ -146,7 +164,7 @@ def _first_step(problem: Problem, method: Method) -> Float[Array, ""]:
 
 
 def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -> _Loop:
-    """The loop after one more try at a step."""
+    """The loop after one more step has been tried."""
     lanes = _with_fractions(problem, loop.lanes, loop.step)
     zero = jnp.zeros_like(loop.step)
     jumped = loop.jumped if problem.eventful else False
@@ -207,9 +225,9 @@ def _held_back(
     all_cut: Bool[Array, ""],
     longest: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The next step, held back where the error does not tell, as no lane has gone the whole one.
+    """The next step, limited where no lane has taken the whole of the last one.
 
-    Steps that events cut short must not grow on.
+    The error of such a step says little, and steps that events cut short must not keep growing.
     """
     step = jnp.where(all_cut, jnp.minimum(step, before), step)
     gone = jnp.maximum(_GROWTH * longest * before, first)
@@ -224,7 +242,7 @@ def _order(problem: Problem, method: Method) -> float:
 
 
 def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> Lanes:
-    """Lanes that end on a level or a time within the step take the part that leads there."""
+    """The lanes with their fractions of a step, such that they end on levels and times."""
     if problem.ends_by_clock:
         goal = lanewise(lambda lane: _goal(problem, lane))(lanes)
         fraction = jnp.clip((goal - lanes.progress) / step, 0, 1)
@@ -235,7 +253,7 @@ def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> L
 
 
 def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
-    """The value of the clock at which a lane's next level or time to save at lies."""
+    """The value of the clock at a lane's next level, or next time to save at."""
     clock = problem.clock
     goal = clock.goal(_hand(lane), clock.levels(problem.flow, problem.target), lane.level)
     if clock.keeps_time and problem.save_at.size:
@@ -255,10 +273,10 @@ def _arrived(
     lanes: Lanes,
     step: tuple[Float[Array, ""], Point, PyTree[Array], PyTree[Array]],
 ) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"], tuple[PyTree[Array], Float[Array, " n"]]]:
-    """The lanes at the ends of their steps, whether any field changed, and where they ended.
+    """The lanes at the ends of their steps, whether any field changed, and how far each went.
 
-    Last the interpolants of the steps, and the parts of these that were used. Of the whole step
-    given are its length, the points after it, its interpolant, and the solver's state.
+    Last come the interpolants of the steps, and the fractions of them that were used. Given of the
+    whole step are its length, the points after it, its interpolant, and the solver's state.
     """
     place, end, fired, (dense, used) = _until_events(problem, method, lanes, step)
     folds = lanes.folds
@@ -298,9 +316,9 @@ def _until_events(
     Int[Array, " n"],
     tuple[PyTree[Array], Float[Array, " n"]],
 ]:
-    """The points where the lanes end in a step, where that is, and which event ended them, or -1.
+    """The points at which lanes end in a step, how far each went, and its event's index or -1.
 
-    Last the interpolants of the steps, and the parts of these that were used.
+    Last come the interpolants of the steps, and the fractions of them that were used.
     """
     length, after, dense, _ = step
     end = jnp.ones_like(lanes.progress)
@@ -326,12 +344,11 @@ def _checked_at_level(
     due: Bool[Array, " n"],
     earlier: Float[Array, " n"],
 ) -> tuple[Lanes, Bool[Array, " n"]]:
-    """Lanes whose clock says that they are at a level, and which of them are.
+    """The lanes, and which of those whose clock says so are indeed at their level.
 
-    The clock is right as far as the solver resolves how fast the loss falls. A lane that has not
-    come to its level goes on from what the loss, or the margin, really is; one that is past it, or
-    has come no nearer than `earlier`, has strayed, and begins again under the clock that is regular
-    everywhere.
+    The clock is as accurate as the solver integrates the rate of the loss. A lane that is short of
+    its level goes on from its actual loss, or margin. One that is past the level, or no nearer to
+    it than at `earlier`, has strayed, and begins again under the arc-length clock.
     """
 
     def look(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
@@ -353,9 +370,9 @@ def _checked_at_level(
 
 
 def _past_level(problem: Problem, lanes: Lanes, asked: Bool[Array, " n"]) -> Bool[Array, " n"]:
-    """The lanes among those asked whose level lies behind them, whatever their clock says.
+    """Mask of the lanes asked about that are past their level, whatever their clock says.
 
-    From there none would come to it under another clock.
+    From such a point the level would never be met under another clock.
     """
     clock = problem.clock
     if not isinstance(clock, AbstractLevelClock):
@@ -371,7 +388,7 @@ def _past_level(problem: Problem, lanes: Lanes, asked: Bool[Array, " n"]) -> Boo
 def _at_level(
     problem: Problem, clock: AbstractLevelClock, lane: Lanes
 ) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
-    """The progress that a lane has really made, and whether it is at its level, or before it."""
+    """The actual progress of a lane, and whether it is at its level, or before it."""
     state = problem.flow.domain.state(lane.point.coordinates)
     reading = clock.reading(problem.flow, state, problem.flow.potential(state))
     levels = clock.levels(problem.flow, problem.target)
@@ -383,7 +400,7 @@ def _at_level(
 def _folded(
     problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], end: Float[Array, " n"]
 ) -> tuple[PyTree[Array], ...]:
-    """The folds after a step, of which each lane used the part up to `end`."""
+    """The folds of the measures after a step, of which each lane used the fraction `end`."""
     parts = jnp.linspace(0, 1, NODES, dtype=end.dtype)
     nodes = jax.vmap(lambda part: interpolated(method, dense, part * end))(parts)
 
@@ -414,7 +431,7 @@ def _evict_limiting_lanes(
     hopeless: Bool[Array, " n"],
     steps: tuple[Float[Array, ""], Float[Array, ""]],
 ) -> tuple[Lanes, Float[Array, ""], Bool[Array, ""]]:
-    """A block without the lanes that would make its next step too small beside the first one."""
+    """The block without the lanes that would make its next step far smaller than the first one."""
     step, first = steps
     last_resort = problem.alone or problem.clock.regular
     smallest = _GIVE_UP_BELOW if last_resort else _EVICT_BELOW

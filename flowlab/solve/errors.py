@@ -1,9 +1,14 @@
-"""Errors of a step over what is allowed, by which the next one is chosen.
+"""Errors of a step relative to what is allowed, from which the next step is chosen.
 
-The solver estimates the error e of the coordinates. Across a stiff direction, an e within their
-tolerance can be most of what is left of a loss, or move as fast as the whole line does: what a
-target or a measure looks at is therefore compared at y and at y − e, once a lane has taken so many
-steps that it may be stiff.
+The embedded method gives an estimate e of the error of each unknown. Its tolerance is rtol·|q| +
+atol for a coordinate q, the larger of |q| before and after the step counting, and relative alone
+for flow time and integrals. The error of a lane is the largest quotient of the two.
+
+In a stiff valley that is not enough: an e that is within tolerance across the valley can exceed
+what is left of the loss, or change the velocity altogether. Once a lane has taken 32 steps, what
+its target observes (a loss, a margin, a speed) and, if something is measured, its velocity are
+therefore evaluated both at y and at y − e, and their difference must be within rtol as well, ten
+times rtol for the velocity.
 """
 
 from collections.abc import Callable
@@ -28,7 +33,7 @@ _LATE = 32  # steps of a lane from which on it may be stiff; most lanes that are
 
 
 def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
-    """Largest error of each lane over what is allowed; infinite where it is not finite."""
+    """Largest error of each lane, relative to its tolerance; infinite if it is not finite."""
 
     def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
         domain, before = problem.flow.domain, lane.point
@@ -66,7 +71,7 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
 
 
 def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The error in the signal of the target. A level of zero has no size to be small beside."""
+    """The relative error in the signal of the target; 0 at a level of zero, which sets no scale."""
 
     def signal(coordinates: PyTree[Array]) -> Float[Array, ""]:
         state = problem.flow.domain.state(coordinates)
@@ -80,7 +85,7 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
 
 
 def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The error in the velocity that measures see."""
+    """The relative error in the velocity, on which measures depend."""
     value, change = _change(velocity_of_coordinates(problem, lane), after, error)
     speed = largest(value)
     return jnp.where(speed > 0, largest(change) / (_SPEED * problem.rtol * speed), 0)
@@ -89,9 +94,9 @@ def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -
 def _change(
     function: Callable[[PyTree[Array]], PyTree[Array]], after: Point, error: Point
 ) -> tuple[PyTree[Array], PyTree[Array]]:
-    """Value of a function of the coordinates after a step, and its change by the step's error.
+    """A function's value after a step, and its change when the step's error is subtracted.
 
-    Beyond a wall it need not be defined: there it is not changed.
+    The change is 0 where the function is not defined, as beyond a wall.
     """
 
     def without(x: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,4 +1,11 @@
-"""Events of one lane: a level, a time to save at, or a wall is met.
+"""The effect of an event on a lane: a level, a time to save at, or a wall is met.
+
+At a level the flow time is noted, and after the last level the lane has reached its target. At a
+wall a flow with `wall="stop"` ends. One that slides is first put exactly onto the wall. All walls
+that it then touches, within a hundredth of the tolerance, are candidates to hold it; `walls` solves
+the complementarity problem that tells which of them do, and the lane goes on along these, or ends
+if they leave it no velocity. The same is solved when the pressure on a wall falls to zero, so that
+a line is released from a wall at the point at which its free velocity turns inward.
 
 n: lanes.
 """
@@ -21,7 +28,7 @@ _AT_ONCE = 0.01  # tolerances between walls that count as met at once
 
 
 def apply_event(problem: Problem, lanes: Lanes, fired: Int[Array, " n"]) -> Lanes:
-    """Lanes after the events of given indices (-1 for none) have happened to them."""
+    """The lanes after their events, given by index (-1 for none), have taken effect."""
     count = 2 * wall_count(problem.flow)
     if count:
         at_walls = lanes.active & (fired >= 0) & (fired < count)
@@ -50,7 +57,7 @@ def _landed(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
 
 
 def apply_clock_event(problem: Problem, lane: Lanes, due: Bool[Array, ""]) -> Lanes:
-    """A lane whose clock says that its next level or time to save at is met."""
+    """A lane after its clock has met its next level or time to save at."""
     due = due & (lane.outcome == 0)
     lane = _save_met(problem, lane, due)
     return lane if locates_levels(problem) else _level_met(problem, lane, due)
@@ -62,7 +69,7 @@ def _ended(lane: Lanes, here: Bool[Array, ""], outcome: Outcome) -> Lanes:
 
 
 def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
-    """Every level that is due now counts as met at once."""
+    """The lane with the time of its level noted, and `reached` if it was the last one."""
     if problem.clock.keeps_time and problem.target.moments is not None:
         last = jnp.asarray(problem.target.levels, lane.point.time.dtype)[lane.level]
         here = here & (_time_by_clock(problem, lane) >= last * (1 - 16 * jnp.finfo(last.dtype).eps))
@@ -98,8 +105,8 @@ def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
 def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
     """A lane that has met a wall, or has ceased to press against one that held it.
 
-    It stops, or goes on along those of all the walls there that hold it; where they leave it no way
-    at all, as in a corner, it stops there.
+    It stops, or goes on along the walls that hold it there. If they leave it no direction to move
+    in, as in a corner, it stops too.
     """
     flow, domain = problem.flow, problem.flow.domain
     count = wall_count(flow)
@@ -111,7 +118,7 @@ def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
 
     def placed(lane: Lanes, coordinates: Array) -> Lanes:
         coordinates = jnp.where(here, coordinates, lane.point.coordinates)
-        return eqx.tree_at(lambda x: x.point.held, lane, split(coordinates))
+        return eqx.tree_at(lambda x: x.point.packed_coordinates, lane, split(coordinates))
 
     if flow.wall == "stop":
         return _ended(placed(lane, onto), here & jnp.any(hit), Outcome.at_wall)

@@ -1,5 +1,8 @@
 """Sets that paths with noise leave: when they have, and through which boundary.
 
+A set is the part of the space in which m functions, its gaps, are positive: the distance of a loss
+or margin from a level, of a state from walls, or of a coordinate from the ends of an interval.
+
 m: boundaries.
 """
 
@@ -80,8 +83,8 @@ def exit_from(
     """Exit from the set in which a function of the state is positive.
 
     Args:
-        inside: Smooth, positive inside, zero on the boundary with a slope that is not, negative
-            outside: `lambda y: 1 - y @ y` for the unit ball.
+        inside: A smooth function of the state that is positive inside, negative outside, and zero
+            on the boundary with a nonzero slope: `lambda y: 1 - y @ y` for the unit ball.
         time_limit: Flow time at which to give up; None for never.
 
     Raises:
@@ -127,7 +130,7 @@ def exit_from_interval(
 
 
 def exit_at_level(target: AbstractTarget) -> AbstractExit:
-    """Exit from the set of states that are before a target of one level.
+    """Exit from the set of states that have not reached a target of one level.
 
     Raises:
         ValueError: If the target is of another kind, or has several levels.

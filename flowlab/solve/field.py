@@ -1,4 +1,13 @@
-"""The field that a block's solver sees: the derivative of a lane's point by its clock."""
+"""The field that a block's solver sees: the derivative of a lane's unknowns by its clock.
+
+For a state y the velocity is v = −M(y)∇L(y), projected on the walls that hold the lane (`walls`),
+and pushed forward to the coordinates of the domain. The clock multiplies it by its pace, which is
+also the derivative of flow time; integrals of measures grow at their rates times the pace.
+
+Beside them the least pressure on the walls that hold a lane is integrated. A wall's push has no
+trace in the state, so that a step would not notice that it changes its sign; as an unknown it is
+held to a tolerance, and its sign is read off the interpolant.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +25,7 @@ __all__ = ["Motion", "motion", "vector_field", "velocity_of_coordinates"]
 
 
 class Motion(NamedTuple):
-    """Velocity of one lane without walls, with those that hold it, and the pressure on these.
+    """The gradient, the free velocity, the velocity along the walls, and the pressure on these.
 
     `pressure`, shape (m,), is 0 for walls that do not hold the lane; None where no lane slides.
     """
@@ -37,7 +46,7 @@ def motion(problem: Problem, state: PyTree[Array], held: Bool[Array, " m"]) -> M
 
 
 def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:
-    """The derivative of one lane's point by its clock, `offset` into the shared step."""
+    """The derivative of one lane's unknowns by its clock, at an `offset` into the shared step."""
     domain = problem.flow.domain
     state = domain.state(point.coordinates)
     gradient, free, velocity, pressure = motion(problem, state, lane.walls)
@@ -53,7 +62,7 @@ def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point:
 def _least(
     pressure: Float[Array, " m"], held: Bool[Array, " m"], free: Float[Array, " d"]
 ) -> Float[Array, ""]:
-    """The least pressure on the walls that hold a lane, over the size of its free velocity."""
+    """The least pressure on the walls that hold a lane, relative to its free speed."""
     weakest = jnp.min(jnp.where(held, pressure, jnp.inf))
     size = norm(free)
     return jnp.where(jnp.any(held) & (size > 0), weakest / jnp.where(size > 0, size, 1), 0)
@@ -62,7 +71,7 @@ def _least(
 def velocity_of_coordinates(
     problem: Problem, lane: Lanes
 ) -> Callable[[PyTree[Array]], PyTree[Array]]:
-    """The velocity of the coordinates of a lane as a function of them, along the walls it is on."""
+    """The velocity of a lane's coordinates as a function of them, along the walls that hold it."""
     domain = problem.flow.domain
 
     def velocity(coordinates: PyTree[Array]) -> PyTree[Array]:

@@ -51,15 +51,15 @@ _NAMES = ("name", "debug_info", "metadata")  # parameters of an operation that n
 
 
 def fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], Any]) -> str:
-    """A digest of what things compute at a state; empty where nothing in them is the user's.
+    """A digest of the operations of functions at a state; empty if they are all of known libraries.
 
-    The values of arrays that the things hold as leaves are left out, for they are arguments of
-    compiled programs; those that a function captures are constants, and belong to it.
+    The values of arrays that are leaves are left out, since they are arguments of compiled
+    programs. Arrays that a function captures are constants of it, and are part of the digest.
 
     Args:
         things: A flow, or any PyTree with functions.
         state: A state as the functions take it; its shapes and dtypes alone matter.
-        observe: `observe(things, state)`, everything that the things compute, in arrays.
+        observe: `observe(things, state)`, everything that they compute, as arrays.
     """
     known = _KNOWN.get()
     if known is None:
@@ -73,9 +73,9 @@ def fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], A
 
 @contextmanager
 def one_call() -> Iterator[None]:
-    """A context, that of one call of the user's, in which no function changes.
+    """A context for one call by the user, in which functions are taken not to change.
 
-    What looks at a flow many times looks at its functions once.
+    Instruments that use a flow many times then take the fingerprint of its functions once.
     """
     before = _KNOWN.get()
     token = _KNOWN.set({} if before is None else before)
@@ -111,10 +111,10 @@ def _fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], 
 
 
 def motion_of(flow: AbstractFlow, state: PyTree[Array]) -> tuple[Any, ...]:
-    """All that a flow computes at a state: to be observed for its fingerprint.
+    """Everything that a flow computes at a state, to take its fingerprint of.
 
-    Forward derivatives bring in the rules that functions have for theirs, at a third of the cost
-    of a gradient.
+    Forward derivatives include the functions' own derivative rules, at a third of the cost of a
+    gradient.
     """
 
     def values(state: PyTree[Array]) -> tuple[Any, ...]:
@@ -150,7 +150,7 @@ def _names(jaxpr: Jaxpr) -> Iterator[str]:
 
 
 def observed(problem: Any, state: PyTree[Array]) -> tuple[Any, ...]:
-    """All that the functions in a problem compute at a state: its flow, target and measures."""
+    """Everything that the flow, target and measures of a problem compute at a state."""
     flow, target = problem.flow, problem.target
     seen: list[Any] = [motion_of(flow, state)]
     if not _is_known(target):
@@ -161,12 +161,12 @@ def observed(problem: Any, state: PyTree[Array]) -> tuple[Any, ...]:
 
 
 def one_of(states: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
-    """One of many states, in shapes and dtypes."""
+    """The shapes and dtypes of one of many states."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x)[1:], x.dtype), states)
 
 
 def operations_at(flow: AbstractFlow, states: Any) -> str:
-    """The fingerprint of a flow by many of its states, in arrays."""
+    """The fingerprint of a flow, given many of its states as arrays."""
     return fingerprint(flow, one_of(states), motion_of)
 
 
@@ -212,7 +212,7 @@ def _is_wide(state: PyTree[Any]) -> bool:
 
 
 def _is_known(thing: Any) -> bool:
-    """True where all functions and classes in a thing are those of libraries, not of the user."""
+    """True if all functions and classes in an object are of libraries, not of the user."""
     if thing is None or isinstance(thing, str | bytes | bool | int | float | np.ndarray | Enum):
         return True
     if isinstance(thing, tuple | list):
@@ -243,7 +243,7 @@ def _add_closed(digest: Any, closed: ClosedJaxpr) -> None:
 
 
 def _add_operations(digest: Any, jaxpr: Jaxpr) -> None:
-    """The operations of a program, its variables numbered in the order in which they come."""
+    """Add the operations of a program, with variables numbered in the order of their appearance."""
     numbers: dict[Any, int] = {}
 
     def kind_of(variable: Any) -> str:
@@ -278,7 +278,7 @@ def _add_operations(digest: Any, jaxpr: Jaxpr) -> None:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """A constant or a parameter of an operation; nothing that says where in memory it lies."""
+    """Add a constant or a parameter of an operation, by its value and never by its address."""
     if value is None or isinstance(value, str | bool | int | float):
         digest.update(repr(value).encode())
     elif isinstance(value, ClosedJaxpr):

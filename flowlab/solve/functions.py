@@ -17,7 +17,7 @@ _METRIC_SLACK = 1e-5  # of its largest entry: what rounding may leave, in float3
 
 
 def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched: bool) -> None:
-    """Refuse states that a potential does not take, and a potential or metric that is none.
+    """Refuse states that the potential does not accept, and improper potentials or metrics.
 
     Args:
         name: What the caller calls the states.
@@ -26,9 +26,9 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
         batched: Whether there is a leading axis.
 
     Raises:
-        ValueError: If the potential does not give one real number by JAX, or the metric of a
-            `Flow` gives no vector like a state or is not symmetric and positive semidefinite at
-            the first state.
+        ValueError: If the potential does not give one real number by JAX, or the metric of a `Flow`
+            gives no vector like a state or is not symmetric and positive semidefinite at the first
+            state.
     """
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
     given: list[Any] = []
@@ -50,15 +50,15 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
         return
     if shape != ():
         raise ValueError(
-            "Argument `potential` must give one number for a state, as flows of potentials alone "
-            f"are followed, and of no vector field, but gives shape {shape}; the M of a field "
-            "−M∇L is a function `metric` beside it."
+            "Argument `potential` must give one number for a state, since flows are those of "
+            f"potentials and not of vector fields, but gives shape {shape}; for a field −M∇L, "
+            "give the function M as `metric`."
         )
     if not isinstance(given[-1], jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
         told = given[-1] if not isinstance(given[-1], jax.Array) else f"one of {value.dtype}"
         raise ValueError(
-            "Argument `potential` must give a real number made of the state by JAX, but gives "
-            f"{told}."
+            "Argument `potential` must give a real number, computed from the state in JAX, but "
+            f"gives {told}."
         )
     if flow.operator is not None:
         first = jax.tree.map(lambda x: x[0] if batched else x, states)
@@ -67,12 +67,12 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
 
 
 def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> None:
-    """Refuse a metric that gives no covector's like or, seen at a state, is none."""
+    """Refuse a metric of the wrong shape, or one that is not symmetric and positive at a state."""
     raised = jax.eval_shape(flow.metric, one, one)
     wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
     if shapes != wanted:
         raise ValueError(
-            f"Argument `metric` must give what has the shape of a state, {wanted}, but gives "
+            f"Argument `metric` must give a result of the shape of a state, {wanted}, but gives "
             f"{shapes}."
         )
     size = sum(leaf.size for leaf in jax.tree.leaves(state))

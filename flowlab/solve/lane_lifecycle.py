@@ -1,4 +1,11 @@
-"""The two ends of a lane: what is true before its first step, and what is told after its last."""
+"""The begin and the end of a lane: its state before the first step, its results after the last.
+
+A start gets its outcome at once if it is not finite, lies outside the domain, is past the target,
+or has no velocity. A start on walls is held by those that the complementarity problem of `walls`
+gives, and by those to which its velocity turns. At the end, time and state of a lane that was
+absorbed by the boundary are completed by the closed form in `signals`; times of targets that were
+not reached are NaN; and measures are evaluated from their integrals, folds and ends.
+"""
 
 from typing import Any
 
@@ -12,8 +19,8 @@ from flowlab.domains import AbstractDomain
 from flowlab.measures import Ends
 from flowlab.solve.field import motion
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
-from flowlab.solve.rest import is_stationary
 from flowlab.solve.signals import absorbs, absorption_tail, signals
+from flowlab.solve.stationarity import is_stationary
 from flowlab.solve.walls import (
     along_walls,
     holding,
@@ -27,7 +34,7 @@ __all__ = ["begin", "finish", "potentials"]
 
 
 def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
-    """The lanes of a block before their first step; what is wrong with a start is its outcome."""
+    """The lanes of a block before their first step; unfit starts have an outcome already."""
     return lanewise(lambda start: _begin_lane(problem, start))(starts)
 
 
@@ -78,7 +85,7 @@ def _begin_lane(problem: Problem, start: PyTree[Array]) -> Lanes:
 
 
 def _zeros(dtype: Any) -> tuple[Array, Array, Array]:
-    """No time, no count, and no."""
+    """A time of 0, a count of 0, and False."""
     return jnp.zeros((), dtype), jnp.zeros((), jnp.int32), jnp.zeros((), bool)
 
 
@@ -89,7 +96,7 @@ def _not_yet(like: Float[Array, "..."], times: int) -> Float[Array, "t ..."]:
 def _first_coordinates(
     domain: AbstractDomain, start: PyTree[Array]
 ) -> tuple[Bool[Array, ""], Bool[Array, ""], PyTree[Array]]:
-    """Checks that a start is finite and in the domain, and its coordinates, 0 if it is not."""
+    """Flags that a start is finite, and in the domain, and its coordinates (0 if it is not)."""
     finite = all_finite(start)
     inside = finite & domain.contains(start)
     somewhere = domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start))
@@ -105,7 +112,7 @@ def _first_outcome(
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
     """The number of levels met at a start, and its outcome before any step; 0 for none.
 
-    Its velocities are that along the walls and the free one; it is fit if finite, and inside.
+    `velocities` are the velocity along the walls and the free one; `fit` is finite, and inside.
     """
     (velocity, free), (finite, inside) = velocities, fit
     ahead = problem.target.signal(problem.flow, state, jnp.zeros((), value.dtype))
@@ -152,7 +159,7 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
 def _turning_to(
     problem: Problem, state: Float[Array, " d"], walls: Bool[Array, " m"]
 ) -> Bool[Array, " m"]:
-    """The walls along which a lane moves, and to which its velocity turns, as it does not tell."""
+    """The walls along which a lane moves and towards which its velocity turns, to second order."""
     normals, _ = problem.flow.domain.walls_like(state)
 
     def velocity(state: Array) -> Array:
@@ -205,10 +212,10 @@ def _measured(
 
 
 def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
-    """Outcome, time at the end, and whether the boundary was reached, with the last stretch.
+    """Outcome, end time, and whether the boundary was reached, including the last stretch.
 
-    The stretch below what was integrated has a time of its own, within which a target that is a
-    time, or the time limit, can lie.
+    The last stretch to the boundary is not integrated, but takes time, in which a time limit or a
+    target that is a time can fall.
     """
     target = problem.target
     if not absorbs(problem):

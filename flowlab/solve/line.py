@@ -1,4 +1,10 @@
-"""One flow line, with dense output."""
+"""One flow line, with dense output: the verb `flow_line`, and `Line`, its result.
+
+The line is a block of one lane (`engine`). All accepted steps are kept, with their interpolants and
+the part of each that was used, so that the state at any flow time can be had: the step that holds
+it is found by its times, and the position within the step by solving t(θ) = time in the interpolant
+of t. Derivatives of the line by anything that it depends on are taken in forward mode.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -93,7 +99,7 @@ class Line(eqx.Module):
         return self._method.name
 
     def __repr__(self) -> str:
-        """A summary on one line: how the line ended; of a traced line, that it is one."""
+        """A summary on one line: how the line ended, or that it is traced."""
         if _is_traced(self):
             return "Line(traced)"
         name = Outcome(int(self.outcome)).name
@@ -105,7 +111,7 @@ class Line(eqx.Module):
         return f"Line({name}: {shown}{told})"
 
     def _end(self) -> str:
-        """The end of the line on one line; of states that are PyTrees, or large, what they are."""
+        """The end of the line in a few words; of states that are PyTrees or large, their shapes."""
         if isinstance(self.end, np.ndarray) and self.end.size <= _SHOWN:
             return np.array2string(self.end, max_line_width=np.inf)  # type: ignore[arg-type]
         sizes = [str(np.shape(leaf)) for leaf in jax.tree.leaves(self.end)]
@@ -206,22 +212,22 @@ def flow_line(
         flow: What to follow.
         start: One state: an array of shape (d,), or a PyTree.
         until: When to stop, from `flowlab.until`.
-        clock: The independent variable; None for the arc length, regular everywhere (or for time,
-            where the target is one and no boundary is in reach).
+        clock: The independent variable; None for the arc length, which is regular everywhere, or
+            for time if the target is a time and no boundary is in reach.
         rtol: Relative tolerance, of the state and of the flow time; None for 1e-6, or 1e-4 where
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
         solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
             `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
-            under the clock of time. None for Tsit5, or Dopri8 where rtol < 3e-8; where these run
-            out of steps that only stability keeps short, ROCK4 follows the line from its start, and
-            where that does not suffice RKC2, in the other order where rtol ≥ 1e-5. `Line.solver`
-            says which it was.
+            under the clock of time. None for Tsit5, or Dopri8 where rtol < 3e-8. If these run out
+            of steps because stability keeps the steps short, the line is followed again from its
+            start by ROCK4, and then by RKC2 if need be (in the other order where rtol ≥ 1e-5).
+            `Line.solver` says which was used.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
-        max_steps: Steps to try before the outcome is `step_limit`, for all of which the line keeps
-            room; None for 4096, or for a large state as many as take about 1 GiB, at least 256.
+        max_steps: Steps to try before the outcome is `step_limit`. Memory is allocated for all of
+            them; None for 4096, or for a large state as many as take about 1 GiB, at least 256.
 
     Raises:
         ValueError: If the start has the wrong shape, is not finite or lies outside of the domain; a
@@ -229,10 +235,9 @@ def flow_line(
             together.
         RuntimeError: If it is differentiated in reverse mode.
 
-    Accuracy: `rtol` per step, relative to state and time; the errors of times that were compared
-        with closed forms are below 10·rtol in the median. Second and third derivatives through an
-        event were compared at an rtol of 1e-11: they are right to 1e-6, and to 6e-6 where a wall is
-        met and left again.
+    Accuracy: `rtol` per step, relative to state and time. Compared with closed forms, times have
+        errors below 10·rtol in the median. At an rtol of 1e-11, second and third derivatives
+        through an event are accurate to 1e-6, and to 6e-6 where a wall is met and left again.
     """
     _check_reverse(until, reverse)
     traced = _is_traced(start) or _is_traced(flow)
@@ -261,14 +266,14 @@ def flow_line(
 
 
 def _traced_line(solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int) -> Line:
-    """A line within a program that is traced; whoever runs that sees to what becomes of it."""
+    """A line inside a traced program, which cannot be followed again under another clock."""
     with exact_products():
         line, _ = _line(solved, start, max_steps)
     return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
 
 
 def _line_now(solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_steps: int) -> Line:
-    """A line in NumPy, followed again under the clock regular everywhere if its own led astray."""
+    """A line in NumPy, followed again under the arc-length clock if its own has led it astray."""
     line, strayed = _as_numpy(_compiled_line(solved, start, max_steps))
     if strayed:
         problem, method = solved
@@ -277,7 +282,7 @@ def _line_now(solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_ste
 
 
 def _stabilised_if_stiff(line: Line, start: PyTree[np.ndarray], max_steps: int) -> Line:
-    """A line whose steps were too short for stability's sake, followed again by other ones."""
+    """The line, followed again by stabilised solvers if only stability kept its steps short."""
     problem = line._problem
     crawled = line.outcome == Outcome.step_limit and line.steps >= _CRAWLED
     if not (crawled and metric_is_constant(problem.flow, start)):
@@ -305,7 +310,7 @@ def _check_reverse(until: AbstractTarget, reverse: bool) -> None:
 
 
 def _affordable_steps(method: Method, start: PyTree[Any]) -> int:
-    """The steps to try where nobody says how many: of each, all stages are recorded."""
+    """The default number of steps to try, all of whose stages fit in memory."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start))
     stages = method.solver.stages
     return int(np.clip(_ROOM // ((stages + _ENDS) * size), _FEWEST_STEPS, _MOST_STEPS))
@@ -314,7 +319,7 @@ def _affordable_steps(method: Method, start: PyTree[Any]) -> int:
 def _line(
     solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int
 ) -> tuple[Line, Bool[Array, ""]]:
-    """A line, and whether its clock has led it off its way."""
+    """A line, and whether its clock has led it astray."""
     problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda x: jnp.asarray(x)[..., None], start))
     lanes, tries, tape = advance(problem, method, lanes, max_steps=max_steps, tape_length=max_steps)
@@ -390,7 +395,7 @@ _compiled_states_at = compiled(_states_at, optimise=False)
 
 
 def _just_past(time: Any, dtype: Any) -> Any:
-    """A time as late as rounding in many steps can make the end of a line appear early."""
+    """The end of a line, with room for the rounding of many steps."""
     return time * (1 + _ROUNDING * float(jnp.finfo(dtype).eps))
 
 
@@ -409,7 +414,7 @@ def _place_of(method: Method, dense: PyTree[Array], time: Float[Array, " q"]) ->
 
 
 def _fit(line: Line, start: PyTree[Any]) -> Line:
-    """A line as it is, unless nothing could be followed from its start."""
+    """The line; refused if nothing could be followed from its start."""
     shown = jax.tree.map(lambda x: np.asarray(x).tolist(), start)
     code = int(line.outcome)
     if code == Outcome.outside_domain:

@@ -25,7 +25,7 @@ _ALIKE = 1e-3  # of a loss: one that is computed in two ways, in float32 too
 
 
 class AbstractNoise(eqx.Module):
-    """The noise of a flow: what it adds to the drift, and the factor B of B dW."""
+    """The noise of a flow: an addition to the drift, and the factor B of B dW."""
 
     @abstractmethod
     def check(self, flow: AbstractFlow, state: PyTree[Any]) -> None:
@@ -33,7 +33,7 @@ class AbstractNoise(eqx.Module):
 
     @abstractmethod
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:
-        """The addition to the velocity of the flow, the leaves of the state in one vector."""
+        """The addition to the velocity of the flow, as one vector of all leaves of the state."""
 
     @abstractmethod
     def factor(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d k"]:
@@ -48,8 +48,8 @@ class AbstractNoise(eqx.Module):
 class Thermal(AbstractNoise):
     """Thermal noise √(2TM) dW, with the drift T div M under which e^(−L/T) is stationary.
 
-    (div M)_i = Σ_j ∂M_ij/∂y_j. M is built as a matrix, and its root taken, for each path and step:
-    for small states.
+    (div M)_i = Σ_j ∂M_ij/∂y_j. At each step of each path M is formed as a matrix and its square
+    root taken, so that states should be small.
 
     Args:
         temperature: T, positive, in units of the potential.
@@ -80,13 +80,13 @@ class Minibatch(AbstractNoise):
 
     C = Σ_i p_i s_i s_iᵀ,   s_i = ∂∇L/∂p_i
 
-    with p_i the weights of the flow, of sum 1, and s_i what pair i does to the gradient. Where the
-    loss is a mean over pairs, s_i is g_i − ḡ, with g_i the gradient of the loss of pair i and ḡ
-    their mean. Where it is one over the tokens of all pairs (SFT, and the likelihood in ORPO and
-    CPO), L = Σ p l / Σ p N with the summed losses l and the tokens N of the pairs, s_i is that of a
-    ratio: (∇l_i − N_i ∇L) / Σ p N. A step of descent, y ← y − η M ĝ with ĝ the gradient of the loss
-    of b pairs drawn with replacement, takes flow time η and adds η² M C M / b, as η of flow time
-    does here. Nothing is added to the drift. There is a random number for each pair and step.
+    with p_i the weights of the flow, of sum 1, and s_i the influence of pair i on the gradient. For
+    a loss that is a mean over pairs, s_i = g_i − ḡ, with g_i the gradient of the loss of pair i and
+    ḡ their mean. For a mean over the tokens of all pairs (SFT, and the likelihood term in ORPO and
+    CPO), L = Σ p l / Σ p N with the summed losses l and the numbers N of tokens, and s_i = (∇l_i −
+    N_i ∇L) / Σ p N. A step of descent, y ← y − η M ĝ with ĝ the gradient on b pairs drawn with
+    replacement, takes flow time η and adds the covariance η² M C M / b, as this noise does in flow
+    time η. The drift is unchanged. One random number is drawn for each pair and step.
 
     Args:
         learning_rate: η, positive, in units of flow time.
@@ -95,9 +95,8 @@ class Minibatch(AbstractNoise):
     Raises:
         ValueError: If a number is not positive and finite.
 
-    Accuracy: that of the description of descent by an equation with noise, O(η). For a mean over
-        tokens also O(1/b): the gradient of a small batch then has a bias, which is left out, and
-        another covariance.
+    Accuracy: O(η), the error of describing descent by a stochastic differential equation. For a
+        mean over tokens also O(1/b), since the bias of the gradient of a small batch is left out.
 
     Source: Li, Tai and E, Journal of Machine Learning Research 20(40), 1–47 (2019).
     """
@@ -111,7 +110,7 @@ class Minibatch(AbstractNoise):
         if abs(alone - among) > _ALIKE * abs(among):
             raise ValueError(
                 f"Argument `noise` must not be Minibatch(...) for {type(flow.loss).__name__}, "
-                f"whose mean over one pair, {alone:g}, is not what the pair loses, {among:g}."
+                f"whose mean over a single pair, {alone:g}, is not that pair's loss, {among:g}."
             )
 
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:
@@ -135,15 +134,15 @@ class Minibatch(AbstractNoise):
 
 
 def check_minibatches(what: str, flow: AbstractFlow, state: PyTree[Any]) -> PreferenceFlow:
-    """A flow of pairs of which minibatches can be drawn.
+    """The flow, checked to have pairs of which minibatches can be drawn.
 
     Args:
-        what: The argument that asks for them, and what it must be if they cannot.
+        what: The argument that asks for minibatches, and what it must be if there can be none.
         flow: The flow.
         state: One of its states.
 
     Raises:
-        ValueError: If it has not several pairs, or its loss is one of a whole batch.
+        ValueError: If it has a single pair, or a loss of a whole batch.
     """
     if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, state).chosen.shape:
         raise ValueError(f"Argument {what} for a flow without several pairs, from which to draw.")
@@ -158,7 +157,7 @@ def check_minibatches(what: str, flow: AbstractFlow, state: PyTree[Any]) -> Pref
 def _first_pair(
     flow: PreferenceFlow, state: PyTree[Array]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The mean with all the weight on the first pair, and what that pair loses."""
+    """The loss with all the weight on the first pair, and the loss of that pair by itself."""
     pairs = flow.pairs(state)
     only = jnp.zeros_like(pairs.chosen).at[0].set(1)
     return flow.loss.mean(pairs, only), flow.loss(pairs)[0]

@@ -1,11 +1,16 @@
 """Many paths of a flow with noise, until a time or until they leave a set.
 
-Steps are Euler–Maruyama's, of constant length. A path may leave a set within a step and be back at
-its end; what it does between is a Brownian bridge, whose probability to cross, and time of first
-crossing, are known in closed form. Exit times then miss by O(step), as the paths themselves do, in
-place of O(√step).
+    dy = (−M∇L + T div M) dt + B dW        (Itô; see `noise`)
+
+Steps are Euler–Maruyama's, of constant length h. A path may leave a set within a step and be back
+at its end. Between the two ends of a step it is, to leading order, a Brownian bridge, whose
+probability to cross a plane, and time of first crossing, are known in closed form: whether and when
+a path has left is drawn from them (`brownian_bridge`). Exit times then have an error of O(h), as
+the paths themselves, in place of O(√h).
 
 n: paths; d: numbers in a state; k: of the noise; m: boundaries.
+
+Source: Gobet, Stochastic Processes and their Applications 87 (2000) 167–197.
 """
 
 import dataclasses
@@ -47,9 +52,9 @@ class NoisyRuns:
 
     Attributes:
         starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
-        outcome: A code of `until.Outcome` for every path, shape (n,). `reached` where it left the
-            set, or the time that was asked for came; `at_wall` where an axis of a positive orthant
-            absorbed it before.
+        outcome: A code of `until.Outcome` for every path, shape (n,). `reached` if it left the set
+            or lasted for the time given; `at_wall` if an axis of a positive orthant absorbed it
+            before.
         exit_time: Flow time at which it left the set or reached the level, shape (n,); NaN where it
             did not, and where a time was asked for.
         end_time: Flow time at which it ended, for whatever reason; NaN for unfit starts.
@@ -84,8 +89,8 @@ class NoisyRuns:
         still = int(np.sum(~self.exited))
         if still or len(self.exit_time) < 2:
             raise ValueError(
-                "Exit times must be known of all of at least two paths to have a mean, but are "
-                f"unknown of {still} of {len(self.exit_time)}."
+                "Exit times must be known for all paths, and for at least two, to have a mean, "
+                f"but are unknown for {still} of {len(self.exit_time)}."
             )
         spread = np.std(self.exit_time, ddof=1) / np.sqrt(len(self.exit_time))
         return float(np.mean(self.exit_time)), float(spread)
@@ -104,8 +109,8 @@ def noisy_runs(
 ) -> NoisyRuns:
     """Paths of a flow with noise, one from each start, until a time or an exit.
 
-    For many paths from one place give it many times: `np.tile(place, (10_000, 1))`. Of a path only
-    its end is kept. On a positive orthant an axis absorbs a path that comes to it.
+    For many paths from one start, repeat it: `np.tile(start, (10_000, 1))`. Only the ends of paths
+    are kept. On a positive orthant, an axis absorbs the paths that reach it.
 
     Args:
         flow: What to follow, on a domain without walls.
@@ -115,19 +120,19 @@ def noisy_runs(
         until: A time, a single level such as `until.loss_below(0.1)`, or a set to leave:
             `exit_from(inside)` or `exit_from_interval(low, high)`.
         step: Length of a step in flow time; shortened to a whole part of the time or time limit.
-        seed: Seed of the noise, a non-negative int. Path i draws from a stream of its own, by the
-            number of its step: what it does depends neither on its block nor on other paths.
-        block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere,
-            or as many as the matrices of the state have room for.
+        seed: Seed of the noise, a non-negative int. Each path has its own stream of random numbers,
+            so that it depends neither on its block nor on other paths.
+        block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere, or
+            fewer if the matrices of the states need much memory.
         max_steps: Steps after which the outcome is `step_limit`.
 
     Raises:
         ValueError: If the starts have the wrong shape, the flow has walls or cannot have the noise,
             or a number is out of its range.
 
-    Accuracy: weak order 1 in `step`, of states and of exit times: whether a path crosses a boundary
-        within a step, when and where, is drawn as for constant coefficients and a flat boundary.
-        Take a step that is short against the fastest rate of the flow, and halve it to see.
+    Accuracy: weak order 1 in `step`, for states and exit times: crossings within a step are drawn
+        as for constant coefficients and a flat boundary. Take a step that is short compared with
+        the fastest time scale of the flow, and halve it to check.
 
     Source: Gobet, Stochastic Processes and their Applications 87, 167–197 (2000), for the order.
         The time of first crossing of a bridge is that of an inverse Gaussian variable, drawn after
@@ -145,7 +150,7 @@ def noisy_runs(
 
 
 class _Problem(eqx.Module):
-    """The data that all paths share; `example` is a state, `last` the largest number of steps."""
+    """The data that all paths share; `example` is a state, `last` the maximal number of steps."""
 
     flow: AbstractFlow
     noise: AbstractNoise
@@ -165,7 +170,7 @@ class _Problem(eqx.Module):
         return ravel_pytree(self.example)[1](vector)
 
     def gaps(self, vector: Float[Array, " d"]) -> Float[Array, " m"]:
-        """Positive inside and zero on each boundary: those of the set, then the axes."""
+        """Positive inside and zero on each boundary: first those of the set, then the axes."""
         sets = [] if self.exit is None else [self.exit.gaps(self.flow, self.state(vector))]
         return jnp.concatenate([*sets, vector if self.absorbing else vector[:0]])
 
@@ -179,14 +184,14 @@ class _Problem(eqx.Module):
 
 
 class _Paths(eqx.Module):
-    """State of paths; what they draw depends on `index` and `count` alone.
+    """State of paths; their random numbers depend on `index` and `count` alone.
 
     Attributes:
         index: Number of the path.
         state: State before the next step; of a path that has ended, its end.
         after: State after the last step, where a boundary was crossed in it.
-        survival: Probability not to have crossed each boundary, given the states between steps.
-        threshold: The survival at which a boundary counts as crossed, drawn once.
+        survival: Probability of not having crossed each boundary, given the states between steps.
+        threshold: The survival below which a boundary counts as crossed, drawn once.
         count: Steps taken.
         part: Part of a further step until the path ended.
         outcome: A code of `Outcome`, or -1 for a crossing that is yet to be located.
@@ -244,8 +249,8 @@ def _finished(
 ) -> _Paths:
     """All paths at their ends.
 
-    Those that have not ended are computed block by block, some steps at a time, the first of them
-    first: a block is full until few are left.
+    Paths are advanced block by block, some steps at a time; blocks are refilled with unfinished
+    paths, so that they are full until few are left.
     """
     count, dimension = starts.shape
     width = min(block_size or _block_size(dimension), count)
@@ -316,7 +321,7 @@ def _keys(problem: _Problem, index: Int[Array, ""]) -> tuple[Any, Any, Any]:
 
 @compiled
 def _advanced(problem: _Problem, paths: _Paths) -> _Paths:
-    """The paths of a block some steps later; those that have crossed stay before it."""
+    """The paths of a block some steps later; those that have crossed stay at the step before."""
     keys = jax.vmap(lambda index: _keys(problem, index)[0])(paths.index)
 
     def going(carry: tuple[Array, _Paths]) -> Array:
@@ -331,7 +336,7 @@ def _advanced(problem: _Problem, paths: _Paths) -> _Paths:
 
 
 def _step(problem: _Problem, key: PRNGKeyArray, path: _Paths) -> _Paths:
-    """A path after one step, or as it is where it has ended; one that crosses stays before it."""
+    """A path after one step; unchanged if it has ended, or if it crosses a boundary in the step."""
     before = path.state
     factor = problem.factor(before)
     after = _moved(problem, jax.random.fold_in(key, path.count), before, factor)
@@ -379,7 +384,7 @@ def _spread(
 
 @partial(compiled, optimise=False)
 def _located(problem: _Problem, paths: _Paths) -> _Paths:
-    """Paths that have crossed a boundary in their last step, at the time and place of that."""
+    """The paths, with those that crossed in their last step at the time and position of it."""
 
     def located(path: _Paths) -> _Paths:
         part_key, place_key = jax.random.split(_keys(problem, path.index)[2])
@@ -406,10 +411,10 @@ def _crossing_place(
 ) -> Float[Array, " d"]:
     """Position at which a path crosses, given the boundary and the fraction of the step.
 
-    What does not correlate with the gap is a bridge of its own; the gap is brought to zero.
+    The part that is uncorrelated with the gap is a bridge of its own; the gap is set to zero.
     """
     boundary, part = crossing
-    way = path.after - path.state
+    moved = path.after - path.state
     noise = factor @ jax.random.normal(key, factor.shape[1:], factor.dtype)
     shift = jnp.sqrt(problem.step * part * (1 - part)) * noise
     slope = jax.jacrev(problem.gaps)(path.state)[boundary]
@@ -418,7 +423,7 @@ def _crossing_place(
     gap = (1 - part) * gaps[0] + part * gaps[1] + slope @ shift
     variance = slope @ across
     pull = across / jnp.where(variance > 0, variance, 1)
-    place = path.state + part * way + shift - pull * gap
+    place = path.state + part * moved + shift - pull * gap
     return place - pull * problem.gaps(place)[boundary]  # which is no longer 0 on a curved boundary
 
 
@@ -451,7 +456,7 @@ def _block_size(dimension: int) -> int:
 
 
 def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, float, Outcome]:
-    """The set to leave, if any, the time at which a path ends at last, and its outcome then."""
+    """The set to leave, if any; the time at which every path ends; and its outcome then."""
     left = until
     if isinstance(until, AbstractTarget):
         if until.moments is not None:
@@ -472,11 +477,13 @@ def _check(
 ) -> None:
     if flow.domain.walls()[1].size:
         raise ValueError(
-            "Argument `flow` must have a domain without walls, at which noise is not reflected "
-            f"here, but has {flow.domain!r}."
+            "Argument `flow` must have a domain without walls, since noise is not reflected at "
+            f"walls, but has {flow.domain!r}."
         )
     if not isinstance(noise, AbstractNoise):
-        raise ValueError(f"Argument `noise` must be such as Thermal(0.1), but is {noise!r}.")
+        raise ValueError(
+            f"Argument `noise` must be a noise such as Thermal(0.1), but is {noise!r}."
+        )
     positive("step", step)
     integer("seed", seed, 0, most=2**32 - 1)
     check_counts(block_size, max_steps)

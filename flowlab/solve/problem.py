@@ -64,7 +64,7 @@ def select(mask: Bool[Array, " n"], new: PyTree[Array], old: PyTree[Array]) -> P
 
 
 class Components(eqx.Module):
-    """A short vector as its components, so that each is an array of its own over the lanes."""
+    """A short vector as its components, each an array of its own over the lanes."""
 
     parts: tuple[Float[Array, "*n"], ...]
 
@@ -82,7 +82,7 @@ class Point(eqx.Module):
     missing in it. None where lanes do not slide.
     """
 
-    held: PyTree[Float[Array, "*n"]]
+    packed_coordinates: PyTree[Float[Array, "*n"]]
     time: Float[Array, "*n"]
     integrals: tuple[Float[Array, "*n"], ...]
     pressure: Float[Array, "*n"] | None
@@ -100,8 +100,8 @@ class Point(eqx.Module):
 
     @property
     def coordinates(self) -> PyTree[Float[Array, "..."]]:
-        """The coordinates as the domain knows them."""
-        return joined(self.held)
+        """The coordinates, in the shape that the domain takes."""
+        return joined(self.packed_coordinates)
 
 
 def split(coordinates: PyTree[Array]) -> PyTree[Array]:
@@ -121,8 +121,8 @@ class Lanes(eqx.Module):
     """State of the lanes of a block, from which they can be continued.
 
     Attributes:
-        point: What is integrated.
-        progress: Independent variable of each lane.
+        point: The unknowns that are integrated.
+        progress: Value of each lane's clock.
         fraction: Part of the shared step that a lane takes; 0 once it is no longer active.
         walls: Which walls hold a lane, shape (m, n).
         level: Index of the next level of the target.
@@ -131,8 +131,8 @@ class Lanes(eqx.Module):
         next_save: Index of the next time to save at.
         folds: What the measures carry.
         outcome: Code of `Outcome`; 0 while a lane runs.
-        evicted: Whether a lane holds up its block and is to go on elsewhere.
-        strayed: Whether a lane's clock has led it off its way, so that it must begin again.
+        evicted: Whether a lane held up its block, and is to be continued elsewhere.
+        strayed: Whether a lane's clock has led it astray, so that it must begin again.
         absorbed: Whether a lane has come to the boundary.
         steps: Accepted steps.
         signals: Positive until an event happens; shape (m, n).
@@ -171,11 +171,11 @@ class Lanes(eqx.Module):
 
 
 class Problem(eqx.Module):
-    """A problem and its tolerances; arrays are leaves, whose values do not compile again.
+    """A problem and its tolerances; its arrays are leaves, and new values need no compilation.
 
-    `alone` says that one line is solved for its own sake, so that nobody is held up by it, and
-    `tangents` that derivatives are to pass through its events. `operations` is the fingerprint of
-    what functions of the user compute, by which compiled programs are told apart.
+    `alone`: a single line is solved, which holds up no other. `tangents`: derivatives pass through
+    its events. `operations`: the fingerprint of the user's functions, part of the key of compiled
+    programs.
     """
 
     flow: AbstractFlow
@@ -203,7 +203,7 @@ class Problem(eqx.Module):
 
     @property
     def eventful(self) -> bool:
-        """True if something can happen to a lane within a step, where its field may change."""
+        """True if there can be events within a step, at which the field of a lane may change."""
         limited = self.timed or (self.save_at.size > 0 and not self.clock.keeps_time)
         located = not self.clock.ends_on(self.target)
         domain = self.flow.domain
@@ -232,11 +232,11 @@ def make_problem(
     tangents: bool = False,
     real_spectrum: bool = False,
 ) -> Problem:
-    """A problem from what a user says, checked; its arrays have the dtype of the work.
+    """A problem from the user's arguments, checked, with arrays in the dtype of the work.
 
-    `state` is one state, in shapes, by which functions of the user are looked at; None where all is
-    traced. `real_spectrum` says that the solver needs one: the clock is then `steady_clock`, where
-    nobody names another.
+    `state` gives the shapes of one state, with which functions of the user are checked; None where
+    everything is traced. `real_spectrum`: the solver needs a real spectrum, so that `steady_clock`
+    is the default clock.
 
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
@@ -269,10 +269,11 @@ def make_problem(
 
 
 def steady_clock(flow: AbstractFlow) -> Clock:
-    """The clock under which a field has a real spectrum, and its rates change least.
+    """The default clock for stabilised solvers: time, or arc length on an absorbing boundary.
 
-    By arc length what little moves across the fastest directions counts as way, and a stiff line
-    slows down by it. Time does not, but ends in a finite time on an absorbing boundary.
+    Both keep the spectrum real. Arc length also counts the small motion across the fastest
+    directions, which slows a stiff line down; time does not, but an absorbing boundary is reached
+    in a finite time, at infinite speed.
     """
     return "arc_length" if flow.domain.absorbing else "time"
 
@@ -283,7 +284,7 @@ def default_rtol(dtype: Any) -> float:
 
 
 def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
-    """A tree with its numbers as arrays, those that are floating of a dtype."""
+    """A PyTree whose numbers are arrays, floating ones in a given dtype."""
 
     def leaf(value: Any) -> Any:
         if isinstance(value, float | np.ndarray | np.floating):
@@ -299,26 +300,26 @@ def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
 
 
 def on_device(value: Any, dtype: Any = None) -> Array:
-    """Numbers as an array of a dtype, moved and not computed where they are no array of JAX."""
+    """Numbers as a JAX array of a dtype, transferred without a compiled conversion."""
     if isinstance(value, jax.Array):
         return jnp.asarray(value, dtype)
     return jax.device_put(np.asarray(value, dtype))  # asarray would compile a program for its shape
 
 
 def filled(indices: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " m"]:
-    """Indices filled up to a length with the last of them, whose result is computed again."""
+    """Indices padded to a length with the last one."""
     return np.concatenate([indices, np.repeat(indices[-1:], length - len(indices))])
 
 
 def check_counts(block_size: int | None, max_steps: int) -> None:
-    """Raise a ValueError where a number of starts, or of steps, is none."""
+    """Refuse numbers of starts or of steps that are no positive ints."""
     if block_size is not None:
         integer("block_size", block_size)
     integer("max_steps", max_steps, most=_MOST_STEPS)
 
 
 def check_target(until: Any) -> None:
-    """Raise a ValueError where a target is none."""
+    """Refuse what is no target."""
     if not isinstance(until, AbstractTarget):
         raise ValueError(
             f"Argument `until` must be a target such as until.loss_below(0.1), but is {until!r}."
@@ -333,7 +334,7 @@ def _checked_clock(
     reverse: bool,
     whole: bool,
 ) -> type[AbstractClock]:
-    """The clock asked for, or the target's own: of all on the way, where the whole way matters."""
+    """The clock asked for, or else the target's default, checked against target and measures."""
     check_target(until)
     possible = until.clocks(flow)
     others = tuple(n for n in possible if not issubclass(clock_named(n), AbstractLevelClock))
@@ -352,7 +353,7 @@ def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
         name = np.dtype(dtype).name
         cure = "; give the starts as float64 for less" if name == "float32" else ""
         raise ValueError(
-            f"Argument `rtol` must lie between {smallest:.2g}, what {name} can hold, and 1, "
+            f"Argument `rtol` must lie between {smallest:.2g}, the least for {name}, and 1, "
             f"but is {rtol!r}{cure}."
         )
     if atol is not None and not (np.isfinite(atol) and atol >= 0):
@@ -360,7 +361,7 @@ def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
 
 
 def listed_measures(measures: Any) -> Any:
-    """A list of measures as it is.
+    """The measures as a list, checked.
 
     Raises:
         ValueError: If it is no list, such as a single measure.
@@ -411,7 +412,7 @@ def _checked_times(save_at: npt.ArrayLike | None) -> np.ndarray:
 def check_states(
     name: str, states: PyTree[ArrayLike], flow: AbstractFlow, *, batched: bool
 ) -> tuple[PyTree[Any], Any]:
-    """States as arrays of one floating dtype, and that dtype; a traced state stays as it is.
+    """States as arrays of one floating dtype, and that dtype; a traced state is unchanged.
 
     Args:
         name: What the caller calls them.
@@ -443,7 +444,7 @@ def check_states(
         raise ValueError(f"Argument `{name}` must have shape {wanted}, but has shape {shapes[0]}.")
     if batched and (len({s[:1] for s in shapes}) != 1 or shapes[0][0] == 0):
         raise ValueError(
-            f"Argument `{name}` must hold at least one start, and as many in every leaf, "
+            f"Argument `{name}` must hold at least one start, and equally many in every leaf, "
             f"but has shapes {shapes}."
         )
     if not sum(int(np.prod(shape[int(batched) :], dtype=np.int64)) for shape in shapes):
@@ -458,7 +459,7 @@ def check_states(
 
 
 def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched: bool) -> None:
-    """Refuse a PyTree that is not like the states of the flow, where those are known."""
+    """Refuse a PyTree whose structure is not that of the flow's states, where these are known."""
     if flow.state_shape is not None or flow.reference_state is None:
         return
 
@@ -475,7 +476,7 @@ def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched
 
 
 def _array_if_list(name: str, states: Any) -> Any:
-    """Lists of numbers, and tuples of numbers, are arrays; other PyTrees stay as they are."""
+    """Lists and tuples of numbers as arrays; other PyTrees unchanged."""
     if states is None:
         raise ValueError(f"Argument `{name}` must hold numbers, but is None.")
     plain = isinstance(states, tuple) and all(isinstance(x, Real) for x in states)

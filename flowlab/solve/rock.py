@@ -1,4 +1,11 @@
-"""ROCK4: the stabilised method of order 4 that rests on orthogonal polynomials."""
+"""ROCK4: the stabilised method of order 4, from tabulated orthogonal polynomials.
+
+s − 4 stages follow the three-term recurrence of polynomials that are orthogonal for a weight chosen
+such that the whole has order 4; four last stages complete it. The table `rock4.json` has been
+computed anew.
+
+Source: Abdulle, SIAM J. Sci. Comput. 23 (2002) 2041–2054.
+"""
 
 import json
 from functools import cache, partial
@@ -27,26 +34,26 @@ _NOISE = 0.1  # of rtol, that the rounding of a state may become
 class ROCK4(AbstractStabilised):
     """The orthogonal Runge–Kutta–Chebyshev method of order 4, for flows with very different rates.
 
-    A step over h·ρ, ρ the largest rate, takes about 1.7·√(h·ρ) evaluations of the field in place of
-    some 2·h·ρ. The last four stages multiply the rounding of a state, where it lies in the fastest
-    directions, by (h·ρ)⁴/80: steps are kept so short that this is a tenth of the tolerance, h·ρ at
-    most some 1,400 at an rtol of 1e-4, 440 at 1e-6 and 80 at 1e-9. Where rates differ by 1e5 or
-    more `RKC2` can need fewer evaluations. Usable as `solver=` in `flow_line` and
-    `sweep`, under the clocks of time and of arc length and with a metric that is constant, and in
-    `diffrax.diffeqsolve`.
+    With ρ the largest rate, a step of length h takes about 1.7·√(h·ρ) evaluations of the field,
+    where usual methods need steps that add up to some 2·h·ρ. The last four stages amplify rounding
+    errors in the fastest directions by (h·ρ)⁴/80. Steps are kept short enough that this stays below
+    a tenth of the tolerance: h·ρ is at most some 1,400 at an rtol of 1e-4, 440 at 1e-6 and 80 at
+    1e-9. Where rates differ by 1e5 or more `RKC2` can need fewer evaluations. Usable as `solver=`
+    in `flow_line` and `sweep`, under the clocks of time and of arc length and with a metric that is
+    constant, and in `diffrax.diffeqsolve`.
 
-    All but the last four stages are a recurrence of three terms: polynomials that are orthogonal
+    All but the last four stages are a three-term recurrence, of polynomials that are orthogonal
     with the weight w²/√(1 − x²). The last four have the stability function w, of degree four with
-    complex zeros, and meet the conditions of order 4 together with the recurrence. The error of a
-    step is estimated, and its inside interpolated, from these four slopes and the point before
-    them, which are damped across fast directions: not from the slopes at the ends, which are not.
+    complex zeros; together with the recurrence they satisfy the conditions of order 4. The error
+    estimate and the interpolant use these four slopes and the point before them, which are damped
+    in fast directions, and not the slopes at the ends, which are not damped.
 
     Source: Abdulle, Fourth order Chebyshev methods with recurrence relation, SIAM J. Sci. Comput.
-        23 (2002) 2041–2054. Zeros and last stages are computed anew, by
-        `benchmarks/_rock4_table.py`, and so is the estimate, which is another one than there.
+        23 (2002) 2041–2054. Zeros and last stages were computed anew, by
+        `benchmarks/_rock4_table.py`; the error estimate differs from the paper's.
 
-    Accuracy: order 4, of the interpolant 3. Where the spectrum is not real the steps may be
-        unstable, which the error estimate sees: they get shorter.
+    Accuracy: order 4, of the interpolant 3. If the spectrum is not real a step can be unstable; the
+        error estimate detects that, and steps become shorter.
     """
 
     def order(self, terms: Any) -> int:
@@ -115,9 +122,9 @@ class _Table(NamedTuple):
         degrees: Numbers of stages.
         lengths: Of the stable interval of the negative axis.
         begins: Where the recurrence of each begins.
-        recurrence: Of each stage in a row the weights of its slope, of the stage before, and of the
-            one before that.
-        places: The part of the step at which each of these slopes is.
+        recurrence: For each stage in turn, the weights of its slope and of the two stages before
+            it.
+        places: The fraction of the step at which each of these slopes is taken.
         last: Coefficients of the last four stages by name, the degrees on the first axis.
     """
 
@@ -189,7 +196,7 @@ def recurrence(stages: int, zeros: list[float]) -> tuple[Float[np.ndarray, "r 3"
 
 
 def _places(rows: Float[np.ndarray, "r 3"]) -> Float[np.ndarray, " r"]:
-    """The part of the step at which the slope of each stage in a row is taken."""
+    """The fraction of the step at which the slope of each stage is taken."""
     places, before = [0.0], 0.0
     for rise, back, again in rows:
         places.append(rise + back * places[-1] + again * before)
@@ -198,5 +205,5 @@ def _places(rows: Float[np.ndarray, "r 3"]) -> Float[np.ndarray, " r"]:
 
 
 def _sum(start: PyTree[Array], weights: Float[Array, " 4"], slopes: PyTree[Array]) -> PyTree[Array]:
-    """A point and weighted slopes, which stand on the first axis."""
+    """A point plus weighted slopes, which are stacked on the first axis."""
     return jax.tree.map(lambda y, k: y + jnp.tensordot(weights, k, axes=1), start, slopes)

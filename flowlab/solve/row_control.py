@@ -19,7 +19,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from flowlab.solve.row_indices import INDEXED, chosen, each_place, is_known
+from flowlab.solve.row_indices import INDEXED, chosen, each_position, is_known
 from flowlab.solve.rows import Layout, NoRowsError, Rows, alike, evaluated, shared
 
 __all__ = ["program_in_rows"]
@@ -36,20 +36,20 @@ def program_in_rows(
     lanes: tuple[int, ...],
     lacking: Collection[str] = (),
 ) -> list[np.ndarray]:
-    """The results of a program of one lane, carried out for a row of lanes.
+    """The results of a program for one lane, evaluated for a row of lanes.
 
     Args:
-        program: What one lane does.
+        program: The program of one lane.
         arguments: For each argument an array, of its shape, of rows, or of numbers that all lanes
             share.
         lanes: Shape of a row.
-        lacking: Functions, by name, that are to be written by others: `expm1`.
+        lacking: Names of functions that must be expressed by others, such as `expm1`.
 
     Returns:
         For each result an array, of its shape, of rows.
 
     Raises:
-        NoRowsError: If the program does what cannot be done in rows.
+        NoRowsError: If an operation of the program has no rule for rows.
     """
     layout = Layout(lanes, _LARGEST, partial(_own, frozenset(lacking)))
     variables = program.jaxpr.invars
@@ -71,7 +71,7 @@ def _run(program: ClosedJaxpr, arguments: list[Rows], layout: Layout) -> list[Ro
 def _own(
     lacking: Collection[str], equation: Any, inputs: list[Rows], layout: Layout
 ) -> list[Rows] | None:
-    """The outputs of what has a rule here; None of all else."""
+    """The outputs of an operation that has a rule here; None for any other."""
     name, parameters = equation.primitive.name, equation.params
     for variable in equation.outvars:
         if variable.aval.size > layout.largest:
@@ -86,7 +86,7 @@ def _own(
         return _known_now(equation, inputs, layout)
     if name in lacking and name in _REWRITTEN:
         elements = inputs[0].elements
-        made = each_place(elements.shape, lambda place: _REWRITTEN[name](elements[place]))
+        made = each_position(elements.shape, lambda position: _REWRITTEN[name](elements[position]))
         return [Rows(made, inputs[0].dtype)]
     if name == "polynomial":
         return [Rows(_polynomial([value.elements for value in inputs], layout), inputs[0].dtype)]
@@ -99,7 +99,7 @@ def _own(
 
 
 def _known_now(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows] | None:
-    """The outputs of an operation on numbers, as numbers; None of one that has a program within."""
+    """The outputs of an operation on known numbers; None for one with a nested program."""
     if "jaxpr" in equation.params or "call_jaxpr" in equation.params:
         return None
     operands = [_numbers(value) for value in inputs]
@@ -122,8 +122,8 @@ def _full(element: Any, dtype: Any, layout: Layout) -> Any:
 
 def _as_rows(value: Rows, layout: Layout) -> np.ndarray:
     result = np.empty(value.elements.shape, object)
-    for place in np.ndindex(*result.shape):
-        result[place] = _full(value.elements[place], value.dtype, layout)
+    for position in np.ndindex(*result.shape):
+        result[position] = _full(value.elements[position], value.dtype, layout)
     return result
 
 
@@ -153,8 +153,8 @@ class _Flat:
         left, values = iter(rows), []
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             elements = np.empty(shape, object)
-            for place in np.ndindex(*shape):
-                elements[place] = next(left)
+            for position in np.ndindex(*shape):
+                elements[position] = next(left)
             values.append(Rows(elements, dtype))
         return values
 
@@ -198,7 +198,7 @@ def _moving(body: Jaxpr, constants: int) -> list[bool]:
 
 
 def _sources(body: Jaxpr) -> list[Any]:
-    """The variables whose values the results of a function are, through what only hands them on."""
+    """The variables whose values are results of a function unchanged."""
     source: dict[Any, Any] = {}
 
     def of(variable: Any) -> Any:
@@ -214,7 +214,7 @@ def _sources(body: Jaxpr) -> list[Any]:
 
 
 def _handed_on(equation: Any) -> list[Any]:
-    """For each output of an operation the input that it is, or None for a new value."""
+    """For each output of an operation, the input that it equals, or None for a new value."""
     inner = equation.params.get("jaxpr")
     if equation.primitive.name == "cond":
         operands = equation.invars[1:]
@@ -230,8 +230,8 @@ def _handed_on(equation: Any) -> list[Any]:
 
 
 def _inputs_of(inner: Jaxpr, operands: list[Any]) -> list[Any]:
-    place = {variable: operand for variable, operand in zip(inner.invars, operands, strict=True)}
-    return [None if isinstance(s, Literal) else place.get(s) for s in _sources(inner)]
+    position = {variable: operand for variable, operand in zip(inner.invars, operands, strict=True)}
+    return [None if isinstance(s, Literal) else position.get(s) for s in _sources(inner)]
 
 
 def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
@@ -254,8 +254,8 @@ def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
     results = []
     for values in zip(*found, strict=True):
         elements = np.empty(values[0].elements.shape, object)
-        for place in np.ndindex(*elements.shape):
-            elements[place] = merged(*(value.elements[place] for value in values))
+        for position in np.ndindex(*elements.shape):
+            elements[position] = merged(*(value.elements[position] for value in values))
         results.append(Rows(elements, values[0].dtype))
     return results
 
@@ -263,7 +263,7 @@ def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
 def _branch(
     branch: ClosedJaxpr, wanted: Any, operands: list[Rows], equation: Any, layout: Layout
 ) -> list[Rows]:
-    """The results of a branch, which is jumped over where no lane wants it and it is not cheap."""
+    """The results of a branch, which is skipped if no lane takes it, unless it is cheap."""
     if _cost(branch.jaxpr) <= _CHEAP:
         return _run(branch, operands, layout)
     given = dict(zip(branch.jaxpr.invars, operands, strict=True))
@@ -306,7 +306,7 @@ def _cost(body: Jaxpr) -> float:
 
 
 def _scan(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
-    """A loop of known length: written out where it is short, or goes along arrays."""
+    """A loop of known length, written out if it is short or runs along arrays."""
     given = equation.params
     if "num_consts" in given:
         constants, carried = given["num_consts"], given["num_carry"]
@@ -320,9 +320,9 @@ def _scan(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
             raise NoRowsError(f"scan of {length:,} passes over arrays")
         return _repeated(body, length, kept, carry, layout)
     made: list[list[Rows]] = [[] for _ in range(rows_out)]
-    places = range(length)
-    for place in reversed(places) if given["reverse"] else places:
-        here = [Rows(v.elements[place, ...], v.dtype) for v in along]
+    positions = range(length)
+    for position in reversed(positions) if given["reverse"] else positions:
+        here = [Rows(v.elements[position, ...], v.dtype) for v in along]
         results = _run(body, [*kept, *carry, *here], layout)
         carry = results[:carried]
         for collected, result in zip(made, results[carried:], strict=True):
@@ -331,8 +331,8 @@ def _scan(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
     for collected, variable in zip(made, equation.outvars[carried:], strict=True):
         ordered = collected[::-1] if given["reverse"] else collected
         elements = np.empty(variable.aval.shape, object)
-        for place, value in enumerate(ordered):
-            elements[place, ...] = value.elements
+        for position, value in enumerate(ordered):
+            elements[position, ...] = value.elements
         stacked.append(Rows(elements, variable.aval.dtype))
     return [*carry, *stacked]
 
@@ -369,18 +369,18 @@ def _polynomial(operands: list[np.ndarray], layout: Layout) -> np.ndarray:
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     point, *coefficients = (np.broadcast_to(operand, shape) for operand in operands)
 
-    def of_place(place: tuple[int, ...]) -> Any:
-        x, total, *others = [part[place] for part in (point, *coefficients[::-1])]
+    def of_position(position: tuple[int, ...]) -> Any:
+        x, total, *others = [part[position] for part in (point, *coefficients[::-1])]
         for coefficient in others:
             product = lax.mul(*alike([total, x], layout))
             total = lax.add(*alike([product, coefficient], layout))
         return total
 
-    return each_place(shape, of_place)
+    return each_position(shape, of_position)
 
 
 def _expm1(x: Any) -> Any:
-    """exp(x) − 1 without a difference of like numbers: tanh(x/2)·(exp(x) + 1)."""
+    """exp(x) − 1 without cancellation: tanh(x/2)·(exp(x) + 1)."""
     half = np.asarray(0.5, x.dtype)
     return lax.tanh(half * x) * (lax.exp(x) + np.asarray(1, x.dtype))
 

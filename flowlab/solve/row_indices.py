@@ -15,14 +15,14 @@ from jax.lax import GatherScatterMode
 
 from flowlab.solve.rows import Layout, NoRowsError, alike
 
-__all__ = ["INDEXED", "chosen", "each_place", "is_known"]
+__all__ = ["INDEXED", "chosen", "each_position", "is_known"]
 
 Rule = Callable[[Any, list[np.ndarray], Layout], list[np.ndarray] | None]
 """From an operation and the elements of its operands to those of its outputs; None for no rule."""
 
 
 def is_known(element: Any) -> bool:
-    """True if an element is a number already, rather than computed when the program runs."""
+    """True if an element is known while tracing, rather than computed when the program runs."""
     return not isinstance(element, Tracer)
 
 
@@ -35,11 +35,11 @@ def chosen(condition: Any, this: Any, other: Any, layout: Layout) -> Any:
     return lax.select_n(*alike([condition, other, this], layout))
 
 
-def each_place(shape: tuple[int, ...], of_place: Callable[..., Any]) -> np.ndarray:
-    """The array of a shape whose elements are given by their places."""
+def each_position(shape: tuple[int, ...], of_position: Callable[..., Any]) -> np.ndarray:
+    """An array of a given shape, with each element computed from its position."""
     result = np.empty(shape, object)
-    for place in np.ndindex(*shape):
-        result[place] = of_place(place)
+    for position in np.ndindex(*shape):
+        result[position] = of_position(position)
     return result
 
 
@@ -63,16 +63,16 @@ def _among(indices: list[Any], sizes: list[int], made: Callable[..., Any], layou
 
 
 def _selected(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray] | None:
-    """One of several cases, by pairs; of two it is an operation of its own."""
+    """One of several cases; two cases are left to the built-in operation."""
     which, *cases = operands
     if len(cases) == 2:
         return None
 
-    def of_place(place: tuple[int, ...]) -> Any:
-        index = which[place if which.shape else ()]
-        return _among([index], [len(cases)], lambda at: cases[at][place], layout)
+    def of_position(position: tuple[int, ...]) -> Any:
+        index = which[position if which.shape else ()]
+        return _among([index], [len(cases)], lambda at: cases[at][position], layout)
 
-    return [each_place(cases[0].shape, of_place)]
+    return [each_position(cases[0].shape, of_position)]
 
 
 def _dynamic_slice(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
@@ -80,13 +80,13 @@ def _dynamic_slice(equation: Any, operands: list[np.ndarray], layout: Layout) ->
     cut = tuple(equation.params["slice_sizes"])
     sizes = [n - k + 1 for n, k in zip(operand.shape, cut, strict=True)]
 
-    def of_place(place: tuple[int, ...]) -> Any:
+    def of_position(position: tuple[int, ...]) -> Any:
         def made(*at: int) -> Any:
-            return operand[tuple(a + p for a, p in zip(at, place, strict=True))]
+            return operand[tuple(a + p for a, p in zip(at, position, strict=True))]
 
         return _among(starts, sizes, made, layout)
 
-    return [each_place(cut, of_place)]
+    return [each_position(cut, of_position)]
 
 
 def _dynamic_update_slice(
@@ -96,53 +96,53 @@ def _dynamic_update_slice(
     operand, update, starts = operands[0], operands[1], [start[()] for start in operands[2:]]
     sizes = [n - k + 1 for n, k in zip(operand.shape, update.shape, strict=True)]
 
-    def of_place(place: tuple[int, ...]) -> Any:
+    def of_position(position: tuple[int, ...]) -> Any:
         def made(*at: int) -> Any:
-            inside = tuple(p - a for p, a in zip(place, at, strict=True))
+            inside = tuple(p - a for p, a in zip(position, at, strict=True))
             within = all(0 <= i < k for i, k in zip(inside, update.shape, strict=True))
-            return update[inside] if within else operand[place]
+            return update[inside] if within else operand[position]
 
         return _among(starts, sizes, made, layout)
 
-    return [each_place(operand.shape, of_place)]
+    return [each_position(operand.shape, of_position)]
 
 
 def _gather(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
-    """Elements at indices that are known, or that each lane holds."""
+    """Elements at indices that are known, or that differ between lanes."""
     operand, indices = operands
     given, shape = equation.params, equation.outvars[0].aval.shape
     numbers, flat = given["dimension_numbers"], operand.reshape(-1)
-    places = np.arange(1, operand.size + 1, dtype=np.int32).reshape(operand.shape)
+    positions = np.arange(1, operand.size + 1, dtype=np.int32).reshape(operand.shape)
     fill = given["fill_value"]
     outside = np.asarray(np.nan if fill is None else fill, equation.outvars[0].aval.dtype)
 
-    def element(known: np.ndarray, place: tuple[int, ...]) -> Any:
-        """The element at known indices, found by gathering the numbers of positions."""
+    def element(known: np.ndarray, position: tuple[int, ...]) -> Any:
+        """The element at known indices, found by gathering an array of positions."""
         with jax.ensure_compile_time_eval():
             number = np.asarray(
-                equation.primitive.bind(places, known, **{**given, "fill_value": 0})
-            )[place]
+                equation.primitive.bind(positions, known, **{**given, "fill_value": 0})
+            )[position]
         return flat[number - 1] if number > 0 else outside
 
     if all(is_known(index) for index in indices.flat):
         known = _as_integers(indices)
-        return [each_place(shape, lambda place: element(known, place))]
+        return [each_position(shape, lambda position: element(known, position))]
     if numbers.operand_batching_dims:
         raise NoRowsError("gather")
     lead = [axis for axis in range(len(shape)) if axis not in numbers.offset_dims]
     sizes = [operand.shape[axis] for axis in numbers.start_index_map]
     fills = given["mode"] == GatherScatterMode.FILL_OR_DROP
 
-    def of_place(place: tuple[int, ...]) -> Any:
-        own = list(indices[tuple(place[axis] for axis in lead)])
+    def of_position(position: tuple[int, ...]) -> Any:
+        own = list(indices[tuple(position[axis] for axis in lead)])
 
         def made(*at: int) -> Any:
-            return element(np.broadcast_to(np.asarray(at, np.int32), indices.shape), place)
+            return element(np.broadcast_to(np.asarray(at, np.int32), indices.shape), position)
 
         found = _among(own, sizes, made, layout)
         return _where_inside(own, sizes, found, outside, layout) if fills else found
 
-    return [each_place(shape, of_place)]
+    return [each_position(shape, of_position)]
 
 
 def _as_integers(indices: np.ndarray) -> np.ndarray:
@@ -164,7 +164,7 @@ def _where_inside(
 
 
 def _scatter(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
-    """Updates, or sums of them, at indices that are known, or that each lane holds."""
+    """Updates, or sums of them, at indices that are known, or that differ between lanes."""
     operand, indices, updates = operands
     if not all(is_known(index) for index in indices.flat):
         return [_scattered_by_lanes(equation, operands, layout)]
@@ -176,32 +176,32 @@ def _scatter(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[
         targets = [np.asarray(bind(zeros, known, one, **given)) for one in ones]
     adds = equation.primitive.name == "scatter-add"
 
-    def of_place(place: tuple[int, ...]) -> Any:
-        total = operand[place]
+    def of_position(position: tuple[int, ...]) -> Any:
+        total = operand[position]
         for target, update in zip(targets, updates.flat, strict=True):
-            if target[place] != 0:
+            if target[position] != 0:
                 total = lax.add(*alike([total, update], layout)) if adds else update
         return total
 
-    return [each_place(operand.shape, of_place)]
+    return [each_position(operand.shape, of_position)]
 
 
 def _scattered_by_lanes(equation: Any, operands: list[np.ndarray], layout: Layout) -> np.ndarray:
-    """Updates of a vector, or sums of them, at indices that each lane holds."""
+    """Updates of a vector, or sums of them, at indices that differ between lanes."""
     operand, indices, updates = operands
     name = equation.primitive.name
     if operand.ndim != 1 or indices.shape[-1] != 1 or indices.size != updates.size:
         raise NoRowsError(name)
 
-    def of_place(place: tuple[int, ...]) -> Any:
-        total = operand[place]
+    def of_position(position: tuple[int, ...]) -> Any:
+        total = operand[position]
         for index, update in zip(indices.flat, updates.flat, strict=True):
-            here = lax.eq(*alike([index, np.asarray(place[0], index.dtype)], layout))
+            here = lax.eq(*alike([index, np.asarray(position[0], index.dtype)], layout))
             new = lax.add(*alike([total, update], layout)) if name == "scatter-add" else update
             total = chosen(here, new, total, layout)
         return total
 
-    return each_place(operand.shape, of_place)
+    return each_position(operand.shape, of_position)
 
 
 def _bitcast(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray] | None:
@@ -210,14 +210,14 @@ def _bitcast(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[
     if out.aval.shape != operand.shape:
         return None
 
-    def of_place(place: tuple[int, ...]) -> Any:
-        return lax.bitcast_convert_type(operand[place], out.aval.dtype)
+    def of_position(position: tuple[int, ...]) -> Any:
+        return lax.bitcast_convert_type(operand[position], out.aval.dtype)
 
-    return [each_place(operand.shape, of_place)]
+    return [each_position(operand.shape, of_position)]
 
 
 def _sort(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray] | None:
-    """Arrays in the order of the first, NaN last, equals as they were: neighbours change places."""
+    """Arrays sorted by the first of them, stably and with NaN last, by exchanging neighbours."""
     axis = equation.params["dimension"]
     if equation.params["num_keys"] != 1:
         return None
@@ -226,11 +226,11 @@ def _sort(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.
     for lead in np.ndindex(*leads):
         for last in range(length - 1, 0, -1):
             for here in range(last):
-                place, after = (*lead, here), (*lead, here + 1)
-                swap = _comes_first(moved[0][after], moved[0][place], lax.lt, layout)
+                position, after = (*lead, here), (*lead, here + 1)
+                swap = _comes_first(moved[0][after], moved[0][position], lax.lt, layout)
                 for array in moved:
-                    a, b = array[place], array[after]
-                    array[place], array[after] = (
+                    a, b = array[position], array[after]
+                    array[position], array[after] = (
                         chosen(swap, b, a, layout),
                         chosen(swap, a, b, layout),
                     )
@@ -238,7 +238,7 @@ def _sort(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.
 
 
 def _comes_first(this: Any, other: Any, better: Any, layout: Layout) -> Any:
-    """True if one element is better than another, or is a number where the other is NaN."""
+    """True if one element sorts before another; NaN sorts last."""
     a, b = alike([this, other], layout)
     return lax.bitwise_or(better(a, b), lax.bitwise_and(lax.eq(a, a), lax.ne(b, b)))
 
@@ -251,10 +251,10 @@ def _extreme(better: Any) -> Rule:
         dtype = equation.outvars[0].aval.dtype
         moved = np.moveaxis(operands[0], axis, -1)
 
-        def of_place(place: tuple[int, ...]) -> Any:
-            best, index = moved[(*place, 0)], np.asarray(0, dtype)
+        def of_position(position: tuple[int, ...]) -> Any:
+            best, index = moved[(*position, 0)], np.asarray(0, dtype)
             for number in range(1, moved.shape[-1]):
-                element = moved[(*place, number)]
+                element = moved[(*position, number)]
                 a, b = alike([element, best], layout)
                 lost = lax.bitwise_and(lax.ne(a, a), lax.eq(b, b))
                 later = lax.bitwise_or(better(a, b), lost)
@@ -262,7 +262,7 @@ def _extreme(better: Any) -> Rule:
                 index = chosen(later, np.asarray(number, dtype), index, layout)
             return index
 
-        return [each_place(moved.shape[:-1], of_place)]
+        return [each_position(moved.shape[:-1], of_position)]
 
     return of
 
@@ -275,10 +275,10 @@ def _cumulated(fold: Any) -> Rule:
         moved = np.moveaxis(operands[0], axis, 0)
         moved = moved[::-1] if reverse else moved
         result = moved.copy()
-        for place in np.ndindex(*moved.shape):
-            if place[0] > 0:
-                before = result[(place[0] - 1, *place[1:])]
-                result[place] = fold(*alike([before, moved[place]], layout))
+        for position in np.ndindex(*moved.shape):
+            if position[0] > 0:
+                before = result[(position[0] - 1, *position[1:])]
+                result[position] = fold(*alike([before, moved[position]], layout))
         return [np.moveaxis(result[::-1] if reverse else result, 0, axis)]
 
     return of

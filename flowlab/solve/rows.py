@@ -68,7 +68,7 @@ _IN_ROWS = ContextVar("in_rows", default=False)
 
 @contextmanager
 def in_rows(wanted: bool) -> Iterator[None]:
-    """A context in which `lanewise` evaluates in rows, or does not; entered while tracing."""
+    """A context, entered while tracing, that switches `lanewise` between rows and `jax.vmap`."""
     before = _IN_ROWS.set(wanted)
     try:
         yield
@@ -82,7 +82,7 @@ def written_out() -> bool:
 
 
 class Rows:
-    """A small array whose elements are arrays: rows over the lanes, or numbers that all share."""
+    """A small array of elements that are rows over the lanes, or numbers that all lanes share."""
 
     def __init__(self, elements: np.ndarray, dtype: Any) -> None:
         self.elements = elements
@@ -93,7 +93,7 @@ _Value = Any  # Rows, or an array with the lanes last, or a _Shared
 
 
 class NoRowsError(Exception):
-    """An operation, by name, that cannot be done in rows where everything must be."""
+    """The error for an operation that cannot be evaluated in rows, though everything must be."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Layout:
     Attributes:
         lanes: Shape of a row.
         largest: Elements of an array up to which it is held in rows.
-        own: Rules that go before those here, from an operation and its inputs to its outputs, or to
-            None where they have none. With them everything must be done in rows: nothing is mapped,
-            and an operation without a rule is a `NoRowsError`. None where the others are mapped.
+        own: Further rules, tried first: functions of an operation and its inputs that return its
+            outputs, or None if they do not apply. If they are given, an operation without any rule
+            is a `NoRowsError`; if None, it is mapped by `jax.vmap`.
     """
 
     lanes: tuple[int, ...]
@@ -127,7 +127,7 @@ def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callab
         function: What to map.
         longest: Elements of an argument up to which everything is done in rows.
 
-    Within `in_rows(True)` in rows, else by `jax.vmap`.
+    It is evaluated in rows within `in_rows(True)`, else mapped by `jax.vmap`.
     """
 
     def mapped(*arguments: PyTree[Array]) -> PyTree[Array]:
@@ -158,7 +158,7 @@ def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callab
 
 
 def _alone(function: Callable[..., Any], arguments: PyTree[Array]) -> PyTree[Array]:
-    """The function of the one lane there is, which is traced without a map in less time."""
+    """The function for a single lane, which is traced faster without a map."""
     lane = jax.tree.map(lambda leaf: lax.squeeze(leaf, (leaf.ndim - 1,)), arguments)
     return jax.tree.map(lambda leaf: lax.expand_dims(leaf, (np.ndim(leaf),)), function(*lane))
 
@@ -188,7 +188,7 @@ def evaluated(
 
 
 def _done(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]:
-    """The outputs of one operation: in rows where it can be done so, else mapped."""
+    """The outputs of one operation, in rows if it has a rule, else mapped."""
     name, parameters = equation.primitive.name, equation.params
     found = None if layout.own is None else layout.own(equation, inputs, layout)
     if found is not None:
@@ -226,8 +226,8 @@ def _each(equation: Any, operands: list[np.ndarray], layout: Layout) -> np.ndarr
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     spread = [np.broadcast_to(operand, shape) for operand in operands]
     result = np.empty(shape, object)
-    for place in np.ndindex(*shape):
-        result[place] = bind(*alike([operand[place] for operand in spread], layout))
+    for position in np.ndindex(*shape):
+        result[position] = bind(*alike([operand[position] for operand in spread], layout))
     return result
 
 
@@ -236,8 +236,8 @@ def _folded(fold: Any, operand: np.ndarray, axes: tuple[int, ...], layout: Layou
     flat = operand.transpose(*kept, *axes)
     flat = flat.reshape(*(operand.shape[axis] for axis in kept), -1)
     result = np.empty(flat.shape[:-1], object)
-    for place in np.ndindex(*result.shape):
-        result[place] = reduce(lambda a, b: fold(*alike([a, b], layout)), flat[place])
+    for position in np.ndindex(*result.shape):
+        result[position] = reduce(lambda a, b: fold(*alike([a, b], layout)), flat[position])
     return result
 
 
@@ -274,21 +274,21 @@ def _broadcast(equation: Any, operand: np.ndarray, *_: Any) -> np.ndarray:
 def _slice(equation: Any, operand: np.ndarray) -> np.ndarray:
     given = equation.params
     strides = given["strides"] or (1,) * operand.ndim
-    places = zip(given["start_indices"], given["limit_indices"], strides, strict=True)
-    return operand[tuple(slice(*place) for place in places)]
+    positions = zip(given["start_indices"], given["limit_indices"], strides, strict=True)
+    return operand[tuple(slice(*position) for position in positions)]
 
 
 def _padded(equation: Any, operand: np.ndarray, filling: np.ndarray) -> np.ndarray:
     result = np.empty(equation.outvars[0].aval.shape, object)
-    for place in np.ndindex(*result.shape):
-        result[place] = filling[()]
+    for position in np.ndindex(*result.shape):
+        result[position] = filling[()]
     configuration = equation.params["padding_config"]
-    for place in np.ndindex(*operand.shape):
+    for position in np.ndindex(*operand.shape):
         there = tuple(
-            low + i * (1 + gap) for i, (low, _, gap) in zip(place, configuration, strict=True)
+            low + i * (1 + gap) for i, (low, _, gap) in zip(position, configuration, strict=True)
         )
         if all(0 <= i < size for i, size in zip(there, result.shape, strict=True)):
-            result[there] = operand[place]
+            result[there] = operand[position]
     return result
 
 
@@ -349,12 +349,12 @@ def _mapped(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]
 
 
 def shared(array: Any, layout: Layout) -> _Value:
-    """Values that all lanes share, as numbers where there are few of them."""
+    """Values that all lanes share, as separate numbers if there are few."""
     if np.size(array) > layout.largest:
         return _Shared(array)
     result = np.empty(np.shape(array), object)
-    for place in np.ndindex(*result.shape):
-        result[place] = array[place] if result.shape else array
+    for position in np.ndindex(*result.shape):
+        result[position] = array[position] if result.shape else array
     return Rows(result, array.dtype)
 
 
@@ -363,8 +363,8 @@ def _taken_apart(array: Array, layout: Layout) -> _Value:
     if int(np.prod(shape)) > layout.largest:
         return array
     result = np.empty(shape, object)
-    for place in np.ndindex(*shape):
-        result[place] = array[place]
+    for position in np.ndindex(*shape):
+        result[position] = array[position]
     return Rows(result, array.dtype)
 
 
@@ -400,12 +400,12 @@ def _with_lanes_last(value: _Value, layout: Layout) -> Array:
 
 
 def row(element: Any, layout: Layout) -> Array:
-    """An element as a row: itself, or a number that all lanes share, for each of them."""
+    """An element as a row; a number that all lanes share is repeated for each."""
     return element if np.ndim(element) else jnp.broadcast_to(element, layout.lanes)
 
 
 def alike(elements: list[Any], layout: Layout) -> list[Any]:
-    """Elements as rows where one of them is."""
+    """Elements, all of them as rows if one is."""
     if all(np.ndim(element) == 0 for element in elements):
         return elements
     return [row(element, layout) for element in elements]

@@ -1,4 +1,9 @@
-"""An explicit Runge–Kutta method of diffrax, for lanes that each take a part of a step."""
+"""An explicit Runge–Kutta method of diffrax, for lanes that each take a fraction of a step.
+
+Lane i takes the step φᵢh with its own φᵢ in [0, 1]: in the tableau of the method h is an array over
+the lanes. The stages are evaluated for all lanes at once. They are written out where the program is
+optimised, and run in a loop where it is to compile quickly.
+"""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,10 +23,10 @@ __all__ = ["RungeKutta"]
 class RungeKutta(diffrax.AbstractSolver):
     """The same method, tableau, order, error estimate and interpolant as `method`.
 
-    In a program that is to run fast the stages are written out one after the other: the fields here
-    are small, and a step needs no buffer. Elsewhere they are a loop over a buffer, as in diffrax,
-    so that the field is compiled once and not for each stage. The lanes of a block share the step,
-    of which each takes a part: `args.fraction`, on the last axis. Forward-mode derivatives alone.
+    In optimised programs the stages are written out one after the other, since the fields are small
+    and a step then needs no buffer. In others they are a loop over a buffer, as in diffrax, so that
+    the field is compiled once instead of once per stage. Each lane takes the fraction
+    `args.fraction` (last axis) of the shared step. Derivatives are forward-mode only.
 
     Args:
         method: An explicit Runge–Kutta solver of diffrax with one tableau.
@@ -40,7 +45,7 @@ class RungeKutta(diffrax.AbstractSolver):
         return self._tableau.num_stages
 
     def room(self, y: PyTree[Array], steps: int) -> dict[str, PyTree[Array]]:
-        """Zeros that have the shape of what the interpolants of so many steps need."""
+        """A zero buffer for the interpolants of a number of steps."""
 
         def zeros(*lead: int) -> PyTree[Array]:
             return jax.tree.map(lambda leaf: jnp.zeros((*lead, *leaf.shape), leaf.dtype), y)
@@ -58,11 +63,11 @@ class RungeKutta(diffrax.AbstractSolver):
         return terms.vf(t0, y0, args) if self._tableau.fsal else None
 
     def blank(self, y0: PyTree[Array]) -> PyTree[Array] | None:
-        """The state that `init` returns, of zeros, for a first step after a jump."""
+        """A zero solver state in the shape that `init` returns, for a first step after a jump."""
         return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
 
     def again(self, state: PyTree[Array] | None) -> PyTree[Array] | None:
-        """The state with which a step that was rejected is tried again: as it was."""
+        """The solver state for the next try after a rejected step: unchanged."""
         return state
 
     def step(
@@ -72,8 +77,8 @@ class RungeKutta(diffrax.AbstractSolver):
         whole = t1 - t0
         part = whole * args.fraction
 
-        def slope(place: float | Array, y: Any) -> Any:
-            return terms.vf(t0 + place * whole, y, args)
+        def slope(node: float | Array, y: Any) -> Any:
+            return terms.vf(t0 + node * whole, y, args)
 
         if not tableau.fsal:
             first = slope(0.0, y0)
@@ -87,11 +92,11 @@ class RungeKutta(diffrax.AbstractSolver):
         return y1, error, dense, last if tableau.fsal else None, diffrax.RESULTS.successful
 
     def _written_out(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
-        """The end of a step, its error, the stages times the parts, and the last slope."""
+        """The end of a step, its error, the stages times each lane's step, and the last slope."""
         tableau = self._tableau
         slopes = [first]
-        for row, place in zip(tableau.a_lower, tableau.c, strict=True):
-            slopes.append(slope(float(place), _sum(y0, part, row, slopes)))
+        for row, node in zip(tableau.a_lower, tableau.c, strict=True):
+            slopes.append(slope(float(node), _sum(y0, part, row, slopes)))
         y1 = _sum(y0, part, tableau.b_sol, slopes)
         error = _sum(None, part, tableau.b_error, slopes)
         stages = jax.tree.map(lambda *leaves: jnp.stack([_times(part, k) for k in leaves]), *slopes)
@@ -103,10 +108,10 @@ class RungeKutta(diffrax.AbstractSolver):
         square = np.zeros((tableau.num_stages - 1, tableau.num_stages))
         for row, weights in zip(square, tableau.a_lower, strict=True):
             row[: len(weights)] = weights
-        rows, places = jnp.asarray(square, part.dtype), jnp.asarray(tableau.c, part.dtype)
+        rows, nodes = jnp.asarray(square, part.dtype), jnp.asarray(tableau.c, part.dtype)
 
         def stage(i: Array, slopes: Any) -> Any:
-            new = slope(places[i], _weighted(y0, part, rows[i], slopes))
+            new = slope(nodes[i], _weighted(y0, part, rows[i], slopes))
             return jax.tree.map(lambda all_, one: all_.at[i + 1].set(one), slopes, new)
 
         room = jax.tree.map(
@@ -124,7 +129,7 @@ class RungeKutta(diffrax.AbstractSolver):
 
 
 def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
-    """Y + step·Σ weights·slopes (without y where it is None), leaving out what has no weight."""
+    """The sum y + step·Σ weights·slopes (without y if it is None), omitting zero weights."""
     used = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
     def rise(*parts: Array) -> Array:
@@ -135,12 +140,12 @@ def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
 
 
 def _weighted(y: Any, step: Array, weights: Array, slopes: Any) -> Any:
-    """Y + step·Σ weights·slopes (without y where it is None), the slopes on the first axis."""
+    """The sum y + step·Σ weights·slopes (without y if it is None), with stacked slopes."""
     return _onto(y, jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes))
 
 
 def _onto(y: Any, rises: Any) -> Any:
-    """Y + rises; these alone where y is None."""
+    """The sum of y and increments; the increments alone if y is None."""
     return rises if y is None else jax.tree.map(jnp.add, y, rises)
 
 

@@ -1,7 +1,14 @@
-"""Signals of one lane: positive numbers of which each falls to zero where an event happens.
+"""Signals of one lane: functions that are positive until an event, and zero at it.
 
-Beside each wall stands the rate at which the lane approaches it: its change of sign is where the
-distance is least, so that a line which leaves the domain and comes back within one step is seen.
+The signals are, for each wall, the distance from it, and the rate at which the lane approaches it
+or, once held, its pressure on it; where the boundary absorbs, the distance from it in log x; the
+distance from the level of the target; and the times left to save at and to the limit. The rate of
+approach is there so that a line which crosses a wall and comes back within one step is seen: the
+rate changes its sign where the distance is least. `crossings` finds the first zero.
+
+An absorbing boundary x = 0 lies at log x = −∞. A lane ends far down (in float64 145 decades below
+its start, or 12 if the boundary is the target), and the time that is left is added in closed form:
+there the speed of log x is a power of x, and `absorption_tail` reads off the exponent.
 
 m: signals.
 """
@@ -48,9 +55,10 @@ def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
 
 
 def signals_after(problem: Problem, lane: Lanes, fired: Int[Array, ""]) -> Float[Array, " m"]:
-    """The signals of a lane to which an event of a given index has just happened (-1 for none).
+    """The signals of a lane just after an event, given by its index (-1 for none).
 
-    What has happened at a wall is over: rounding must not make it happen again, at no distance.
+    The signals of the wall that was just met are set past their event, so that rounding does not
+    trigger it again at once.
     """
     fresh = signals(problem, lane, lane.point)
     count = wall_count(problem.flow)
@@ -69,10 +77,10 @@ def absorbs(problem: Problem) -> bool:
 
 
 def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
-    """The time from where a lane stands to the boundary; infinite where it is never met.
+    """The time that a lane still needs to the boundary; infinite if it never gets there.
 
-    Near the boundary the time to go is C·x^p. With κ = 1/|d log x/dt|, that is κ/p, and
-    p = d log|d log x/dt| / d(−log x) is read from the field. The relative error is O(x^β).
+    Near the boundary the time to go is C·x^p. With κ = 1/|d log x/dt|, that is κ/p, and p = d log|d
+    log x/dt| / d(−log x) is read from the field. The relative error is O(x^β).
     """
     push = velocity_of_coordinates(problem, lane)
     coordinates = lane.point.coordinates
@@ -108,7 +116,7 @@ def locates_saves(problem: Problem) -> bool:
 
 
 def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
-    """Of each wall the distance (1 on it), and how fast it is approached, or how hard pressed."""
+    """For each wall its distance (1 if it holds the lane), and the rate of approach or pressure."""
     flow = problem.flow
     if not wall_count(flow):
         return []

@@ -1,8 +1,9 @@
-"""Checks that a stabilised solver fits: the field's Jacobian must have a real spectrum.
+"""The check that a flow suits a stabilised solver: the field must have a real spectrum.
 
-It has where the metric is constant, under the clocks of time and of arc length: the Jacobian is
-then a product of a symmetric positive and a symmetric matrix. Under the clock of the loss, or of
-the margin, it need not be, and with a metric that depends on the state neither.
+For a constant metric M, the Jacobian of v = −M∇L is −M·Hessian, a product of a positive and a
+symmetric matrix, and so similar to a symmetric one: its eigenvalues are real. The clocks of time
+and of arc length keep it a product of such matrices. It need not be one under the clocks of the
+loss and the margin, or with a metric that depends on the state.
 """
 
 from typing import Any
@@ -19,11 +20,11 @@ __all__ = ["check_real_spectrum", "metric_is_constant"]
 
 
 def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> None:
-    """Raise a ValueError where a solver of a name, which needs a real spectrum, has none.
+    """Refuse a stabilised solver for a problem whose spectrum need not be real.
 
     Args:
         problem: What to solve.
-        state: One state, of which shapes and dtypes count.
+        state: One state, of which only shapes and dtypes matter.
         solver: The name of the solver.
     """
     if isinstance(problem.clock, AbstractLevelClock):

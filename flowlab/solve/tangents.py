@@ -1,12 +1,16 @@
-"""Derivatives by the start, in forward mode, for a block of lanes at once.
+"""Derivatives of ends and arrival times by the start, in forward mode, a block at a time.
 
-Lanes touch each other only in the choice of the shared step, which is held fixed: what is
-differentiated is the sequence of steps that was taken. The errors of the derivatives have a say in
-that choice. A block holds each lane once for every component of its start, side by side, and one
-tangent of the whole block goes along: rows then stay rows, as without tangents, which is several
-times as fast as many tangents of each lane. Nothing is recorded on the way.
+The steps of the block are held fixed, and the sequence of steps is differentiated: this is the
+variational equation, integrated by the same method with the same steps. Lanes influence each other
+only through the choice of the step, so that their derivatives do not mix. The errors of the
+derivatives take part in that choice. A start with d components is held d times, side by side, each
+copy with one tangent: one forward pass of the whole block then gives all d columns. Nothing is
+recorded on the way.
 
 d: components of a state; n: lanes, each held d times; b: blocks.
+
+Source: Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), section I.14
+(variational equation).
 """
 
 import dataclasses
@@ -39,9 +43,9 @@ class TangentLanes(eqx.Module):
 
     Attributes:
         lanes: Where they are.
-        tangents: The derivatives of their moving parts by each component of the start, on a first
-            axis of d.
-        agreed: Whether all that stood for one lane have gone the same way.
+        tangents: The derivatives of their unknowns by each component of the start, on a first axis
+            of length d.
+        agreed: Whether all copies of a lane have gone the same way.
     """
 
     lanes: Lanes
@@ -55,7 +59,7 @@ class TangentLanes(eqx.Module):
 
     @property
     def evicted(self) -> Bool[Array, "*n"]:
-        """True where a lane holds up its block and is to go on elsewhere."""
+        """True for a lane that held up its block, and is to be continued elsewhere."""
         return self.lanes.evicted
 
     @property
@@ -69,9 +73,9 @@ def first_with_tangents(
 ) -> tuple[Any, TangentLanes, Int[Array, " b"]]:
     """The first pass of blocks, one after the other: results, lanes, and the steps tried.
 
-    Beside what `finish` tells of each lane, the results hold `by_start`, the derivative of its end,
-    shape (d, d, n) with the components of the start second; `time_by_start`, that of its time at
-    the end, shape (d, n); and `defined`, whether there is a derivative where the line ended.
+    Beside the results of `finish` there are `by_start`, the derivative of the end, shape (d, d, n)
+    with the components of the start second; `time_by_start`, that of the time at the end, shape (d,
+    n); and `defined`, whether the derivatives exist.
     """
 
     def of_block(block: Float[Array, "d n"]) -> tuple[Any, TangentLanes, Int[Array, ""]]:
@@ -89,7 +93,7 @@ def first_with_tangents(
 def later_with_tangents(
     solved: tuple[Problem, Method], before: TangentLanes, keep: Array, max_steps: Array
 ) -> tuple[Any, TangentLanes, Int[Array, ""]]:
-    """A later pass of one block, whose lanes go on from where they stand with their tangents."""
+    """A later pass of one block, whose lanes are continued with their tangents."""
     size = jax.tree.leaves(before.tangents)[0].shape[0]
     lanes = jax.tree.map(lambda x: jnp.concatenate([x] * size, axis=-1), before.lanes)
     seeds = jax.tree.map(lambda x: jnp.concatenate(list(x), axis=-1), before.tangents)
@@ -110,7 +114,7 @@ def _gone(
     keep: Array,
     max_steps: Array,
 ) -> tuple[dict[str, Any], TangentLanes, Int[Array, ""]]:
-    """One pass of a block from where it is, given with its tangent: results, lanes, tries."""
+    """One pass of a block, from its lanes and their tangents: results, lanes, steps tried."""
 
     def run(place: Any) -> tuple[Any, Any]:
         lanes, tries, _ = advance(
@@ -135,9 +139,9 @@ def _gone(
 
 
 def _told(problem: Problem, results: dict[str, Any], after: TangentLanes) -> dict[str, Any]:
-    """The results, with whether there is a derivative where a line ended.
+    """The results, and whether the derivatives at the end of a line exist.
 
-    There is none where a line is absorbed before a fixed time, or all but so.
+    They do not where a line is absorbed before a fixed time, or nearly so.
     """
     absorbed = after.lanes.absorbed & (not problem.target.by_absorption)
     reached = results["outcome"] == Outcome.reached
@@ -147,14 +151,14 @@ def _told(problem: Problem, results: dict[str, Any], after: TangentLanes) -> dic
 def _errors(
     size: int, problem: Problem, lanes: Lanes, after: Point, error: Any
 ) -> Float[Array, " dn"]:
-    """The error of each lane over what is allowed: that of its point, or of its derivatives.
+    """The error of each lane relative to its tolerance: that of its point or of its derivatives.
 
-    The point alone would not do: beside a minimum its error is small at any step that is stable,
-    and derivatives, which are to fall without end, would stop falling there.
+    The point alone would not suffice: near a minimum its error is small at any stable step, while
+    the derivatives, which should keep falling, would stop falling.
     """
     of_points = lane_errors(problem, lanes, after, error)
     allowed = jnp.broadcast_to(_LOOSER * problem.rtol, of_points.shape)
-    moving = (lanes.point.held, after.held, error.held)
+    moving = (lanes.point.packed_coordinates, after.packed_coordinates, error.packed_coordinates)
     return lax.stop_gradient(_larger(size, of_points, lax.stop_gradient(allowed), *moving))
 
 
@@ -162,9 +166,10 @@ def _errors(
 def _larger(
     size: int, of_points: Float[Array, " dn"], allowed: Float[Array, " dn"], *moving: PyTree[Array]
 ) -> Float[Array, " dn"]:
-    """The errors of points, and where there are derivatives the larger of these and theirs.
+    """The errors of points, or of their derivatives where these exist and are larger.
 
-    A function cannot see the derivatives of its arguments. Its rule can, and gives the value too.
+    Only the derivative rule of a function sees the derivatives of its arguments; it changes the
+    value too.
     """
     del size, allowed, moving
     return of_points
@@ -181,7 +186,7 @@ def _(size: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[A
 
 
 def _largest(size: int, tangent: PyTree[Float[Array, "*k dn"]]) -> Float[Array, " dn"]:
-    """The largest number among all derivatives of each lane, for each that stands for it."""
+    """The largest of all derivatives of each lane, repeated for each of its copies."""
     apart = [jnp.abs(_apart(size, leaf)) for leaf in jax.tree.leaves(tangent)]
     largest = [jnp.max(leaf, axis=tuple(range(leaf.ndim - 1))) for leaf in apart]
     return jnp.tile(reduce(jnp.maximum, largest), size)
@@ -192,7 +197,7 @@ def _moving(lanes: Lanes) -> dict[str, Any]:
 
 
 def _held(lanes: Lanes) -> Lanes:
-    """The same lanes, of which only the moving parts have derivatives."""
+    """The same lanes, with derivatives in their unknowns only."""
     return dataclasses.replace(lax.stop_gradient(lanes), **_moving(lanes))
 
 

@@ -1,18 +1,22 @@
-"""The walls that hold a lane, and its velocity along them.
+"""The walls that hold a lane, and its velocity along them: a projected dynamical system.
 
-At walls with the outward normals N, the velocity v of a projected flow is the free velocity f less
-M Nᵀ μ, in the metric M of the flow, with the multipliers μ of a complementarity problem:
+A domain is given by linear walls N y ≤ b with outward normals N. On walls, the velocity v is the
+free velocity f = −M∇L less what the walls take, in the metric M of the flow, with multipliers μ
+that solve a linear complementarity problem:
 
     v = f − M Nᵀ μ,    μ ≥ 0,    N v ≤ 0,    μ · N v = 0.
 
-The walls whose multiplier is positive hold the lane. Which those are changes at events alone: a
-wall is met, or a multiplier falls to zero. In between the set is given, and the multipliers solve a
-linear system.
+That v is the projection of f onto the cone of admissible directions, in the norm of M⁻¹. The walls
+with μ > 0 hold the lane. Their set changes at events alone: the lane meets a wall, or a multiplier
+falls to zero, and the wall releases it. At an event the set is found by principal pivots, least
+index first; between events it is fixed, and μ solves (N M Nᵀ) μ = N f over the walls that hold, by
+elimination. Where normals depend on each other, those that add nothing get the multiplier 0.
 
 d: components of a state; m: walls.
 
-Source: projected dynamical systems (Nagurney and Zhang, 1996); the complementarity problem by
-principal pivots with the least index (Murty, 1974), which ends for every positive definite matrix.
+Source: projected dynamical systems: Nagurney and Zhang, Projected Dynamical Systems and Variational
+Inequalities (1996); principal pivots, which end for every positive definite matrix: Murty, Opsearch
+11 (1974) 123–130.
 """
 
 from typing import NamedTuple
@@ -41,7 +45,7 @@ _PIVOTS = 8  # per wall, many times what is needed, so that rounding cannot go o
 
 
 class _Pressure(NamedTuple):
-    """Walls as seen from a state: M Nᵀ, shape (m, d); N M Nᵀ, shape (m, m); N f, shape (m,)."""
+    """The matrices of the complementarity problem at a state: (M Nᵀ)ᵀ, N M Nᵀ, and N f."""
 
     lifted: Float[Array, "m d"]
     matrix: Float[Array, "m m"]
@@ -61,11 +65,11 @@ def slides(flow: AbstractFlow) -> bool:
 def along_walls(
     flow: AbstractFlow, state: PyTree[Array], free: PyTree[Array], held: Bool[Array, " m"]
 ) -> tuple[PyTree[Array], Float[Array, " m"] | None]:
-    """The velocity of a lane that given walls hold, and how hard it presses against each of them.
+    """The velocity of a lane that given walls hold, and its pressure on each of them.
 
-    A pressure is a velocity: what its wall alone takes from the velocity along its normal, which
-    has the sign of the multiplier. One wall leaves all directions but one, and two in a plane none:
-    there is nothing to solve.
+    The pressure on a wall is the part of the velocity along its normal that this wall takes away;
+    it has the sign of the multiplier. For one wall, or two in a plane (which leave no direction),
+    no system has to be solved.
     """
     if not slides(flow):
         return free, None
@@ -83,7 +87,7 @@ def holding(
     free: Float[Array, " d"],
     touched: Bool[Array, " m"],
 ) -> Bool[Array, " m"]:
-    """Those of the walls touched that hold a lane: the solution of the complementarity problem."""
+    """Mask of the walls touched that hold a lane: the solution of the complementarity problem."""
     pressure = _pressure(flow, state, free)
     count = touched.shape[0]
     # Where more walls meet than there are dimensions, a little more makes the matrix definite.
@@ -116,7 +120,7 @@ def onto_walls(
 ) -> Float[Array, " d"]:
     """The coordinates of the nearest state on all of given walls, by one step of Newton's method.
 
-    Nearest in the coordinates: on a positive orthant no component changes its sign, however small.
+    "Nearest" is meant in the coordinates; on a positive orthant no component can change its sign.
     """
     state, pull_back = jax.vjp(flow.domain.state, coordinates)
     normals, offsets = flow.domain.walls_like(state)
@@ -126,7 +130,7 @@ def onto_walls(
 
 
 def stands_still(velocity: Float[Array, " d"], free: Float[Array, " d"]) -> Bool[Array, ""]:
-    """True where walls leave nothing of a velocity but rounding, in any component."""
+    """True if walls leave only rounding errors of a velocity, in every component."""
     size = jnp.abs(free) + jnp.abs(free - velocity)
     return jnp.all(jnp.abs(velocity) <= _STOPPED * jnp.finfo(size.dtype).eps * size)
 
@@ -156,9 +160,9 @@ def _pressure(flow: AbstractFlow, state: Float[Array, " d"], free: Float[Array, 
 
 
 def _multipliers_of(pressure: _Pressure, held: Bool[Array, " m"]) -> Float[Array, " m"]:
-    """The multipliers of walls of which some are held, by elimination; 0 for the others.
+    """The multipliers of the walls that hold a lane, by elimination; 0 for the others.
 
-    A normal that depends on those before it gets none: its wall is held by theirs.
+    A normal that depends linearly on earlier ones gets the multiplier 0.
     """
     count = held.shape[0]
     chosen = held.astype(pressure.matrix.dtype)

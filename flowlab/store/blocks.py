@@ -30,7 +30,7 @@ from flowlab.store.metadata import (
     versions,
     without_warnings,
 )
-from flowlab.store.places import bring_back, clear, folder_of, sibling
+from flowlab.store.replacement import bring_back, clear, folder_of, sibling
 
 if TYPE_CHECKING:
     import xarray
@@ -51,11 +51,11 @@ _SHOWN = 5  # damaged blocks that are named; of the others their number
 
 
 class Damage(NamedTuple):
-    """A block that is marked as done, but does not hold what was written.
+    """A block that is marked as done, but whose data are not those that were written.
 
     Attributes:
-        block: Which.
-        reason: What is wrong with it, in words.
+        block: The block.
+        reason: The reason, in words.
     """
 
     block: Block
@@ -66,7 +66,7 @@ class BlockStore:
     """A store that is filled block by block.
 
     Attributes:
-        layout: What it has room for.
+        layout: The arrays and blocks that it has room for.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class BlockStore:
     ) -> "BlockStore":
         """Allocate a store at a path, or at the address of an object store (`s3://...`).
 
-        A folder is laid out beside its place and then renamed, so that it is whole once there.
+        A folder is prepared under another name and then renamed, so that it is always complete.
 
         Args:
-            path: Where; nothing may be there.
-            layout: What it shall have room for.
-            attributes: Further attributes of the group, of what JSON holds; a `description` and
-                whatever else is needed to resume it.
+            path: The path or address, at which nothing may be.
+            layout: The arrays and blocks that it is to have room for.
+            attributes: Further attributes of the group, JSON-ready; a `description` and whatever is
+                needed to resume it.
 
         Raises:
             FileExistsError: If something is there.
@@ -118,7 +118,7 @@ class BlockStore:
     def laid_out(
         cls, path: str | os.PathLike[str], layout: Layout, attributes: Mapping[str, Any]
     ) -> "BlockStore":
-        """Allocate a store right where it shall be, which for a while is half made there."""
+        """Allocate a store at its final path, where it is incomplete for a while."""
         _lay_out(str(path), layout, attributes)
         return cls.open(path)
 
@@ -147,7 +147,7 @@ class BlockStore:
 
     @classmethod
     def of(cls, group: "zarr.Group") -> "BlockStore":
-        """The store in a group that is one."""
+        """The store in a Zarr group."""
         return cls(group, _read_layout(group))
 
     @property
@@ -194,21 +194,22 @@ class BlockStore:
 
         Raises:
             ValueError: If the runs are of another number of starts than the block.
-            OSError: If they cannot be written, or another store has taken the place of this one,
-                whose layout it need not have; the block is not marked then.
+            OSError: If they cannot be written, or the store has been replaced by another one,
+                perhaps with another layout; the block is not marked then.
         """
         if self._place is not None and folder_of(self._place[0]) != self._place[1]:
             raise OSError(
-                f"{self._place[0]} has been replaced since it was opened, as when it grew; run the "
-                "plan again that it is to hold."
+                f"{self._place[0]} has been replaced since it was opened, as when it grew; run its "
+                "plan again."
             )
         self._put(block, self._padded(block, runs), seconds, time.time())
 
     def copy(self, other: "BlockStore", block: Block, to: Block) -> bool:
-        """Copy a block of another store, whole or not at all.
+        """Copy a block of another store, if it is intact.
 
         Returns:
-            False where it is not done there, or damaged, or the starts that all cases share are.
+            False if the block is not done there, or if it or the starts that all cases share are
+                damaged.
         """
         first = Block((0,) * len(block.case), block.number)
         marks, checksums = other.marks()
@@ -258,17 +259,17 @@ class BlockStore:
             results = {name: self.values(name, block) for name in self._names(block)}
         except Exception as error:  # whatever a codec makes of bytes that are not its own
             return Damage(block, f"{type(error).__name__}: {error}")
-        return None if checksum(results) == known else Damage(block, "its checksum is another one")
+        return None if checksum(results) == known else Damage(block, "its checksum differs")
 
     def forget(self, block: Block) -> None:
-        """Take the mark from a block, so that it is missing."""
+        """Remove the mark of a block, so that it counts as missing."""
         self._array(FINISHED)[(*block.case, block.number)] = np.nan
 
     def _array(self, name: str) -> "zarr.Array":
         return self._group[name]  # type: ignore[return-value]
 
     def _names(self, block: Block) -> list[str]:
-        """The variables of a block; what all cases share belongs to the first."""
+        """The variables of a block; those that all cases share belong to the first case."""
         first = not any(block.case)
         return sorted(n for n, v in self.layout.variables.items() if v.of_cases or first)
 
@@ -277,7 +278,7 @@ class BlockStore:
         return (*block.case, starts) if self.layout.variables[name].of_cases else (starts,)
 
     def _padded(self, block: Block, runs: "xarray.Dataset") -> dict[str, np.ndarray]:
-        """The results of a block in the shapes of the store, whose targets may have more levels."""
+        """The results of a block, padded to the shapes of the store."""
         found = {}
         for name in self._names(block):
             variable = self.layout.variables[name]
@@ -297,7 +298,7 @@ class BlockStore:
 
 
 def damage_told(damages: Sequence[Damage], blocks: int, path: str | os.PathLike[str]) -> str:
-    """A sentence on damaged blocks of a store: how many, which, and what heals them."""
+    """A sentence on damaged blocks of a store: how many, which, and how to repair them."""
     shown = [str(each.block.number) for each in damages[:_SHOWN]]
     if any(each.block.case for each in damages):
         shown = [f"{each.block.number} of case {each.block.case}" for each in damages[:_SHOWN]]

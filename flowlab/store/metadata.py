@@ -54,7 +54,7 @@ def opened(path: str | os.PathLike[str], *, write: bool) -> "zarr.Group":
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
-    """Refuse a folder whose metadata is there, but torn.
+    """Refuse a folder whose metadata is damaged.
 
     Raises:
         ValueError: If it is.
@@ -67,7 +67,7 @@ def check_readable(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def metadata_told(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say in a sentence that metadata cannot be read, whatever a library makes of it.
+    """A context that turns any library's error about unreadable metadata into one sentence.
 
     Raises:
         ValueError: If so.
@@ -92,10 +92,10 @@ def is_address(path: str | os.PathLike[str]) -> bool:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Without Zarr's warnings that version 3 does not specify consolidated metadata and texts.
+    """A context without Zarr's warnings on consolidated metadata and texts in version 3.
 
-    Without consolidated metadata, it is xarray that warns whoever opens a group. Threads take
-    turns: what one brings back at its end would else be the warnings of another.
+    (Without consolidated metadata, xarray would warn whoever opens a group.) A lock lets threads
+    take turns, since warning filters are global.
     """
     with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
@@ -103,16 +103,16 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
-def is_store(place: Path) -> bool:
+def is_store(folder: Path) -> bool:
     """True for a folder that is a store of flowlab."""
     try:
-        group = json.loads((place / METADATA).read_bytes())
+        group = json.loads((folder / METADATA).read_bytes())
     except (OSError, ValueError):
         return False
     return isinstance(group, dict) and MARK in (group.get("attributes") or {})
 
 
 def versions() -> dict[str, str]:
-    """The versions that stand in the attributes of every store."""
+    """The versions of libraries that are written to every store."""
     others = {f"{name}_version": metadata.version(name) for name in ("jax", "diffrax")}
     return {MARK: __version__, **others}

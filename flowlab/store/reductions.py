@@ -45,8 +45,8 @@ def quantiles(values: xarray.DataArray, q: Sequence[float]) -> tuple[Float[np.nd
     Raises:
         ValueError: If `q` does not lie between 0 and 1.
 
-    Accuracy: exact, as `numpy.quantile` with its linear interpolation: the values on both sides of
-        a quantile are found digit by digit, in four passes over the data.
+    Accuracy: exact, equal to `numpy.quantile` with linear interpolation. The values on both sides
+        of a quantile are found digit by digit, in four passes over the data.
     """
     asked = np.asarray(q, float)
     if asked.ndim != 1 or not np.all((asked >= 0) & (asked <= 1)):
@@ -96,10 +96,10 @@ def cell_means(
     """The mean of a variable over the starts in each cell of a grid, for a map of random starts.
 
     Args:
-        dataset: With a dimension `start` alone; choose a case with `isel` or `sel`.
+        dataset: A Dataset with `start` as its only dimension; choose a case with `isel` or `sel`.
         name: The variable, with one value per start.
         x: The coordinate of the starts along the first axis.
-        y: That along the second.
+        y: The coordinate along the second.
         x_edges: Edges of the cells along the first axis, increasing, shape (e,).
         y_edges: Edges along the second, shape (f,).
 
@@ -107,7 +107,8 @@ def cell_means(
         The mean of the finite values in each cell, NaN where there is none, and their number.
 
     Raises:
-        ValueError: If a variable has another shape than the starts, or edges do not increase.
+        ValueError: If a variable has a shape other than that of the starts, or edges do not
+            increase.
     """
     borders = (_checked_edges("x_edges", x_edges), _checked_edges("y_edges", y_edges))
     for variable in (name, x, y):
@@ -140,11 +141,11 @@ def _pieces(values: xarray.DataArray) -> Iterator[np.ndarray]:
 
 
 def _by_rank(values: xarray.DataArray, ranks: Int[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
-    """The finite values that stand at some places once they are sorted.
+    """The finite values at given ranks.
 
-    The bits of a float, read as an integer, are in the order of the floats (with all bits of a
-    negative one turned over, and the sign bit of the others). Each pass counts how many numbers
-    have each next digit behind what is known of the one that is sought.
+    The bits of a float, read as an integer, sort like the floats, once all bits of negative ones
+    and the sign bit of the others are inverted. Each pass counts the numbers by their next digit,
+    among those that share the digits known so far.
     """
     prefixes = np.zeros(len(ranks), np.uint64)
     left = ranks.copy()
@@ -178,5 +179,7 @@ def _as_floats(keys: np.ndarray) -> Float[np.ndarray, " n"]:
 def _checked_edges(name: str, edges: ArrayLike) -> Float[np.ndarray, " e"]:
     borders = np.asarray(edges, float)
     if borders.ndim != 1 or len(borders) < 2 or not np.all(np.diff(borders) > 0):
-        raise ValueError(f"Argument `{name}` must increase, with two or more, but is {edges!r}.")
+        raise ValueError(
+            f"Argument `{name}` must hold at least two increasing numbers, but is {edges!r}."
+        )
     return borders

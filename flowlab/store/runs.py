@@ -22,7 +22,7 @@ from flowlab.store.metadata import (
     versions,
     without_warnings,
 )
-from flowlab.store.places import bring_back, put_in_place, sibling, take_away
+from flowlab.store.replacement import bring_back, put_in_place, sibling, take_away
 
 if TYPE_CHECKING:
     import xarray
@@ -42,45 +42,44 @@ def write(
     """Write runs as a Zarr group of version 3, to be opened by `read` or `xarray.open_zarr`.
 
     The group's attributes hold the versions of flowlab, jax and diffrax, and the description as
-    JSON. The group is written beside its place and then renamed, so that what stands at `path` is
-    always whole; folders that are missing on the way there are made.
+    JSON. The group is written under another name and then renamed, so that the store at `path` is
+    always complete. Missing parent folders are created.
 
     Args:
-        runs: What `sweep` gives, or a Dataset.
+        runs: The result of `sweep`, or a Dataset.
         path: The folder to write.
-        description: What the runs are (loss, policy, target, tolerances, ...), made of what JSON
-            holds; None keeps that of a Dataset which was read from a store.
-        overwrite: Replace the store that stands at `path`. Anything else there is left alone.
+        description: A JSON-ready description of the runs (loss, policy, target, tolerances, ...);
+            None keeps that of a Dataset which was read from a store.
+        overwrite: Replace a store at `path`. Anything else there is left alone.
 
     Raises:
-        ValueError: If `runs` is neither Runs nor a Dataset, `description` is not made of what JSON
-            holds, or `path` is taken: by anything without `overwrite`, by anything but a store of
-            flowlab with it.
-        OSError: If the folder cannot be written; nothing is then left at `path` but what was there.
+        ValueError: If `runs` is neither Runs nor a Dataset, `description` is not JSON-ready, or
+            `path` exists (with `overwrite`, if it is no store of flowlab).
+        OSError: If the folder cannot be written; whatever was at `path` is unchanged then.
     """
     text = None if description is None else as_json(description)
     dataset = _as_dataset(runs)
     told = {} if text is None else {DESCRIPTION: text}
     bring_back(path)
     check_free(path, overwrite=overwrite)
-    place = Path(path).resolve()  # a link stays one: what it leads to is replaced
-    place.parent.mkdir(parents=True, exist_ok=True)
-    half_written = sibling(place)
+    folder = Path(path).resolve()  # a link stays one: what it leads to is replaced
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    half_written = sibling(folder)
     try:
         _write_group(dataset.assign_attrs({**versions(), **told}), half_written)
         _note_checksums(half_written)
         check_free(path, overwrite=overwrite)
-        put_in_place(half_written, place)
+        put_in_place(half_written, folder)
     except BaseException:
         shutil.rmtree(half_written, ignore_errors=True)
         raise
 
 
 def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
-    """The runs in a store, as a Dataset whose values are read when they are needed.
+    """The runs in a store, as a Dataset whose values are read lazily.
 
-    They are verified by their checksums when they are first read, block by block, in any reduction
-    too: what is damaged raises an OSError that says which blocks, and what heals them.
+    Values are verified by their checksums, block by block, when they are first read. Damage raises
+    an OSError that says which blocks are affected, and how to repair them.
 
     Args:
         path: A folder that `write` or `flowlab.plans.run` wrote, or an address (`s3://...`).
@@ -92,57 +91,57 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
     """
     if is_address(path):
         return _opened(path)
-    place = Path(path)
-    if not place.exists():
+    folder = Path(path)
+    if not folder.exists():
         raise FileNotFoundError(
-            f"Argument `path` must name a store of flowlab, but {place} does not exist."
+            f"Argument `path` must name a store of flowlab, but {folder} does not exist."
         )
-    if not place.is_dir():
+    if not folder.is_dir():
         raise NotADirectoryError(
-            f"Argument `path` must name a store of flowlab, but {place} is a file."
+            f"Argument `path` must name a store of flowlab, but {folder} is a file."
         )
-    check_readable(place)
-    if not is_store(place):
+    check_readable(folder)
+    if not is_store(folder):
         raise ValueError(
-            f"Argument `path` must name a store of flowlab, but {place} is another folder."
+            f"Argument `path` must name a store of flowlab, but {folder} is another folder."
         )
-    return _opened(place)
+    return _opened(folder)
 
 
 def description(dataset: "xarray.Dataset") -> dict[str, Any]:
-    """The description that a store was written with; empty where there was none."""
+    """The description that a store was written with; empty if there was none."""
     return json.loads(dataset.attrs.get(DESCRIPTION, "{}"))
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Raise where `write` would refuse a path, so that long work need not run in vain.
+    """Refuse a path that `write` would refuse, before long work begins.
 
     Raises:
         ValueError: If `path` is taken, or one of the folders on the way to it is a file.
     """
-    place = Path(path)
-    parent = nearest(place.absolute().parent)
+    folder = Path(path)
+    parent = nearest(folder.absolute().parent)
     if not parent.is_dir():
         raise ValueError(
             f"Argument `path` must lie in a folder, but {parent} is a file; give another."
         )
-    if not place.exists() and not place.is_symlink():
+    if not folder.exists() and not folder.is_symlink():
         return
-    if not is_store(place):
-        torn = f" whose {METADATA} can be read" if (place / METADATA).is_file() else ""
+    if not is_store(folder):
+        torn = f" whose {METADATA} can be read" if (folder / METADATA).is_file() else ""
         raise ValueError(
-            f"Argument `path` must be free, but {place} exists and is no store of flowlab{torn}; "
+            f"Argument `path` must be free, but {folder} exists and is no store of flowlab{torn}; "
             "give another."
         )
     if not overwrite:
         raise ValueError(
-            f"Argument `path` must be free, but {place} exists; give another, or replace it by "
+            f"Argument `path` must be free, but {folder} exists; give another, or replace it by "
             "`overwrite`."
         )
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Remove a store, if there is one; its metadata first, so that half removed it is none.
+    """Remove a store, if there is one, metadata first.
 
     Raises:
         ValueError: If there is something else at `path`.
@@ -152,33 +151,33 @@ def remove(path: str | os.PathLike[str]) -> None:
 
         zarr.open_group(str(path), mode="w", zarr_format=3)
         return
-    place = Path(path)
-    check_free(place, overwrite=True)
-    if place.exists():
-        take_away(place)
+    folder = Path(path)
+    check_free(folder, overwrite=True)
+    if folder.exists():
+        take_away(folder)
 
 
 def _opened(path: str | os.PathLike[str]) -> "xarray.Dataset":
     import xarray
 
-    from flowlab.store.verified import verified
+    from flowlab.store.verification import verified
 
     group = opened(path, write=False)
     with metadata_told(path):
         return verified(xarray.open_zarr(str(path), chunks=None), group, path)
 
 
-def _write_group(dataset: "xarray.Dataset", place: Path) -> None:
+def _write_group(dataset: "xarray.Dataset", folder: Path) -> None:
     with without_warnings():
-        dataset.to_zarr(place, mode="w-", zarr_format=3, consolidated=True)
+        dataset.to_zarr(folder, mode="w-", zarr_format=3, consolidated=True)
 
 
-def _note_checksums(place: Path) -> None:
-    """Note the checksums of all numbers in a group, as it gives them back."""
+def _note_checksums(folder: Path) -> None:
+    """Write the checksums of all numbers in a group, as they are read back."""
     from flowlab.store.blocks import checksum
-    from flowlab.store.verified import CHECKSUMS
+    from flowlab.store.verification import CHECKSUMS
 
-    group = opened(place, write=True)
+    group = opened(folder, write=True)
     arrays = {name: np.asarray(array[...]) for name, array in group.arrays()}
     numbers = {name: values for name, values in arrays.items() if values.dtype.kind in "biuf"}
     import zarr
@@ -193,13 +192,13 @@ def as_json(description: Mapping[str, Any]) -> str:
     """A description as text.
 
     Raises:
-        ValueError: If it is not made of what JSON holds.
+        ValueError: If it is not JSON-ready.
     """
     try:
         return json.dumps(dict(description), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "Argument `description` must be made of what JSON holds, "
+            "Argument `description` must be made of dicts, lists, texts and finite numbers, "
             f"but is {description!r} ({error})."
         ) from error
 

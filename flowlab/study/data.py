@@ -54,14 +54,14 @@ _HORIZON = 2.0  # where that line ends, in median arrivals of the other starts
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """One way to give a state a meaning, and its names in the report.
+    """A geometry of the study: a policy, with its names in the report.
 
     Attributes:
         name: Key in `claims.json`.
-        title: Words for people.
-        short: The same for the head of a narrow column.
+        title: The name in the text of the report.
+        short: A short name for narrow columns.
         policy: The policy; where it has several pairs, the claims are about the first.
-        way_back: States at log-ratios of the first pair, shape (n, 2), as a compiled function.
+        way_back: Compiled function from log-ratios of the first pair, shape (n, 2), to states.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Geometry:
 
     @property
     def in_ratios(self) -> bool:
-        """True where a state is (x1, x2)."""
+        """True if a state is (x1, x2)."""
         return isinstance(self.policy, RatioPlane)
 
     def flow(self, beta: float) -> PreferenceFlow:
@@ -82,7 +82,7 @@ class Geometry:
     def states(self, ratios: Float[np.ndarray, "n 2"]) -> PyTree[Float[np.ndarray, "n ..."]]:
         """States whose first pair has the given probability ratios, in float64.
 
-        NaN where the two responses leave no probability to the others.
+        NaN if the two responses leave no probability for the others.
         """
         with jax.enable_x64(True):
             found = self.way_back(jnp.log(jnp.asarray(ratios, float)))
@@ -94,12 +94,12 @@ class Geometry:
             return np.asarray(_ratios(self.policy, wide(states)))
 
     def coordinates(self, states: PyTree[Float[np.ndarray, "n ..."]]) -> Float[np.ndarray, "n d"]:
-        """All components of states side by side."""
+        """All components of states, as one vector each."""
         leaves = [np.asarray(leaf, float) for leaf in jax.tree.leaves(states)]
         return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
     def starts(self, ratios: Float[np.ndarray, "n 2"]) -> PyTree[Float[np.ndarray, "m ..."]]:
-        """States of the ratios inside the walls that leave probability to the other responses."""
+        """The states with given ratios that lie in the domain."""
         states = self.states(ratios)
         with jax.enable_x64(True):
             inside = np.asarray(_inside(self.policy, wide(states)))
@@ -128,7 +128,7 @@ def _speeds(flow: AbstractFlow, states: PyTree[Array]) -> Float[Array, " n"]:
 
 
 def wide(states: PyTree[np.ndarray]) -> PyTree[Array]:
-    """States in float64, to be called where JAX has it."""
+    """States as float64 arrays; call it with 64-bit types enabled."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), states)
 
 
@@ -192,7 +192,7 @@ class Settings:
         claim_cells: Cells per side for the claims, in every geometry.
         rtol: Relative tolerance.
         dtype: float64 or float32.
-        quick: Whether this is the short version.
+        quick: Whether this is the quick version.
     """
 
     betas: tuple[float, ...] = (0.1, 0.3, 0.5)
@@ -204,12 +204,12 @@ class Settings:
 
 
 class Dip(NamedTuple):
-    """Fall of the chosen response below the beginning of a line, and its recovery.
+    """The fall of the chosen response along a flow line, and its recovery.
 
     Attributes:
-        depth: Deepest fall of its log-probability, nats; 0 where it does not fall.
-        time: Flow time of that; NaN where it does not fall.
-        recovery: Flow time at which it is back; NaN where it is not.
+        depth: Largest fall of its log-probability, nats; 0 if it does not fall.
+        time: Flow time of that; NaN if it does not fall.
+        recovery: Flow time at which it is back; NaN if it does not come back.
         third: Highest probability of the third response.
         third_time: Flow time of that.
     """
@@ -228,8 +228,8 @@ class ResponseLine:
     Attributes:
         beta: β.
         times: Flow times, from 0, shape (k,).
-        probabilities: Of chosen, rejected and third response, shape (k, 3).
-        dip: How far the chosen response falls.
+        probabilities: Probabilities of chosen, rejected and third response, shape (k, 3).
+        dip: The fall of the chosen response.
     """
 
     beta: float
@@ -247,7 +247,7 @@ class ClaimRuns:
         to_level: Runs to `LEVEL` from the claim grid.
         common_time: The median arrival at `LEVEL`.
         at_time: Runs to that flow time from the same starts.
-        instruments: What the instruments found.
+        instruments: The results of the instruments.
     """
 
     slow: float
@@ -259,13 +259,13 @@ class ClaimRuns:
 
 @dataclass(frozen=True)
 class StudyData:
-    """Everything that was run; figures, claims and report read it.
+    """All runs of the study, from which figures, claims and report are made.
 
     Attributes:
-        settings: What was asked for.
+        settings: The settings.
         maps: By β: runs to `LEVEL` from all cells of (0, 1)² on the free ratio plane.
         map_starts: Their starts, shape (cells², 2); reshape to (cells, cells, 2), 'ij'.
-        runs: By (geometry name, β): what was run for the claims.
+        runs: The runs for the claims, by (geometry name, β).
         line: A flow line of the feature model, at the first β.
         log: A training log, if there is one.
     """
@@ -279,7 +279,7 @@ class StudyData:
 
 
 def alike(geometries: tuple[Geometry, ...] = GEOMETRIES) -> list[list[Geometry]]:
-    """The geometries, those together whose programs are the same and so are compiled once."""
+    """The geometries in groups that share compiled programs."""
 
     def structure(geometry: Geometry) -> Any:
         return jax.tree.structure(geometry.policy)
@@ -297,13 +297,13 @@ def collect(
 ) -> StudyData:
     """Run everything the study needs.
 
-    Two geometries are worked on at a time: while one compiles, the other runs.
+    Two groups are processed at a time: while one compiles, the other runs.
 
     Args:
-        settings: What the study runs.
+        settings: The settings of the study.
         log: A training log to draw over the flow.
         progress: Whether to show progress bars; None where there is a terminal.
-        tell: Told the name of each geometry that is done.
+        tell: A function that is called with the name of each finished geometry.
     """
     cells = starts.grid(settings.map_cells).astype(settings.dtype)
     runs: dict[tuple[str, float], ClaimRuns] = {}
@@ -335,13 +335,13 @@ def run_to_level(
     audit: float = 0.0,
     progress: bool | None = False,
 ) -> Runs:
-    """Runs of a geometry to a level of the loss, with everything that is measured on the way.
+    """Runs of a geometry to a level of the loss, with all measures.
 
-    All values of β, `slow` and the level share one compiled program. What only figures show is
-    measured on the ratio planes alone.
+    All values of β, `slow` and the level share one compiled program. Measures that only figures use
+    are taken on the ratio planes alone.
 
     Args:
-        settings: What the study runs.
+        settings: The settings of the study.
         geometry: The geometry.
         beta: β.
         states: The starts.
@@ -411,7 +411,7 @@ def _claim_runs(geometry: Geometry, settings: Settings) -> dict[tuple[str, float
 
 
 def _response_line(settings: Settings, arrival: float) -> ResponseLine:
-    """The feature model from its reference state, for some times the median arrival."""
+    """The flow line of the feature model from its reference."""
     policy, beta = _FEATURES.policy, settings.betas[0]
     assert isinstance(policy, FeatureModel)
     moments = np.linspace(0, _HORIZON * arrival, _MOMENTS + 1)

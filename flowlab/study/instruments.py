@@ -29,13 +29,14 @@ _SENSED = 256  # starts of which the derivative of the arrival is taken
 
 @dataclass(frozen=True, eq=False)
 class Instruments:
-    """Findings of the instruments in a geometry at one β.
+    """Results of the instruments in a geometry at one β.
 
     Attributes:
-        points: Critical points in the smallest box around the starts; None where a state is no
-            vector.
-        slow: The slow regions of that box; None but on the free ratio plane.
-        sensed: Derivatives of the arrival by some of the starts; None but on the free ratio plane.
+        points: Critical points in the smallest box around the starts; None if states are no
+            vectors.
+        slow: The slow regions of that box; only on the free ratio plane, else None.
+        sensed: Derivatives of the arrival by some of the starts; only on the free ratio plane, else
+            None.
     """
 
     points: CriticalPoints | None = None
@@ -43,20 +44,20 @@ class Instruments:
     sensed: Sensitivity | None = None
 
     def count(self, kind: Any, above: float = -np.inf) -> float:
-        """Critical points of a kind with a loss above a level; NaN where none were searched for."""
+        """Number of critical points of a kind with a loss above a level; NaN without a search."""
         if self.points is None:
             return float("nan")
         return float(sum(p.value > above for p in self.points.of(kind)))
 
     @property
     def smallest_gradient(self) -> float:
-        """The smallest |∇L| that the search met away from critical points; NaN without one."""
+        """The smallest |∇L| of the search away from critical points; NaN without a search."""
         return float("nan") if self.points is None else self.points.smallest_gradient
 
     def lateness(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """Arrival of the starts of a state's slow region over that of the starts around the region.
+        """The arrival from a state's slow region over that from the cells around the region.
 
-        1 where a state lies in no slow region; NaN without a census.
+        1 if a state lies in no slow region; NaN if regions were not mapped.
         """
         if self.slow is None:
             return np.full(len(states), np.nan)
@@ -70,7 +71,7 @@ class Instruments:
     def elasticity(self) -> float:
         """Median relative change of the arrival per relative change of the start.
 
-        |(y1 ∂T/∂y1, y2 ∂T/∂y2)| / T, where starts that arrive have a derivative.
+        This is |(y1 ∂T/∂y1, y2 ∂T/∂y2)| / T, over the starts whose arrival has a derivative.
         """
         if self.sensed is None:
             return float("nan")
@@ -107,7 +108,7 @@ def instruments(
 
 
 def _box(states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d 2"]:
-    """The smallest box around states; as wide as the others where a component does not vary."""
+    """The smallest box around states; a constant component gets the width of the others."""
     low, high = states.min(axis=0), states.max(axis=0)
     width = np.where(high > low, 0.0, 0.5 * np.max(high - low))
     return np.stack([low - width, high + width], axis=1)

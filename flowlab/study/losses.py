@@ -24,7 +24,7 @@ _MOMENTS = (1.0, 10.0, 100.0, 1000.0)  # flow times of the table at equal time
 
 @dataclass(frozen=True)
 class LossStudy:
-    """Losses compared, and where what was found stands.
+    """A comparison of losses, and the folder with its results.
 
     Attributes:
         folder: Where `report.html`, `cards.json` and the figures lie.
@@ -50,7 +50,7 @@ def compare_losses(
     reach: float = cards.REACH,
     progress: bool | None = None,
 ) -> LossStudy:
-    """Compare losses on the log-ratio plane, and write what was found to a folder.
+    """Compare losses on the log-ratio plane, and write the results to a folder.
 
     Writes `report.html` (self-contained), `cards.json`, and `portraits` and `comparison` as `.png`
     and `.svg`. What an earlier study wrote there is replaced.

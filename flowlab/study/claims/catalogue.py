@@ -17,13 +17,13 @@ _SIGNS = {"holds": "+", "holds_in_part": "~", "fails": "-", "not_applicable": ".
 
 
 def evaluate(data: StudyData) -> list[Claim]:
-    """All seventeen claims in their order, judged in every geometry from the runs alone."""
+    """All seventeen claims in order, judged in every geometry from the runs."""
     observed = _observed(data)
     return [one.claim(observed) for one in (*field.STATEMENTS, *limits.STATEMENTS)]
 
 
 def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """The claims as what `json.dump` takes; a number that is not finite becomes None."""
+    """The claims in JSON-ready form; numbers that are not finite become None."""
     return [
         {
             "id": claim.id,
@@ -37,7 +37,7 @@ def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def table(claims: Sequence[Claim]) -> str:
-    """The verdicts as text, a line for each geometry and a column for each claim."""
+    """The verdicts as text, with a line for each geometry and a column for each claim."""
     names = list(claims[0].verdicts) if claims else []
     rows = [["", *(claim.id for claim in claims)]]
     rows += [[n, *(_SIGNS[claim.verdicts[n].verdict] for claim in claims)] for n in names]
@@ -46,7 +46,7 @@ def table(claims: Sequence[Claim]) -> str:
 
 
 def _observed(data: StudyData) -> dict[str, Observables]:
-    """Observables by geometry; two are worked on at a time, since most is compilation."""
+    """Observables by geometry; two groups at a time, since most of the time is compilation."""
 
     def work(group: list[Geometry]) -> list[Observables]:
         return [observe(data, geometry) for geometry in group]

@@ -29,11 +29,11 @@ SAME = 1e-4  # far above the error of runs at rtol 1e-6, far below any differenc
     "-β x2^β / (x1 (x1^β + x2^β)) and β x2^(β-1) / (x1^β + x2^β).",
 )
 def c1(observables: Observables) -> Verdict:
-    """The gradient of the loss by automatic differentiation, against the formulas of Theorem 1.
+    """Gradients by automatic differentiation, compared with the formulas of Theorem 1.
 
-    At every start: |difference| / |formulas|, to be at most 1e-10. Both are gradients by the state:
-    the formulas are derivatives by x1 and x2, brought to the state by the chain rule; with several
-    pairs the mean over pairs is taken. The loss is the same function in every geometry.
+    At every start the relative difference must be at most 1e-10. The formulas are derivatives by x1
+    and x2; the chain rule turns them into derivatives by the state, and with several pairs their
+    mean is taken. The loss is the same function in every geometry.
     """
     evidence = {
         "share_of_starts_where_the_formulas_agree": share(
@@ -46,12 +46,13 @@ def c1(observables: Observables) -> Verdict:
 
 @states("Corollary 1", "The chosen ratio rises x2/x1 times as fast as the rejected ratio falls.")
 def c2(observables: Observables) -> Verdict:
-    """x1' / −x2' = x2/x1 along the whole flow line, walls included, x1 rising and x2 falling.
+    """The ratio of the two rates, x1' / −x2', compared with x2/x1 along the whole flow line.
 
-    That says d(x1² + x2²)/dt = 0, so it is true all the way where it is true at the start (to 1e-4)
-    and x1² + x2² is the same at the loss level (to 1e-4). It is about the rates of x1 and x2 in
-    training; as a relation between the partial derivatives of the loss it is part of C1. On the
-    log-ratio plane the rates of x have the ratio x1/x2 instead.
+    It must agree at the start to 1e-4, with x1 rising and x2 falling, and it must stay so. It stays
+    so exactly if x1² + x2² is conserved, so that this sum at the loss level must equal that at the
+    start, to 1e-4. Walls are included. The statement is about rates during training: as a relation
+    between the partial derivatives of the loss it is part of C1. On the log-ratio plane the ratio
+    of the rates is x1/x2 instead.
     """
     claimed = observables.start[:, 1] / observables.start[:, 0]
     deviation = np.abs(observables.rise_over_fall / claimed - 1)
@@ -75,13 +76,13 @@ def c2(observables: Observables) -> Verdict:
     "The loss makes the rejected response less probable faster than the chosen one more so.",
 )
 def c3(observables: Observables) -> Verdict:
-    """Faster at the start, −x2' > x1'; and over the whole way to the loss level, −Δx2 > Δx1.
+    """Two changes compared: at the start, −x2' > x1'; on the way to the loss level, −Δx2 > Δx1.
 
-    Both are about the ratios x, over all starts of the paper's square. A chosen response that falls
-    counts as rising more slowly than the rejected falls, and a rejected one that rises never counts
-    as falling. By C2 the first part is true on the ratio plane just where x1 > x2. Beside them: how
-    often log x2 is the faster; and at how many starts the chosen response itself becomes less
-    probable, which the paper's plane cannot show.
+    All starts count. A chosen response that falls counts as rising more slowly than the rejected
+    one falls; a rejected one that rises does not count as falling. By C2, the first part is true on
+    the ratio plane exactly where x1 > x2. Two numbers stand beside the verdict without deciding it:
+    how often log x2 changes faster than log x1, and how often the chosen response itself becomes
+    less probable, which cannot happen on the paper's plane.
     """
     falls, fallen = observables.rate[:, 1] < 0, observables.change[:, 1] < 0
     change = np.abs(observables.change)
@@ -106,10 +107,11 @@ def c3(observables: Observables) -> Verdict:
 
 
 def chosen_falls(observables: Observables) -> dict[str, float]:
-    """Shares of cases in which the chosen response becomes less probable: no claim of the paper.
+    """Shares of cases in which the chosen response becomes less probable, beside the claims.
 
-    At the start in the free field, and whether k_wl > k_ww tells it; over the way to the loss
-    level; and at the reference state, where every β counts as one case.
+    They count the starts at which it falls in the free field, those at which k_wl > k_ww predicts
+    this correctly, those from which it has fallen at the loss level, and the values of β at which
+    it falls at the reference state.
     """
     falls = observables.rate[:, 0] < 0
     return {
@@ -132,15 +134,14 @@ def chosen_falls(observables: Observables) -> dict[str, float]:
     "vanishes there.",
 )
 def c4(observables: Observables) -> Verdict:
-    """Four parts: two ends where the field vanishes, and two movements.
+    """Four parts: the field vanishes at low x1 and at low x2, and leads from the one to the other.
 
-    The field vanishes at low x1 if, with x1 taken to 1e-100 at a start's x2, the speed is less than
-    a hundredth of the median over the starts (starts with x1 < 0.2); at low x2 likewise (starts
-    with x2 < 0.2). It moves away from low x1 if x1 rises from a start with x1 < 0.2. It converges
-    towards low x2 if x2 has fallen to less than 0.2 at the loss level, from any start; for small β
-    the level all but says so by itself. Speeds are those of the free field in the coordinates of
-    the geometry, at the states that it has for these ratios (in the feature model with the features
-    of the reference).
+    The field vanishes at low x1 if the speed falls below a hundredth of the median over the starts
+    when x1 is taken to 1e-100 (x2 as at the start, for starts with x1 < 0.2); likewise at low x2,
+    for starts with x2 < 0.2. It leads away from low x1 if x1 rises from a start with x1 < 0.2. It
+    leads to low x2 if x2 has fallen below 0.2 at the loss level, from any start; for small β the
+    level alone nearly implies that. Speeds are those of the field without walls, in the coordinates
+    of the geometry; in the feature model, with the features of the reference.
     """
     left, lower = observables.within(LEFT), observables.within(LOWER)
     if not (left.count and lower.count):
@@ -168,12 +169,12 @@ def c4(observables: Observables) -> Verdict:
     UPPER_LEFT,
 )
 def c5(here: Observables) -> Verdict:
-    """Two parts, at starts with x1 < 0.2 and x2 > 0.8: x1 rapid, x2 nearly still.
+    """Two parts, at starts with x1 < 0.2 and x2 > 0.8: x1 rises rapidly, and x2 hardly changes.
 
-    Rapid: x1 rises at twice the median |x1'| over all starts or more. Nearly still: |x2'| is at
-    most a quarter of |x1'| at the start (walls included). The statement is read as one about the
-    corner: over the whole way to the loss level x2 changes more than x1, which the last two numbers
-    tell.
+    Rapidly: x1 rises at twice the median of |x1'| over all starts, or more. Hardly: |x2'| is at
+    most a quarter of |x1'| at the start, walls included. The statement is taken to be about the
+    corner itself: on the whole way to the loss level x2 changes more than x1, as the last two
+    numbers show.
     """
     change = np.abs(here.change)
     evidence = {
@@ -197,13 +198,13 @@ def c5(here: Observables) -> Verdict:
     UPPER_RIGHT,
 )
 def c6(here: Observables) -> Verdict:
-    """Two parts, at starts with x1 > 0.8 and x2 > 0.8: both change, but slowly; and but little.
+    """Two parts, at starts with x1 > 0.8 and x2 > 0.8: both change slowly, and both change little.
 
-    Both change: x1 rises and x2 falls at the start. Slowly: the speed at the start is at most half
-    the median over all starts. Little: within the flow time that all starts have in common (the
-    median arrival at the loss level) the state moves at most half as far as the median start.
-    Speeds and distances in the coordinates of the geometry. A census of the slow regions, below
-    half the median speed, is taken on the free ratio plane.
+    In both parts x1 must rise and x2 fall at the start. Slowly: the speed at the start is at most
+    half of the median over all starts. Little: within the same flow time for all starts (the median
+    time to the loss level), the state moves at most half as far as it does from the median start.
+    Speeds and distances are in the coordinates of the geometry. On the free ratio plane the slow
+    regions, below half the median speed, are mapped as well.
     """
     both = (here.rate[:, 0] > 0) & (here.rate[:, 1] < 0)
     evidence = {
@@ -227,13 +228,13 @@ def c6(here: Observables) -> Verdict:
     UPPER_RIGHT,
 )
 def c7(here: Observables) -> Verdict:
-    """Lines from x1 > 0.8, x2 > 0.8 that meet a saddle point and find it hard to leave.
+    """Flow lines from x1 > 0.8 and x2 > 0.8 that pass a saddle point closely enough to be held up.
 
-    At a saddle point the gradient vanishes, so a line that has difficulty with one passes where the
-    speed is near zero: its slowest point on the way to the loss level, walls included, is to have
-    less than a hundredth of the median speed. Slow travel without such a point is C6 and C14.
-    Beside it, what a search for critical points finds in the box around all starts, where a state
-    is a vector: it can only see what is there at the start of the way, so it does not decide.
+    The gradient vanishes at a saddle point. A line that is held up by one therefore passes a point
+    of very low speed: somewhere on its way to the loss level, walls included, its speed must fall
+    below a hundredth of the median over the starts. Slow travel without such a point is the subject
+    of C6 and C14. Where a state is a vector, the box around all starts is also searched for
+    critical points; that covers only the beginning of the way, and does not decide.
     """
     evidence = {
         "share_of_starts_that_pass_a_point_of_nearly_no_speed": share(
@@ -257,12 +258,12 @@ def c7(here: Observables) -> Verdict:
     LOWER,
 )
 def c8(here: Observables) -> Verdict:
-    """Two parts, at starts with x2 < 0.2 and any x1: x2 rapid, x1 nearly still.
+    """Two parts, at starts with x2 < 0.2 and any x1: x2 falls rapidly, and x1 hardly changes.
 
-    Rapid: x2 falls at twice the median |x2'| over all starts or more. Nearly still: |x1'| is at
-    most a quarter of |x2'| at the start (walls included). The paper's sentence says both "the lower
-    part of the figure" and "both responses improbable"; the first is taken, and the numbers of the
-    second (x1 < 0.2 too) are beside it.
+    Rapidly: x2 falls at twice the median of |x2'| over all starts, or more. Hardly: |x1'| is at
+    most a quarter of |x2'| at the start, walls included. The paper speaks both of "the lower part
+    of the figure" and of "both responses improbable". The first reading decides; numbers for the
+    second, where x1 < 0.2 too, stand beside it.
     """
     corner = here.within(LEFT)
     evidence = {
@@ -279,7 +280,7 @@ def c8(here: Observables) -> Verdict:
 
 
 def _in_a_slow_region(observables: Observables) -> float:
-    """The part of the starts that a census has found to lie in a slow region; NaN without one."""
+    """The share of the starts that lie in a slow region; NaN if regions were not mapped."""
     return (
         float("nan") if np.isnan(observables.lateness).all() else share(observables.lateness != 1)
     )

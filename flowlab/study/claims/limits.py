@@ -37,12 +37,12 @@ TAILS = (5.0, 95.0)  # percentiles, so that no single start makes a spread
     "On the way x2/x1 tends to 0, and then x2 is driven to 0 with hardly a change of x1.",
 )
 def c9(observables: Observables) -> Verdict:
-    """Two parts, at the loss level: x2 near 0; x1 nearly still.
+    """Two parts, at the loss level: x2 is near 0, and x1 hardly changes any more.
 
-    Near 0: at most 0.05. Nearly still: |x1'| is at most a quarter of |x2'|, at that point, since
-    the paper speaks of the time when x2/x1 has become small. That it has become small does not
-    decide: the loss level of one pair says so by itself. A start that does not reach the level
-    counts against both. How much x1 and x2 changed on the whole way stands beside it.
+    Near 0: at most 0.05. Hardly: |x1'| is at most a quarter of |x2'| at that point, because the
+    paper speaks of the time when x2/x1 has become small. That x2/x1 becomes small does not decide,
+    since the loss level of a single pair implies it. A start from which the level is not reached
+    counts against both parts. The changes of x1 and x2 on the whole way stand beside the verdict.
     """
     change = np.abs(observables.change)
     evidence = {
@@ -71,15 +71,16 @@ def c9(observables: Observables) -> Verdict:
     "the chosen one is learnt less.",
 )
 def c10(observables: Observables) -> Verdict:
-    """Two parts, from the kernel at every start: the gradients counteract; learning is halved.
+    """Two parts, from the kernel at every start: the gradients counteract, and learning is halved.
 
-    Beside its pair a chosen response has u_w' = −L'(h) (k_ww − k_wl), and −L'(h) k_ww if it is
-    trained alone: the pair leaves 1 − k_wl/k_ww of its speed. Counteract: k_wl > 0. Halved: this
-    part is at most ½. With several pairs the kernel is that of the first pair. A geometry with
-    k_wl = 0 at every start knows no likeness of two texts, and there is nothing to judge. On the
-    other coupled kernels the coupling stands for likeness, and the verdict reads it back; in a
-    softmax k_wl comes from what all responses share. What likeness of text does is measured on
-    sequences of tokens, in the table below the claims.
+    A chosen response that is trained together with its rejected one moves at u_w' = −L'(h)(k_ww −
+    k_wl); trained alone it would move at −L'(h) k_ww. The pair therefore leaves it 1 − k_wl/k_ww of
+    its speed. The gradients counteract if k_wl > 0; learning is halved if at most half of the speed
+    is left. With several pairs the kernel is that of the first. Where k_wl = 0 at every start the
+    geometry cannot represent similar texts, and the statement does not apply. The coupled kernels
+    assume a coupling, and the verdict only repeats it; in a softmax, k_wl comes from what all
+    responses share. The effect of similar texts themselves is measured on sequences of tokens, in
+    the table below the claims.
     """
     left = 1 - observables.coupling
     evidence = {
@@ -96,13 +97,14 @@ def c10(observables: Observables) -> Verdict:
 
 
 def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]:
-    """k_wl/k_ww of two sequences of twelve tokens, by how many of their last tokens differ.
+    """The ratio k_wl/k_ww of two sequences of twelve tokens, by the number of differing tokens.
 
-    At the reference of `Autoregressive.with_edits`, a uniform table with a row for each prefix. All
-    pairs are put into one policy, whose kernel is compiled once.
+    The sequences differ in their last tokens, at the reference of `Autoregressive.with_edits`, a
+    uniform table with a row for each prefix. All pairs are in one policy, whose kernel is compiled
+    once.
 
     Args:
-        edits: Numbers of tokens that differ.
+        edits: The numbers of differing tokens.
     """
     made = [Autoregressive.with_edits(number) for number in edits]
     responses = [tokens for policy in made for tokens in policy.responses]
@@ -119,11 +121,11 @@ def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]
     "From a start at the lower right, the rejected response loses its probability rapidly.",
 )
 def c11(observables: Observables) -> Verdict:
-    """Two parts, at starts with x1 > 0.8 and x2 < 0.2: x2 falls rapidly, as such and for its size.
+    """Two parts, at starts with x1 > 0.8, x2 < 0.2: x2 falls rapidly, in itself and for its size.
 
-    Rapidly: at twice the median |x2'| over all starts or more; and |x2'|/x2 at twice its median or
-    more. The time to the loss level stands beside them and does not decide, since these starts are
-    close to it in any geometry.
+    In itself: x2 falls at twice the median of |x2'| over all starts, or more. For its size: the
+    same is true of |x2'|/x2. The time to the loss level does not decide, since these starts are
+    close to the level in every geometry.
     """
     here = observables.within(LOWER_RIGHT)
     if not here.count:
@@ -151,12 +153,12 @@ def c11(observables: Observables) -> Verdict:
     LEFT,
 )
 def c12(here: Observables) -> Verdict:
-    """At starts with x1 < 0.2: x1 does not rise swiftly, and that is because x2 is favoured.
+    """At starts with x1 < 0.2: x1 does not rise swiftly, and the reason is that x2 is favoured.
 
-    Not swiftly: x1 rises at the median |x1'| over all starts or less. Favoured: |x2'| > |x1'| at
-    the start (walls included). The one is given as the reason of the other, so a start counts only
-    where both are true; an x1 that falls does not rise swiftly. This is the opposite of C5 where
-    the regions overlap.
+    Not swiftly: x1 falls, or rises at no more than the median of |x1'| over all starts. Favoured:
+    |x2'| > |x1'| at the start, walls included. The paper gives the second as the reason of the
+    first, so a start counts only if both are true. Where the regions overlap, this is the opposite
+    of C5.
     """
     slow = (here.rate[:, 0] < 0) | (here.relative.rate[:, 0] <= 1)
     favoured = here.lines.start_rate_ratio < 1
@@ -176,11 +178,11 @@ def c12(here: Observables) -> Verdict:
     LOWER_LEFT,
 )
 def c13(here: Observables) -> Verdict:
-    """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| <= |x2'|.
+    """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| ≤ |x2'|.
 
-    Where the two are equally fast, to rounding, as on the diagonal of the plane, a start counts
-    half. The paper says "does not entirely prioritise"; that x2 moves at all, at more than a
-    quarter of x1's rate, is the weaker reading, and stands beside it.
+    A start at which the two are equally fast, to rounding, counts half: the diagonal of the plane
+    is such a set. The paper's words are "does not entirely prioritise". A weaker reading, that x2
+    moves at more than a quarter of the rate of x1, stands beside the verdict.
     """
     evidence = {
         "share_of_starts_where_x1_is_not_the_faster": share(here.lines.start_rate_ratio < 1 - TIE)
@@ -199,12 +201,12 @@ def c13(here: Observables) -> Verdict:
     UPPER_RIGHT,
 )
 def c14(here: Observables) -> Verdict:
-    """Two parts, at starts with x1 > 0.8 and x2 > 0.8: very small gradients; sluggish convergence.
+    """Two parts, at starts with x1 > 0.8, x2 > 0.8: very small gradients, and slow convergence.
 
     Very small: the speed at the start, in the coordinates of the geometry, is at most a tenth of
-    the median over all starts. Sluggish: the loss level takes twice the median arrival or more.
-    On the free ratio plane a census of slow regions says how much later than their neighbours the
-    starts of the corner's region arrive.
+    the median over all starts. Slow: the loss level is reached after twice the median time or
+    later. On the free ratio plane the slow regions are mapped too, to tell how much later the
+    starts of the region in this corner arrive than their neighbours.
     """
     evidence = {
         "share_of_starts_with_very_small_gradients": share(here.relative.speed <= VERY_SMALL),
@@ -220,11 +222,11 @@ def c14(here: Observables) -> Verdict:
 
 @states("Section 3.3.2", "From a start at the upper right, local minima are hard to escape.")
 def c15(observables: Observables) -> Verdict:
-    """Lines from x1 > 0.8, x2 > 0.8 that are caught by a local minimum of the loss.
+    """Flow lines from x1 > 0.8, x2 > 0.8 that a local minimum keeps from the loss level.
 
-    A local minimum above the loss level keeps a line from the level, and one on the way shows as
-    a point of nearly no speed: a start counts where the level is not reached, or where the slowest
-    point on the way has less than a hundredth of the median speed.
+    A local minimum above the loss level keeps a line from it; one that a line passes closely shows
+    as a point of very low speed. A start therefore counts if the level is not reached from it, or
+    if the speed falls below a hundredth of the median somewhere on the way.
     """
     here = observables.within(UPPER_RIGHT)
     if not here.count:
@@ -246,15 +248,15 @@ def c15(observables: Observables) -> Verdict:
 
 @states("Section 3.3.2", "Where a run starts matters much for its final result.")
 def c16(observables: Observables) -> Verdict:
-    """Two parts, for each β: arrival at the same loss, and the state at the same flow time.
+    """Two parts, for each β: the time to a given loss, and the state at a given flow time.
 
-    The shares are those of the values of β, not of the starts. Arrival: the 95th percentile of the
-    times to the loss level, of those that reach it, is at least twice the 5th. State: at the common
-    flow time (the median arrival), the 5th to 95th percentile of the chosen response (x1 where a
-    state is (x1, x2), u_w elsewhere) spans at least half of what it spans at the starts. Beside
-    them, on the free ratio plane, the derivative of the arrival by the start, as the length of its
-    two relative changes, which sum to 2 there. In another sense the start has no impact on the
-    final result: the share that reaches the level.
+    The shares here are shares of the values of β, not of the starts. Time: among the starts that
+    reach the loss level, the 95th percentile of the times is at least twice the 5th. State: at the
+    median of these times, the chosen response (x1 where a state is (x1, x2), u_w elsewhere) still
+    spans, from its 5th to its 95th percentile, at least half of what it spans at the starts. On the
+    free ratio plane the sensitivity of the time to the start stands beside them: the length of its
+    two relative derivatives, which sum to 2 there. In one sense the start has no effect on the
+    final result at all: the share of the starts from which the level is reached.
     """
     parts = observables.by_beta()
     arrivals = np.array([_lateness(part.lines.arrival[part.lines.reached]) for part in parts])
@@ -284,11 +286,11 @@ def c16(observables: Observables) -> Verdict:
     "β σ(-z) (∇π_w/π_w - ∇π_l/π_l).",
 )
 def c17(observables: Observables) -> Verdict:
-    """The gradient of the loss by the state, by automatic differentiation, against the identity.
+    """The gradient of the loss by automatic differentiation, compared with the identity.
 
-    The gradients of the probabilities are those of exp(log-probability), by automatic
-    differentiation too; the mean is over pairs. At every start: |difference| / |identity|, to be at
-    most 1e-10.
+    The gradients of the probabilities in the identity are those of exp(log-probability), by
+    automatic differentiation too; the mean is over pairs. At every start the relative difference
+    must be at most 1e-10.
     """
     evidence = {
         "share_of_starts_where_the_identity_agrees": share(
@@ -323,7 +325,7 @@ def _span(values: Float[np.ndarray, " n"]) -> float:
 
 
 def _lateness(arrival: Float[np.ndarray, " n"]) -> float:
-    """Late over early arrivals; NaN where nothing arrives."""
+    """The ratio of late to early arrivals; NaN if nothing arrives."""
     if not arrival.size:
         return float("nan")
     early, late = np.percentile(arrival, TAILS)

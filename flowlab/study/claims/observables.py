@@ -44,7 +44,7 @@ _DEPTH = 1e-100  # a ratio so close to 0 that any power of it that vanishes has 
 
 @dataclass(frozen=True)
 class Region:
-    """A part of the unit square of ratios: lower < x < upper.
+    """A rectangle in the unit square of ratios: lower < x < upper.
 
     Attributes:
         chosen: Lower and upper end of x1.
@@ -116,7 +116,7 @@ class FlowLines(eqx.Module):
 
 
 class Relative(eqx.Module):
-    """Quantities over their medians over the starts of the same β.
+    """Quantities divided by their medians over the starts with the same β.
 
     Attributes:
         rate: |x1'| and |x2'| of the free field at the start, each over its median, shape (n, 2).
@@ -137,7 +137,7 @@ class Relative(eqx.Module):
 
 
 class Searches(eqx.Module):
-    """Findings of the instruments for the β of a start; NaN where a geometry was not searched.
+    """Results of the instruments for the β of each start; NaN if a geometry was not searched.
 
     Attributes:
         saddles: Saddle points in the box around the starts.
@@ -155,7 +155,7 @@ class Searches(eqx.Module):
 class Observables(eqx.Module):
     """Starts of one geometry over all β, and what was observed from each.
 
-    Everything called chosen or rejected is about the ratios x1 and x2, of the first pair where
+    Quantities called chosen or rejected are those of the ratios x1 and x2, of the first pair if
     there are several.
 
     Attributes:
@@ -166,8 +166,8 @@ class Observables(eqx.Module):
         searches: What was found around the starts of that β.
         lateness: How many times later the starts of the slow region around a start arrive than
             their neighbours; 1 outside of all; NaN but on the free ratio plane.
-        own: The chosen response at the start and at the common flow time: x1 where a state is
-            (x1, x2), else u_w; shape (n, 2).
+        own: The chosen response at the start and at the common flow time: x1 where a state is (x1,
+            x2), else u_w; shape (n, 2).
     """
 
     beta: Float[np.ndarray, " n"]
@@ -200,7 +200,7 @@ class Observables(eqx.Module):
 
     @property
     def rise_over_fall(self) -> Float[np.ndarray, " n"]:
-        """x1' / −x2' at the start, walls included: below 0 where both fall, or both rise."""
+        """The ratio x1' / −x2' at the start, walls included; negative if both fall or both rise."""
         return self.lines.start_rate_ratio * -np.sign(self.rate[:, 0] * self.rate[:, 1])
 
     @property
@@ -209,20 +209,20 @@ class Observables(eqx.Module):
         return self.field.kernel[:, 1] / self.field.kernel[:, 0]
 
     def where(self, chosen: Bool[np.ndarray, " n"]) -> "Observables":
-        """Some of the starts."""
+        """The observables of a subset of the starts, given by a mask."""
         return jax.tree.map(lambda values: values[chosen], self)
 
     def within(self, region: Region) -> "Observables":
-        """The starts in a region."""
+        """The observables of the starts in a region."""
         return self.where(region.contains(self.start))
 
     def by_beta(self) -> "list[Observables]":
-        """The starts of each β apart."""
+        """The observables of the starts of each β separately."""
         return [self.where(self.beta == beta) for beta in np.unique(self.beta)]
 
 
 def observe(data: StudyData, geometry: Geometry) -> Observables:
-    """The runs of one geometry over all β, without starts that had met the target before."""
+    """The observables of one geometry over all β, without starts that are past the target."""
     parts = [_observe_at(data, geometry, beta) for beta in data.settings.betas]
     return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
@@ -272,7 +272,7 @@ def _lines(geometry: Geometry, runs: Runs, at_time: Runs) -> FlowLines:
 
 
 def _first_pair(values: Any) -> Any:
-    """The values of the first pair, where there are several."""
+    """The values of the first pair."""
     return values[:, 0] if isinstance(values, np.ndarray) and values.ndim > 1 else values
 
 
@@ -321,7 +321,7 @@ def _field_at(
 def _by_theorem(
     policy: AbstractPolicy, beta: Float[Array, ""], state: PyTree[Array]
 ) -> PyTree[Array]:
-    """Theorem 1's partial derivatives by x1 and x2, brought to the state; the mean over pairs."""
+    """The gradient by the state from Theorem 1's derivatives by x1 and x2; the mean over pairs."""
     ratios, pull = jax.vjp(lambda s: ratios_at(policy, s), state)
     chosen, rejected = ratios[..., 0], ratios[..., 1]
     total = chosen**beta + rejected**beta
@@ -333,7 +333,7 @@ def _by_theorem(
 def _by_identity(
     policy: AbstractPolicy, beta: Float[Array, ""], state: PyTree[Array]
 ) -> PyTree[Array]:
-    """−mean β σ(−z) (∇π_w/π_w − ∇π_l/π_l), the gradients those of the probabilities."""
+    """The right-hand side of the identity, −mean β σ(−z) (∇π_w/π_w − ∇π_l/π_l)."""
 
     def probabilities(state: PyTree[Array]) -> Float[Array, "*p 2"]:
         pairs = policy.pairs(state)

@@ -1,4 +1,4 @@
-"""Claims, verdicts, and the one rule that turns measured shares into a verdict."""
+"""Claims, verdicts, and the rule that turns measured shares into a verdict."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,7 @@ class Verdict:
 
     @property
     def deciding(self) -> dict[str, float]:
-        """The shares that decided, by name; empty where no start could decide."""
+        """The shares that decide the verdict, by name; empty if the statement does not apply."""
         if self.verdict == "not_applicable":
             return {}
         names = str(self.threshold.get("quantity", "")).split(", ")
@@ -62,12 +62,12 @@ class Verdict:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Verdicts that the parts of the statement would have on their own."""
+        """The verdicts on the parts of the statement separately."""
         return tuple(_kind([value]) for value in self.deciding.values())
 
     @property
     def close(self) -> bool:
-        """True where a share lies so near to a threshold that the grid of starts decides."""
+        """True if a share is so close to a threshold that another grid could change the verdict."""
         ends = np.array([HOLDS_FROM, 1 - HOLDS_FROM])
         return any(np.min(np.abs(ends - value)) <= CLOSE for value in self.deciding.values())
 
@@ -79,8 +79,8 @@ class Claim:
     Attributes:
         id: C1 to C17.
         statement: The statement, in our own words.
-        where: Its place in the paper.
-        measured: How it was made precise.
+        where: Where it stands in the paper.
+        measured: How it was measured.
         verdicts: By the name of the geometry.
     """
 
@@ -93,13 +93,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Statement:
-    """A statement of the paper, and how it is judged.
+    """A statement of the paper, and the function that judges it.
 
     Attributes:
-        where: Its place in the paper.
+        where: Where it stands in the paper.
         text: The statement, in our own words.
-        region: The starts that it speaks of.
-        judge: The verdict from these; its docstring says how the statement was made precise.
+        region: The region of starts that it is about.
+        judge: Function from the observables of these to a verdict; its docstring says how the
+            statement is measured.
     """
 
     where: str
@@ -113,7 +114,7 @@ class Statement:
         return self.judge(here) if here.count else not_applicable()
 
     def claim(self, observed: Mapping[str, Observables]) -> Claim:
-        """The claim with its verdicts, from what was observed in each geometry."""
+        """The claim with its verdicts, from the observables of each geometry."""
         measured = " ".join((inspect.getdoc(self.judge) or "").split())
         verdicts = {name: self(observables) for name, observables in observed.items()}
         return Claim(self.judge.__name__.upper(), self.text, self.where, measured, verdicts)
@@ -122,15 +123,15 @@ class Statement:
 def states(
     where: str, text: str, region: Region = EVERYWHERE
 ) -> Callable[[Callable[[Observables], Verdict]], Statement]:
-    """Make a statement of the paper of the function that judges it, which is named for it."""
+    """Decorate the function that judges a statement, whose name is the id of the claim."""
     return partial(Statement, where, text, region)
 
 
 def verdict_from(evidence: Mapping[str, SupportsFloat], deciding: Sequence[str]) -> Verdict:
-    """The verdict on a statement whose parts are true of measured shares.
+    """The verdict on a statement, from the shares of starts for which its parts are true.
 
-    It holds where every share is at least `HOLDS_FROM`, fails where every share is at most
-    1 − `HOLDS_FROM`, and holds in part otherwise.
+    The statement holds if every share is at least `HOLDS_FROM`, fails if every share is at most 1 −
+    `HOLDS_FROM`, and holds in part otherwise.
 
     Args:
         evidence: Measured numbers, by name.
@@ -142,7 +143,7 @@ def verdict_from(evidence: Mapping[str, SupportsFloat], deciding: Sequence[str])
 
 
 def not_applicable() -> Verdict:
-    """The verdict where no start lies in the region that a statement speaks of."""
+    """The verdict if no start lies in the region that a statement is about."""
     threshold = {"quantity": "starts_in_the_region", "relation": ">=", "value": 1.0}
     return Verdict("not_applicable", {"starts_in_the_region": 0.0}, threshold)
 
@@ -154,10 +155,10 @@ def _kind(shares: Sequence[float]) -> str:
 
 
 def drop_nan(**measured: float) -> dict[str, float]:
-    """Measured numbers, by name, without those that were not measured in a geometry, NaN."""
+    """Measured numbers, by name, without NaN, which marks what was not measured."""
     return {name: float(value) for name, value in measured.items() if not np.isnan(value)}
 
 
 def share(true: Bool[np.ndarray, " n"]) -> float:
-    """The part of the starts of which something is true."""
+    """The share of the starts in a mask."""
     return float(np.mean(true))

@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from flowlab.cli import _places as places
+from flowlab.cli import _destinations as destinations
 from flowlab.cli._options import with_options
 
 __all__ = ["explain", "replay"]
@@ -48,7 +48,7 @@ def replay(
     from flowlab.replay import report as said
 
     if out is not None:
-        places.folder(out, "", said.REPLAY, overwrite=overwrite)
+        destinations.folder(out, "", said.REPLAY, overwrite=overwrite)
     given = {**asked, "model": model, "data": data, "log": log, "beta": beta}
     found = again.compared({**given, "drop_last": drop_last, "float64": float64})
     if as_json:

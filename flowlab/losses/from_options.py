@@ -8,11 +8,11 @@ from typing import Any
 from flowlab._options import OptionError, refuse_unless
 from flowlab.losses import CATALOGUE, ODPO, AbstractLoss, named, nearest
 
-__all__ = ["has_beta", "loss", "loss_asked"]
+__all__ = ["has_beta", "loss", "loss_from_options"]
 
 
 def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> AbstractLoss:
-    """The loss with a name and hyper-parameters; the option is what named it."""
+    """The loss with a name and hyper-parameters; `option` is the option that gave the name."""
     # `parameters` could hold a key `name`, which no loss has.
     refuse_unless(
         "name" not in parameters, "parameters", "must name hyper-parameters, but names 'name'"
@@ -24,7 +24,7 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
         raise OptionError(option, "must be one of {}, but is {!r}{}", known, name, near) from None
     for key in parameters:
         number = not dataclasses.is_dataclass(getattr(plain, key, None))
-        refuse_unless(number, "parameters", "must name numbers, but {} is none", key)
+        refuse_unless(number, "parameters", "must name numbers, but {} is not one", key)
     try:
         return named(name, **parameters)
     except ValueError as error:
@@ -36,13 +36,13 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
         raise OptionError(asked, "{}", said[2] if asked == "beta" else named_so + said[2]) from None
 
 
-def has_beta(found: AbstractLoss) -> bool:
+def has_beta(loss: AbstractLoss) -> bool:
     """True where a loss has a hyper-parameter beta."""
-    return hasattr(found, "beta")
+    return hasattr(loss, "beta")
 
 
-def loss_asked(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
-    """The loss that was asked for, with its beta, or the first of several."""
+def loss_from_options(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
+    """The loss that the options describe, with its β, or the first of several."""
     name, beta, offset = asked["loss"], asked["beta"], asked["offset"]
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
     found = loss(name, parameters)

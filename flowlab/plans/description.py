@@ -21,12 +21,12 @@ _WRITTEN_OUT = 64  # numbers of an array that are written out; of a larger one, 
 
 
 def described(thing: Any) -> Any:
-    """A description that two things share only if they compute the same.
+    """A JSON-ready description of an object, equal for two objects only if they compute the same.
 
-    Numbers, texts and containers are themselves. Dataclasses, among them losses, policies, flows
-    and targets, are their type and their fields; arrays their numbers, or their checksum where
-    there are many; functions their name, and unless they are flowlab's a checksum of their code, of
-    what it encloses and of their defaults. What is none of these is its `repr`.
+    Numbers, texts and containers stand for themselves. Dataclasses (losses, policies, flows,
+    targets) are described by their type and fields; arrays by their numbers, or by a checksum if
+    there are many; functions by their name and, unless they are flowlab's, a checksum of their
+    code, closure and defaults; other objects by their `repr`.
     """
     if isinstance(thing, bool | int | str | None):
         return thing
@@ -62,7 +62,7 @@ def described(thing: Any) -> Any:
 
 
 def without_code(told: Any) -> Any:
-    """A description without the checksums of code, where what it computes is known otherwise."""
+    """A description without checksums of code, to compare where results are compared too."""
     if isinstance(told, Mapping):
         return {name: without_code(value) for name, value in told.items() if name != "code"}
     return [without_code(value) for value in told] if isinstance(told, list) else told

@@ -1,14 +1,22 @@
-"""Lanes at rest, told from those that crawl.
+"""The test for lanes at rest: those near a critical point, told from those that are slow.
 
-Rest is a way to go of some tolerances, which is as near as an explicit solver comes; how near that
-is to the critical point is this, times the condition number of the Hessian at worst.
+A small velocity does not show that a line has arrived: a plateau and the bed of a stiff valley are
+slow too. A lane is at rest when the distance still to go, to a critical point, is below ten
+tolerances of the state. That distance is estimated in two ways.
 
-A line whose velocity decays at a single rate has velocity / rate still to go: that is looked at
-after every step. But in a stiff valley the velocity seen is that across the valley, noise of the
-solver at the fastest rate, and what lies ahead along the valley is not seen in it. So lanes that
-seem to be at rest are asked for Newton's step, by conjugate gradients in the metric of the flow,
-whose first step is the former estimate: a way to go that shows up later tells crawling from rest.
-Neither needs a matrix.
+1. After every step. With p the velocity of the coordinates and p' its derivative along the flow
+   line, a line that decays at a single rate has p·|p|²/(−p·p') to go. In a stiff valley p is
+   dominated by what remains across the valley, so that this can be far too small.
+2. For lanes that pass the first test, Newton's step to the critical point, by up to eight conjugate
+   gradient steps preconditioned with the metric of the flow; the first of them is the estimate
+   above. Directions along which nothing curves, though there is a slope, mean that there is no
+   critical point.
+
+Neither needs the Hessian as a matrix. At a critical point that is found the error of the state is
+at most the tolerance times the condition number of the Hessian.
+
+Source: Nocedal and Wright, Numerical Optimization (2006), section 7.1 (Newton's method with
+conjugate gradients).
 """
 
 from collections.abc import Callable
@@ -35,7 +43,7 @@ _FLAT = 0.6  # power of the machine epsilon: a curvature so small beside the fir
 
 
 def rested(problem: Problem, lanes: Lanes) -> Lanes:
-    """Lanes with an outcome for those at rest, and those whose time leaves the range of numbers."""
+    """The lanes, with an outcome for those at rest and those whose time is about to overflow."""
     lanes_now = lax.stop_gradient(lanes)
     still_lanes, seems = lanewise(lambda lane: _first_look(problem, lane))(lanes_now)
     seems = seems & lanes.active
@@ -66,11 +74,11 @@ def _with_outcome(lane: Lanes, resting: Bool[Array, ""]) -> Lanes:
 
 
 def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-    """Masks of a lane that does not move at all, and of one that is near rest at a single rate.
+    """Two flags: a lane does not move at all; it is near rest, judged by a single rate of decay.
 
-    With p the velocity of the coordinates and p' its change along the flow line, p·τ is to go,
-    τ = −|p|²/(p·p'): exactly so for a single rate of decay. On a plateau p changes slowly, and the
-    way to go is long.
+    With p the velocity of the coordinates and p' its derivative along the flow line, the distance
+    to go is p·τ, τ = −|p|²/(p·p'), which is exact for a single rate of decay. On a plateau p
+    changes slowly, so that the distance is long.
     """
     velocity, here = velocity_of_coordinates(problem, lane), lane.point.coordinates
     now = velocity(here)
@@ -79,12 +87,12 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
     _, change = jax.jvp(velocity, (here,), (unit,))
     slowing = -inner(unit, change)
     left = inner(unit, unit) / jnp.where(slowing > 0, slowing, 1)
-    way = jax.tree.map(lambda leaf: left * leaf, now)
-    return is_stationary(now), (slowing > 0) & _near(problem, lane, way)
+    to_go = jax.tree.map(lambda leaf: left * leaf, now)
+    return is_stationary(now), (slowing > 0) & _near(problem, lane, to_go)
 
 
 def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
-    """True where Newton's step is short too, as far as conjugate gradients find its curvature."""
+    """True if Newton's step, computed by conjugate gradients, is short too."""
     here = lane.point.coordinates
     slope, lifted = _slope_and_metric(problem, lane)
     steepest = slope(here)
@@ -103,26 +111,26 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
         length = at.size / curvature
         curved = (curvature > 0) & (length * epsilon**_FLAT < at.shortest)
         length = jnp.where(curved, length, 0)
-        way = jax.tree.map(lambda w, d: w + length * size * d, at.way, at.direction)
+        to_go = jax.tree.map(lambda w, d: w + length * size * d, at.to_go, at.direction)
         residual = jax.tree.map(lambda r, b: r - length * b, at.residual, bent)
         next_ = lifted(residual)
         left = inner(residual, next_)
         direction = jax.tree.map(lambda n, d: n + left / at.size * d, next_, at.direction)
-        more = curved & (left > (64 * epsilon) ** 2 * beginning) & _near(problem, lane, way)
+        more = curved & (left > (64 * epsilon) ** 2 * beginning) & _near(problem, lane, to_go)
         shortest = jnp.minimum(at.shortest, jnp.where(curved, length, jnp.inf))
-        return _Search(way, residual, direction, left, shortest, at.steps + 1, more, ~curved)
+        return _Search(to_go, residual, direction, left, shortest, at.steps + 1, more, ~curved)
 
     nowhere, unknown = jax.tree.map(jnp.zeros_like, here), jnp.full_like(size, jnp.inf)
     none, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
     start = _Search(nowhere, residual, first, beginning, unknown, none, beginning > 0, no)
     found = lax.while_loop(going, step, start)
-    return ~found.endless & _near(problem, lane, found.way)
+    return ~found.endless & _near(problem, lane, found.to_go)
 
 
 def _slope_and_metric(
     problem: Problem, lane: Lanes
 ) -> tuple[Callable[[PyTree[Array]], PyTree[Array]], Callable[[PyTree[Array]], PyTree[Array]]]:
-    """The slope of the potential at coordinates, and the metric of the flow where a lane stands."""
+    """The slope of the potential as a function of coordinates, and the metric at a lane's point."""
     flow, domain, here = problem.flow, problem.flow.domain, lane.point.coordinates
     sign = -1 if problem.reverse else 1
     state = domain.state(here)
@@ -140,9 +148,9 @@ def _slope_and_metric(
 
 
 class _Search(NamedTuple):
-    """Conjugate gradients on their way to the critical point, with what is left of the slope."""
+    """State of the conjugate gradient iteration: the step so far, the residual, the direction."""
 
-    way: PyTree[Array]
+    to_go: PyTree[Array]
     residual: PyTree[Array]
     direction: PyTree[Array]
     size: Float[Array, ""]
@@ -152,11 +160,11 @@ class _Search(NamedTuple):
     endless: Bool[Array, ""]  # a slope is left along which nothing curves
 
 
-def _near(problem: Problem, lane: Lanes, way: PyTree[Array]) -> Bool[Array, ""]:
-    """True where a way to go is within some tolerances, and the target does not lie on it."""
+def _near(problem: Problem, lane: Lanes, to_go: PyTree[Array]) -> Bool[Array, ""]:
+    """True if a distance to go is within ten tolerances, and the target does not lie on it."""
     here, domain = lane.point.coordinates, problem.flow.domain
     allowed = domain.error_scale(here, problem.rtol, lane.atol)
-    parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), way, allowed)
-    end = domain.state(jax.tree.map(jnp.add, here, way))
+    parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), to_go, allowed)
+    end = domain.state(jax.tree.map(jnp.add, here, to_go))
     ahead = problem.target.signal(problem.flow, end, lane.point.time)
     return (jnp.max(jnp.stack(jax.tree.leaves(parts))) < _NEAR) & ~(ahead[lane.level] <= 0)

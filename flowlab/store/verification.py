@@ -10,7 +10,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from flowlab.store.blocks import Block, BlockStore, checksum, damage_told
-from flowlab.store.places import folder_of
+from flowlab.store.replacement import folder_of
 
 if TYPE_CHECKING:
     import xarray
@@ -24,15 +24,15 @@ CHECKSUMS = "flowlab_checksums"  # of the arrays of a store that was written as 
 def verified(
     dataset: "xarray.Dataset", group: "zarr.Group", path: str | os.PathLike[str]
 ) -> "xarray.Dataset":
-    """A Dataset whose values are verified by their checksums, once, when they are first read.
+    """A Dataset whose values are verified by their checksums when they are first read.
 
-    Of a store that is filled block by block, the blocks that are marked as done and asked for; of
-    another one, each array as a whole. Where there is no checksum, nothing is verified.
+    In a store that is filled block by block, the blocks that are read and marked as done are
+    verified; in others, each array as a whole. Values without a checksum are not verified.
 
     Args:
         dataset: As xarray reads it from the group.
         group: Where its values lie.
-        path: What the caller calls that.
+        path: The name of that in messages.
     """
     if BlockStore.is_in(group):
         blocks = _Blocks(BlockStore.of(group), path)
@@ -53,7 +53,7 @@ def verified(
 
 
 class _Verified(BackendArray):
-    """An array of a group; a part of it is verified before it is read."""
+    """An array of a group, each part of which is verified before it is read."""
 
     def __init__(
         self, array: Any, dtype: np.dtype, checks: Sequence[Callable[[Sequence[Any]], None]]
@@ -75,7 +75,7 @@ class _Verified(BackendArray):
 def _check_is_there(
     path: str | os.PathLike[str], place: tuple[int, int] | None, key: Sequence[Any]
 ) -> None:
-    """Refuse to read by what was known of a store that has been replaced, or has grown, since."""
+    """Refuse to read a store that has been replaced, or has grown, since it was opened."""
     del key
     if folder_of(path) != place:
         raise OSError(
@@ -84,7 +84,7 @@ def _check_is_there(
 
 
 class _Blocks:
-    """The blocks of a store, and which of them have been found whole."""
+    """The blocks of a store, and a mask of those that have been verified."""
 
     def __init__(self, store: BlockStore, path: str | os.PathLike[str]) -> None:
         self.store, self.path = store, path
@@ -92,7 +92,7 @@ class _Blocks:
         self._whole = np.zeros(self._marks.shape, bool)
 
     def check_of(self, name: str) -> Callable[[Sequence[Any]], None]:
-        """The check of a part of a variable, given by an index along each of its dimensions."""
+        """The check of a part of a variable, given by its indices."""
         layout = self.store.layout
         cases = len(layout.shape) if layout.variables[name].of_cases else 0
 
@@ -132,8 +132,8 @@ def _whole(
         del key
         if not seen and int(checksum({name: np.asarray(array[...])})) != known:
             raise OSError(
-                f"`{name}` in {path} is damaged, for its checksum is another one; restore the "
-                "store from a copy, or make it again."
+                f"`{name}` in {path} is damaged, since its checksum differs; restore the store "
+                "from a copy, or make it again."
             )
         seen.append(name)
 

@@ -230,20 +230,20 @@ def make_problem(
     reverse: bool = False,
     alone: bool = False,
     tangents: bool = False,
-    real_spectrum: bool = False,
+    steady: bool = False,
 ) -> Problem:
     """A problem from what a user says, checked; its arrays have the dtype of the work.
 
     `state` is one state, in shapes, by which functions of the user are looked at; None where all is
-    traced. `real_spectrum` says that the solver needs one: the clock is then `steady_clock`, where
-    nobody names another.
+    traced. `steady` says that the solver is one of stiff flows: the clock is then `steady_clock`,
+    where nobody names another.
 
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
             time to save at is not positive and increasing, or a measure has no meaning here.
     """
     whole = alone or save_at is not None
-    clock = steady_clock(flow) if clock is None and real_spectrum else clock
+    clock = steady_clock(flow) if clock is None and steady else clock
     kind = _checked_clock(clock, flow, until, reverse=reverse, whole=whole)
     until.check(flow)
     rtol = default_rtol(dtype) if rtol is None else rtol

@@ -1,4 +1,6 @@
-"""Checks that a stabilised solver fits: the field's Jacobian must have a real spectrum.
+"""Checks that a solver of stiff flows fits.
+
+Of a stabilised one the field's Jacobian must have a real spectrum.
 
 It has where the metric is constant, under the clocks of time and of arc length: the Jacobian is
 then a product of a symmetric positive and a symmetric matrix. Under the clock of the loss, or of
@@ -15,7 +17,7 @@ from flowlab.flow import AbstractFlow
 from flowlab.solve.clocks import AbstractLevelClock
 from flowlab.solve.problem import Problem
 
-__all__ = ["check_real_spectrum", "metric_is_constant"]
+__all__ = ["check_real_spectrum", "check_still_field", "metric_is_constant"]
 
 
 def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> None:
@@ -37,6 +39,16 @@ def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> No
             "Argument `solver` must be another one, such as diffrax.Tsit5(), for a flow whose "
             f"metric depends on the state, but is {solver}, which needs a Jacobian with a real "
             "spectrum."
+        )
+
+
+def check_still_field(problem: Problem, solver: str) -> None:
+    """Raise a ValueError where a solver of a name meets a field that depends on its clock."""
+    if isinstance(problem.clock, AbstractLevelClock):
+        raise ValueError(
+            'Argument `clock` must be "arc_length" or "time" with the solver '
+            f"{solver}, which needs a field that does not depend on its clock, but is "
+            f'"{problem.clock.name}".'
         )
 
 

@@ -5,8 +5,9 @@ problems by `--problem`. The time of every flow line is known in closed form, so
 beside each speed. Compilation is measured apart; repetitions of all ways are interleaved, and the
 median is reported. All cores for everyone.
 
-Each peer runs at the tightest tolerance at which neither its median nor its largest error is
-smaller than that of flowlab: none pays for digits that flowlab does not deliver. It has the best
+Each peer is matched twice: it runs at the tightest tolerance at which its median error is no
+smaller than that of flowlab, and at that at which its largest error is not. None pays for digits
+that flowlab does not deliver, and one whose errors are uneven is seen at both. It has the best
 clock that is known for the problem, written out by hand for it, beside the plain way; and of
 several methods the one that is fastest at its tolerance. Slow peers get the first of the starts
 only; speeds are per start. A peer whose library is not installed is named under "missing".
@@ -15,6 +16,7 @@ only; speeds are per start. A peer whose library is not installed is named under
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -79,6 +81,10 @@ class Errors(NamedTuple):
     largest: float
 
 
+MATCHES = Errors._fields
+"""The errors, each of which a peer is matched by once."""
+
+
 class Entry(NamedTuple):
     """A way to be timed, at its tolerance, on some of the starts."""
 
@@ -124,17 +130,17 @@ def contest(problem: Problem, size: Size, dtype: str, peers: dict[str, Peer]) ->
     return Contest(problem, points, with_flowlab.way(problem), chosen, first_calls)
 
 
-def fair_tolerance(at: Callable[[float], Errors], ours: Errors, rtol: float) -> float:
-    """The tightest tolerance at which errors are no smaller than ours, looked for around ours.
+def fair_tolerance(at: Callable[[float], float], ours: float, rtol: float) -> float:
+    """The tightest tolerance at which an error is no smaller than ours, looked for around ours.
 
     Where tighter ones help no more, since rounding or the search for a root sets the errors, it is
     the loosest of them.
     """
-    tried: dict[float, Errors] = {}
+    tried: dict[float, float] = {}
 
     def fair(tolerance: float) -> bool:
         tried[tolerance] = at(tolerance)
-        return all(their >= our for their, our in zip(tried[tolerance], ours, strict=True))
+        return tried[tolerance] >= ours
 
     loose = tight = rtol
     if fair(rtol):
@@ -148,26 +154,24 @@ def fair_tolerance(at: Callable[[float], Errors], ours: Errors, rtol: float) -> 
     for _ in range(HALVINGS):
         middle = (loose * tight) ** 0.5
         loose, tight = (middle, tight) if fair(middle) else (loose, middle)
-    least = Errors(*(ALIKE * error for error in tried[loose]))
-    return max(
-        t for t, e in tried.items() if e.median <= least.median and e.largest <= least.largest
-    )
+    return max(tolerance for tolerance, e in tried.items() if e <= ALIKE * tried[loose])
 
 
-def entered(this: Contest, peer: Peer, rtol: float, times: np.ndarray) -> Entry:
+def entered(this: Contest, peer: Peer, rtol: float, times: np.ndarray, match: str) -> Entry:
     """A peer's fastest method, each at the tightest tolerance that is fair to it.
 
-    Fair is what is no more accurate than `times`, which flowlab finds for the first of all starts.
+    Fair is what is no more accurate, by the error it is matched by, than `times`, which flowlab
+    finds for the first of all starts.
     """
     few, some = this.points[: min(len(times), peer.starts)], this.points[: peer.starts]
     ours = errors(this.problem, few, times[: len(few)])
     found: list[tuple[float, Entry]] = []
     for method, way in peer.methods.items():
 
-        def at(tolerance: float, way: Way = way) -> Errors:
-            return errors(this.problem, few, way(few, tolerance).times)
+        def at(tolerance: float, way: Way = way) -> float:
+            return getattr(errors(this.problem, few, way(few, tolerance).times), match)
 
-        entry = Entry(method, way, fair_tolerance(at, ours, rtol), some)
+        entry = Entry(method, way, fair_tolerance(at, getattr(ours, match), rtol), some)
         way(some, entry.rtol)  # compiles for this number of starts
         took = min(timed(way, some, entry.rtol)[0] for _ in range(TRIALS))
         found.append((took, entry))
@@ -191,16 +195,21 @@ def described(problem: Problem, entry: Entry, first_call: float) -> dict[str, An
 
 
 def compared(this: Contest, rtol: float, size: Size) -> dict[str, Any]:
-    """Speed and errors of every way at one tolerance of flowlab."""
+    """Speed and errors of every way at one tolerance of flowlab, of a peer by both matches.
+
+    Ways are named by flowlab's name, and by the peers' names behind what they are matched by.
+    """
     first_call, _ = timed(this.ours, this.points[:FEW], rtol)
     times = this.ours(this.points, rtol).times[: size.pilot]
     ours = Entry("sweep", this.ours, rtol, this.points)
     entries = {"flowlab": ours}
     rows = {"flowlab": described(this.problem, ours, first_call)}
-    for name, peer in this.peers.items():
-        entries[name] = entry = entered(this, peer, rtol, times)
+    for match, (peer_name, peer) in product(MATCHES, this.peers.items()):
+        name = f"{match}: {peer_name}"
+        entries[name] = entry = entered(this, peer, rtol, times, match)
         sys.stderr.write(f"{this.problem.name}, {rtol:g}: {name} at {entry.rtol:.2g}\n")
-        rows[name] = described(this.problem, entry, this.first_calls[name][entry.method])
+        first_call = this.first_calls[peer_name][entry.method]
+        rows[name] = {"match": match, **described(this.problem, entry, first_call)}
     for _ in range(size.repetitions):
         for name, entry in entries.items():
             rows[name]["seconds"].append(timed(entry.way, entry.points, entry.rtol)[0])

@@ -72,7 +72,7 @@ SHAPED = {"jax.Array", "jaxtyping.Array", "jaxtyping.ArrayLike", "numpy.ndarray"
 ROWS = ("rows", "row_indices", "row_control")
 SEEN = ("signals", "events", "stationarity", "lane_lifecycle")
 LANES = ("problem", "clocks", *ROWS, "walls", "field", *SEEN)
-STEPS = ("runge_kutta", "stabilised", "chebyshev", "rock")
+STEPS = ("runge_kutta", "stabilised", "chebyshev", "rock", "rosenbrock")
 BACKEND = ("method", *STEPS, "crossings", "errors", "engine")
 
 FUNCTION = ast.FunctionDef | ast.AsyncFunctionDef

@@ -1,4 +1,4 @@
-"""Stiff flows by stabilised explicit methods: exact quadratics, SciPy, orders, refusals."""
+"""Stiff flows by the solvers made for them: exact quadratics, SciPy, orders, refusals."""
 
 from collections.abc import Callable
 from functools import cache
@@ -14,15 +14,18 @@ from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
 
 import flowlab as fl
-from flowlab import solve, until
+from flowlab import plans, solve, store, until
 from flowlab.ensemble import kernel
-from flowlab.solve import RKC2, ROCK4
+from flowlab.solve import RKC2, ROCK4, Rodas5P
+from flowlab.solve.stiffness import stiff_solvers
 from flowlab.until import Outcome
 
 SOLVERS = pytest.mark.parametrize("solver", [RKC2(), ROCK4()], ids=["RKC2", "ROCK4"])
 DEAR = pytest.mark.exhaustive
 ONE_AND_ALL = pytest.mark.parametrize(
-    "solver", [RKC2(), pytest.param(ROCK4(), marks=DEAR)], ids=["RKC2", "ROCK4"]
+    "solver",
+    [RKC2(), pytest.param(ROCK4(), marks=DEAR), pytest.param(Rodas5P(), marks=DEAR)],
+    ids=["RKC2", "ROCK4", "Rodas5P"],
 )
 
 
@@ -54,7 +57,9 @@ def quadratic(dimensions: int = 8, condition: float = 1e4) -> Quadratic:
 
 
 @pytest.mark.parametrize(
-    ("solver", "order", "slack"), [(RKC2(), 2, 0.2), (ROCK4(), 4, 0.3)], ids=["RKC2", "ROCK4"]
+    ("solver", "order", "slack"),
+    [(RKC2(), 2, 0.2), (ROCK4(), 4, 0.3), (Rodas5P(), 5, 0.4)],
+    ids=["RKC2", "ROCK4", "Rodas5P"],
 )
 def test_the_order_that_is_observed_is_the_one_that_is_told(solver, order, slack):
     def field(time, y, _):
@@ -64,20 +69,25 @@ def test_the_order_that_is_observed_is_the_one_that_is_told(solver, order, slack
         return -np.sinh(y) * np.array([1.0, 3.0]) + np.sin(3 * time)
 
     start = np.array([1.0, 0.5])
-    exact = solve_ivp(reference, (0, 1), start, method="DOP853", rtol=1e-13, atol=1e-15).y[:, -1]
+    times = np.array([0.03, 0.37, 0.71, 0.97, 1.0])
+    options: Any = {"method": "DOP853", "rtol": 1e-13, "atol": 1e-15, "t_eval": times}
+    exact = solve_ivp(reference, (0, 1), start, **options).y.T
 
     @jax.jit
-    def end(step):
+    def states(step):
         options: Any = {"stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 100}
-        field_ = diffrax.ODETerm(field)
-        solution = diffrax.diffeqsolve(field_, solver, 0.0, 1.0, step, start, **options)
-        assert solution.ys is not None
-        return solution.ys[0]
+        field_, kept = diffrax.ODETerm(field), diffrax.SaveAt(dense=True)
+        solution = diffrax.diffeqsolve(
+            field_, solver, 0.0, 1.0, step, start, saveat=kept, **options
+        )
+        return jax.vmap(solution.evaluate)(times)
 
     counts = np.array([12, 24, 48])
-    errors = [np.max(np.abs(end(jnp.asarray(1 / n)) - exact)) for n in counts]
-    observed = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    errors = np.array([np.abs(states(jnp.asarray(1 / n)) - exact).max(-1) for n in counts])
+    observed = -np.polyfit(np.log(counts), np.log(errors[:, -1]), 1)[0]
     assert observed == pytest.approx(order, abs=slack)
+    inside = -np.polyfit(np.log(counts), np.log(errors.max(-1)), 1)[0]
+    assert inside > order - 1 - slack
     assert solver.order(None) == order
 
 
@@ -117,6 +127,8 @@ def test_the_inside_of_a_step_is_interpolated_from_its_values_to_its_order(solve
     ("solver", "clock"),
     [
         (ROCK4(), "time"),
+        (Rodas5P(), "time"),
+        pytest.param(Rodas5P(), "arc_length", marks=DEAR),
         pytest.param(RKC2(), "arc_length", marks=DEAR),
         pytest.param(RKC2(), "time", marks=DEAR),
         pytest.param(ROCK4(), "arc_length", marks=DEAR),
@@ -156,6 +168,44 @@ def test_a_sweep_takes_lanes_of_all_kinds_to_their_level(solver):
         for scale in scales
     ]
     np.testing.assert_allclose(runs.time, wanted, rtol=100 * rtol)
+
+
+def test_a_sweep_solves_again_what_stability_held_up_and_leaves_the_others_alone():
+    problem, rtol = quadratic(3, 1e5), 1e-4
+    level = problem.level(1.0)
+    # Along the fastest axis alone the loss falls to the level within some steps.
+    starts = np.stack([problem.start, 3 * problem.axes[:, -1], 2 * problem.start])
+    options: Any = {"until": until.loss_below(level), "clock": "time", "rtol": rtol}
+    options |= {"block_size": 1, "max_steps": 300}
+    runs = fl.sweep(problem.flow, starts, **options)
+    assert runs.counts() == {"reached": 3}
+    assert runs.solved_by is not None
+    assert [runs.solvers[code] for code in runs.solved_by] == ["Rodas5P", "Tsit5", "Rodas5P"]
+    assert repr(runs).endswith(", 2 by Rodas5P)")
+    at: Any = brentq(lambda time: 4 * problem.level(time) / level - 1, 0, 9)
+    np.testing.assert_allclose(runs.time[[0, 2]], [1.0, at], rtol=100 * rtol)
+    asked = fl.sweep(problem.flow, starts, solver=diffrax.Tsit5(), **options)
+    assert [Outcome(code).name for code in asked.outcome] == ["step_limit", "reached", "step_limit"]
+    assert asked.solved_by is None
+    np.testing.assert_array_equal(asked.end[1], runs.end[1])
+    told = runs.to_xarray().solved_by
+    assert told.attrs["flag_meanings"] == "Tsit5 Rodas5P ROCK4 RKC2"
+    np.testing.assert_array_equal(told, [1, 0, 1])
+
+
+@DEAR
+def test_a_store_says_what_solved_its_runs_and_is_resumed_to_the_same_bits(tmp_path):
+    flow = fl.Flow(lambda y: 0.5 * jnp.sum(jnp.geomspace(1, 1e5, 3) * y**2))
+    starts = fl.starts.DrawnStarts("uniform", 8, (0.5,) * 3, (1.0,) * 3)
+    plan = plans.Plan(starts, flow=flow, until=until.time(1.0), block=4)
+    whole = plans.run(plan, tmp_path / "whole", progress=False).load()
+    assert set(np.unique(whole.solved_by)) == {1}
+    plans.run(plan, tmp_path / "torn", progress=False)
+    torn = store.BlockStore.open(tmp_path / "torn")
+    torn.forget(list(torn.layout.blocks())[1])
+    again = plans.run(plan, tmp_path / "torn", progress=False).load()
+    for name in ("solved_by", "end", "steps"):
+        np.testing.assert_array_equal(again[name], whole[name])
 
 
 def test_a_valley_of_rosenbrock_agrees_with_the_implicit_method_of_scipy():
@@ -204,14 +254,44 @@ def test_a_time_of_arrival_has_derivatives_in_forward_mode(solver):
     assert slope == pytest.approx(np.sum(rates * left) / np.sum(rates**2 * left), rel=1e-3)
 
 
-def test_a_line_that_only_stability_holds_up_is_followed_by_a_stabilised_method():
-    problem = quadratic(3, 1e5)
-    options: Any = {"until": until.time(1.0), "max_steps": 800}
+def test_a_line_that_only_stability_holds_up_is_followed_by_a_method_of_stiff_flows():
+    problem = quadratic(8, 1e4)
+    options: Any = {"until": until.time(2.0), "rtol": 1e-5, "max_steps": 400}
     line = fl.flow_line(problem.flow, problem.start, **options)
-    assert (line.outcome, line.solver) == (Outcome.reached, "ROCK4")
-    np.testing.assert_allclose(line.end, problem.at(1.0), atol=1e-4 * np.exp(-1.0))
+    assert (line.outcome, line.solver) == (Outcome.reached, "Rodas5P")
+    assert line.steps < 64  # of Tsit5 as many at the bound of stability are waited for
+    assert "by Rodas5P" in repr(line)
+    np.testing.assert_allclose(line.end, problem.at(2.0), atol=1e-3 * np.exp(-2.0))
     asked = fl.flow_line(problem.flow, problem.start, solver=diffrax.Tsit5(), **options)
     assert (asked.outcome, asked.solver) == (Outcome.step_limit, "Tsit5")
+
+
+def test_small_states_are_solved_with_a_matrix_and_large_ones_without():
+    def names(size: int, metric: Any = None, rtol: float = 1e-6, rate: float = 1e4) -> list[str]:
+        state, flow = np.ones(size), fl.Flow(lambda y: y @ y, metric=metric)
+        options: Any = {"until": until.time(1.0), "rtol": rtol}
+        made = solve.problem_for(None, flow, np.float64, state, **options)
+        chosen = stiff_solvers(made, state, rate=rate, max_steps=4096)
+        return [type(solver).__name__ for solver in chosen]
+
+    assert names(32) == ["Rodas5P", "ROCK4", "RKC2"]
+    assert names(33) == ["ROCK4", "RKC2"]
+    assert names(33, rtol=1e-4) == ["RKC2", "ROCK4"]
+    # 4,096 steps of some 420 of the fastest rate do not lead to time 1.
+    assert names(33, rate=1e7) == ["RKC2", "ROCK4"]
+    assert names(2, lambda y, p: y * p) == ["Rodas5P"]
+    assert names(33, lambda y, p: y * p) == []
+
+
+@DEAR
+def test_a_stiff_flow_whose_metric_depends_on_the_state_follows_the_logistic_curve():
+    rates = np.array([1.0, 1e4])
+    flow = fl.Flow(lambda y: 0.5 * jnp.sum(rates * (y - 1) ** 2), metric=lambda y, p: y * p)
+    line = fl.flow_line(flow, np.array([0.1, 0.2]), until=until.time(5.0))
+    assert line.solver == "Rodas5P"
+    # y' = k·y·(1 − y) has the logistic curve for its solution.
+    odds = np.array([0.1, 0.2]) / np.array([0.9, 0.8]) * np.exp(np.minimum(rates * 5.0, 700))
+    np.testing.assert_allclose(line.end, odds / (1 + odds), rtol=1e-4)
 
 
 def test_a_line_that_accuracy_holds_up_stays_what_it_is():
@@ -233,6 +313,15 @@ def test_solvers_are_refused_where_the_spectrum_need_not_be_real():
         clock="margin",
         solver=RKC2(),
     )
+    assert_refused(
+        fl.flow_line,
+        'Argument `clock` must be "arc_length" or "time" with the solver Rodas5P, which needs a '
+        'field that does not depend on its clock, but is "margin".',
+        *(plane, start),
+        until=target,
+        clock="margin",
+        solver=Rodas5P(),
+    )
     curved = fl.Flow(lambda y: y @ y, metric=lambda y, p: (1 + y @ y) * p)
     for verb, states in ((fl.flow_line, start), (fl.sweep, start[None])):
         assert_refused(
@@ -247,7 +336,8 @@ def test_solvers_are_refused_where_the_spectrum_need_not_be_real():
     assert_refused(
         solve.make_method,
         "Argument `solver` must be an explicit Runge–Kutta solver of diffrax such as "
-        f"diffrax.Dopri5(), or solve.RKC2() for stiff flows, but is {diffrax.Kvaerno5()!r}.",
+        "diffrax.Dopri5(), or solve.Rodas5P() or solve.RKC2() for stiff flows, but is "
+        f"{diffrax.Kvaerno5()!r}.",
         diffrax.Kvaerno5(),
         rtol=1e-6,
     )

@@ -31,7 +31,17 @@ _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
 _PIECE = 1 << 18  # starts that are read at a time
 # What every sweep has; all else was measured.
-_ALWAYS = {"starts", "outcome", "time", "end_time", "end", "level_times", "saved", "steps"}
+_ALWAYS = {
+    "starts",
+    "outcome",
+    "time",
+    "end_time",
+    "end",
+    "level_times",
+    "saved",
+    "steps",
+    "solved_by",
+}
 
 
 def carry_out(

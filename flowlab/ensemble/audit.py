@@ -8,6 +8,7 @@ f: runs with the same outcome; r: runs that reached the target in both.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int, PyTree
 
 from flowlab.ensemble.backends import Device, worker
 from flowlab.ensemble.runs import Audit
+from flowlab.ensemble.stiff import solved_by_choice
 from flowlab.flow import AbstractFlow
 from flowlab.solve import check_states, default_rtol, make_method, one_of, problem_for
 from flowlab.until import AbstractTarget, Clock, Outcome
@@ -99,7 +101,9 @@ def audited(
             atol=None if atol is None else atol / _TIGHTER,
             save_at=save_at,
         )
-        finer = solve(problem, make_method(solver, rtol=tighter), again)
+        method = make_method(solver, rtol=tighter)
+        solve_all = solve if solver is not None else partial(solved_by_choice, solve)
+        finer = solve_all(problem, method, again)
     return _deviations(found, finer, tighter)
 
 

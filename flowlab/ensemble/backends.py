@@ -86,6 +86,7 @@ class Worker:
 
     Attributes:
         backend: The name of the backend that solved the last problem.
+        max_steps: Steps that a block, or a lane, tries.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Worker:
         max_steps: int,
     ) -> None:
         self.backend = wanted
-        self._in_blocks, self._devices, self._max_steps = in_blocks, devices, max_steps
+        self._in_blocks, self._devices, self.max_steps = in_blocks, devices, max_steps
 
     def __call__(
         self,
@@ -114,7 +115,7 @@ class Worker:
                     method,
                     starts,
                     devices=self._devices,
-                    max_steps=self._max_steps,
+                    max_steps=self.max_steps,
                     progress=progress,
                     elsewhere=self._in_blocks,
                 )
@@ -122,3 +123,20 @@ class Worker:
                 _LOG.debug("blocks solve what no kernel can: %s", reason)
                 self.backend = blocks.BACKEND
         return self._in_blocks(problem, method, whole(starts), progress=progress)
+
+    def again(self, problem: Problem, method: Method, starts: PyTree[np.ndarray]) -> dict[str, Any]:
+        """The results for a few starts that are left over, in blocks that are no larger than they.
+
+        The size of these is a power of two, so that few programs are compiled.
+        """
+        count = len(jax.tree.leaves(starts)[0])
+        size = min(1 << (count - 1).bit_length(), blocks.block_size_on(self._devices[0]))
+        return blocks.solved(
+            problem,
+            method,
+            starts,
+            devices=list(self._devices),
+            size=size,
+            max_steps=self.max_steps,
+            optimise=blocks.worth_optimising(count),
+        )

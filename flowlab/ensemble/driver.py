@@ -6,6 +6,7 @@ n: starts; k: levels of the target; s: times to save at; v: values of a swept hy
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from flowlab.ensemble.audit import audit_of
 from flowlab.ensemble.backends import Device, worker
 from flowlab.ensemble.drawing import count_of, first_of
 from flowlab.ensemble.runs import Runs
+from flowlab.ensemble.stiff import solved_by_choice
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
 from flowlab.solve import (
@@ -81,7 +83,9 @@ def sweep(
             no absolute tolerance on a domain of positive components.
         solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
             `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
-            under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
+            under the clock of time, or `solve.Rodas5P()` for small states. None for Tsit5, or
+            Dopri8 where rtol < 3e-8; starts whose steps only stability kept so short that they ran
+            out are solved again by one of these, and `Runs.solved_by` says which was by which.
         block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
             each core, without any flag.
@@ -121,7 +125,8 @@ def sweep(
     solve = worker(count, count * len(flows), **blocks, optimise=optimise)
     method = make_method(solver, rtol=rtol)
     problems = _problems(flows, checked, dtype, measures, common, solver)
-    results = _solutions(problems, method, given, solve, progress)
+    solve_all = solve if solver is not None else partial(solved_by_choice, solve)
+    results = _solutions(problems, method, given, solve_all, progress)
     runs = _gathered(flow, given, values, results, measures, common)
     common |= blocks | {"solver": solver}
     audited = audit_of(audit, flows, runs.starts, results, common) if audit > 0 else None

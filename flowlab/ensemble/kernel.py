@@ -99,8 +99,8 @@ def solved(
     Raises:
         RefusedError: If the problem cannot be compiled to a kernel for these devices.
     """
-    if method.shares_stages:
-        raise RefusedError(f"the lanes of {method.name} share their number of stages")
+    if method.unfit_for_kernels is not None:
+        raise RefusedError(method.unfit_for_kernels)
     chip = CHIPS["gpu"] if interpret else CHIPS[devices[0].platform]
     count = count_of(starts)
     run = _Chunks(problem, method, starts, chip, interpret)

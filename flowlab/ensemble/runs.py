@@ -3,6 +3,7 @@
 n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int, PyTree
 from flowlab import _tables
 from flowlab.domains import AbstractDomain
 from flowlab.ensemble.drawing import whole
+from flowlab.ensemble.stiff import SOLVERS
 from flowlab.starts import DrawnStarts, grid_sides
 from flowlab.until import Outcome, counted, told_of_domain
 
@@ -70,7 +72,10 @@ class Runs:
         measure_axes: The meaning of a measure's extra axis, `pair` or `response`, by the name of
             the measure; for others, it is the components of a state.
         domain: The domain of the flow; None where it is not known.
-        solver: The name of the Runge–Kutta method; empty where it is not known.
+        solver: The name of the method; empty if it is not known. For starts that are not stiff, if
+            others were solved again by another.
+        solved_by: Codes of the solvers of all starts, shape (*v, n): indices into `solvers`; None
+            if all are by `solver`, as asked for.
         backend: The backend that solved them, `blocks` or `kernel`; empty if it is not known.
     """
 
@@ -91,6 +96,7 @@ class Runs:
     measure_axes: dict[str, str] = field(default_factory=dict)
     domain: AbstractDomain | None = None
     solver: str = ""
+    solved_by: Int[np.ndarray, "*v n"] | None = None
     backend: str = ""
 
     @cached_property
@@ -105,7 +111,20 @@ class Runs:
         """A summary on one line: the starts, and how many had each outcome."""
         over = "".join(f", {name} of {values.tolist()}" for name, values in self.over.items())
         told = told_of_domain(self.domain, self.outcome, self.end, self.end_time, self.components)
-        return f"Runs({self.outcome.shape[-1]:,} starts{over}: {self.counts()}{told})"
+        return (
+            f"Runs({self.outcome.shape[-1]:,} starts{over}: {self.counts()}{told}{self._stiff()})"
+        )
+
+    def _stiff(self) -> str:
+        """The numbers of the runs that were solved by the solvers of stiff flows, in words."""
+        codes = [] if self.solved_by is None else self.solved_by
+        counts = [(name, int(np.sum(codes == i))) for i, name in enumerate(self.solvers)][1:]
+        return "".join(f", {count:,} by {name}" for name, count in counts if count)
+
+    @property
+    def solvers(self) -> tuple[str, ...]:
+        """The names of the solvers of which `solved_by` holds the codes."""
+        return (self.solver, *SOLVERS)
 
     def counts(self) -> dict[str, int]:
         """Number of runs with each outcome, by name; outcomes that did not occur are left out."""
@@ -140,6 +159,7 @@ class Runs:
             ),
             "steps": (lead, self.steps, {"long_name": "accepted steps"}),
         }
+        variables |= self._solvers_told(lead)
         variables |= _by_leaf("starts", self.starts, ("start",), "state at the start")
         variables |= _by_leaf("end", self.end, lead, "state at the end")
         coordinates: dict[str, Any] = {
@@ -163,6 +183,13 @@ class Runs:
         found = xarray.Dataset(variables, coordinates, attributes)
         sides = grid_sides(self.starts) if grid else None
         return found if sides is None else _unfolded(found, *sides, self.components)
+
+    def _solvers_told(self, lead: tuple[str, ...]) -> dict[str, Any]:
+        """The variable of the solvers of all starts, where they are known."""
+        if self.solved_by is None:
+            return {}
+        told = {"long_name": "solver", **_meanings(range(len(self.solvers)), self.solvers)}
+        return {"solved_by": (lead, self.solved_by, told)}
 
     def _measured(self, name: str, values: Any, lead: tuple[str, ...]) -> dict[str, Any]:
         meaning = {"long_name": name.replace("_", " ")}
@@ -242,7 +269,10 @@ def _behind(held: Any) -> list[str]:
 
 def _flags() -> dict[str, Any]:
     codes = [outcome for outcome in Outcome if outcome != Outcome.running]
-    return {
-        "flag_values": np.asarray([int(code) for code in codes], np.int32),
-        "flag_meanings": " ".join(code.name for code in codes),
-    }
+    return _meanings(codes, [code.name for code in codes], np.int32)
+
+
+def _meanings(codes: Iterable[int], names: Iterable[str], dtype: Any = np.int8) -> dict[str, Any]:
+    """Attributes of a variable of codes that say what these mean."""
+    values = np.asarray([int(code) for code in codes], dtype)
+    return {"flag_values": values, "flag_meanings": " ".join(names)}

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
         make_problem,
     )
     from flowlab.solve.rock import ROCK4
+    from flowlab.solve.rosenbrock import Rodas5P
+    from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
 
 __all__ = [
     "ROCK4",
@@ -37,9 +39,11 @@ __all__ = [
     "Problem",
     "Program",
     "RKC2",
+    "Rodas5P",
     "Thermal",
     "advance",
     "begin",
+    "bounded_rate",
     "check_counts",
     "check_states",
     "check_target",
@@ -63,6 +67,8 @@ __all__ = [
     "problem_for",
     "resume",
     "safe_problem",
+    "steady",
+    "stiff_solvers",
 ]
 
 __getattr__, __dir__ = on_demand(
@@ -89,5 +95,7 @@ __getattr__, __dir__ = on_demand(
             "make_problem",
         ),
         "rock": ("ROCK4",),
+        "rosenbrock": ("Rodas5P",),
+        "stiffness": ("bounded_rate", "steady", "stiff_solvers"),
     },
 )

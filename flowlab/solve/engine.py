@@ -46,6 +46,7 @@ from flowlab.solve.events import apply_clock_event, apply_event
 from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
+from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.signals import signals, signals_after
 from flowlab.solve.stabilised import OfLanes
 from flowlab.solve.stationarity import rested
@@ -57,6 +58,9 @@ _EVICT_BELOW = 1e-5
 """Part of the first step under which the lanes that want a smaller one leave the block."""
 _GIVE_UP_BELOW = 1e-12
 """The same where there is no other place to go on."""
+_NEAR_BOUND = 2.5
+"""Products of a step and the fastest rate from which on stability may limit it: to some 3 or more
+a usual method is stable, and where accuracy limits it the product stays about one."""
 _GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
@@ -86,6 +90,7 @@ class _Loop(eqx.Module):
     jumped: Bool[Array, ""]
     tries: Int[Array, ""]
     tape: Tape | None
+    limited: Int[Array, ""] | None = None
 
 
 def safe_problem(problem: Problem) -> Problem:
@@ -111,6 +116,7 @@ def advance(
     keep: Int[Array, ""] | int = 0,
     tape_length: int | None = None,
     errors: Errors | None = None,
+    patience: Int[Array, ""] | int | None = None,
 ) -> tuple[Lanes, Int[Array, ""], Tape | None]:
     """The lanes after a number of shared steps; the steps tried; and the steps recorded.
 
@@ -122,14 +128,19 @@ def advance(
         keep: Stop once no more than this many lanes are running.
         tape_length: Steps to record, or None to record none.
         errors: The errors from which steps are chosen; None for `lane_errors`.
+        patience: Steps at the bound of stability after which to stop, for an explicit Runge–Kutta
+            method; None to count none.
     """
     errors = lane_errors if errors is None else errors
     loop = _first_loop(problem, method, lanes, tape_length)
+    if patience is not None:
+        loop = dataclasses.replace(loop, limited=jnp.zeros((), jnp.int32))
     keep, max_steps = jnp.asarray(keep, jnp.int32), jnp.asarray(max_steps, jnp.int32)
 
     def going(loop: _Loop) -> Bool[Array, ""]:
         running = jnp.sum(loop.lanes.active, dtype=jnp.int32)
-        return (running > keep) & (loop.tries < max_steps)
+        going = (running > keep) & (loop.tries < max_steps)
+        return going if patience is None else going & (_counted(loop) < patience)
 
     loop = lax.while_loop(going, lambda loop: _stepped(problem, method, loop, errors), loop)
     return loop.lanes, loop.tries, loop.tape
@@ -155,6 +166,12 @@ def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int
         )
     tries = jnp.zeros((), jnp.int32)
     return _Loop(lanes, step, controller_state, solver_state, jnp.asarray(True), tries, tape)
+
+
+def _counted(loop: _Loop) -> Int[Array, ""]:
+    """The steps at the bound of stability, of a loop that counts them."""
+    assert loop.limited is not None
+    return loop.limited
 
 
 def _first_step(problem: Problem, method: Method) -> Float[Array, ""]:
@@ -195,15 +212,25 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
     next_step = _held_back(next_step, loop.step, first, keep & ~whole, longest)
     limiting = (errors >= 1) & ~keep
     arrived, next_step, relieved = _evict_limiting_lanes(
-        problem, arrived, limiting, jnp.isinf(errors), (next_step, first)
+        (problem, method), arrived, limiting, jnp.isinf(errors), (next_step, first)
     )
     if isinstance(method.solver, OfLanes):
         next_step = jnp.minimum(next_step, method.solver.longest_step(solver_state, lanes))
-    again = method.solver.again(loop.solver_state)
-    solver_state = jax.tree.map(kept, solver_state, again)
+    solver_state = jax.tree.map(kept, solver_state, method.solver.again(loop.solver_state))
     tries = jnp.where(relieved, 0, loop.tries + 1)
     step = lax.stop_gradient(next_step)
-    return _Loop(arrived, step, controller_state, solver_state, jump, tries, tape)
+    limited = _at_the_bound(method, loop.limited, dense, keep)
+    return _Loop(arrived, step, controller_state, solver_state, jump, tries, tape, limited)
+
+
+def _at_the_bound(
+    method: Method, count: Int[Array, ""] | None, dense: PyTree[Array], keep: Bool[Array, ""]
+) -> Int[Array, ""] | None:
+    """The steps at the bound of stability, less those since that were not, after one more."""
+    if count is None or not isinstance(method.solver, RungeKutta):
+        return count
+    near = method.solver.stretch(dense) >= _NEAR_BOUND
+    return jnp.where(keep, jnp.where(near, count + 1, jnp.maximum(count - 1, 0)), count)
 
 
 def _judged(
@@ -425,15 +452,20 @@ def _recorded(tape: Tape | None, dense: PyTree[Array], end: Float[Array, " n"]) 
 
 
 def _evict_limiting_lanes(
-    problem: Problem,
+    solved: tuple[Problem, Method],
     lanes: Lanes,
     limiting: Bool[Array, " n"],
     hopeless: Bool[Array, " n"],
     steps: tuple[Float[Array, ""], Float[Array, ""]],
 ) -> tuple[Lanes, Float[Array, ""], Bool[Array, ""]]:
-    """The block without the lanes that would make its next step far smaller than the first one."""
-    step, first = steps
-    last_resort = problem.alone or problem.clock.regular
+    """A block without the lanes that would make its next step too small beside the first one.
+
+    Solvers of stiff flows begin with steps that are far smaller than their later ones, and have no
+    better clock to go on under.
+    """
+    (problem, method), (step, first) = solved, steps
+    stiff = not isinstance(method.solver, RungeKutta)
+    last_resort = problem.alone or problem.clock.regular or stiff
     smallest = _GIVE_UP_BELOW if last_resort else _EVICT_BELOW
     limiting = limiting & lanes.active & (step < smallest * first)
     if last_resort:

@@ -6,7 +6,6 @@ it is found by its times, and the position within the step by solving t(θ) = ti
 of t. Derivatives of the line by anything that it depends on are taken in forward mode.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,14 +19,12 @@ import numpy.typing as npt
 from equinox.internal import nondifferentiable_backward
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from flowlab import _tables
 from flowlab._checks import real, shown
 from flowlab.flow import AbstractFlow
 from flowlab.measures import Measure
-from flowlab.solve.chebyshev import RKC2
-from flowlab.solve.clocks import clock_named
 from flowlab.solve.compilation import compiled, exact_products
 from flowlab.solve.crossings import implicit, interpolated, root
 from flowlab.solve.engine import Tape, advance, safe_problem
@@ -38,11 +35,8 @@ from flowlab.solve.problem import (
     check_states,
     check_target,
     default_rtol,
-    steady_clock,
 )
-from flowlab.solve.rock import ROCK4
-from flowlab.solve.spectrum import metric_is_constant
-from flowlab.solve.stabilised import spectral_radius
+from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
 __all__ = ["Line", "flow_line"]
@@ -51,10 +45,10 @@ _MOST_STEPS, _FEWEST_STEPS = 4096, 256
 _ROOM = 2**30  # bytes
 _ROUNDING = 4096  # machine epsilons, one for each step that may be taken
 _SHOWN = 12  # numbers of a state that are written out
-_CRAWLED = 64  # steps in a row, the last ones, that are looked at where none are left
-_UNSTABLE = 1.0  # of these over the fastest rate: usual methods are stable up to some 3 to 6, and
-# where accuracy limits a step the fastest rate is no matter, or all rates are alike
-_LOOSE = 1e-5  # rtol from which on order 2 is tried before order 4, which gains little there
+_PATIENCE = 24  # steps at the bound of stability after which another method is looked for: some
+# 150 evaluations, of which one that it does not bound needs a few times as many for a whole line
+_NO_BOUND = 2**31 - 1
+_NOT_ENDED = 0  # the code of a line that is still on its way
 _ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
 _FORWARD_ALONE = (
     "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
@@ -107,7 +101,9 @@ class Line(eqx.Module):
         told = told_of_domain(
             flow.domain, np.asarray(self.outcome), self.end, ended, flow.components
         )
-        shown = f"end_time={self.end_time!s}, end={self._end()}, {self.steps} steps"
+        shown = (
+            f"end_time={self.end_time!s}, end={self._end()}, {self.steps} steps by {self.solver}"
+        )
         return f"Line({name}: {shown}{told})"
 
     def _end(self) -> str:
@@ -124,7 +120,7 @@ class Line(eqx.Module):
             ("flow time to the target", f"{float(self.time):.6g}"),
             ("flow time at the end", f"{float(self.end_time):.6g}"),
             ("state at the end", self._end()),
-            ("steps", f"{int(self.steps):,}"),
+            ("steps", f"{int(self.steps):,} by {self.solver}"),
             *((name.replace("_", " "), _measured(held)) for name, held in self.measures.items()),
         ]
 
@@ -219,11 +215,12 @@ def flow_line(
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
             for none at all on a domain of positive components.
         solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
-            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
-            under the clock of time. None for Tsit5, or Dopri8 where rtol < 3e-8. If these run out
-            of steps because stability keeps the steps short, the line is followed again from its
-            start by ROCK4, and then by RKC2 if need be (in the other order where rtol ≥ 1e-5).
-            `Line.solver` says which was used.
+            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, or
+            `solve.Rodas5P()` for small stiff states, by default under the clock of time. None for
+            Tsit5, or Dopri8 where rtol < 3e-8. If only stability keeps the steps of these short,
+            the line is followed again from its start: by Rodas5P up to 32 components; beyond, or
+            if that does not suffice, by ROCK4 and then RKC2 (in the other order where
+            rtol ≥ 1e-5). `Line.solver` says which was used.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`. Memory is allocated for all of
@@ -261,8 +258,9 @@ def flow_line(
         max_steps = _affordable_steps(method, start) if max_steps is None else max_steps
         if traced:
             return _traced_line((problem, method), start, max_steps)
-        line = _line_now((problem, method), start, max_steps)
-        return _stabilised_if_stiff(line, start, max_steps) if solver is None else line
+        if solver is not None:
+            return _line_now((problem, method), start, max_steps)
+        return _line_by_choice((problem, method), start, max_steps)
 
 
 def _traced_line(solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int) -> Line:
@@ -272,32 +270,51 @@ def _traced_line(solved: tuple[Problem, Method], start: PyTree[Array], max_steps
     return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
 
 
-def _line_now(solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_steps: int) -> Line:
+def _line_now(
+    solved: tuple[Problem, Method],
+    start: PyTree[np.ndarray],
+    max_steps: int,
+    patience: np.int32 | None = None,
+) -> Line:
     """A line in NumPy, followed again under the arc-length clock if its own has led it astray."""
-    line, strayed = _as_numpy(_compiled_line(solved, start, max_steps))
+    line, strayed = _as_numpy(_compiled_line(solved, start, max_steps, patience))
     if strayed:
         problem, method = solved
-        line, _ = _as_numpy(_compiled_line((safe_problem(problem), method), start, max_steps))
+        again = (safe_problem(problem), method), start, max_steps, patience
+        line, _ = _as_numpy(_compiled_line(*again))
     return _trimmed(_fit(line, start))
 
 
-def _stabilised_if_stiff(line: Line, start: PyTree[np.ndarray], max_steps: int) -> Line:
-    """The line, followed again by stabilised solvers if only stability kept its steps short."""
-    problem = line._problem
-    crawled = line.outcome == Outcome.step_limit and line.steps >= _CRAWLED
-    if not (crawled and metric_is_constant(problem.flow, start)):
+def _line_by_choice(
+    solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_steps: int
+) -> Line:
+    """A line by the usual method, or by one of stiff flows if only stability bounds its steps.
+
+    If none of them reaches an end, the one that leads furthest.
+    """
+    problem, method = solved
+    line = _line_now(solved, start, max_steps, np.int32(_PATIENCE))
+    if line.outcome not in (_NOT_ENDED, Outcome.step_limit):
         return line
-    lately = (line.times[-1] - line.times[-1 - _CRAWLED]) / _CRAWLED
-    fastest = float(_compiled_radius(problem, jax.tree.map(lambda x: x[-1], line.states)))
-    if not fastest * lately >= _UNSTABLE:
-        return line
-    clock = clock_named(steady_clock(problem.flow)).towards(problem.target)
-    problem, rtol = dataclasses.replace(problem, clock=clock), float(problem.rtol)
-    for solver in (RKC2(), ROCK4()) if rtol >= _LOOSE else (ROCK4(), RKC2()):
-        line = _line_now((problem, make_method(solver, rtol=rtol)), start, max_steps)
-        if line.outcome != Outcome.step_limit:
-            break
-    return line
+    lines, rate = [], _bounded_rate(line)
+    limits: Any = dict(rate=rate, max_steps=max_steps)
+    for solver in () if rate is None else stiff_solvers(problem, start, **limits):
+        other = (steady(problem), make_method(solver, rtol=float(problem.rtol)))
+        lines.append(_line_now(other, start, max_steps))
+        if lines[-1].outcome not in (Outcome.step_limit, Outcome.non_finite):
+            return lines[-1]
+    if line.outcome == _NOT_ENDED:
+        line = _line_now(solved, start, max_steps, np.int32(_NO_BOUND))
+    return max((line, *lines), key=lambda line: line.end_time)
+
+
+def _bounded_rate(line: Line) -> float | None:
+    """The fastest rate, if the last steps of a line were as long as it lets them be stable."""
+    if line.steps < _PATIENCE:
+        return None
+    lately = (line.times[-1] - line.times[-1 - _PATIENCE]) / _PATIENCE
+    last = jax.tree.map(lambda x: x[-1:], line.states)
+    return bounded_rate(line._problem, last, np.asarray([lately]))
 
 
 def _check_reverse(until: AbstractTarget, reverse: bool) -> None:
@@ -317,33 +334,38 @@ def _affordable_steps(method: Method, start: PyTree[Any]) -> int:
 
 
 def _line(
-    solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int
+    solved: tuple[Problem, Method],
+    start: PyTree[Array],
+    max_steps: int,
+    patience: Int[Array, ""] | None = None,
 ) -> tuple[Line, Bool[Array, ""]]:
-    """A line, and whether its clock has led it astray."""
+    """A line, and whether its clock has led it astray; without an outcome if out of patience."""
     problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda x: jnp.asarray(x)[..., None], start))
-    lanes, tries, tape = advance(problem, method, lanes, max_steps=max_steps, tape_length=max_steps)
+    lanes, tries, tape = advance(
+        problem, method, lanes, max_steps=max_steps, tape_length=max_steps, patience=patience
+    )
     assert tape is not None
-    code = jnp.where(lanes.outcome == 0, jnp.int32(Outcome.step_limit), lanes.outcome)
+    spent = lanes.outcome == 0
+    if patience is not None:
+        spent = spent & (tries >= max_steps)
+    code = jnp.where(spent, jnp.int32(Outcome.step_limit), lanes.outcome)
     lanes = eqx.tree_at(lambda x: x.outcome, lanes, code)
     results = jax.tree.map(lambda x: x[..., 0], finish(problem, lanes))
-    del results["saved"], tries
+    del results["saved"]
     times, states = _corners(problem, method, tape, start)
     line = Line(times=times, states=states, **results, _problem=problem, _method=method, _tape=tape)
     return line, lanes.strayed[0]
 
 
 @partial(compiled, optimise=False)
-def _compiled_radius(problem: Problem, state: PyTree[Array]) -> Float[Array, ""]:
-    """The fastest rate of the free flow at a state, per flow time."""
-    return spectral_radius(problem.flow.velocity, jax.tree.map(jnp.asarray, state))
-
-
-@partial(compiled, optimise=False)
 def _compiled_line(
-    solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int
+    solved: tuple[Problem, Method],
+    start: PyTree[Array],
+    max_steps: int,
+    patience: Int[Array, ""] | None,
 ) -> tuple[Line, Bool[Array, ""]]:
-    return _line(solved, start, max_steps)
+    return _line(solved, start, max_steps, patience)
 
 
 def _corners(problem: Problem, method: Method, tape: Tape, start: PyTree[Array]) -> tuple[Any, Any]:

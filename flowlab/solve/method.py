@@ -1,10 +1,10 @@
-"""The method that steps blocks: an explicit solver and its step-size controller.
+"""The method that steps blocks: a solver and its step-size controller.
 
 The solver is Tsit5, of order 5, or Dopri8, of order 8, where rtol is below 3e-8; any explicit
-Runge–Kutta method of diffrax can be given instead, or a stabilised one (`chebyshev`, `rock`). The
-controller is fed errors already divided by their tolerances. For the former it is the elementary
-one, by the last error alone; for the latter a PI controller with the gains 0.4 and 0.3, as each of
-their rejected steps costs many stages.
+Runge–Kutta method of diffrax can be given instead, or one of stiff flows: stabilised (`chebyshev`,
+`rock`) or linearly implicit. The controller is fed errors already divided by their tolerances. For
+explicit methods it is the elementary one, by the last error alone; for stabilised ones a PI
+controller with the gains 0.4 and 0.3, as each of their rejected steps costs many stages.
 
 Source: Tsitouras, Computers and Mathematics with Applications 62 (2011) 770–775 (Tsit5); Hairer,
 Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), section II.5 (Dopri8).
@@ -22,8 +22,9 @@ from jaxtyping import Array, Float, PyTree
 from flowlab.flow import AbstractFlow
 from flowlab.solve.field import vector_field
 from flowlab.solve.problem import Problem, lanewise, make_problem
+from flowlab.solve.rosenbrock import OfSmallLanes, Rodas5P
 from flowlab.solve.runge_kutta import RungeKutta
-from flowlab.solve.spectrum import check_real_spectrum
+from flowlab.solve.spectrum import check_real_spectrum, check_still_field
 from flowlab.solve.stabilised import AbstractStabilised, OfLanes
 
 __all__ = ["Method", "make_method", "problem_for", "terms"]
@@ -38,7 +39,7 @@ _FORESEEING = diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.4, icoeff=0.3)
 class Method(eqx.Module):
     """A Runge–Kutta method and a step-size controller; `constant_step` is None if steps adapt."""
 
-    solver: RungeKutta | OfLanes
+    solver: RungeKutta | OfLanes | OfSmallLanes
     controller: diffrax.AbstractStepSizeController
     constant_step: Float[Array, ""] | None
 
@@ -51,6 +52,15 @@ class Method(eqx.Module):
     def shares_stages(self) -> bool:
         """True if lanes that share a step share its number of stages too."""
         return isinstance(self.solver, OfLanes)
+
+    @property
+    def unfit_for_kernels(self) -> str | None:
+        """Why no kernel can be made of it; None where one may."""
+        if self.shares_stages:
+            return f"the lanes of {self.name} share their number of stages"
+        if isinstance(self.solver, OfSmallLanes):
+            return f"the lanes of {self.name} solve linear systems"
+        return None
 
 
 def make_method(
@@ -69,13 +79,17 @@ def make_method(
     """
     if solver is None:
         solver = diffrax.Dopri8() if rtol < _HIGH_ORDER_BELOW else diffrax.Tsit5()
-    if not isinstance(solver, diffrax.AbstractERK | AbstractStabilised):
+    if not isinstance(solver, diffrax.AbstractERK | AbstractStabilised | Rodas5P):
         raise ValueError(
             "Argument `solver` must be an explicit Runge–Kutta solver of diffrax such as "
-            f"diffrax.Dopri5(), or solve.RKC2() for stiff flows, but is {solver!r}."
+            "diffrax.Dopri5(), or solve.Rodas5P() or solve.RKC2() for stiff flows, but is "
+            f"{solver!r}."
         )
     stabilised = isinstance(solver, AbstractStabilised)
-    stepping = OfLanes(solver, jnp.asarray(rtol)) if stabilised else RungeKutta(solver)
+    if isinstance(solver, Rodas5P):
+        stepping = OfSmallLanes(solver)
+    else:
+        stepping = OfLanes(solver, jnp.asarray(rtol)) if stabilised else RungeKutta(solver)
     controller = _FORESEEING if stabilised else _CONTROLLER
     if constant_step is not None:
         controller = diffrax.ConstantStepSize()
@@ -97,12 +111,14 @@ def problem_for(
     Raises:
         ValueError: As `make_problem`, and if the solver cannot be stable along such a flow.
     """
-    stabilised = isinstance(solver, AbstractStabilised)
+    stabilised, small = isinstance(solver, AbstractStabilised), isinstance(solver, Rodas5P)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((flow, state)))
     given = None if traced else state
-    problem = make_problem(flow, dtype=dtype, state=given, real_spectrum=stabilised, **options)
+    problem = make_problem(flow, dtype=dtype, state=given, steady=stabilised or small, **options)
     if stabilised:
         check_real_spectrum(problem, state, type(solver).__name__)
+    if small:
+        check_still_field(problem, type(solver).__name__)
     return problem
 
 

@@ -230,20 +230,20 @@ def make_problem(
     reverse: bool = False,
     alone: bool = False,
     tangents: bool = False,
-    real_spectrum: bool = False,
+    steady: bool = False,
 ) -> Problem:
     """A problem from the user's arguments, checked, with arrays in the dtype of the work.
 
     `state` gives the shapes of one state, with which functions of the user are checked; None where
-    everything is traced. `real_spectrum`: the solver needs a real spectrum, so that `steady_clock`
-    is the default clock.
+    everything is traced. `steady`: the solver is one of stiff flows, so that `steady_clock` is the
+    default clock.
 
     Raises:
         ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
             time to save at is not positive and increasing, or a measure has no meaning here.
     """
     whole = alone or save_at is not None
-    clock = steady_clock(flow) if clock is None and real_spectrum else clock
+    clock = steady_clock(flow) if clock is None and steady else clock
     kind = _checked_clock(clock, flow, until, reverse=reverse, whole=whole)
     until.check(flow)
     rtol = default_rtol(dtype) if rtol is None else rtol

@@ -91,6 +91,29 @@ class RungeKutta(diffrax.AbstractSolver):
         dense = {"y0": y0, "y1": y1, "k": stages}
         return y1, error, dense, last if tableau.fsal else None, diffrax.RESULTS.successful
 
+    def stretch(self, dense: dict[str, PyTree[Array]]) -> Array:
+        """Product of a step and the fastest rate that shows in it, from its last two stages.
+
+        Both are at the end of the step, but at different points: their slopes differ by what the
+        Jacobian makes of the difference of these. Of several lanes that of the fastest.
+
+        Source: Hairer and Wanner, Solving Ordinary Differential Equations II, section IV.2.
+        """
+        rows = [np.zeros(self.stages), np.zeros(self.stages)]
+        for row, weights in zip(rows, self._tableau.a_lower[-2:], strict=True):
+            row[: len(weights)] = weights
+        apart = rows[1] - rows[0]
+
+        def squared(difference: Array) -> Array:
+            return jnp.sum(difference**2, axis=tuple(range(difference.ndim - 1)))
+
+        pushed, moved = 0.0, 0.0
+        for stages in jax.tree.leaves(dense["k"].held):
+            moves = jnp.tensordot(jnp.asarray(apart, stages.dtype), stages, axes=1)
+            pushed = pushed + squared(stages[-1] - stages[-2])
+            moved = moved + squared(moves)
+        return jnp.max(jnp.sqrt(pushed / jnp.where(moved > 0, moved, jnp.inf)))
+
     def _written_out(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
         """The end of a step, its error, the stages times each lane's step, and the last slope."""
         tableau = self._tableau

@@ -1,4 +1,6 @@
-"""The check that a flow suits a stabilised solver: the field must have a real spectrum.
+"""Checks that a flow suits a solver of stiff flows.
+
+For a stabilised one the Jacobian of the field must have a real spectrum.
 
 For a constant metric M, the Jacobian of v = −M∇L is −M·Hessian, a product of a positive and a
 symmetric matrix, and so similar to a symmetric one: its eigenvalues are real. The clocks of time
@@ -16,7 +18,7 @@ from flowlab.flow import AbstractFlow
 from flowlab.solve.clocks import AbstractLevelClock
 from flowlab.solve.problem import Problem
 
-__all__ = ["check_real_spectrum", "metric_is_constant"]
+__all__ = ["check_real_spectrum", "check_still_field", "metric_is_constant"]
 
 
 def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> None:
@@ -38,6 +40,16 @@ def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> No
             "Argument `solver` must be another one, such as diffrax.Tsit5(), for a flow whose "
             f"metric depends on the state, but is {solver}, which needs a Jacobian with a real "
             "spectrum."
+        )
+
+
+def check_still_field(problem: Problem, solver: str) -> None:
+    """Raise a ValueError where a solver of a name meets a field that depends on its clock."""
+    if isinstance(problem.clock, AbstractLevelClock):
+        raise ValueError(
+            'Argument `clock` must be "arc_length" or "time" with the solver '
+            f"{solver}, which needs a field that does not depend on its clock, but is "
+            f'"{problem.clock.name}".'
         )
 
 

@@ -1,0 +1,375 @@
+"""Rodas5P: a linearly implicit method of order 5, for small stiff states.
+
+Where stability and not accuracy limits the steps of an explicit method, this one takes steps as
+long as accuracy lets it, whatever the rates: each solves eight linear systems with one matrix,
+I/γ − h·J, whose Jacobian J comes from d derivatives of the field along its coordinates. Nothing is
+iterated, so that a step cannot fail to converge.
+
+d: coordinates; n: lanes; r: numbers of a point, the d coordinates first.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from diffrax import RESULTS, AbstractLocalInterpolation
+from jax import lax
+from jax.flatten_util import ravel_pytree
+from jax.scipy.linalg import lu_factor, lu_solve
+from jaxtyping import Array, Bool, Float, PyTree
+
+from flowlab.solve.stabilised import spread
+
+__all__ = ["OfSmallLanes", "Quartic", "Rodas5P"]
+
+Field = Callable[[Float[Array, ""], Float[Array, "r *n"]], Float[Array, "r *n"]]
+"""The field at a part, in [0, 1], of the step of each lane, and at the numbers of their points."""
+
+_ROUNDINGS = 64.0  # machine epsilons of its terms, within which a slope counts as linear
+_STAGES = 8
+_GAMMA = 0.21193756319429014
+# Of each stage: the weights of those before it in its point, and in its right-hand side; the part
+# of the step where it is; the weight of the derivative by time. A stage from the sixth on begins
+# where the one before ends, and so does the end of the step: the last stage is the error.
+_POINTS = (
+    (),
+    (3.0,),
+    (2.849394379747939, 0.45842242204463923),
+    (-6.954028509809101, 2.489845061869568, -10.358996098473584),
+    (2.8029986275628964, 0.5072464736228206, -0.3988312541770524, -0.04721187230404641),
+    (
+        *(-7.502846399306121, 2.561846144803919, -11.627539656261098, -0.18268767659942256),
+        0.030198172008377946,
+    ),
+)
+_SIDES = (
+    (),
+    (-14.155112264123755,),
+    (-17.97296035885952, -2.859693295451294),
+    (147.12150275711716, -1.41221402718213, 71.68940251302358),
+    (165.43517024871676, -0.4592823456491126, 42.90938336958603, -5.961986721573306),
+    (
+        *(24.854864614690072, -3.0009227002832186, 47.4931110020768, 5.5814197821558125),
+        -0.6610691825249471,
+    ),
+    (
+        *(30.91273214028599, -3.1208243349937974, 77.79954646070892, 34.28646028294783),
+        *(-19.097331116725623, -28.087943162872662),
+    ),
+    (
+        *(37.80277123390563, -3.2571969029072276, 112.26918849496327, 66.9347231244047),
+        *(-40.06618937091002, -54.66780262877968, -9.48861652309627),
+    ),
+)
+_PLACES = (0.0, 0.6358126895828704, 0.4095798393397535, 0.9769306725060716, 0.4288403609558664)
+_BY_TIME = (
+    *(_GAMMA, -0.42387512638858027, -0.3384627126235924, 1.8046452872882734),
+    2.325825639765069,
+)
+_INSIDE = (
+    (
+        *(25.948786856663858, -2.5579724845846235, 10.433815404888879, -2.3679251022685204),
+        *(0.524948541321073, 1.1241088310450404, 0.4272876194431874, -0.17202221070155493),
+    ),
+    (
+        *(-9.91568850695171, -0.9689944594115154, 3.0438037242978453, -24.495224566215796),
+        *(20.176138334709044, 15.98066361424651, -6.789040303419874, -6.710236069923372),
+    ),
+    (
+        *(11.419903575922262, 2.8879645146136994, 72.92137995996029, 80.12511834622643),
+        *(-52.072871366152654, -59.78993625266729, -0.15582684282751913, 4.883087185713722),
+    ),
+)
+
+
+class Quartic(AbstractLocalInterpolation):
+    """The quartic y0 + θ(y1 − y0) + θ(1 − θ)(first + θ·second + θ²·third) over a step.
+
+    Its weights are of stages, which are damped across fast directions, and of no slope.
+    """
+
+    t0: Any
+    t1: Any
+    y0: PyTree[Array]
+    y1: PyTree[Array]
+    first: PyTree[Array]
+    second: PyTree[Array]
+    third: PyTree[Array]
+
+    def evaluate(self, t0: Any, t1: Any = None, left: bool = True) -> PyTree[Array]:
+        if t1 is not None:
+            later, earlier = self.evaluate(t1), self.evaluate(t0)
+            return jax.tree.map(jnp.subtract, later, earlier)
+        del left
+        place = (t0 - self.t0) / jnp.where(self.t1 == self.t0, 1, self.t1 - self.t0)
+
+        def at(y0: Array, y1: Array, first: Array, second: Array, third: Array) -> Array:
+            part = jnp.asarray(place, y0.dtype)
+            bend = first + part * (second + part * third)
+            return y0 + part * ((y1 - y0) + (1 - part) * bend)
+
+        return jax.tree.map(at, self.y0, self.y1, self.first, self.second, self.third)
+
+
+class Linear(eqx.Module):
+    """The field where a step begins, and its Jacobian, which the next one may have in common.
+
+    Attributes:
+        y: The numbers of the points there.
+        slope: The field there.
+        columns: Its derivatives along the coordinates.
+    """
+
+    y: Float[Array, "r *n"]
+    slope: Float[Array, "r *n"]
+    columns: Float[Array, "d r *n"]
+
+
+class Rodas5P(diffrax.AbstractAdaptiveSolver):
+    """A Rosenbrock method of order 5, for stiff flows of up to some tens of components.
+
+    A step takes eight evaluations of the field and one derivative of it for each component, and
+    solves eight linear systems with the one matrix of these; it is as long as accuracy lets it be,
+    whatever the rates of the flow and whether they are real. Usable as `solver=` in `flow_line` and
+    `sweep`, under the clocks of time and of arc length, and in `diffrax.diffeqsolve`. For large
+    states there are `ROCK4` and `RKC2`, which form no matrix.
+
+    Source: Steinebach, Construction of Rosenbrock–Wanner method Rodas5P and numerical benchmarks
+        within the Julia Differential Equations package, BIT Numer. Math. 63 (2023) 27.
+
+    Accuracy: order 5, of the interpolant 4; stiffly accurate and L-stable.
+    """
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar = Quartic
+
+    def order(self, terms: Any) -> int:
+        del terms
+        return 5
+
+    def error_order(self, terms: Any) -> int:
+        del terms
+        return 5
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> None:
+        del terms, t0, t1, y0, args
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> tuple[Any, Any, dict[str, Any], Any, RESULTS]:
+        del made_jump
+        part = jnp.asarray(t1 - t0)
+        flat, shaped = ravel_pytree(y0)
+
+        def field(place: Float[Array, ""], numbers: Float[Array, " r"]) -> Float[Array, " r"]:
+            return ravel_pytree(terms.vf(t0 + place * part, shaped(numbers), args))[0]
+
+        nought, one = jnp.zeros_like(part), jnp.ones_like(part)
+        by_time = jax.jvp(lambda place: field(place, flat), (nought,), (one,))[1]
+        there = _derivatives(field, flat, flat.size)
+        y1, error, inside = _stepped(field, there, part, by_time)
+        dense = {"y0": y0, "y1": shaped(y1)} | {n: shaped(x) for n, x in inside.items()}
+        return shaped(y1), shaped(error), dense, solver_state, RESULTS.successful
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+
+class OfSmallLanes(eqx.Module):
+    """Rodas5P for lanes that each take a part, `args.fraction`, of a shared step.
+
+    Each lane has a matrix of its own, of its coordinates alone: what else is integrated along it,
+    such as its time, moves no coordinate. The field must not depend on the clock. As long as it is
+    linear, to the last digits, from the start of one step to that of the next, the Jacobian stays.
+    """
+
+    method: Rodas5P
+
+    stages: ClassVar[int] = (
+        3  # copies of the state that the interpolant of a step keeps beside ends
+    )
+
+    @property
+    def interpolation_cls(self) -> Callable[..., Any]:
+        return self.method.interpolation_cls
+
+    def room(self, y: PyTree[Array], steps: int) -> dict[str, PyTree[Array]]:
+        """Zeros that have the shape of what the interpolants of so many steps need."""
+        zeros = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), y)
+        return dict.fromkeys(("y0", "y1", "first", "second", "third"), zeros)
+
+    def order(self, terms: Any) -> int:
+        """The power of the step with which the error estimate falls."""
+        return self.method.error_order(terms)
+
+    def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
+        return terms.vf(t0, y0, args)
+
+    def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Linear:
+        del terms, t0, t1, args
+        return self.blank(y0)
+
+    def blank(self, y0: PyTree[Array]) -> Linear:
+        """The state before anything is known; NaN, which nothing is taken from."""
+        lanes = jax.tree.leaves(y0.time)[0].ndim
+        flat = jnp.full_like(_rows(y0, lanes)[0], jnp.nan)
+        coordinates = len(_rows(y0.held, lanes)[0])
+        return Linear(flat, flat, jnp.full((coordinates, *flat.shape), jnp.nan, flat.dtype))
+
+    def again(self, state: Linear) -> Linear:
+        """The state with which a step that was rejected is tried again."""
+        return state
+
+    def step(
+        self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
+    ) -> tuple[Any, Any, dict[str, Any], Any, RESULTS]:
+        whole = t1 - t0
+        flat, shaped = _rows(y0, args.fraction.ndim)
+
+        def field(place: Float[Array, ""], numbers: Float[Array, "r n"]) -> Float[Array, "r n"]:
+            slope = terms.vf(t0 + place * whole, shaped(numbers), args)
+            return _rows(slope, args.fraction.ndim)[0]
+
+        there = _known(field, flat, solver_state, made_jump, args.active)
+        y1, error, inside = _stepped(field, there, whole * args.fraction, None)
+        dense = {"y0": y0, "y1": shaped(y1)} | {n: shaped(x) for n, x in inside.items()}
+        return shaped(y1), shaped(error), dense, there, RESULTS.successful
+
+
+def _stepped(
+    field: Field,
+    there: Linear,
+    part: Float[Array, "*n"],
+    by_time: Float[Array, "r *n"] | None,
+) -> tuple[Float[Array, "r *n"], Float[Array, "r *n"], dict[str, Float[Array, "r *n"]]]:
+    """The end of a step, its error, and the weights of its `Quartic`.
+
+    Args:
+        field: The field.
+        there: Where the step begins, and the field there.
+        part: Its length, of each lane.
+        by_time: Derivative of the field by the part of the step; None for 0.
+    """
+    y0, solve = there.y, _solver(there, part)
+    points, sides = _squares(_POINTS, part.dtype), _squares(_SIDES, part.dtype)
+    ones = [1.0] * (_STAGES - len(_PLACES))
+    places = jnp.asarray([*_PLACES, *ones], part.dtype)
+    drifts = jnp.asarray([*_BY_TIME, *[0.0] * len(ones)], part.dtype)
+
+    def stage(i: Array, carry: Any) -> Any:
+        stages, slope = carry
+        side = spread(part, slope) * slope + jnp.tensordot(sides[i], stages, axes=1)
+        if by_time is not None:
+            side = side + drifts[i] * part * by_time
+        stages = stages.at[i].set(solve(side))
+        ahead = jnp.minimum(i + 1, _STAGES - 1)
+        point = y0 + jnp.tensordot(points[ahead], stages, axes=1)
+        slope = lax.cond(i + 1 < _STAGES, field, lambda *_: slope, places[ahead], point)
+        return stages, slope
+
+    room = jnp.zeros((_STAGES, *y0.shape), y0.dtype)
+    stages, _ = lax.fori_loop(0, _STAGES, stage, (room, there.slope))
+    last = jnp.asarray([*_POINTS[-1], 1.0, 1.0, 1.0], part.dtype)
+    y1 = y0 + jnp.tensordot(last, stages, axes=1)
+    bends = jnp.tensordot(jnp.asarray(_INSIDE, part.dtype), stages, axes=1)
+    return y1, stages[-1], dict(zip(("first", "second", "third"), bends, strict=True))
+
+
+def _derivatives(field: Field, y: Float[Array, "r *n"], coordinates: int) -> Linear:
+    """The field at points, and its derivatives along so many of their first numbers."""
+    place = jnp.zeros((), y.dtype)
+    units = jnp.eye(coordinates, len(y), dtype=y.dtype)
+    tangents = jnp.broadcast_to(units[(..., *[None] * (y.ndim - 1))], (coordinates, *y.shape))
+
+    def along(tangent: Float[Array, "r *n"]) -> Any:
+        return jax.jvp(lambda y: field(place, y), (y,), (tangent,))
+
+    slope, columns = jax.vmap(along, out_axes=(None, 0))(tangents)
+    return Linear(y, slope, columns)
+
+
+def _known(
+    field: Field,
+    y: Float[Array, "r *n"],
+    before: Linear,
+    made_jump: Any,
+    active: Bool[Array, "*n"],
+) -> Linear:
+    """The field where a step begins, with the Jacobian of the one before if it is still the same.
+
+    That is, if the field has changed since as a linear one does, but for rounding.
+    """
+    coordinates = len(before.columns)
+    slope = field(jnp.zeros((), y.dtype), y)
+
+    def pushed(columns: Float[Array, "d r *n"], way: Float[Array, "r *n"]) -> Float[Array, "r *n"]:
+        return jnp.sum(columns * way[:coordinates, None], axis=0)
+
+    off = jnp.abs(slope - before.slope - pushed(before.columns, y - before.y))
+    sizes = pushed(jnp.abs(before.columns), jnp.abs(y) + jnp.abs(before.y))
+    sizes = sizes + jnp.abs(slope) + jnp.abs(before.slope)
+    same = jnp.all(off <= _ROUNDINGS * float(jnp.finfo(y.dtype).eps) * sizes, axis=0)
+    stale = jnp.asarray(made_jump) | jnp.any(active & ~same)
+
+    def find(_: None) -> Float[Array, "d r *n"]:
+        return _derivatives(field, y, coordinates).columns
+
+    columns = lax.cond(lax.stop_gradient(stale), find, lambda _: before.columns, None)
+    return Linear(y, slope, columns)
+
+
+def _solver(
+    there: Linear, part: Float[Array, "*n"]
+) -> Callable[[Float[Array, "r *n"]], Float[Array, "r *n"]]:
+    """A function that solves (I/γ − h·J)k = b of each lane for k."""
+    coordinates = len(there.columns)
+    moved = (
+        spread(part, there.columns) * there.columns
+    )  # (d, r, *n): h·J, of which the columns come first
+    # A lane that is not finite is no lane to solve for: its step is rejected for its field.
+    moved = jnp.where(jnp.isfinite(moved), moved, 0)
+    square = jnp.moveaxis(moved[:, :coordinates], (0, 1), (-1, -2))
+    units = jnp.eye(coordinates, dtype=part.dtype) / _GAMMA
+    matrices = jnp.broadcast_to(units, square.shape) - square
+    factors = lu_factor(matrices)
+
+    def solve(side: Float[Array, "r *n"]) -> Float[Array, "r *n"]:
+        upper = jnp.moveaxis(side[:coordinates], 0, -1)[..., None]
+        found = jnp.moveaxis(lu_solve(factors, upper)[..., 0], -1, 0)
+        pushed = jnp.sum(moved[:, coordinates:] * found[:, None], axis=0)
+        return jnp.concatenate([found, _GAMMA * (side[coordinates:] + pushed)])
+
+    return solve
+
+
+def _squares(rows: tuple[tuple[float, ...], ...], dtype: Any) -> Float[Array, "8 8"]:
+    """Weights as a square; rows that are missing are the one before, and 1 for the stage since."""
+    square = np.zeros((_STAGES, _STAGES))
+    for index in range(_STAGES):
+        if index < len(rows):
+            square[index, : len(rows[index])] = rows[index]
+        else:
+            square[index] = square[index - 1]
+            square[index, index - 1] = 1
+    return jnp.asarray(square, dtype)
+
+
+def _rows(
+    tree: PyTree[Array], lanes: int
+) -> tuple[Float[Array, "r *n"], Callable[[Float[Array, "r *n"]], PyTree[Array]]]:
+    """All numbers of a tree, lanes on its last axes, as rows, and the way back."""
+    leaves, structure = jax.tree.flatten(tree)
+    shapes = [leaf.shape for leaf in leaves]
+    last = [shape[len(shape) - lanes :] for shape in shapes]
+    flat = [jnp.reshape(leaf, (-1, *end)) for leaf, end in zip(leaves, last, strict=True)]
+    cuts = np.cumsum([len(part) for part in flat])[:-1]
+
+    def shaped(rows: Float[Array, "r *n"]) -> PyTree[Array]:
+        parts = zip(jnp.split(rows, cuts), shapes, strict=True)
+        return jax.tree.unflatten(structure, [jnp.reshape(part, shape) for part, shape in parts])
+
+    return jnp.concatenate(flat), shaped

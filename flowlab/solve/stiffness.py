@@ -1,0 +1,84 @@
+"""The choice of a solver for lines that stability, and not accuracy, holds up.
+
+n: lanes.
+"""
+
+import dataclasses
+from functools import partial
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from flowlab.solve.chebyshev import RKC2
+from flowlab.solve.clocks import clock_named
+from flowlab.solve.compilation import compiled
+from flowlab.solve.problem import Problem, steady_clock
+from flowlab.solve.rock import ROCK4
+from flowlab.solve.rosenbrock import Rodas5P
+from flowlab.solve.spectrum import metric_is_constant
+from flowlab.solve.stabilised import spectral_radius
+
+__all__ = ["bounded_rate", "steady", "stiff_solvers"]
+
+_UNSTABLE = 1.0  # steps over the fastest rate: usual methods are stable up to some 3 to 6, and
+# where accuracy limits a step the fastest rate is no matter, or all rates are alike
+_LOOSE = 1e-5  # rtol from which on order 2 is tried before order 4, which gains little there
+_SMALL = 32  # components up to which the matrix of a state costs little beside what it saves
+
+
+def bounded_rate(
+    problem: Problem, states: PyTree[np.ndarray], steps: Float[np.ndarray, " n"]
+) -> float | None:
+    """The fastest rate among states, if steps are as long as their rate lets them be stable.
+
+    None if no step is, so that accuracy bounds them all.
+
+    Args:
+        problem: What to solve.
+        states: Where the steps are taken; leaves of shape (n, ...).
+        steps: Their lengths.
+    """
+    with np.errstate(invalid="ignore"):  # where there is no rate, it bounds nothing
+        rates = np.asarray(_radii(problem, states))
+        return float(np.nanmax(rates)) if np.any(rates * steps >= _UNSTABLE) else None
+
+
+def stiff_solvers(
+    problem: Problem, state: PyTree[np.ndarray], *, rate: float, max_steps: int
+) -> list[diffrax.AbstractSolver]:
+    """Solvers that stiff lines may be followed by, the most promising first.
+
+    ROCK4, whose last stages multiply rounding, cannot take steps as long as it wants at a small
+    tolerance: where so many do not lead to the last moment, RKC2 is taken.
+
+    Args:
+        problem: What to solve.
+        state: One state, of which shapes and dtypes count.
+        rate: The fastest rate.
+        max_steps: Steps that are tried.
+    """
+    small = sum(leaf.size for leaf in jax.tree.leaves(state)) <= _SMALL
+    chosen: list[diffrax.AbstractSolver] = [Rodas5P()] if small else []
+    if metric_is_constant(problem.flow, state):
+        moments = problem.target.moments
+        reach = 0.0 if moments is None else rate * float(np.asarray(moments)[-1])
+        longest = float(ROCK4().longest(problem.rtol.dtype, float(problem.rtol)))
+        second = float(problem.rtol) >= _LOOSE or reach > longest * max_steps
+        chosen += [RKC2(), ROCK4()] if second else [ROCK4(), RKC2()]
+    return chosen
+
+
+def steady(problem: Problem) -> Problem:
+    """The same problem under the clock that suits solvers of stiff flows."""
+    clock = clock_named(steady_clock(problem.flow)).towards(problem.target)
+    return dataclasses.replace(problem, clock=clock)
+
+
+@partial(compiled, optimise=False)
+def _radii(problem: Problem, states: PyTree[Array]) -> Float[Array, " n"]:
+    """The fastest rate of the free flow at each state, per flow time."""
+    radius = partial(spectral_radius, problem.flow.velocity)
+    return jax.vmap(radius)(jax.tree.map(jnp.asarray, states))

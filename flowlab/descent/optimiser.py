@@ -101,13 +101,13 @@ class _Trainer(eqx.Module):
     weight_decay: float = eqx.field(static=True)
     max_grad_norm: float = eqx.field(static=True)
 
-    def init(self, parameters: PyTree[Array]) -> Any:
-        return self._chain().init(parameters)
+    def init(self, params: Any) -> Any:
+        return self._chain().init(params)
 
     def update(
-        self, gradient: PyTree[Array], memory: Any, parameters: Any = None, **more: Any
-    ) -> tuple[PyTree[Array], Any]:
-        return self._chain().update(gradient, memory, parameters, **more)
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        return self._chain().update(updates, state, params, **extra_args)
 
     def _chain(self) -> "optax.GradientTransformationExtraArgs":
         import optax

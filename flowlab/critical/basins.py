@@ -19,6 +19,7 @@ from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
 from flowlab.solve import one_call
+from flowlab.starts import grid_sides
 from flowlab.until import Clock, Outcome
 
 __all__ = [
@@ -150,8 +151,8 @@ class Basins:
         """
         if self.shape is None:
             raise ValueError(
-                "Basins must be of starts in the shape of a grid to be a map: give them as "
-                "(n, n, 2), such as starts.grid(32, low, high).reshape(32, 32, 2)."
+                "Basins must be of starts that form a grid to be a map, such as those of "
+                "starts.grid(32, low, high), but these do not."
             )
         return self.labels.reshape(self.shape)
 
@@ -201,7 +202,7 @@ def basins(
     Args:
         flow: The flow.
         starts: shape (n, d), or (..., d) for a grid, as `numpy.meshgrid` makes it, stacked on the
-            last axis.
+            last axis. Those of `starts.grid` on a plane are known as a grid as they are.
         points: Critical points of a region, from `critical_points`; None to search for them.
         region: Where to search; None for the smallest rectangle around the starts.
         time_limit: Flow time at which to give up. Where it is finite, starts that are not at an end
@@ -219,8 +220,8 @@ def basins(
         raise ValueError(
             f"Argument `starts` must have shape (n, d) or (..., d), but has shape {given.shape}."
         )
-    shape = given.shape[:-1] if given.ndim > 2 else None
     flat = given.reshape(-1, given.shape[-1])
+    shape = given.shape[:-1] if given.ndim > 2 else _grid_shape(flat)
     if points is None:
         around = np.stack([flat.min(axis=0), flat.max(axis=0)], axis=1)
         points = critical_points(flow, around if region is None else region)
@@ -245,6 +246,11 @@ def basins(
         if not len(going):
             break
     return Basins(flat, labels, _attracting(points), end, shape)
+
+
+def _grid_shape(flat: Float[np.ndarray, "n d"]) -> tuple[int, ...] | None:
+    sides = grid_sides(flat)
+    return None if sides is None else tuple(map(len, sides))
 
 
 def _median(values: Float[np.ndarray, " n"]) -> float:

@@ -15,9 +15,9 @@ import flowlab as fl
 from flowlab import losses, until
 from flowlab.descent import Descent, descend, distance, training
 from flowlab.descent.batches import drawn_batches
-from flowlab.descent.checkpoint import Checkpoint
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.policies import AbstractPolicy, FeatureModel, TabularSoftmax, WallRule
+from flowlab.solve.checkpoint import Checkpoint
 from flowlab.until import Outcome
 
 PROBABILITIES = np.array([0.1, 0.05, 0.8, 0.05])

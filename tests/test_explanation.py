@@ -97,31 +97,48 @@ def test_an_explanation_is_told_in_a_table(explained):
     np.testing.assert_allclose(numbers[:, 1:].sum(axis=1), numbers[:, 0], rtol=1e-3, atol=1e-4)
 
 
+@jax.jit
+def moved(weights, rate):
+    """What a step down the weighted loss changes of the mean log-ratios."""
+    direction = jax.grad(lambda y: jnp.vdot(weights, DPO(POLICY.pairs(y))))(STATE)
+    before, after = (POLICY.pairs(y) for y in (STATE, STATE - rate * direction))
+    changes = (after.u_chosen - before.u_chosen, after.u_rejected - before.u_rejected)
+    return jnp.stack([jnp.mean(change) for change in changes])
+
+
+def minibatch(batch):
+    """The weights of the pairs of a minibatch of two."""
+    return np.isin(np.arange(4), batch) / 2
+
+
 def test_the_second_order_is_that_of_steps_with_all_minibatches():
     """At a small rate, where the third order does not count, in the mean over all minibatches."""
-    rate, size = 1e-3, 2
-    options = {"learning_rate": rate, "batch_size": size}
+    rate = 1e-3
+    options = {"learning_rate": rate, "batch_size": 2}
     found = displacement.explain(FLOW, STATE, **options, batches=64, seed=3).step
     assert found is not None
-
-    @jax.jit
-    def moved(weights):
-        direction = jax.grad(lambda y: jnp.vdot(weights, DPO(POLICY.pairs(y))))(STATE)
-        before, after = (POLICY.pairs(y) for y in (STATE, STATE - rate * direction))
-        return jnp.stack(
-            [jnp.mean(after.u_chosen - before.u_chosen)]
-            + [jnp.mean(after.u_rejected - before.u_rejected)]
-        )
-
-    batches = list(itertools.combinations(range(4), size))
-    chosen = np.array([np.isin(np.arange(4), batch) / size for batch in batches])
-    all_pairs = np.asarray(moved(np.full(4, 0.25)))
-    mean = np.mean([np.asarray(moved(weights)) for weights in chosen], axis=0)
+    all_pairs = np.asarray(moved(np.full(4, 0.25), rate))
+    batches = map(minibatch, itertools.combinations(range(4), 2))
+    mean = np.mean([np.asarray(moved(weights, rate)) for weights in batches], axis=0)
     np.testing.assert_allclose(all_pairs - found.first_order, found.curvature, rtol=1e-2)
     noise = mean - all_pairs
     assert np.all(np.abs(found.noise - noise) < 4 * found.standard_error)
     assert np.all(found.standard_error < np.abs(noise))
     assert found.text().count("nats a step") == 2
+
+
+def test_a_thousand_steps_change_in_the_mean_what_is_expected_to_second_order():
+    """At a rate at which the second order is far above the noise of a thousand steps."""
+    rate, drawn = 1.0, np.random.default_rng(1)
+    found = displacement.explain(FLOW, STATE, learning_rate=rate, batch_size=2, batches=64).step
+    assert found is not None
+    steps = [
+        np.asarray(moved(minibatch(drawn.choice(4, 2, replace=False)), rate)) for _ in range(1000)
+    ]
+    error = np.hypot(np.std(steps, axis=0, ddof=1) / np.sqrt(1000), found.standard_error)
+    apart = np.abs(np.mean(steps, axis=0) - found.change)
+    assert np.all(apart < 3 * error)
+    assert np.all(np.abs(np.mean(steps, axis=0) - found.first_order) > 5 * error)
 
 
 def test_a_step_whose_second_order_wins_says_so():

@@ -1,4 +1,4 @@
-"""The command `flowlab`: sweeps, stores, losses, portraits, displacement, logs, replays, the study.
+"""The command `flowlab`: sweeps, stores, losses, portraits, displacement, logs, models, the study.
 
 Nothing but the standard library and typer is imported before a command runs.
 """
@@ -32,7 +32,7 @@ from flowlab.cli import _cache as cache
 from flowlab.cli import _destinations as destinations
 from flowlab.cli import _report as report
 from flowlab.cli._interrupt import INTERRUPTED, end_soon
-from flowlab.cli._model_commands import explain, replay
+from flowlab.cli._model_commands import explain, forecast, replay
 from flowlab.cli._options import option, with_options
 from flowlab.cli._spelling import understood
 
@@ -395,7 +395,7 @@ def log(
         typer.echo(f"\nreport: {out / REPORT}", err=as_json)
 
 
-for of_models in (replay, explain):
+for of_models in (replay, explain, forecast):
     app.command(cls=_Computing, epilog=EXIT_CODES)(of_models)
 
 

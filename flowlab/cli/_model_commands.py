@@ -1,4 +1,4 @@
-"""The commands that take a language model: `flowlab replay` and `flowlab explain`.
+"""The commands that take a language model: `flowlab replay`, `explain` and `forecast`.
 
 Nothing but the standard library and typer is imported before a command runs.
 """
@@ -12,7 +12,7 @@ import typer
 from flowlab.cli import _destinations as destinations
 from flowlab.cli._options import with_options
 
-__all__ = ["explain", "replay"]
+__all__ = ["explain", "forecast", "replay"]
 
 _REPLAYED = (
     *("loss", "parameters", "reference", "optimiser", "learning_rate", "schedule", "warmup_steps"),
@@ -22,6 +22,11 @@ _REPLAYED = (
 _EXPLAINED = (
     *("loss", "parameters", "reference", "learning_rate", "batch_size", "max_length", "chunk"),
     "pairs",
+)
+_FORETOLD = (
+    *("loss", "parameters", "reference", "optimiser", "schedule", "warmup_steps", "weight_decay"),
+    *("max_grad_norm", "adam_betas", "accumulation", "processes", "seed", "max_length", "chunk"),
+    "orders",
 )
 
 
@@ -83,3 +88,34 @@ def explain(
         typer.echo(json.dumps(why.to_json(found), indent=1, allow_nan=False))
     else:
         typer.echo(why.text(found, given))
+
+
+@with_options(*_FORETOLD)
+def forecast(
+    model: Path,
+    data: Path,
+    beta: list[float],
+    learning_rate: float,
+    batch_size: int,
+    epochs: int,
+    float64: bool = False,
+    as_json: bool = False,
+    no_cache: bool = False,
+    **asked: Any,
+) -> None:
+    """Forecast where training runs will end, for losses and betas side by side.
+
+    By runs of an eighth and a sixteenth of the steps at rates as much larger; where these do not
+    agree, by the run itself in several orders of the pairs: then a band is told, and whether the
+    run is a draw.
+    """
+    from flowlab.cli import _forecast as ahead
+
+    own = {"model": model, "data": data, "beta": beta, "float64": float64, "epochs": epochs}
+    found = ahead.forecast_of(
+        {**asked, **own, "learning_rate": learning_rate, "batch_size": batch_size}
+    )
+    if as_json:
+        typer.echo(json.dumps(ahead.to_json(found), indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        typer.echo(ahead.text(found))

@@ -24,9 +24,9 @@ from flowlab.critical.derivatives import checked_region
 from flowlab.critical.momentary import fill, is_momentary
 from flowlab.critical.points import critical_points
 from flowlab.critical.types import CriticalPoint, coordinates
-from flowlab.ensemble.driver import bar_options
 from flowlab.flow import AbstractFlow
 from flowlab.solve import one_call
+from flowlab.solve.progress import bar_options
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
 

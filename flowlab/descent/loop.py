@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from flowlab._arrays import all_finite
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.solve import compiled, motion_of
+from flowlab.solve.watched import watched_at
 from flowlab.until import Outcome
 
 __all__ = ["LONGEST", "Carry", "Seen", "advance", "begun", "has_ended", "lenient", "observed"]
@@ -61,7 +63,7 @@ class Seen(NamedTuple):
 def begun(optimiser: Any, start: PyTree[Array]) -> Carry:
     """The carry before the first step."""
     with lenient():
-        memory = jax.jit(optimiser.init)(start)
+        memory = eqx.filter_jit(optimiser.init)(start)
     zero = jnp.zeros((), jnp.int32)
     return Carry(start, memory, zero, zero, zero - 1)
 
@@ -101,7 +103,7 @@ def advance(
             as when pairs are drawn in proportion to their weights.
     """
     length = LONGEST if batches is None else batches.shape[0]
-    shapes = jax.eval_shape(lambda state: _row(flow, watch, state), carry.state)
+    shapes = jax.eval_shape(lambda state: watched_at(flow, watch, state), carry.state)
     room = length // keep_every + 2
     dtype = jnp.result_type(*jax.tree.leaves(carry.state))
     seen = Seen(
@@ -159,7 +161,7 @@ def _looked(
     due = (carry.kept != number) & turn
 
     def written() -> tuple[PyTree[Array], Array]:
-        row = _row(flow, watch, carry.state)
+        row = watched_at(flow, watch, carry.state)
         rows = jax.tree.map(lambda held, one: held.at[seen.used].set(one), seen.rows, row)
         return rows, jnp.isfinite(row["loss"]) if "loss" in row else jnp.asarray(True)
 
@@ -171,19 +173,6 @@ def _looked(
     )
     ended = jnp.where(lost & (outcome == 0), int(Outcome.non_finite), outcome)
     return carry._replace(outcome=ended, kept=jnp.where(due, number, carry.kept)), seen
-
-
-def _row(flow: AbstractFlow, watch: tuple[str, ...], state: PyTree[Array]) -> dict[str, Any]:
-    """The watched quantities at a state."""
-    row: dict[str, Any] = {"state": state} if "state" in watch else {}
-    if "u" in watch and isinstance(flow, PreferenceFlow):
-        pairs = flow.pairs(state)
-        row["u"] = jnp.stack([pairs.u_chosen, pairs.u_rejected], axis=-1)
-        if "loss" in watch:
-            row["loss"] = flow.loss.mean(pairs, flow.weights)
-    elif "loss" in watch:
-        row["loss"] = flow.potential(state)
-    return row
 
 
 def _subset(flow: AbstractFlow, indices: Int[Array, " b"], weighted: bool) -> AbstractFlow:

@@ -6,6 +6,7 @@ k: steps.
 from math import cos, pi
 from typing import TYPE_CHECKING, Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,15 +76,50 @@ def hf_optimiser(
     rates = hf_rates(learning_rate, steps, schedule=schedule, warmup_steps=warmup_steps)
     decay = checks.within("weight_decay", weight_decay, "[0, inf)")
     clip = checks.within("max_grad_norm", max_grad_norm, "[0, inf)")
-    parts = [_clipped(float(clip))] if clip else []
+    small, betas = checks.positive("epsilon", epsilon), None
     if optimiser == "adamw":
         first, second = (checks.within("adam_betas", one, "[0, 1)") for one in adam_betas)
-        small = checks.positive("epsilon", epsilon)
-        parts.append(optax.scale_by_adam(float(first), float(second), small))
-    if decay:
-        parts.append(optax.add_decayed_weights(float(decay), mask=_has_axes))
-    parts.append(optax.scale_by_schedule(lambda count: -jnp.asarray(rates)[count]))
-    return optax.chain(*parts)
+        betas = np.array([first, second])
+    made = _Trainer(rates, betas, float(small), float(decay), float(clip))
+    return optax.GradientTransformationExtraArgs(made.init, made.update)
+
+
+class _Trainer(eqx.Module):
+    """The optimiser, with rates and averages as arrays: those that differ in them share programs.
+
+    Attributes:
+        rates: The learning rate of each step.
+        adam_betas: The averaging of Adam; None for plain descent.
+        epsilon: Added to the root of Adam's second moment.
+        weight_decay: Weight decay; 0 for none.
+        max_grad_norm: The norm that gradients are clipped to; 0 for none.
+    """
+
+    rates: Float[np.ndarray, " k"]
+    adam_betas: Float[np.ndarray, "2"] | None
+    epsilon: float = eqx.field(static=True)
+    weight_decay: float = eqx.field(static=True)
+    max_grad_norm: float = eqx.field(static=True)
+
+    def init(self, params: Any) -> Any:
+        return self._chain().init(params)
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, Any]:
+        return self._chain().update(updates, state, params, **extra_args)
+
+    def _chain(self) -> "optax.GradientTransformationExtraArgs":
+        import optax
+
+        parts = [_clipped(self.max_grad_norm)] if self.max_grad_norm else []
+        if self.adam_betas is not None:
+            first, second = jnp.asarray(self.adam_betas)
+            parts.append(optax.scale_by_adam(first, second, self.epsilon))  # type: ignore[arg-type]
+        if self.weight_decay:
+            parts.append(optax.add_decayed_weights(self.weight_decay, mask=_has_axes))
+        parts.append(optax.scale_by_schedule(lambda count: -jnp.asarray(self.rates)[count]))
+        return optax.chain(*parts)
 
 
 def hf_rates(

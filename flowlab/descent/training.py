@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,24 +20,18 @@ from tqdm import tqdm
 
 from flowlab import _checks as checks
 from flowlab.descent.batches import checked_batches, drawn_batches
-from flowlab.descent.checkpoint import Checkpoint, History, identity_of
 from flowlab.descent.loop import LONGEST, Carry, advance, begun, has_ended, observed
-from flowlab.ensemble import bar_options
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.solve import check_states, exact_products, fingerprint
+from flowlab.solve.checkpoint import Checkpoint, History, identity_of
+from flowlab.solve.progress import CALL, SAVED_EVERY, bar_options
+from flowlab.solve.watched import Watched, checked_watch
 from flowlab.until import Outcome
 
 if TYPE_CHECKING:
     import optax
 
 __all__ = ["Descent", "descend"]
-
-_CALL = (
-    0.5  # seconds of a call of the loop, between which Ctrl-C, a bar and checkpoints get through
-)
-_SAVED_EVERY = 30.0  # seconds between checkpoints: what a kill can cost
-
-Watched = Literal["loss", "u"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,8 +136,8 @@ def descend(
         )
     count = _count(steps, batches, keep_every)
     start, dtype = check_states("start", start, flow, batched=False)
-    watched = _watched(watch, flow, keep_states=keep_states)
-    optimiser = _with_extra_arguments(optimiser)
+    watched = (*checked_watch(watch, flow), *(["state"] if keep_states else []))
+    optimiser = _with_extra_arguments(optimiser) if _is_plain(optimiser) else optimiser
     with jax.enable_x64(dtype == np.float64), exact_products():
         order = _order(flow, start, batches, batch_size, count, seed, replacement=replacement)
         run = _Run(flow, optimiser, start, order, count, watched, keep_every, not replacement)
@@ -182,8 +176,8 @@ class _Run:
             began, before = time.monotonic(), int(carry.number)
             carry = self._call(carry, history, min(calls, LONGEST), operations)
             update(int(carry.number) - before)
-            calls = calls * 2 if time.monotonic() - began < _CALL else max(1, calls // 2)
-            due = has_ended(carry, self.count) or time.monotonic() - saved >= _SAVED_EVERY
+            calls = calls * 2 if time.monotonic() - began < CALL else max(1, calls // 2)
+            due = has_ended(carry, self.count) or time.monotonic() - saved >= SAVED_EVERY
             if place is not None and due:
                 place.write(carry, history)
                 saved = time.monotonic()
@@ -226,8 +220,8 @@ class _Run:
         if self.order is None:
             return None
         taken = list(self._alike(first)) or [self.order[-1]]
-        length = min(LONGEST, self.count)
-        return np.stack(taken + [taken[-1]] * (length - len(taken)))
+        # As many in any run: a shorter one shares the program of a longer one.
+        return np.stack(taken + [taken[-1]] * (LONGEST - len(taken)))
 
 
 def _descent(carry: Carry, history: History, run: _Run) -> Descent:
@@ -262,6 +256,13 @@ def _with_extra_arguments(optimiser: Any) -> Any:
     return optax.with_extra_args_support(optimiser)
 
 
+def _is_plain(optimiser: Any) -> bool:
+    """True for an optimiser that takes no extra arguments of `update`."""
+    import optax
+
+    return not isinstance(optimiser, optax.GradientTransformationExtraArgs)
+
+
 def _count(steps: int | None, batches: Sequence[Any] | None, keep_every: int) -> int:
     """The number of steps that is asked for."""
     if steps is not None and batches is not None:
@@ -271,15 +272,6 @@ def _count(steps: int | None, batches: Sequence[Any] | None, keep_every: int) ->
         )
     checks.integer("keep_every", keep_every)
     return checks.integer("steps", steps) if batches is None else len(batches)
-
-
-def _watched(watch: Sequence[Watched], flow: AbstractFlow, *, keep_states: bool) -> tuple[str, ...]:
-    asked = (watch,) if isinstance(watch, str) else tuple(watch)
-    for one in asked:
-        checks.choice("watch", one, "loss", "u")
-    if "u" in asked and not isinstance(flow, PreferenceFlow):
-        raise ValueError('Argument `watch` must not ask for "u" of a flow without pairs.')
-    return (*sorted(set(asked)), *(["state"] if keep_states else []))
 
 
 def _order(

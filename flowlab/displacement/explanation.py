@@ -36,10 +36,10 @@ from flowlab import _checks as checks
 from flowlab import _tables
 from flowlab._arrays import jsonable
 from flowlab.displacement.maps import boundary_of_slopes
-from flowlab.ensemble import bar_options
 from flowlab.flow import AbstractFlow, PreferenceFlow
 from flowlab.solve import check_states, compiled, fingerprint
 from flowlab.solve.noise import check_minibatches
+from flowlab.solve.progress import bar_options
 
 __all__ = ["Explanation", "StepChange", "explain"]
 

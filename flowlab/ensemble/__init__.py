@@ -3,7 +3,7 @@
 from flowlab.ensemble.audit import Deviations, audited, chosen_for_audit, joined
 from flowlab.ensemble.backends import default_backend
 from flowlab.ensemble.blocks import worth_optimising
-from flowlab.ensemble.driver import bar_options, checked_over, sweep
+from flowlab.ensemble.driver import checked_over, sweep
 from flowlab.ensemble.runs import Audit, Runs
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "Deviations",
     "Runs",
     "audited",
-    "bar_options",
     "checked_over",
     "chosen_for_audit",
     "default_backend",

@@ -34,10 +34,11 @@ from flowlab.solve import (
     one_of,
     problem_for,
 )
+from flowlab.solve.progress import bar_options
 from flowlab.starts import DrawnStarts
 from flowlab.until import AbstractTarget, Clock
 
-__all__ = ["bar_options", "checked_over", "sweep"]
+__all__ = ["checked_over", "sweep"]
 
 
 def sweep(
@@ -244,10 +245,3 @@ def _check_single(name: str, flow: AbstractFlow, changed: AbstractFlow) -> None:
                 f"Argument `over` must name single numbers, but `{name}` is an array of shape "
                 f"{np.shape(before)}; sweep a factor of it, or one flow for each array."
             )
-
-
-def bar_options(progress: bool | None) -> dict[str, Any]:
-    """Options of a progress bar; None shows it on a terminal, once the work takes long."""
-    if progress is None:
-        return {"disable": None, "delay": 2.0, "leave": False}
-    return {"disable": not progress}

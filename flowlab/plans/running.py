@@ -21,6 +21,7 @@ from flowlab.plans.estimate import planned_layout, tried
 from flowlab.plans.identity import identity_of
 from flowlab.plans.matching import RECIPE, attributes_of, held_by, matched
 from flowlab.plans.plan import BLOCK, Plan
+from flowlab.solve.progress import bar_options
 from flowlab.store.blocks import FINISHED, Block, BlockStore, Damage
 from flowlab.store.metadata import is_address
 from flowlab.store.replacement import bring_back, lost
@@ -259,7 +260,7 @@ def _fill(
         if client is None
         else _on(client, plan, path, work, missing)
     )
-    options = ensemble.bar_options(progress)
+    options = bar_options(progress)
     bar = tqdm(total=total, initial=done, unit="run", unit_scale=True, **options)
     with bar, closing(solving):  # what is being written, is written to its end
         for block in solving:

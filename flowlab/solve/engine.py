@@ -52,7 +52,17 @@ from flowlab.solve.stabilised import OfLanes
 from flowlab.solve.stationarity import rested
 from flowlab.until import Outcome
 
-__all__ = ["Lanes", "Problem", "Tape", "advance", "resume", "safe_problem"]
+__all__ = [
+    "Lanes",
+    "Loop",
+    "Problem",
+    "Tape",
+    "advance",
+    "first_loop",
+    "go_on",
+    "resume",
+    "safe_problem",
+]
 
 _EVICT_BELOW = 1e-5
 """Part of the first step under which the lanes that want a smaller one leave the block."""
@@ -82,7 +92,19 @@ class Tape(eqx.Module):
     count: Int[Array, ""]
 
 
-class _Loop(eqx.Module):
+class Loop(eqx.Module):
+    """The state that one try at a step hands to the next.
+
+    Attributes:
+        lanes: The lanes.
+        step: Length of the next step.
+        controller_state: The memory of what chooses the steps.
+        solver_state: The memory of what makes them.
+        jumped: Whether any field has changed since the last step.
+        tries: Steps tried.
+        tape: The record of the steps; None without one.
+    """
+
     lanes: Lanes
     step: Float[Array, ""]
     controller_state: PyTree[Array]
@@ -132,21 +154,35 @@ def advance(
             method; None to count none.
     """
     errors = lane_errors if errors is None else errors
-    loop = _first_loop(problem, method, lanes, tape_length)
+    loop = first_loop(problem, method, lanes, tape_length)
     if patience is not None:
         loop = dataclasses.replace(loop, limited=jnp.zeros((), jnp.int32))
     keep, max_steps = jnp.asarray(keep, jnp.int32), jnp.asarray(max_steps, jnp.int32)
 
-    def going(loop: _Loop) -> Bool[Array, ""]:
+    def going(loop: Loop) -> Bool[Array, ""]:
         running = jnp.sum(loop.lanes.active, dtype=jnp.int32)
         going = (running > keep) & (loop.tries < max_steps)
         return going if patience is None else going & (_counted(loop) < patience)
 
-    loop = lax.while_loop(going, lambda loop: _stepped(problem, method, loop, errors), loop)
+    loop = go_on(problem, method, loop, going, errors)
     return loop.lanes, loop.tries, loop.tape
 
 
-def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int | None) -> _Loop:
+def go_on(
+    problem: Problem,
+    method: Method,
+    loop: Loop,
+    going: Callable[[Loop], Bool[Array, ""]],
+    errors: Errors,
+) -> Loop:
+    """The loop after more tries at steps, as long as it is going."""
+    return lax.while_loop(going, lambda loop: _stepped(problem, method, loop, errors), loop)
+
+
+def first_loop(
+    problem: Problem, method: Method, lanes: Lanes, tape_length: int | None = None
+) -> Loop:
+    """The loop before the first try at a step; with room for so many steps, or no record."""
     solver, step = method.solver, _first_step(problem, method)
     zero = jnp.zeros_like(step)
     never = jnp.full_like(step, jnp.inf)
@@ -165,10 +201,10 @@ def _first_loop(problem: Problem, method: Method, lanes: Lanes, tape_length: int
             jnp.zeros((), jnp.int32),
         )
     tries = jnp.zeros((), jnp.int32)
-    return _Loop(lanes, step, controller_state, solver_state, jnp.asarray(True), tries, tape)
+    return Loop(lanes, step, controller_state, solver_state, jnp.asarray(True), tries, tape)
 
 
-def _counted(loop: _Loop) -> Int[Array, ""]:
+def _counted(loop: Loop) -> Int[Array, ""]:
     """The steps at the bound of stability, of a loop that counts them."""
     assert loop.limited is not None
     return loop.limited
@@ -180,7 +216,7 @@ def _first_step(problem: Problem, method: Method) -> Float[Array, ""]:
     return jnp.asarray(problem.clock.first_step, problem.rtol.dtype)
 
 
-def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -> _Loop:
+def _stepped(problem: Problem, method: Method, loop: Loop, errors_of: Errors) -> Loop:
     """The loop after one more step has been tried."""
     lanes = _with_fractions(problem, loop.lanes, loop.step)
     zero = jnp.zeros_like(loop.step)
@@ -191,13 +227,13 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
     errors = errors_of(problem, lanes, after, error)
     keep, next_step, controller_state = _judged(problem, method, loop, jnp.max(errors))
 
-    def accepted(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
+    def accepted(loop: Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
         step = (loop.step, after, dense, solver_state)
         arrived, jump, end, used = _arrived(problem, method, lanes, step)
         longest = jnp.max(jnp.where(lanes.active, end, 0)) if problem.eventful else one
         return arrived, jump, longest, _recorded(loop.tape, *used)
 
-    def rejected(loop: _Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
+    def rejected(loop: Loop) -> tuple[Lanes, Bool[Array, ""], Array, Tape | None]:
         return lanes, loop.jumped, one, loop.tape
 
     one = jnp.ones_like(loop.step)
@@ -220,7 +256,7 @@ def _stepped(problem: Problem, method: Method, loop: _Loop, errors_of: Errors) -
     tries = jnp.where(relieved, 0, loop.tries + 1)
     step = lax.stop_gradient(next_step)
     limited = _at_the_bound(method, loop.limited, dense, keep)
-    return _Loop(arrived, step, controller_state, solver_state, jump, tries, tape, limited)
+    return Loop(arrived, step, controller_state, solver_state, jump, tries, tape, limited)
 
 
 def _at_the_bound(
@@ -234,7 +270,7 @@ def _at_the_bound(
 
 
 def _judged(
-    problem: Problem, method: Method, loop: _Loop, error: Float[Array, ""]
+    problem: Problem, method: Method, loop: Loop, error: Float[Array, ""]
 ) -> tuple[Bool[Array, ""], Float[Array, ""], PyTree[Array]]:
     """The controller's decision: whether the step is accepted, the next step, and its state."""
     zero, order = jnp.zeros_like(loop.step), _order(problem, method)

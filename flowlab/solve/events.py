@@ -10,6 +10,8 @@ a line is released from a wall at the point at which its free velocity turns inw
 n: lanes.
 """
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -97,9 +99,11 @@ def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
     def put(all_: Array, one: Array) -> Array:
         return jnp.where(jnp.reshape(now, (size, *(1,) * one.ndim)), one, all_)
 
-    saved = jax.tree.map(put, lane.saved, lane.point.coordinates)
+    saved = lane.saved
+    if saved is not None:
+        saved = jax.tree.map(put, saved, lane.point.coordinates)
     count = lane.next_save + here.astype(jnp.int32)
-    return eqx.tree_at(lambda x: (x.saved, x.next_save), lane, (saved, count))
+    return dataclasses.replace(lane, saved=saved, next_save=count)
 
 
 def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:

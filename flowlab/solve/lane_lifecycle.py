@@ -173,6 +173,7 @@ def _turning_to(
 
 def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
     domain = problem.flow.domain
+    kept = problem.save_at.size and lane.saved is not None
     outcome, end_time, arrived = _settlement(problem, lane)
     unfit = (lane.outcome == Outcome.outside_domain) | (lane.outcome == Outcome.non_finite)
     started = ~unfit | (lane.steps > 0)
@@ -189,7 +190,7 @@ def _finish_lane(problem: Problem, lane: Lanes) -> dict[str, Any]:
         "end_time": jnp.where(started, end_time, nan),
         "level_times": jnp.concatenate([lane.level_times[:-1], time[None]]),
         "end": end,
-        "saved": jax.vmap(domain.state)(lane.saved) if problem.save_at.size else None,
+        "saved": jax.vmap(domain.state)(lane.saved) if kept else None,
         "measures": results,
         "steps": lane.steps,
     }

@@ -6,6 +6,7 @@ it is found by its times, and the position within the step by solving t(θ) = ti
 of t. Derivatives of the line by anything that it depends on are taken in forward mode.
 """
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +38,8 @@ from flowlab.solve.problem import (
     default_rtol,
 )
 from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
+from flowlab.solve.thin_line import refuse_thin, thin_line
+from flowlab.solve.watched import Watched
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
 
 __all__ = ["Line", "flow_line"]
@@ -63,7 +66,8 @@ class Line(eqx.Module):
     after the last step are NaN.
 
     Attributes:
-        times: Flow times at the ends of the steps, the start first, shape (k,).
+        times: Flow times at the ends of the steps, the start first, shape (k,); of a line made with
+            `dense=False`, those to save at, and its two ends.
         states: States there; leaves of shape (k, ...).
         outcome: What became of the start, a code of `until.Outcome`.
         time: Flow time at which the target was reached; NaN where it was not.
@@ -72,6 +76,8 @@ class Line(eqx.Module):
         level_times: Flow time at which each level of the target was met, shape (levels,).
         measures: What was measured, by name.
         steps: Accepted steps.
+        watched: What was watched at the states, by name, on a first axis of length k: `"u"`, the
+            log-ratios of all pairs, nats, shape (k, n, 2), and `"loss"`, shape (k,).
     """
 
     times: Any
@@ -85,7 +91,8 @@ class Line(eqx.Module):
     steps: Any
     _problem: Problem
     _method: Method
-    _tape: Tape
+    _tape: Tape | None
+    watched: dict[str, Any] = eqx.field(default_factory=dict)
 
     @property
     def solver(self) -> str:
@@ -156,10 +163,16 @@ class Line(eqx.Module):
             time: Flow times from 0 to the end of the line, any shape.
 
         Raises:
-            ValueError: If a time lies outside of the line (where the call is not traced).
+            ValueError: If a time lies outside of the line (where the call is not traced), or it was
+                made with `dense=False`.
 
         Accuracy: that of the solver's interpolant, about the tolerance of the line.
         """
+        if self._tape is None:
+            raise ValueError(
+                "Argument `dense` must be True for a line that knows its states between steps, but "
+                "was False: ask for states with `save_at`."
+            )
         if _is_traced(self) or _is_traced(time):
             return _states_at(self, jnp.asarray(time))
         asked = real("time", time).astype(np.asarray(self.times).dtype)
@@ -198,6 +211,12 @@ def flow_line(
     measures: Sequence[Measure] = (),
     reverse: bool = False,
     max_steps: int | None = None,
+    dense: bool = True,
+    save_at: npt.ArrayLike | None = None,
+    watch: Sequence[Watched] = (),
+    u_atol: float | None = None,
+    progress: bool | None = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Line:
     """The flow line of one start, until a target.
 
@@ -225,11 +244,24 @@ def flow_line(
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`. Memory is allocated for all of
             them; None for 4096, or for a large state as many as take about 1 GiB, at least 256.
+        dense: False for a large state, such as the parameters of a model: no step is recorded, so
+            that the line takes only a handful of copies of the state. The options below are for
+            that alone.
+        save_at: Flow times at which to keep the state, on the host, beside the two ends.
+        watch: What to keep of all pairs there: `"loss"`, `"u"`, the log-ratios of each, or both.
+        u_atol: Tolerance per step of the log-ratio of every response, nats; None for `rtol` nats,
+            or for none if the flow has no pairs; infinite for none.
+        progress: Whether to show a progress bar; None to show one if it takes long, on a terminal.
+        checkpoint: A file to which the progress of the line is written every half a minute, and at
+            its end. The same call resumes it, after kill -9 too, to the bits of an undisturbed line
+            on the same machine with the same versions. A file of another line is refused.
 
     Raises:
         ValueError: If the start has the wrong shape, is not finite or lies outside of the domain; a
-            tolerance is below what the dtype can hold; or clock, target and `reverse` do not go
-            together.
+            tolerance is below what the dtype can hold; clock, target and `reverse` do not go
+            together; an option is given that has no effect on a dense line, or `dense` is False for
+            a traced line or a clock of loss or margin; or `checkpoint` is the file of something
+            else.
         RuntimeError: If it is differentiated in reverse mode.
 
     Accuracy: `rtol` per step, relative to state and time. Compared with closed forms, times have
@@ -237,30 +269,40 @@ def flow_line(
         through an event are accurate to 1e-6, and to 6e-6 where a wall is met and left again.
     """
     _check_reverse(until, reverse)
+    asked = {"watch": watch, "u_atol": u_atol, "progress": progress, "checkpoint": checkpoint}
+    if dense:
+        refuse_thin(save_at=save_at, **asked)
     traced = _is_traced(start) or _is_traced(flow)
     start, dtype = check_states("start", start, flow, batched=False)
+    given = {"until": until, "clock": clock, "rtol": rtol, "atol": atol, "measures": measures}
+    given |= {"reverse": reverse, "alone": True, "tangents": traced, "save_at": save_at}
     with jax.enable_x64(dtype == np.float64):
-        problem = problem_for(
-            solver,
-            flow,
-            dtype,
-            start,
-            until=until,
-            clock=clock,
-            rtol=rtol,
-            atol=atol,
-            measures=measures,
-            reverse=reverse,
-            alone=True,
-            tangents=traced,
-        )
+        problem = problem_for(solver, flow, dtype, start, **given)
         method = make_method(solver, rtol=default_rtol(dtype) if rtol is None else rtol)
-        max_steps = _affordable_steps(method, start) if max_steps is None else max_steps
-        if traced:
-            return _traced_line((problem, method), start, max_steps)
-        if solver is not None:
-            return _line_now((problem, method), start, max_steps)
-        return _line_by_choice((problem, method), start, max_steps)
+        if dense:
+            return _dense_line(
+                (problem, method), start, max_steps, traced, fixed=solver is not None
+            )
+        most = _MOST_STEPS if max_steps is None else max_steps
+        fields = thin_line((problem, method), start, most, traced=traced, **asked)
+        return _fit(Line(**fields, _problem=problem, _method=method, _tape=None), start)
+
+
+def _dense_line(
+    solved: tuple[Problem, Method],
+    start: PyTree[Any],
+    max_steps: int | None,
+    traced: bool,
+    *,
+    fixed: bool,
+) -> Line:
+    """A line with the record of its steps; by a stiff solver if need be, unless it is fixed."""
+    max_steps = _affordable_steps(solved[1], start) if max_steps is None else max_steps
+    if traced:
+        return _traced_line(solved, start, max_steps)
+    if fixed:
+        return _line_now(solved, start, max_steps)
+    return _line_by_choice(solved, start, max_steps)
 
 
 def _traced_line(solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int) -> Line:
@@ -388,12 +430,14 @@ def _steps_as_lanes(dense: PyTree[Array]) -> PyTree[Array]:
 
 
 def _states_at(line: Line, time: Any) -> PyTree[Array]:
+    tape = line._tape
+    assert tape is not None
     flat = jnp.ravel(time)
     times = jnp.where(jnp.isnan(line.times), jnp.inf, line.times)
-    last = line._tape.end.shape[0] - 1
+    last = tape.end.shape[0] - 1
     step = jnp.clip(jnp.searchsorted(times, flat, side="right") - 1, 0, last)
-    step = jnp.minimum(step, jnp.maximum(line._tape.count - 1, 0))
-    dense = _steps_as_lanes(jax.tree.map(lambda x: x[step], line._tape.dense))
+    step = jnp.minimum(step, jnp.maximum(tape.count - 1, 0))
+    dense = _steps_as_lanes(jax.tree.map(lambda x: x[step], tape.dense))
     place = _place_of(line._method, dense, flat)
     points = interpolated(line._method, dense, place)
     states = jax.vmap(line._problem.flow.domain.state, in_axes=-1)(points.coordinates)
@@ -401,7 +445,7 @@ def _states_at(line: Line, time: Any) -> PyTree[Array]:
     at_end = ~known & (flat <= _just_past(line.end_time, flat.dtype))
 
     def shaped(state: Array, end: ArrayLike, corners: Array) -> Array:
-        state = jnp.where(line._tape.count == 0, jnp.asarray(corners)[0], state)
+        state = jnp.where(tape.count == 0, jnp.asarray(corners)[0], state)
 
         def spread(mask: Array) -> Array:
             return jnp.reshape(mask, (-1, *(1,) * (state.ndim - 1)))
@@ -452,12 +496,12 @@ def _fit(line: Line, start: PyTree[Any]) -> Line:
 
 
 def _trimmed(line: Line) -> Line:
-    count = int(line._tape.count)
+    tape = line._tape
+    assert tape is not None
+    count = int(tape.count)
     times, states = jax.tree.map(lambda x: x[: count + 1], (line.times, line.states))
     kept = max(count, 1)
-    tape = Tape(
-        jax.tree.map(lambda x: x[:kept], line._tape.dense), line._tape.end[:kept], line._tape.count
-    )
+    tape = Tape(jax.tree.map(lambda x: x[:kept], tape.dense), tape.end[:kept], tape.count)
     return eqx.tree_at(lambda x: (x.times, x.states, x._tape), line, (times, states, tape))
 
 

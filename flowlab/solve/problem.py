@@ -127,7 +127,8 @@ class Lanes(eqx.Module):
         walls: Which walls hold a lane, shape (m, n).
         level: Index of the next level of the target.
         level_times: Flow time at which each level was met, NaN before; shape (k, n).
-        saved: Coordinates at the times to save at, NaN before; leaves of shape (s, ..., n).
+        saved: Coordinates at the times to save at, NaN before; leaves of shape (s, ..., n); None
+            where whoever runs the loop takes them from the point.
         next_save: Index of the next time to save at.
         folds: What the measures carry.
         outcome: Code of `Outcome`; 0 while a lane runs.
@@ -149,7 +150,7 @@ class Lanes(eqx.Module):
     walls: Bool[Array, "m *n"]
     level: Int[Array, "*n"]
     level_times: Float[Array, "k *n"]
-    saved: PyTree[Float[Array, "s ..."]]
+    saved: PyTree[Float[Array, "s ..."]] | None
     next_save: Int[Array, "*n"]
     folds: tuple[PyTree[Array], ...]
     outcome: Int[Array, "*n"]

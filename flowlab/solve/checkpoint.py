@@ -1,4 +1,4 @@
-"""Checkpoints of a training run, from which it is resumed to the same bits."""
+"""Checkpoints of a training run or a flow line, from which it is resumed to the same bits."""
 
 import hashlib
 import os
@@ -6,20 +6,23 @@ import zipfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from flowlab import __version__
 from flowlab._files import check_writable
-from flowlab.descent.loop import Carry
 from flowlab.solve.captured import add_held
 
 __all__ = ["Checkpoint", "History", "identity_of"]
 
-_VERSIONED = ("jax", "jaxlib", "optax")  # whose releases may compute other bits
+_VERSIONED = ("jax", "jaxlib", "diffrax", "optax")  # whose releases may compute other bits
+
+_Carry = TypeVar("_Carry")  # what the loop hands on, a PyTree of arrays
 
 
 @dataclass
@@ -27,7 +30,7 @@ class History:
     """The record of a run so far, in one part for each call of its loop.
 
     Attributes:
-        numbers: Numbers of steps after which states were recorded.
+        numbers: Numbers of steps, or flow times, after which states were recorded.
         rows: The leaves of the quantities that were recorded.
         steps: Means over the pairs of each step.
     """
@@ -67,7 +70,7 @@ class Checkpoint:
             )
         check_writable("Argument `checkpoint`", self.path)
 
-    def read(self, begun: Carry) -> tuple[Carry, History] | None:
+    def read(self, begun: _Carry) -> tuple[_Carry, History] | None:
         """The checkpoint in the file; None if there is none.
 
         Args:
@@ -94,20 +97,20 @@ class Checkpoint:
                 "of another: of other parameters, data, steps or options, or made by other "
                 "versions; name another."
             )
-        leaves, structure = jax.tree.flatten(begun)
+        arrays, rest = eqx.partition(begun, eqx.is_array)
+        leaves, structure = jax.tree.flatten(arrays)
         carry = [_like(held[f"carry_{index}"], leaf) for index, leaf in enumerate(leaves)]
         count = sum(name.startswith("row_") for name in held)
         rows = [held[f"row_{index}"] for index in range(count)]
         history = History([held["numbers"]], [rows], [held["steps"]])
-        return jax.tree.unflatten(structure, carry), history
+        return eqx.combine(jax.tree.unflatten(structure, carry), rest), history
 
-    def write(self, carry: Carry, history: History) -> None:
+    def write(self, carry: PyTree[Any], history: History) -> None:
         """Replace the file atomically, so that the old or the new one is always intact."""
         seen = history.joined()
         held: dict[str, Any] = {"identity": np.array(self.identity)}
-        held |= {
-            f"carry_{index}": _plain(leaf) for index, leaf in enumerate(jax.tree.leaves(carry))
-        }
+        leaves = jax.tree.leaves(eqx.filter(carry, eqx.is_array))
+        held |= {f"carry_{index}": _plain(leaf) for index, leaf in enumerate(leaves)}
         held |= {f"row_{index}": leaf for index, leaf in enumerate(seen.rows[0])}
         held |= {"numbers": seen.numbers[0], "steps": seen.steps[0]}
         beside = self.path.with_name(f"{self.path.name}.part")

@@ -1,0 +1,340 @@
+"""Forecasts of training runs: short pilots, or the run itself in several orders of its pairs.
+
+A pilot takes an s-th of the steps, on minibatches of the same size, at s times the rates; an
+average that Adam keeps over its steps forgets in one of them what it forgets in s, β → β^s, so that
+it is as long in flow time. What s does to the end is of first order in the step, as are the errors
+of plain gradient descent and of minibatches: the ends with s = 16 and s = 8 are then 8 units apart,
+of which the one with s = 8 is 7 away from the run. Two pilots that agree thus tell the end, and how
+well they know it. Where they do not, the steps or their noise decide, and only steps of the real
+size tell; the ends in several orders of the pairs are then draws of what the run is another draw
+of.
+
+k: steps; m: orders; n: pairs. An axis of length 3 is that of the means of u_w, u_l and the margin.
+
+Source: Smith and Le, arXiv 1710.06451, for the rates and sizes of steps with the same noise; Li,
+Tai and E, arXiv 1511.06251, for the order of the error.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from jaxtyping import Bool, Float
+from scipy import stats
+
+from flowlab import _tables
+from flowlab._arrays import jsonable
+from flowlab.descent import descend, hf_optimiser, hf_rates
+from flowlab.descent.batches import checked_batches
+from flowlab.flow import preference_flow
+from flowlab.losses import AbstractLoss
+from flowlab.policies import LanguageModel
+from flowlab.until import Outcome
+
+__all__ = ["Forecast", "forecast", "forecasts_table"]
+
+STRIDES = 8, 16  # steps of the run for one of a pilot: both pilots cost 3/16 of the run, below 1/5
+SHORTEST = 4  # steps of the shorter pilot: with fewer, nothing of the run's way is left in it
+# Of the margin, and about 3 % for the longer pilot: the noise of two that differ is √((16 + 8)/(8 +
+# 1)) = 1.6 times that by which the longer is off the run, and their bias 8/7 of its own.
+AGREEMENT = 0.05
+# Half of a band of pilots, in their difference, of which there is one alone: with independent
+# noises that hides the error of the longer in five cases of six.
+DIFFERENCES = 2.0
+# Probability that a further order ends within the band. Of four orders it is at most 1.9 times as
+# wide as they are apart, wherever they lie.
+BAND = 0.75
+_NEVER = 2**30  # steps between two looks at all pairs: at both ends of a run alone
+_FEWEST = 2  # orders, to see how far two are apart
+_QUANTITIES = ("u_chosen", "u_rejected", "margin")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Forecast:
+    """Forecast of the end of a training run, means over all pairs.
+
+    Attributes:
+        pilots: Ends of the pilots with an eighth and a sixteenth of the steps, nats, shape (2, 3);
+            NaN for one that broke off or was too short to carry out.
+        orders: Ends of the run in several orders of the pairs, nats, shape (m, 3); NaN for one that
+            broke off, and none where the pilots agree.
+        fell: Fraction of the pairs whose chosen response has become less likely than under the
+            reference, of the longer pilot, shape (1,), or in each order, shape (m,).
+        gradients: Pairs whose gradients were computed.
+        of_run: Those of one run.
+    """
+
+    pilots: Float[np.ndarray, "2 3"]
+    orders: Float[np.ndarray, "m 3"]
+    fell: Float[np.ndarray, " m"]
+    gradients: int
+    of_run: int
+
+    @property
+    def by_pilots(self) -> bool:
+        """True where the pilots agree, so that no step of the real size was taken."""
+        return not len(self.orders)
+
+    @property
+    def is_draw(self) -> bool:
+        """True where the order of the pairs decides the end, or breaks the run off in some."""
+        if self.by_pilots:
+            return False
+        return not np.ptp(self.orders, axis=0).max() <= AGREEMENT * abs(self.median[2])
+
+    @property
+    def end(self) -> Float[np.ndarray, "3"]:
+        """The forecast, nats; NaN where the run is a draw, of which there is none."""
+        return np.full(3, np.nan) if self.is_draw else self.median
+
+    @property
+    def median(self) -> Float[np.ndarray, "3"]:
+        """The median of the orders, nats; the end of the longer pilot where the pilots agree."""
+        return self.pilots[0] if self.by_pilots else np.median(self._known, axis=0)
+
+    @property
+    def band(self) -> Float[np.ndarray, "2 3"]:
+        """Lower and upper ends of a band for the run, nats.
+
+        Of pilots, the end of the longer one more and less twice what they differ by: for u_w and
+        u_l, which noise moves together, the larger of the two. Of orders, where a further one ends
+        with a probability of 0.75, if they are normally distributed; NaN where fewer than two were
+        carried out.
+        """
+        if self.by_pilots:
+            half = DIFFERENCES * np.abs(self.pilots[0] - self.pilots[1])
+            half[:2] = half[:2].max()
+            return np.stack([self.pilots[0] - half, self.pilots[0] + half])
+        known, count = self._known, len(self._known)
+        if count < _FEWEST:
+            return np.full((2, 3), np.nan)
+        half = stats.t.ppf((1 + BAND) / 2, count - 1) * np.sqrt(1 + 1 / count)
+        centre, spread = known.mean(axis=0), np.std(known, axis=0, ddof=1)
+        return np.stack([centre - half * spread, centre + half * spread])
+
+    @property
+    def signs(self) -> Float[np.ndarray, "3"]:
+        """1, −1, or 0 where the band has both signs: of means of u_w, u_l and the margin."""
+        low, high = self.band
+        return np.where(low > 0, 1.0, np.where(high < 0, -1.0, 0.0))
+
+    @property
+    def falls(self) -> Bool[np.ndarray, " m"]:
+        """Mask of the orders, or of the pilots that agree, in which the mean chosen falls."""
+        return (self.pilots if self.by_pilots else self.orders)[:, 0] < 0
+
+    @property
+    def cost(self) -> float:
+        """Gradients computed over those of the run."""
+        return self.gradients / self.of_run
+
+    @property
+    def _known(self) -> Float[np.ndarray, "m 3"]:
+        known = self.orders[np.all(np.isfinite(self.orders), axis=1)]
+        return known if len(known) else np.full((1, 3), np.nan)
+
+    def __repr__(self) -> str:
+        """The forecast on one line."""
+        (low, high), middle = self.band, self.median
+        told = ", ".join(
+            f"{name} {middle[at]:.4g} ({low[at]:.4g} to {high[at]:.4g})"
+            for at, name in enumerate(("u_w", "u_l", "margin"))
+        )
+        return f"Forecast({'a draw' if self.is_draw else 'no draw'}: {told} nats)"
+
+    def text(self) -> str:
+        """A sentence on what the forecast rests on."""
+        apart = abs(self.pilots[0, 2] - self.pilots[1, 2]) / abs(self.pilots[0, 2])
+        if self.by_pilots:
+            return (
+                "runs of an eighth and a sixteenth of the steps agree, to "
+                f"{apart:.1%} of the margin; no step of the real size was taken."
+            )
+        known, count = self._known, len(self.orders)
+        broke = int(np.sum(~np.all(np.isfinite(self.orders), axis=1)))
+        lost = f" {broke} of them broke off, at a state that is not finite." if broke else ""
+        if not self.is_draw:
+            return f"shorter runs do not agree, but {count} orders of the pairs do."
+        return (
+            f"the run is a draw, and there is no forecast of one number: in {count} orders of the "
+            f"pairs it ends at margins from {known[:, 2].min():.3g} to {known[:, 2].max():.3g}, "
+            f"and the mean chosen log-probability falls in {np.sum(self.falls)}.{lost}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as lists, ready for JSON; None for what has no value."""
+        named = ("by_pilots", "is_draw", "cost")
+        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        held = {name: jsonable(record[name]) for name in ("pilots", "orders", "fell")}
+        told = {
+            quantity: {
+                "end": jsonable(self.end[at]),
+                "median": jsonable(self.median[at]),
+                "band": jsonable(self.band[:, at]),
+                "sign": int(self.signs[at]),
+            }
+            for at, quantity in enumerate(_QUANTITIES)
+        }
+        counts = {"gradients": self.gradients, "of_run": self.of_run}
+        return {**{name: getattr(self, name) for name in named}, **told, **held, **counts}
+
+
+def forecast(
+    policy: LanguageModel,
+    loss: AbstractLoss,
+    learning_rate: npt.ArrayLike,
+    orders: Sequence[Sequence[npt.ArrayLike]],
+    *,
+    optimiser: Literal["adamw", "sgd"] = "adamw",
+    schedule: Literal["linear", "cosine", "constant"] | None = None,
+    warmup_steps: int | None = None,
+    adam_betas: tuple[float, float] = (0.9, 0.999),
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    progress: bool | None = False,
+) -> Forecast:
+    """Forecast where a training run ends, before it is paid for.
+
+    A pilot takes an eighth of the steps, and another a sixteenth, at rates as much larger. Where
+    their margins agree to 5 %, the forecast is that of the longer. Where they do not, or the run
+    has fewer than 64 steps, it is carried out in all orders given, whose ends make a band. Where
+    they are farther apart than 5 % of the margin, the run itself is a draw.
+
+    Args:
+        policy: The model on its data; the run begins at its `start`.
+        loss: The loss of the run, such as `DPO(0.1)`.
+        learning_rate: As for `descent.hf_optimiser`, and so are the options below.
+        orders: Orders of the run, at least two, of as many steps: for each step, indices of pairs,
+            such as `descent.hf_order` gives for several seeds. The pilots are on the first pairs of
+            the first two.
+        optimiser: `"adamw"` or `"sgd"`.
+        schedule: The schedule of the rate.
+        warmup_steps: Steps in which the rate rises.
+        adam_betas: Adam's averaging, per step of the run.
+        weight_decay: Weight decay.
+        max_grad_norm: The norm that gradients are clipped to; 0 clips none.
+        progress: Whether to show progress bars; None where they take long, on a terminal.
+
+    Raises:
+        ValueError: If there are fewer than two orders or they differ in steps, or as for
+            `descent.hf_optimiser` and `descent.descend`.
+
+    Accuracy: `band` says it. Of a run of SGD over 480 steps, eight pilots of an eighth on other
+        pairs had the margin within 1 %, and the sign of u_w, which is a seventh of it, every time.
+        The order of the pairs moves u_w and u_l together, in a pilot √8 times as far as in the run:
+        of such a u_w a pilot tells the sign at best.
+    """
+    held = _checked(orders, len(np.asarray(policy.tokens)))
+    rates = hf_rates(learning_rate, len(held[0]), schedule=schedule, warmup_steps=warmup_steps)
+    fixed = {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm, "optimiser": optimiser}
+    trial = _Trial(policy, loss, rates, adam_betas, fixed, progress)
+    pilots, fell = _pilots(trial, held)
+    in_orders = np.zeros((0, 3))
+    if not _agree(pilots):
+        ends = [trial.end(order, 1) for order in held]
+        in_orders = np.stack([end for end, _ in ends])
+        fell = np.array([share for _, share in ends])
+    of_run = sum(map(len, held[0]))
+    return Forecast(pilots, in_orders, fell, trial.gradients, of_run)
+
+
+def forecasts_table(found: Mapping[str, Forecast]) -> str:
+    """Forecasts side by side, as plain text: one row for each, by its name."""
+    head = ("", "margin", "u_w", "u_l", "chosen", "pairs that fall", "cost")
+    return _tables.table([head, *(_row(name, one) for name, one in found.items())], "lr")
+
+
+def _row(name: str, one: Forecast) -> tuple[str, ...]:
+    (low, high), middle = one.band, one.median
+
+    def told(at: int) -> str:
+        band = f"{low[at]:+.3g} to {high[at]:+.3g}"
+        return band if one.is_draw else f"{middle[at]:+.3g} ({band})"
+
+    moves = "falls" if middle[0] < 0 else "rises"
+    if not one.by_pilots:
+        moves = f"falls in {np.sum(one.falls)} of {len(one.falls)}"
+    elif not one.signs[0]:
+        moves = f"{moves}, perhaps"
+    fell = f"{np.nanmedian(one.fell):.0%}" if np.any(np.isfinite(one.fell)) else "unknown"
+    return (name, told(2), told(0), told(1), moves, fell, f"{one.cost:.2f} runs")
+
+
+@dataclass
+class _Trial:
+    """Runs that are carried out, and the count of what they cost."""
+
+    policy: LanguageModel
+    loss: AbstractLoss
+    rates: Float[np.ndarray, " k"]
+    adam_betas: tuple[float, float]
+    fixed: dict[str, Any]
+    progress: bool | None
+    gradients: int = 0
+
+    def end(self, order: Sequence[np.ndarray], stride: int) -> tuple[Float[np.ndarray, "3"], float]:
+        """Means at the end with steps so long, and the fraction of chosen responses that fell."""
+        steps = len(self.rates)
+        rates = np.add.reduceat(self.rates, np.arange(0, steps, stride))
+        batches = order[: len(rates)]
+        # With as many rates as the run has, and no looks on the way, pilots share its program.
+        padded = np.pad(rates, (0, steps - len(rates)))
+        first, second = (float(beta) ** stride for beta in self.adam_betas)
+        made = hf_optimiser(padded, steps, adam_betas=(first, second), **self.fixed)
+        self.gradients += sum(map(len, batches))
+        run = descend(
+            preference_flow(self.loss, self.policy),
+            self.policy.start,
+            made,
+            batches=batches,
+            keep_every=_NEVER,
+            watch=("u",),
+            keep_states=False,
+            progress=self.progress,
+        )
+        if run.outcome is not Outcome.reached:
+            return np.full(3, np.nan), float("nan")
+        last = run.u[-1].astype(float)
+        chosen, rejected = last.mean(axis=0)
+        return np.array([chosen, rejected, chosen - rejected]), float(np.mean(last[:, 0] < 0))
+
+
+def _pilots(
+    trial: _Trial, orders: list[list[np.ndarray]]
+) -> tuple[Float[np.ndarray, "2 3"], Float[np.ndarray, "1"]]:
+    """Ends of the two pilots, and the fraction that fell in the longer one.
+
+    Each begins an order of its own: of one that goes on where another has ended, pairs come again
+    before all have come, and the noise is several times as large. The shorter one is left out where
+    the longer one breaks off.
+    """
+    found, fell = np.full((2, 3), np.nan), np.full(1, np.nan)
+    if len(orders[0]) < SHORTEST * STRIDES[-1]:
+        return found, fell
+    found[0], fell[0] = trial.end(orders[0], STRIDES[0])
+    if np.all(np.isfinite(found[0])):
+        found[1], _ = trial.end(orders[1], STRIDES[1])
+    return found, fell
+
+
+def _agree(pilots: Float[np.ndarray, "2 3"]) -> bool:
+    """True if both pilots were carried out and their margins differ by little."""
+    longer, shorter = pilots[:, 2]
+    return bool(abs(longer - shorter) <= AGREEMENT * abs(longer))
+
+
+def _checked(orders: Sequence[Sequence[npt.ArrayLike]], count: int) -> list[list[np.ndarray]]:
+    held = [checked_batches("orders", order, count) for order in orders]
+    if len(held) < _FEWEST:
+        raise ValueError(
+            f"Argument `orders` must hold {_FEWEST} orders at least, but holds {len(held)}."
+        )
+    for number, order in enumerate(held, start=1):
+        if len(order) != len(held[0]):
+            raise ValueError(
+                f"Argument `orders` must hold orders of as many steps, but the first has "
+                f"{len(held[0])} and number {number} has {len(order)}."
+            )
+    return held

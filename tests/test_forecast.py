@@ -1,0 +1,165 @@
+"""Forecasts of runs: pilots and orders step by step in NumPy, bands by hand, and refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from bigrams import SMALL, TABLE, bigrams, by_hand
+from refusals import assert_refused
+
+import flowlab as fl
+from flowlab import data, models
+from flowlab.descent import hf_order, hf_rates
+from flowlab.losses import DPO
+from flowlab.policies import LanguageModel
+from flowlab.replay import Forecast, forecast, forecasts_table, pilots
+
+REVERSAL = Path(__file__).parent / "data" / "reversal"
+PLAIN: dict[str, Any] = {"optimiser": "sgd", "max_grad_norm": 0.0, "schedule": "constant"}
+STEPS = 64
+WHOLE = [[0, 1]] * STEPS  # all pairs at every step: nothing is drawn
+LOSS = DPO(0.5)
+
+
+@pytest.fixture(scope="module")
+def policy() -> LanguageModel:
+    return fl.Policy.from_model(bigrams, TABLE, SMALL)
+
+
+@pytest.fixture(scope="module")
+def slope(policy: LanguageModel) -> Callable[..., np.ndarray]:
+    """The gradient of the mean loss of two pairs by the table."""
+    flow = fl.preference_flow(LOSS, policy)
+    gradient = jax.jit(lambda table, batch: flow.subset(batch).gradient(table))
+    return lambda table, batch: np.asarray(gradient(table, np.array(batch)))
+
+
+def ratios(table: np.ndarray) -> np.ndarray:
+    """Log-ratios of all pairs at a table."""
+    return by_hand(table) - by_hand(TABLE)
+
+
+def means(table: np.ndarray) -> np.ndarray:
+    """Means of u_w, u_l and the margin."""
+    chosen, rejected = ratios(table).mean(axis=0)
+    return np.array([chosen, rejected, chosen - rejected])
+
+
+def descended(slope: Any, rate: float, order: list[list[int]]) -> np.ndarray:
+    """The table after plain steps."""
+    table = TABLE
+    for batch in order:
+        table = table - rate * slope(table, batch)
+    return table
+
+
+def test_pilots_that_agree_foretell_the_run(policy: LanguageModel, slope: Any) -> None:
+    found = forecast(policy, LOSS, 0.01, [WHOLE, WHOLE], **PLAIN)
+    for pilot, stride in zip(found.pilots, (8, 16), strict=True):
+        wanted = means(descended(slope, 0.01 * stride, WHOLE[: STEPS // stride]))
+        np.testing.assert_allclose(pilot, wanted, rtol=1e-9)
+    end = descended(slope, 0.01, WHOLE)
+    run, (low, high) = means(end), found.band
+    assert np.all((low < run) & (run < high))
+    # The error is of first order in the step: that of the eighth is 7/8 of what the two differ by.
+    apart, error = found.pilots[1] - found.pilots[0], found.pilots[0] - run
+    np.testing.assert_allclose(error / apart, 7 / 8, rtol=0.05)
+    assert found.by_pilots and not found.is_draw and "agree, to" in found.text()
+    np.testing.assert_array_equal(found.end, found.pilots[0])
+    assert (found.gradients, found.of_run, found.cost) == (24, 128, 0.1875)
+    np.testing.assert_array_equal(found.signs, np.sign(run))
+    np.testing.assert_allclose(found.fell, [np.mean(ratios(end)[:, 0] < 0)])
+
+
+def test_what_adam_remembers_is_as_long_in_flow_time(policy: LanguageModel, slope: Any) -> None:
+    rates = hf_rates(0.01, STEPS, schedule="cosine")
+    found = forecast(policy, LOSS, rates, [WHOLE, WHOLE], adam_betas=(0.9, 0.99), max_grad_norm=0)
+    for pilot, stride in zip(found.pilots, (8, 16), strict=True):
+        table, first, second = TABLE, np.zeros((3, 3)), np.zeros((3, 3))
+        kept = 0.9**stride, 0.99**stride
+        for step, rate in enumerate(rates.reshape(-1, stride).sum(axis=1), start=1):
+            gradient = slope(table, [0, 1])
+            first = kept[0] * first + (1 - kept[0]) * gradient
+            second = kept[1] * second + (1 - kept[1]) * gradient**2
+            root = np.sqrt(second / (1 - kept[1] ** step))
+            table = table - rate * first / (1 - kept[0] ** step) / (root + 1e-8)
+        np.testing.assert_allclose(pilot, means(table), rtol=1e-9)
+
+
+def test_a_run_that_its_order_decides_is_a_draw(policy: LanguageModel, slope: Any) -> None:
+    one, other = [0, 0], [1, 1]
+    orders = [[one] * STEPS, [other] * STEPS, [one, other] * (STEPS // 2)]
+    found = forecast(policy, LOSS, 4.0, orders, **PLAIN)
+    assert not found.by_pilots and found.is_draw
+    assert np.all(np.isnan(found.end)) and np.all(np.isfinite(found.median))
+    for place, order in enumerate(orders):
+        end = descended(slope, 4.0, order)
+        np.testing.assert_allclose(found.orders[place], means(end), rtol=1e-7)
+        assert found.fell[place] == np.mean(ratios(end)[:, 0] < 0)
+    assert found.gradients == 2 * (8 + 4 + 3 * STEPS)
+
+
+def test_a_short_run_is_carried_out_at_once(
+    policy: LanguageModel, slope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pilots, "SHORTEST", 5)  # which 64 steps are too few for, by 16
+    found = forecast(policy, LOSS, 0.01, [WHOLE] * 2, **PLAIN)
+    assert np.all(np.isnan(found.pilots)) and found.cost == 2
+    assert not found.is_draw and "2 orders of the pairs do" in found.text()
+    np.testing.assert_allclose(found.end, means(descended(slope, 0.01, WHOLE)), rtol=1e-9)
+
+
+def made_up(orders: np.ndarray) -> Forecast:
+    return Forecast(np.full((2, 3), np.nan), orders, np.full(len(orders), 0.5), 400, 100)
+
+
+def test_a_band_holds_a_further_order_three_times_in_four() -> None:
+    orders = np.array([[-4.0, -7.0, 3.0], [-2.0, -6.0, 4.0], [-3.0, -6.0, 3.0], [1.0, -1.0, 2.0]])
+    found = made_up(orders)
+    # 1.4226253 is the 87.5 % point of Student's t with three degrees of freedom.
+    half = 1.4226253 * np.sqrt(1.25) * np.std(orders, axis=0, ddof=1)
+    np.testing.assert_allclose(found.band, orders.mean(axis=0) + np.array([-half, half]), rtol=1e-6)
+    np.testing.assert_array_equal(found.median, [-2.5, -6.0, 3.0])
+    np.testing.assert_array_equal(found.signs, [0, -1, 1])
+    np.testing.assert_array_equal(found.falls, [True, True, True, False])
+    assert "in 4 orders of the pairs it ends at margins from 2 to 4" in found.text()
+    assert "falls in 3 of 4" in forecasts_table({"dpo": found})
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert told["margin"]["end"] is None and told["margin"]["median"] == 3
+    assert told["pilots"] == [[None] * 3] * 2
+
+
+def test_orders_that_broke_off_are_told() -> None:
+    found = made_up(np.array([[np.nan] * 3, [-1.0, -2.0, 1.0]]))
+    assert found.is_draw and "1 of them broke off" in found.text()
+    assert np.all(np.isnan(found.band)) and found.median[2] == 1
+    assert made_up(np.full((2, 3), np.nan)).is_draw
+
+
+def test_orders_that_do_not_fit_are_refused(policy: LanguageModel) -> None:
+    assert_refused(
+        forecast,
+        "Argument `orders` must hold 2 orders at least, but holds 1.",
+        *(policy, LOSS, 0.1, [WHOLE]),
+    )
+    assert_refused(
+        forecast,
+        "Argument `orders` must hold orders of as many steps, but the first has 64 and number 2 "
+        "has 63.",
+        *(policy, LOSS, 0.1, [WHOLE, WHOLE[1:]]),
+    )
+
+
+@pytest.mark.exhaustive
+def test_the_end_of_a_run_of_sgd_is_foretold_at_a_fifth_of_its_cost() -> None:
+    """The run in the log of SGD, which ends at u_w = 0.114 and a margin of 0.820."""
+    model, pairs = models.load(REVERSAL), data.preferences(REVERSAL / "pairs.jsonl", REVERSAL)
+    orders = [hf_order(len(pairs), 12, 16, seed) for seed in (100, 112)]  # not its own, 42
+    found = forecast(model.policy(pairs, chunk=32), DPO(0.1), 0.001, orders, **PLAIN)
+    assert found.by_pilots and found.cost < 0.2
+    assert found.end[2] == pytest.approx(0.820, rel=0.03)
+    assert found.end[0] > 0

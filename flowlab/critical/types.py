@@ -84,7 +84,7 @@ class CriticalPoints:
             of the search and where it ended without a root.
         smallest_at: The state there.
         searched: Starts of the search.
-        components: Names of the components of a state, where they have such.
+        components: Names of the components of a state, if they have names.
     """
 
     points: tuple[CriticalPoint, ...]

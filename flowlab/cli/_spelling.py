@@ -89,7 +89,7 @@ def _argument(word: str, flags: Mapping[str, Any]) -> str:
 
 
 def _type(parameter: Any) -> str:
-    """The type of an option in this command: a single value where the table has a list."""
+    """The type of an option in this command, which may take several values of a list at once."""
     found = OPTIONS[parameter.name].type
     return found if parameter.multiple else _SEVERAL.get(found, found)
 
@@ -124,7 +124,7 @@ def _one(name: str, type_: str, text: str) -> str:
 
 
 def _instead(name: str, text: str) -> str:
-    """A hint at the option to which a value probably belongs; or ""."""
+    """The name of another option for which a value is meant; "" if it is meant for this one."""
     option = OPTIONS[name]
     if spelled(name, text) in option.choices:
         return ""

@@ -152,7 +152,7 @@ def test_basin_entropy_is_that_of_a_straight_boundary() -> None:
 
 def test_entropy_needs_a_grid_and_a_box_that_fits() -> None:
     scattered = Basins(np.zeros((9, 2)), np.zeros(9, int), (), np.zeros((9, 2)))
-    with pytest.raises(ValueError, match="must be of starts in the shape of a grid"):
+    with pytest.raises(ValueError, match="must have the shape of a grid"):
         scattered.entropy()
     grid = Basins(np.zeros((9, 2)), np.zeros(9, int), (), np.zeros((9, 2)), (3, 3))
     with pytest.raises(ValueError, match="`box` must be between 2 and 3"):

@@ -24,10 +24,11 @@ from flowlab.critical.critical_sets import distance_to
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
 from flowlab.critical.tolerances import ON_POINT
-from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
+from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points, coordinates
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
 from flowlab.solve import one_call
+from flowlab.starts import grid_sides
 from flowlab.until import Clock, Outcome
 
 __all__ = [
@@ -110,7 +111,8 @@ class Basins:
     def fractions(self) -> dict[str, tuple[float, float]]:
         """Share of the starts and its standard error, √(p(1−p)/n), by the name of the end.
 
-        The error is that of starts drawn at random; for a grid or a Sobol set it is too large.
+        The error is that of starts drawn at random; for a grid or a Sobol set it is too large,
+        since their error falls faster than with the root of their number.
         """
         count = len(self.labels)
         found: dict[str, tuple[float, float]] = {}
@@ -147,8 +149,7 @@ class Basins:
         """The name of a label."""
         if label < 0:
             return _NAMES[label]
-        where = np.array2string(self.minima[label].position, precision=4, separator=", ")
-        return f"{self.minima[label].name} at {where}"
+        return f"{self.minima[label].name} at {coordinates(self.minima[label].position)}"
 
     @property
     def map(self) -> Int[np.ndarray, "..."]:
@@ -159,16 +160,19 @@ class Basins:
         """
         if self.shape is None:
             raise ValueError(
-                "Argument `starts` must have the shape of a grid, (n, n, 2), for a map of basins, "
-                "but has not; give starts.grid(32, low, high).reshape(32, 32, 2)."
+                "Basins must be of starts that form a grid to be a map, such as those of "
+                "starts.grid(32, low, high), but these do not."
             )
         return self.labels.reshape(self.shape)
 
     def entropy(self, box: int = 5) -> BasinEntropy:
-        """The basin entropy, from boxes of the grid of starts.
+        """The basin entropy in nats, from boxes of the grid of starts.
+
+        It is a mean over boxes, so that it depends on how fine the grid is, and on `box`.
 
         Args:
-            box: Starts along the side of a box.
+            box: Starts along the side of a box. Starts at the ends of a row that fill no box are
+                left out.
 
         Raises:
             ValueError: If the starts form no grid, or `box` is not between 2 and its shortest side.
@@ -210,7 +214,7 @@ def basins(
     Args:
         flow: The flow.
         starts: shape (n, d), or (..., d) for a grid, as `numpy.meshgrid` makes it, stacked on the
-            last axis.
+            last axis. Those of `starts.grid` on a plane are known as a grid as they are.
         points: Critical points of a region, from `critical_points`; None to search for them.
         region: Where to search; None for the smallest rectangle around the starts.
         time_limit: Flow time at which to give up. If it is finite, lines that are slow but not at
@@ -228,8 +232,8 @@ def basins(
         raise ValueError(
             f"Argument `starts` must have shape (n, d) or (..., d), but has shape {given.shape}."
         )
-    shape = given.shape[:-1] if given.ndim > 2 else None
     flat = given.reshape(-1, given.shape[-1])
+    shape = given.shape[:-1] if given.ndim > 2 else _grid_shape(flat)
     if points is None:
         around = np.stack([flat.min(axis=0), flat.max(axis=0)], axis=1)
         points = critical_points(flow, around if region is None else region)
@@ -254,6 +258,11 @@ def basins(
         if not len(going):
             break
     return Basins(flat, labels, _attracting(points), end, shape)
+
+
+def _grid_shape(flat: Float[np.ndarray, "n d"]) -> tuple[int, ...] | None:
+    sides = grid_sides(flat)
+    return None if sides is None else tuple(map(len, sides))
 
 
 def _median(values: Float[np.ndarray, " n"]) -> float:

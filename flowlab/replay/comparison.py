@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from flowlab.data import Pairs
 from flowlab.logs import TrainingLog
 from flowlab.logs.windows import windows
 from flowlab.replay.run import Replay
@@ -34,8 +35,7 @@ class Comparison:
         deviation: (u_w, u_l) of the replay less those of the log, nats, shape (k, 2).
         noise: Standard error of (u_w, u_l) of each row, from the scatter of rows about the run,
             nats, shape (k, 2); NaN if there are too few rows.
-        rows: The row of each pair in the data, counted from 0, shape (n,); None if that is not
-            known.
+        pairs: The pairs of the replay; None if they are not known.
     """
 
     log: TrainingLog
@@ -43,7 +43,12 @@ class Comparison:
     doubts: list[str]
     deviation: Float[np.ndarray, "k 2"]
     noise: Float[np.ndarray, "k 2"]
-    rows: Int[np.ndarray, " n"] | None = None
+    pairs: Pairs | None = None
+
+    @property
+    def rows(self) -> Int[np.ndarray, " n"]:
+        """The row of each pair in the data, counted from 0."""
+        return np.arange(self.run.u.shape[1]) if self.pairs is None else self.pairs.rows
 
     @property
     def largest(self) -> float:
@@ -100,7 +105,7 @@ def compare(
     run: Replay,
     doubts: Sequence[str] = (),
     *,
-    rows: Int[np.ndarray, " n"] | None = None,
+    pairs: Pairs | None = None,
 ) -> Comparison:
     """Compare a replay with the log of its run.
 
@@ -108,7 +113,7 @@ def compare(
         log: The log.
         run: The replay, with at least as many steps.
         doubts: The result of `doubts`.
-        rows: The row of each pair in the data, such as `Pairs.rows`.
+        pairs: The pairs of the replay, whose rows and texts then name them.
 
     Raises:
         ValueError: If the log has no log-ratios or no steps, or is longer than the replay.
@@ -120,7 +125,7 @@ def compare(
     if len(seen):
         index = np.searchsorted(seen.first_step, log.step, side="right") - 1
         noise = np.sqrt(np.diagonal(seen.scatter, axis1=1, axis2=2))[np.maximum(index, 0)]
-    return Comparison(log, run, list(doubts), deviation, noise, rows)
+    return Comparison(log, run, list(doubts), deviation, noise, pairs)
 
 
 def largest_known(values: Float[np.ndarray, "..."]) -> float:

@@ -1,4 +1,4 @@
-"""Arrays: in the floating-point type of the work, finite or not, and as JSON holds them."""
+"""Arrays: conversion to the dtype of the work, tests for finite values, and JSON."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Arguments, checked at the door: each check gives back what it was given, as it is worked with.
+"""Checks of arguments: each returns the value in the form in which it is used.
 
 Every message reads "Argument `name` must ..., but is ...".
 """

@@ -1,4 +1,4 @@
-"""Names as people write them: `Log-Ratio` for `log_ratio`, `dop` for `dpo`, and old names."""
+"""Other spellings of names (`Log-Ratio`, `dop`), and old names with their new ones."""
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher

@@ -1,6 +1,6 @@
-"""The options of the command, which are the entries of recipes too, and errors that name them.
+"""The options of the command, which are also the entries of recipes, and errors that name them.
 
-It imports nothing but the standard library, so that `flowlab --help` answers at once.
+It imports only the standard library, so that `flowlab --help` answers at once.
 """
 
 import re
@@ -51,26 +51,27 @@ class Option:
     """An option of the command, and the entry of a recipe that has the same name.
 
     Attributes:
-        group: What it belongs to: `loss`, `policy`, `starts`, `run`, or the `command` alone.
+        group: Its group: `loss`, `policy`, `starts`, `run`, or `command` for the command line only.
         name: Its name in Python and in a recipe.
-        type: What it is, in words; of a list, the command line takes one value at a time.
-        help: What the help of the command says of it.
-        help_of: What the help of some commands says instead, by their names.
-        metavar: What stands for its value there; None to tell its type.
-        flag: Its name on the command line, in capitals for an argument; made of `name` if empty.
-        also: Other names under which the command line takes it, of commands that have none so.
-        choices: The words that it can be; any value of its type if empty.
-        words: The words that its text begins with, of the library's functions that make of it what
-            it names, with `=` and what stands behind that; told in the help in place of `{words}`.
-        default: What it is where it has an effect and is not given; None leaves that to others.
-        by: Another option, by whose words its default, a table then, goes.
-        implied: Whether it is understood where it is not given, but another option is that has an
-            effect with one of its words alone.
-        instead: Other options that a value of their type is for, by the types, where it is none of
-            the choices.
+        type: Its type, in words; for a list, the command line takes one value at a time.
+        help: Its text in the help of the command.
+        help_of: Other texts for the help of some commands, by their names.
+        metavar: The placeholder of its value there; None for its type.
+        flag: Its name on the command line, in capitals for an argument; derived from `name` if
+            empty.
+        also: Alternative names on the command line, in commands that do not use these otherwise.
+        choices: The allowed words; any value of its type if empty.
+        words: The allowed beginnings of its text (names of library functions), with `=` and their
+            values; they replace `{words}` in the help.
+        default: Its value if it has an effect and is not given; None leaves that to the library.
+        by: Another option, on whose value its default depends; the default is a table then.
+        implied: Whether it is inferred from another option that has an effect with only one of its
+            words.
+        instead: Other options, by type, to which a value of that type belongs if it is none of the
+            choices.
         least: Its smallest value.
-        variable: An environment variable that gives it as well.
-        only: Another option, and the words of that with which this one has an effect.
+        variable: An environment variable that also sets it.
+        only: Another option, and those of its words with which this one has an effect.
     """
 
     group: str
@@ -92,17 +93,17 @@ class Option:
     only: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Write the words out in the help."""
+        """Insert the words into the help."""
         object.__setattr__(self, "help", self.help.replace("{words}", self.listed))
 
     @property
     def listed(self) -> str:
-        """Its words as a sentence lists them."""
+        """Its words, listed for a sentence."""
         return " or ".join(filter(None, (", ".join(self.words[:-1]), *self.words[-1:])))
 
     @property
     def takes(self) -> dict[str, str]:
-        """Values that may follow the `=` of each of its words; empty where they take none."""
+        """The values that may follow the `=` of each of its words; empty if none may."""
         return {name: value for name, _, value in (word.partition("=") for word in self.words)}
 
     @property
@@ -133,12 +134,12 @@ OF_POLICY = tuple(name for name, option in OPTIONS.items() if option.group == "p
 
 
 class OptionError(ValueError):
-    """An option that is wrong, named in the sentence as its user wrote it.
+    """The error for a wrong option, which is named as the user wrote it.
 
     Args:
         name: The option.
-        sentence: What is said of it, without its name in front and the full stop behind. Other
-            options stand in braces, `{policy}`, and so do values, `{}`, `{!r}`.
+        sentence: The sentence, without the name at its beginning and the full stop. Other options
+            are in braces, `{policy}`, as are values, `{}`, `{!r}`.
         values: Those values.
     """
 
@@ -151,19 +152,19 @@ class OptionError(ValueError):
         return self.args[0]
 
     def of_another(self, name: str) -> "OptionError":
-        """The same sentence on another option, by which it was given."""
+        """The same error about another option."""
         return OptionError(name, *self.args[1:])
 
     def __str__(self) -> str:
-        """The sentence to one who works in Python."""
+        """The sentence in terms of Python."""
         return f"Entry {self._told(_as_entry)}"
 
     def of_file(self) -> str:
-        """The sentence to one who wrote a file, to stand behind the name of that."""
+        """The sentence in terms of a recipe file, to follow the name of the file."""
         return f"entry {self._told(_as_entry)}"
 
     def of_command(self) -> str:
-        """The sentence to one who wrote a command."""
+        """The sentence in terms of the command line."""
         return self._told(as_flag, _as_option)
 
     def _told(
@@ -176,23 +177,23 @@ class OptionError(ValueError):
 
 
 def as_flag(name: str) -> str:
-    """An option as it is written on the command line; an argument in backticks."""
+    """An option as on the command line; a positional argument in backticks."""
     flag = OPTIONS[name].flag if name in OPTIONS else ""
     return f"`{flag}`" if flag.isupper() else flag or f"--{name.replace('_', '-')}"
 
 
 def as_option_named(message: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A message on an argument, if that is an option, in the words of the command line.
+    """A message about an argument, in terms of the command line if the argument is an option.
 
     Args:
         message: The message.
-        names: Options by the arguments that stand for them, where they are called otherwise.
+        names: Options by the names of their arguments, where these differ.
     """
     return _renamed(message, _as_option, as_flag, names)
 
 
 def as_entry_named(message: str) -> str:
-    """A message on an argument, if it is an entry of a recipe, to stand behind a file's name."""
+    """A message about an argument, in terms of a recipe if the argument is an entry of it."""
     return _renamed(message, lambda name: f"entry {_as_entry(name)}", _as_entry)
 
 
@@ -202,7 +203,7 @@ def _renamed(
     others: Callable[[str], str],
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """A message that begins with an argument that the library takes from an option."""
+    """A message with its arguments renamed to options."""
     said = re.match(r"Argument `(\w+)`", message)
     name = "" if said is None else {**_OF_ARGUMENT, **names}.get(said[1], said[1])
     if said is None or name not in OPTIONS:
@@ -236,11 +237,11 @@ def refuse_twice(name: str, values: Sequence[Any]) -> None:
 
 
 def spelled(name: str, value: Any) -> Any:
-    """A text as the table spells what it can only mean; anything else as it is.
+    """A text in the spelling of the table if its meaning is clear; otherwise unchanged.
 
-    Words go without case, hyphens and underscores. Of an option that has `words`, one is also
-    understood by a sign behind its beginning: `loss<0.1` as `loss_below=0.1`, `margin > 2` as
-    `margin_above=2`, `loss=0.1` where one word alone begins so.
+    Case, hyphens and underscores do not matter. For an option that has `words`, a comparison is
+    also understood: `loss<0.1` as `loss_below=0.1`, `margin > 2` as `margin_above=2`, and
+    `loss=0.1` if only one word begins so.
     """
     option = OPTIONS[name]
     if not isinstance(value, str):
@@ -265,7 +266,7 @@ _WORDED = re.compile(r"\s*([A-Za-z][\w -]*?)\s*(?:([<>]=?|==?)\s*([^:]*?))?\s*(:
 
 
 def check(name: str, value: Any) -> None:
-    """Refuse an entry of a recipe that is none of its words, or not of its type.
+    """Refuse an entry of a recipe with an unknown word or of the wrong type.
 
     Raises:
         OptionError: If it is another.
@@ -305,9 +306,9 @@ def refuse_idle(asked: Mapping[str, Any], names: Iterable[str]) -> None:
 
 
 def implied(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with what others stand for, a grid for its shape, and else with their defaults.
+    """Options with those that others imply (a shape implies a grid), and their defaults.
 
-    Of those alone that the table has so.
+    This concerns only the options that the table marks as implied.
     """
     found = dict(asked)
     for name in [name for name in asked if OPTIONS[name].implied and asked[name] is None]:
@@ -318,7 +319,7 @@ def implied(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def filled(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with their defaults, where they have an effect and were not given."""
+    """Options, with defaults for those that have an effect and were not given."""
     found = dict(asked)
     for name in [name for name, value in asked.items() if value is None]:
         option = OPTIONS[name]

@@ -1,4 +1,4 @@
-"""Pages: self-contained HTML, and the templates that hold the prose of studies and diagnoses."""
+"""Self-contained HTML pages, from the templates of studies, diagnoses and replays."""
 
 import base64
 import re

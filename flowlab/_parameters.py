@@ -1,7 +1,7 @@
-"""Hyper-parameters: fields that check themselves, and the numbers of a module by name.
+"""Hyper-parameters: checked fields of modules, and access to them by name.
 
-A hyper-parameter is a field that holds a number or an array and is not static, of a module or of
-one inside it, directly or in a tuple. The walls of domains are none.
+A hyper-parameter is a non-static field with a number or an array, of a module or of a module inside
+it, directly or in a tuple. The walls of domains are no hyper-parameters.
 """
 
 import dataclasses

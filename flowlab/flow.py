@@ -286,7 +286,8 @@ def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
     if loss.of_batch:
         raise ValueError(
             "Argument `loss` must be a loss of one pair, but the value of "
-            f"{type(loss).__name__} depends on all pairs of a batch, and the policy has one pair."
+            f"{type(loss).__name__} depends on the other pairs of a batch, and the policy has a "
+            "single pair."
         )
     if shape:
         raise ValueError(

@@ -95,7 +95,7 @@ def told_of_domain(
         outcomes: Codes of `Outcome`.
         ends: The states at the ends; a component that was absorbed is 0.
         times: Flow times there.
-        names: Names of the components of a state; None where they have none.
+        names: Names of the components of a state; None if they have none.
 
     Returns:
         The text, with each part after a semicolon; empty if there are no such lines.
@@ -119,7 +119,7 @@ def absorption(
     Args:
         absorbed: Mask of the components that were absorbed, for each line.
         times: Flow times at the ends of the lines.
-        names: Names of the components of a state; None where they have none.
+        names: Names of the components of a state; None if they have none.
     """
     lines = np.any(absorbed, axis=1)
     if not np.any(lines):

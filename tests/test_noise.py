@@ -376,7 +376,7 @@ def run_with(**changes):
                 "flow": fl.preference_flow(Unweighted(0.5), TabularSoftmax([0.25] * 4, PAIRS)),
                 "starts": LOGITS[None],
             },
-            r"must not be Minibatch\(...\) for Unweighted, whose mean over one pair",
+            r"must not be Minibatch\(...\) for Unweighted, whose mean over a single pair",
         ),
         ({"step": 0.0}, "`step` must be positive and finite"),
         ({"step": NONSENSE}, "`step` must be positive and finite"),

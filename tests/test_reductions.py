@@ -106,5 +106,5 @@ def test_a_map_of_several_cases_at_once_is_refused():
 
 @pytest.mark.parametrize("edges", [[1.0], [1.0, 1.0], [2.0, 1.0], [[0.0, 1.0]]])
 def test_edges_that_do_not_increase_are_refused(edges):
-    with pytest.raises(ValueError, match=r"^Argument `edges` must increase"):
+    with pytest.raises(ValueError, match=r"^Argument `edges` must hold at least two increasing"):
         store.histogram(xarray.DataArray([1.0], dims="start"), edges)

@@ -111,7 +111,7 @@ def test_beside_a_curved_saddle_the_slope_is_that_of_its_rate():
 def test_points_and_radii_that_do_not_fit_are_refused():
     flow = fl.Flow(SADDLE)
     options = dict(until=until.time(1.0))
-    with pytest.raises(ValueError, match="Argument `points` must be critical points, or places"):
+    with pytest.raises(ValueError, match="Argument `points` must be critical points, or positions"):
         slowdown(flow, [[1.0, 1.0]], [0.0, 0.0], radius=1.0, **options)  # type: ignore[arg-type]
     for radius in (0.0, [1.0, 2.0], np.nan):
         with pytest.raises(ValueError, match="Argument `radius` must be positive and finite"):

@@ -140,7 +140,7 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, 
 def _regions(
     plane: Plane, flat: Float[np.ndarray, "n 2"], outer: Float[np.ndarray, "m 2"]
 ) -> list[CriticalSet]:
-    """The flat region nearest to the reference point, from positions inside and outside of such."""
+    """The flat region nearest to the reference point, from positions inside and outside of it."""
     if not len(flat):
         return []
     if not len(outer):

@@ -1,6 +1,6 @@
 """The command `flowlab`: sweeps, stores, losses, portraits, displacement, logs, models, the study.
 
-Nothing but the standard library and typer is imported before a command runs.
+Only the standard library and typer are imported before a command runs.
 """
 
 import gc

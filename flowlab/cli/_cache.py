@@ -1,7 +1,7 @@
-"""The programs that the command compiles, kept in the user's folder of caches for the next time.
+"""The cache of compiled programs in the user's cache folder.
 
-JAX's own cache does it. Its settings are those of a whole process, so that only a process which is
-the command's own makes them; the library makes none.
+It is JAX's own cache. Its settings are global to a process, so that only the command makes them,
+and never the library.
 """
 
 import hashlib
@@ -34,10 +34,10 @@ _OF_PROCESSOR = {
 
 
 def keep_programs() -> None:
-    """Let this process take from the folder what was compiled before, and add to it what was not.
+    """Use the cache folder in this process, for reading and writing.
 
-    Nothing is done where the user keeps programs elsewhere, or where there is no folder for it.
-    Whatever is wrong with the folder, programs are compiled as if it were empty, without a word.
+    Nothing is done if the user has configured another cache, or if there is no folder for it. If
+    the folder cannot be used, programs are silently compiled without it.
     """
     place = folder()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or place is None:
@@ -55,7 +55,7 @@ def keep_programs() -> None:
 
 
 def _silence_loading() -> None:
-    """Keep off stderr what XLA says of programs that it takes from a cache.
+    """Suppress XLA's messages on stderr about programs loaded from a cache.
 
     Up to jax 0.10 at least, that is that the processor lacks "prefer-no-gather", which is no
     feature but a preference of the compiler's, on every processor with AVX-512. The folder is for
@@ -67,17 +67,17 @@ def _silence_loading() -> None:
 
 
 def folder() -> Path | None:
-    """The folder of programs for this processor; None where the user has none for caches.
+    """The folder of programs for this processor; None if the user has no cache folder.
 
-    A program is machine code for the processor that compiled it, and may end the process on
-    another one, whereas a home is often shared by several machines.
+    A program is machine code for the processor that compiled it, and may end the process on another
+    one, whereas a home is often shared by several machines.
     """
     caches = _caches()
     return None if caches is None else caches / "flowlab" / "compiled" / _processor()
 
 
 def _caches() -> Path | None:
-    """The user's folder of caches by the custom of the system."""
+    """The user's cache folder by the convention of the system."""
     with suppress(RuntimeError):  # there is no home
         if sys.platform == "win32":
             return _absolute("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
@@ -88,15 +88,15 @@ def _caches() -> Path | None:
 
 
 def _absolute(variable: str) -> Path | None:
-    """The absolute path in a variable; the custom is to take no notice of another."""
+    """The absolute path in an environment variable; by convention, others are ignored."""
     path = Path(os.environ.get(variable, ""))
     return path if path.is_absolute() else None
 
 
 def _processor() -> str:
-    """A name that other models of processors and other numbers of cores do not have.
+    """A name for the processor model and the number of cores.
 
-    XLA divides the work of a program among the cores that there were when it was compiled.
+    XLA divides the work of a program among the cores that were present when it was compiled.
     """
     told = _told_by_linux() or [platform.version(), platform.processor()]
     facts = "\n".join([platform.machine(), str(_cores()), *told])
@@ -108,7 +108,7 @@ def _cores() -> int | None:
 
 
 def _told_by_linux() -> list[str]:
-    """Model and features of the processors; none elsewhere, where the system's version tells it."""
+    """Model and features of the processors on Linux; empty on other systems."""
     try:
         lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -117,7 +117,7 @@ def _told_by_linux() -> list[str]:
 
 
 def _forget_torn(place: Path) -> None:
-    """Remove entries whose writing was cut short: those without the time of their last use.
+    """Remove entries that were written incompletely: those without the time of their last use.
 
     JAX writes that after the entry. It never replaces an entry, and up to jax 0.10 it adds none to
     a folder that holds one without its time.

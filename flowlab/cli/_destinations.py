@@ -1,4 +1,4 @@
-"""Files and folders that commands write: none is overwritten unasked, default names are free."""
+"""Files and folders that commands write, which are never overwritten unasked."""
 
 import itertools
 import mimetypes
@@ -22,10 +22,10 @@ def file(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """The file to write, before there is work to lose; a free name like the default if none.
+    """The file to write, checked before any work; by default a free name.
 
     Raises:
-        ValueError: If it is there or is a folder, lies in none, or does not end as it should.
+        ValueError: If it exists or is a folder, its folder does not exist, or its suffix is wrong.
     """
     path = _free(Path(default)) if given is None else given
     refuse_unless(not path.is_dir(), option, "must be a file, but {} is a folder", path)
@@ -40,16 +40,16 @@ def file(
 
 
 def folder(given: Path | None, default: str, mark: str, *, overwrite: bool = False) -> Path:
-    """The folder to write, before there is work to lose; a free name like the default if none.
+    """The folder to write, checked before any work; by default a free name.
 
     Args:
-        given: What was asked for.
-        default: The name in place of that.
-        mark: A file by which a folder is known as one of this command's.
+        given: The folder that was asked for, or None.
+        default: The default name.
+        mark: A file by which earlier results of this command are recognised.
         overwrite: Whether earlier results may be replaced.
 
     Raises:
-        ValueError: If it holds earlier results or something else, or is or is called like a file.
+        ValueError: If it holds earlier results or anything else, is a file, or has the name of one.
     """
     path = _free(Path(default)) if given is None else given
     _check_name(str(path))
@@ -63,7 +63,7 @@ def store(given: str | None, default: str) -> str:
     """The store to write, a folder or an address.
 
     Raises:
-        ValueError: If it is called like a file, or cannot be written to.
+        ValueError: If it has the name of a file, or cannot be written to.
     """
     out = f"{default}.zarr" if given is None else given
     if "://" not in out:
@@ -73,13 +73,13 @@ def store(given: str | None, default: str) -> str:
 
 
 def _check_name(path: str) -> None:
-    """Refuse what is called like a file of a known kind, but would be a folder."""
+    """Refuse a folder name with the suffix of a known file type."""
     is_file = mimetypes.guess_type(Path(path).name)[0] is not None and not Path(path).exists()
     words = "must be a folder, but {} is the name of a file; leave out its ending, {}"
     refuse_unless(not is_file, "out", words, path, Path(path).suffix)
 
 
 def _free(path: Path) -> Path:
-    """A path at which there is nothing: this one, or with the first number behind its name."""
+    """A path that does not exist: the given one, or with the first free number appended."""
     numbered = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())

@@ -44,7 +44,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 
 def _programs() -> str:
-    """The folder of compiled programs, and how much it holds."""
+    """The folder of compiled programs, and its size."""
     if os.environ.get("FLOWLAB_NO_CACHE"):
         return "none, by FLOWLAB_NO_CACHE"
     if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -75,7 +75,7 @@ def _sweeps() -> Iterator[tuple[str, str]]:
 
 
 def _refusal(name: str) -> str | None:
-    """Why a sweep of DPO on the ratio plane cannot be a kernel for a kind of chip."""
+    """The reason why a sweep of DPO on the ratio plane cannot be lowered for a kind of chip."""
     dtype = np.dtype(_WORKS_IN[name])
     starts = np.array([[0.4, 0.3]], dtype)
     with jax.enable_x64(dtype == np.float64):

@@ -1,4 +1,4 @@
-"""From the options of `flowlab explain` to what moves the log-probabilities of a model."""
+"""The explanation that the options of `flowlab explain` ask for."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ Explained = tuple[Explanation, Pairs]
 
 
 def explained(asked: Mapping[str, Any]) -> Explained:
-    """The explanation that is asked for, and the pairs that it is of."""
+    """The explanation that is asked for, and its pairs."""
     rate, size = asked["learning_rate"], asked["batch_size"]
     refuse_unless(
         size is None or rate is not None, "batch_size", "has no effect without {learning_rate}"
@@ -39,7 +39,7 @@ def explained(asked: Mapping[str, Any]) -> Explained:
 
 
 def text(found: Explained, asked: Mapping[str, Any]) -> str:
-    """The explanation in words, with the pairs that lower the chosen responses most."""
+    """The explanation as text, with the pairs that lower the chosen responses most."""
     explanation, pairs = found
     k_ww, k_wl, k_ll = explanation.mean_kernel[[0, 0, 1], [0, 1, 1]]
     falls = np.mean(explanation.falls)
@@ -62,7 +62,7 @@ def text(found: Explained, asked: Mapping[str, Any]) -> str:
 
 
 def to_json(found: Explained) -> dict[str, Any]:
-    """The explanation as JSON, with the rows of the data that its pairs are from."""
+    """The explanation as JSON, with the rows of its pairs in the data."""
     explanation, pairs = found
     return {"rows": pairs.rows.tolist(), **explanation.to_json()}
 

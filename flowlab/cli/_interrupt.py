@@ -1,9 +1,9 @@
-"""The end of the command on Ctrl-C or SIGTERM, soon, whatever it is at.
+"""A prompt end of the command on Ctrl-C or SIGTERM, even during compilation.
 
-Python takes a signal up between two of its own instructions, and leaves pools of threads when
-their work is done: a compilation or a long block holds it up for a minute. A thread that the
-system wakes therefore waits for a moment, in which the command can say and write what is done, and
-then ends the process. Results are written as they come, so none is lost.
+Python handles a signal between two of its own instructions, and leaves a pool of threads only when
+their work is done, so that a compilation or a long block can delay the end by a minute. A thread
+that the system wakes therefore waits for a moment, in which the command can report and write what
+is done, and then ends the process. Results are written as they are finished, so that none is lost.
 """
 
 import os
@@ -21,7 +21,7 @@ _sentences: list[Callable[[], str]] = []
 
 
 def end_soon() -> None:
-    """End the process a moment after the first Ctrl-C, or SIGTERM where that is taken for one."""
+    """End the process a moment after the first Ctrl-C, or SIGTERM if it is handled like that."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -29,7 +29,7 @@ def end_soon() -> None:
 
 
 def say(sentence: Callable[[], str]) -> None:
-    """Have a sentence told if the process is ended so, on what is kept and how to resume."""
+    """Register a sentence for that case, on what is kept and how to resume."""
     _sentences.append(sentence)
 
 

@@ -1,6 +1,6 @@
 """The commands that take a language model: `flowlab replay`, `explain` and `forecast`.
 
-Nothing but the standard library and typer is imported before a command runs.
+Only the standard library and typer are imported before a command runs.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The table of options, as typer reads it off the parameters of a function."""
+"""The conversion of the table of options to the parameters that typer reads."""
 
 import functools
 import inspect
@@ -18,15 +18,14 @@ _Function = Callable[..., None]
 
 
 def with_options(*names: str, named: bool = False) -> Callable[[_Function], _Function]:
-    """Give a function the options of the table that have the names of its parameters.
+    """Decorate a function so that its parameters become options of the table with their names.
 
-    Each has the type and the default of the parameter.
+    Each option has the type and the default of the parameter.
 
     Args:
-        names: What the function takes as `**others`: options of the type of the table, each of
-            which is None where it is not given.
-        named: Whether losses may be given as arguments too, in place of the option `loss`, which
-            the function takes a list of.
+        names: Further options, passed as `**others` with the types of the table; None if not given.
+        named: Whether losses can also be given as positional arguments; the function takes a list
+            of them.
     """
 
     def given_to(function: _Function) -> _Function:
@@ -62,7 +61,7 @@ def with_options(*names: str, named: bool = False) -> Callable[[_Function], _Fun
 
 
 def option(name: str, command: str = "") -> Any:
-    """An option of the table, as typer takes it for a command."""
+    """An option of the table in typer's form."""
     entry, flag = OPTIONS[name], as_flag(name)
     text = entry.help_of.get(command, entry.help)
     complete = _losses_begun if name in ("loss", "name", _NAMED) else None
@@ -79,14 +78,14 @@ def option(name: str, command: str = "") -> Any:
 
 
 def _losses_begun(incomplete: str) -> list[str]:
-    """The losses whose names begin so, for the shell."""
+    """The losses whose names begin with a text, for shell completion."""
     from flowlab.losses import CATALOGUE
 
     return [name for name in CATALOGUE if name.startswith(incomplete.lower())]
 
 
 def _losses_named(function: _Function) -> inspect.Parameter:
-    """Losses as arguments."""
+    """Losses as positional arguments."""
     return _parameter(function, _NAMED, list[str] | None, None)
 
 

@@ -1,4 +1,4 @@
-"""From the options of `flowlab replay` to a run beside its log."""
+"""The replay that the options of `flowlab replay` ask for."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,7 +67,7 @@ def _given(asked: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _rates(asked: Mapping[str, Any], log: TrainingLog, steps: int) -> np.ndarray:
-    """The learning rate of each step: as it is asked for, or as the log tells it."""
+    """The learning rate of each step, from the options or from the log."""
     if asked["learning_rate"] is not None:
         return hf_rates(asked["learning_rate"], steps, **_given(asked, _RATES))
     for name in _RATES:
@@ -84,7 +84,7 @@ def _rates(asked: Mapping[str, Any], log: TrainingLog, steps: int) -> np.ndarray
 def _order(
     asked: Mapping[str, Any], log: TrainingLog, count: int, steps: int
 ) -> tuple[list[np.ndarray], int]:
-    """The pairs of each step, and how many of them are a batch of one process."""
+    """The pairs of each step, and the batch size of one process."""
     size = asked["batch_size"] or int(log.settings.get("train_batch_size", 0))
     refuse_unless(size > 0, "batch_size", "must be given, since the log does not have it")
     options = {**_given(asked, _OF_ORDER), "drop_last": asked["drop_last"]}
@@ -120,7 +120,7 @@ def _wide(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _named(**options: str) -> Iterator[None]:
-    """Refusals of arguments by the options that they come from."""
+    """A context in which errors about arguments name their options."""
     try:
         yield
     except ValueError as error:

@@ -53,7 +53,7 @@ def carry_out(
     overwrite: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Carry out a plan into a store, here or on a cluster, and print what became of it."""
+    """Carry out a plan into a store, here or on a cluster, and print a summary."""
     from flowlab import plans, store
     from flowlab.until import Outcome
 
@@ -84,7 +84,7 @@ def carry_out(
 
 @contextmanager
 def _failures_told(out: str) -> Iterator[None]:
-    """Context in which failures of a plan are refusals, or say how to resume what was written."""
+    """A context in which failures of a plan become refusals, or say how to resume."""
     from flowlab import plans
 
     try:
@@ -193,7 +193,7 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
 
 
 def _share_colors(figure: Any, axes: Sequence[Any], count: int, label: str) -> None:
-    """One colour bar beside all maps, in place of the Axes that no map has."""
+    """Add one colour bar for all maps."""
     for ax in axes[count:]:
         ax.remove()
     image = next(image for ax in axes[:count] for image in ax.images)
@@ -231,7 +231,7 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
 
 
 def print_losses(reach: float) -> "dict[str, Card]":
-    """Print the table of all losses of the catalogue; what is there of it, if interrupted."""
+    """Print the table of all losses of the catalogue; if interrupted, the finished part."""
     from flowlab import losses, study
 
     batches = [n for n, x in losses.CATALOGUE.items() if x.of_batch]
@@ -247,7 +247,7 @@ def print_losses(reach: float) -> "dict[str, Card]":
 
 
 def print_loss(card: "Card", picture: Path) -> None:
-    """Print a card in words, and draw its portrait."""
+    """Print a card as text, and draw its portrait."""
     from flowlab import cards, plots
 
     typer.echo(cards.description(card))
@@ -257,7 +257,7 @@ def print_loss(card: "Card", picture: Path) -> None:
 def print_portrait(
     flow: "AbstractFlow", ranges: "Ranges", *, cells: int | None, picture: Path
 ) -> None:
-    """Print where a flow rests, and draw its phase portrait; with basins, if it has cells."""
+    """Print the critical points of a flow, and draw its phase portrait, with basins if asked."""
     from flowlab import critical, plots
 
     points = critical.critical_points(flow, ranges)
@@ -302,7 +302,7 @@ def keep_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
 
 
 def _losses(found: "dict[str, Card]", batches: Sequence[str]) -> str:
-    """The table of cards, and rows that go across its columns for the losses that have none."""
+    """The table of cards, with spanning rows for losses without a card."""
     from flowlab import cards
 
     width = max(map(len, (*found, *batches)))
@@ -338,7 +338,7 @@ def _is_measured(name: str) -> bool:
 
 
 def _places(values: "xarray.DataArray") -> Iterator[tuple[str, dict[str, int]]]:
-    """Each case and component with a label, as indices into the dimensions beside the starts."""
+    """Label and indices of each case and component."""
     import numpy as np
 
     others = [str(name) for name in values.dims if name not in _STARTS]

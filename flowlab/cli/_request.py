@@ -1,6 +1,6 @@
-"""From the options of the commands to what the library takes.
+"""The conversion of the options of commands to arguments of the library.
 
-What only some commands need is imported where they do: a log is read without the solver.
+Modules that only some commands need are imported there: a log is read without the solver.
 """
 
 import re
@@ -50,7 +50,7 @@ def plan(asked: dict[str, Any], file: Path | None, *, float32: bool) -> "Plan":
 
 
 def names(texts: Sequence[str] | None) -> list[str]:
-    """The names in texts, each of which may hold several with commas between."""
+    """The names in texts, each of which may hold several, separated by commas."""
     parts = [part.strip() for text in texts or () for part in text.split(",")]
     return [part for part in parts if part]
 
@@ -69,7 +69,7 @@ def loss_parameters(texts: Sequence[str] | None) -> dict[str, float]:
 
 
 def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, Ranges]:
-    """The flow on a plane that is to be drawn, and where it is usually looked at."""
+    """The flow on a plane that is to be drawn, and its customary region."""
     from flowlab.plans import builders
 
     if potential is None and len(asked["loss"]) == 1 and meant(asked["loss"][0], _potentials()):
@@ -91,7 +91,7 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
 
 
 def _potential(name: str) -> tuple[AbstractFlow, Ranges]:
-    """The flow of a classical potential with a name, and where it is usually looked at."""
+    """The flow of a classical potential, by name, and its customary region."""
     known = _potentials()
     found, listed = meant(name, known), ", ".join(sorted(known))
     if found is None:
@@ -126,7 +126,7 @@ def checked_range(
 
 
 def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
-    """The losses named in a text, each with every beta if it has one, by the names to show."""
+    """The losses in a text, each with every β if it has one, by their titles."""
     refuse_twice("beta", betas or ())
     of_pairs = [n for n, known in CATALOGUE.items() if not known.of_batch]
     names = of_pairs if text == "all" else [name.strip() for name in text.split(",")]
@@ -145,7 +145,7 @@ def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
 
 
 def described(name: str, beta: float | None, texts: Sequence[str] | None) -> AbstractLoss:
-    """The loss named, with its hyper-parameters, of which beta has an option of its own."""
+    """The loss with its hyper-parameters; β has an option of its own."""
     parameters = loss_parameters(texts)
     if beta is not None:
         refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
@@ -160,7 +160,7 @@ def described(name: str, beta: float | None, texts: Sequence[str] | None) -> Abs
 def losses_of_displacement(
     names: Sequence[str], beta: float | None, texts: Sequence[str] | None
 ) -> dict[str, AbstractLoss]:
-    """The losses named, with a beta and, if it is only one, hyper-parameters of its own."""
+    """The losses with a β and, for a single loss, its hyper-parameters."""
     refuse_unless(bool(names), "loss", "must be given")
     refuse_twice("loss", names)
     alone = len(names) == 1
@@ -192,7 +192,7 @@ def diagnoses(
 def trained(
     name: str, beta: float, parameters: dict[str, float], *, of_batch: bool = False
 ) -> AbstractLoss:
-    """The loss of a run, with its beta where it has one; of a batch only where that may be."""
+    """The loss of a run, with its β if it has one; a loss of a batch only if that is allowed."""
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
     plain = loss(name, parameters)
     if not of_batch:
@@ -201,7 +201,7 @@ def trained(
 
 
 def refuse_batch(found: AbstractLoss, name: str, option: str) -> None:
-    """Refuse a loss of a batch, named by an option, where one of a pair is needed."""
+    """Refuse a loss of a batch where one of a single pair is needed."""
     words = "must name losses of one pair, but {} is of a batch"
     refuse_unless(not found.of_batch, option, words, name)
 
@@ -212,7 +212,7 @@ def grid(
     span: tuple[float, float] | None,
     cells: int | None,
 ) -> dict[str, Any]:
-    """Margins, ratios k_wl/k_ww about the boundary of a loss, and k_ll/k_ww, as asked for."""
+    """The margins, the ratios k_wl/k_ww around the boundary of a loss, and k_ll/k_ww."""
     from flowlab import displacement
 
     ratio = displacement.REJECTED if rejected is None else rejected

@@ -1,8 +1,8 @@
-"""Words of a command as people write them, made into those that typer reads.
+"""Alternative spellings on the command line, translated for typer.
 
-By the table of options: `--beta 0.1,0.3`, `--x=0,1`, `--count 1e5`, `--Time_Limit 3`,
-`--policy Log-Ratio`, `--until 'loss<0.1'`, `--starts 10000`. What cannot be meant so is refused
-here, named as it was typed.
+By the table of options: `--beta 0.1,0.3`, `--x=0,1`, `--count 1e5`, `--Time_Limit 3`, `--policy
+Log-Ratio`, `--until 'loss<0.1'`, `--starts 10000`. Anything else is refused here, named as it was
+typed.
 """
 
 import re
@@ -26,8 +26,8 @@ def understood(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
     """The words of a command in the spelling of the table.
 
     Args:
-        words: What was typed behind the command.
-        parameters: What the command takes, as typer has it.
+        words: The words typed after the command.
+        parameters: The parameters of the command, from typer.
 
     Raises:
         ValueError: If there is no such option, or it cannot have such a value.
@@ -56,7 +56,7 @@ def understood(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
 
 
 def _flag(typed: str, flags: Mapping[str, Any]) -> str:
-    """The option that a word names; one hyphen in front is enough."""
+    """The option that a word names, with one hyphen or two."""
     keys = {key(flag): flag for flag in flags}
     for flag, one in flags.items():
         for other in OPTIONS[one.name].also if one.name in OPTIONS else ():
@@ -68,7 +68,7 @@ def _flag(typed: str, flags: Mapping[str, Any]) -> str:
 
 
 def _of_a_loss(typed: str, flags: Mapping[str, Any]) -> str:
-    """That a word is a hyper-parameter of some loss, which has to be set as such."""
+    """The hint that a word is a hyper-parameter of a loss, to be given with --set."""
     if "--set" not in flags:
         return ""
     from flowlab._parameters import parameter_names
@@ -80,7 +80,7 @@ def _of_a_loss(typed: str, flags: Mapping[str, Any]) -> str:
 
 
 def _argument(word: str, flags: Mapping[str, Any]) -> str:
-    """A word that is no option; `beta=0.3` is nearly one."""
+    """A positional word; `beta=0.3` is refused with a hint."""
     name, equals, value = word.partition("=")
     known = {key(flag): flag for flag in flags}.get(key(name))
     if equals and known:
@@ -89,13 +89,13 @@ def _argument(word: str, flags: Mapping[str, Any]) -> str:
 
 
 def _type(parameter: Any) -> str:
-    """The type of an option as this command takes it: one of several, where the table has many."""
+    """The type of an option in this command, which may take several values of a list at once."""
     found = OPTIONS[parameter.name].type
     return found if parameter.multiple else _SEVERAL.get(found, found)
 
 
 def _written(name: str, type_: str, left: deque[str], flags: Mapping[str, Any]) -> Iterator[str]:
-    """An option with its value, taken off the words that are left, as typer reads it."""
+    """An option with its value from the remaining words, in typer's form."""
     flag = next(flag for flag, one in flags.items() if one.name == name)
     if type_ in _OF_TWO:
         yield from (flag, *_two(name, type_, left))
@@ -114,7 +114,7 @@ def _written(name: str, type_: str, left: deque[str], flags: Mapping[str, Any]) 
 
 
 def _one(name: str, type_: str, text: str) -> str:
-    """A single value, checked where the table says what it can be."""
+    """A single value, checked against the table."""
     if type_ in _CHECKED:
         return _CHECKED[type_](name, text)
     value = spelled(name, text)
@@ -124,7 +124,7 @@ def _one(name: str, type_: str, text: str) -> str:
 
 
 def _instead(name: str, text: str) -> str:
-    """The option that a value is for, if not for the one that it was given to; else ""."""
+    """The name of another option for which a value is meant; "" if it is meant for this one."""
     option = OPTIONS[name]
     if spelled(name, text) in option.choices:
         return ""
@@ -134,7 +134,7 @@ def _instead(name: str, text: str) -> str:
 
 
 def _numbers(name: str, left: deque[str]) -> Iterator[str]:
-    """Several numbers, with commas between or as words of their own."""
+    """Several numbers, separated by commas or as separate words."""
     first = left.popleft()
     yield from (_number(name, each) for each in first.strip(",").split(","))
     while left and _is_number(left[0]):
@@ -142,7 +142,7 @@ def _numbers(name: str, left: deque[str]) -> Iterator[str]:
 
 
 def _two(name: str, type_: str, left: deque[str]) -> list[str]:
-    """Two numbers, of which a comma may make one word; a single size stands for both sides."""
+    """Two numbers, as one word with a comma or two words; a single size counts for both."""
     parts = _parts(type_, left.popleft())
     if len(parts) == 1 and left and _is_number(left[0]):
         parts.append(left.popleft())
@@ -154,7 +154,7 @@ def _two(name: str, type_: str, left: deque[str]) -> list[str]:
 
 
 def _parts(type_: str, text: str) -> list[str]:
-    """The numbers of one word, as `0,1`, `(0, 1)`, or `64x32` of whole ones."""
+    """The numbers in one word, such as `0,1`, `(0, 1)`, or `64x32`."""
     between = "[,;x× ]+" if type_ == "two whole numbers" else "[,; ]+"
     return re.split(between, text.strip("()[] "))
 

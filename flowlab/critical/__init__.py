@@ -1,4 +1,4 @@
-"""Instruments: critical points of a flow, what slows it, its basins, and sensitivity to the start.
+"""Instruments for flows: critical points, basins, slow regions, sensitivity, continuation.
 
 Critical points and lines of them, basins and separatrices, time beside saddles, slow regions,
 sensitivity to the start, and how critical points move with a parameter.

@@ -35,7 +35,7 @@ _SHARP = 1e-6  # of the range of values: what an event is known to without a wor
 
 @dataclass(frozen=True)
 class Branch:
-    """One critical point, or line of such, followed over the parameter.
+    """A critical point, or a line of them, followed over the parameter.
 
     Attributes:
         values: The parameter, ascending, shape (k,).
@@ -80,7 +80,7 @@ class Continuation:
         branches: The points, followed.
         events: The values at which one appears, vanishes, changes its index or is lost, in their
             order. Entering or leaving the region is no event.
-        components: Names of the components of a state, where they have such.
+        components: Names of the components of a state, if they have names.
     """
 
     parameter: str

@@ -112,7 +112,7 @@ class Plateaus:
         speed: Speed at the centres, NaN outside of the domain, shape (a, b).
         past: Whether a cell is past the target from the start, and so in no plateau, shape (a, b).
         labels: Number of the plateau that a cell is in, 0 for none, shape (a, b).
-        components: Names of the components of a state, where they have such.
+        components: Names of the components of a state, if they have names.
     """
 
     plateaus: tuple[Plateau, ...]

@@ -176,8 +176,8 @@ def _fit_guesses(
     fit = here.inside & np.isfinite(here.steepness)
     if not fit.any():
         raise ValueError(
-            "Argument `region` must hold states at which the flow is defined, but none of "
-            f"{len(guesses)} starts in {ends.tolist()} is one."
+            "Argument `region` must hold states at which the flow is defined, but it is at "
+            f"none of {len(guesses)} starts in {ends.tolist()}."
         )
     return guesses[fit], here.at(fit)
 

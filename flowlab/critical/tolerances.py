@@ -1,6 +1,6 @@
-"""Thresholds that several instruments share, each with what it is a part of, and why.
+"""Thresholds that several instruments share, each with its unit and its reason.
 
-A threshold of a single instrument stands in its module, under a name that no other module has.
+A threshold of a single instrument is defined in its module, under a unique name.
 """
 
 __all__ = [

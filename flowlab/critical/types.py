@@ -85,7 +85,7 @@ class CriticalPoints:
             of the search and where it ended without a root.
         smallest_at: The state there.
         searched: Starts of the search.
-        components: Names of the components of a state, where they have such.
+        components: Names of the components of a state, if they have names.
     """
 
     points: tuple[CriticalPoint, ...]
@@ -151,7 +151,7 @@ class CriticalPoints:
 
 
 def coordinates(position: Float[np.ndarray, " d"], digits: int = 4) -> str:
-    """A position as text, "(1, 0.5)", with 0 for what is rounding alone."""
+    """A position as text, "(1, 0.5)", with 0 for components that are zero up to rounding."""
     shown = (0.0 if abs(at) < _ROUNDING else at for at in map(float, position))
     return f"({', '.join(f'{at:.{digits}g}' for at in shown)})"
 

@@ -33,7 +33,7 @@ class Pairs:
         mask: True where a token belongs to the response, shape (n, 2, t).
         lengths: Tokens of each response, shape (n, 2).
         rows: The row of each pair in the file, counted from 0, shape (n,).
-        tokenizer: The tokenizer of the tokens; None if it is not known.
+        tokenizer: The tokenizer that made the tokens; None if it is not known.
     """
 
     tokens: Int[np.ndarray, "n 2 t"]

@@ -1,4 +1,4 @@
-"""Chat templates: what a conversation is as a text, rendered in a sandbox."""
+"""Chat templates, which turn conversations into texts, rendered in a sandbox."""
 
 import json
 from collections.abc import Callable, Mapping

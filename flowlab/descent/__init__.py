@@ -1,8 +1,9 @@
 """Discrete training on the loss and policy of a flow: any optimiser of optax, step by step.
 
-A flow is what plain gradient descent does in the limit of small steps. Here are the steps
-themselves, with momentum, adaptive step sizes or the noise of minibatches, and how far they go
-from the flow line; and the order, the optimisers and the schedules of Hugging Face's Trainer.
+A flow is the limit of plain gradient descent for small steps. This package takes the steps
+themselves, with momentum, adaptive step sizes or the noise of minibatches, and measures their
+distance from the flow line. It has the order of samples, the optimisers and the schedules of
+Hugging Face's Trainer.
 """
 
 from flowlab.descent.distance import distance

@@ -1,6 +1,6 @@
-"""The loop of training: steps of an optimiser in one program, with what is watched on the way.
+"""The training loop: steps of an optimiser in one program, and the quantities watched.
 
-k: states that are looked at; l: steps of one call; b: pairs of a step.
+k: recorded states; l: steps of one call; b: pairs of a step.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The order in which the Trainer of Hugging Face takes its samples, without torch."""
+"""The order of samples in Hugging Face's Trainer, without torch."""
 
 from collections.abc import Iterator
 

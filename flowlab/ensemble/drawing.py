@@ -1,9 +1,9 @@
-"""Starts of a chunk, on the device that solves them: moved there, or drawn there by their index.
+"""Starts of a chunk on the device that solves them, transferred or drawn there by index.
 
-A start that is drawn on a device has the bits that `flowlab.starts` gives it on the host. NumPy's
-Philox generator turns a counter and a key into four numbers by ten rounds of multiplications, so
-any stretch of its sequence can be had by itself; these rounds are carried out here in integers of
-64 bits.
+A start drawn on a device has the same bits as from `flowlab.starts` on the host. NumPy's Philox
+generator maps a counter and a key to four numbers by ten rounds of multiplications, so that any
+part of its sequence can be computed separately; these rounds are carried out here in 64-bit
+integers.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
 

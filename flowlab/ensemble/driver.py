@@ -1,4 +1,4 @@
-"""The verb `sweep`: what a user says, checked and handed on; hyper-parameters.
+"""The verb `sweep`: checks of its arguments, and sweeps over hyper-parameters.
 
 n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
 """

@@ -136,14 +136,13 @@ class Runs:
         The components of the starts are coordinates, `x_chosen` and `x_rejected` on the ratio
         plane. Starts that form a grid on a plane have these as their two dimensions, so that
         `dataset.time.plot()` is the map; all others have one dimension `start`. Outcomes are the
-        codes of `until.Outcome`, as in
-        `dataset.where(dataset.outcome == until.Outcome.reached)`; their names stand in the
-        attributes of the variable. Measures of each pair or response have a dimension `pair` or
-        `response`, counted from 0. Of states that are PyTrees each leaf is a variable, such as
-        `end_readout`. `store.write` and `store.read` keep a Dataset on disk.
+        codes of `until.Outcome`, as in `dataset.where(dataset.outcome == until.Outcome.reached)`;
+        their names are in the attributes of the variable. Measures of each pair or response have a
+        dimension `pair` or `response`, counted from 0. For states that are PyTrees, each leaf is a
+        variable, such as `end_readout`. `store.write` and `store.read` keep a Dataset on disk.
 
         Args:
-            grid: Whether a grid has two dimensions; if not, its starts too are in one row.
+            grid: Whether a grid gets two dimensions; if not, its starts have one dimension as well.
         """
         import xarray
 

@@ -1,9 +1,10 @@
-"""Closed-form solutions: what the flow does, without a solver.
+"""Closed-form solutions of flows, without a solver.
 
-NumPy and SciPy alone, in float64, so that these numbers are independent of everything they are
-compared with. A start is an array whose last axis holds the two components; every other argument
-broadcasts against the axes before it, and the results have the shape of that broadcast. Times are
-flow times: learning rate times number of plain gradient-descent steps, in the limit of small steps.
+They use only NumPy and SciPy, in float64, so that they are independent of everything that is
+compared with them. A start is an array whose last axis holds the two components; every other
+argument broadcasts against the axes before it, and the results have the shape of that broadcast.
+Times are flow times: learning rate times number of plain gradient-descent steps, in the limit of
+small steps.
 """
 
 from flowlab.exact.classical import (

@@ -1,4 +1,4 @@
-"""Points of the closed forms, converted to float64 and checked at the door."""
+"""Arguments of the closed forms, converted to float64 and checked."""
 
 from typing import TypeAlias
 

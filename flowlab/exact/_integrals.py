@@ -1,10 +1,10 @@
-"""The integrals behind the times on the ratio plane, formed as differences from the outset.
+"""The integrals behind the times on the ratio plane, computed as differences.
 
-With y = log(x2/x1) they all are of e^(-tilt v) (s (1 - s))^order dv, v linear in y and
-s = 1 / (1 + e^-v): a difference of two incomplete beta functions. Taking them one by one loses
-digits where the ends are close, where s underflows, and where order - tilt is small, and is not
-defined where it is negative. So the integral is taken as a whole, term by term of its binomial
-series where |v| > 2 and by a Gauss-Legendre rule in between.
+With y = log(x2/x1) they are all integrals of e^(-tilt v) (s (1 - s))^order dv, with v linear in y
+and s = 1 / (1 + e^-v): differences of two incomplete beta functions. To compute these two
+separately would lose digits where the ends are close, where s underflows, and where order - tilt is
+small, and is not defined where that is negative. The integral is therefore computed as a whole, by
+the terms of its binomial series where |v| > 2 and by a Gauss-Legendre rule in between.
 """
 
 from math import comb

@@ -1,4 +1,4 @@
-"""Constant kernels on the plane of log-ratios, under DPO and IPO: the margin is on its own.
+"""Constant kernels on the plane of log-ratios, under DPO and IPO, in terms of the margin.
 
 u' = -K L'(h) (1, -1), so h' = -c L'(h) with c = k_ww + k_ll - 2 k_wl, and u moves on a line.
 """

@@ -1,6 +1,6 @@
 """The ratio plane under DPO, with walls: circles, slides along a wall, release from it.
 
-The flow is projected: at a wall the outward component of the velocity is dropped, and nothing else.
+The flow is projected: at a wall, only the outward component of the velocity is dropped.
 """
 
 from typing import NamedTuple

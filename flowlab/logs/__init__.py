@@ -1,4 +1,4 @@
-"""Training logs: read from whatever file they are in, and what they say of their runs."""
+"""Training logs: readers for all common formats, and diagnoses of the runs."""
 
 from flowlab.logs.diagnosis import Diagnosis, diagnose
 from flowlab.logs.series import TrainingLog, read

@@ -1,4 +1,4 @@
-"""Checks of a named β and loss against the numbers in a log, and the β that fits them."""
+"""Checks of a given β and loss against the numbers in a log, and the β that fits them."""
 
 import numpy as np
 

@@ -1,15 +1,15 @@
-r"""The effective coupling of a run: how far the chosen response moves when the rejected one does.
+"""The effective coupling of a run: the motion of the chosen response per motion of the rejected.
 
-With a kernel K that does not change, u' = K·(α, −γ) for a loss that pushes the chosen response up
-with α and the rejected one down with γ. A run along a direction v = (a, b) therefore fixes K but
-for one number, and up to a scale:
+With a constant kernel K, u' = K·(α, −γ) for a loss that pushes the chosen response up with α and
+the rejected one down with γ. A run along a direction v = (a, b) therefore determines K up to one
+free number and a scale:
 
     K = v·vᵀ/(aα − bγ) + p·w·wᵀ,    w = (γ, α),  p ≥ 0,
 
-for w is orthogonal to (α, −γ), and K is symmetric and positive semidefinite exactly if p is not
+since w is orthogonal to (α, −γ), and K is symmetric and positive semidefinite exactly if p is not
 negative. The velocity of the chosen response under another loss is linear in p, so that its sign is
-known for all kernels where it is the same at p = 0 and for p → ∞. For a loss of the margin, α = γ,
-and −1 ≤ ρ < 0 these are the kernels with k_wl/k_ww in [1, 1/|ρ|].
+known for all kernels if it is the same at p = 0 and for p → ∞. For a loss of the margin, α = γ, and
+−1 ≤ ρ < 0 these are the kernels with k_wl/k_ww in [1, 1/|ρ|].
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Diagnosis of a training run from its log, by algebra alone."""
+"""Diagnosis of a training run from its log, without integration."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any

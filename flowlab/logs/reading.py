@@ -1,7 +1,7 @@
-"""The rows of a training log, from whatever file people have them in.
+"""The rows of a training log, from files of all common formats.
 
-The kind of a file is told by its content. Nothing in it is executed: rows that were printed as
-Python dicts are read as literals alone.
+The format is recognised by the content. Nothing in a file is executed: rows printed as Python dicts
+are only read as literals.
 """
 
 import ast

@@ -1,4 +1,4 @@
-"""A diagnosis in words, as JSON, and as a page with pictures."""
+"""A diagnosis as text, as JSON, and as a page with pictures."""
 
 import re
 import textwrap

@@ -95,8 +95,8 @@ class BCO(AbstractLoss):
 class APOZero(AbstractLoss):
     """Anchored preference optimisation, zero: 1 − σ(βu_w) + σ(βu_l).
 
-    Pushes the chosen up and the rejected down, each on its own: flat in the response whose βu is
-    far from 0, whatever the other does.
+    It pushes the chosen response up and the rejected one down independently: the loss is flat in a
+    response whose βu is far from 0, regardless of the other one.
 
     Args:
         beta: β, positive; an array sets one per pair.

@@ -42,8 +42,9 @@ def path_length(of: Space = "state") -> Measure:
     """Length of the flow line, as `path_length`, or `path_length_x`, `_u`, `_probability`.
 
     Args:
-        of: Euclidean in the state's own coordinates, in the ratios x, in the log-ratios u (the one
-            that can be compared between policies), or in the probabilities of the two responses.
+        of: The space in which the length is Euclidean: the state's own coordinates, the ratios x,
+            the log-ratios u (comparable between policies), or the probabilities of the two
+            responses.
 
     Accuracy: integrated with the flow line, to the same tolerance. A line that ends on the
         absorbing boundary is integrated to 1e-12 of its start; its length in u, which is infinite,

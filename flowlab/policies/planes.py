@@ -1,4 +1,4 @@
-"""Planes: two numbers stand for one pair, and nothing else moves."""
+"""Planes: policies whose state is two numbers, for the two responses of one pair."""
 
 import functools
 from collections.abc import Callable

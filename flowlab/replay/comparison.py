@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def rows(self) -> Int[np.ndarray, " n"]:
-        """The row of the data that each pair is from, counted from 0."""
+        """The row of each pair in the data, counted from 0."""
         return np.arange(self.run.u.shape[1]) if self.pairs is None else self.pairs.rows
 
     @property
@@ -113,7 +113,7 @@ def compare(
         log: The log.
         run: The replay, with at least as many steps.
         doubts: The result of `doubts`.
-        pairs: The pairs of the replay, by whose rows and texts a report calls them.
+        pairs: The pairs of the replay, whose rows and texts then name them.
 
     Raises:
         ValueError: If the log has no log-ratios or no steps, or is longer than the replay.

@@ -120,7 +120,7 @@ def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _fallen(comparison: Comparison) -> str:
-    """The pairs whose chosen response fell most, with their texts if these are known."""
+    """The pairs whose chosen response fell most, with their texts where these are known."""
     last = comparison.run.u[-1]
     listed = []
     for pair in np.argsort(last[:, 0])[:_SHOWN]:

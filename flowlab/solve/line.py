@@ -153,7 +153,7 @@ class Line(eqx.Module):
 
     @property
     def components(self) -> tuple[str, ...] | None:
-        """Names of the components of a state, where it is one array that has such."""
+        """Names of the components of a state, if it is one array and they have names."""
         return self._problem.flow.components
 
     def at(self, time: npt.ArrayLike) -> PyTree[Float[ArrayLike, "..."]]:

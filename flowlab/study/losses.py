@@ -89,7 +89,7 @@ def computed(
     reach: float = cards.REACH,
     progress: bool | None = None,
 ) -> Iterator[tuple[str, Card]]:
-    """The cards of losses in their order, each as soon as it is there; several are made at once.
+    """The cards of losses in order, yielded as they are finished; several are computed at once.
 
     Args:
         losses: Losses of one pair by name.

@@ -68,6 +68,7 @@ class Option:
             effect with one of its words alone.
         instead: Other options that a value of their type is for, by the types, where it is none of
             the choices.
+        elsewhere: What is meant by it where a command has no such option, by the command's name.
         least: Its smallest value.
         variable: An environment variable that gives it as well.
         only: Another option, and the words of that with which this one has an effect.
@@ -87,6 +88,7 @@ class Option:
     by: str | None = None
     implied: bool = False
     instead: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
     least: int | None = None
     variable: str | None = None
     only: Sequence[str] = ()

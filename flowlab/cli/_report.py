@@ -258,6 +258,18 @@ def print_portrait(
     _save(ax, picture)
 
 
+def print_page(
+    flow: "AbstractFlow", over: dict[str, list[float]], ranges: "Ranges", page: Path
+) -> None:
+    """Print where a flow rests, and write its interactive portrait."""
+    from flowlab import plots
+
+    made = plots.interactive_portrait(flow, x=ranges[0], y=ranges[1], over=over)
+    for view in made.views:
+        typer.echo("".join(f"{name} = {view.value:g}: " for name in over) + str(view.points))
+    typer.echo(f"\npage: {made.save(page)}")
+
+
 def _save(ax: Any, picture: Path) -> None:
     ax.get_figure(root=True).savefig(picture, dpi=200)
     typer.echo(f"\nfigure: {picture}")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flowlab.plots.critical import basins, branches, critical_points, separatrices
     from flowlab.plots.displacement_maps import displacement, displacements
     from flowlab.plots.fields import field, loss_surface
+    from flowlab.plots.interactive import InteractivePortrait, interactive_portrait
     from flowlab.plots.maps import changes, map_of
     from flowlab.plots.paths import lines, log_path, walls
     from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
@@ -33,6 +34,7 @@ __all__ = [
     "LAYERS",
     "LOG_RATIOS",
     "RATIOS",
+    "InteractivePortrait",
     "basins",
     "branches",
     "changes",
@@ -42,6 +44,7 @@ __all__ = [
     "displacements",
     "field",
     "flow_lines",
+    "interactive_portrait",
     "lines",
     "log_path",
     "loss_surface",
@@ -73,6 +76,7 @@ __getattr__, __dir__ = on_demand(
         "critical": ("basins", "branches", "critical_points", "separatrices"),
         "displacement_maps": ("displacement", "displacements"),
         "fields": ("field", "loss_surface"),
+        "interactive": ("InteractivePortrait", "interactive_portrait"),
         "maps": ("changes", "map_of"),
         "paths": ("lines", "log_path", "walls"),
         "phase": ("LAYERS", "nullclines", "phase_portrait", "slow_regions"),

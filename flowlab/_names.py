@@ -1,7 +1,8 @@
 """Names as people write them: `Log-Ratio` means `log_ratio`, and `dop` is near `dpo`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
+from types import MappingProxyType
 
 __all__ = ["did_you_mean", "key", "meant"]
 
@@ -21,8 +22,16 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     return next((each for each in known if key(each) == key(name)), None)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The question whether the nearest known names were meant, to end a sentence with; or ""."""
+def did_you_mean(
+    name: str, known: Iterable[str], written: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The question whether the nearest known names were meant, to end a sentence with; or "".
+
+    Args:
+        name: What was typed.
+        known: The names that there are.
+        written: How the question writes some of them.
+    """
     keys: dict[str, str] = {}
     for each in known:
         keys.setdefault(key(each), each)
@@ -32,4 +41,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not near and len(key(name)) >= _OUTSIDE:
         near = [each for each in keys if key(name) in each or each in key(name)]
     near = sorted(near, key=likeness.__getitem__, reverse=True)[:_MOST]
-    return f"; did you mean {' or '.join(keys[each] for each in near)}?" if near else ""
+    asked = [written.get(keys[each], keys[each]) for each in near]
+    return f"; did you mean {' or '.join(asked)}?" if near else ""

@@ -52,6 +52,8 @@ class OpenBranch:
     values: list[float]
     points: list[CriticalPoint]
     closed: bool = False
+    enters: bool = False
+    leaves: bool = False
 
 
 class Walk:
@@ -227,6 +229,7 @@ class Walk:
             if not segment.reached:
                 break
             if not self.follow.inside(segment.places[-1]):
+                branch.enters = True
                 return
             if self._passes(segment):
                 break
@@ -262,6 +265,10 @@ class Walk:
     ) -> None:
         if self.follow.inside(place):
             self.events.append(Event(float(value), what, place, number, *names, float(within)))
+        elif not names[1]:
+            self.branches[number].leaves = True
+        elif not names[0]:
+            self.branches[number].enters = True
 
 
 def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:

@@ -110,6 +110,24 @@ def test_the_legend_gives_the_slowest_and_the_fastest_arrow():
     assert not labels(plots.field(FLOW, levels=0, legend=False))
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_a_title_stands_above_the_legend_whenever_it_is_set(before):
+    figure, (ax,) = plots.panels(size=(5, 4.5))
+    if before:
+        ax.set_title("two\nlines")
+    plots.lines([ARC], names=("a", "b"), ax=ax)
+    plots.lines([ARC], color="red", label="another", ax=ax)
+    if not before:
+        ax.set_title("two\nlines")
+    figure.canvas.draw()
+    figure.canvas.draw()
+    legend = ax.get_legend()
+    assert legend is not None and legend.get_window_extent().height > 10
+    assert ax.title.get_window_extent().ymin >= legend.get_window_extent().ymax
+    assert ax.title.get_window_extent().ymax <= figure.bbox.ymax  # and is not clipped
+    assert len(ax.child_axes) == 1
+
+
 def test_a_field_has_no_arrows_outside_of_the_domain():
     flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(Simplex(), wall="slide"))
     places = np.asarray(quiver(plots.field(flow)).XY)

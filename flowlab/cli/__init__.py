@@ -109,6 +109,7 @@ class _Computing(_Command):
         return super().invoke(ctx)
 
 
+_TO_INSTALL = "pip install 'flowlab-jax["  # in sentences on extras
 _SURPLUS = re.compile(r"Got unexpected extra argument\S* \((.*)\)")
 
 app = typer.Typer(
@@ -525,4 +526,6 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
         return as_option_named(str(error)), FAILED
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return as_option_named(str(error)), MISUSED
+    if isinstance(error, ModuleNotFoundError) and _TO_INSTALL in str(error):
+        return str(error), FAILED
     return f"{type(error).__name__}: {error}", FAILED

@@ -106,7 +106,7 @@ def _begun(letter: str, flags: Mapping[str, Any]) -> str:
 
 
 def _near(typed: str, flags: Mapping[str, Any], command: str, others: Others) -> str:
-    """What may be meant by an option that there is not, to end a sentence with."""
+    """The option that may be meant by one that there is not, to end a sentence with."""
     found = next((one for one in OPTIONS.values() if key(as_flag(one.name)) == key(typed)), None)
     if found is not None and command in found.elsewhere:
         return f"; did you mean {found.elsewhere[command]}?"

@@ -115,7 +115,7 @@ class Displacement:
     outcome: Int[np.ndarray, "v n"]
 
     def __repr__(self) -> str:
-        """What it is of and how deep the chosen one falls, on one line."""
+        """The loss, the size, and how deep the chosen one falls, on one line."""
         size = f"{len(self.starts)} starts at {len(self.ratios)} ratios k_wl/k_ww"
         fall = f"falls by {np.nanmax(self.dip_depth):.4g} nats at most" if self.known.any() else ""
         return f"Displacement({self.loss!r}: {size}, {fall or 'no flow line'})"

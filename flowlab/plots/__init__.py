@@ -3,6 +3,7 @@
 Nothing here uses pyplot or touches matplotlib's global style. Where no Axes is given, a new Figure
 is made; it is reached as `ax.figure`. Axes are named for what they show unless they have names
 already, and the legend above an Axes gathers the entries of everything that was drawn on it.
+`interactive_portrait` alone makes a page instead, by plotly.
 """
 
 from typing import TYPE_CHECKING

@@ -61,7 +61,7 @@ class InteractivePortrait:
     views: tuple[View, ...]
 
     def __repr__(self) -> str:
-        """What it is of, on one line."""
+        """The title, the slider and the number of lines, on one line."""
         lines = sum(len(view.lines) for view in self.views)
         slider = "".join(f", {name} at {len(held)} values" for name, held in self.over.items())
         return f"InteractivePortrait({self.title}{slider}, {lines} flow lines)"
@@ -166,7 +166,7 @@ def interactive_portrait(
 
 
 def _title(flow: AbstractFlow) -> str:
-    """What a portrait is of, on one line."""
+    """The title of a portrait of a flow, on one line."""
     return ", ".join(title_of(flow).splitlines()) or "A flow"
 
 

@@ -168,9 +168,7 @@ def phase_portrait(
     if points is None and _FOUND & {*layers}:
         points = critical.critical_points(flow, spans)
     if points is not None and "basins" in layers:
-        side = _CELLS if cells is None else cells
-        grid_of_starts = starts.grid(side, *np.transpose(spans)).reshape(side, side, 2)
-        drawn.basins(critical.basins(flow, grid_of_starts, points), colors=colors, ax=ax)
+        _draw_basins(ax, flow, points, spans, _CELLS if cells is None else cells, colors)
     if "slow_regions" in layers:
         _draw_slowest(ax, grid, below)
     if "field" in layers:
@@ -189,6 +187,18 @@ def phase_portrait(
     ax.set_title(ax.get_title() or title_of(flow), fontsize="medium")
     legend_beside(ax, legend)
     return ax
+
+
+def _draw_basins(
+    ax: Axes,
+    flow: AbstractFlow,
+    points: CriticalPoints,
+    spans: tuple[Span, Span],
+    side: int,
+    colors: drawn.Colors | None,
+) -> None:
+    grid = starts.grid(side, *np.transpose(spans)).reshape(side, side, 2)
+    drawn.basins(critical.basins(flow, grid, points), colors=colors, ax=ax)
 
 
 def _draw_slowest(ax: Axes, grid: SampledFlow, below: float | None) -> None:

@@ -1,4 +1,4 @@
-"""What an interactive portrait shows, computed beforehand: a view for each value of its slider.
+"""The views of an interactive portrait, computed beforehand: one for each value of its slider.
 
 m: points of a side of the grid; k: points of a line.
 """
@@ -182,7 +182,7 @@ def _facts(
     *,
     ends_at_sides: bool,
 ) -> Iterator[tuple[str, str]]:
-    """What is told of a line: its ends, its times, its measures."""
+    """The facts told of a line: its ends, its times, its measures."""
     end = np.asarray(line.end)
     yield "start", told(start)
     yield "end", told(end)

@@ -102,6 +102,21 @@ def test_a_line_is_told_with_its_measures(traces):
     assert "flow time at which it is back" not in facts  # for it never falls
 
 
+@pytest.mark.exhaustive
+def test_a_line_that_rests_says_where():
+    bowl = fl.Flow(lambda y: 0.5 * y[0] ** 2 + y[1] ** 2)
+    (view,) = plots.interactive_portrait(bowl, x=(-1, 2), y=(-1, 1), side=2).views
+    assert [point.kind for point in view.points] == ["minimum"]
+    for line in view.lines:
+        facts = dict(line.facts)
+        assert facts["the line"] == "has come to the minimum"
+        x, y = line.path[0]
+        assert facts["potential at the start"] == told(0.5 * x**2 + y**2)
+        np.testing.assert_allclose(line.path[-1], 0, atol=1e-4)
+        # y/y₀ = (x/x₀)², for y falls twice as fast.
+        np.testing.assert_allclose(line.path[:, 1] / y, (line.path[:, 0] / x) ** 2, atol=1e-6)
+
+
 def test_the_slider_shows_one_view_at_a_time(portrait, traces):
     (slider,) = portrait.figure.to_dict()["layout"]["sliders"]
     assert [step["label"] for step in slider["steps"]] == ["0.3", "1"]

@@ -104,7 +104,7 @@ class Walk:
                 continue
             at = self.follow.nearest(segment.places[-1], branch.points[-1], found)
             if at is None and not self.follow.inside(segment.places[-1]):
-                branch.closed = True
+                branch.closed = branch.leaves = True
                 self.note_index_changes(number, segment)
                 continue
             if at is None:

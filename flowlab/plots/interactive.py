@@ -294,7 +294,8 @@ def _points(view: View) -> dict[str, Any]:
         "y": y,
         "text": words,
         "line": {"color": _POINT_COLOR, "width": 5},
-        "marker": {"symbol": shapes, "size": sizes, "color": _POINT_COLOR},
+        "marker": {"symbol": shapes, "size": sizes, "color": _POINT_COLOR, "opacity": 1}
+        | {"line": {"color": "white", "width": 2}},
         "hovertemplate": "%{text}<br>(%{x:.4g}, %{y:.4g})<extra></extra>",
         "showlegend": False,
         "name": "critical points",

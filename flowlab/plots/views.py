@@ -31,6 +31,7 @@ _FINE = 0.004  # of the axes, between the points of a line: two pixels or so
 _MOST_POINTS = 150  # of a line, so that a page stays small
 _EVERY = 2  # of the centres of the grid's cells: 60 on a side, a finger's width on no screen
 _SMALL = 1e-9  # of the axes, within which a line is on a side
+_NEAR = 1e-3  # of the axes, within which a line has come to a critical point: half a pixel
 _AT_MOST = 3  # numbers of a measure that are written out
 
 
@@ -115,7 +116,7 @@ def _view(
 ) -> View:
     grid = sample(flow, *spans)
     points = critical.critical_points(flow, spans)
-    lines = tuple(_lines(grid, spans, side, target, measured))
+    lines = tuple(_lines(grid, points, spans, side, target, measured))
     centres = grid.centres
     keep = slice(None, None, _EVERY)
     shown = SampledFlow(
@@ -128,6 +129,7 @@ def _view(
 
 def _lines(
     grid: SampledFlow,
+    points: CriticalPoints,
     spans: tuple[Span, Span],
     side: int,
     target: AbstractTarget | None,
@@ -145,7 +147,7 @@ def _lines(
         line = flow_line(flow, start, rtol=FINE_RTOL, **options)
         if int(line.steps):
             seen = _seen(line, spans)
-            facts = tuple(_facts(line, flow, start, spans, ends_at_sides=clock is not None))
+            facts = tuple(_facts(line, flow, start, spans, points if clock else None))
             yield FollowedLine(line.times[seen], line.states[seen], facts)
 
 
@@ -179,16 +181,18 @@ def _facts(
     flow: AbstractFlow,
     start: Float[np.ndarray, " 2"],
     spans: tuple[Span, Span],
-    *,
-    ends_at_sides: bool,
+    points: CriticalPoints | None,
 ) -> Iterator[tuple[str, str]]:
-    """The facts told of a line: its ends, its times, its measures."""
+    """The facts told of a line: its ends, its times, its measures.
+
+    With the critical points, for one that is followed until it leaves or rests.
+    """
     end = np.asarray(line.end)
     yield "start", told(start)
     yield "end", told(end)
-    yield "the line", _ending(line, spans, ends_at_sides)
+    yield "the line", _ending(line, spans, points)
     yield "flow time at the end", told(line.end_time)
-    if not ends_at_sides:
+    if points is None:
         yield "flow time to the target", told(line.time)
     of = "loss" if isinstance(flow, PreferenceFlow) else "potential"
     begun, ended = evaluate(flow, np.stack([start, end]))[0]
@@ -201,18 +205,29 @@ def _facts(
             yield _WORDS.get(name, name.replace("_", " ")), told(value)
 
 
-def _ending(line: Line, spans: tuple[Span, Span], ends_at_sides: bool) -> str:
+def _ending(line: Line, spans: tuple[Span, Span], points: CriticalPoints | None) -> str:
     """The outcome in words."""
     outcome, end = Outcome(int(line.outcome)), np.asarray(line.end)
     low, high = np.transpose(spans)
     room = (ROOM - _SMALL) * (high - low)
     if outcome is Outcome.at_wall and np.any(end == 0):
         return "ends on the boundary, where a ratio is 0"
-    if ends_at_sides and np.any((end < low - room) | (end > high + room)):
+    if points is not None and np.any((end < low - room) | (end > high + room)):
         return "leaves the axes"
-    if ends_at_sides and outcome is Outcome.reached:
-        return "is still on its way then, slowly"
+    if points is not None and outcome is Outcome.reached:
+        return _approach(end, high - low, points)
     return _ENDINGS.get(outcome, outcome.name.replace("_", " "))
+
+
+def _approach(
+    end: Float[np.ndarray, " 2"], widths: Float[np.ndarray, " 2"], points: CriticalPoints
+) -> str:
+    """The words for a line that was followed for long."""
+    for point in points:
+        path = np.atleast_2d(point.place if point.path is None else point.path)
+        if np.min(np.max(np.abs(path - end) / widths, axis=1)) < _NEAR:
+            return f"has come to the {point.name}"
+    return "is still on its way then, slowly"
 
 
 def told(value: Any) -> str:

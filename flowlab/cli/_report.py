@@ -157,8 +157,7 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
     gridded = described["starts"] == "grid"
     words = "flow time to the target" if gridded else "mean flow time to the target"
     for ax, (label, values) in zip(axes, maps, strict=False):
-        # Above the legend, which takes the room of a title.
-        ax.set_title(label.replace(", ", "\n"), fontsize="small", pad=20)
+        ax.set_title(label.replace(", ", "\n"), fontsize="small")
         if not np.isfinite(values).any():
             ax.text(
                 0.5, 0.5, "none reached, or not yet solved", ha="center", transform=ax.transAxes

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
@@ -119,8 +120,7 @@ def test_a_title_stands_above_the_legend_whenever_it_is_set(before):
     plots.lines([ARC], color="red", label="another", ax=ax)
     if not before:
         ax.set_title("two\nlines")
-    figure.canvas.draw()
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     legend = ax.get_legend()
     assert legend is not None and legend.get_window_extent().height > 10
     assert ax.title.get_window_extent().ymin >= legend.get_window_extent().ymax

@@ -40,7 +40,7 @@ def portrait() -> Iterator[InteractivePortrait]:
 
 @pytest.fixture(scope="module")
 def traces(portrait: InteractivePortrait) -> list[dict[str, Any]]:
-    return json.loads(portrait.figure.to_json())["data"]
+    return json.loads(str(portrait.figure.to_json()))["data"]
 
 
 def cut(trace: dict[str, Any], name: str) -> list[np.ndarray]:

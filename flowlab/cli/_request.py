@@ -109,9 +109,9 @@ def slider(flow: AbstractFlow, text: str | None) -> tuple[AbstractFlow, dict[str
     taken for one that has the ratio k_wl/k_ww.
     """
     if text is None:
-        beta = getattr(flow.loss, "beta", None) if isinstance(flow, PreferenceFlow) else None
-        if beta is None or not has_beta(flow.loss):
+        if not isinstance(flow, PreferenceFlow) or not has_beta(flow.loss):
             return flow, {}
+        beta: Any = flow.loss.beta  # type: ignore[attr-defined]
         return flow, {"beta": [float(f"{float(beta) * factor:.3g}") for factor in _BETAS]}
     name, equals, listed = text.partition("=")
     try:

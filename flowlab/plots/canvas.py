@@ -185,7 +185,7 @@ class _AtLegend:
     def __init__(self, ax: Axes) -> None:
         self.ax = ax
 
-    def __call__(self, beside: Axes, renderer: Any) -> Bbox:
+    def __call__(self, beside: Any, renderer: Any) -> Bbox:
         """The place, as parts of the figure."""
         del beside
         legend, figure = self.ax.get_legend(), self.ax.get_figure(root=True)

@@ -78,7 +78,7 @@ class InteractivePortrait:
         return rendered(
             "interactive.html",
             title=_title(self.views[0].flow),
-            figure=_as_script(self.figure.to_json()),
+            figure=_as_script(str(self.figure.to_json())),
             library=get_plotlyjs(),
             lines=len(self.views[0].lines),
             traces=_TRACES,

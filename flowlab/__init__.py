@@ -44,6 +44,27 @@ __all__ = [
     "sweep",
 ]
 
+# Modules whose names are looked for here by mistake; others than these take long to import.
+_NEARBY = (
+    *("losses", "policies", "potentials", "domains", "until", "starts", "measures"),
+    *("critical", "displacement", "plots", "solve"),
+)
+
+
+def _hint(name: str) -> str:
+    """The name that was meant, here or in one of the submodules."""
+    from importlib import import_module
+
+    from flowlab._names import did_you_mean, meant
+
+    where = {each: each for each in __dir__()}
+    for module in _NEARBY:
+        for each in import_module(f"{__name__}.{module}").__all__:
+            where.setdefault(each, f"{__name__}.{module}.{each}")
+    same = meant(name, where)
+    return did_you_mean(name, where, where) if same is None else f"; did you mean {where[same]}?"
+
+
 __getattr__, __dir__ = on_demand(
     __name__,
     {
@@ -79,4 +100,5 @@ __getattr__, __dir__ = on_demand(
         "study",
         "until",
     ),
+    hint=_hint,
 )

@@ -8,7 +8,10 @@ __all__ = ["on_demand"]
 
 
 def on_demand(
-    package: str, homes: Mapping[str, Sequence[str]], submodules: Collection[str] = ()
+    package: str,
+    homes: Mapping[str, Sequence[str]],
+    submodules: Collection[str] = (),
+    hint: Callable[[str], str] | None = None,
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """The functions `__getattr__` and `__dir__` of a package that imports its parts on first use.
 
@@ -19,6 +22,7 @@ def on_demand(
         package: Its name.
         homes: The names that it offers, by the submodule that defines them.
         submodules: Further modules that are reached as its attributes.
+        hint: What the error says besides, of a name that is not offered.
     """
     home = {name: module for module, names in homes.items() for name in names}
 
@@ -27,6 +31,7 @@ def on_demand(
             return getattr(importlib.import_module(f"{package}.{home[name]}"), name)
         if name in submodules:
             return importlib.import_module(f"{package}.{name}")
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        also = "" if hint is None or name.startswith("_") else hint(name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{also}")
 
     return found, lambda: sorted({*home, *submodules})

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 __all__ = ["FormerName", "did_you_mean", "former_names", "key", "meant"]
@@ -22,8 +23,16 @@ def meant(name: str, known: Iterable[str]) -> str | None:
     return next((each for each in known if key(each) == key(name)), None)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence that asks whether the nearest known names were meant, or ""."""
+def did_you_mean(
+    name: str, known: Iterable[str], written: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """The question whether the nearest known names were meant, to end a sentence with; or "".
+
+    Args:
+        name: What was typed.
+        known: The names that there are.
+        written: How the question writes some of them.
+    """
     keys: dict[str, str] = {}
     for each in known:
         keys.setdefault(key(each), each)
@@ -33,7 +42,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not near and len(key(name)) >= _OUTSIDE:
         near = [each for each in keys if key(name) in each or each in key(name)]
     near = sorted(near, key=likeness.__getitem__, reverse=True)[:_MOST]
-    return f"; did you mean {' or '.join(keys[each] for each in near)}?" if near else ""
+    asked = [written.get(keys[each], keys[each]) for each in near]
+    return f"; did you mean {' or '.join(asked)}?" if near else ""
 
 
 def former_names(module: str, new: Mapping[str, str]) -> Callable[[str], NoReturn]:

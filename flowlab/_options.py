@@ -69,6 +69,7 @@ class Option:
             words.
         instead: Other options, by type, to which a value of that type belongs if it is none of the
             choices.
+        elsewhere: What is meant by it in a command without such an option, by the command's name.
         least: Its smallest value.
         variable: An environment variable that also sets it.
         only: Another option, and those of its words with which this one has an effect.
@@ -88,6 +89,7 @@ class Option:
     by: str | None = None
     implied: bool = False
     instead: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
     least: int | None = None
     variable: str | None = None
     only: Sequence[str] = ()

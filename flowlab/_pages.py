@@ -17,7 +17,9 @@ from flowlab import __version__
 
 __all__ = ["REPORT", "disabled", "factor", "joined", "rendered", "share", "signed"]
 
-_FOLDERS = [Path(__file__).parent / part / "templates" for part in ("study", "logs", "replay")]
+_FOLDERS = [
+    Path(__file__).parent / part / "templates" for part in ("study", "logs", "replay", "plots")
+]
 _LARGE = 100.0
 _SECTION = re.compile(r"<h2(?: id='(?P<id>[^']*)')?>(?P<title>.*?)</h2>", re.DOTALL)
 REPORT = "report.html"  # by which a folder is known as one of earlier results

@@ -1,7 +1,9 @@
 """What the reference takes from the library: its signatures, commands, outcomes and losses.
 
-Three directives write Markdown, each from the table that the library itself uses: `commands`,
-`outcomes` and `losses`. Sphinx is imported by `setup` alone, so that the tests can do without it.
+The directive `commands` writes Markdown from the table that the library itself uses. Tables of
+losses, outcomes and commands stand in their pages, so that they are read where no site is built
+too; `python notebooks/_reference.py` writes them anew, and a test says when that is due. Sphinx is
+imported by `setup` alone, so that the tests can do without it.
 """
 
 import ast
@@ -20,9 +22,8 @@ ARRAYS = {"Float", "Int", "Bool"}  # types of jaxtyping, whose shapes stand in t
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Tells Sphinx of the directives, and how signatures and docstrings are written."""
-    for name, lines in (("commands", commands), ("outcomes", outcomes), ("losses", losses)):
-        app.add_directive(name, _directive(lines))
+    """Tells Sphinx of the directive, and how signatures and docstrings are written."""
+    app.add_directive("commands", _directive(commands))
     app.connect("autodoc-process-signature", _signature)
     # What Sphinx calls variables of a class, Python and the docstrings call its attributes.
     from sphinx.domains.python import PythonDomain
@@ -43,6 +44,30 @@ def _directive(lines: Callable[[], Iterable[str]]) -> type:
             return self.parse_text_to_nodes("\n".join(lines()), allow_section_headings=True)
 
     return Written
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables as they should be."""
+
+    def table(found: re.Match[str]) -> str:
+        lines = "\n".join(_TABLES[found[1]]()).strip()
+        return f"<!-- table: {found[1]} -->\n\n{lines}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, page, flags=re.DOTALL)
+
+
+def summary() -> Iterator[str]:
+    """The commands by their names, with the first sentence of their help."""
+    import typer.main
+
+    from flowlab import cli
+
+    group: Any = typer.main.get_command(cli.app)
+    rows = [
+        (f"`flowlab {name}`", _plain((command.help or "").strip().splitlines()[0]))
+        for name, command in group.commands.items()
+    ]
+    yield from _table(("command", "what it does"), rows)
 
 
 def commands() -> Iterator[str]:
@@ -94,6 +119,13 @@ def losses() -> Iterator[str]:
         shown = f" `{held}`" if held else ""
         rows.append((f"`{name}`", loss_type_of(loss) or "", _plain(first) + shown))
     yield from _table(("name", "in TRL", "what it is, and its defaults"), rows)
+
+
+_TABLES: dict[str, Callable[[], Iterator[str]]] = {
+    "summary": summary,
+    "outcomes": outcomes,
+    "losses": losses,
+}
 
 
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -221,3 +253,8 @@ def _escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
         parts = re.split(r"(`[^`]*`)", line)
         parts[::2] = [re.sub(r"([*|\\]|_\b)", r"\\\1", part) for part in parts[::2]]
         lines[place] = "".join(parts)
+
+
+if __name__ == "__main__":
+    for path in (Path(__file__).parent / "reference").glob("*.md"):
+        path.write_text(with_tables(path.read_text("utf-8")), encoding="utf-8")

@@ -44,6 +44,8 @@ GUESSES: dict[str, dict[str, Any]] = {
     "--kernel 1,0.5,1": {**LOG_RATIOS, "policy": policies.LogRatioPlane(COUPLED)},
     "--starts 10000": {"count": 10000},
     "--count 1e4": {"count": 10000},
+    "--n 1e4": {"count": 10000},
+    "--grid 32x16": {"shape": (32, 16)},
     "--count=10_000": {"count": 10000},
     "--starts 32x16": {"shape": (32, 16)},
     "--starts Grid": {"shape": (64, 64)},
@@ -121,7 +123,24 @@ TYPOS = {
         ".csv."
     ),
     "swep dpo": "No such command 'swep'; did you mean sweep?",
-    "help": "No such command 'help'; there are sweep, resume, ",
+    "help": "No such command 'help'; did you mean --help?",
+    "policies": "No such command 'policies'; there are sweep, resume, ",
+    "losses dpo,ipo": (
+        "Argument `NAME` must be one loss, but names 2; compare them by flowlab study --losses "
+        "dpo,ipo."
+    ),
+    "losses all": (
+        "Argument `NAME` must be one loss, but is all; leave it out for the table of all."
+    ),
+    "portrait himelblau": (
+        "Argument `LOSS` must be a loss or a classical potential, but is 'himelblau'; did you mean "
+        "himmelblau?"
+    ),
+    "sweep dpo -o mine": "No such option: -o; did you mean --offset or --out or --overwrite?",
+    "resume --store a": "No such option: --store; give the STORE without it.",
+    "log --log a": (
+        "No such option: --log; did you mean the file alone, as in flowlab log trainer_state.json?"
+    ),
     "--verson": "No such option: --verson; did you mean --version?",
     "portrait aot": "Argument `LOSS` must be a loss of one pair",
     "portrait dpo ipo": "Argument `LOSS` must name one loss, but names dpo, ipo.",
@@ -136,6 +155,21 @@ TYPOS = {
     "displacement kt0": "Argument `LOSS` must be one of dpo, ; did you mean kto?",
     "study --out a.html": "Option --out must be a folder, but a.html is the name of a file",
     "show": "Argument `STORE` must be given.",
+    "losses dpo IPO": (
+        "Command losses takes no further argument, but is given IPO; did you mean flowlab study "
+        "--losses dpo,IPO?"
+    ),
+    "study dpo": (
+        "Command study takes no further argument, but is given dpo; did you mean flowlab study "
+        "--losses dpo?"
+    ),
+    "doctor dpo": "Command doctor takes no further argument, but is given dpo.",
+    "losses --loss dpo": (
+        "No such option: --loss; did you mean the name alone, as in flowlab losses dpo?"
+    ),
+    "sweep dpo --x 0 1": "No such option: --x; did you mean --lower and --upper?",
+    "portrait dpo --lower 0 0": "No such option: --lower; did you mean --x and --y?",
+    "portrait dpo --until time=1": "No such option: --until, which is one of flowlab sweep.",
 }
 
 
@@ -224,6 +258,27 @@ def test_the_doctor_tells_what_there_is_and_what_a_chip_would_run(monkeypatch, t
     assert told["on a TPU"].startswith("in blocks, because of cholesky, in float32")
     monkeypatch.setenv("FLOWLAB_NO_CACHE", "1")
     assert "none, by FLOWLAB_NO_CACHE" in flowlab_command("doctor").stdout
+
+
+NEAR = {
+    "DPOShift": "flowlab.losses.DPOShift",
+    "dpo": "DPO",
+    "SimPo": "flowlab.losses.SimPO",
+    "RatioPlan": "RatioPlane or LogRatioPlane",
+    "loss_below": "flowlab.until.loss_below",
+}
+
+
+@pytest.mark.parametrize("name", NEAR)
+def test_a_name_that_is_elsewhere_is_pointed_to(name):
+    with pytest.raises(AttributeError, match=f"{name!r}; did you mean {NEAR[name]}\\?$"):
+        getattr(flowlab, name)
+
+
+def test_a_name_that_is_nowhere_near_is_only_refused():
+    for name in ("zzz", "_repr_html_"):
+        with pytest.raises(AttributeError, match=f"has no attribute {name!r}$"):
+            getattr(flowlab, name)
 
 
 def test_a_name_is_meant_however_it_is_written_and_asked_about_where_it_is_near():

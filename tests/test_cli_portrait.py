@@ -173,7 +173,7 @@ NOT_DRAWN = {
     ),
     "Option --cells has no effect without --basins.": (*DPO_ON_RATIOS, "--cells", "9"),
     "Option --cells must be at least 2, but is 1.": (*DPO_ON_RATIOS, "--basins", "--cells", "1"),
-    "Option --figure must end in .png, .svg, .pdf, but is x.gif.": (
+    "Option --figure must end in .png, .svg, .pdf, .html, but is x.gif.": (
         *DPO_ON_RATIOS,
         "--figure",
         "x.gif",

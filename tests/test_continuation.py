@@ -148,9 +148,12 @@ def test_a_point_that_leaves_the_region_or_enters_it_makes_no_event() -> None:
     (branch,) = found.branches
     assert found.events == ()
     assert list(branch.values) == [-1.0, 1.0]
+    assert (branch.enters, branch.leaves) == (True, True)
+    assert str(found).endswith("-1 to 1; enters the region; leaves the region")
     far = followed(polynomial((0, -6, 1, 0), (-1, 0, 0, 0)), np.array([-10.0, -5.0, 0.0]))
     (branch,) = far.branches  # at 3 - √(9 + λ), from a fold at 3 on, and back
     assert far.events == ()
+    assert (branch.enters, branch.leaves) == (True, False)
     assert np.allclose(branch.positions[:, 0], [1, 0], atol=1e-12)
 
 

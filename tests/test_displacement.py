@@ -280,6 +280,12 @@ def test_a_map_says_what_it_was_made_of_and_writes_it_down():
     assert ax.get_xlabel().startswith("margin of the start")
     figure, axes = plots.displacements({"one": found, "two": found})
     assert [axis.get_title().split("\n")[0] for axis in axes] == ["one", "two"]
+    deepest = f"{np.nanmax(found.dip_depth):.4g}"
+    assert repr(found) == (
+        "Displacement(DPO(beta=0.5): 5 starts at 2 ratios k_wl/k_ww, falls by "
+        f"{deepest} nats at most)"
+    )
+    assert found.table() == displacement.table({"DPO": found})
 
 
 @pytest.mark.exhaustive

@@ -150,6 +150,15 @@ def test_the_reference_has_every_command_loss_and_outcome(reference):
     assert all(len(row[3].strip()) > 10 for row in told)
 
 
+@pytest.mark.parametrize("name", ["command", "losses", "outcomes"])
+def test_the_tables_of_a_page_are_those_of_the_library(name, reference):
+    """`python notebooks/_reference.py` writes them anew."""
+    page = (MANUAL / "reference" / f"{name}.md").read_text("utf-8")
+    assert page.count("| `") > 8
+    assert reference.with_tables(page) == page
+    assert reference.with_tables(page.replace("| `", "| x`")) == page
+
+
 def test_a_signature_has_short_names_for_arrays(reference):
     from flowlab import solve, starts
     from flowlab.losses import DPO

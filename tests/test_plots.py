@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.quiver import Quiver
@@ -108,6 +109,23 @@ def test_the_legend_gives_the_slowest_and_the_fastest_arrow():
     assert found[0] == f"speed {speeds.min():.2g}"
     assert found[-1] == f"speed {speeds.max():.2g} (length: log)"
     assert not labels(plots.field(FLOW, levels=0, legend=False))
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_title_stands_above_the_legend_whenever_it_is_set(before):
+    figure, (ax,) = plots.panels(size=(5, 4.5))
+    if before:
+        ax.set_title("two\nlines")
+    plots.lines([ARC], names=("a", "b"), ax=ax)
+    plots.lines([ARC], color="red", label="another", ax=ax)
+    if not before:
+        ax.set_title("two\nlines")
+    FigureCanvasAgg(figure).draw()
+    legend = ax.get_legend()
+    assert legend is not None and legend.get_window_extent().height > 10
+    assert ax.title.get_window_extent().ymin >= legend.get_window_extent().ymax
+    assert ax.title.get_window_extent().ymax <= figure.bbox.ymax  # and is not clipped
+    assert len(ax.child_axes) == 1
 
 
 def test_a_field_has_no_arrows_outside_of_the_domain():

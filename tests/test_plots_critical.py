@@ -1,6 +1,7 @@
 """Figures of critical points, basins, branches and phase portraits: what is drawn is what holds."""
 
 import dataclasses
+import re
 from typing import Any, get_args
 
 import matplotlib
@@ -207,6 +208,45 @@ def test_more_basins_than_colours_are_told_apart_by_a_pattern():
     assert len({*looks_of_entries(ax)}) == 12
 
 
+@pytest.mark.parametrize(
+    ("colors", "drawn_in"),
+    [
+        (["red", "#00ff00", (0, 0, 1)], ["#ff0000", "#00ff00"]),
+        (
+            {"minimum at [1., 0.]": "tab:blue", "runaway": "white"},
+            ["#77aadd", "#1f77b4", "#ffffff"],
+        ),
+    ],
+)
+def test_basins_have_the_colours_of_the_user(colors, drawn_in):
+    grid = starts.grid((3, 2), (0, 0), (3, 2))
+    for ax in (
+        plots.basins(Basins(grid, LABELS, MINIMA, grid, (3, 2)), colors=colors),
+        Basins(grid, LABELS, MINIMA, grid, (3, 2)).plot(colors=colors),
+    ):
+        assert [color for color, _ in looks_of_entries(ax)][: len(drawn_in)] == drawn_in
+    dots = plots.basins(Basins(grid, LABELS, MINIMA, grid), colors=colors)
+    (second,) = drawn(dots, "basin of (1, 0): 16.7 ± 15.2 %")
+    assert to_hex(second.get_color()) == drawn_in[1]
+
+
+COLORS: dict[str, Any] = {
+    "must have one colour for each of the 3 minima, but has 2.": ["red", "blue"],
+    "must have one colour for each of the 3 minima, but is 'red'.": "red",
+    "must have colours of matplotlib such as 'tab:blue' or '#77aadd', but has 'blu'.": (
+        *("red", "blu", "green"),
+    ),
+    "but names 'runway'; did you mean runaway?": {"runway": "red"},
+}
+
+
+@pytest.mark.parametrize("sentence", COLORS)
+def test_colours_that_cannot_be_are_refused(sentence):
+    grid = starts.grid((3, 2), (0, 0), (3, 2))
+    with pytest.raises(ValueError, match=f"^Argument `colors` .*{re.escape(sentence)}$"):
+        plots.basins(Basins(grid, LABELS, MINIMA, grid, (3, 2)), colors=COLORS[sentence])
+
+
 def bowl_and_valley(y: Any) -> Any:
     return 0.5 * y[0] ** 2 + 0.0 * y[1]
 
@@ -334,6 +374,7 @@ MISUSED: dict[str, dict[str, Any]] = {
     "`layers` must name some of .* but is 'field'": dict(layers="field"),
     "`below` must come with a layer .* .slow_regions": dict(layers=("field",), below=0.1),
     "`cells` must come with a layer .* .basins": dict(cells=9),
+    "`colors` must come with a layer .* .basins": dict(colors=["red"]),
     "`points` must come with a layer": dict(layers=("field",), points=points()),
     "`x` must be .lower, upper.": dict(x=(1, 0)),
 }

@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from flowlab import __version__
 from flowlab._files import NotWritableError
-from flowlab._names import did_you_mean, meant
+from flowlab._names import did_you_mean, key, meant
 from flowlab._options import (
     OF_POLICY,
     OF_SWEEP,
@@ -34,7 +35,7 @@ from flowlab.cli import _report as report
 from flowlab.cli._interrupt import INTERRUPTED, end_soon
 from flowlab.cli._model_commands import explain, forecast, replay
 from flowlab.cli._options import option, with_options
-from flowlab.cli._spelling import understood
+from flowlab.cli._spelling import surplus, understood
 
 if TYPE_CHECKING:
     from flowlab.study import Study
@@ -68,7 +69,8 @@ class _Group(TyperGroup):
         known = self.list_commands(ctx)
         name = meant(args[0], known)
         if name is None and not ctx.resilient_parsing:
-            near = did_you_mean(args[0], known) or f"; there are {', '.join(known)}."
+            help_ = "; did you mean --help?" if key(args[0]) == "help" else ""
+            near = help_ or did_you_mean(args[0], known) or f"; there are {', '.join(known)}."
             raise ValueError(f"No such command '{args[0]}'{near}")
         return super().resolve_command(ctx, [name or args[0], *args[1:]])
 
@@ -81,9 +83,20 @@ class _Command(TyperCommand):
     """A command whose words are understood as people write them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
-            args = understood(args, self.get_params(ctx))
-        return super().parse_args(ctx, args)
+        if ctx.resilient_parsing:
+            return super().parse_args(ctx, args)
+        name, root = str(self.name), ctx.find_root()
+        others = getattr(root.command, "commands", {})
+        taken = {other: one.get_params(root) for other, one in others.items()}
+        args = understood(args, self.get_params(ctx), name, taken)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            more = _SURPLUS.match(getattr(error, "message", ""))
+            if more is None:
+                raise
+            first = [each for each in ctx.params.values() if isinstance(each, str)]
+            raise ValueError(surplus(name, first[:1], more[1].split())) from None
 
 
 class _Computing(_Command):
@@ -95,6 +108,9 @@ class _Computing(_Command):
             ctx.obj()
         return super().invoke(ctx)
 
+
+_TO_INSTALL = "pip install 'flowlab-jax["  # in sentences on extras
+_SURPLUS = re.compile(r"Got unexpected extra argument\S* \((.*)\)")
 
 app = typer.Typer(
     cls=_Group,
@@ -302,6 +318,8 @@ def portrait(
     basins: bool = False,
     cells: int | None = None,
     figure: Path | None = None,
+    interactive: bool = False,
+    over: str | None = None,
     overwrite: bool = False,
     no_cache: bool = False,
     **asked: Any,
@@ -310,17 +328,23 @@ def portrait(
 
     Flow lines; critical points by kind, or that there is none; nullclines, separatrices, slow
     regions, and with --basins where each start ends. For the flow of a loss, or of a classical
-    potential: a name is enough, as in `flowlab portrait dpo`.
+    potential: a name is enough, as in `flowlab portrait dpo`. With --interactive, a page with a
+    slider, where a click shows the nearest flow line and its measures.
     """
     from flowlab.cli import _request as request
 
     refuse_unless(basins or cells is None, "cells", "has no effect without {basins}")
+    page = interactive or (figure is not None and figure.suffix.lower() in destinations.PAGES)
+    refuse_unless(page or over is None, "over", "has no effect without {interactive}")
+    refuse_unless(not (page and basins), "basins", "has no effect with {interactive}")
     flow, usual = request.drawn({"loss": request.names(loss), **asked, "beta": beta}, potential)
-    picture = destinations.file(
-        *("figure", figure, f"{potential or request.names(loss)[0]}.png", destinations.PICTURES),
-        overwrite=overwrite,
-    )
+    ending = destinations.PAGES if interactive else (*destinations.PICTURES, *destinations.PAGES)
+    name = f"{potential or request.names(loss)[0]}{'.html' if page else '.png'}"
+    picture = destinations.file("figure", figure, name, ending, overwrite=overwrite)
     ranges = request.checked_range("x", x, usual[0]), request.checked_range("y", y, usual[1])
+    if page:
+        report.print_page(*request.slider(flow, over), ranges, picture)
+        return
     sides = (64 if cells is None else cells) if basins else None
     report.print_portrait(flow, ranges, cells=sides, picture=picture)
 
@@ -504,4 +528,6 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
         return as_option_named(str(error)), FAILED
     if isinstance(error, ValueError | FileNotFoundError | NotADirectoryError | IsADirectoryError):
         return as_option_named(str(error)), MISUSED
+    if isinstance(error, ModuleNotFoundError) and _TO_INSTALL in str(error):
+        return str(error), FAILED
     return f"{type(error).__name__}: {error}", FAILED

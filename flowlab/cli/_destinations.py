@@ -8,9 +8,10 @@ from pathlib import Path
 from flowlab._files import check_folder, check_writable
 from flowlab._options import as_flag, refuse_unless
 
-__all__ = ["PICTURES", "file", "folder", "store"]
+__all__ = ["PAGES", "PICTURES", "file", "folder", "store"]
 
 PICTURES = ".png", ".svg", ".pdf"
+PAGES = (".html",)
 _INSTEAD = "; give another, or replace it with {overwrite}"
 
 

@@ -24,6 +24,7 @@ _LIBRARIES = "jax", "jaxlib", "diffrax", "equinox", "numpy", "scipy", "xarray", 
 _EXTRAS = {
     "models": ("safetensors", "tokenizers", "pyarrow"),
     "cluster": ("distributed",),
+    "interactive": ("plotly",),
 }
 _WORKS_IN = {"gpu": np.float64, "tpu": np.float32}  # the widest floats that a chip computes with
 

@@ -167,8 +167,7 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
     gridded = described["starts"] == "grid"
     words = "flow time to the target" if gridded else "mean flow time to the target"
     for ax, (label, values) in zip(axes, maps, strict=False):
-        # Above the legend, which takes the room of a title.
-        ax.set_title(label.replace(", ", "\n"), fontsize="small", pad=20)
+        ax.set_title(label.replace(", ", "\n"), fontsize="small")
         if not np.isfinite(values).any():
             ax.text(
                 0.5, 0.5, "none reached, or not yet solved", ha="center", transform=ax.transAxes
@@ -266,6 +265,18 @@ def print_portrait(
     x, y = ranges
     ax = plots.phase_portrait(flow, x=x, y=y, layers=layers, points=points, cells=cells)
     _save(ax, picture)
+
+
+def print_page(
+    flow: "AbstractFlow", over: dict[str, list[float]], ranges: "Ranges", page: Path
+) -> None:
+    """Print where a flow rests, and write its interactive portrait."""
+    from flowlab import plots
+
+    made = plots.interactive_portrait(flow, x=ranges[0], y=ranges[1], over=over)
+    for view in made.views:
+        typer.echo("".join(f"{name} = {view.value:g}: " for name in over) + str(view.points))
+    typer.echo(f"\npage: {made.save(page)}")
 
 
 def _save(ax: Any, picture: Path) -> None:

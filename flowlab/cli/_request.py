@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowlab._names import did_you_mean, meant
+import numpy as np
+
+from flowlab._names import did_you_mean, key, meant
 from flowlab._options import (
     OF_POLICY,
     OptionError,
@@ -18,16 +20,21 @@ from flowlab._options import (
     refuse_twice,
     refuse_unless,
 )
-from flowlab.flow import AbstractFlow, Flow, preference_flow
+from flowlab._parameters import parameter_names, replaced
+from flowlab.flow import AbstractFlow, Flow, PreferenceFlow, preference_flow
 from flowlab.logs import Diagnosis, diagnose
 from flowlab.logs.series import read_named
-from flowlab.losses import CATALOGUE, AbstractLoss
+from flowlab.losses import CATALOGUE, AbstractLoss, nearest
 from flowlab.losses.from_options import has_beta, loss, loss_from_options
+from flowlab.policies import CoupledKernel, LogRatioPlane
 
 if TYPE_CHECKING:
     from flowlab.plans import Plan
     from flowlab.potentials import AbstractPotential
 
+_BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of that of the loss, on a slider
+_COUPLING = "k_wl/k_ww"
+_COUPLINGS = {"kwlkww", "kwl", "coupling", "ratio"}  # how people write it
 Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 
@@ -82,12 +89,62 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
     refuse_unless(bool(asked["loss"]), "loss", "must be given, or {potential} instead")
     one = len(asked["loss"]) == 1
     refuse_unless(one, "loss", "must name one loss, but names {}", ", ".join(asked["loss"]))
-    asked = implied({**asked, "loss": asked["loss"][0]})
+    (name,) = asked["loss"]
+    near = did_you_mean(name, _potentials())
+    if near and not nearest(name) and meant(name, CATALOGUE) is None:
+        words = "must be a loss or a classical potential, but is {!r}{}"
+        raise OptionError("loss", words, name, near)
+    asked = implied({**asked, "loss": name})
     refuse_idle(asked, OF_POLICY)
     chosen = loss_from_options(asked, loss_parameters(asked["parameters"]))
     plane = builders.policy(asked)
     assert plane.region is not None
     return preference_flow(chosen, plane), plane.region
+
+
+def slider(flow: AbstractFlow, text: str | None) -> tuple[AbstractFlow, dict[str, list[float]]]:
+    """A flow that has the hyper-parameter of a slider, and that with its values.
+
+    Without a text, betas about that of the loss, or none where it has none. A constant kernel is
+    taken for one that has the ratio k_wl/k_ww.
+    """
+    if text is None:
+        if not isinstance(flow, PreferenceFlow) or not has_beta(flow.loss):
+            return flow, {}
+        beta: Any = flow.loss.beta  # type: ignore[attr-defined]
+        return flow, {"beta": [float(f"{float(beta) * factor:.3g}") for factor in _BETAS]}
+    name, equals, listed = text.partition("=")
+    try:
+        values = [float(each) for each in listed.strip(",").split(",")]
+    except ValueError:
+        values = []
+    right = bool(equals and values)
+    refuse_unless(right, "over", "must be NAME=VALUE,VALUE,..., but is {!r}", text)
+    refuse_twice("over", values)
+    if key(name.replace("/", "")) in _COUPLINGS:
+        return _coupled(flow, values), {"ratio": values}
+    known = parameter_names(flow.loss if isinstance(flow, PreferenceFlow) else flow)
+    found = meant(name, known)
+    if found is None:
+        near = did_you_mean(name, [*known, _COUPLING])
+        words = ", ".join([*known, _COUPLING])
+        raise OptionError("over", "must name one of {}, but names {!r}{}", words, name, near)
+    return flow, {found: values}
+
+
+def _coupled(flow: AbstractFlow, ratios: Sequence[float]) -> AbstractFlow:
+    """A flow on the log-ratio plane whose kernel has the ratio k_wl/k_ww as a hyper-parameter."""
+    plane = flow.policy if isinstance(flow, PreferenceFlow) else None
+    words = "has no effect on k_wl/k_ww without {policy} log_ratio"
+    if not isinstance(flow, PreferenceFlow) or not isinstance(plane, LogRatioPlane):
+        raise OptionError("over", words)
+    kernel = np.asarray(plane.matrix, float)
+    rejected, chosen = float(kernel[1, 1] / kernel[0, 0]), float(kernel[0, 0])
+    right = all(ratio**2 <= rejected for ratio in ratios)
+    most = "must have k_wl/k_ww of at most {:.4g} in size, the root of k_ll/k_ww, but is {}"
+    refuse_unless(right, "over", most, rejected**0.5, ", ".join(f"{each:g}" for each in ratios))
+    coupled = replaced(plane, "kernel", CoupledKernel(ratios[0], rejected, chosen))
+    return preference_flow(flow.loss, coupled)
 
 
 def _potential(name: str) -> tuple[AbstractFlow, Ranges]:
@@ -147,6 +204,12 @@ def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
 def described(name: str, beta: float | None, texts: Sequence[str] | None) -> AbstractLoss:
     """The loss with its hyper-parameters; β has an option of its own."""
     parameters = loss_parameters(texts)
+    listed = [each for each in names([name]) if meant(each, CATALOGUE)]
+    several = len(listed) > 1 and len(listed) == len(names([name]))
+    compared = "must be one loss, but names {}; compare them by flowlab study --losses {}"
+    refuse_unless(not several, "name", compared, len(listed), ",".join(listed))
+    words = "must be one loss, but is {}; leave it out for the table of all"
+    refuse_unless(key(name) not in ("all", "list"), "name", words, name)
     if beta is not None:
         refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
         plain = loss(name, {}, "name")

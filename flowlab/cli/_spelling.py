@@ -8,41 +8,54 @@ typed.
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from flowlab._names import did_you_mean, key, meant
-from flowlab._options import OPTIONS, check, refuse_unless, spelled
+from flowlab._options import OPTIONS, as_flag, check, refuse_unless, spelled
 
-__all__ = ["understood"]
+__all__ = ["surplus", "understood"]
 
-# One letter behind one hyphen is typer's own, as -h.
+Others = Mapping[str, Sequence[Any]]
+_NO_OTHERS: Others = MappingProxyType({})
+_COMPARED = ("losses", "study")  # commands behind which names of losses may be meant for comparing
+_FEW = 3  # options that begin with a letter; of more, none is what was meant
+# One letter behind one hyphen is no option, but for typer's own, -h.
+_LETTER = re.compile(r"-(?!h)[A-Za-z]")
 _LIKE_AN_OPTION = re.compile(r"--[A-Za-z][\w-]*|-[A-Za-z][\w-]+")
 _BETWEEN_NAMES = re.compile(r",\s*(?=[A-Za-z_])")
 _SEVERAL = {"numbers": "a number", "a list of texts": "a text", "a list of paths": "a path"}
 _OF_TWO = {"two numbers": "a number", "two whole numbers": "a whole number"}
 
 
-def understood(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
+def understood(
+    words: Sequence[str], parameters: Sequence[Any], command: str = "", others: Others = _NO_OTHERS
+) -> list[str]:
     """The words of a command in the spelling of the table.
 
     Args:
         words: The words typed after the command.
         parameters: The parameters of the command, from typer.
+        command: Its name.
+        others: The parameters of the other commands, by their names.
 
     Raises:
         ValueError: If there is no such option, or it cannot have such a value.
     """
     flags = {flag: one for one in parameters for flag in one.opts if flag.startswith("--")}
+    others = {**others, command: parameters}
     left, found = deque(words), list[str]()
     while left:
         word = left.popleft()
         typed, equals, value = word.partition("=")
         if word == "--":
             return [*found, word, *left]
+        if _LETTER.fullmatch(word):
+            raise ValueError(f"No such option: {word}{_begun(word[1], flags)}")
         if not _LIKE_AN_OPTION.fullmatch(typed):
             found.append(_argument(word, flags))
             continue
-        flag = _flag(typed, flags)
+        flag = _flag(typed, flags, command, others)
         one = flags[flag]
         if getattr(one, "is_flag", False) or one.name not in OPTIONS:
             found.append(flag + equals + value)
@@ -55,16 +68,63 @@ def understood(words: Sequence[str], parameters: Sequence[Any]) -> list[str]:
     return found
 
 
-def _flag(typed: str, flags: Mapping[str, Any]) -> str:
+def surplus(command: str, first: Sequence[str], words: Sequence[str]) -> str:
+    """The sentence that a command takes no further words, with what was meant by them.
+
+    Args:
+        command: Its name.
+        first: The arguments that it took.
+        words: Those that it does not take.
+    """
+    told = f"Command {command} takes no further argument, but is given {', '.join(words)}"
+    if command not in _COMPARED:
+        return f"{told}."
+    from flowlab.losses import CATALOGUE
+
+    names = [*first, *words]
+    listed = ",".join(name.strip(",") for name in names)
+    known = all(meant(name, CATALOGUE) for name in listed.split(",") if name)
+    near = f"; did you mean flowlab study --losses {listed}?"
+    return told + (near if known else ".")
+
+
+def _flag(typed: str, flags: Mapping[str, Any], command: str, others: Others) -> str:
     """The option that a word names, with one hyphen or two."""
     keys = {key(flag): flag for flag in flags}
     for flag, one in flags.items():
         for other in OPTIONS[one.name].also if one.name in OPTIONS else ():
             keys.setdefault(key(other), flag)
     if key(typed) not in keys:
-        near = did_you_mean(typed, flags) or _of_a_loss(typed.lstrip("-"), flags) or "."
-        raise ValueError(f"No such option: {typed}{near}")
+        raise ValueError(f"No such option: {typed}{_near(typed, flags, command, others)}")
     return keys[key(typed)]
+
+
+def _begun(letter: str, flags: Mapping[str, Any]) -> str:
+    """The options that begin with a letter, to end a sentence with."""
+    found = [flag for flag in flags if flag.startswith(f"--{letter.lower()}")]
+    return f"; did you mean {' or '.join(found)}?" if 0 < len(found) <= _FEW else "."
+
+
+def _near(typed: str, flags: Mapping[str, Any], command: str, others: Others) -> str:
+    """The option that may be meant by one that there is not, to end a sentence with."""
+    found = next((one for one in OPTIONS.values() if key(as_flag(one.name)) == key(typed)), None)
+    if found is not None and command in found.elsewhere:
+        return f"; did you mean {found.elsewhere[command]}?"
+    for one in others.get(command, ()):
+        argument = (one.metavar or "").strip(".")
+        if argument.isupper() and not one.opts[0].startswith("-") and key(argument) == key(typed):
+            return f"; give the {argument} without it."
+    has = [
+        name
+        for name, parameters in others.items()
+        if key(typed) in {key(flag) for one in parameters for flag in one.opts} and name != command
+    ]
+    of_a_loss = _of_a_loss(typed.lstrip("-"), flags)
+    if of_a_loss:
+        return of_a_loss
+    if has:
+        return f", which is one of flowlab {', '.join(has)}."
+    return did_you_mean(typed, flags) or "."
 
 
 def _of_a_loss(typed: str, flags: Mapping[str, Any]) -> str:

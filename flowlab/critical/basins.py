@@ -132,10 +132,11 @@ class Basins:
         title = f"Basins of {len(self.labels):,} starts"
         return _tables.html(title, [("end", "share", "standard error"), *rows], "lrr")
 
-    def plot(self, *, ax: Any = None) -> Any:
+    def plot(self, *, colors: Any = None, ax: Any = None) -> Any:
         """Draw the basins on their plane; see `flowlab.plots.basins`.
 
         Args:
+            colors: Colours of the basins, in the order of `minima` or by name; None for ours.
             ax: The matplotlib Axes to draw on; None for one of a new Figure.
 
         Raises:
@@ -143,7 +144,7 @@ class Basins:
         """
         from flowlab import plots
 
-        return plots.basins(self, ax=ax)
+        return plots.basins(self, colors=colors, ax=ax)
 
     def name(self, label: int) -> str:
         """The name of a label."""

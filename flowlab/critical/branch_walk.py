@@ -61,6 +61,8 @@ class OpenBranch:
     values: list[float]
     points: list[CriticalPoint]
     closed: bool = False
+    enters: bool = False
+    leaves: bool = False
 
 
 class Walk:
@@ -111,7 +113,7 @@ class Walk:
                 continue
             at = self.follow.nearest(segment.positions[-1], branch.points[-1], points)
             if at is None and not self.follow.inside(segment.positions[-1]):
-                branch.closed = True
+                branch.closed = branch.leaves = True
                 self.note_index_changes(number, segment)
                 continue
             if at is None:
@@ -236,6 +238,7 @@ class Walk:
             if not segment.reached:
                 break
             if not self.follow.inside(segment.positions[-1]):
+                branch.enters = True
                 return
             if self._passes(segment):
                 break
@@ -271,6 +274,10 @@ class Walk:
     ) -> None:
         if self.follow.inside(position):
             self.events.append(Event(float(value), what, position, number, *names, float(within)))
+        elif not names[1]:
+            self.branches[number].leaves = True
+        elif not names[0]:
+            self.branches[number].enters = True
 
 
 def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:

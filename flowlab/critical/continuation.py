@@ -40,10 +40,14 @@ class Branch:
     Attributes:
         values: The parameter, ascending, shape (k,).
         points: The critical point at each value.
+        enters: True if it comes into the region from outside, before the first value.
+        leaves: True if it goes out of the region, after the last value.
     """
 
     values: Float[np.ndarray, " k"]
     points: tuple[CriticalPoint, ...] = field(repr=False)
+    enters: bool = False
+    leaves: bool = False
 
     places = FormerName("positions")
 
@@ -79,7 +83,7 @@ class Continuation:
         values: The values at which all points were searched for, ascending, shape (m,).
         branches: The points, followed.
         events: The values at which one appears, vanishes, changes its index or is lost, in their
-            order. Entering or leaving the region is no event.
+            order. A point that enters or leaves the region is no event: its branch says so.
         components: Names of the components of a state, if they have names.
     """
 
@@ -127,7 +131,8 @@ class Continuation:
         for name, first, last in branch.stretches:
             span = f"{first:.6g}" if first == last else f"{first:.6g} to {last:.6g}"
             parts.append(f"{name}, {self.parameter} {span}")
-        return "; ".join(parts)
+        crossed = ["enters the region"] * branch.enters + ["leaves the region"] * branch.leaves
+        return "; ".join([*parts, *crossed])
 
     @property
     def _width(self) -> int:
@@ -203,7 +208,9 @@ def continuation(
     return Continuation(
         parameter,
         listed,
-        tuple(Branch(np.array(b.values), tuple(b.points)) for b in walk.branches),
+        tuple(
+            Branch(np.array(b.values), tuple(b.points), b.enters, b.leaves) for b in walk.branches
+        ),
         tuple(sorted(walk.events, key=lambda event: event.value)),
         flow.components,
     )

@@ -34,6 +34,7 @@ __all__ = [
     "curvatures",
     "diagonal",
     "enclosed",
+    "enclosure",
     "first_of_each",
     "newton",
     "derivatives_at",
@@ -365,11 +366,16 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
 
 def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float) -> AbstractFlow:
     """A flow whose lines stop at the sides of a region, widened by a fraction of its width."""
+    return Enclosed(flow=flow, domain=enclosure(flow, region, margin), wall="stop")
+
+
+def enclosure(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float) -> Enclosure:
+    """The domain of a flow with walls at the sides of a region, widened by a part of its width."""
     room = margin * (region[:, 1] - region[:, 0])
     lower, upper = region[:, 0] - room, region[:, 1] + room
     if flow.domain.absorbing:
         lower = np.where(lower > 0, lower, -np.inf)
-    return Enclosed(flow=flow, domain=Enclosure(flow.domain, lower, upper), wall="stop")
+    return Enclosure(flow.domain, lower, upper)
 
 
 class Enclosed(AbstractFlow):

@@ -116,6 +116,16 @@ class Displacement:
     end_time: Float[np.ndarray, "v n"]
     outcome: Int[np.ndarray, "v n"]
 
+    def __repr__(self) -> str:
+        """The loss, the size, and how deep the chosen one falls, on one line."""
+        size = f"{len(self.starts)} starts at {len(self.ratios)} ratios k_wl/k_ww"
+        fall = f"falls by {np.nanmax(self.dip_depth):.4g} nats at most" if self.known.any() else ""
+        return f"Displacement({self.loss!r}: {size}, {fall or 'no flow line'})"
+
+    def table(self) -> str:
+        """The falls as plain text, with rows for the ratios; see `displacement.table`."""
+        return table({type(self.loss).__name__: self})
+
     @property
     def margins(self) -> Float[np.ndarray, " n"]:
         """The margin u_chosen − u_rejected of every start, nats."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from flowlab.logs.slopes import Slopes
 from flowlab.logs.windows import Change, student
@@ -57,6 +58,20 @@ class Coupling:
     def known(self) -> bool:
         """True if the interval is bounded."""
         return math.isfinite(self.value)
+
+    @property
+    def kernel(self) -> Float[np.ndarray, "2 2"] | None:
+        """A kernel under which a loss of the margin moves as the run does, of trace 2.
+
+        K ∝ v·vᵀ with v = (ρ, ∓1), shape (2, 2): of the kernels that the run leaves possible the one
+        without a part across the run, of which a log of one loss tells nothing. For a flow to lay
+        the run over, `LogRatioPlane(kernel)`. None where ρ is not known, or the margin fell.
+        """
+        across = 1.0 if self.rejected_rises else -1.0
+        if not self.known or self.value - across <= 0:
+            return None
+        moved = np.array([self.value, across])
+        return 2 * np.outer(moved, moved) / (moved @ moved)
 
 
 def effective_coupling(change: Change) -> Coupling:

@@ -3,6 +3,7 @@
 Nothing here uses pyplot or touches matplotlib's global style. Where no Axes is given, a new Figure
 is made; it is reached as `ax.figure`. Axes are named for what they show unless they have names
 already, and the legend above an Axes gathers the entries of everything that was drawn on it.
+`interactive_portrait` alone makes a page instead, by plotly.
 """
 
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from flowlab.plots.critical import basins, branches, critical_points, separatrices
     from flowlab.plots.displacement_maps import displacement, displacements
     from flowlab.plots.fields import field, loss_surface
+    from flowlab.plots.interactive import InteractivePortrait, interactive_portrait
     from flowlab.plots.maps import changes, map_of
     from flowlab.plots.paths import lines, log_path, walls
     from flowlab.plots.phase import LAYERS, nullclines, phase_portrait, slow_regions
@@ -33,6 +35,7 @@ __all__ = [
     "LAYERS",
     "LOG_RATIOS",
     "RATIOS",
+    "InteractivePortrait",
     "basins",
     "branches",
     "changes",
@@ -42,6 +45,7 @@ __all__ = [
     "displacements",
     "field",
     "flow_lines",
+    "interactive_portrait",
     "lines",
     "log_path",
     "loss_surface",
@@ -73,6 +77,7 @@ __getattr__, __dir__ = on_demand(
         "critical": ("basins", "branches", "critical_points", "separatrices"),
         "displacement_maps": ("displacement", "displacements"),
         "fields": ("field", "loss_surface"),
+        "interactive": ("InteractivePortrait", "interactive_portrait"),
         "maps": ("changes", "map_of"),
         "paths": ("lines", "log_path", "walls"),
         "phase": ("LAYERS", "nullclines", "phase_portrait", "slow_regions"),

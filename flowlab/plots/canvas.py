@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from flowlab.flow import AbstractFlow
 
@@ -174,7 +175,33 @@ def finish(
         position: dict[str, Any] = dict(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
         style: dict[str, Any] = dict(frameon=False, fontsize="small", columnspacing=1.0)
         ax.legend(handles, labels, ncols=columns, **style, **position)
+        _raise_title(ax)
     return ax
+
+
+class _AtLegend:
+    """The place of Axes that lie where the legend of others is, for matplotlib to ask for."""
+
+    def __init__(self, ax: Axes) -> None:
+        self.ax = ax
+
+    def __call__(self, beside: Any, renderer: Any) -> Bbox:
+        """The place, as parts of the figure."""
+        del beside
+        legend, figure = self.ax.get_legend(), self.ax.get_figure(root=True)
+        assert figure is not None
+        held = self.ax.bbox if legend is None else legend.get_window_extent(renderer)
+        return held.transformed(figure.transFigure.inverted())
+
+
+def _raise_title(ax: Axes) -> None:
+    """Keep a title, whenever it is set, above the legend: matplotlib has it above inset Axes."""
+    if any(isinstance(child.get_axes_locator(), _AtLegend) for child in ax.child_axes):
+        return
+    inset = ax.inset_axes((0.0, 1.0, 1.0, 0.0))
+    inset.set_axes_locator(_AtLegend(ax))
+    inset.set_axis_off()
+    inset.set_in_layout(False)
 
 
 def legend_beside(ax: Axes, wanted: bool = True) -> None:

@@ -3,15 +3,16 @@
 n: starts; k: points of a path, or values of a parameter; m: cells of a side.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib.patheffects as effects
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, is_color_like
 
+from flowlab._names import did_you_mean
 from flowlab.critical import (
     BOUNDARY,
     RUNAWAY,
@@ -38,6 +39,7 @@ from flowlab.plots.canvas import (
 
 __all__ = [
     "POINT_COLOR",
+    "Colors",
     "basins",
     "branches",
     "critical_points",
@@ -46,6 +48,7 @@ __all__ = [
     "separatrices",
 ]
 
+Colors = Sequence[Any] | Mapping[str, Any]  # of basins: each as matplotlib takes a colour
 POINT_COLOR = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
 _ON_WALL = "#0072b2"
 _HALO = effects.withStroke(linewidth=3.5, foreground="white")
@@ -129,7 +132,13 @@ def separatrices(
     return finish(ax, names or names_for(None))
 
 
-def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | None = None) -> Axes:
+def basins(
+    basins: Basins,
+    *,
+    names: tuple[str, str] | None = None,
+    colors: Colors | None = None,
+    ax: Axes | None = None,
+) -> Axes:
     """The basin of each start: a map for starts on a grid, else a dot for each.
 
     Basins of minima have colours; starts that run away, end on the boundary or at a saddle, or
@@ -139,16 +148,20 @@ def basins(basins: Basins, *, names: tuple[str, str] | None = None, ax: Axes | N
     Args:
         basins: The result of `critical.basins`.
         names: Names of the axes.
+        colors: Colours of matplotlib: one for each of `basins.minima`, in their order; or by name,
+            as in `basins.fractions`, for some of the ends, "runaway" among them. None for ours.
         ax: Where to draw; None for a new Figure.
 
     Raises:
-        ValueError: If the starts do not lie on a plane.
+        ValueError: If the starts do not lie on a plane, or `colors` names another end, is no colour
+            or not one for each minimum.
     """
     _check_plane("basins", basins.starts)
+    own = _own_colors(basins, colors)
     alone = ax is None
     ax = target_axes(ax, size=WITH_LEGEND)
     present = sorted(set(basins.labels.tolist()), key=lambda label: (label < 0, abs(label)))
-    looks = [_look(basins, label) for label in present]
+    looks = [_look(basins, label, own) for label in present]
     if basins.shape is None:
         for label, (name, face, hatch) in zip(present, looks, strict=True):
             style: dict[str, Any] = dict(linestyle="none", markersize=3.5, zorder=2)
@@ -223,7 +236,41 @@ def draw_line_of_points(
     ax.plot(*path.T, label=label, **style)
 
 
-def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
+def _own_colors(basins: Basins, colors: Colors | None) -> dict[str, Any]:
+    """The colours that a user gave, by the names of the ends."""
+    if colors is None:
+        return {}
+    if isinstance(colors, Mapping):
+        own, known = dict(colors), {basins.name(label) for label in _labels(basins)}
+        strangers = [name for name in own if name not in known]
+        if strangers:
+            raise ValueError(
+                f"Argument `colors` must name ends among {', '.join(sorted(known))}, but names "
+                f"{strangers[0]!r}{did_you_mean(str(strangers[0]), known) or '.'}"
+            )
+    elif isinstance(colors, str) or len(colors) != len(basins.minima):
+        count = repr(colors) if isinstance(colors, str) else f"has {len(colors)}"
+        raise ValueError(
+            f"Argument `colors` must have one colour for each of the {len(basins.minima)} minima, "
+            f"but {'is ' if isinstance(colors, str) else ''}{count}."
+        )
+    else:
+        own = {basins.name(index): color for index, color in enumerate(colors)}
+    for color in own.values():
+        if not is_color_like(color):
+            raise ValueError(
+                f"Argument `colors` must have colours of matplotlib such as 'tab:blue' or "
+                f"'#77aadd', but has {color!r}."
+            )
+    return own
+
+
+def _labels(basins: Basins) -> list[int]:
+    """All labels that starts can have."""
+    return [*range(len(basins.minima)), *_NEUTRAL]
+
+
+def _look(basins: Basins, label: int, own: Mapping[str, Any]) -> tuple[str, Any, str | None]:
     """Legend entry, colour and pattern of a label."""
     fraction, error = basins.fractions[basins.name(label)]
     # On a grid the error of starts drawn at random says nothing.
@@ -231,20 +278,22 @@ def _look(basins: Basins, label: int) -> tuple[str, str, str | None]:
     percent = f"{100 * fraction:.1f}{within} %"
     if label < 0:
         name, face, hatch = _NEUTRAL[label]
-        return f"{name}: {percent}", face, hatch
+        return f"{name}: {percent}", own.get(basins.name(label), face), hatch
     minimum = basins.minima[label]
     rounding = 1e-9 * float(np.ptp(basins.starts))
     position = ", ".join(f"{0 if abs(at) < rounding else at:.3g}" for at in minimum.position)
     name = f"the {minimum.name}" if minimum.dimension else f"({position})"
-    hatch = None if label < len(_FILLS) else "\\\\"
-    return f"basin of {name}: {percent}", _FILLS[label % len(_FILLS)], hatch
+    given = own.get(basins.name(label))
+    hatch = None if label < len(_FILLS) or given is not None else "\\\\"
+    face = _FILLS[label % len(_FILLS)] if given is None else given
+    return f"basin of {name}: {percent}", face, hatch
 
 
 def _fill(
     ax: Axes,
     basins: Basins,
     present: Sequence[int],
-    looks: Sequence[tuple[str, str, str | None]],
+    looks: Sequence[tuple[str, Any, str | None]],
 ) -> None:
     """The cells of a grid in the colours and patterns of their labels."""
     shape = basins.shape

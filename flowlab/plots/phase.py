@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
@@ -32,12 +33,13 @@ from flowlab.plots.canvas import (
 from flowlab.plots.fields import SampledFlow, draw_field, sample
 from flowlab.plots.paths import walls
 from flowlab.plots.spaced_lines import draw_flow_lines
-from flowlab.policies import AbstractPolicy, LogRatioPlane, RatioPlane
+from flowlab.policies import AbstractPolicy, CoupledKernel, LogRatioPlane, RatioPlane
 from flowlab.potentials import AbstractPotential
 
 __all__ = [
     "DOTTED",
     "LAYERS",
+    "SHAPES",
     "draw_arrows",
     "frame",
     "loss_title",
@@ -55,7 +57,7 @@ _FOUND = {"basins", "separatrices", "critical_points"}  # what the critical poin
 _CELLS = 64
 _SLOW = 0.1  # of the median speed over the axes
 _NULLCLINES: tuple[tuple[str, Any], ...] = (("#0072b2", "-"), ("#882255", (0, (3, 1.5))))
-_SHAPES = (0.25, 4.0)  # height over width of axes whose two scales are equal
+SHAPES = (0.25, 4.0)  # height over width of axes whose two scales are equal
 _ROOM = 0.04  # of the width, beyond a side of the axes on which there are critical points
 _TITLE = 44  # letters on a line
 DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # what is slow
@@ -128,6 +130,7 @@ def phase_portrait(
     points: CriticalPoints | None = None,
     below: float | None = None,
     cells: int | None = None,
+    colors: drawn.Colors | None = None,
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
@@ -148,6 +151,7 @@ def phase_portrait(
         below: Level of the speed for the slow regions, per unit of flow time; None for a tenth of
             the median over the axes.
         cells: Cells per side of the map of basins; None for 64.
+        colors: Colours of the basins, as `plots.basins` takes them; None for ours.
         legend: Whether to write a legend to the right of the Axes.
         ax: Where to draw; None for a new Figure.
 
@@ -158,14 +162,14 @@ def phase_portrait(
     Accuracy: that of the layers, and of `critical.critical_points`, `separatrices` and `basins`.
     """
     spans = checks.span("x", x), checks.span("y", y)
-    _check_layers(layers, below=below, cells=cells, points=points)
+    _check_layers(layers, below=below, cells=cells, colors=colors, points=points)
     grid = sample(flow, x, y)
     ax = target_axes(ax, size=WITH_LEGEND)
     name_axes(ax, names_for(flow))
     if points is None and _FOUND & {*layers}:
         points = critical.critical_points(flow, spans)
     if points is not None and "basins" in layers:
-        _draw_basins(ax, flow, points, spans, _CELLS if cells is None else cells)
+        _draw_basins(ax, flow, points, spans, _CELLS if cells is None else cells, colors)
     if "slow_regions" in layers:
         _draw_slowest(ax, grid, below)
     if "field" in layers:
@@ -187,10 +191,15 @@ def phase_portrait(
 
 
 def _draw_basins(
-    ax: Axes, flow: AbstractFlow, points: CriticalPoints, spans: tuple[Span, Span], side: int
+    ax: Axes,
+    flow: AbstractFlow,
+    points: CriticalPoints,
+    spans: tuple[Span, Span],
+    side: int,
+    colors: drawn.Colors | None,
 ) -> None:
     grid = starts.grid(side, *np.transpose(spans)).reshape(side, side, 2)
-    drawn.basins(critical.basins(flow, grid, points), ax=ax)
+    drawn.basins(critical.basins(flow, grid, points), colors=colors, ax=ax)
 
 
 def _draw_slowest(ax: Axes, grid: SampledFlow, below: float | None) -> None:
@@ -255,7 +264,8 @@ def _check_layers(layers: Sequence[str], **options: Any) -> None:
         raise ValueError(
             f"Argument `layers` must name some of {', '.join(_ALL)}, but is {layers!r}."
         )
-    needed = {"below": {"slow_regions"}, "cells": {"basins"}, "points": _FOUND}
+    needed = {"below": {"slow_regions"}, "points": _FOUND}
+    needed |= {"cells": {"basins"}, "colors": {"basins"}}
     for name, some in needed.items():
         if options[name] is not None and not some & {*layers}:
             raise ValueError(
@@ -280,7 +290,7 @@ def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = No
         ]
         limit(spans[axis][0] - room * along[0], spans[axis][1] + room * along[1])
     shape = widths[1] / widths[0]
-    ax.set_aspect("equal" if _SHAPES[0] <= shape <= _SHAPES[1] else "auto")
+    ax.set_aspect("equal" if SHAPES[0] <= shape <= SHAPES[1] else "auto")
 
 
 def _lies_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
@@ -302,6 +312,8 @@ def loss_title(loss: AbstractLoss, policy: AbstractPolicy) -> str:
     """The loss, with the kernel of a log-ratio plane unless it is the identity."""
     words = textwrap.fill(repr(loss), _TITLE)
     kernel = policy.matrix if isinstance(policy, LogRatioPlane) else np.eye(2)
+    if isinstance(kernel, CoupledKernel):
+        kernel = np.asarray(kernel(jnp.zeros(2)))
     if callable(kernel):
         return f"{words}\nkernel {short(kernel)}"
     if np.array_equal(kernel, np.eye(2)):

@@ -147,7 +147,7 @@ def _draw_run(ax: Axes, run: _Run, color: str, *, named: bool) -> None:
     ax.plot(*run.points.T, ".", color=color, alpha=0.25, markersize=3, zorder=2, linewidth=0)
     if not named:
         ax.plot([], [], ".", color=color, alpha=0.4, label="single rows of the log")
-    label = run.title if named else "averages of rows (ellipse: 95 %)"
+    label = run.title if named else "averages (ellipse: 95 %)"
     ax.plot(*seen.mean.T, "o-", color=color, markersize=3.5, linewidth=1.2, zorder=5, label=label)
     for mean, covariance, freedom in zip(seen.mean, seen.covariance, seen.freedom, strict=True):
         _draw_ellipse(ax, mean, covariance, freedom, color)

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from flowlab import _checks as checks
 from flowlab._arrays import floats, like
-from flowlab._parameters import parameter, positive
+from flowlab._parameters import parameter, positive, short_call
 from flowlab.domains import AbstractDomain, Quadrant, Simplex, WholeSpace
 from flowlab.losses import Pair
 from flowlab.policies.base import AbstractPolicy, Region, WallRule, check_wall
@@ -316,6 +316,10 @@ class CoupledKernel(eqx.Module):
     ratio: Float[ArrayLike, ""] = parameter(0.0, "ratio", "(-inf, inf)")
     rejected: Float[ArrayLike, ""] = parameter(1.5, "rejected", "[0, inf)")
     chosen: Float[ArrayLike, ""] = positive(1.0, "chosen", single=True)
+
+    def __repr__(self) -> str:
+        """The arguments that differ from their defaults, on one line."""
+        return short_call(self)
 
     def __check_init__(self) -> None:
         if isinstance(self.ratio, Tracer) or isinstance(self.rejected, Tracer):

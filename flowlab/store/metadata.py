@@ -76,6 +76,10 @@ def metadata_told(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except ImportError as error:  # of the library for a kind of address
+        raise ValueError(
+            f"Argument `path` must be an address that can be read here, but {path} cannot: {error}."
+        ) from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(

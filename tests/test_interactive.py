@@ -32,10 +32,10 @@ def nothing_found(flow: Any, region: Any) -> CriticalPoints:
 
 
 @pytest.fixture(scope="module")
-def portrait() -> Iterator[InteractivePortrait]:
+def portrait() -> InteractivePortrait:
     with pytest.MonkeyPatch.context() as patch:  # what that finds has tests of its own
         patch.setattr(critical, "critical_points", nothing_found)
-        yield plots.interactive_portrait(FLOW, over={"beta": BETAS}, side=2)
+        return plots.interactive_portrait(FLOW, over={"beta": BETAS}, side=2)
 
 
 @pytest.fixture(scope="module")

@@ -166,6 +166,7 @@ def test_separatrices_are_drawn_as_given_and_named_once():
 
 LABELS = np.array([0, 0, 1, -1, -2, -4])
 MINIMA = (point((-1.0, 0.5)), point((1.0, 0.0)), point((7.0, 7.0)))
+SECOND = Basins(np.zeros((1, 2)), LABELS[:1], MINIMA, np.zeros((1, 2))).name(1)
 
 
 def test_basins_of_a_grid_are_filled_cell_by_cell_with_a_share_for_each():
@@ -213,7 +214,7 @@ def test_more_basins_than_colours_are_told_apart_by_a_pattern():
     [
         (["red", "#00ff00", (0, 0, 1)], ["#ff0000", "#00ff00"]),
         (
-            {"minimum at [1., 0.]": "tab:blue", "runaway": "white"},
+            {SECOND: "tab:blue", "runaway": "white"},
             ["#77aadd", "#1f77b4", "#ffffff"],
         ),
     ],

@@ -214,20 +214,23 @@ def _ending(line: Line, spans: tuple[Span, Span], points: CriticalPoints | None)
         return "ends on the boundary, where a ratio is 0"
     if points is not None and np.any((end < low - room) | (end > high + room)):
         return "leaves the axes"
-    if points is not None and outcome is Outcome.reached:
-        return _approach(end, high - low, points)
+    # Near a point of rest steps in arc length may become too small before the time is over.
+    if points is not None and outcome in (Outcome.reached, Outcome.step_limit):
+        there = _approached(end, high - low, points)
+        if there or outcome is Outcome.reached:
+            return f"has come to the {there}" if there else "is still on its way then, slowly"
     return _ENDINGS.get(outcome, outcome.name.replace("_", " "))
 
 
-def _approach(
+def _approached(
     end: Float[np.ndarray, " 2"], widths: Float[np.ndarray, " 2"], points: CriticalPoints
 ) -> str:
-    """The words for a line that was followed for long."""
+    """The name of the critical point that a line has come to, or ""."""
     for point in points:
         path = np.atleast_2d(point.place if point.path is None else point.path)
         if np.min(np.max(np.abs(path - end) / widths, axis=1)) < _NEAR:
-            return f"has come to the {point.name}"
-    return "is still on its way then, slowly"
+            return point.name
+    return ""
 
 
 def told(value: Any) -> str:

@@ -76,11 +76,12 @@ def test_the_order_that_is_observed_is_the_one_that_is_told(solver, order, slack
     @jax.jit
     def states(step):
         options: Any = {"stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 100}
-        field_, kept = diffrax.ODETerm(field), diffrax.SaveAt(dense=True)
+        field_, kept = diffrax.ODETerm(field), diffrax.SaveAt(ts=times)
         solution = diffrax.diffeqsolve(
             field_, solver, 0.0, 1.0, step, start, saveat=kept, **options
         )
-        return jax.vmap(solution.evaluate)(times)
+        assert solution.ys is not None
+        return solution.ys
 
     counts = np.array([12, 24, 48])
     errors = np.array([np.abs(states(jnp.asarray(1 / n)) - exact).max(-1) for n in counts])
@@ -127,7 +128,7 @@ def test_the_inside_of_a_step_is_interpolated_from_its_values_to_its_order(solve
     ("solver", "clock"),
     [
         (ROCK4(), "time"),
-        (Rodas5P(), "time"),
+        pytest.param(Rodas5P(), "time", marks=DEAR),
         pytest.param(Rodas5P(), "arc_length", marks=DEAR),
         pytest.param(RKC2(), "arc_length", marks=DEAR),
         pytest.param(RKC2(), "time", marks=DEAR),

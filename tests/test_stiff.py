@@ -267,6 +267,14 @@ def test_a_line_that_only_stability_holds_up_is_followed_by_a_method_of_stiff_fl
     assert (asked.outcome, asked.solver) == (Outcome.step_limit, "Tsit5")
 
 
+@DEAR
+def test_a_large_state_is_followed_without_a_matrix_by_choice():
+    problem = quadratic(40, 1e4)
+    line = fl.flow_line(problem.flow, problem.start, until=until.time(2.0), rtol=1e-4)
+    assert (line.outcome, line.solver) == (Outcome.reached, "RKC2")
+    np.testing.assert_allclose(line.end, problem.at(2.0), atol=1e-2 * np.exp(-2.0))
+
+
 def test_small_states_are_solved_with_a_matrix_and_large_ones_without():
     def names(size: int, metric: Any = None, rtol: float = 1e-6, rate: float = 1e4) -> list[str]:
         state, flow = np.ones(size), fl.Flow(lambda y: y @ y, metric=metric)

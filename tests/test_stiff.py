@@ -76,7 +76,7 @@ def test_the_order_that_is_observed_is_the_one_that_is_told(solver, order, slack
     @jax.jit
     def states(step):
         options: Any = {"stepsize_controller": diffrax.ConstantStepSize(), "max_steps": 100}
-        field_, kept = diffrax.ODETerm(field), diffrax.SaveAt(ts=times)
+        field_, kept = diffrax.ODETerm(field), diffrax.SaveAt(ts=jnp.asarray(times))
         solution = diffrax.diffeqsolve(
             field_, solver, 0.0, 1.0, step, start, saveat=kept, **options
         )

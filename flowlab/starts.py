@@ -313,6 +313,26 @@ def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.
     return np.array(numbers, dtype=_floating(dtype), order="C")
 
 
+def grid_sides(starts: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """The two sides of a grid on a plane, from its starts in one row, as `grid` makes them.
+
+    Args:
+        starts: shape (n, 2), the last component fastest; anything else forms no grid.
+
+    Returns:
+        The values of the first component and of the last one; None if the starts form no grid.
+    """
+    if not isinstance(starts, np.ndarray) or starts.ndim != 2 or starts.shape[1] != 2:
+        return None
+    inner = int(np.argmax(starts[:, 0] != starts[0, 0]))
+    if inner < 2 or len(starts) % inner:  # a single row is a line of starts
+        return None
+    cells = starts.reshape(-1, inner, 2)
+    is_grid = np.all(cells[..., 0] == cells[:, :1, 0]) and np.all(cells[..., 1] == cells[0, :, 1])
+    once = np.unique(cells[:, 0, 0]).size == len(cells) and np.unique(cells[0, :, 1]).size == inner
+    return (cells[:, 0, 0], cells[0, :, 1]) if is_grid and once else None
+
+
 _DRAWN = {"grid": grid, "sobol": sobol, "uniform": uniform, "latin": latin}
 
 

@@ -21,8 +21,9 @@ from flowlab.critical import (
 from flowlab.domains import Box
 from flowlab.losses import IPO
 from flowlab.potentials import AbstractPotential, Himmelblau, MonkeySaddle, MuellerBrown, Saddle
+from flowlab.starts import grid
 
-COUNT = 400
+SIDE = 20
 SLOWEST = {Himmelblau: 14.0, MuellerBrown: 200.0}  # rates of decay and of escape, rounded down
 
 
@@ -43,10 +44,11 @@ def ends_by_scipy(potential: AbstractPotential, starts: np.ndarray) -> np.ndarra
 )
 def test_basins_are_those_of_a_brute_force_integration(potential: AbstractPotential) -> None:
     low, high = np.array(potential.region, float).T
-    starts = np.random.default_rng(5).uniform(low, high, (COUNT, 2))
+    starts = grid(SIDE, low, high)
     flow = Flow(potential)
     found = basins(flow, starts, critical_points(flow, potential.region))
     assert np.all(found.labels >= 0)
+    assert np.array_equal(found.map, found.labels.reshape(SIDE, SIDE))
     places = np.array([point.place for point in found.minima])
     ends = ends_by_scipy(potential, starts)
     nearest = np.argmin(np.linalg.norm(ends[:, None] - places, axis=-1), axis=1)
@@ -152,7 +154,7 @@ def test_basin_entropy_is_that_of_a_straight_boundary() -> None:
 
 def test_entropy_needs_a_grid_and_a_box_that_fits() -> None:
     scattered = Basins(np.zeros((9, 2)), np.zeros(9, int), (), np.zeros((9, 2)))
-    with pytest.raises(ValueError, match="must be of starts in the shape of a grid"):
+    with pytest.raises(ValueError, match="must be of starts that form a grid"):
         scattered.entropy()
     grid = Basins(np.zeros((9, 2)), np.zeros(9, int), (), np.zeros((9, 2)), (3, 3))
     with pytest.raises(ValueError, match="`box` must be between 2 and 3"):

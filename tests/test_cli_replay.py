@@ -49,6 +49,9 @@ def test_a_run_is_carried_out_again_and_compared_step_by_step(short: Path, tmp_p
     said = (tmp_path / "out" / "replay.txt").read_text("utf-8")
     assert "This is the run of the log again" in said
     assert max(map(len, said.splitlines())) <= 100
+    lines = [line.split() for line in said.splitlines()]
+    assert [words[0] for words in lines if words and words[0].isdigit()] == ["6", "12"]
+    assert said.count("    chosen:   the answer is ") == 5
 
 
 @pytest.mark.exhaustive

@@ -1,5 +1,6 @@
 """Preference data against the tokens of TRL; and what is no such data."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -43,6 +44,20 @@ def test_tokens_are_those_of_trl(case: dict[str, Any], file: Path) -> None:
     mask = np.concatenate(pairs.mask.swapaxes(0, 1))
     np.testing.assert_array_equal(mask, case["completion_mask"])
     np.testing.assert_array_equal(pairs.lengths, pairs.mask.sum(-1))
+
+
+def test_the_texts_of_a_pair_are_those_of_its_row() -> None:
+    pairs = data.preferences(REVERSAL / "pairs.jsonl", REVERSAL)
+    lines = (REVERSAL / "pairs.jsonl").read_text("utf-8").splitlines()
+    row = json.loads(lines[int(pairs.rows[7])])
+    told = pairs.texts(7)
+    assert {side: text.strip() for side, text in told.items()} == {
+        side: row[side].removesuffix("<eos>").strip() for side in ("prompt", "chosen", "rejected")
+    }
+    wanted = [f"    {side + ':':9} {text.strip()}" for side, text in told.items()]
+    assert pairs.excerpt(7).splitlines() == wanted
+    with pytest.raises(ValueError, match="must have a tokenizer to have texts"):
+        dataclasses.replace(pairs, tokenizer=None).texts(7)
 
 
 def test_rows_whose_prompt_fills_the_length_are_left_out(file: Path) -> None:

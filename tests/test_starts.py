@@ -63,6 +63,17 @@ def test_a_grid_is_the_cell_centres_with_the_last_component_fastest():
     assert points.tolist() == [[1, 11], [1, 13], [1, 15], [3, 11], [3, 13], [3, 15]]
 
 
+def test_the_sides_of_a_grid_are_found_in_its_starts_and_nowhere_else():
+    sides = starts.grid_sides(starts.grid((2, 3), (0.0, 10.0), (4.0, 16.0)))
+    assert sides is not None
+    first, last = sides
+    np.testing.assert_array_equal(first, [1, 3])
+    np.testing.assert_array_equal(last, [11, 13, 15])
+    assert starts.grid_sides(starts.uniform(6, LOWER[:2], UPPER[:2], seed=0)) is None
+    assert starts.grid_sides(starts.grid((2, 3))[:5]) is None
+    assert starts.grid_sides(starts.grid((2, 2, 2), LOWER, UPPER)) is None
+
+
 def test_a_reshaped_grid_is_indexed_by_component():
     x = [0.125, 0.375, 0.625, 0.875]
     points = starts.grid((4, 2)).reshape(4, 2, 2)

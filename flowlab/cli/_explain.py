@@ -1,7 +1,6 @@
 """From the options of `flowlab explain` to what moves the log-probabilities of a model."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from flowlab import displacement
 from flowlab._options import refuse_unless
 from flowlab.cli._replay import loss_of, pairs_of, policy_of
 from flowlab.data import Pairs
-from flowlab.data.tokenizer import Tokenizer
 from flowlab.displacement import Explanation
 from flowlab.flow import preference_flow
 
@@ -18,7 +16,6 @@ __all__ = ["explained", "text", "to_json"]
 
 _AT_ONCE = 64  # sequences, unless told otherwise
 _LISTED = 10  # pairs
-_SHOWN = 200  # characters of a text
 
 Found = tuple[Explanation, Pairs]
 
@@ -72,18 +69,7 @@ def to_json(found: Found) -> dict[str, Any]:
 
 def _listed(found: Found, asked: Mapping[str, Any]) -> Iterator[str]:
     explanation, pairs = found
-    reader = Tokenizer.read(Path(asked["model"]))
     caused = explanation.influence[:, :, 0].sum(axis=1)
     for index in explanation.lowering(asked["pairs"] or _LISTED):
         yield f"row {pairs.rows[index]}: {caused[index]:+.3g}"
-        both = zip(("chosen", "rejected"), pairs.tokens[index], pairs.mask[index], strict=True)
-        sides = {name: (tokens, mask) for name, tokens, mask in both}
-        tokens, mask = sides["chosen"]
-        yield f"    prompt:   {_short(reader.text(tokens[: int(np.argmax(mask))]))}"
-        for name, (tokens, mask) in sides.items():
-            yield f"    {name + ':':9} {_short(reader.text(tokens[mask]))}"
-
-
-def _short(told: str) -> str:
-    one_line = " ".join(told.split())
-    return one_line if len(one_line) <= _SHOWN else f"{one_line[: _SHOWN - 1]}…"
+        yield pairs.excerpt(int(index))

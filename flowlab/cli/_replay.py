@@ -50,7 +50,7 @@ def compared(asked: dict[str, Any]) -> Comparison:
         progress=None,
         checkpoint=asked["checkpoint"],
     )
-    return compare(log, run, told, rows=pairs.rows)
+    return compare(log, run, told, pairs=pairs)
 
 
 def loss_of(asked: Mapping[str, Any]) -> AbstractLoss:

@@ -15,10 +15,11 @@ from flowlab.critical.critical_sets import distance_to
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
 from flowlab.critical.tolerances import ON_POINT
-from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
+from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points, coordinates
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
 from flowlab.solve import one_call
+from flowlab.starts import grid_sides
 from flowlab.until import Clock, Outcome
 
 __all__ = [
@@ -101,7 +102,8 @@ class Basins:
     def fractions(self) -> dict[str, tuple[float, float]]:
         """Share of the starts and its standard error, √(p(1−p)/n), by the name of the end.
 
-        The error is that of starts drawn at random; for a grid or a Sobol set it is too large.
+        The error is that of starts drawn at random; for a grid or a Sobol set it is too large,
+        since their error falls faster than with the root of their number.
         """
         count = len(self.labels)
         found: dict[str, tuple[float, float]] = {}
@@ -138,8 +140,7 @@ class Basins:
         """Words for a label."""
         if label < 0:
             return _NAMES[label]
-        where = np.array2string(self.minima[label].place, precision=4, separator=", ")
-        return f"{self.minima[label].name} at {where}"
+        return f"{self.minima[label].name} at {coordinates(self.minima[label].place)}"
 
     @property
     def map(self) -> Int[np.ndarray, "..."]:
@@ -150,16 +151,19 @@ class Basins:
         """
         if self.shape is None:
             raise ValueError(
-                "Basins must be of starts in the shape of a grid to be a map: give them as "
-                "(n, n, 2), such as starts.grid(32, low, high).reshape(32, 32, 2)."
+                "Basins must be of starts that form a grid to be a map, such as those of "
+                "starts.grid(32, low, high), but these do not."
             )
         return self.labels.reshape(self.shape)
 
     def entropy(self, box: int = 5) -> BasinEntropy:
-        """The basin entropy, from boxes of the grid of starts.
+        """The basin entropy in nats, from boxes of the grid of starts.
+
+        It is a mean over boxes, so that it depends on how fine the grid is, and on `box`.
 
         Args:
-            box: Starts along the side of a box.
+            box: Starts along the side of a box. Starts at the ends of a row that fill no box are
+                left out.
 
         Raises:
             ValueError: If the starts form no grid, or `box` is not between 2 and its shortest side.
@@ -201,7 +205,7 @@ def basins(
     Args:
         flow: The flow.
         starts: shape (n, d), or (..., d) for a grid, as `numpy.meshgrid` makes it, stacked on the
-            last axis.
+            last axis. Those of `starts.grid` on a plane are known as a grid as they are.
         points: Critical points of a region, from `critical_points`; None to search for them.
         region: Where to search; None for the smallest rectangle around the starts.
         time_limit: Flow time at which to give up. Where it is finite, starts that are not at an end
@@ -219,8 +223,8 @@ def basins(
         raise ValueError(
             f"Argument `starts` must have shape (n, d) or (..., d), but has shape {given.shape}."
         )
-    shape = given.shape[:-1] if given.ndim > 2 else None
     flat = given.reshape(-1, given.shape[-1])
+    shape = given.shape[:-1] if given.ndim > 2 else _grid_shape(flat)
     if points is None:
         around = np.stack([flat.min(axis=0), flat.max(axis=0)], axis=1)
         points = critical_points(flow, around if region is None else region)
@@ -245,6 +249,11 @@ def basins(
         if not len(going):
             break
     return Basins(flat, labels, _attracting(points), end, shape)
+
+
+def _grid_shape(flat: Float[np.ndarray, "n d"]) -> tuple[int, ...] | None:
+    sides = grid_sides(flat)
+    return None if sides is None else tuple(map(len, sides))
 
 
 def _median(values: Float[np.ndarray, " n"]) -> float:

@@ -19,6 +19,7 @@ from flowlab.data.tokenizer import Tokenizer, imported
 __all__ = ["Pairs", "preferences"]
 
 _SIDES = ("chosen", "rejected")
+_EXCERPT = 200  # characters of a text that identify it
 _TRL_LENGTH = 1024  # `max_length` of TRL's trainers unless told otherwise
 
 
@@ -32,12 +33,14 @@ class Pairs:
         mask: True where a token belongs to the response, shape (n, 2, t).
         lengths: Tokens of each response, shape (n, 2).
         rows: The row of the file that each pair is from, counted from 0, shape (n,).
+        tokenizer: What the tokens were made by; None where that is not known.
     """
 
     tokens: Int[np.ndarray, "n 2 t"]
     mask: Bool[np.ndarray, "n 2 t"]
     lengths: Float[np.ndarray, "n 2"]
     rows: Int[np.ndarray, " n"]
+    tokenizer: Tokenizer | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -45,6 +48,31 @@ class Pairs:
     def __repr__(self) -> str:
         """Their number and the longest sequence, on one line."""
         return f"Pairs({len(self)} pairs, up to {self.tokens.shape[-1]} tokens)"
+
+    def texts(self, index: int) -> dict[str, str]:
+        """The texts `prompt`, `chosen` and `rejected` of a pair, from its tokens.
+
+        Raises:
+            ValueError: If the pairs know no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("Pairs must have a tokenizer to have texts, but have none.")
+        tokens, mask = self.tokens[index], self.mask[index]
+        found = {"prompt": self.tokenizer.text(tokens[0, : int(np.argmax(mask[0]))])}
+        for side, ids, own in zip(_SIDES, tokens, mask, strict=True):
+            found[side] = self.tokenizer.text(ids[own])
+        return found
+
+    def excerpt(self, index: int) -> str:
+        """The texts of a pair on a line each, cut to 200 characters; empty without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        lines = []
+        for side, told in self.texts(index).items():
+            line = " ".join(told.split())
+            short = line if len(line) <= _EXCERPT else f"{line[: _EXCERPT - 1]}…"
+            lines.append(f"    {side + ':':9} {short}")
+        return "\n".join(lines)
 
 
 def preferences(
@@ -88,7 +116,7 @@ def preferences(
     if not kept:
         found = f"has prompts of {max_length} tokens or more alone" if encoded else "is empty"
         raise _refused("have a pair whose responses are not cut off", path, found)
-    return _padded(kept, max_length, reader.padding)
+    return _padded(kept, max_length, reader)
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -182,12 +210,12 @@ def _common(one: Any, other: Any) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _padded(kept: list[Any], max_length: int | None, padding: int) -> Pairs:
+def _padded(kept: list[Any], max_length: int | None, reader: Tokenizer) -> Pairs:
     """Pairs of token ids, cut at the right, in arrays of one length."""
     whole = [[(prompt + one)[:max_length] for one in responses] for _, prompt, *responses in kept]
     begins = np.array([len(prompt) for _, prompt, *_ in kept])[:, None]
     ends = np.array([[len(tokens) for tokens in two] for two in whole])
-    tokens = np.full((*ends.shape, ends.max()), padding, np.int32)
+    tokens = np.full((*ends.shape, ends.max()), reader.padding, np.int32)
     lines = tokens.reshape(-1, tokens.shape[-1])  # a view
     for index, one in enumerate(one for two in whole for one in two):
         lines[index, : len(one)] = one
@@ -197,6 +225,7 @@ def _padded(kept: list[Any], max_length: int | None, padding: int) -> Pairs:
         mask=(places >= begins[..., None]) & (places < ends[..., None]),
         lengths=(ends - begins).astype(float),
         rows=np.array([index for index, *_ in kept]),
+        tokenizer=reader,
     )
 
 

@@ -16,7 +16,7 @@ from flowlab import _tables
 from flowlab.domains import AbstractDomain
 from flowlab.ensemble.drawing import whole
 from flowlab.ensemble.stiff import SOLVERS
-from flowlab.starts import DrawnStarts
+from flowlab.starts import DrawnStarts, grid_sides
 from flowlab.until import Outcome, counted, told_of_domain
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class Runs:
         audit = {} if self.audit is None else vars(self.audit)
         attributes |= {f"audit_{name}": value for name, value in audit.items()}
         found = xarray.Dataset(variables, coordinates, attributes)
-        sides = _sides(self.starts) if grid else None
+        sides = grid_sides(self.starts) if grid else None
         return found if sides is None else _unfolded(found, *sides, self.components)
 
     def _solvers_told(self, lead: tuple[str, ...]) -> dict[str, Any]:
@@ -245,19 +245,6 @@ def _by_leaf(name: str, tree: Any, lead: tuple[str, ...], meaning: str) -> dict[
         axes = tuple(f"{part}_{i}" for i in range(1, leaf.ndim - len(lead) + 1))
         found[f"{name}_{part}"] = ((*lead, *axes), leaf, {"long_name": f"{meaning}, {part}"})
     return found
-
-
-def _sides(starts: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """The two sides of a grid of starts, the last component fastest; None if they form none."""
-    if not isinstance(starts, np.ndarray) or starts.ndim != 2 or starts.shape[1] != 2:
-        return None
-    inner = int(np.argmax(starts[:, 0] != starts[0, 0]))
-    if inner < 2 or len(starts) % inner:  # a single row is a line of starts
-        return None
-    cells = starts.reshape(-1, inner, 2)
-    is_grid = np.all(cells[..., 0] == cells[:, :1, 0]) and np.all(cells[..., 1] == cells[0, :, 1])
-    once = np.unique(cells[:, 0, 0]).size == len(cells) and np.unique(cells[0, :, 1]).size == inner
-    return (cells[:, 0, 0], cells[0, :, 1]) if is_grid and once else None
 
 
 def _unfolded(

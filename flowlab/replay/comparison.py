@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from flowlab.data import Pairs
 from flowlab.logs import TrainingLog
 from flowlab.logs.windows import windows
 from flowlab.replay.run import Replay
@@ -34,8 +35,7 @@ class Comparison:
         deviation: (u_w, u_l) of the replay less those of the log, nats, shape (k, 2).
         noise: Standard error of (u_w, u_l) of each row, from the scatter of rows about the run,
             nats, shape (k, 2); NaN where there are too few rows to know it.
-        rows: The row of the data that each pair is from, counted from 0, shape (n,); None where
-            that is not known.
+        pairs: The pairs that the replay was of; None where they are not known.
     """
 
     log: TrainingLog
@@ -43,7 +43,12 @@ class Comparison:
     doubts: list[str]
     deviation: Float[np.ndarray, "k 2"]
     noise: Float[np.ndarray, "k 2"]
-    rows: Int[np.ndarray, " n"] | None = None
+    pairs: Pairs | None = None
+
+    @property
+    def rows(self) -> Int[np.ndarray, " n"]:
+        """The row of the data that each pair is from, counted from 0."""
+        return np.arange(self.run.u.shape[1]) if self.pairs is None else self.pairs.rows
 
     @property
     def largest(self) -> float:
@@ -100,7 +105,7 @@ def compare(
     run: Replay,
     doubts: Sequence[str] = (),
     *,
-    rows: Int[np.ndarray, " n"] | None = None,
+    pairs: Pairs | None = None,
 ) -> Comparison:
     """A replay beside the log of its run.
 
@@ -108,7 +113,7 @@ def compare(
         log: The log.
         run: The replay, of at least as many steps.
         doubts: What `doubts` said of the settings.
-        rows: The row of the data that each pair is from, such as `Pairs.rows`.
+        pairs: The pairs that the replay was of, which then are called by their rows and texts.
 
     Raises:
         ValueError: If the log has no log-ratios or tells no steps, or goes on for longer than the
@@ -121,7 +126,7 @@ def compare(
     if len(seen):
         place = np.searchsorted(seen.first_step, log.step, side="right") - 1
         noise = np.sqrt(np.diagonal(seen.scatter, axis1=1, axis2=2))[np.maximum(place, 0)]
-    return Comparison(log, run, list(doubts), deviation, noise, rows)
+    return Comparison(log, run, list(doubts), deviation, noise, pairs)
 
 
 def largest_known(values: Float[np.ndarray, "..."]) -> float:

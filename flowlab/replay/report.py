@@ -17,7 +17,7 @@ __all__ = ["REPLAY", "text", "to_json", "write"]
 REPLAY = "replay.json"  # by which a folder is known as one of earlier results
 _WIDTH = 88  # columns of the text, at which lines are still read with ease
 _SHOWN = 5  # pairs that are named
-_TABLE, _PAIRS = "%steps%", "%pairs%"  # where the tables go
+_TABLE, _PAIRS = "%steps%", "%pairs%"  # where the table and the list go
 
 
 def text(found: Comparison) -> str:
@@ -29,16 +29,16 @@ def text(found: Comparison) -> str:
         "steps": int(found.run.loss.size),
         "pairs": found.run.u.shape[1],
         "last": told[-1],
-        "dip": min(told, key=lambda row: row["u_chosen"]),
+        "dip": min(told[1:] or told, key=lambda row: row["u_chosen"]),
         "known": math.isfinite(found.typical),
     }
     paragraphs = _pages.rendered("replay.txt", **values).split("\n\n")
-    tables = {_TABLE: _steps(told), _PAIRS: _fallen(found)}
+    listed = {_TABLE: _tables.table(_steps(told), "r"), _PAIRS: _fallen(found)}
     parts = []
     for paragraph in filter(str.strip, paragraphs):
         word = paragraph.strip()
-        if word in tables:
-            parts.append(_tables.table(tables[word], "r"))
+        if word in listed:
+            parts.append(listed[word])
         else:
             lead = "  " if word.startswith("- ") else ""
             parts.append(textwrap.fill(" ".join(word.split()), _WIDTH, subsequent_indent=lead))
@@ -97,8 +97,7 @@ def write(found: Comparison, folder: Path, *, what: str = "Argument `folder`") -
     write_json(to_json(found), folder / REPLAY)
     (folder / "replay.txt").write_text(text(found) + "\n", encoding="utf-8")
     u, kept = found.run.u, found.run.kept
-    rows = np.arange(u.shape[1]) if found.rows is None else found.rows
-    np.savez_compressed(folder / "pairs.npz", step=kept, u=u, row=rows)
+    np.savez_compressed(folder / "pairs.npz", step=kept, u=u, row=found.rows)
     plots.save(plots.replay(found), folder / "replay")
 
 
@@ -115,14 +114,18 @@ def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
             *(f"{row['margin_quantiles'][place]:.4g}" for place in (low, middle, high)),
         )
         for row in told
+        if row["step"]  # before any, all is rounding
     ]
     return [header, *rows]
 
 
-def _fallen(found: Comparison) -> list[tuple[str, ...]]:
-    """The table of the pairs whose chosen response fell most."""
+def _fallen(found: Comparison) -> str:
+    """The pairs whose chosen response fell most, with their texts where these are known."""
     last = found.run.u[-1]
-    order = np.argsort(last[:, 0])[:_SHOWN]
-    rows = np.arange(len(last)) if found.rows is None else found.rows
-    listed = [(str(rows[pair]), f"{last[pair, 0]:+.4g}", f"{last[pair, 1]:+.4g}") for pair in order]
-    return [("row of the data", "u_w", "u_l"), *listed]
+    listed = []
+    for pair in np.argsort(last[:, 0])[:_SHOWN]:
+        u_w, u_l = last[pair]
+        listed.append(f"row {found.rows[pair]}: u_w {u_w:+.4g}, u_l {u_l:+.4g}")
+        if found.pairs is not None:
+            listed.append(found.pairs.excerpt(int(pair)))
+    return "\n".join(filter(None, listed))

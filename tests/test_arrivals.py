@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -152,6 +153,7 @@ def test_what_the_steps_do_not_suffice_for_is_said_to_be_so(clock):
         starts_around(potential),
         until=until.loss_below(LEVEL),
         clock=clock,
+        solver=diffrax.Tsit5(),
         max_steps=2000,
     )
     assert runs.counts() == {"step_limit": 3}
@@ -179,8 +181,13 @@ def test_a_line_that_crawls_along_a_valley_is_not_at_rest(clock, level):
 def test_a_slope_without_a_minimum_is_not_rest_however_small_beside_a_stiff_valley(drift):
     flow = fl.Flow(Slope(np.asarray(drift)))
     options = {"until": until.loss_below(-1.0), "clock": "arc_length", "max_steps": 500}
-    runs = fl.sweep(flow, np.array([[1.0, 0.0], [-0.4, 1.5]]), **options)
+    starts = np.array([[1.0, 0.0], [-0.4, 1.5]])
+    runs = fl.sweep(flow, starts, solver=diffrax.Tsit5(), **options)
     assert runs.counts() == {"step_limit": 2}
+    # By choice Rodas5P goes all the way, until y₁ = 1/drift, at the speed of the drift.
+    runs = fl.sweep(flow, starts, **options)
+    assert runs.counts() == {"reached": 2}
+    np.testing.assert_allclose(runs.time, (1 / drift - starts[:, 1]) / drift, rtol=100 * RTOL)
 
 
 @pytest.mark.parametrize("power", [-170, -60, 60, 170])

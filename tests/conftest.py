@@ -53,7 +53,7 @@ hypothesis.settings.load_profile("flowlab")
 
 # Files that share what they compute, and go to one process together.
 TOGETHER = {"test_claims": "the study", "test_study": "the study"}
-MOST_MEMORY = 4 * 2**30  # bytes, of each process
+MOST_MEMORY = 6 * 2**30  # bytes, of each process
 # What takes longest comes first, so that no process is left alone with it at the end.
 FIRST = (
     *("the study", "test_faults", "test_accuracy", "test_ensemble", "test_noise"),

@@ -327,7 +327,7 @@ def stretched(state, covector):
 
 @pytest.mark.parametrize(
     "metric",
-    [pytest.param(None, id="Euclidean", marks=pytest.mark.exhaustive), stretched],
+    thinned([None, stretched], ()),
 )
 def test_the_loss_of_a_network_falls_at_the_squared_length_of_its_gradient(metric):
     reference = parameters(*WIDTHS)

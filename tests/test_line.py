@@ -43,6 +43,7 @@ def test_a_line_in_the_box_reaches_the_wall_and_slides_to_the_known_time():
     assert np.any(np.abs(line.times - 0.658631448134) < 1e-9)
 
 
+@pytest.mark.exhaustive
 def test_a_line_in_the_simplex_is_released_in_the_middle_of_the_wall():
     flow = fl.preference_flow(fl.DPO(0.3), fl.RatioPlane(Simplex(), wall="slide"))
     line = fl.flow_line(flow, START, until=TARGET, rtol=1e-10)

@@ -277,6 +277,7 @@ WELL = fl.Flow(potentials.DoubleWell(dimension=2))
 WELL_SQUARE: dict[str, Any] = dict(x=(-2.0, 2.0), y=(-2.0, 2.0))
 
 
+@pytest.mark.exhaustive
 def test_a_phase_portrait_gathers_its_layers_and_composes_with_others():
     before = dict(matplotlib.rcParams)
     ax = plots.phase_portrait(WELL, **WELL_SQUARE, layers=("basins", *plots.LAYERS), cells=6)

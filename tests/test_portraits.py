@@ -106,6 +106,7 @@ def test_the_portrait_of_a_loss_of_ones_own_shows_where_its_card_says_it_rests(w
     assert (ax.get_xlim(), ax.get_ylim()) == ((-20, 20), (-20, 20))
 
 
+@pytest.mark.exhaustive
 def test_a_curved_line_of_critical_points_is_drawn_all_around(ring):
     ax = plots.portrait(ring, x=SQUARE[0], y=SQUARE[1], lines=6)
     (circle,) = labelled(ax, "stable line of critical points")

@@ -309,7 +309,7 @@ def run(name, clock):
 
 
 @pytest.mark.parametrize("clock", thinned(["loss", "arc_length"], {"arc_length"}))
-@pytest.mark.parametrize("name", thinned(WALLED, {"kernel"}))
+@pytest.mark.parametrize("name", thinned(WALLED, ()))
 def test_neither_the_margin_clock_nor_rows_change_a_result(name, clock):
     margin, other = run(name, "margin"), run(name, clock)
     np.testing.assert_array_equal(margin.outcome, other.outcome)

@@ -217,6 +217,7 @@ def test_starts_absorbed_before_a_fixed_time_have_no_derivative_and_are_counted(
     assert found.undefined == moved.undefined
 
 
+@pytest.mark.exhaustive
 def test_the_flow_map_at_a_fixed_time_carries_velocities_and_rays_as_it_must(at_time):
     duration, moved = at_time
     some = moved.defined

@@ -63,7 +63,7 @@ SHORT: dict[str, Any] = {
     "FeatureModel(readout=array of shape (5, 2), features=[0.3, 0.0])": policies.FeatureModel(
         np.ones((5, 2)), [0.3, 0]
     ),
-    "Basins(4 starts: minimum at [3., 2.] 75.0%, runaway 25.0%)": BASINS,
+    "Basins(4 starts: minimum at (3, 2) 75.0%, runaway 25.0%)": BASINS,
     "CriticalPoints(1 × minimum, in [-5, 5] × [-5, 5])": POINTS,
     "Card(DPO(beta=0.1), on LogRatioPlane(), within 30 nats)": made_up_card(
         losses.DPO(), reach=30.0
@@ -104,8 +104,8 @@ def test_objects_show_themselves_as_tables(line, runs):
     # From h = 0 to 1: t = ((e^{β} − 1)/β + 1) / (2β) with β = 0.3.
     expected = ((np.exp(0.3) - 1) / 0.3 + 1) / 0.6
     assert float(shown["flow time to the target"]) == pytest.approx(expected, rel=1e-5)
-    assert ["minimum at [3., 2.]", "0.750", "± 0.217"] in cells(BASINS._repr_html_())
-    assert cells(POINTS._repr_html_())[1][:3] == ["minimum", "[3., 2.]", "0.5"]
+    assert ["minimum at (3, 2)", "0.750", "± 0.217"] in cells(BASINS._repr_html_())
+    assert cells(POINTS._repr_html_())[1][:3] == ["minimum", "(3, 2)", "0.5"]
     card = made_up_card(losses.DPO(), reach=30.0)
     assert ["conserved", "u_w + u_l"] in cells(card._repr_html_())
     assert cards.description(card).splitlines()[0].split() == cells(card._repr_html_())[0]

@@ -15,7 +15,7 @@ from flowlab.critical.critical_sets import distance_to
 from flowlab.critical.derivatives import checked_region, derivatives_at, diagonal, real_starts
 from flowlab.critical.points import critical_points, refined
 from flowlab.critical.tolerances import ON_POINT
-from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points
+from flowlab.critical.types import CriticalPoint, CriticalPoints, check_points, coordinates
 from flowlab.ensemble import sweep
 from flowlab.flow import AbstractFlow
 from flowlab.solve import one_call
@@ -102,7 +102,8 @@ class Basins:
     def fractions(self) -> dict[str, tuple[float, float]]:
         """Share of the starts and its standard error, √(p(1−p)/n), by the name of the end.
 
-        The error is that of starts drawn at random; for a grid or a Sobol set it is too large.
+        The error is that of starts drawn at random; for a grid or a Sobol set it is too large,
+        since their error falls faster than with the root of their number.
         """
         count = len(self.labels)
         found: dict[str, tuple[float, float]] = {}
@@ -139,8 +140,7 @@ class Basins:
         """Words for a label."""
         if label < 0:
             return _NAMES[label]
-        where = np.array2string(self.minima[label].place, precision=4, separator=", ")
-        return f"{self.minima[label].name} at {where}"
+        return f"{self.minima[label].name} at {coordinates(self.minima[label].place)}"
 
     @property
     def map(self) -> Int[np.ndarray, "..."]:
@@ -157,10 +157,13 @@ class Basins:
         return self.labels.reshape(self.shape)
 
     def entropy(self, box: int = 5) -> BasinEntropy:
-        """The basin entropy, from boxes of the grid of starts.
+        """The basin entropy in nats, from boxes of the grid of starts.
+
+        It is a mean over boxes, so that it depends on how fine the grid is, and on `box`.
 
         Args:
-            box: Starts along the side of a box.
+            box: Starts along the side of a box. Starts at the ends of a row that fill no box are
+                left out.
 
         Raises:
             ValueError: If the starts form no grid, or `box` is not between 2 and its shortest side.

@@ -18,7 +18,7 @@ from flowlab.critical.branch_walk import Event, Walk
 from flowlab.critical.derivatives import checked_region
 from flowlab.critical.momentary import fill, is_momentary
 from flowlab.critical.points import critical_points
-from flowlab.critical.types import CriticalPoint
+from flowlab.critical.types import CriticalPoint, coordinates
 from flowlab.flow import AbstractFlow
 from flowlab.solve import one_call
 from flowlab.solve.progress import bar_options
@@ -105,7 +105,7 @@ class Continuation:
             f"branch {number}: {self._told(branch)}" for number, branch in enumerate(self.branches)
         ] or ["no critical point at any value"]
         for event in self.events:
-            where = np.array2string(event.place, precision=4, separator=", ", suppress_small=True)
+            where = coordinates(event.place)
             words = f"{event.before} becomes {event.after}"
             if not (event.before and event.after):
                 words = f"{event.before or event.after} {event.what}"

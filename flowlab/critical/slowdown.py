@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from flowlab import measures
 from flowlab.critical.derivatives import derivatives_at, rates_of, real_starts
-from flowlab.critical.types import CriticalPoint, CriticalPoints
+from flowlab.critical.types import CriticalPoint, CriticalPoints, coordinates
 from flowlab.ensemble import Runs, sweep
 from flowlab.flow import AbstractFlow
 from flowlab.solve import one_call
@@ -99,12 +99,13 @@ class Slowdown:
         if self.dwell is not None and self.dwell_share is not None:
             slow, share = (float(np.nanmedian(x)) for x in (self.dwell, self.dwell_share))
             lines.append(
-                f"below speed {self.below:g}: {slow:.4g} of flow time in the median, {share:.1%}"
+                f"below speed {self.below:g}, at whatever point, the end included: {slow:.4g} of "
+                f"flow time in the median, {share:.1%}"
             )
         return "\n".join(lines) or "no critical points to be slowed by"
 
     def _line(self, index: int) -> str:
-        place = np.array2string(self.places[index], precision=4, separator=", ")
+        place = coordinates(self.places[index])
         came = np.isfinite(self.entry_time[:, index])
         told = f"{self.names[index]} at {place}: {came.sum()} of {len(came)} lines within "
         told += f"{self.radius[index]:.3g}"
@@ -115,7 +116,9 @@ class Slowdown:
         told += f", {passed.sum()} passed it in {np.median(spent):.4g} (median)"
         if np.isfinite(predicted).any():
             told += f", {np.nanmedian(predicted):.4g} by its rates"
-        return told
+        slowest = np.flatnonzero(passed)[np.argmax(spent)]
+        start = coordinates(np.asarray(self.runs.starts)[slowest])
+        return f"{told}; the slowest, from {start}, in {spent.max():.4g}"
 
 
 @one_call()

@@ -18,6 +18,7 @@ __all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
 _NONE = "no critical point in the region"
+_ROUNDING = 1e-12  # of a coordinate: what is smaller is shown as 0
 _SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
 
 
@@ -140,11 +141,16 @@ class CriticalPoints:
         return plots.critical_points(self, ax=ax)
 
     def _elsewhere(self) -> str:
-        where = np.array2string(self.smallest_at, precision=4, separator=", ")
         return (
-            f"elsewhere the gradient is at least {self.smallest_gradient:.3g}, at {where} "
-            f"({self.searched} starts)"
+            f"elsewhere the gradient is at least {self.smallest_gradient:.3g}, at "
+            f"{coordinates(self.smallest_at)} ({self.searched} starts)"
         )
+
+
+def coordinates(place: Float[np.ndarray, " d"], digits: int = 4) -> str:
+    """The words for a place, "(1, 0.5)", in which what is zero but for rounding is 0."""
+    shown = (0.0 if abs(at) < _ROUNDING else at for at in map(float, place))
+    return f"({', '.join(f'{at:.{digits}g}' for at in shown)})"
 
 
 def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
@@ -179,7 +185,7 @@ def _line(point: CriticalPoint) -> str:
 
 def _cells(point: CriticalPoint) -> tuple[str, ...]:
     """The name of a point, where it is, the potential, its slope and the rates, as text."""
-    where = np.array2string(point.place, precision=6, separator=", ", suppress_small=True)
+    where = coordinates(point.place, 6)
     largest = np.max(np.abs(point.rates), initial=0.0)
     known = np.where(np.abs(point.rates) > _SHOWN_AS_ZERO * largest, point.rates, 0.0)
     rates = np.array2string(known, precision=4, separator=", ")

@@ -242,7 +242,7 @@ def flow_line(
         max_steps: Steps to try before the outcome is `step_limit`, for all of which the line keeps
             room; None for 4096, or for a large state as many as take about 1 GiB, at least 256.
         dense: False for a large state, such as the parameters of a model: no step is recorded, so
-            that the line takes some twenty copies of the state, however many its steps. What
+            that the line takes 14 copies of the state on the device, however many its steps. What
             follows is for that alone.
         save_at: Flow times whose states to keep, beside the two ends; they go to the host.
         watch: What to keep of all pairs there: `"loss"`, `"u"`, the log-ratios of each, or both.

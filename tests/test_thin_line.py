@@ -113,7 +113,6 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
             "Argument `save_at` must hold positive increasing flow times, but is [0.5, 0.25].",
         ),
     ],
-    ids=str,
 )
 def test_what_cannot_be_is_refused(call: Callable[[Line], Any], sentence: str, line: Line) -> None:
     with pytest.raises(ValueError, match=re.escape(sentence)):

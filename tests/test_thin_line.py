@@ -20,8 +20,8 @@ START = np.zeros(2)
 TIMES = [1.0, 2.0]
 # All lines but those that are refused share one program.
 ASKED: dict[str, Any] = {"until": until.time(3.0), "dense": False, "save_at": TIMES}
-LOOSE = {"rtol": 0.1, "atol": 10.0, "u_atol": 1e6}
-TIGHT = {"rtol": 1e-7, "atol": 1e-9, "u_atol": 1e6}
+LOOSE: dict[str, Any] = {"rtol": 0.1, "atol": 10.0, "u_atol": 1e6}
+TIGHT: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9, "u_atol": 1e6}
 
 
 @pytest.fixture(scope="module")

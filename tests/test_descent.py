@@ -324,7 +324,7 @@ class KilledError(Exception):
 def test_a_run_that_was_cut_is_resumed_to_the_same_bits(tmp_path, monkeypatch):
     options: dict = dict(batch_size=2, seed=3, steps=150, keep_every=5, watch=("u", "loss"))
     whole = descend(FLOW, START, optax.adam(0.05), **options)
-    monkeypatch.setattr(training, "_SAVED_EVERY", 0.0)
+    monkeypatch.setattr(training, "SAVED_EVERY", 0.0)
     write, file = Checkpoint.write, tmp_path / "run.npz"
 
     def killing(self, carry, history):
@@ -357,7 +357,7 @@ from flowlab.descent import training
 jax.config.update("jax_enable_x64", True)
 policy = fl.TabularSoftmax(np.array([0.1, 0.05, 0.8, 0.05]), [(0, 1), (2, 3), (2, 1)])
 flow = fl.preference_flow(fl.DPO(0.8), policy)
-training._SAVED_EVERY = 0.0
+training.SAVED_EVERY = 0.0
 write = training.Checkpoint.write
 def killing(self, carry, history):
     write(self, carry, history)

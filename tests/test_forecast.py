@@ -75,6 +75,7 @@ def test_pilots_that_agree_foretell_the_run(policy: LanguageModel, slope: Any) -
     np.testing.assert_allclose(found.fell, [np.mean(ratios(end)[:, 0] < 0)])
 
 
+@pytest.mark.exhaustive  # for it takes a program of its own
 def test_what_adam_remembers_is_as_long_in_flow_time(policy: LanguageModel, slope: Any) -> None:
     rates = hf_rates(0.01, STEPS, schedule="cosine")
     found = forecast(policy, LOSS, rates, [WHOLE, WHOLE], adam_betas=(0.9, 0.99), max_grad_norm=0)

@@ -245,8 +245,8 @@ def flow_line(
         max_steps: Steps to try before the outcome is `step_limit`. Memory is allocated for all of
             them; None for 4096, or for a large state as many as take about 1 GiB, at least 256.
         dense: False for a large state, such as the parameters of a model: no step is recorded, so
-            that the line takes only a handful of copies of the state. The options below are for
-            that alone.
+            that the line takes 14 copies of the state on the device, however many its steps. The
+            options below are for that alone.
         save_at: Flow times at which to keep the state, on the host, beside the two ends.
         watch: What to keep of all pairs there: `"loss"`, `"u"`, the log-ratios of each, or both.
         u_atol: Tolerance per step of the log-ratio of every response, nats; None for `rtol` nats,

@@ -1,7 +1,8 @@
 """Flow lines of large states, of which the end is kept and what is asked for on the way.
 
-The steps are those of any line; nothing of them is recorded, so that a handful of copies of the
-state is all that a line takes. Between calls of the loop a bar, Ctrl-C and checkpoints get through.
+The steps are those of any line; nothing of them is recorded. On the device a call takes 14 copies
+of the state: its stages, both ends of a step, and what it is handed and hands on. Between calls a
+bar, Ctrl-C and checkpoints get through.
 
 k: moments kept; n: pairs.
 """

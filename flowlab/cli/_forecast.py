@@ -11,7 +11,7 @@ from flowlab.cli._replay import pairs_of, policy_of
 from flowlab.cli._request import loss_parameters, names, trained
 from flowlab.descent import hf_order
 from flowlab.losses import AbstractLoss
-from flowlab.losses.asked import has_beta
+from flowlab.losses.from_options import has_beta
 from flowlab.replay import Forecast
 
 __all__ = ["forecast_of", "text", "to_json"]

@@ -217,7 +217,7 @@ class OfSmallLanes(eqx.Module):
         """The state before anything is known; NaN, which nothing is taken from."""
         lanes = jax.tree.leaves(y0.time)[0].ndim
         flat = jnp.full_like(_rows(y0, lanes)[0], jnp.nan)
-        coordinates = len(_rows(y0.held, lanes)[0])
+        coordinates = len(_rows(y0.packed_coordinates, lanes)[0])
         return Linear(flat, flat, jnp.full((coordinates, *flat.shape), jnp.nan, flat.dtype))
 
     def again(self, state: Linear) -> Linear:

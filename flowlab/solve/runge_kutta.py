@@ -108,7 +108,7 @@ class RungeKutta(diffrax.AbstractSolver):
             return jnp.sum(difference**2, axis=tuple(range(difference.ndim - 1)))
 
         pushed, moved = 0.0, 0.0
-        for stages in jax.tree.leaves(dense["k"].held):
+        for stages in jax.tree.leaves(dense["k"].packed_coordinates):
             moves = jnp.tensordot(jnp.asarray(apart, stages.dtype), stages, axes=1)
             pushed = pushed + squared(stages[-1] - stages[-2])
             moved = moved + squared(moves)

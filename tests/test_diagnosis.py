@@ -466,7 +466,7 @@ def test_a_loss_whose_answer_depends_on_a_number_is_told_with_that_number():
     assert found.shift == pytest.approx(0.45, abs=0.01)
     assert found.effects is not None and "dpo_shift" not in found.effects
     said = report.text(found)
-    assert said.count("DPO-Shift") == 1 and "dpo_shift" not in said
+    assert said.count("DPO-Shift") == 1 and said.count("dpo_shift") == 1
     # Where λ does not decide it stays among the others.
     risen = read(DISTINCT)
     assert risen.shift is None and risen.effects is not None and "dpo_shift" in risen.effects

@@ -400,3 +400,21 @@ def end_of_step(solver: Any) -> Callable[..., Any]:
         return solver.stepped(field, jnp.ones_like(z), jnp.ones(()), stages)
 
     return step
+
+
+def test_a_stiff_saddle_is_left_when_it_must_be():
+    """Along b the loss is b⁴/4 − b²/2, so that b = δ·eᵗ/√(1 + δ²e²ᵗ) but for terms of δ²."""
+    axes = np.array([[1.0, -1.0], [1.0, 1.0]]) / np.sqrt(2)
+    offset = 1e-9
+
+    def valley(y):
+        across, along = (y - 1) @ axes
+        return 5e3 * across**2 - along**2 / 2 + along**4 / 4
+
+    leaves = np.log(1 / np.sqrt(3) / offset)  # when b = 1/2
+    start = 1 + axes @ np.array([1e-3, offset])
+    for rtol in (1e-4, 1e-6):
+        line = fl.flow_line(fl.Flow(valley), start, until=until.time(40.0), rtol=rtol)
+        assert line.solver == "Rodas5P"
+        along = (line.at(np.array([leaves, 40.0])) - 1) @ axes[:, 1]
+        np.testing.assert_allclose(along, [0.5, 1.0], atol=2e-3)

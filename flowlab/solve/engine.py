@@ -46,6 +46,7 @@ from flowlab.solve.events import apply_clock_event, apply_event
 from flowlab.solve.field import motion
 from flowlab.solve.method import Method, terms
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise, select
+from flowlab.solve.rosenbrock import OfSmallLanes
 from flowlab.solve.runge_kutta import RungeKutta
 from flowlab.solve.signals import signals, signals_after
 from flowlab.solve.stabilised import OfLanes
@@ -250,7 +251,7 @@ def _stepped(problem: Problem, method: Method, loop: Loop, errors_of: Errors) ->
     arrived, next_step, relieved = _evict_limiting_lanes(
         (problem, method), arrived, limiting, jnp.isinf(errors), (next_step, first)
     )
-    if isinstance(method.solver, OfLanes):
+    if isinstance(method.solver, OfLanes | OfSmallLanes):
         next_step = jnp.minimum(next_step, method.solver.longest_step(solver_state, lanes))
     solver_state = jax.tree.map(kept, solver_state, method.solver.again(loop.solver_state))
     tries = jnp.where(relieved, 0, loop.tries + 1)

@@ -5,6 +5,11 @@ long as accuracy lets it, whatever the rates: each solves eight linear systems w
 I/γ − h·J, whose Jacobian J comes from d derivatives of the field along its coordinates. Nothing is
 iterated, so that a step cannot fail to converge.
 
+Along an eigenvector that grows at a rate λ, a step multiplies by a rational function R(hλ), which
+is e^(hλ) to 4e-5 at hλ = 1, but has a pole at 1/γ = 4.7 and falls to 0 behind it: long steps would
+hold a line at a saddle, and the error, which is relative to the whole state, would not show it. The
+lanes of a sweep or a flow line therefore take no step that is longer than 1/λ.
+
 d: coordinates; n: lanes; r: numbers of a point, the d coordinates first.
 """
 
@@ -29,6 +34,8 @@ __all__ = ["OfSmallLanes", "Quartic", "Rodas5P"]
 Field = Callable[[Float[Array, ""], Float[Array, "r *n"]], Float[Array, "r *n"]]
 """The field at a part, in [0, 1], of the step of each lane, and at the numbers of their points."""
 
+_GROWN = 1.0  # hλ of the fastest growing direction, up to which steps are planned
+_OVERGROWN = 1.5  # and up to which they are accepted: there, R is e^(hλ) to 1.3e-3
 _ROUNDINGS = 64.0  # machine epsilons of its terms, within which a slope counts as linear
 _STAGES = 8
 _GAMMA = 0.21193756319429014
@@ -122,11 +129,13 @@ class Linear(eqx.Module):
         y: The numbers of the points there.
         slope: The field there.
         columns: Its derivatives along the coordinates.
+        growth: The fastest rate at which a deviation grows, 0 if all decay.
     """
 
     y: Float[Array, "r *n"]
     slope: Float[Array, "r *n"]
     columns: Float[Array, "d r *n"]
+    growth: Float[Array, "*n"]
 
 
 class Rodas5P(diffrax.AbstractAdaptiveSolver):
@@ -141,7 +150,9 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
     Source: Steinebach, Construction of Rosenbrock–Wanner method Rodas5P and numerical benchmarks
         within the Julia Differential Equations package, BIT Numer. Math. 63 (2023) 27.
 
-    Accuracy: order 5, of the interpolant 4; stiffly accurate and L-stable.
+    Accuracy: order 5, of the interpolant 4; stiffly accurate and L-stable. `flow_line` and `sweep`
+        bound its steps where deviations grow, as beside a saddle; `diffrax.diffeqsolve` does not,
+        and a line that comes within its tolerance of a saddle can be held there.
     """
 
     term_structure: ClassVar = diffrax.ODETerm
@@ -218,11 +229,17 @@ class OfSmallLanes(eqx.Module):
         lanes = jax.tree.leaves(y0.time)[0].ndim
         flat = jnp.full_like(_rows(y0, lanes)[0], jnp.nan)
         coordinates = len(_rows(y0.packed_coordinates, lanes)[0])
-        return Linear(flat, flat, jnp.full((coordinates, *flat.shape), jnp.nan, flat.dtype))
+        columns = jnp.full((coordinates, *flat.shape), jnp.nan, flat.dtype)
+        return Linear(flat, flat, columns, flat[0])
 
     def again(self, state: Linear) -> Linear:
-        """The state with which a step that was rejected is tried again."""
-        return state
+        """The state after a rejected step: the Jacobian, which may be to blame, is found anew."""
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state)
+
+    def longest_step(self, state: Linear, lanes: Any) -> Float[Array, ""]:
+        """The longest step that the active lanes can share, where some grow."""
+        largest = jnp.max(jnp.where(lanes.active & (state.growth > 0), state.growth, 0))
+        return jnp.where(largest > 0, _GROWN / jnp.where(largest > 0, largest, 1), jnp.inf)
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
@@ -235,7 +252,14 @@ class OfSmallLanes(eqx.Module):
             return _rows(slope, args.fraction.ndim)[0]
 
         there = _known(field, flat, solver_state, made_jump, args.active)
-        y1, error, inside = _stepped(field, there, whole * args.fraction, None)
+        part = whole * args.fraction
+        y1, error, inside = _stepped(field, there, part, None)
+        overgrown = spread(part * there.growth > _OVERGROWN, error)
+        whole_change = jnp.abs(flat) + jnp.abs(spread(part, flat) * there.slope)
+        error = jnp.where(overgrown, whole_change, error)
+        # A Jacobian that is not finite where the field is makes no step either.
+        known = jnp.all(jnp.isfinite(there.columns), axis=(0, 1))
+        error = jnp.where(spread(known, error), error, jnp.nan)
         dense = {"y0": y0, "y1": shaped(y1)} | {n: shaped(x) for n, x in inside.items()}
         return shaped(y1), shaped(error), dense, there, RESULTS.successful
 
@@ -289,7 +313,24 @@ def _derivatives(field: Field, y: Float[Array, "r *n"], coordinates: int) -> Lin
         return jax.jvp(lambda y: field(place, y), (y,), (tangent,))
 
     slope, columns = jax.vmap(along, out_axes=(None, 0))(tangents)
-    return Linear(y, slope, columns)
+    return Linear(y, slope, columns, _growth(columns))
+
+
+def _growth(columns: Float[Array, "d r *n"]) -> Float[Array, "*n"]:
+    """The largest real part of the eigenvalues of a Jacobian, 0 if none is positive."""
+    square = jnp.moveaxis(columns[:, : len(columns)], (0, 1), (-1, -2))
+    square = lax.stop_gradient(jnp.where(jnp.isfinite(square), square, 0))
+
+    def by_eigenvalues(square: Float[Array, "*n d d"]) -> Float[Array, "*n"]:
+        return jnp.max(jnp.real(jnp.linalg.eigvals(square)), axis=-1)
+
+    def by_symmetric_part(square: Float[Array, "*n d d"]) -> Float[Array, "*n"]:
+        """An upper bound, for devices that have no eigenvalues of other matrices."""
+        both = (square + jnp.swapaxes(square, -1, -2)) / 2
+        return jnp.linalg.eigvalsh(both)[..., -1]
+
+    found = lax.platform_dependent(square, cpu=by_eigenvalues, default=by_symmetric_part)
+    return jnp.maximum(found, 0)
 
 
 def _known(
@@ -315,11 +356,15 @@ def _known(
     same = jnp.all(off <= _ROUNDINGS * float(jnp.finfo(y.dtype).eps) * sizes, axis=0)
     stale = jnp.asarray(made_jump) | jnp.any(active & ~same)
 
-    def find(_: None) -> Float[Array, "d r *n"]:
-        return _derivatives(field, y, coordinates).columns
+    def find(_: None) -> tuple[Float[Array, "d r *n"], Float[Array, "*n"]]:
+        found = _derivatives(field, y, coordinates)
+        return found.columns, found.growth
 
-    columns = lax.cond(lax.stop_gradient(stale), find, lambda _: before.columns, None)
-    return Linear(y, slope, columns)
+    def keep(_: None) -> tuple[Float[Array, "d r *n"], Float[Array, "*n"]]:
+        return before.columns, before.growth
+
+    columns, growth = lax.cond(lax.stop_gradient(stale), find, keep, None)
+    return Linear(y, slope, columns, growth)
 
 
 def _solver(

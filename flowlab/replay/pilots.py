@@ -41,7 +41,8 @@ SHORTEST = 4  # steps of the shorter pilot: with fewer, nothing of the run's way
 # 1)) = 1.6 times that by which the longer is off the run, and their bias 8/7 of its own.
 AGREEMENT = 0.05
 # Half of a band of pilots, in their difference, of which there is one alone: with independent
-# noises that hides the error of the longer in five cases of six.
+# noises that covers the error of the longer in five cases of six, before anybody chooses by it.
+# Pilots that agree have been chosen by it, so that the half is no less than AGREEMENT of the margin.
 DIFFERENCES = 2.0
 # Probability that a further order ends within the band. Of four orders it is at most 1.9 times as
 # wide as they are apart, wherever they lie.
@@ -61,7 +62,8 @@ class Forecast:
         orders: Ends of the run in several orders of the pairs, nats, shape (m, 3); NaN for one that
             broke off, and none where the pilots agree.
         fell: Fraction of the pairs whose chosen response has become less likely than under the
-            reference, of the longer pilot, shape (1,), or in each order, shape (m,).
+            reference, of the longer pilot, shape (1,), or in each order, shape (m,). That of a
+            pilot is rough: in less than an epoch it has trained on some of the pairs alone.
         gradients: Pairs whose gradients were computed.
         of_run: Those of one run.
     """
@@ -98,14 +100,17 @@ class Forecast:
     def band(self) -> Float[np.ndarray, "2 3"]:
         """Lower and upper ends of a band for the run, nats.
 
-        Of pilots, the end of the longer one more and less twice what they differ by: for u_w and
-        u_l, which noise moves together, the larger of the two. Of orders, where a further one ends
-        with a probability of 0.75, if they are normally distributed; NaN where fewer than two were
-        carried out.
+        Of pilots, the end of the longer one more and less twice what they differ by, and at least
+        5 % of the margin: for u_w and u_l, which noise moves together, the larger of the two. It
+        has no known coverage, since noise can make two pilots agree; where that is strong, give
+        several orders to see it. Of orders, where a further one ends with a probability of 0.75,
+        if they are normally distributed and none broke off; NaN where fewer than two were carried
+        out.
         """
         if self.by_pilots:
             half = DIFFERENCES * np.abs(self.pilots[0] - self.pilots[1])
             half[:2] = half[:2].max()
+            half = np.maximum(half, AGREEMENT * abs(self.pilots[0, 2]))
             return np.stack([self.pilots[0] - half, self.pilots[0] + half])
         known, count = self._known, len(self._known)
         if count < _FEWEST:
@@ -255,7 +260,8 @@ def _row(name: str, one: Forecast) -> tuple[str, ...]:
 
     moves = "falls" if middle[0] < 0 else "rises"
     if not one.by_pilots:
-        moves = f"falls in {np.sum(one.falls)} of {len(one.falls)}"
+        ended = int(np.sum(np.isfinite(one.orders[:, 0])))
+        moves = f"falls in {np.sum(one.falls)} of {ended}"
     elif not one.signs[0]:
         moves = f"{moves}, perhaps"
     fell = f"{np.nanmedian(one.fell):.0%}" if np.any(np.isfinite(one.fell)) else "unknown"

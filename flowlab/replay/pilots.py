@@ -42,7 +42,7 @@ SHORTEST = 4  # steps of the shorter pilot: with fewer, nothing of the run's way
 AGREEMENT = 0.05
 # Half of a band of pilots, in their difference, of which there is one alone: with independent
 # noises that covers the error of the longer in five cases of six, before anybody chooses by it.
-# Pilots that agree have been chosen by it, so that the half is no less than AGREEMENT of the margin.
+# Pilots that agree were chosen by it, so that the half is no less than AGREEMENT of the margin.
 DIFFERENCES = 2.0
 # Probability that a further order ends within the band. Of four orders it is at most 1.9 times as
 # wide as they are apart, wherever they lie.

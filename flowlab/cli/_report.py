@@ -149,7 +149,7 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
     128 x 128 cells, or of fewer where starts are few. All maps share their colours.
 
     Raises:
-        ValueError: If the starts are on no plane, or none of them reached the target.
+        ValueError: If the starts do not lie in a plane, or none of them reached the target.
     """
     import numpy as np
 

@@ -53,7 +53,7 @@ class Pairs:
         """The texts `prompt`, `chosen` and `rejected` of a pair, from its tokens.
 
         Raises:
-            ValueError: If the pairs know no tokenizer.
+            ValueError: If the pairs have no tokenizer.
         """
         if self.tokenizer is None:
             raise ValueError("Pairs must have a tokenizer to have texts, but have none.")

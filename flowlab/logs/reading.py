@@ -104,7 +104,7 @@ def _parted(row: Row) -> tuple[Row, Row]:
 
 
 def refused(what: str, path: Path, reason: str) -> ValueError:
-    """The error for a file that is no training log."""
+    """The error for a file that is not a training log."""
     return ValueError(f"{what} must name a training log, but {path} {reason}.")
 
 

@@ -59,7 +59,7 @@ class DPO(AbstractLoss):
         divergence: f-divergence whose score is read.
 
     Raises:
-        ValueError: If β is not positive and finite, or `divergence` is none.
+        ValueError: If β is not positive and finite, or `divergence` is not one of those above.
 
     Source: arXiv 2305.18290, equation 7; arXiv 2309.16240 (f-DPO); `sigmoid` in TRL.
     """
@@ -81,7 +81,7 @@ class DPO(AbstractLoss):
 
 
 class ConservativeDPO(AbstractLoss):
-    """Conservative DPO (cDPO): −(1−ε) ls(z) − ε ls(−z).
+    """Conservative DPO (cDPO): −(1−ε) log σ(z) − ε log σ(−z), with z = βh.
 
     The logistic loss of labels that are wrong with chance ε; smallest at z = log((1−ε)/ε).
 

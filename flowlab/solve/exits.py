@@ -133,7 +133,7 @@ def exit_at_level(target: AbstractTarget) -> AbstractExit:
     """Exit from the set of states that have not reached a target of one level.
 
     Raises:
-        ValueError: If the target is of another kind, or has several levels.
+        ValueError: If the target is not a function of the state, or has several levels.
     """
     if not target.of_state or np.shape(target.levels) != (1,):
         raise ValueError(

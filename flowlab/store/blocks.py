@@ -128,7 +128,7 @@ class BlockStore:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If what is there is no store of flowlab that is filled block by block.
+            ValueError: If what is there is not a store of flowlab that is filled block by block.
         """
         place = (path, folder_of(path))  # first: what is put there meanwhile is another one
         group = opened(path, write=write)

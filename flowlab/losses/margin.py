@@ -81,9 +81,10 @@ class DPO(AbstractLoss):
 
 
 class ConservativeDPO(AbstractLoss):
-    """Conservative DPO (cDPO): −(1−ε) log σ(z) − ε log σ(−z), with z = βh.
+    """Conservative DPO (cDPO): −(1−ε) ls(z) − ε ls(−z).
 
-    The logistic loss of labels that are wrong with chance ε; smallest at z = log((1−ε)/ε).
+    Here ls = log σ and z = βh. The logistic loss of labels that are wrong with chance ε; smallest
+    at z = log((1−ε)/ε).
 
     Args:
         beta: β, positive; an array sets one per pair.

@@ -137,7 +137,7 @@ def exit_at_level(target: AbstractTarget) -> AbstractExit:
     """
     if not target.of_state or np.shape(target.levels) != (1,):
         raise ValueError(
-            "Argument `until` must be a time, a single level or an exit for a flow with noise, "
+            "Argument `until` must be a time, a single level or an exit if the flow has noise, "
             f"but is {target!r}."
         )
     return _Before(target=target, time_limit=float(np.asarray(target.time_limit)))

@@ -54,7 +54,7 @@ def numbers(value: Any) -> np.ndarray:
 
 
 def _are_real(held: np.ndarray) -> bool:
-    """True if all elements are real numbers; texts and truth values are none."""
+    """True if all elements are real numbers; texts and truth values are not."""
     if held.dtype.kind == "O":  # whole numbers beyond 64 bits, fractions
         return all(isinstance(one, Real) and not isinstance(one, bool) for one in held.flat)
     # The small floats of JAX are of no kind that NumPy knows.

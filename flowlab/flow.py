@@ -23,7 +23,7 @@ from flowlab.policies import AbstractPolicy, AbstractStates, WallRule, check_wal
 __all__ = ["AbstractFlow", "Flow", "PreferenceFlow", "preference_flow"]
 
 _NO_WALLS = (
-    ": its axes are no walls but absorb what comes to them, which until.boundary() measures; "
+    ": the axes absorb what comes to them, which until.boundary() measures; "
     "Box() and Simplex() have walls, and on LogRatioPlane() there is no boundary"
 )
 
@@ -219,7 +219,7 @@ def preference_flow(
         weights: One non-negative weight per pair; None for equal weights.
 
     Raises:
-        ValueError: If `loss` or `policy` is of another kind, the loss is of a batch or has
+        ValueError: If `loss` or `policy` has another type, the loss is of a batch or has
             hyper-parameters for several pairs where the policy has one pair, a weight is negative,
             NaN or all are zero or not as many as the pairs, or `"slide"` is asked for on a domain
             that has no walls.
@@ -336,9 +336,8 @@ def _shapes(state: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
 def _refuse_idle_slide(domain: AbstractDomain, wall: WallRule) -> None:
     if wall == "slide" and domain.walls()[1].size == 0:
         raise ValueError(
-            'Argument `wall` must be "stop" on a domain without walls, where "slide" has no '
-            f"effect, but is {wall!r} on {type(domain).__name__}()"
-            f"{_NO_WALLS if domain.absorbing else ''}."
+            f'Argument `wall` must be "stop" on {type(domain).__name__}(), which has no walls, '
+            f"but is {wall!r}{_NO_WALLS if domain.absorbing else ''}."
         )
 
 

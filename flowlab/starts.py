@@ -61,7 +61,7 @@ def grid(
         shape: Cells per component; an int stands for the same number in each.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
-        part: First index and end of the starts to return; None for all.
+        part: Start and stop index of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -69,8 +69,8 @@ def grid(
 
     Raises:
         ValueError: `shape` is not made of positive ints, or has not d of them; the corners are not
-            finite, not of the same shape (d,), or not `lower < upper`; `part` is no part of the
-            set; `dtype` is another one.
+            finite, not of the same shape (d,), or not `lower < upper`; `part` lies outside the
+            set; `dtype` is neither of these.
     """
     low, high = _box(lower, upper)
     cells = (shape,) * low.size if not isinstance(shape, tuple | list) else tuple(shape)
@@ -105,7 +105,7 @@ def sobol(
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed of the scrambling, see the module.
-        part: First index and end of the starts to return; None for all.
+        part: Start and stop index of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -113,8 +113,8 @@ def sobol(
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same shape
-            (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is of
-            another kind.
+            (d,), or not `lower < upper`; `part` lies outside the set; `seed` or `dtype` has
+            the wrong type.
 
     Source: Owen, "Scrambling Sobol' and Niederreiter–Xing points" (1998), as in
         `scipy.stats.qmc.Sobol`.
@@ -156,7 +156,7 @@ def latin(
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
         seed: Seed, see the module.
-        part: First index and end of the starts to return; None for all.
+        part: Start and stop index of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -164,8 +164,8 @@ def latin(
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same shape
-            (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is of
-            another kind.
+            (d,), or not `lower < upper`; `part` lies outside the set; `seed` or `dtype` has
+            the wrong type.
 
     With `part`, the whole set is drawn nevertheless, and then cut.
 
@@ -200,7 +200,7 @@ def uniform(
         upper: Upper corner of the box, shape (d,).
         seed: Seed of the Philox generator, see the module. A stateful `numpy.random.Generator` is
             refused, since its numbers depend on what was drawn before.
-        part: First index and end of the starts to return; None for all.
+        part: Start and stop index of the starts to return; None for all.
         dtype: float64 or float32.
 
     Returns:
@@ -208,8 +208,8 @@ def uniform(
 
     Raises:
         ValueError: `count` is not a positive int; the corners are not finite, not of the same shape
-            (d,), or not `lower < upper`; `part` is no part of the set; `seed` or `dtype` is of
-            another kind.
+            (d,), or not `lower < upper`; `part` lies outside the set; `seed` or `dtype` has
+            the wrong type.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011), as in
         `numpy.random.Philox`.
@@ -242,7 +242,7 @@ def ring(
 
     Raises:
         ValueError: `centre` is not finite or not of shape (2,); `radius` is not a positive finite
-            number; `count` is not a positive int; `dtype` is another one.
+            number; `count` is not a positive int; `dtype` is neither of these.
     """
     middle = checks.array("centre", centre, (2,))
     size, number = checks.positive("radius", radius), checks.integer("count", count)
@@ -269,7 +269,7 @@ def from_log(
         Array of shape (rows of the log, 2).
 
     Raises:
-        ValueError: `log` has no `points` of shape (n, 2); `coordinates` or `dtype` is another one.
+        ValueError: `log` has no `points` of shape (n, 2); `coordinates` or `dtype` is unknown.
 
     Accuracy: a ratio is 0 where the log-ratio is below −745 (float32: −103) and inf where it is
         above 709 (float32: 88); on the log-ratio plane nothing is lost.
@@ -304,7 +304,7 @@ def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.
 
     Raises:
         ValueError: `array` does not have shape (n, d) with d ≥ 1, or does not hold real numbers;
-            `dtype` is another one.
+            `dtype` is neither of these.
     """
     numbers = checks.real("array", array)
     if numbers.ndim != 2 or numbers.shape[1] == 0:

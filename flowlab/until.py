@@ -342,10 +342,10 @@ def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTar
     """Arrival at a value of the free speed, in the state's units per flow time.
 
     A line stops on a plateau as well as at a minimum: this is a measurement, not a test of
-    convergence. A line that is slow only briefly is stopped if that takes a tenth of a step or
-    more. A speed below about 1e-5 of that at the start needs an `atol` far below the distance that
-    is left then; with the default, errors are of that size, or the line ends at a critical point
-    before.
+    convergence. A dip below `speed` is detected if it lasts at least a tenth of a solver step. For
+    speeds below about 1e-5 of the initial speed, set `atol` well below the remaining distance;
+    otherwise the error is comparable to that distance, or the line is first reported as ending at a
+    critical point.
 
     Raises:
         ValueError: If `speed` is not positive and finite.

@@ -148,7 +148,7 @@ def test_a_map_has_the_starts_where_they_lie(policy, axes, tmp_path, monkeypatch
 def test_a_map_of_what_is_no_grid_or_has_no_time_is_refused(tmp_path, solved_with):
     assert swept(tmp_path / "sweep", RATIO, UNIFORM).exit_code == 0
     shown = flowlab_command("show", tmp_path / "sweep", "--figure", tmp_path / "map.png")
-    assert refusal(shown) == "Option --figure has no effect with starts that are on no plane."
+    assert refusal(shown) == "Option --figure has no effect unless the starts lie in a plane."
     runs = made_up(np.ones((4, 2)), time=np.nan)
     described = {"starts": "grid", "shape": [2, 2], "lower": [0, 0], "upper": [1, 1]}
     store.write(runs, tmp_path / "sweep", description=described, overwrite=True)
@@ -340,7 +340,7 @@ WRONG = {
     "Option --until must be": {"--until": "boundary=1"},
     "Option --until must be loss_below=L, margin_above=H, speed_below=V, time=T or boundary, but "
     "is '{policy}'.": {"--until": "{policy}"},
-    "Option --until must hold numbers with commas between, but holds 'low'.": {
+    "Option --until must hold comma-separated numbers, but holds 'low'.": {
         "--until": "loss_below=low"
     },
     "Option --until must have one number after time=, but is 'time=1,2'.": {"--until": "time=1,2"},

@@ -144,7 +144,7 @@ def test_files_that_are_no_preferences_are_refused(file: Path) -> None:
         data.preferences(file, REVERSAL)
     file.write_bytes(b"\xff\xfe\xff")
     assert_sentence(
-        f"Argument `path` must be a file of JSON lines, but {file} is no text in UTF-8.",
+        f"Argument `path` must be a file of JSON lines, but {file} is not valid UTF-8.",
         file,
         REVERSAL,
     )

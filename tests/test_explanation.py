@@ -201,7 +201,7 @@ def test_the_chosen_of_a_real_model_rise_by_the_chosen_of_others():
         ),
         (
             lambda: displacement.explain(FLOW, STATE, learning_rate=0.1),
-            "Arguments `learning_rate` and `batch_size` must be given both, or neither",
+            "Arguments `learning_rate` and `batch_size` must both be given, or neither",
         ),
         (
             lambda: displacement.explain(FLOW, STATE, learning_rate=0.1, batch_size=5),

@@ -234,15 +234,13 @@ MISUSES: list[tuple[Callable[[], AbstractFlow], str]] = [
     ),
     (
         lambda: fl.Flow(jnp.sum, wall="slide"),
-        '`wall` must be "stop" on a domain without walls, where "slide" has no effect, '
-        "but is 'slide' on WholeSpace().",
+        "`wall` must be \"stop\" on WholeSpace(), which has no walls, but is 'slide'.",
     ),
     (
         lambda: fl.preference_flow(fl.DPO(0.1), fl.RatioPlane(wall="slide")),
-        '`wall` must be "stop" on a domain without walls, where "slide" has no effect, '
-        "but is 'slide' on Quadrant(): its axes are no walls but absorb what comes to them, which "
-        "until.boundary() measures; Box() and Simplex() have walls, and on LogRatioPlane() there "
-        "is no boundary.",
+        "`wall` must be \"stop\" on Quadrant(), which has no walls, but is 'slide': the axes "
+        "absorb what comes to them, which until.boundary() measures; Box() and Simplex() have "
+        "walls, and on LogRatioPlane() there is no boundary.",
     ),
     (
         lambda: fl.preference_flow(0.1, fl.RatioPlane()),  # pyright: ignore

@@ -53,7 +53,7 @@ def test_rewards_of_another_kind_than_the_loss_needs_are_a_contradiction(tmp_pat
     ]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match="no multiple of the log-probabilities"):
+    with pytest.raises(ValueError, match="not a multiple of the log-probabilities"):
         logs.diagnose(logs.read(path, beta=0.1), losses.SimPO())
 
 

@@ -91,10 +91,10 @@ def test_a_change_is_told_from_the_first_rows_and_from_the_reference(said):
 
 def test_a_back_test_is_told_by_what_was_foretold_and_what_came(said):
     # From the middle at 1.6973 to 3.1304 foretold and 2.7522 measured: 1.4331 for 1.0549.
-    told = "predicted +3.13, came to +2.75: the growth predicted is ≈ 36 % too large."
+    told = "predicted +3.13, actual +2.75 (growth overestimated by ≈ 36 %)."
     assert told in said["adamw"]
-    assert "predicted −2.42, came to −2.93: 0.51 nats too high." in said["adamw"]
-    assert "predicted +0.00, came to +0.12: 0.12 nats too low." in said["sgd"]
+    assert "predicted −2.42, actual −2.93 (0.51 nats too high)." in said["adamw"]
+    assert "predicted +0.00, actual +0.12 (0.12 nats too low)." in said["sgd"]
 
 
 def test_learning_rates_are_told_of_only_where_they_are_used(said):

@@ -215,8 +215,8 @@ def test_any_flow_and_measure_can_be_planned(tmp_path):
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "Arguments `loss` and `policy` must be given both": {"policy": None},
-    "Arguments `loss` and `policy` must be given both, or": {
+    "Arguments `loss` and `policy` must both be given": {"policy": None},
+    "Arguments `loss` and `policy` must both be given, or": {
         "flow": flowlab.Flow(lambda y: y.sum())
     },
     "Argument `audit` must lie between 0 and 1": {"audit": 2.0},
@@ -291,7 +291,7 @@ def test_other_versions_are_refused_unless_insisted_on(tmp_path):
 def test_what_is_no_store_is_left_alone(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="exists and is no store of flowlab"):
+    with pytest.raises(ValueError, match="exists and is not a store of flowlab"):
         plans.run(made(), tmp_path / "s", progress=False)
     assert (tmp_path / "s" / "thesis.tex").read_text() == "x"
 

@@ -132,7 +132,7 @@ OTHERS = [*FOLDERS, make_file, make_dangling_link]
 def test_what_is_no_store_is_never_replaced(make, overwrite, small, tmp_path):
     make(tmp_path / "taken")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"^Argument `path` must be free, but .* is no store"):
+    with pytest.raises(ValueError, match=r"^Argument `path` must be free, but .* is not a store"):
         store.write(small, tmp_path / "taken", overwrite=overwrite)
     assert contents(tmp_path) == before
     assert os.path.lexists(tmp_path / "taken")

@@ -228,7 +228,7 @@ def test_the_page_in_words_follows_the_verdicts():
     assert "(0.97–1)" in here
     assert "Fails on the log-ratio plane (0.02). The verdict changes with the coordinates." in here
     assert "In part on the ratio plane in the box (0.50). The verdict changes with walls." in here
-    assert "Outside the ratio planes C4 holds nowhere." in here
+    assert "Outside the ratio planes C4 holds in full nowhere." in here
     assert "C6" not in here.split("Outside the")[1]
     assert "Holds on the log-ratio plane (1)." in under(found, "It depends: not, or")
     errors = under(found, "Where the paper errs")
@@ -240,8 +240,8 @@ def test_the_page_in_words_follows_the_verdicts():
     counts = found["What is about DPO, and what about its coordinates"]
     assert (
         "Of 6 statements, 1 holds everywhere, 1 fails everywhere and 1 is true in part everywhere. "
-        "The verdict on 3 statements changes between geometries, and with the coordinates on 2 of "
-        "them." in counts
+        "3 statements get different verdicts in different geometries; for 2 of these the choice of "
+        "coordinates is one cause." in counts
     )
 
 
@@ -323,7 +323,7 @@ def test_the_page_says_that_the_chosen_falls_only_where_it_did():
     assert (
         "falls at first is 0 on the free ratio plane, the softmax with three pairs and the" in calm
     )
-    assert "it gives the same answer for all starts, and is right" in calm
+    assert "the rule predicts the same for every start, correctly" in calm
     assert "the rule is right for every" not in calm
     assert "it does not fall" in calm
     assert "push it down" not in calm
@@ -377,7 +377,7 @@ def test_a_caption_says_only_what_happened(tmp_path):
     lost = replace(DIPPING, dip=DIPPING.dip._replace(recovery=np.nan))
     fallen = captions.feature_model(drawn, line=lost, low=0.2)
     assert "that falls</h3>" in fallen
-    assert "does not come back" in fallen
+    assert "does not regain its initial probability" in fallen
     values = dict(beta=0.1, level=0.1, count=3, drift=1e-7)
     far = captions.flow_lines(drawn, **values, furthest=1.2, left=1e-3)
     assert "ends at x1 = 1.20" in " ".join(far.split())

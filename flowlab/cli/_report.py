@@ -149,14 +149,14 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
     128 x 128 cells, or of fewer where starts are few. All maps share their colours.
 
     Raises:
-        ValueError: If the starts are on no plane, or none of them reached the target.
+        ValueError: If the starts do not lie in a plane, or none of them reached the target.
     """
     import numpy as np
 
     from flowlab import plots
 
     if "starts" not in described:
-        raise OptionError("figure", "has no effect with starts that are on no plane")
+        raise OptionError("figure", "has no effect unless the starts lie in a plane")
     maps = list(_maps(runs, described))
     known = [times[np.isfinite(times)] for _, times in maps if np.isfinite(times).any()]
     if not known:
@@ -207,7 +207,7 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
 
     names = [str(n) for n, c in runs.coords.items() if c.dims == ("start",)]
     if len(names) != 2 and described["starts"] != "grid":
-        raise OptionError("figure", "has no effect with starts that are on no plane")
+        raise OptionError("figure", "has no effect unless the starts lie in a plane")
     count = runs.sizes.get("start", 0)  # maps of the study have their starts along two dimensions
     cells = min(_MAP_CELLS, max(1, int((count / _STARTS_OF_A_CELL) ** 0.5)))
     for label, chosen in _places(runs["time"]):

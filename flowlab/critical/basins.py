@@ -92,10 +92,10 @@ class Basins:
     Attributes:
         starts: shape (n, d).
         labels: Index into `minima`, shape (n,), or one of `RUNAWAY` (-1: left the surroundings of
-            the region), `BOUNDARY` (-2: absorbed by an edge that is no line of critical points, or
-            stopped at a wall without a minimum there), `SADDLE` (-3: at rest at a point that is no
-            minimum, as on a separatrix), `UNRESOLVED` (-4: not at rest within the limits, perhaps
-            on a plateau).
+            the region), `BOUNDARY` (-2: absorbed by an edge that is not a line of critical points,
+            or stopped at a wall without a minimum there), `SADDLE` (-3: at rest at a point that is
+            no minimum, as on a separatrix), `UNRESOLVED` (-4: not at rest within the limits,
+            perhaps on a plateau).
         minima: The minima, and lines of minima, in which starts can end.
         end: The states where the flow lines ended, shape (n, d).
         shape: Of the grid that the starts form, rows of the last component fastest; None if none.

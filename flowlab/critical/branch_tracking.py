@@ -215,7 +215,7 @@ class Follower:
         point: CriticalPoint,
         others: Sequence[CriticalPoint],
     ) -> int | None:
-        """The index of the point at a position that is on the same walls; None if none is."""
+        """The index of the point at `position` on the walls of `point`; None if there is none."""
         gaps = [float(np.linalg.norm(other.position - position)) for other in others]
         alike = [
             number

@@ -83,7 +83,7 @@ class Continuation:
         values: The values at which all points were searched for, ascending, shape (m,).
         branches: The points, followed.
         events: The values at which one appears, vanishes, changes its index or is lost, in their
-            order. A point that enters or leaves the region is no event: its branch says so.
+            order. A point that enters or leaves the region is not an event: its branch says so.
         components: Names of the components of a state, if they have names.
     """
 

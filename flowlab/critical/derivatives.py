@@ -343,8 +343,8 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
     """A region as an array of lower and upper ends.
 
     Raises:
-        ValueError: If it is not of shape (d, 2), or the states of the flow are no vectors of length
-            d.
+        ValueError: If it is not of shape (d, 2), or the states of the flow are not vectors of
+            length d.
     """
     try:
         ends = np.asarray(region, dtype=float)
@@ -379,7 +379,7 @@ def enclosure(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: floa
 
 
 class Enclosed(AbstractFlow):
-    """A flow on a smaller domain than its own."""
+    """A flow restricted to part of its domain."""
 
     flow: AbstractFlow
     domain: AbstractDomain

@@ -176,8 +176,8 @@ def plateaus(
         options: Further options of `sweep`, such as `rtol` or `progress`.
 
     Raises:
-        ValueError: If the states of the flow are no vectors of two components, the region is none,
-            `below` is not positive and finite, or `cells` is below 2.
+        ValueError: If the states of the flow are not vectors of two components, the region is
+            invalid, `below` is not positive and finite, or `cells` is below 2.
 
     Accuracy: areas are accurate to the cells on the edge of a plateau, and regions narrower than a
         cell are not seen; see `measures.dwell` for the residence.

@@ -103,7 +103,7 @@ def critical_points(
         starts: Starts of the search, in a Sobol set over the region and on its sides.
 
     Raises:
-        ValueError: If the states of the flow are no vectors of the region's length, a range is not
+        ValueError: If the states of the flow are not vectors of the region's length, a range is not
             (lower, upper), or the domain of the flow has no point in the region.
 
     Accuracy: isolated points with curvature are accurate to rounding times the condition number of

@@ -68,7 +68,7 @@ def separatrices(
         rtol: Relative tolerance.
 
     Raises:
-        ValueError: If the states are no vectors of two components, or `points` is something else.
+        ValueError: If the states are not vectors of two components, or `points` has another type.
 
     Accuracy: a curve begins on the tangent, 1e-5 of the region off the saddle. Backwards in time
         the flow attracts neighbours to the curve, so that the error of its beginning shrinks.

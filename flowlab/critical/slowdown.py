@@ -169,8 +169,8 @@ def slowdown(
         options: Further options of `sweep`, such as `atol` or `progress`.
 
     Raises:
-        ValueError: If the starts are not real, the points are no states of the flow, or a radius is
-            not positive.
+        ValueError: If the starts are not real, the points are not states of the flow, or a radius
+            is not positive.
 
     Accuracy: of the measured times, see `measures.near`. The prediction neglects the nonlinearity
         of the flow on its way out, a time of the order of radius/μ that does not depend on δ, and

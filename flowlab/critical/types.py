@@ -137,7 +137,7 @@ class CriticalPoints:
             ax: The matplotlib Axes to draw on; None for one of a new Figure.
 
         Raises:
-            ValueError: If the states are on no plane.
+            ValueError: If the states do not lie in a plane.
         """
         from flowlab import plots
 
@@ -167,7 +167,7 @@ def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
 
 
 def check_points(points: Any) -> None:
-    """Refuse what is no result of `critical_points`.
+    """Refuse what is not a result of `critical_points`.
 
     Raises:
         ValueError: If it is something else.

@@ -53,7 +53,7 @@ class Pairs:
         """The texts `prompt`, `chosen` and `rejected` of a pair, from its tokens.
 
         Raises:
-            ValueError: If the pairs know no tokenizer.
+            ValueError: If the pairs have no tokenizer.
         """
         if self.tokenizer is None:
             raise ValueError("Pairs must have a tokenizer to have texts, but have none.")
@@ -134,7 +134,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except UnicodeDecodeError:
-        raise _refused("be a file of JSON lines", path, "is no text in UTF-8") from None
+        raise _refused("be a file of JSON lines", path, "is not valid UTF-8") from None
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

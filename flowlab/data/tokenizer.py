@@ -69,7 +69,7 @@ class Tokenizer:
         return self.encoder.encode(text).ids
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, without special ones."""
+        """The text of tokens, omitting special tokens."""
         return self.encoder.decode(list(map(int, tokens)))
 
     def conversation(self, messages: list[dict[str, Any]], *, prompts: bool) -> list[int]:

@@ -28,7 +28,7 @@ def distance(
         line: A flow line, not traced, of the same flow.
         learning_rate: Compare at equal times: the state after n steps with the flow line at time n
             × `learning_rate`. None to compare with the nearest point of the flow line, as for
-            optimisers whose steps are no flow time.
+            optimisers whose steps are not flow time.
 
     Returns:
         Distances, shape (k,); NaN if the flow line ends before the time of a step.

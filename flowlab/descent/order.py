@@ -43,7 +43,7 @@ def hf_order(
         For each optimiser step, indices of samples, shape (sample,).
 
     Raises:
-        ValueError: If a number is out of its range, `drop_last` is no bool, or an epoch has no
+        ValueError: If a number is out of its range, `drop_last` is not a bool, or an epoch has no
             batch.
 
     Source: `randperm` on CPUs of PyTorch 2.13, a Fisher–Yates shuffle over the 32-bit outputs of

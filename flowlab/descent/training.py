@@ -121,11 +121,11 @@ def descend(
             run on the same machine with the same versions. A file of another run is refused.
 
     Raises:
-        ValueError: If `steps` or `keep_every` is not positive; `optimiser` is none; two of
-            `batches`, `batch_size` and `steps` contradict each other; `batch_size` and `seed` are
-            not given together; minibatches are asked for of a flow without several pairs; a batch
-            is empty or names no pair; `watch` asks for something else; `checkpoint` is the file of
-            something else; or the start does not fit the flow.
+        ValueError: If `steps` or `keep_every` is not positive; `optimiser` is not an optimiser; two
+            of `batches`, `batch_size` and `steps` contradict each other; `batch_size` and `seed`
+            are not given together; minibatches are asked for of a flow without several pairs; a
+            batch is empty or names no pair; `watch` asks for something else; `checkpoint` is the
+            file of something else; or the start does not fit the flow.
 
     Accuracy: that of floating-point arithmetic, as the run is discrete.
     """

@@ -241,7 +241,7 @@ def _checked_step(
     """The size of minibatches, or 0 without a learning rate."""
     if (learning_rate is None) != (batch_size is None):
         raise ValueError(
-            "Arguments `learning_rate` and `batch_size` must be given both, or neither, but are "
+            "Arguments `learning_rate` and `batch_size` must both be given, or neither, but are "
             f"{learning_rate!r} and {batch_size!r}."
         )
     if learning_rate is None:

@@ -69,7 +69,7 @@ def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.nd
         starts: (u_chosen, u_rejected), shape (n, 2), nats.
 
     Raises:
-        ValueError: If `loss` is not of one pair, or the starts have another shape.
+        ValueError: If `loss` does not apply to a single pair, or the starts have another shape.
     """
     points = checks.array("starts", starts, ("n", 2))
     return boundary_of_slopes(*_slopes(loss, points).T)
@@ -260,9 +260,9 @@ def default_ratios(
     """Equally spaced ratios k_wl/k_ww around the boundary of a loss.
 
     They are the centres of cells that extend as far below the boundary as the largest possible
-    ratio, √s, lies above it: 0.775 to 1.225 for a loss of the margin, with the boundary between two
-    cells. If s does not allow the boundary itself, the cells extend from −0.4 to 1.2, as far as s
-    allows.
+    ratio, √s, lies above it: 0.775 to 1.225 for a loss that depends only on the margin, with the
+    boundary between two cells. If s does not allow the boundary itself, the cells extend from −0.4
+    to 1.2, as far as s allows.
 
     Args:
         rejected: s = k_ll/k_ww.

@@ -67,7 +67,7 @@ def reference_shown(log: TrainingLog) -> str | None:
     told = np.stack([log.logp_chosen, log.logp_rejected], axis=1)
     both = np.all(np.isfinite(ratios) & np.isfinite(told), axis=1)
     # Were they one multiple of the log-probabilities, the log would be one without a reference.
-    return "they are no multiple of the log-probabilities" if np.sum(both) >= 2 else None
+    return "they are not a multiple of the log-probabilities" if np.sum(both) >= 2 else None
 
 
 def _beta_without_reference(log: TrainingLog) -> tuple[float, str] | None:

@@ -75,18 +75,19 @@ class Coupling:
 
 
 def effective_coupling(change: Change) -> Coupling:
-    """The effective coupling ρ from a difference of two means, with Fieller's 95 % interval.
+    """The effective coupling ρ with Fieller's 95 % interval, from a change between two windows.
 
     It is undetermined if the rejected response moved by no more than its noise, or if the noise is
     not known.
 
     Args:
-        change: The difference of two means of (u_w, u_l).
+        change: The change of (u_w, u_l) between two windows.
 
     Source: Fieller (1954), "Some problems in interval estimation"; the degrees of freedom are those
         of Welch and Satterthwaite.
-    Accuracy: with normal noise about a straight line, the interval covers ρ in 95 % of runs, for
-        any correlation of the two sides; with fewer than 10 rows it is wider than necessary.
+    Accuracy: with normal noise about a straight line, the interval covers ρ in 95 % of runs,
+        however the noise of u_w and u_l is correlated; with fewer than 10 rows it is wider than
+        necessary.
     """
     rises = bool(change.value[1] > 0)
     sign = 1.0 if rises else -1.0
@@ -106,7 +107,7 @@ def effective_coupling(change: Change) -> Coupling:
 
 
 def kernel_range(coupling: Coupling) -> tuple[float, float] | None:
-    """The range of k_wl/k_ww that the interval of ρ allows, for a loss of the margin.
+    """The range of k_wl/k_ww that the interval of ρ allows, if the loss depends only on the margin.
 
     Each ρ allows all kernels between two extremes of rank one, and the ratio of one of them is
     unbounded as ρ tends to 0. The range is therefore unbounded on one side if the interval ends at

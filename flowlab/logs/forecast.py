@@ -84,7 +84,7 @@ class BackTest:
 
 
 def slope_of(loss: AbstractLoss) -> Slope:
-    """The slope −dL/dh of a loss of the margin, as a function of the margin."""
+    """The slope −dL/dh of a loss that depends only on the margin, as a function of the margin."""
 
     def slope(margin: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
         points = np.stack([margin, np.zeros_like(margin)], axis=1)
@@ -120,12 +120,12 @@ def rest(slope: Slope, margin: float, beta: float) -> float | None:
 
 
 def pulls_back(slope: Slope, rest: float, beta: float) -> bool:
-    """True if a loss lowers a margin just beyond the one at which it rests.
+    """True if a loss drives a margin slightly above its minimiser back down.
 
     Args:
-        slope: Its slope.
-        rest: The margin at which it rests.
-        beta: β, in whose units "just" is meant.
+        slope: The slope −dL/dh of the loss.
+        rest: The margin that minimises the loss.
+        beta: β; "slightly" means by 0.01/β.
     """
     return bool(slope(np.full(MOST_POINTS, rest + _BEYOND / beta))[0] < 0)
 

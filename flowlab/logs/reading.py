@@ -104,7 +104,7 @@ def _parted(row: Row) -> tuple[Row, Row]:
 
 
 def refused(what: str, path: Path, reason: str) -> ValueError:
-    """The error for a file that is no training log."""
+    """The error for a file that is not a training log."""
     return ValueError(f"{what} must name a training log, but {path} {reason}.")
 
 
@@ -358,7 +358,7 @@ def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str])
             continue
         step = number(row, "step", path, what)
         if not math.isfinite(step) or step < 0:
-            raise refused(what, path, f"holds {row['step']!r} for `step`, which is no step")
+            raise refused(what, path, f"holds {row['step']!r} for `step`, which is not a step")
         placed.append((step, row))
     if _falls(placed, strictly=True):
         placed.reverse()

@@ -152,7 +152,7 @@ class TrainingLog:
 
     @property
     def step_rates(self) -> Float[np.ndarray, " s"] | None:
-        """The learning rate of each step from the first; None if some are missing."""
+        """The learning rate of every step, starting with step 1; None if some are missing."""
         logged, steps = self.learning_rate, np.diff(self.step, prepend=0.0)
         if not self.numbered or not self.step.size or not np.all(np.isfinite(logged)):
             return None

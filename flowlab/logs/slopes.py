@@ -62,7 +62,7 @@ class Slopes:
 
     @property
     def of_margin(self) -> bool:
-        """True if the two slopes are equal everywhere, as for a loss of the margin."""
+        """True if the two slopes are equal everywhere: the loss depends only on the margin."""
         size = np.abs(self.chosen) + np.abs(self.rejected)
         return bool(np.all(np.abs(self.chosen - self.rejected) <= _ALIKE * size))
 

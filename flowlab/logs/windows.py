@@ -69,13 +69,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class Change:
-    """A difference of two means, with the noise of both.
+    """The change from the mean of one window to that of another, with the noise of both.
 
     Attributes:
-        value: The difference of each quantity.
+        value: The change of each quantity.
         covariances: Covariance of the noise of the two means.
         freedoms: Degrees of freedom of the two; the same if they are pooled.
-        pooled: Whether the two come from one estimate.
+        pooled: Whether both covariances come from one estimate.
     """
 
     value: Float[np.ndarray, " k"]

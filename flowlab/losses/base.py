@@ -79,9 +79,9 @@ class LowerBound(NamedTuple):
 class AbstractLoss(eqx.Module):
     """A preference loss: one value per pair, and a mean over pairs.
 
-    A loss of your own is a subclass with `__call__`; flows, sweeps, cards and figures need no more.
-    Hyper-parameters are array leaves, so that sweeping them needs no new compilation; each is a
-    single number, unless its description allows one per pair.
+    A loss of your own is a subclass with `__call__`, which is all that flows, sweeps, summary cards
+    and figures require. Hyper-parameters are array leaves, so that sweeping them needs no new
+    compilation; each is a single number, unless its description allows one per pair.
     """
 
     least: ClassVar[LowerBound | None] = None

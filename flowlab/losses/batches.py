@@ -73,7 +73,7 @@ class AOT(AbstractBatchLoss):
         label_smoothing: ε in [0, ½).
 
     Raises:
-        ValueError: If a hyper-parameter is out of its range, the pairs are no single batch, or
+        ValueError: If a hyper-parameter is out of its range, the pairs are not a single batch, or
             weights are given.
 
     Source: arXiv 2406.05882; `aot` in TRL.
@@ -94,7 +94,7 @@ class AOTUnpaired(AbstractBatchLoss):
         label_smoothing: ε in [0, ½).
 
     Raises:
-        ValueError: If a hyper-parameter is out of its range, the pairs are no single batch, or
+        ValueError: If a hyper-parameter is out of its range, the pairs are not a single batch, or
             weights are given.
 
     Source: arXiv 2406.05882; `aot_unpaired` in TRL.

@@ -52,7 +52,8 @@ def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
 def negative_log_sigmoid(z: Float[Array, "*p"]) -> Float[Array, "*p"]:
     """The logistic loss −log σ(z), with the derivative rule −σ(−z).
 
-    With the rule of `jax.nn.log_sigmoid`, the compiled derivative still computes a logarithm.
+    A rule of its own, because that of `jax.nn.log_sigmoid` leaves a needless logarithm in the
+    compiled derivative.
     """
     return jax.nn.softplus(-z)
 
@@ -70,10 +71,11 @@ def relu(x: Float[Array, "*p"]) -> Float[Array, "*p"]:
 
 @jax.custom_jvp
 def smoothed(z: Float[Array, "*p"], wrong: Float[Array, "..."]) -> Float[Array, "*p"]:
-    """−(1−w) log σ(z) − w log σ(−z): the logistic loss of labels wrong with probability w.
+    """−(1−w) log σ(z) − w log σ(−z): a logistic loss with smoothed labels.
 
-    Its derivative by z is w − σ(−z), with one sigmoid; w may be negative. If w is 0 its term is 0,
-    even if z has overflowed.
+    For 0 ≤ w < ½ a fraction w of the labels is taken to be flipped; w may also be negative, as for
+    robust DPO. The derivative with respect to z is w − σ(−z), which needs only one sigmoid. If w is
+    0, the second term is 0 even if z has overflowed.
     """
     other = jnp.where(wrong == 0, 0, wrong * negative_log_sigmoid(-z))
     return (1 - wrong) * negative_log_sigmoid(z) + other

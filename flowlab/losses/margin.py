@@ -59,7 +59,7 @@ class DPO(AbstractLoss):
         divergence: f-divergence whose score is read.
 
     Raises:
-        ValueError: If β is not positive and finite, or `divergence` is none.
+        ValueError: If β is not positive and finite, or `divergence` is not one of those above.
 
     Source: arXiv 2305.18290, equation 7; arXiv 2309.16240 (f-DPO); `sigmoid` in TRL.
     """
@@ -83,7 +83,8 @@ class DPO(AbstractLoss):
 class ConservativeDPO(AbstractLoss):
     """Conservative DPO (cDPO): −(1−ε) ls(z) − ε ls(−z).
 
-    The logistic loss of labels that are wrong with chance ε; smallest at z = log((1−ε)/ε).
+    Here ls = log σ and z = βh. The logistic loss of labels that are wrong with chance ε; smallest
+    at z = log((1−ε)/ε).
 
     Args:
         beta: β, positive; an array sets one per pair.

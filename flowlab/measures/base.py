@@ -185,8 +185,8 @@ def needs_space(of: Space) -> Callable[[AbstractFlow], None]:
 def _check_space_of(flow: AbstractFlow, *, of: Space) -> None:
     if of != "state" and not isinstance(flow, PreferenceFlow):
         raise ValueError(
-            "Argument `measures` must hold measures of the state alone for a flow without pairs, "
-            f"but one is of {of!r}."
+            "Argument `measures` must be measures of the state alone for a flow without pairs, "
+            f"but one needs {of!r}."
         )
 
 

@@ -41,7 +41,7 @@ class Config:
         """The configuration in a folder.
 
         Raises:
-            ValueError: If there is none, it is no JSON object, or weights are quantised.
+            ValueError: If there is none, it is not a JSON object, or weights are quantised.
         """
         if not folder.is_dir():
             raise _refused("be the folder of a checkpoint", f"{folder} is not one")

@@ -56,7 +56,7 @@ def _numbers(option: str, text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise OptionError(
-            option, "must hold numbers with commas between, but holds {!r}", text
+            option, "must hold comma-separated numbers, but holds {!r}", text
         ) from None
 
 

@@ -69,9 +69,9 @@ class Estimate:
 def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
     """The time, memory and disk that a plan will take, by trying some of its starts.
 
-    One case is compiled and timed as it will be run, on at most 65,536 starts. Up to 16 other
-    losses, policies and targets are compared with it on 256 starts, in programs that compile
-    quickly. That takes about fifteen seconds, and a few more for each of them.
+    One case is compiled and timed as it will be run, on at most 65,536 starts. For up to 16
+    further combinations of loss, policy and target, the cost is scaled from that case by short
+    trials on 256 starts. This takes about 15 s, plus a few seconds for each combination.
 
     Args:
         plan: The plan.

@@ -34,7 +34,7 @@ def matched(store: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan
         force: Whether to accept a store that was begun with other versions.
 
     Raises:
-        ValueError: If the store is of another plan, or was begun with other versions.
+        ValueError: If the store belongs to another plan, or was begun with other versions.
     """
     stored = _stored_identity(store)
     optimised = plan.optimised if stored is None else stored.optimised

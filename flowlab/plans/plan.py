@@ -291,9 +291,7 @@ def _given(points: Any) -> _GivenStarts:
 def _check_what_flows(loss: Any, policy: Any, flow: Any) -> None:
     by_halves = (loss is None) != (policy is None)
     if by_halves or (flow is None) == (loss is None):
-        raise ValueError(
-            "Arguments `loss` and `policy` must be given both, or `flow` instead of them."
-        )
+        raise ValueError("Arguments `loss` and `policy` must both be given, or `flow` instead.")
 
 
 def _even_block(count: int, most: int) -> int:

@@ -115,7 +115,7 @@ def run(
         The store as a Dataset, whose values are read when they are needed.
 
     Raises:
-        ValueError: If the store at `path` is of another plan, or `path` is something else.
+        ValueError: If the store at `path` belongs to another plan, or `path` is something else.
         BlockingIOError: If another process is writing to it.
         DoesNotFitError: If it does not fit.
         Interrupted: On Ctrl-C or SIGTERM: the current block is dropped.
@@ -146,7 +146,7 @@ def status(path: str | os.PathLike[str]) -> Status:
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If what is there is no such store.
+        ValueError: If what is there is not such a store.
     """
     store = BlockStore.open(path, write=False)
     damaged = tuple(damage for damage in store.damaged() if damage is not None)
@@ -179,7 +179,7 @@ def read_recipe(path: str | os.PathLike[str]) -> str | None:
 
     Raises:
         FileNotFoundError: If there is no store.
-        ValueError: If what is there is no store that is filled block by block.
+        ValueError: If what is there is not a store that is filled block by block.
         BlockingIOError: If another process is replacing it right now.
     """
     if not is_address(path) and lost(path):

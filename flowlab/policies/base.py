@@ -68,7 +68,7 @@ class AbstractPolicy(AbstractStates):
     def region(self) -> Region | None:
         """The customary region of a plane, (low, high) of both components; or None.
 
-        None if the states are no plane.
+        None if the states do not form a plane.
         """
         return None
 

@@ -101,7 +101,7 @@ class Policy(AbstractResponses):
 
         Raises:
             ValueError: If `log_probs` or `metric` cannot be called, the log-probabilities of the
-                reference are no finite vector, a preference names no response or the same one
+                reference are not a finite vector, a preference names no response or the same one
                 twice, or another argument is out of its range.
         """
         return cls(log_probs, reference, preferences, metric, domain, wall, lengths, offset)
@@ -139,10 +139,10 @@ class Policy(AbstractResponses):
             reference: The parameters of the reference, like `parameters`; None if it is the start.
 
         Raises:
-            ValueError: If `apply` is no function or gives no logits; nothing is trained, or what is
-                trained is no array of floats; a pair has no prompt or an empty response, or a
-                log-probability under the reference is not finite, as where the tokenizer is that of
-                another model or a weight is NaN; or `reference` is not like `parameters`.
+            ValueError: If `apply` is not a function or gives no logits; nothing is trained, or what
+                is trained is not an array of floats; a pair has no prompt or an empty response, or
+                a log-probability under the reference is not finite, as where the tokenizer is that
+                of another model or a weight is NaN; or `reference` is not like `parameters`.
 
         Accuracy: that of the precision of the parameters, also for the reference.
         """

@@ -180,7 +180,7 @@ class ProbabilityPlane(_PositivePlane):
         offset: Required margin of the pair, for losses that use one (ODPO); None for none.
 
     Raises:
-        ValueError: If a reference is no log-probability (above 0, or not finite), `wall` is
+        ValueError: If a reference is not a log-probability (above 0, or not finite), `wall` is
             unknown, a length is not positive, or the offset is not finite.
     """
 

@@ -43,7 +43,7 @@ _AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has co
 
 
 class Hand(NamedTuple):
-    """State of a lane's clock: its reading at the start, the whole length, the progress made."""
+    """State of a lane's clock: reading at the start, total to be covered, progress so far."""
 
     began: Number
     span: Number
@@ -114,7 +114,7 @@ class AbstractClock(eqx.Module):
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
 
     def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
-        """The clock's value at the level with an index; infinite if it does not end on levels."""
+        """The clock's value at level number `index`; infinite if the clock stops at no level."""
         if levels is None:
             return jnp.full_like(hand.progress, jnp.inf)
         last = np.shape(levels)[0] - 1
@@ -132,8 +132,8 @@ class AbstractClock(eqx.Module):
 class AbstractLevelClock(AbstractClock):
     """A clock that counts the loss or the margin itself, and so ends exactly on a level of it.
 
-    It is only as accurate as the solver integrates its rate. At a level, the progress is therefore
-    compared with the loss or margin of the state.
+    Its accuracy is that with which the solver integrates its rate. On arrival at a level, the clock
+    is therefore checked against the loss or margin of the state.
     """
 
     def ends_on(self, target: AbstractTarget) -> bool:

@@ -183,7 +183,14 @@ def go_on(
 def first_loop(
     problem: Problem, method: Method, lanes: Lanes, tape_length: int | None = None
 ) -> Loop:
-    """The loop before the first try at a step; with room for so many steps, or no record."""
+    """The loop state before the first attempted step.
+
+    Args:
+        problem: The problem.
+        method: The method.
+        lanes: The lanes.
+        tape_length: Number of steps that the record has room for; None for no record.
+    """
     solver, step = method.solver, _first_step(problem, method)
     zero = jnp.zeros_like(step)
     never = jnp.full_like(step, jnp.inf)

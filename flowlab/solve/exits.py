@@ -133,11 +133,11 @@ def exit_at_level(target: AbstractTarget) -> AbstractExit:
     """Exit from the set of states that have not reached a target of one level.
 
     Raises:
-        ValueError: If the target is of another kind, or has several levels.
+        ValueError: If the target is not a function of the state, or has several levels.
     """
     if not target.of_state or np.shape(target.levels) != (1,):
         raise ValueError(
-            "Argument `until` must be a time, a single level or an exit for a flow with noise, "
+            "Argument `until` must be a time, a single level or an exit if the flow has noise, "
             f"but is {target!r}."
         )
     return _Before(target=target, time_limit=float(np.asarray(target.time_limit)))

@@ -25,9 +25,10 @@ __all__ = ["Motion", "motion", "vector_field", "velocity_of_coordinates"]
 
 
 class Motion(NamedTuple):
-    """The gradient, the free velocity, the velocity along the walls, and the pressure on these.
+    """The gradient, the free velocity, the velocity along the walls, and the pressure on each wall.
 
-    `pressure`, shape (m,), is 0 for walls that do not hold the lane; None where no lane slides.
+    `pressure`, shape (m,), is 0 for walls that the lane is not pressed against; None where no lane
+    slides.
     """
 
     gradient: PyTree[Array]

@@ -44,8 +44,8 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
     if not isinstance(flow, Flow):
         if shape != ():
             raise ValueError(
-                f"Argument `{name}` must give one number under the potential, but a state gives "
-                f"shape {shape}."
+                f"Argument `{name}` must be mapped to a single number by the potential, but a "
+                f"state is mapped to shape {shape}."
             )
         return
     if shape != ():

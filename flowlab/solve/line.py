@@ -143,7 +143,7 @@ class Line(eqx.Module):
             ax: The matplotlib Axes to draw on; None for one of a new Figure.
 
         Raises:
-            ValueError: If the states are on no plane.
+            ValueError: If the states do not lie in a plane.
         """
         from flowlab import plots
 

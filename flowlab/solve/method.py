@@ -50,7 +50,7 @@ class Method(eqx.Module):
 
     @property
     def shares_stages(self) -> bool:
-        """True if lanes that share a step share its number of stages too."""
+        """True if lanes that take a common step also take a common number of stages."""
         return isinstance(self.solver, OfLanes)
 
     @property

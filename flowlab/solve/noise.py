@@ -148,8 +148,8 @@ def check_minibatches(what: str, flow: AbstractFlow, state: PyTree[Any]) -> Pref
         raise ValueError(f"Argument {what} for a flow without several pairs, from which to draw.")
     if flow.loss.of_batch:
         raise ValueError(
-            f"Argument {what} for {type(flow.loss).__name__}, whose value for a pair depends on "
-            "the pairs beside it."
+            f"Argument {what} for {type(flow.loss).__name__}, whose value for one pair depends "
+            "on the other pairs in the batch."
         )
     return flow
 

@@ -96,7 +96,8 @@ _INSIDE = (
 class Quartic(AbstractLocalInterpolation):
     """The quartic y0 + θ(y1 − y0) + θ(1 − θ)(first + θ·second + θ²·third) over a step.
 
-    Its weights are of stages, which are damped across fast directions, and of no slope.
+    Its coefficients combine the stages, which are damped in stiff directions, and no evaluations of
+    the field.
     """
 
     t0: Any

@@ -170,7 +170,7 @@ def _is_given(variable: Any, as_given: dict[Any, Array]) -> bool:
 def evaluated(
     jaxpr: Jaxpr, constants: list[_Value], arguments: list[_Value], layout: Layout
 ) -> list[Any]:
-    """The results of a function of one lane from its constants and arguments, in rows."""
+    """The results of a single-lane function for all lanes; constants and arguments are rows."""
     known: dict[Any, _Value] = {}
 
     def read(variable: Any) -> _Value:

@@ -118,9 +118,9 @@ def holding(
 def onto_walls(
     flow: AbstractFlow, coordinates: Float[Array, " d"], walls: Bool[Array, " m"]
 ) -> Float[Array, " d"]:
-    """The coordinates of the nearest state on all of given walls, by one step of Newton's method.
+    """The coordinates of the nearest state on all given walls at once, by one step of Newton.
 
-    "Nearest" is meant in the coordinates; on a positive orthant no component can change its sign.
+    "Nearest" is meant in the coordinates; in a positive orthant, components keep their sign.
     """
     state, pull_back = jax.vjp(flow.domain.state, coordinates)
     normals, offsets = flow.domain.walls_like(state)

@@ -128,14 +128,14 @@ class BlockStore:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If what is there is no store of flowlab that is filled block by block.
+            ValueError: If what is there is not a store of flowlab that is filled block by block.
         """
-        place = (path, folder_of(path))  # first: what is put there meanwhile is another one
+        place = (path, folder_of(path))  # first: what is put there meanwhile is not this store
         group = opened(path, write=write)
         if not cls.is_in(group):
             raise ValueError(
                 f"Argument `path` must name a store that is filled block by block, as "
-                f"`flowlab sweep` writes it, but {path} is another one."
+                f"`flowlab sweep` writes it, but {path} is a different kind of store."
             )
         with metadata_told(path):
             return cls(group, _read_layout(group), place)

@@ -54,7 +54,7 @@ def write(
 
     Raises:
         ValueError: If `runs` is neither Runs nor a Dataset, `description` is not JSON-ready, or
-            `path` exists (with `overwrite`, if it is no store of flowlab).
+            `path` exists (with `overwrite`, if it is not a store of flowlab).
         OSError: If the folder cannot be written; whatever was at `path` is unchanged then.
     """
     text = None if description is None else as_json(description)
@@ -87,7 +87,7 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
     Raises:
         FileNotFoundError: If there is nothing at `path`.
         NotADirectoryError: If `path` is a file.
-        ValueError: If the folder is no store of flowlab, or its metadata is damaged.
+        ValueError: If the folder is not a store of flowlab, or its metadata is damaged.
     """
     if is_address(path):
         return _opened(path)
@@ -130,8 +130,8 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
     if not is_store(folder):
         torn = f" whose {METADATA} can be read" if (folder / METADATA).is_file() else ""
         raise ValueError(
-            f"Argument `path` must be free, but {folder} exists and is no store of flowlab{torn}; "
-            "give another."
+            f"Argument `path` must be free, but {folder} exists and is not a store of "
+            f"flowlab{torn}; give another."
         )
     if not overwrite:
         raise ValueError(

@@ -73,14 +73,15 @@ def c2(observables: Observables) -> Verdict:
 
 @states(
     "Remark 1 and abstract",
-    "The loss makes the rejected response less probable faster than the chosen one more so.",
+    "The loss lowers the probability of the rejected response faster than it raises that of the "
+    "chosen one.",
 )
 def c3(observables: Observables) -> Verdict:
     """Two changes compared: at the start, −x2' > x1'; on the way to the loss level, −Δx2 > Δx1.
 
     All starts count. A chosen response that falls counts as rising more slowly than the rejected
     one falls; a rejected one that rises does not count as falling. By C2, the first part is true on
-    the ratio plane exactly where x1 > x2. Two numbers stand beside the verdict without deciding it:
+    the ratio plane exactly where x1 > x2. Two numbers are reported but not used for the verdict:
     how often log x2 changes faster than log x1, and how often the chosen response itself becomes
     less probable, which cannot happen on the paper's plane.
     """
@@ -130,8 +131,8 @@ def chosen_falls(observables: Observables) -> dict[str, float]:
 
 @states(
     "Section 3.2",
-    "The gradient field vanishes at low x1 and leads away from there; it leads to low x2 and "
-    "vanishes there.",
+    "The gradient field vanishes near low x1, pointing away from it, and near low x2, pointing "
+    "towards it.",
 )
 def c4(observables: Observables) -> Verdict:
     """Four parts: the field vanishes at low x1 and at low x2, and leads from the one to the other.
@@ -234,7 +235,8 @@ def c7(here: Observables) -> Verdict:
     of very low speed: somewhere on its way to the loss level, walls included, its speed must fall
     below a hundredth of the median over the starts. Slow travel without such a point is the subject
     of C6 and C14. Where a state is a vector, the box around all starts is also searched for
-    critical points; that covers only the beginning of the way, and does not decide.
+    critical points; that covers only the beginning of the way. It is reported but not used
+    for the verdict.
     """
     evidence = {
         "share_of_starts_that_pass_a_point_of_nearly_no_speed": share(
@@ -263,7 +265,7 @@ def c8(here: Observables) -> Verdict:
     Rapidly: x2 falls at twice the median of |x2'| over all starts, or more. Hardly: |x1'| is at
     most a quarter of |x2'| at the start, walls included. The paper speaks both of "the lower part
     of the figure" and of "both responses improbable". The first reading decides; numbers for the
-    second, where x1 < 0.2 too, stand beside it.
+    second, where x1 < 0.2 too, are reported but not used for the verdict.
     """
     corner = here.within(LEFT)
     evidence = {

@@ -40,9 +40,10 @@ def c9(observables: Observables) -> Verdict:
     """Two parts, at the loss level: x2 is near 0, and x1 hardly changes any more.
 
     Near 0: at most 0.05. Hardly: |x1'| is at most a quarter of |x2'| at that point, because the
-    paper speaks of the time when x2/x1 has become small. That x2/x1 becomes small does not decide,
-    since the loss level of a single pair implies it. A start from which the level is not reached
-    counts against both parts. The changes of x1 and x2 on the whole way stand beside the verdict.
+    paper speaks of the time when x2/x1 has become small. That x2/x1 becomes small is reported but
+    not used for the verdict, since the loss level of a single pair implies it. A start from which
+    the level is not reached counts against both parts. The changes of x1 and x2 on the whole way
+    are reported but not used for the verdict.
     """
     change = np.abs(observables.change)
     evidence = {
@@ -74,13 +75,13 @@ def c10(observables: Observables) -> Verdict:
     """Two parts, from the kernel at every start: the gradients counteract, and learning is halved.
 
     A chosen response that is trained together with its rejected one moves at u_w' = −L'(h)(k_ww −
-    k_wl); trained alone it would move at −L'(h) k_ww. The pair therefore leaves it 1 − k_wl/k_ww of
-    its speed. The gradients counteract if k_wl > 0; learning is halved if at most half of the speed
-    is left. With several pairs the kernel is that of the first. Where k_wl = 0 at every start the
-    geometry cannot represent similar texts, and the statement does not apply. The coupled kernels
-    assume a coupling, and the verdict only repeats it; in a softmax, k_wl comes from what all
-    responses share. The effect of similar texts themselves is measured on sequences of tokens, in
-    the table below the claims.
+    k_wl); trained alone it would move at −L'(h) k_ww. In the pair, a fraction 1 − k_wl/k_ww of its
+    speed therefore remains. The gradients counteract if k_wl > 0; learning is halved if at most
+    half of the speed is left. With several pairs the kernel is that of the first. Where k_wl = 0 at
+    every start the geometry cannot represent similar texts, and the statement does not apply. The
+    coupled kernels assume a coupling, and the verdict only repeats it; in a softmax, k_wl comes
+    from what all responses share. The effect of similar texts themselves is measured on sequences
+    of tokens, in the table below the claims.
     """
     left = 1 - observables.coupling
     evidence = {
@@ -124,8 +125,8 @@ def c11(observables: Observables) -> Verdict:
     """Two parts, at starts with x1 > 0.8, x2 < 0.2: x2 falls rapidly, in itself and for its size.
 
     In itself: x2 falls at twice the median of |x2'| over all starts, or more. For its size: the
-    same is true of |x2'|/x2. The time to the loss level does not decide, since these starts are
-    close to the level in every geometry.
+    same is true of |x2'|/x2. The time to the loss level is reported but not used for the
+    verdict, since these starts are close to the level in every geometry.
     """
     here = observables.within(LOWER_RIGHT)
     if not here.count:
@@ -182,7 +183,7 @@ def c13(here: Observables) -> Verdict:
 
     A start at which the two are equally fast, to rounding, counts half: the diagonal of the plane
     is such a set. The paper's words are "does not entirely prioritise". A weaker reading, that x2
-    moves at more than a quarter of the rate of x1, stands beside the verdict.
+    moves at more than a quarter of the rate of x1, is reported but not used for the verdict.
     """
     evidence = {
         "share_of_starts_where_x1_is_not_the_faster": share(here.lines.start_rate_ratio < 1 - TIE)
@@ -224,8 +225,8 @@ def c14(here: Observables) -> Verdict:
 def c15(observables: Observables) -> Verdict:
     """Flow lines from x1 > 0.8, x2 > 0.8 that a local minimum keeps from the loss level.
 
-    A local minimum above the loss level keeps a line from it; one that a line passes closely shows
-    as a point of very low speed. A start therefore counts if the level is not reached from it, or
+    A local minimum above the loss level keeps a line from it; a minimum that a line passes closely
+    shows up as very low speed. A start therefore counts if the level is not reached from it, or
     if the speed falls below a hundredth of the median somewhere on the way.
     """
     here = observables.within(UPPER_RIGHT)
@@ -253,10 +254,11 @@ def c16(observables: Observables) -> Verdict:
     The shares here are shares of the values of β, not of the starts. Time: among the starts that
     reach the loss level, the 95th percentile of the times is at least twice the 5th. State: at the
     median of these times, the chosen response (x1 where a state is (x1, x2), u_w elsewhere) still
-    spans, from its 5th to its 95th percentile, at least half of what it spans at the starts. On the
-    free ratio plane the sensitivity of the time to the start stands beside them: the length of its
-    two relative derivatives, which sum to 2 there. In one sense the start has no effect on the
-    final result at all: the share of the starts from which the level is reached.
+    spans, from its 5th to its 95th percentile, at least half of what it spans at the starts. For
+    the free ratio plane the sensitivity of the time to the start is reported too: the norm of the
+    vector of its two relative derivatives (elasticities), which add up to 2 on this plane. In one
+    sense the start does not matter where the level is reached from all starts; the share of the
+    starts from which it is reached is therefore reported as well.
     """
     parts = observables.by_beta()
     arrivals = np.array([_lateness(part.lines.arrival[part.lines.reached]) for part in parts])
@@ -281,7 +283,7 @@ def c16(observables: Observables) -> Verdict:
 
 
 @states(
-    "A derivation for parametrised policies, beside the paper",
+    "Not in the paper: a derivation for parametrised policies",
     "For every parametrised policy the gradient of the loss is minus the mean of "
     "β σ(-z) (∇π_w/π_w - ∇π_l/π_l).",
 )

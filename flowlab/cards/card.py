@@ -3,9 +3,10 @@
 On a card are four kinds of result. Critical points, lines and regions come from the search of
 `critical`, started on a square of ±100 nats around the reference point and at the ends of flow
 lines. Long-run behaviour (limits, rates, traps) comes from flow lines over nine decades of time,
-centred on the time scale at the reference point. Margins are located on the line from the reference
-point as events. Plateaus, the part where the chosen falls, conserved quantities and the lower bound
-come from the field on a grid and on rays. Each is explained in the module of this package that
+from 1e-3 to 1e6 of the time scale at the reference point. Margins are located on the line from the
+reference point as events. Plateaus (on the side where the rejected response is ahead), the part
+where the chosen falls, conserved quantities and the lower bound come from the field on a grid and
+on rays. Each is explained in the module of this package that
 computes it.
 """
 

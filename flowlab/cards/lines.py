@@ -112,7 +112,7 @@ class Traps:
 
 
 def follow(plane: Plane) -> Lines:
-    """Flow lines over nine decades of time, centred on the time scale at the reference point."""
+    """Flow lines over nine decades of time, from 1e-3 of the scale at the reference point."""
     unit = _unit(plane)
     end = unit * 10.0 ** _DECADES[1]
     count = (_DECADES[1] - _DECADES[0]) * _PER_DECADE + 1

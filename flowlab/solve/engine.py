@@ -1,4 +1,4 @@
-"""The engine: a block of lanes, integrated together by one explicit Runge–Kutta method.
+"""The engine: a block of lanes, integrated together by one explicit or stiff method.
 
 A lane is one flow line on its way. Its unknowns are the coordinates of its state (log x on a
 positive domain), its flow time, the integrals of its measures and the pressure on the walls that

@@ -272,7 +272,8 @@ def make_problem(
 def steady_clock(flow: AbstractFlow) -> Clock:
     """The default clock for stabilised solvers: time, or arc length on an absorbing boundary.
 
-    Both keep the spectrum real. Arc length also counts the small motion across the fastest
+    Time keeps the spectrum real, and so does arc length where the metric is a multiple of the
+    identity. Arc length also counts the small motion across the fastest
     directions, which slows a stiff line down; time does not, but an absorbing boundary is reached
     in a finite time, at infinite speed.
     """

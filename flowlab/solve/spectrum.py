@@ -4,9 +4,9 @@ For a stabilised one the Jacobian of the field must have a real spectrum.
 
 For a constant metric M, the Jacobian of v = −M∇L is −M·Hessian, a product of a positive and a
 symmetric matrix, and so similar to a symmetric one: its eigenvalues are real. The clock of time
-keeps it. That of arc length multiplies by a projection along the velocity, which keeps the spectrum
-real where M is a multiple of the identity; with other metrics it need not be, and the error estimate
-alone guards the steps. Nor need it be under the clocks of the loss and the margin, or with a metric
+keeps it. That of arc length multiplies by a projection along the velocity: the spectrum stays real
+where M is a multiple of the identity; with other metrics it need not, and the error estimate alone
+guards the steps. Nor need it be real under the clocks of the loss and the margin, or with a metric
 that depends on the state, which are refused.
 """
 

@@ -38,7 +38,7 @@ _WITHIN = {
 
 
 def numbers(value: Any) -> np.ndarray:
-    """Values as real numbers in float64; a single NaN if they are no numbers.
+    """Values as real numbers in float64; a single NaN if they are not numbers.
 
     An empty array stays empty.
     """
@@ -65,7 +65,7 @@ def number(name: str, value: Any) -> float:
     """A single finite number.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If `value` is anything else.
     """
     return _one(name, value, "(-inf, inf)", "be a finite number")
 
@@ -74,7 +74,7 @@ def positive(name: str, value: Any) -> float:
     """A single positive finite number.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If `value` is anything else.
     """
     return _one(name, value, "(0, inf)", "be positive and finite")
 
@@ -83,7 +83,7 @@ def between(name: str, value: Any, low: float, high: float) -> float:
     """A single number in an interval that holds both of its ends.
 
     Raises:
-        ValueError: If it is none.
+        ValueError: If `value` is anything else.
     """
     return _one(name, value, f"[{low}, {high}]", f"lie between {low:g} and {high:g}")
 
@@ -104,7 +104,7 @@ def within(name: str, value: Any, interval: str) -> Float[np.ndarray, "..."]:
         interval: The interval, as "[0, 0.5)"; a round bracket excludes its end.
 
     Raises:
-        ValueError: If one lies outside, or is no real number.
+        ValueError: If one lies outside, or is not a real number.
     """
     held = numbers(value)
     wrong = ~_lie_in(interval, held)

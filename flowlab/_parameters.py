@@ -1,7 +1,7 @@
 """Hyper-parameters: checked fields of modules, and access to them by name.
 
 A hyper-parameter is a non-static field with a number or an array, of a module or of a module inside
-it, directly or in a tuple. The walls of domains are no hyper-parameters.
+it, directly or in a tuple. The walls of domains are not hyper-parameters.
 """
 
 import dataclasses

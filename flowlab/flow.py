@@ -219,7 +219,7 @@ def preference_flow(
         weights: One non-negative weight per pair; None for equal weights.
 
     Raises:
-        ValueError: If `loss` or `policy` has another type, the loss is of a batch or has
+        ValueError: If `loss` or `policy` has another type, the loss is a batch loss or has
             hyper-parameters for several pairs where the policy has one pair, a weight is negative,
             NaN or all are zero or not as many as the pairs, or `"slide"` is asked for on a domain
             that has no walls.

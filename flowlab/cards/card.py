@@ -44,9 +44,9 @@ def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float
             gradients underflow in the outer part, where nothing is found then.
 
     Raises:
-        ValueError: If the loss is not of one pair, or not finite at the reference point; the plane
-            is another policy, or its kernel is singular or a function; or `reach` is not positive
-            and finite.
+        ValueError: If the loss does not apply to a single pair, or is not finite at the reference
+            point; the plane is another policy, or its kernel is singular or a function; or `reach`
+            is not positive and finite.
 
     Accuracy: critical points to a relative 1e-8 (1e-6 at a degenerate minimum), times and crossings
         to about 1e-7; rates of approach are fitted, to about 1e-3. Lines are followed to a million

@@ -80,7 +80,7 @@ def compare(
         plane: The log-ratio plane; None for that of `card`.
 
     Raises:
-        ValueError: If there is no loss, one is of a batch, or margins or times are out of order.
+        ValueError: If there is no loss, one is a batch loss, or margins or times are out of order.
 
     Accuracy: relative tolerance 1e-8 of the integration.
     """

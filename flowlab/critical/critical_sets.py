@@ -60,8 +60,8 @@ class CriticalSet:
         path: Points along a line; None for more dimensions.
         pieces: The path, cut where the signs of the curvatures across the line change.
         width: Typical distance in the region.
-        tail: Whether it is no critical set but a tail of the potential, along which the slope has
-            one sign and falls monotonically, though below the rounding of the slope across.
+        tail: Whether it is not a critical set but a tail of the potential, along which the slope
+            has one sign and falls monotonically, though below the rounding of the slope across.
     """
 
     position: Float[np.ndarray, " d"]

@@ -1,8 +1,8 @@
 """Flat regions of a potential: neither gradient nor curvature, up to a rim.
 
 A hinge is flat beyond its threshold: all of its gradient and Hessian are exactly 0. So they are
-where a gradient has underflowed, which is no critical region. The two are told apart on the way out
-of the region: bisection finds the last point without gradient; at the rim of a flat region the
+where a gradient has underflowed, which is not a critical region. The two are told apart on the way
+out of the region: bisection finds the last point without gradient; at the rim of a flat region the
 gradient jumps to a number of the usual size, while an underflowed one rises from 1e-300.
 
 n: positions; d: components.

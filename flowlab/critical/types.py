@@ -170,7 +170,7 @@ def check_points(points: Any) -> None:
     """Refuse what is not a result of `critical_points`.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If `points` is anything else.
     """
     if not isinstance(points, CriticalPoints):
         raise ValueError(

@@ -124,8 +124,8 @@ def descend(
         ValueError: If `steps` or `keep_every` is not positive; `optimiser` is not an optimiser; two
             of `batches`, `batch_size` and `steps` contradict each other; `batch_size` and `seed`
             are not given together; minibatches are asked for of a flow without several pairs; a
-            batch is empty or names no pair; `watch` asks for something else; `checkpoint` is the
-            file of something else; or the start does not fit the flow.
+            batch is empty or names no pair; `watch` names something unknown; `checkpoint`
+            is not the file of this run; or the start does not fit the flow.
 
     Accuracy: that of floating-point arithmetic, as the run is discrete.
     """

@@ -6,12 +6,12 @@ alone. One step on a pair moves the log-probability of its chosen response by
     u_w' = −(k_ww ∂L/∂u_w + k_wl ∂L/∂u_l),
 
 with k_ww the squared length of the gradient of log π(y_w) by the parameters, and k_wl its inner
-product with the gradient of log π(y_l). For a loss of the margin h = u_w − u_l, such as DPO, this
-is −L'(h)·(k_ww − k_wl): as long as the loss pushes the margin up, L' < 0, the chosen response falls
-exactly if k_wl > k_ww. Its gradient is then so similar to that of the rejected one, and shorter
-(k_wl² ≤ k_ww k_ll, so that k_ll > k_ww), that pushing the rejected response down drags the chosen
-one along. The margin grows nevertheless, since the rejected response falls further. The probability
-goes to responses outside the pair; `measures.mass()` shows which.
+product with the gradient of log π(y_l). For a loss that depends only on the margin h = u_w − u_l,
+such as DPO, this is −L'(h)·(k_ww − k_wl): as long as the loss pushes the margin up, L' < 0, the
+chosen response falls exactly if k_wl > k_ww. Its gradient is then so similar to that of the
+rejected one, and shorter (k_wl² ≤ k_ww k_ll, so that k_ll > k_ww), that pushing the rejected
+response down drags the chosen one along. The margin grows nevertheless, since the rejected response
+falls further. The probability goes to responses outside the pair; `measures.mass()` shows which.
 
 For one pair on the ratio plane, the log-ratio plane, or under a softmax table this cannot happen:
 there k_wl ≤ k_ww everywhere. It requires shared parameters (overlapping features of chosen and

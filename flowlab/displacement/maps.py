@@ -59,10 +59,10 @@ _VALUES = (
 def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.ndarray, " n"]:
     """The value of k_wl/k_ww at which the chosen log-probability of one pair does not move.
 
-    r* = −(∂L/∂u_w)/(∂L/∂u_l), which is 1 for every loss of the margin. If the loss pushes the
-    rejected response down (∂L/∂u_l > 0), the chosen one falls for larger ratios; if it pushes it
-    up, for smaller ones. Infinite if ∂L/∂u_l = 0, and NaN if both derivatives are 0 or the loss is
-    not defined.
+    r* = −(∂L/∂u_w)/(∂L/∂u_l), which is 1 for every loss that depends only on the margin. If the
+    loss pushes the rejected response down (∂L/∂u_l > 0), the chosen one falls for larger ratios; if
+    it pushes it up, for smaller ones. Infinite if ∂L/∂u_l = 0, and NaN if both derivatives are 0 or
+    the loss is not defined.
 
     Args:
         loss: A loss of one pair.
@@ -211,8 +211,9 @@ def displacement(
         progress: Whether to show a progress bar; None where it takes long, on a terminal.
 
     Raises:
-        ValueError: If `loss` is not of one pair; ratios, margins or starts are not as above; both
-            margins and starts are given; or the loss is flat at every start and `time` is None.
+        ValueError: If `loss` does not apply to a single pair; ratios, margins or starts are not as
+            above; both margins and starts are given; or the loss is flat at every start and `time`
+            is None.
 
     Accuracy: `rtol` per step.
     """

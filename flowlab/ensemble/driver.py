@@ -214,7 +214,7 @@ def checked_over(
     """The values of swept hyper-parameters as lists of numbers, each checked against the flow.
 
     Raises:
-        ValueError: If they are no lists of numbers, or the flow refuses a value.
+        ValueError: If they are not lists of numbers, or the flow refuses a value.
     """
     values: dict[str, list[float]] = {}
     if over is not None and not isinstance(over, Mapping):

@@ -30,7 +30,7 @@ def pairs(points: ArrayLike, name: str) -> Points:
     """Points of two components each.
 
     Raises:
-        ValueError: If they have another shape, or are no real numbers.
+        ValueError: If they have another shape, or are not real numbers.
     """
     held = values(name, points)
     if held.shape[-1:] != (2,):

@@ -119,7 +119,8 @@ def ratio_plane_time(
 def ratio_plane_state(start: ArrayLike, *, ratio: ArrayLike) -> Points:
     """The point (x1, x2) at which the flow line of `start` has x2/x1 = `ratio`.
 
-    The flow line is the circle of radius r = |start|, for every beta and every loss of the margin
+    The flow line is the circle of radius r = |start|, for every beta and every loss that depends
+    only on the margin
     alone: r (1, q) / sqrt(1 + q^2). Ratios above the start's give the flow line's past.
 
     Args:

@@ -8,8 +8,8 @@ free number and a scale:
 
 since w is orthogonal to (α, −γ), and K is symmetric and positive semidefinite exactly if p is not
 negative. The velocity of the chosen response under another loss is linear in p, so that its sign is
-known for all kernels if it is the same at p = 0 and for p → ∞. For a loss of the margin, α = γ, and
-−1 ≤ ρ < 0 these are the kernels with k_wl/k_ww in [1, 1/|ρ|].
+known for all kernels if it is the same at p = 0 and for p → ∞. For a loss that depends only on the
+margin, α = γ, and −1 ≤ ρ < 0 these are the kernels with k_wl/k_ww in [1, 1/|ρ|].
 """
 
 import math
@@ -188,8 +188,8 @@ def shift_that_holds(coupling: Coupling) -> float | None:
 def likelihood_that_holds(coupling: Coupling, slope: float) -> float | None:
     """The smallest weight of −log π(chosen), added to a loss, at which the chosen does not fall.
 
-    For a loss of the margin with slope s, the slopes of both sides are (s + w, −s), so that w ≥
-    s·(1/|ρ| − 1).
+    For a loss that depends only on the margin, with slope s, the slopes of both sides are (s + w,
+    −s), so that w ≥ s·(1/|ρ| − 1).
 
     Args:
         coupling: ρ; the end of its interval with the smallest |ρ| decides.

@@ -84,7 +84,8 @@ class Diagnosis:
         margin: Their difference.
         displacement: Whether the chosen response fell.
         coupling: ρ.
-        kernels: The range of k_wl/k_ww that the interval of ρ allows, for losses of the margin.
+        kernels: The range of k_wl/k_ww that the interval of ρ allows, for losses that
+            depend only on the margin.
         effects: The effect of each loss of the catalogue on the chosen response; None if it cannot
             be said. DPO-Shift is left out if its λ decides: see `shift`.
         shift: The largest λ at which DPO-Shift certainly does not lower the chosen response.
@@ -100,7 +101,7 @@ class Diagnosis:
         forecast: The forecast of how the run would continue.
         back_test: A forecast of the second half of the run from the first half, with what happened.
         uncoupled: The ends of the line to the same margin without coupling, shape (2, 2), or None.
-        beta_given: The β that was given, if the file shows another one, which `log` has then.
+        beta_given: The β that was given, if the file shows a different β, which `log` has then.
         unlike: Sentences on contradictions between the file and the loss. If there are any, nothing
             is derived from the loss.
         doubts: The same, and contradictions with the β that was given.

@@ -1,7 +1,8 @@
 """The margin at which a loss rests, and the forecast of a run with its present coupling.
 
-With a constant coupling, the flow of a loss of the margin is a straight line in (u_w, u_l), and its
-margin solves h' = κ·s(h), with s the slope of the loss, so that κ·T = ∫ dh/s(h), a quadrature.
+With a constant coupling, the flow of a loss that depends only on the margin is a straight line in
+(u_w, u_l), and its margin solves h' = κ·s(h), with s the slope of the loss, so that κ·T = ∫
+dh/s(h), a quadrature.
 """
 
 from collections.abc import Callable

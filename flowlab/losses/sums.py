@@ -29,7 +29,7 @@ class WeightedSum(AbstractLoss):
 
     Raises:
         ValueError: If there is no loss, something else is among them, or there are not as many
-            weights as losses; when called, if some of the losses are of a batch and some are not.
+            weights as losses; when called, if some of the losses are batch losses and some are not.
 
     Source: `loss_type` with several names and `loss_weights` in TRL.
     """

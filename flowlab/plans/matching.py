@@ -1,4 +1,4 @@
-"""Comparison of a plan with a store: the same plan, a part of it, or another one."""
+"""Comparison of a plan with a store: the same plan, a part of it, or a different plan."""
 
 import json
 import shutil

@@ -115,7 +115,8 @@ def run(
         The store as a Dataset, whose values are read when they are needed.
 
     Raises:
-        ValueError: If the store at `path` belongs to another plan, or `path` is something else.
+        ValueError: If the store at `path` belongs to another plan, or what is at `path` is not a
+            store.
         BlockingIOError: If another process is writing to it.
         DoesNotFitError: If it does not fit.
         Interrupted: On Ctrl-C or SIGTERM: the current block is dropped.

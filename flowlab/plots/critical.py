@@ -153,8 +153,8 @@ def basins(
         ax: Where to draw; None for a new Figure.
 
     Raises:
-        ValueError: If the starts do not lie on a plane, or `colors` names another end, is no colour
-            or not one for each minimum.
+        ValueError: If the starts do not lie on a plane, or `colors` names another end, is not a
+            colour or not one for each minimum.
     """
     _check_plane("basins", basins.starts)
     own = _own_colors(basins, colors)

@@ -58,8 +58,8 @@ def displacement(
 
     The colour is the depth of the fall on a logarithmic scale, light where there is none. Starts
     from which the chosen has recovered by the end, and those whose line ends early, are hatched.
-    Lines show k_wl = k_ww, the boundary for every loss of the margin, and the boundary r* of this
-    loss, on which the chosen response does not move at the start.
+    Lines show k_wl = k_ww, the boundary for every loss that depends only on the margin, and the
+    boundary r* of this loss, on which the chosen response does not move at the start.
 
     Args:
         displacement: The result of `displacement.displacement`.

@@ -67,7 +67,7 @@ def map_of(
     Raises:
         ValueError: If `values` is not two-dimensional, has no finite value, or holds something not
             positive on a logarithmic scale; `scale` is unknown; a range is not (lower, upper); or
-            none is given and the starts of `of` are no regular grid of that shape.
+            none is given and the starts of `of` are not a regular grid of that shape.
     """
     array = np.asarray(values, dtype=float)
     if array.ndim != 2:

@@ -299,9 +299,9 @@ class CoupledKernel(eqx.Module):
 
         K = k_ww [[1, r], [r, s]],  r = k_wl/k_ww,  s = k_ll/k_ww
 
-    For one pair and a loss of the margin with L' < 0 the chosen log-ratio falls exactly where
-    r > 1. As a module its numbers are hyper-parameters: `over={"ratio": [0, 0.5, 0.9, 1.1]}` sweeps
-    one without compiling again.
+    For one pair and a loss L(h) of the margin alone with L' < 0, the chosen log-ratio falls exactly
+    where r > 1. As a module its numbers are hyper-parameters: `over={"ratio": [0, 0.5, 0.9, 1.1]}`
+    sweeps one without compiling again.
 
     Args:
         ratio: r = k_wl/k_ww, with r² at most s.

@@ -77,7 +77,7 @@ class Checkpoint:
             begun: The initial carry of the run.
 
         Raises:
-            ValueError: If it is of another run, or no checkpoint.
+            ValueError: If it belongs to another run, or is not a checkpoint.
         """
         if not self.path.is_file():
             return None

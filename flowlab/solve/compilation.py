@@ -70,7 +70,7 @@ class Program:
 
     Args:
         function: What to compile; called with the problem first.
-        problem: Any PyTree. Its leaves that are no arrays are compiled in.
+        problem: Any PyTree. Its leaves that are not arrays are compiled in.
         operations: The fingerprint of what the functions in it compute.
         optimise: False for a program that runs briefly and is to compile quickly.
 

@@ -314,14 +314,14 @@ def filled(indices: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " m"]
 
 
 def check_counts(block_size: int | None, max_steps: int) -> None:
-    """Refuse numbers of starts or of steps that are no positive ints."""
+    """Refuse numbers of starts or of steps that are not positive ints."""
     if block_size is not None:
         integer("block_size", block_size)
     integer("max_steps", max_steps, most=_MOST_STEPS)
 
 
 def check_target(until: Any) -> None:
-    """Refuse what is no target."""
+    """Refuse what is not a target."""
     if not isinstance(until, AbstractTarget):
         raise ValueError(
             f"Argument `until` must be a target such as until.loss_below(0.1), but is {until!r}."
@@ -366,7 +366,7 @@ def listed_measures(measures: Any) -> Any:
     """The measures as a list, checked.
 
     Raises:
-        ValueError: If it is no list, such as a single measure.
+        ValueError: If it is not a list, such as a single measure.
     """
     if isinstance(measures, str) or not isinstance(measures, Iterable):
         single = f"a single one, of {', '.join(getattr(measures, 'names', ()))}"

@@ -17,7 +17,7 @@ def checked_watch(watch: Any, flow: AbstractFlow) -> tuple[str, ...]:
     """The names of what is asked for, sorted, each once.
 
     Raises:
-        ValueError: If it is something else, or "u" of a flow without pairs.
+        ValueError: If something unknown is asked for, or "u" for a flow without pairs.
     """
     asked = (watch,) if isinstance(watch, str) else tuple(watch)
     for one in asked:

@@ -194,7 +194,7 @@ class BlockStore:
 
         Raises:
             ValueError: If the runs are of another number of starts than the block.
-            OSError: If they cannot be written, or the store has been replaced by another one,
+            OSError: If they cannot be written, or the store has been replaced by another store,
                 perhaps with another layout; the block is not marked then.
         """
         if self._place is not None and folder_of(self._place[0]) != self._place[1]:

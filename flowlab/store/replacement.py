@@ -1,7 +1,7 @@
 """The replacement of stores: hidden names beside a path, and recovery after a crash.
 
 What is not yet whole ends in `.partial`, and may be removed by whoever comes next. A whole store
-that another one replaces ends in `.replaced` until that stands in its place: where a process was
+that another store replaces ends in `.replaced` until that stands in its place: where a process was
 killed in between, it is the only one, and goes back.
 """
 

@@ -63,7 +63,7 @@ def compare_losses(
 
     Raises:
         ValueError: If `out` is a file or a folder with something else in it, there is no loss, or
-            one of them is of a batch.
+            one of them is a batch loss.
         OSError: If the folder cannot be written.
     """
     begun = time.perf_counter()

@@ -317,10 +317,14 @@ def _derivatives(field: Field, y: Float[Array, "r *n"], coordinates: int) -> Lin
     return Linear(y, slope, columns, _growth(columns))
 
 
+def _of_coordinates(columns: Float[Array, "d r *n"]) -> Float[Array, "*n d d"]:
+    """The matrix of each lane that the derivatives of the coordinates make."""
+    return jnp.moveaxis(columns[:, : len(columns)], (0, 1), (-1, -2))
+
+
 def _growth(columns: Float[Array, "d r *n"]) -> Float[Array, "*n"]:
     """The largest real part of the eigenvalues of a Jacobian, 0 if none is positive."""
-    square = jnp.moveaxis(columns[:, : len(columns)], (0, 1), (-1, -2))
-    square = lax.stop_gradient(jnp.where(jnp.isfinite(square), square, 0))
+    square = lax.stop_gradient(_of_coordinates(jnp.where(jnp.isfinite(columns), columns, 0)))
 
     def by_eigenvalues(square: Float[Array, "*n d d"]) -> Float[Array, "*n"]:
         return jnp.max(jnp.real(jnp.linalg.eigvals(square)), axis=-1)
@@ -378,7 +382,7 @@ def _solver(
     )  # (d, r, *n): h·J, of which the columns come first
     # A lane that is not finite is no lane to solve for: its step is rejected for its field.
     moved = jnp.where(jnp.isfinite(moved), moved, 0)
-    square = jnp.moveaxis(moved[:, :coordinates], (0, 1), (-1, -2))
+    square = _of_coordinates(moved)
     units = jnp.eye(coordinates, dtype=part.dtype) / _GAMMA
     matrices = jnp.broadcast_to(units, square.shape) - square
     factors = lu_factor(matrices)

@@ -327,7 +327,7 @@ WRONG = {
     "Option --loss must be one of dpo, dpo_forward_kl, ": {"--loss": "mse"},
     "Option --set must name hyper-parameters of IPO (beta, ": {"--loss": "ipo", "--set": "tau=1"},
     "Option --set must be NAME=NUMBER, but is 'tau'.": {"--loss": "discopop", "--set": "tau"},
-    "Option --set must name numbers, but divergence is not one.": {"--set": "divergence=1"},
+    "Option --set must set numbers, but divergence is not a number.": {"--set": "divergence=1"},
     "Option --set must name hyper-parameters, but names 'name'.": {"--set": "name=1"},
     "Option --set must not name tau twice.": {"--loss": "discopop", "--set": ["tau=1", "tau=2"]},
     "Option --set label_smoothing must lie in [0, ": {

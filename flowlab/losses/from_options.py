@@ -1,4 +1,4 @@
-"""Losses as options and recipes ask for them, by a name, hyper-parameters, β and an offset."""
+"""Losses from the options of a command or a recipe: name, hyper-parameters, β and offset."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ __all__ = ["has_beta", "loss", "loss_from_options"]
 
 
 def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> AbstractLoss:
-    """The loss with a name and hyper-parameters; `option` is the option that gave the name."""
+    """The loss with a given name and hyper-parameters; errors in the name concern `option`."""
     # `parameters` could hold a key `name`, which no loss has.
     refuse_unless(
         "name" not in parameters, "parameters", "must name hyper-parameters, but names 'name'"
@@ -24,7 +24,7 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
         raise OptionError(option, "must be one of {}, but is {!r}{}", known, name, near) from None
     for key in parameters:
         number = not dataclasses.is_dataclass(getattr(plain, key, None))
-        refuse_unless(number, "parameters", "must name numbers, but {} is not one", key)
+        refuse_unless(number, "parameters", "must set numbers, but {} is not a number", key)
     try:
         return named(name, **parameters)
     except ValueError as error:
@@ -37,12 +37,12 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
 
 
 def has_beta(loss: AbstractLoss) -> bool:
-    """True where a loss has a hyper-parameter beta."""
+    """True if a loss has a hyper-parameter beta."""
     return hasattr(loss, "beta")
 
 
 def loss_from_options(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
-    """The loss that the options describe, with its β, or the first of several."""
+    """The loss that the options describe; of several values of β it has the first."""
     name, beta, offset = asked["loss"], asked["beta"], asked["offset"]
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
     found = loss(name, parameters)

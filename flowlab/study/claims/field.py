@@ -230,14 +230,13 @@ def c6(here: Observables) -> Verdict:
     UPPER_RIGHT,
 )
 def c7(here: Observables) -> Verdict:
-    """Flow lines from x1 > 0.8 and x2 > 0.8 that pass a saddle point closely enough to be held up.
+    """Flow lines from x1 > 0.8 and x2 > 0.8 that pass a saddle point closely enough to be delayed.
 
-    The gradient vanishes at a saddle point. A line that is held up by one therefore passes a point
-    of very low speed: somewhere on its way to the loss level, walls included, its speed must fall
-    below a hundredth of the median over the starts. Slow travel without such a point is the subject
-    of C6 and C14. Where a state is a vector, the box around all starts is also searched for
-    critical points; that covers only the beginning of the way. It is reported but not used
-    for the verdict.
+    The gradient vanishes at a saddle point, so that a flow line passes it at very low speed. On the
+    way to the loss level, walls included, the speed must therefore fall below a hundredth of the
+    median over the starts. Slow flow lines without a saddle point are the subject of C6 and C14. If
+    a state is a vector, the box around all starts is also searched for critical points. This search
+    covers only the beginning of the way; it is reported but not used for the verdict.
     """
     evidence = {
         "share_of_starts_that_pass_a_point_of_nearly_no_speed": share(

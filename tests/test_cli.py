@@ -283,7 +283,7 @@ def test_a_store_is_replaced_only_where_that_is_asked_for(tmp_path, solved_with)
     assert swept(tmp_path / "sweep", RATIO, GRID).exit_code == 0
     said = refusal(swept(tmp_path / "sweep", RATIO, UNIFORM))
     assert said.startswith("Option --out must be free or hold this plan, but ")
-    assert said.endswith("; give another, or replace that by --overwrite.")
+    assert said.endswith("; give another path, or replace the store by --overwrite.")
     assert len(solved_with) == 1, "what cannot be written was solved"
     assert swept(tmp_path / "sweep", RATIO, UNIFORM, flags=("--overwrite",)).exit_code == 0
     assert store.read(tmp_path / "sweep").sizes["start"] == 5

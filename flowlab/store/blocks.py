@@ -300,7 +300,7 @@ class BlockStore:
 
 
 def damage_told(damages: Sequence[Damage], blocks: int, path: str | os.PathLike[str]) -> str:
-    """A sentence on damaged blocks of a store: their number, their names, and how to repair them."""
+    """A sentence on damaged blocks of a store: their number, their names and how to repair them."""
     shown = [str(each.block.number) for each in damages[:_SHOWN]]
     if any(each.block.case for each in damages):
         shown = [f"{each.block.number} of case {each.block.case}" for each in damages[:_SHOWN]]

@@ -66,11 +66,11 @@ class _WithLikelihood(AbstractLoss):
 
 
 class CPO(_WithLikelihood):
-    """Contrastive preference optimisation: −(1−ε) log σ(z) − ε log σ(−z) + c·NLL_w.
+    """CPO: −(1−ε) log σ(β(r_w − r_l)) − ε log σ(−β(r_w − r_l)) + c·NLL_w.
 
-    Here z = β(r_w − r_l), and NLL_w is the negative log-likelihood per token of the chosen
-    response, which the paper calls behaviour cloning. The reward r of a response with probability p
-    is (1 − p^{−α})/α, or log p if α = 0.
+    Contrastive preference optimisation (CPO) adds to a preference term the negative log-likelihood
+    per token NLL_w of the chosen response, which the paper calls behaviour cloning. The reward r of
+    a response with probability p is (1 − p^{−α})/α, or log p if α = 0.
 
     Args:
         beta: β, positive; an array sets one per pair.

@@ -83,8 +83,8 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
     [
         (
             lambda line: line.at(0.5),
-            "Argument `dense` must be True for a line that knows its states between steps, but "
-            "was False: ask for states with `save_at`.",
+            "Argument `dense` must be True for states between steps, but was False; "
+            "ask for states with `save_at` instead.",
         ),
         (
             lambda _: fl.flow_line(FLOW, START, until=until.time(1.0), save_at=[0.5]),

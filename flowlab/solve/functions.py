@@ -1,4 +1,4 @@
-"""Checks of the functions that users hand to a flow, its potential and its metric."""
+"""Checks of the potential and the metric that users pass to a flow."""
 
 from typing import Any
 
@@ -17,18 +17,18 @@ _METRIC_SLACK = 1e-5  # of its largest entry: what rounding may leave, in float3
 
 
 def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched: bool) -> None:
-    """Refuse states that the potential does not accept, and improper potentials or metrics.
+    """Check a flow's potential and metric at its states.
 
     Args:
-        name: What the caller calls the states.
-        flow: What they are states of.
+        name: The name of the argument with the states, for messages.
+        flow: The flow.
         states: One state, or many with a leading axis.
         batched: Whether there is a leading axis.
 
     Raises:
-        ValueError: If the potential does not give one real number by JAX, or the metric of a `Flow`
-            gives no vector like a state or is not symmetric and positive semidefinite at the first
-            state.
+        ValueError: If the potential does not accept a state, or does not return one real number
+            computed in JAX; or if the metric of a `Flow` does not return a result of the shape of a
+            state, or is not symmetric and positive semidefinite at the first state.
     """
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
     given: list[Any] = []
@@ -67,7 +67,7 @@ def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched:
 
 
 def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> None:
-    """Refuse a metric of the wrong shape, or one that is not symmetric and positive at a state."""
+    """Refuse a metric that has the wrong shape or is not symmetric positive semidefinite."""
     raised = jax.eval_shape(flow.metric, one, one)
     wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
     if shapes != wanted:

@@ -109,7 +109,7 @@ class Runs:
     def starts(self) -> PyTree[Float[np.ndarray, "n ..."]]:
         """The starts, shape (n, d), or a PyTree of leaves (n, ...).
 
-        `DrawnStarts` are drawn at each access, with the bits of the starts that were integrated.
+        `DrawnStarts` are drawn at first access, with the bits of the starts that were integrated.
         """
         return whole(self.given)
 

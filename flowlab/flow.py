@@ -3,6 +3,7 @@
 y' = −M(y) ∇L(y)
 """
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab._checks import numbers
 from flowlab._parameters import parameter_names, replaced
+from flowlab._tracing import in_jax
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.losses import AbstractLoss, LowerBound, Pair
 from flowlab.policies import AbstractPolicy, AbstractStates, WallRule, check_wall
@@ -113,10 +115,9 @@ class Flow(AbstractFlow):
         domain: AbstractDomain | None = None,
         wall: WallRule = "stop",
     ) -> None:
-        if not callable(potential):
-            raise ValueError(f"Argument `potential` must be a function, but is {potential!r}.")
-        if metric is not None and not callable(metric):
-            raise ValueError(f"Argument `metric` must be a function or None, but is {metric!r}.")
+        _check_function("potential", potential, "one argument, the state", 1)
+        if metric is not None:
+            _check_function("metric", metric, "two arguments, a state and a covector", 2)
         self.function = potential
         self.operator = metric
         self.domain = WholeSpace() if domain is None else domain
@@ -225,7 +226,10 @@ def preference_flow(
             for on a domain that has no walls.
     """
     if not isinstance(loss, AbstractLoss):
-        raise ValueError(f"Argument `loss` must be a loss such as DPO(0.1), but is {loss!r}.")
+        raise ValueError(
+            "Argument `loss` must be a loss such as DPO(0.1) or one of your own, a subclass of "
+            f"AbstractLoss, but is {loss!r}."
+        )
     if not isinstance(policy, AbstractPolicy):
         raise ValueError(
             f"Argument `policy` must be a policy such as RatioPlane(), but is {policy!r}."
@@ -276,13 +280,32 @@ def metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d
     return lifted(flow, state, jnp.eye(vector.size, dtype=vector.dtype))
 
 
+def _check_function(name: str, value: Any, wanted: str, count: int) -> None:
+    """Refuse what cannot be called with so many arguments, by position."""
+    if not callable(value):
+        optional = " or None" if name == "metric" else ""
+        raise ValueError(f"Argument `{name}` must be a function{optional}, but is {value!r}.")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some compiled functions tell nothing about themselves
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        raise ValueError(
+            f"Argument `{name}` must be a function of {wanted} (on a plane an array of two "
+            f"numbers), but takes {signature}."
+        ) from None
+
+
 def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
     """Refuse a loss that has several values on a single pair."""
     pairs = _pairs_of(policy)
     if pairs is None or pairs.chosen.shape:
         return
     with jax.enable_x64(True):
-        shape = () if loss.of_batch else jax.eval_shape(loss, pairs).shape
+        with in_jax("loss"):
+            shape = () if loss.of_batch else jax.eval_shape(loss, pairs).shape
     if loss.of_batch:
         raise ValueError(
             "Argument `loss` must be a loss of one pair, but the value of "

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from flowlab import measures, until
 from flowlab._tables import table
 from flowlab.cards.card import REACH
-from flowlab.cards.lines import RTOL, only_approached
+from flowlab.cards.lines import DECADES, RTOL, only_approached, time_unit
 from flowlab.cards.plane import Plane
 from flowlab.ensemble import sweep
 from flowlab.flow import preference_flow
@@ -36,7 +36,8 @@ class Comparison:
         states: (u_chosen, u_rejected) at the times, shape (l, k, 2); NaN after the end of a line.
         margins: Margins in nats, shape (m,).
         margin_times: Flow time at which each margin is first reached, shape (l, m); NaN if it is
-            not reached before the last of `times`.
+            not reached while the line is followed: up to the last of `times`, or up to a million
+            times the time scale at the reference point, whichever is later.
         margin_states: (u_chosen, u_rejected) at the margins, shape (l, m, 2).
     """
 
@@ -47,8 +48,14 @@ class Comparison:
     margin_times: Float[np.ndarray, "l m"]
     margin_states: Float[np.ndarray, "l m 2"]
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
-        """A table, as plain text, of the time and the chosen log-ratio at each margin."""
+        """A table, as plain text, of the time and the chosen log-ratio at each margin.
+
+        `print` shows this table.
+        """
         header = ["loss", *(f"t(h = {h:g})" for h in self.margins)]
         header += [f"u_w(h = {h:g})" for h in self.margins]
         rows = [
@@ -76,7 +83,8 @@ def compare(
     Args:
         losses: Losses of one pair, by names of your choice.
         margins: Margins u_chosen − u_rejected to compare at, in nats, not 0.
-        times: Flow times to compare at, ascending; None for 121 from 0.01 to 10,000.
+        times: Flow times to compare at, ascending; None for 121 from 0.01 to 10,000. They do not
+            limit the margins.
         plane: The log-ratio plane; None for the default of `card`.
 
     Raises:
@@ -106,10 +114,12 @@ def _line(
     loss: AbstractLoss, plane: LogRatioPlane, times: np.ndarray, margins: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flow = preference_flow(loss, plane)
+    space = Plane(flow, REACH)
     runs = sweep(
         flow,
         np.zeros((1, 2)),
-        until=until.time(float(times[-1])),
+        # As far as a card follows it, whatever the times: a margin must not be missed for them.
+        until=until.time(max(float(times[-1]), time_unit(space) * 10.0 ** DECADES[1])),
         save_at=times,
         measures=[measures.margin_at(float(margin)) for margin in margins],
         rtol=RTOL,
@@ -124,7 +134,7 @@ def _line(
     # Only a line that ends at a margin can have crossed it by rounding.
     final = runs.end[0, 0] - runs.end[0, 1]
     for k in np.flatnonzero(np.abs(margins - final) < _AT_END * (1 + np.abs(margins))):
-        if only_approached(Plane(flow, REACH), positions[k]):
+        if only_approached(space, positions[k]):
             reached[k], positions[k] = np.nan, np.nan
     return runs.saved[0], reached, positions
 

@@ -67,7 +67,7 @@ class Card:
             and "margin".
         plateau: The slow region where the margin is negative.
         traps: Starts whose margin ends negative.
-        fall: The region in which the chosen log-ratio falls without coupling.
+        fall: The region in which the flow lowers the chosen log-ratio.
         conserved: A quantity that is constant along every flow line, as a formula in u_w and u_l;
             "" if none was found.
         bound: The lower bound of the loss.

@@ -27,6 +27,7 @@ from flowlab.ensemble import Runs, sweep
 from flowlab.until import Outcome
 
 __all__ = [
+    "DECADES",
     "MARGINS",
     "RTOL",
     "Crossing",
@@ -36,6 +37,7 @@ __all__ = [
     "crossings",
     "follow",
     "only_approached",
+    "time_unit",
     "traps",
 ]
 
@@ -43,7 +45,7 @@ MARGINS = (1.0, 5.0, 20.0)  # at which lines are compared, in nats
 _STARTS_A_SIDE = 13  # starts of the grid on the square, per side
 _RINGS = (0.01, 0.03, 0.1, 0.3)  # radii of the rings of starts, as parts of the reach
 _DIRECTIONS = 8  # starts of a ring
-_DECADES = (-3, 6)  # of the time of the reference point, in which lines are looked at
+DECADES = (-3, 6)  # of the time of the reference point, in which lines are looked at
 _PER_DECADE = 10  # moments
 RTOL = 1e-8  # of the lines that are told of
 _ROUGH_RTOL = 1e-6  # where only the ends count: the solver for it compiles in half the time
@@ -113,15 +115,15 @@ class Traps:
 
 def follow(plane: Plane) -> Lines:
     """Integrate flow lines over nine decades of time, from 1e-3 to 1e6 units of time."""
-    unit = _unit(plane)
-    end = unit * 10.0 ** _DECADES[1]
-    count = (_DECADES[1] - _DECADES[0]) * _PER_DECADE + 1
+    unit = time_unit(plane)
+    end = unit * 10.0 ** DECADES[1]
+    count = (DECADES[1] - DECADES[0]) * _PER_DECADE + 1
     reference = _swept(
         plane,
         np.zeros((1, 2)),
         end,
         RTOL,
-        save_at=np.geomspace(unit * 10.0 ** _DECADES[0], end, count),
+        save_at=np.geomspace(unit * 10.0 ** DECADES[0], end, count),
         measures=[measures.margin_at(margin) for margin in MARGINS],
     )
     starts = _starts(plane)
@@ -221,7 +223,7 @@ def _swept(
     )
 
 
-def _unit(plane: Plane) -> float:
+def time_unit(plane: Plane) -> float:
     """The unit of time: one over the larger of curvature and speed at the reference point."""
     field = plane.reference
     curvature = np.max(np.abs(np.linalg.eigvals(plane.kernel @ field.hessian[0])))

@@ -1,12 +1,12 @@
 """Facts of a card that come from the field: plateaus, falls, conserved quantities, bounds.
 
 On a plateau the speed is below a hundredth of the speed at the reference point, away from critical
-points; a grid is searched for such points. The chosen log-ratio falls where ∂L/∂u_chosen > 0. If
-the margin h, u_w or u_l alone decides where that holds, the region is described by an interval of
-this variable, with ends from bisection. a·u_w + b·u_l is conserved if all velocities on the grid
-are parallel (by a singular value decomposition); a·e^{c·u_w} + b·e^{c·u_l} is conserved if
-log(−v_w/v_l) is linear in u_w − u_l, v the velocity. The loss is bounded below if its decrease per
-decade of the radius tends to 0 along each of 65 rays.
+points; a grid is searched for such points. The chosen log-ratio falls where its component of the
+velocity v = −K ∇L is negative. If the margin h, u_w or u_l alone decides where that holds, the
+region is described by an interval of this variable, with ends from bisection. a·u_w + b·u_l is
+conserved if all velocities on the grid are parallel (by a singular value decomposition);
+a·e^{c·u_w} + b·e^{c·u_l} is conserved if log(−v_w/v_l) is linear in u_w − u_l. The loss is bounded
+below if its decrease per decade of the radius tends to 0 along each of 65 rays.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -62,7 +62,10 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Fall:
-    """The region of the plane in which the chosen log-ratio falls without coupling.
+    """The region of the plane in which the flow lowers the chosen log-ratio.
+
+    If the kernel is the identity, the two responses are not coupled, and the chosen log-ratio falls
+    where ∂L/∂u_chosen > 0.
 
     Attributes:
         fraction: Area of the region as a fraction of the square.
@@ -108,11 +111,10 @@ def plateau(plane: Plane, critical_sets: Sequence[CriticalSet]) -> Plateau:
 
 
 def fall(plane: Plane) -> Fall:
-    """The region with ∂L/∂u_chosen > 0, in which the chosen log-ratio falls without coupling."""
+    """The region in which the flow, under the kernel of the plane, lowers the chosen log-ratio."""
     points = plane.square(_POINTS_A_SIDE)
-    slope = plane.field(points).gradient[:, 0]
-    falling = np.isfinite(slope) & (slope > 0)
-    at_reference = bool(plane.reference.gradient[0, 0] > 0)
+    falling = _descent(plane, points) > 0
+    at_reference = bool(_descent(plane, np.zeros((1, 2)))[0] > 0)
     if not falling.any():
         return Fall(0.0, at_reference, "")
     return Fall(float(np.mean(falling)), at_reference, _condition(plane, points, falling))
@@ -201,7 +203,7 @@ def _condition(
         if np.all((inside == 0) | (inside == 1)):
             finer = np.linspace(levels[0], levels[-1], _FINER * (len(levels) - 1) + 1)
             along = direction / (direction @ direction)
-            there = _slope(plane, finer[:, None] * along) > 0
+            there = _descent(plane, finer[:, None] * along) > 0
             # Strips between two levels of the grid need the finer ones; an end that depends on the
             # other coordinate needs the room between the coarser.
             if _flips(there) > _flips(inside == 1):
@@ -234,7 +236,7 @@ def _interval(name: str, low: str, high: str) -> str:
 
 
 def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> str:
-    """The value or range of values between two levels at which ∂L/∂u_chosen changes sign."""
+    """The value or range between two levels at which the chosen's velocity changes sign."""
     direction = _VARIABLES[name]
     along = direction / (direction @ direction)
     across = np.array([[1.0, 1.0]]) if name == "h" else 1 - np.abs(direction[None])
@@ -243,17 +245,19 @@ def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> 
     below, above = np.full((_OFFSETS, 1), low), np.full((_OFFSETS, 1), high)
     for _ in range(60):
         middle = (below + above) / 2
-        same = (_slope(plane, middle * along + offsets) > 0)[:, None] == falling
+        same = (_descent(plane, middle * along + offsets) > 0)[:, None] == falling
         below, above = np.where(same, middle, below), np.where(same, above, middle)
-    slope = _slope(plane, (below if falling else above) * along + offsets)
-    if np.all(slope < UNDERFLOWN * plane.scale):
+    rate = _descent(plane, (below if falling else above) * along + offsets)
+    if np.all(rate < UNDERFLOWN * plane.scale):
         return _OPEN
     first, last = _rounded(below.min()), _rounded(below.max())
     return first if first == last else f"{first}…{last}"
 
 
-def _slope(plane: Plane, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    return plane.field(points).gradient[:, 0]
+def _descent(plane: Plane, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
+    """The rate at which the chosen log-ratio falls; 0 where it is not known."""
+    rate = -plane.field(points).velocity[:, 0]
+    return np.where(np.isfinite(rate), rate, 0.0)
 
 
 def _rounded(number: float) -> str:

@@ -24,7 +24,7 @@ from flowlab.critical.tolerances import AROUND, NEWTON_STEPS
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
-from flowlab.solve import Program, operations_at
+from flowlab.solve import Program, check_potential, operations_at
 
 __all__ = [
     "Enclosed",
@@ -356,11 +356,7 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
             "Argument `region` must give a lower and an upper end for every component, as "
             f"[(0, 1), (0, 1)] does, but is {region!r}."
         )
-    if not _takes_vectors(flow, len(ends)):
-        raise ValueError(
-            "Argument `flow` must have states that are vectors with as many components as `region` "
-            f"has ranges, but {flow!r} takes no vectors of length {len(ends)}."
-        )
+    _check_vectors(flow, len(ends))
     return ends
 
 
@@ -396,17 +392,24 @@ class Enclosed(AbstractFlow):
         return Enclosed(flow=flow, domain=self.domain, wall=self.wall)
 
 
-def _takes_vectors(flow: AbstractFlow, count: int) -> bool:
-    if flow.state_shape is not None:
-        return flow.state_shape == (count,)
-    if flow.reference_state is not None:
-        return np.shape(flow.reference_state) == (count,)
+def _check_vectors(flow: AbstractFlow, count: int) -> None:
+    shape = flow.state_shape
+    if shape is None and flow.reference_state is not None:
+        shape = np.shape(flow.reference_state)
+    one = jax.ShapeDtypeStruct((count,), np.float64)
     try:
-        with jax.enable_x64(True):
-            value = jax.eval_shape(flow.potential, jax.ShapeDtypeStruct((count,), np.float64))
-    except (TypeError, ValueError, IndexError):
-        return False
-    return getattr(value, "shape", None) == ()
+        if shape is None:
+            check_potential(flow, one)
+        fits = shape in (None, (count,))
+    except (TypeError, IndexError) as error:
+        fits, cause = False, error
+    else:
+        cause = None
+    if not fits:
+        raise ValueError(
+            "Argument `flow` must have states that are vectors with as many components as `region` "
+            f"has ranges, but {flow!r} takes no vectors of length {count}."
+        ) from cause
 
 
 def _length(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Shaped
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from flowlab.flow import AbstractFlow
+from flowlab.solve import check_potential
 
 __all__ = [
     "LOG_RATIOS",
@@ -322,11 +324,13 @@ def patch_entry(ax: Axes, label: str, **look: Any) -> None:
 
 
 def check_plane(flow: AbstractFlow) -> None:
-    """Refuse a flow whose states are known not to lie on a plane."""
+    """Refuse a flow whose states do not lie on a plane, or whose potential is improper there."""
     if flow.state_shape not in (None, (2,)):
         raise ValueError(
             f"Argument `flow` must be on a plane, but its states have shape {flow.state_shape}."
         )
+    if flow.state_shape is None:
+        check_potential(flow, jax.ShapeDtypeStruct((2,), np.float64))
 
 
 def name_axes(ax: Axes, names: tuple[str, str]) -> None:

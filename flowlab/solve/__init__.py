@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flowlab.solve.engine import advance, resume, safe_problem
     from flowlab.solve.exits import exit_from, exit_from_interval
     from flowlab.solve.fingerprints import fingerprint, motion_of, one_call, one_of, operations_at
+    from flowlab.solve.functions import check_potential
     from flowlab.solve.lane_lifecycle import begin, finish, potentials
     from flowlab.solve.line import Line, flow_line
     from flowlab.solve.method import Method, make_method, problem_for
@@ -44,6 +45,7 @@ __all__ = [
     "advance",
     "begin",
     "bounded_rate",
+    "check_potential",
     "check_counts",
     "check_states",
     "check_target",
@@ -78,6 +80,7 @@ __getattr__, __dir__ = on_demand(
         "compilation": ("Program", "compiled", "exact_products"),
         "engine": ("advance", "resume", "safe_problem"),
         "exits": ("exit_from", "exit_from_interval"),
+        "functions": ("check_potential",),
         "fingerprints": ("fingerprint", "motion_of", "one_call", "one_of", "operations_at"),
         "lane_lifecycle": ("begin", "finish", "potentials"),
         "line": ("Line", "flow_line"),

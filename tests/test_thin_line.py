@@ -100,7 +100,7 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
         ),
         (
             lambda _: fl.flow_line(BOWL, START, watch=["u"], **ASKED),
-            'Argument `watch` must not ask for "u" of a flow without pairs.',
+            'Argument `watch` must not hold "u" for a flow without pairs, but does.',
         ),
         (
             lambda _: fl.flow_line(

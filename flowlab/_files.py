@@ -34,8 +34,8 @@ def check_writable(what: str, path: Path) -> None:
             pass
     except OSError as error:
         raise NotWritableError(
-            f"{what} must be in a folder that can be written, but is {path}, and {folder} cannot: "
-            f"{error.strerror}."
+            f"{what} must be in a folder that can be written, but is {path}, and {folder} cannot "
+            f"be written: {error.strerror}."
         ) from None
 
 

@@ -112,7 +112,7 @@ class Option:
 
     @property
     def annotation(self) -> Any:
-        """The type in Python."""
+        """The Python type of the option's values."""
         return _TYPES[self.type]
 
 

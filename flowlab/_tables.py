@@ -14,7 +14,7 @@ def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> s
 
     Args:
         rows: The rows, including a header if there is one; a row may have fewer cells.
-        sides: The alignment of each column, `l` or `r`; the last letter also holds for all further
+        sides: The alignment of each column, `l` or `r`; the last letter also applies to all further
             columns.
         gap: Number of spaces between two columns.
     """

@@ -35,7 +35,7 @@ class AbstractFlow(AbstractStates):
 
     @property
     def reference_state(self) -> PyTree[Array] | None:
-        """An example of a state, with the structure and shapes of all; None if none is known."""
+        """An example of a state, with the structure and shapes of all states; None if unknown."""
         return None
 
     @abstractmethod

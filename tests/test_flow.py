@@ -389,7 +389,7 @@ def test_functions_of_other_arguments_than_a_state_are_refused():
 def test_a_metric_that_is_no_number_at_a_start_is_not_called_asymmetric():
     flow = fl.Flow(squares, metric=lambda y, p: jnp.where(y[0] > 0, jnp.nan, 1.0) * p)
     sentence = (
-        "Argument `start` must be finite, and the flow at it too, but the start is [1.0, 1.0]."
+        "Argument `start` must be finite, with a finite flow at this state, but is [1.0, 1.0]."
     )
     assert_refused(fl.flow_line, sentence, flow, np.ones(2), until=fl.until.time(1.0))
 

@@ -321,7 +321,7 @@ def rates_of(
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Eigenvalues of M·Hessian, ascending, and its eigenvectors as columns.
 
-    They are real, since the metric is symmetric and positive semidefinite.
+    The eigenvalues are real, since the metric is symmetric and positive semidefinite.
     """
     if not hessian.size:
         return np.zeros(0), np.zeros((0, 0))

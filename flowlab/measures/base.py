@@ -106,7 +106,7 @@ class Measure(eqx.Module):
             of the results is that of the state.
 
     Raises:
-        ValueError: If `names` is not a tuple of texts, if none of `rate`, `fold` and `at_end` is
+        ValueError: If `names` is not a tuple of strings, if none of `rate`, `fold` and `at_end` is
             given, or only one of `begin` and `fold`.
     """
 
@@ -121,7 +121,7 @@ class Measure(eqx.Module):
 
     def __check_init__(self) -> None:
         if not (isinstance(self.names, tuple) and all(isinstance(n, str) for n in self.names)):
-            raise ValueError(f"Argument `names` must be a tuple of texts, but is {self.names!r}.")
+            raise ValueError(f"Argument `names` must be a tuple of strings, but is {self.names!r}.")
         if (self.begin is _nothing) != (self.fold is _unchanged):
             raise ValueError("Arguments `begin` and `fold` must be given together or not at all.")
         if self.rate is _nothing and self.fold is _unchanged and self.at_end is _as_found:

@@ -25,7 +25,7 @@ def coefficients(values: Float[Array, "k ..."]) -> Float[Array, "k ..."]:
 
 
 def at(values: PyTree[Float[Array, "k ..."]], position: Float[Array, ""]) -> PyTree[Array]:
-    """The value at a position in [0, 1] of the polynomial through values at the nodes."""
+    """The polynomial through values at the nodes, evaluated at a position in [0, 1]."""
     powers = jnp.stack([position**power for power in range(NODES - 1, -1, -1)])
     return jax.tree.map(lambda leaf: jnp.tensordot(powers, coefficients(leaf), axes=1), values)
 

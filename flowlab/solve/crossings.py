@@ -8,10 +8,10 @@ back, the pressure on a wall) is also evaluated at nine interior points. Only ex
 than a tenth of a step are then missed.
 
 An interpolant is less accurate than the step's end. For Runge–Kutta methods the lane continues from
-the interpolated point. The interpolants of stabilised methods are poor in fast directions:
-for these methods the step is repeated with the shorter length, which Newton's method corrects until
-the step ends at the event. Derivatives of the event's position with respect to the start follow
-from the implicit function theorem at the located point.
+the interpolated point. The interpolants of stabilised methods are poor in fast directions: for
+these methods the step is repeated with the shorter length, which Newton's method corrects until the
+step ends at the event. Derivatives of the event's position with respect to the start follow from
+the implicit function theorem at the located point.
 
 m: signals; n: lanes.
 

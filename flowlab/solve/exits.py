@@ -59,7 +59,7 @@ class _Interval(AbstractExit):
         vector, _ = ravel_pytree(state)
         if self.component >= vector.size:
             raise ValueError(
-                f"Argument `component` must be less than {vector.size}, the numbers in a state, "
+                f"Argument `component` must be less than {vector.size}, the size of a state, "
                 f"but is {self.component}."
             )
         position = vector[self.component]

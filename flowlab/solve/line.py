@@ -494,7 +494,7 @@ def _fit(line: Line, start: PyTree[Any]) -> Line:
         )
     if code == Outcome.non_finite and int(line.steps) == 0:
         raise ValueError(
-            f"Argument `start` must be finite, and the flow at it too, but the start is {shown}."
+            f"Argument `start` must be finite, with a finite flow at this state, but is {shown}."
         )
     return line
 

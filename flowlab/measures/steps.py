@@ -79,7 +79,10 @@ def argmin(values: Float[Array, " k"]) -> Float[Array, ""]:
 
 
 def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """Whether the polynomial through values at the nodes changes sign, and where it first does."""
+    """The first sign change of the polynomial through values at the nodes.
+
+    Returns a flag that there is a sign change, and its position in [0, 1].
+    """
     changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
     return jnp.any(changes), _roots(values)[jnp.argmax(changes)]
 
@@ -87,10 +90,10 @@ def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
 def first_rise(
     values: Float[Array, " k"], after: Float[Array, ""]
 ) -> tuple[Array, Float[Array, ""]]:
-    """Whether the polynomial returns to 0 after a position, and where it first does.
+    """The first return to 0 of the polynomial through values at the nodes, after a position.
 
-    `values` are those at the nodes, and `after` is a position in [0, 1] at which the polynomial is
-    negative.
+    The polynomial is negative at the position `after`. Returns a flag that there is a return to 0,
+    and its position in [0, 1].
     """
     powers, fine = coefficients(values), jnp.asarray(_FINE, values.dtype)
     heights = jnp.polyval(powers, fine)

@@ -277,10 +277,7 @@ def _stepped(problem: Problem, method: Method, loop: Loop, errors_of: Errors) ->
 def _at_the_bound(
     method: Method, count: Int[Array, ""] | None, dense: PyTree[Array], keep: Bool[Array, ""]
 ) -> Int[Array, ""] | None:
-    """The updated count of steps at the bound of stability.
-
-    An accepted step adds 1 if it is at the bound, and subtracts 1, down to 0, if it is not.
-    """
+    """The count of steps at the bound of stability: an accepted step adds or subtracts 1."""
     if count is None or not isinstance(method.solver, RungeKutta):
         return count
     near = method.solver.stretch(dense) >= _NEAR_BOUND
@@ -408,11 +405,8 @@ def _until_events(
 ]:
     """The points at which the lanes end in an accepted step, at events or at its end.
 
-    Arguments are as of `_arrived`.
-
-    Returns:
-        The points; the fraction of the step that each lane took; the index of its event or -1; and
-        the data of the interpolants with the fractions of them that were used.
+    After the points come the fraction of the step that each lane took; the index of its event or
+    -1; and the data of the interpolants with the fractions of them that were used.
     """
     length, after, dense, _ = step
     end = jnp.ones_like(lanes.progress)
@@ -443,10 +437,7 @@ def _checked_at_level(
     The clock has the error with which the solver integrates the rate of the loss or margin. A lane
     before its level continues with its clock set to its actual loss or margin. A lane past its
     level, or no nearer to it than at the clock's value `earlier`, has strayed, and starts again
-    under the arc-length clock.
-
-    Returns:
-        The lanes, and a mask of the lanes that are at their level.
+    under the arc-length clock. The result is the lanes, and a mask of lanes at their level.
     """
 
     def look(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:

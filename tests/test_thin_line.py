@@ -74,7 +74,9 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
     np.testing.assert_array_equal(resumed.watched["u"], line.watched["u"])
     again = fl.flow_line(FLOW, START, **asked)  # of which nothing is left to do
     np.testing.assert_array_equal(again.end, line.end)
-    with pytest.raises(ValueError, match="Argument `checkpoint` must be a new file or that of th"):
+    with pytest.raises(
+        ValueError, match="Argument `checkpoint` must be a new file or a checkpoint of"
+    ):
         fl.flow_line(FLOW, START, **{**asked, "until": until.time(4.0)})
 
 

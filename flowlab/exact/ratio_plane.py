@@ -210,7 +210,7 @@ def ratio_plane_hessian_determinant(state: ArrayLike, beta: ArrayLike) -> Values
 
 def _target_log_ratio(beta: Values, level: ArrayLike | None, ratio: ArrayLike | None) -> Values:
     if level is not None and ratio is not None:
-        raise ValueError("Arguments `level` and `ratio` must not both be given, but are; drop one.")
+        raise ValueError("Argument `level` must not be given with `ratio`, but both are; drop one.")
     if level is not None:
         return ratio_plane_log_ratio_at(level, beta)
     if ratio is not None:

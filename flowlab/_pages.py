@@ -45,7 +45,7 @@ def joined(texts: Iterable[str]) -> str:
 
 
 def share(value: float) -> str:
-    """A fraction to two decimals; "<0.01" or ">0.99" near 0 or 1, which alone are "0" and "1"."""
+    """A fraction to two decimals, such that only 0 and 1 are "0" and "1"; else "<0.01", ">0.99"."""
     if value in (0.0, 1.0):
         return f"{value:.0f}"
     if 0 < value < 0.005:

@@ -237,7 +237,7 @@ def _starts(plane: Plane) -> Float[np.ndarray, "n 2"]:
 
 
 def _ending(plane: Plane, line: Runs) -> Kind | None:
-    """The kind of end of a line that stopped early; None if the field around it is no evidence."""
+    """The kind of end of a line that stopped early; None if the field at the end does not tell."""
     if line.outcome[0] not in (Outcome.non_finite, Outcome.step_limit):
         return None
     end = line.end[:1]

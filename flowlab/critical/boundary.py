@@ -202,7 +202,7 @@ def _set_on_face(
 def _held(
     search: Search, face: Face, position: np.ndarray, whole: CriticalSet | None
 ) -> CriticalPoint:
-    """The critical point, with kind, spectrum and rates, of a root on a face."""
+    """The `CriticalPoint` at a root on a face, with its kind, spectrum and rates."""
     dimension, path = 0, None
     if whole is not None:
         position, dimension, path = whole.position, whole.dimension, whole.path

@@ -338,7 +338,7 @@ def described(
     dimension: int = 0,
     path: Float[np.ndarray, "k d"] | None = None,
 ) -> CriticalPoint:
-    """The critical point, with kind, spectrum and rates, of a root."""
+    """The `CriticalPoint` at a root, with its kind, spectrum and rates."""
     here = derivatives_at(flow, position[None])
     values = curvatures(flow, position, width)[0]
     rates = rates_of(here.metric[0], here.hessian[0])[0]

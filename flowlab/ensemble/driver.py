@@ -85,9 +85,9 @@ def sweep(
         solver: An explicit Runge–Kutta solver of diffrax with an error estimate; `solve.ROCK4()` or
             `solve.RKC2()` for stiff flows with a constant metric; or `solve.Rodas5P()` for small
             stiff states. The last three use time as the default clock. None for Tsit5, or Dopri8 if
-            rtol < 3e-8. Starts that use up `max_steps` because only stability keeps these steps
-            short are integrated again with a stiff solver; `Runs.solved_by` names the solver of
-            each start.
+            rtol < 3e-8. If stability, and not accuracy, keeps the steps of Tsit5 or Dopri8 so short
+            that starts use up `max_steps`, these starts are integrated again with a stiff solver;
+            `Runs.solved_by` holds the solver of each start.
         block_size: Number of starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
         devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread per
             core, without any flag.

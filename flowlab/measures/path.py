@@ -95,7 +95,9 @@ def slowest(of: Space = "state") -> Measure:
 
 
 def margin_zero() -> Measure:
-    """First crossing of mean margin 0: `margin_zero_time`, `margin_zero_state`; NaN if none.
+    """First time and state at which the mean margin crosses 0; NaN if it never does.
+
+    The results are `margin_zero_time` and `margin_zero_state`.
 
     A line that starts at margin 0 does not cross it at its start.
     """
@@ -103,10 +105,11 @@ def margin_zero() -> Measure:
 
 
 def margin_at(level: float) -> Measure:
-    """First crossing of a mean margin: `margin_5_time`, `margin_5_state` for level 5; NaN if none.
+    """First time and state at which the mean margin crosses a level; NaN if it never does.
 
-    A line that starts at the level does not cross it at its start. To compare flow lines at several
-    equal margins, pass several of these measures to one call.
+    The results are `margin_5_time` and `margin_5_state` for level 5. A line that starts at the
+    level does not cross it at its start. To compare flow lines at several equal margins, pass
+    several of these measures to one call.
 
     Args:
         level: The margin u_chosen − u_rejected, in nats, without β.

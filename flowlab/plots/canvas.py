@@ -324,7 +324,7 @@ def patch_entry(ax: Axes, label: str, **look: Any) -> None:
 
 
 def check_plane(flow: AbstractFlow) -> None:
-    """Refuse a flow whose states do not lie on a plane, or whose potential is improper there."""
+    """Refuse a flow that is not on a plane, or whose potential does not give a single number."""
     if flow.state_shape not in (None, (2,)):
         raise ValueError(
             f"Argument `flow` must be on a plane, but its states have shape {flow.state_shape}."

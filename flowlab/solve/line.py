@@ -236,9 +236,10 @@ def flow_line(
         solver: An explicit Runge–Kutta solver of diffrax with an error estimate; `solve.ROCK4()` or
             `solve.RKC2()` for stiff flows with a constant metric; or `solve.Rodas5P()` for small
             stiff states. The last three use time as the default clock. None for Tsit5, or Dopri8 if
-            rtol < 3e-8. If only stability keeps the steps of these two short, the line is
-            integrated again from its start with a stiff solver: Rodas5P for up to 32 components;
-            for more, or if Rodas5P fails, ROCK4 and then RKC2 (RKC2 first if rtol ≥ 1e-5).
+            rtol < 3e-8. If stability, and not accuracy, keeps the steps of Tsit5 or Dopri8 short,
+            the line is integrated again from its start with a stiff solver: Rodas5P for up to 32
+            components; for more, or if Rodas5P fails, ROCK4 and then RKC2 (RKC2 first if
+            rtol ≥ 1e-5).
             `Line.solver` names the solver that was used.
         measures: Measures to evaluate along the line, from `flowlab.measures`.
         reverse: Whether to follow the flow backwards, up the potential.

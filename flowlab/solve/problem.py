@@ -114,7 +114,7 @@ def split(coordinates: PyTree[Array]) -> PyTree[Array]:
 
 
 def joined(held: PyTree[Array]) -> PyTree[Array]:
-    """The inverse of `split`, for one lane or for all lanes of a block."""
+    """The coordinates from the result of `split`, for one lane or for all lanes of a block."""
     return jnp.stack(held.parts) if isinstance(held, Components) else held
 
 

@@ -52,7 +52,7 @@ _NEARBY = (
 
 
 def _hint(name: str) -> str:
-    """The name that was meant, here or in one of the submodules."""
+    """An addition to the error on an unknown name: the names that it may be a misspelling of."""
     from importlib import import_module
 
     from flowlab._names import did_you_mean, meant

@@ -1,4 +1,4 @@
-"""Errors that JAX raises while it traces a user's function, told by what to write instead."""
+"""Errors that JAX raises while it traces a user's function, reworded with what to write instead."""
 
 import traceback
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ _LIBRARIES = tuple(str(Path(file).parent) for file in (jax.__file__, equinox.__f
 
 @contextmanager
 def in_jax(name: str) -> Iterator[None]:
-    """Explain the errors by which JAX refuses code that needs the value of an array while tracing.
+    """A context that rewords JAX's errors about code that needs the values of traced arrays.
 
     Args:
-        name: The argument that holds the function.
+        name: The name of the argument with the function, for messages.
 
     Raises:
-        ValueError: In place of JAX's error; the message quotes the line of the user's function.
+        ValueError: Instead of JAX's error; the message quotes the line of the user's function.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def in_jax(name: str) -> Iterator[None]:
 
 
 def _line(error: Exception) -> str:
-    """The innermost line outside of the libraries at which an error was raised."""
+    """The line of the user's code at which an error was raised, for messages."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

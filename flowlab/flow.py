@@ -35,7 +35,7 @@ class AbstractFlow(AbstractStates):
 
     @property
     def reference_state(self) -> PyTree[Array] | None:
-        """A state with the structure and shapes of all others; None if none is known."""
+        """An example of a state, with the structure and shapes of all states; None if unknown."""
         return None
 
     @abstractmethod
@@ -55,10 +55,10 @@ class AbstractFlow(AbstractStates):
         """
 
     def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
-        """The margins of the single pair at which the potential has given values, or None.
+        """The margins at which the potential has the values `level`, for a flow of a single pair.
 
-        None if there is no pair, or several, or if the potential is not a falling function of the
-        margin alone.
+        None if there is no pair or more than one, or if the potential is not a decreasing function
+        of the margin alone.
         """
         del level
 
@@ -82,9 +82,9 @@ class AbstractFlow(AbstractStates):
 class Flow(AbstractFlow):
     """The negative gradient flow of any scalar JAX function of a state.
 
-    Functions are read anew at each call: a global, an attribute or a captured array may change
-    between two calls. Only a function that you have compiled with `jax.jit` keeps the globals of
-    its first call, until its `clear_cache()`.
+    Globals, attributes and captured arrays that `potential` and `metric` use may change between two
+    calls of flowlab: each call reads them again. Only a function that you have compiled with
+    `jax.jit` keeps the globals of its first call, until its `clear_cache()`.
 
     Args:
         potential: Scalar function of one state (an array of shape (d,), or any PyTree).
@@ -172,14 +172,14 @@ class PreferenceFlow(AbstractFlow):
         return self.policy.example_state
 
     def pairs(self, state: PyTree[Array]) -> Pair:
-        """The pairs of log-probabilities at a state."""
+        """The log-probabilities of chosen and rejected responses at a state, for all pairs."""
         return self.policy.pairs(state)
 
     def subset(self, indices: Int[ArrayLike, " b"]) -> "PreferenceFlow":
         """The flow restricted to some of the pairs, such as those of a minibatch.
 
         Args:
-            indices: Which pairs, counted from 0; one may come more than once.
+            indices: Indices of the pairs, counted from 0; an index may occur more than once.
         """
         taken = jnp.asarray(indices)
         weights = None if self.weights is None else jnp.asarray(self.weights)[taken]
@@ -220,10 +220,10 @@ def preference_flow(
         weights: One non-negative weight per pair; None for equal weights.
 
     Raises:
-        ValueError: If `loss` or `policy` has another type, the loss is a batch loss or has
-            hyper-parameters for several pairs where the policy has one pair, a weight is negative,
-            NaN or all are zero or not as many as the pairs, or `"slide"` is asked for on a domain
-            that has no walls.
+        ValueError: If `loss` or `policy` has another type; the policy has a single pair, and the
+            loss is a batch loss or has one hyper-parameter per pair; a weight is negative or NaN,
+            all weights are zero, or there are not as many weights as pairs; or `"slide"` is asked
+            for on a domain that has no walls.
     """
     if not isinstance(loss, AbstractLoss):
         raise ValueError(
@@ -265,7 +265,7 @@ def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
 def lifted(
     flow: AbstractFlow, state: PyTree[Array], covectors: Float[Array, "k d"]
 ) -> Float[Array, "d k"]:
-    """M applied to covectors, given as rows and returned as columns of all leaves."""
+    """The columns M(state) c for the rows c of `covectors`, all as flattened states."""
     _, state_of = ravel_pytree(state)
 
     def one(covector: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -275,7 +275,7 @@ def lifted(
 
 
 def metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d"]:
-    """M at a state, as a matrix over all numbers of the state."""
+    """The metric M at a state, as a matrix that acts on flattened states."""
     vector, _ = ravel_pytree(state)
     return lifted(flow, state, jnp.eye(vector.size, dtype=vector.dtype))
 

@@ -334,11 +334,11 @@ def _line_of(code: str) -> int:
 
 
 NO_FLOW: dict[str, tuple[Any, Any]] = {
-    "Argument `potential` must give one number for one state, since flows are those of potentials "
-    "and not of vector fields, but for a state of shape (2,) gives an array of shape (2,); for a "
+    "Argument `potential` must give one number for one state, since a flow is the gradient flow "
+    "of a potential, but for a state of shape (2,) gives an array of shape (2,); for a "
     "field −M∇L, give the function M as `metric`.": (lambda y: y**2, None),
-    "Argument `potential` must give one number for one state, since flows are those of potentials "
-    "and not of vector fields, but for a state of shape (2,) gives a tuple; for a field −M∇L, give "
+    "Argument `potential` must give one number for one state, since a flow is the gradient flow "
+    "of a potential, but for a state of shape (2,) gives a tuple; for a field −M∇L, give "
     "the function M as `metric`.": (lambda y: (y[0], y[1]), None),
     "Argument `potential` must be a function that JAX can trace, but `return math.cos(y[0])` "
     f"(line {_line_of('return math.cos')}) needs the value of an array. Use `jax.numpy` in place "
@@ -389,7 +389,7 @@ def test_functions_of_other_arguments_than_a_state_are_refused():
 def test_a_metric_that_is_no_number_at_a_start_is_not_called_asymmetric():
     flow = fl.Flow(squares, metric=lambda y, p: jnp.where(y[0] > 0, jnp.nan, 1.0) * p)
     sentence = (
-        "Argument `start` must be finite, and the flow at it too, but the start is [1.0, 1.0]."
+        "Argument `start` must be finite, with a finite flow at this state, but is [1.0, 1.0]."
     )
     assert_refused(fl.flow_line, sentence, flow, np.ones(2), until=fl.until.time(1.0))
 

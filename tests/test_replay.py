@@ -202,7 +202,7 @@ def test_pictures_show_what_was_compared(run: Replay) -> None:
     blind = dataclasses.replace(run, u=np.zeros((0, 0, 2)), kept=np.zeros(0, int))
     assert_refused(
         plots.replay_spread,
-        "Argument `comparison` must be of a replay that looked at all pairs, but is not; replay "
+        "Argument `comparison` must be of a replay that recorded all pairs, but is not; replay "
         "with keep_every=….",
         dataclasses.replace(found, run=blind),
     )

@@ -74,7 +74,9 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
     np.testing.assert_array_equal(resumed.watched["u"], line.watched["u"])
     again = fl.flow_line(FLOW, START, **asked)  # of which nothing is left to do
     np.testing.assert_array_equal(again.end, line.end)
-    with pytest.raises(ValueError, match="Argument `checkpoint` must be a new file or that of th"):
+    with pytest.raises(
+        ValueError, match="Argument `checkpoint` must be a new file or a checkpoint of"
+    ):
         fl.flow_line(FLOW, START, **{**asked, "until": until.time(4.0)})
 
 
@@ -83,8 +85,8 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
     [
         (
             lambda line: line.at(0.5),
-            "Argument `dense` must be True for a line that knows its states between steps, but "
-            "was False: ask for states with `save_at`.",
+            "Argument `dense` must be True for states between steps, but was False; "
+            "ask for states with `save_at` instead.",
         ),
         (
             lambda _: fl.flow_line(FLOW, START, until=until.time(1.0), save_at=[0.5]),
@@ -100,7 +102,7 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
         ),
         (
             lambda _: fl.flow_line(BOWL, START, watch=["u"], **ASKED),
-            'Argument `watch` must not ask for "u" of a flow without pairs.',
+            'Argument `watch` must not hold "u" for a flow without pairs, but does.',
         ),
         (
             lambda _: fl.flow_line(

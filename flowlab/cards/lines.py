@@ -1,10 +1,10 @@
-"""Flow lines from all over the plane: where they end, and how the line from the reference goes.
+"""Flow lines for a card: their long-run behaviour, traps, and crossings of margins.
 
-Starts lie on rings around the reference point and on a 13 × 13 grid of the square. The unit of time
-is one over the larger of curvature and speed at the reference point; lines are followed from 1e-3
-to 1e6 units. A line that stops early is classified by its surroundings: a kink (velocities on the
-two sides oppose each other), the edge of the loss's domain, or a blow-up in finite time. A trap is
-a start whose line rests at, or tends to, a margin of the wrong sign.
+Starts are the reference point, rings around it and a 13 × 13 grid on the square. The unit of time
+is one over the larger of curvature and speed at the reference point. States are saved from 1e-3 to
+1e6 units. If a line stops early, the field around its end shows why: a kink (velocities on the two
+sides are opposite), the edge of the loss's domain, or a blow-up in finite time. A trap is a start
+whose line ends at, or tends to, a negative margin: the rejected response stays ahead.
 
 n: starts; a point is (u_chosen, u_rejected).
 """
@@ -65,9 +65,9 @@ class Lines:
 
     Attributes:
         reference: The line from the reference point, saved at geometrically spaced times.
-        starts: The other starts.
-        ends: The last states of their lines.
-        gridded: Mask of the starts that belong to the grid on the square.
+        starts: The other starts, shape (n, 2).
+        ends: The final states of the lines from `starts`, shape (n, 2).
+        gridded: Mask of the starts that belong to the grid, shape (n,).
     """
 
     reference: Runs
@@ -82,9 +82,9 @@ class Crossing:
 
     Attributes:
         margin: The margin u_chosen − u_rejected, nats.
-        time: The flow time; NaN if the margin is not reached while the line is followed.
-        u_chosen: The chosen log-ratio there.
-        u_rejected: The rejected log-ratio there.
+        time: The flow time of the crossing; NaN if the line does not reach the margin.
+        u_chosen: The chosen log-ratio at the crossing.
+        u_rejected: The rejected log-ratio at the crossing.
     """
 
     margin: float
@@ -95,14 +95,14 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Traps:
-    """Starts from which the margin ends with the wrong sign, as long as lines are followed.
+    """Traps: starts whose margin has the wrong sign (negative) at the end of the integration.
 
     Attributes:
-        reference: Whether the reference point is such a start.
-        fraction: The fraction of the square that they take up.
-        reference_margin: The last margin of the line from the reference point.
-        stuck: The fraction of the square whose lines ended with a wrong margin that was still
-            growing, held up by a plateau.
+        reference: Whether the reference point is a trap.
+        fraction: The fraction of the square's starts that are traps.
+        reference_margin: The final margin of the line from the reference point.
+        stuck: The fraction of the square's starts whose margin is negative at the end but still
+            growing, on a plateau; they do not count as traps.
     """
 
     reference: bool
@@ -114,7 +114,7 @@ class Traps:
 
 
 def follow(plane: Plane) -> Lines:
-    """Flow lines over nine decades of time, from 1e-3 of the scale at the reference point."""
+    """Integrate flow lines over nine decades of time, from 1e-3 to 1e6 units of time."""
     unit = time_unit(plane)
     end = unit * 10.0 ** DECADES[1]
     count = (DECADES[1] - DECADES[0]) * _PER_DECADE + 1
@@ -137,7 +137,7 @@ def follow(plane: Plane) -> Lines:
 
 
 def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
-    """The long-run behaviour of chosen, rejected and margin from the reference point."""
+    """The long-run behaviour of "chosen", "rejected" and "margin" from the reference point."""
     line = lines.reference
     ending = _ending(plane, line)
     if ending is not None:
@@ -161,7 +161,7 @@ def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
 
 
 def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
-    """The crossings of `MARGINS` by the line from the reference point."""
+    """The first crossing of each of `MARGINS` by the line from the reference point."""
     found = []
     for margin in MARGINS:
         time = lines.reference.measures[f"margin_{margin:g}_time"][0]
@@ -173,7 +173,10 @@ def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
 
 
 def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
-    """True if a margin was only crossed by rounding, at a critical point that is never reached."""
+    """True if a margin is that of a critical point, which the line only approaches.
+
+    Rounding alone then makes the line cross it.
+    """
     if not np.all(np.isfinite(crossed)):
         return False
     there = plane.field(crossed[None])
@@ -183,7 +186,7 @@ def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
 
 
 def traps(plane: Plane, lines: Lines) -> Traps:
-    """Fractions of starts whose margin ends with the wrong sign, or is still growing from one."""
+    """The traps among the starts, and the lines that are stuck on a plateau."""
     ends = np.concatenate([lines.reference.end, lines.ends])
     field = plane.field(ends)
     margin = ends[:, 0] - ends[:, 1]
@@ -221,7 +224,7 @@ def _swept(
 
 
 def time_unit(plane: Plane) -> float:
-    """The unit of time: 1 over the larger of curvature and speed at the reference point."""
+    """The unit of time: one over the larger of curvature and speed at the reference point."""
     field = plane.reference
     curvature = np.max(np.abs(np.linalg.eigvals(plane.kernel @ field.hessian[0])))
     fastest = max(float(curvature), float(field.speed[0]))
@@ -234,7 +237,7 @@ def _starts(plane: Plane) -> Float[np.ndarray, "n 2"]:
 
 
 def _ending(plane: Plane, line: Runs) -> Kind | None:
-    """The reason why a line ended early, if the field around its end shows it."""
+    """The kind of end of a line that stopped early; None if the field around it is no evidence."""
     if line.outcome[0] not in (Outcome.non_finite, Outcome.step_limit):
         return None
     end = line.end[:1]
@@ -255,7 +258,7 @@ def _ending(plane: Plane, line: Runs) -> Kind | None:
 def _sticks(
     plane: Plane, end: Float[np.ndarray, "1 2"], ahead: Float[np.ndarray, "1 2"], apart: float
 ) -> bool:
-    """True if the velocities on the two sides of a point are opposite, however near to it."""
+    """True if velocities on the two sides of a point are opposite at ever smaller distances."""
     wide, near = (
         plane.field(end + np.array([[-1.0], [1.0]]) * far * ahead).velocity
         for far in (apart, apart / 10)
@@ -277,7 +280,7 @@ def _ended(line: Runs, kind: Kind) -> dict[str, Approach]:
 def _resting(
     line: Runs, times: np.ndarray, states: np.ndarray, rates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The saved states of a line that came to rest, continued to the last time."""
+    """The saved states of a line, with the final state repeated if the line came to rest early."""
     left = line.save_at[line.save_at > line.end_time[0]]
     still = np.repeat(line.end[:1], len(left), axis=0)
     return (

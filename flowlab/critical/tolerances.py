@@ -1,6 +1,6 @@
-"""Thresholds that several instruments share, each with its unit and its reason.
+"""Thresholds that several modules share, each with its unit and its reason.
 
-A threshold of a single instrument is defined in its module, under a unique name.
+A threshold of a single module is defined in that module, under a unique name.
 """
 
 __all__ = [

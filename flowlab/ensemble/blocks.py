@@ -1,19 +1,20 @@
-"""The backend `blocks`: lanes that share steps, compiled by XLA, on any device.
+"""The backend `blocks`: blocks of lanes that share steps, compiled by XLA, on any device.
 
-A block wastes work where its lanes need different steps, or end at different times. So the starts
-are dealt out to slabs, each a fair sample of all; in a slab they are sorted by their potential, and
-cut into blocks of consecutive starts, whose lanes are then alike. Eight blocks are solved by one
-call, one after the other, in compiled code; calls run on several threads, and on several devices.
+A lane is one flow line during its integration. A block wastes work if its lanes need different
+steps, or end at different times. The starts are therefore distributed over slabs, each a fair
+sample of all. Each slab is sorted by the potential and cut into blocks of consecutive starts, whose
+lanes are then similar. On CPUs one call of compiled code integrates eight blocks one after the
+other; calls run on several threads, and on several devices.
 
-What a block does not finish is pooled. A block ends when one lane in 16 is still running; those
-lanes are gathered into blocks of their own, and go on from where they stand. Lanes that were
-evicted because they alone needed small steps (`solve.engine`) go on under the arc-length clock, and
-lanes whose clock had led them past their level begin again under it.
+A block ends when only one lane in 16 is still running. The unfinished lanes of all blocks are
+collected into new blocks, and continue from their present states. Lanes that were evicted because
+they alone needed small steps (`solve.engine`) continue under the arc-length clock. Lanes that went
+past their level under the clock of loss or margin start again under the arc-length clock.
 
-The lanes of a block and their order are fixed by the starts alone: identical blocks give identical
-bits. Otherwise the results agree to the tolerance, as another block takes other steps.
+The starts alone determine the lanes of a block and their order, and identical blocks give identical
+bits. Other blocks take other steps, and their results agree to the tolerance.
 
-n: starts; b: blocks of a batch.
+n: starts; b: blocks of a batch; s: lanes of a block.
 """
 
 import dataclasses
@@ -60,7 +61,7 @@ __all__ = [
 Device = Any  # jax.Device, which is no type to a type checker
 
 BACKEND = "blocks"
-"""The name of this way to solve a problem: lanes share a step, compiled by XLA."""
+"""The name of this backend, in which lanes share a step, compiled by XLA."""
 
 _BLOCK_ON_CPU = 992  # a step's arrays fit the caches of a core; rows that lie a power of two apart
 # would all fall into the same few lines of a cache, which costs a third to three quarters
@@ -73,12 +74,17 @@ _WORTH_OPTIMISING = 4_000  # runs
 
 
 class BlockPrograms(NamedTuple):
-    """The two programs that solve blocks; functions of a problem, of blocks, and of two limits.
+    """The two programs that integrate blocks.
+
+    Both are functions of (problem, method), of starts or lanes, of the number of running lanes at
+    which a block ends, and of the largest number of attempted steps.
 
     Attributes:
-        first: From the starts of a batch of blocks to their results, lanes, and the steps tried.
-        later: The same, from the unfinished lanes of one block.
-        enough_blocks: The number of blocks from which on a later pass is worth its compilation.
+        first: From the starts of a batch of blocks to results, lanes, and numbers of attempted
+            steps.
+        later: From the unfinished lanes of one block to results, lanes, and number of attempted
+            steps.
+        enough_blocks: The number of blocks from which a later pass is worth its compilation.
     """
 
     first: Callable[..., Any]
@@ -95,7 +101,7 @@ class _UnfinishedLanes(NamedTuple):
 
 @dataclass(frozen=True)
 class _Work:
-    """A problem, what it is solved with, and the results of all starts so far."""
+    """A problem, the means to integrate it, and the results of the starts so far."""
 
     problem: Problem
     method: Method
@@ -114,7 +120,7 @@ def block_size_on(device: Device) -> int:
 
 
 def worth_optimising(runs: int) -> bool:
-    """True if there are enough runs for optimising the program to pay."""
+    """True if there are so many runs that an optimised program saves time."""
     return runs >= _WORTH_OPTIMISING
 
 
@@ -126,7 +132,7 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> Callable[..., dict[str, Any]]:
-    """The function `solved` with everything but problem, method and starts given."""
+    """The function `solved` with all arguments bound except problem, method, starts, progress."""
     devices = jax.local_devices() if devices is None else list(devices)
     return partial(
         solved,
@@ -168,7 +174,7 @@ def solved(
 def _under_safe_clock(
     work: _Work, starts: PyTree[np.ndarray], evicted: list[_UnfinishedLanes]
 ) -> None:
-    """Continue evicted lanes under the arc-length clock; begin strayed ones again."""
+    """Continue evicted lanes under the arc-length clock; start strayed lanes again."""
     safe = dataclasses.replace(work, problem=safe_problem(work.problem))
     strayed = [part.indices[np.asarray(part.lanes.strayed)] for part in evicted]
     again, going = np.concatenate(strayed), []
@@ -186,7 +192,7 @@ def _kept(part: _UnfinishedLanes, chosen: np.ndarray) -> _UnfinishedLanes:
 
 
 class _Collected:
-    """Results of all starts, filled in as their lanes arrive."""
+    """The results of all starts, filled in as lanes end."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -194,7 +200,7 @@ class _Collected:
         self._lock = threading.Lock()
 
     def put(self, indices: np.ndarray, results: dict[str, Any], lanes: Any) -> None:
-        """Put in the results of some lanes (first axis) under the indices of their starts."""
+        """Store the results of the lanes `lanes` (first axis) at the indices of their starts."""
         with self._lock:
             if not self.results:
                 self.results = jax.tree.map(
@@ -208,7 +214,7 @@ class _Collected:
 
 
 def _as_rows(array: np.ndarray) -> np.ndarray:
-    """A view of an array in whole rows, which NumPy moves ten times as fast as parts of rows."""
+    """A view of an array whose elements are whole rows, which NumPy copies ten times as fast."""
     length = math.prod(array.shape[1:])
     if not length:
         return array
@@ -217,7 +223,7 @@ def _as_rows(array: np.ndarray) -> np.ndarray:
 
 
 def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndarray, " n"]:
-    """The indices of the starts, slab after slab, sorted by the potential in each; NaN last.
+    """The indices of the starts, slab by slab, sorted by the potential within a slab; NaN last.
 
     The starts of a single block are not sorted, since its lanes share a step in any order.
     """
@@ -257,7 +263,7 @@ def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np
 def _first_passes(
     work: _Work, starts: PyTree[np.ndarray], order: np.ndarray
 ) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """Solve every start in its first block; the unfinished lanes, and the evicted ones."""
+    """Integrate every start in its first block; return the unfinished and the evicted lanes."""
     blocks = -(-len(order) // work.size)
     together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
     keep = 0 if blocks < work.programs.enough_blocks else work.size // _LEFT_FOR_LATER
@@ -276,7 +282,7 @@ def _first_passes(
 def _later_passes(
     work: _Work, problem: Problem, pool: list[_UnfinishedLanes]
 ) -> list[_UnfinishedLanes]:
-    """Continue the unfinished lanes in blocks of their own until all have ended."""
+    """Continue unfinished lanes in new blocks until all have ended; return the evicted lanes."""
     evicted: list[_UnfinishedLanes] = []
     program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
     fresh, size = program.fresh, work.size
@@ -312,7 +318,7 @@ def _go_on(
 def _sorted_out(
     work: _Work, batch: np.ndarray, results: Any, lanes: Any, tries: Int[Array, " b"]
 ) -> tuple[int, list[_UnfinishedLanes]]:
-    """Collect the lanes that have ended; their number, the unfinished lanes, and the evicted."""
+    """Store the results of ended lanes; return their number, the unfinished and evicted lanes."""
     results = jax.tree.map(_starts_first, results)
     outcome, evicted = (_starts_first(x)[: len(batch)] for x in (lanes.outcome, lanes.evicted))
     exhausted = np.repeat(np.asarray(tries) >= work.max_steps, work.size)[: len(batch)]
@@ -346,7 +352,7 @@ def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _Unfinish
 def _gathered(
     work: _Work, done: Iterator[tuple[int, list[_UnfinishedLanes]]]
 ) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """All unfinished lanes, and all evicted ones."""
+    """All unfinished lanes, and all evicted lanes, of passes that are done."""
     running, evicted = [], []
     for ended, (still, held_up) in done:
         work.progress(ended)
@@ -358,9 +364,9 @@ def _gathered(
 def _in_blocks(
     starts: np.ndarray, chosen: np.ndarray, blocks: int, size: int
 ) -> Float[np.ndarray, "b ... s"]:
-    """Chosen starts as blocks, each with its lanes on the last axis.
+    """Chosen starts as blocks, with the lanes of a block on the last axis.
 
-    Blocks are padded with NaN, which ends at once.
+    Blocks are padded with starts of NaN, whose lanes end at once.
     """
     taken = np.take(starts, filled(chosen, blocks * size), axis=0)
     taken[len(chosen) :] = np.nan
@@ -368,7 +374,7 @@ def _in_blocks(
 
 
 def _starts_first(array: Any) -> np.ndarray:
-    """Blocks first and lanes last as starts first: (b, ..., s) to (b·s, ...)."""
+    """An array with blocks first and lanes last, reshaped: (b, ..., s) to (b·s, ...)."""
     moved = np.moveaxis(np.asarray(array), -1, 1)
     return moved.reshape(moved.shape[0] * moved.shape[1], *moved.shape[2:])
 
@@ -400,8 +406,8 @@ def _in_parallel(
 ) -> Iterator[Any]:
     """The results of a task on all items, in the order of the items.
 
-    If the program of the task is not compiled yet, the first item goes alone, so that two threads
-    do not compile the same.
+    If the program of the task is not compiled yet, the first item runs alone, so that two threads
+    do not compile the same program.
     """
     wide = work.problem.rtol.dtype == np.float64
     devices = work.devices

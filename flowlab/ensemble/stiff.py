@@ -23,7 +23,7 @@ from flowlab.until import Outcome
 __all__ = ["SOLVERS", "solved_by_choice"]
 
 SOLVERS = ("Rodas5P", "ROCK4", "RKC2")
-"""The solvers that are chosen for stiff starts: codes 1, 2 and 3, where 0 is that of the others."""
+"""The solvers for stiff starts, with the codes 1, 2 and 3; code 0 is the solver of other starts."""
 
 
 def solved_by_choice(
@@ -34,14 +34,16 @@ def solved_by_choice(
     *,
     progress: Callable[[int], Any] = lambda n: None,
 ) -> dict[str, Any]:
-    """Results as a backend gives them, with those of stiff starts solved again; and `solved_by`.
+    """The results of a backend, in which stiff starts are integrated again by stiff solvers.
+
+    The entry `solved_by` of the results is the code of each start's solver.
 
     Args:
-        solve: The backend, as `ensemble.backends.worker` gives it.
-        problem: What to solve.
-        method: What solves it where it is not stiff.
-        starts: Leaves of shape (n, ...), or how they are drawn.
-        progress: Called with the number of starts that have ended since.
+        solve: The backend, from `ensemble.backends.worker`.
+        problem: The problem.
+        method: The method for starts that are not stiff.
+        starts: Leaves of shape (n, ...), or `DrawnStarts`.
+        progress: Called with the number of starts that have ended since the last call.
     """
     results = solve(problem, method, starts, progress=progress)
     results["solved_by"] = np.zeros(len(results["outcome"]), np.int8)

@@ -1,4 +1,4 @@
-"""Maps of likelihood displacement: where, and how far, the chosen log-probability falls.
+"""Maps of likelihood displacement, the fall of the chosen log-probability.
 
 n: starts; v: ratios k_wl/k_ww.
 """
@@ -54,20 +54,21 @@ def displacement(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """A map of the fall of the chosen log-probability, over initial margin and coupling.
+    """Draw a map of the fall of the chosen log-probability, over initial margin and coupling.
 
-    The colour is the depth of the fall on a logarithmic scale, light where there is none. Starts
-    from which the chosen has recovered by the end, and those whose line ends early, are hatched.
-    Lines show k_wl = k_ww, the boundary for every loss that depends only on the margin, and the
-    boundary r* of this loss, on which the chosen response does not move at the start.
+    The colour is the depth of the fall on a logarithmic scale, light if there is no fall. Two kinds
+    of start are hatched: the chosen log-probability recovers by the end, or the line ends early.
+    One curve is k_wl = k_ww, the boundary of displacement for every loss that depends only on the
+    margin. The other is the boundary r* of this loss, on which the initial rate of the chosen
+    log-probability is zero.
 
     Args:
         displacement: The result of `displacement.displacement`.
-        limit: Depth at the end of the colour scale, nats; None for 10, or the deepest fall if that
-            is deeper.
+        limit: Depth at the end of the colour scale, in nats; None for 10, or for the deepest fall
+            if that is deeper.
         color_bar: Whether to add a colour bar.
-        legend: Whether to write a legend to the right of the Axes.
-        ax: Where to draw; None for a new Figure.
+        legend: Whether to add a legend to the right of the Axes.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If the margins of the starts do not increase, or there are fewer than two starts
@@ -104,17 +105,18 @@ def displacement(
 def displacements(
     displacements: Mapping[str, Displacement], *, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
-    """Maps of displacement side by side, in the same colours and under one legend.
+    """Draw maps of displacement side by side, with the same colour scale and one legend.
 
     Args:
-        displacements: Displacements, by title.
-        columns: Maps in a row.
+        displacements: Displacements, by the title of their map.
+        columns: Number of maps in a row.
 
     Returns:
         The Figure, and one Axes for each map.
 
     Raises:
-        ValueError: If there is no displacement, `columns` is below 1, or one cannot be drawn.
+        ValueError: If there is no displacement, `columns` is below 1, or a displacement cannot be
+            drawn.
     """
     if not displacements:
         raise ValueError(
@@ -144,7 +146,7 @@ def _shade_starts(
     displacement: Displacement,
     edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
 ) -> None:
-    """Shade starts without a fall, with a recovery, or whose line ends early."""
+    """Shade three kinds of start: without a fall, with a recovery, with a line that ends early."""
     still = displacement.known & ~(displacement.dip_depth > 0)
     shade_cells(ax, edges, still, "never below its start", face=_STILL)
     shade_cells(

@@ -1,4 +1,4 @@
-"""Training runs: windows of a log over the levels of its loss, and over the steps."""
+"""Figures of training runs: on the log-ratio plane, and over the steps."""
 
 from typing import Any, Protocol
 
@@ -67,18 +67,19 @@ class _Run(Protocol):
 
 
 def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
-    """Training runs on the plane of log-ratios: rows, and windows with ellipses of their noise.
+    """Draw training runs on the log-ratio plane: rows, and means of windows with their noise.
 
-    The background shows levels of the loss of the first run. Each run has a line of the flow with
-    the fitted coupling, dashed where it is a forecast, and a thin one of the flow without coupling.
-    No line goes beyond a probability of 1.
+    An ellipse around the mean of a window shows its noise. The background shows level lines of the
+    loss of the first run. For each run there is a flow line with the fitted coupling, dashed where
+    it is a forecast, and a thin flow line without coupling. Lines end where a probability reaches
+    1.
 
     Args:
         runs: Results of `flowlab.logs.diagnose`, at least one.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If there is no run, or one has no log-ratios of training rows.
+        ValueError: If there is no run, or a run has no log-ratios in its training rows.
     """
     if not runs or not all(run.drawable for run in runs):
         lacking = ", ".join(run.title for run in runs if not run.drawable) or "there is none"
@@ -106,14 +107,14 @@ def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
 
 
 def training_steps(*runs: _Run, ax: Axes | None = None) -> Axes:
-    """Both log-ratios and the margin over the steps, with bands of their noise.
+    """Draw both log-ratios and the margin over the steps, with bands of their noise.
 
-    For a loss without a reference, these are log-probabilities. Bands are 95 % intervals of the
-    window means.
+    For a loss without a reference, log-probabilities replace the log-ratios. Bands are 95 %
+    confidence intervals of the window means.
 
     Args:
         runs: Results of `flowlab.logs.diagnose`, at least one.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If there is no run, or some have a reference and some have none.
@@ -174,8 +175,8 @@ def _draw_ellipse(
 ) -> None:
     """Draw the 95 % confidence region of the mean, if the noise is known.
 
-    It uses Hotelling's T², as the noise is estimated from few rows; normal quantiles would be too
-    narrow.
+    It uses Hotelling's T², since the noise is estimated from few rows; normal quantiles would give
+    too small a region.
     """
     if not (np.all(np.isfinite(covariance)) and freedom > 1):
         return
@@ -209,7 +210,7 @@ def _draw_quantity(
     style: str,
     label: str,
 ) -> None:
-    """Draw one weighted sum of the two sides over the steps, with its rows if it has a label."""
+    """Draw a weighted sum of chosen and rejected over the steps, and its rows if it has a label."""
     values = run.points[:, weights != 0] @ weights[weights != 0]
     whole = np.isfinite(values)
     if label:
@@ -227,7 +228,7 @@ def _draw_quantity(
 
 
 def _spans(runs: tuple[_Run, ...]) -> tuple[Span, Span]:
-    """Ranges of the axes that include all rows, and the lines unless they are much longer."""
+    """Ranges of the axes that include all rows, and also the lines unless they are much longer."""
     rows = np.concatenate([run.points[np.all(np.isfinite(run.points), axis=1)] for run in runs])
     low, high = rows.min(axis=0), rows.max(axis=0)
     reach = _FARTHEST * np.maximum(high - low, (high - low).max() / 4)

@@ -1,4 +1,4 @@
-"""One flow line, or a block of lanes: the only module that knows diffrax."""
+"""The integrator, for one flow line or a block of lanes: the only package that uses diffrax."""
 
 from typing import TYPE_CHECKING
 

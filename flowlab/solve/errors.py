@@ -1,14 +1,14 @@
-"""Errors of a step relative to what is allowed, from which the next step is chosen.
+"""Errors of a step relative to their tolerances, from which the next step is chosen.
 
-The embedded method gives an estimate e of the error of each unknown. Its tolerance is rtol·|q| +
-atol for a coordinate q, the larger of |q| before and after the step counting, and relative alone
-for flow time and integrals. The error of a lane is the largest quotient of the two.
+The embedded method gives an estimate e of the error of each unknown. The tolerance is rtol·|q| +
+atol for a coordinate q, with the larger of |q| before and after the step; for flow time and
+integrals it is purely relative. The error of a lane is the largest quotient of error and tolerance.
 
-In a stiff valley that is not enough: an e that is within tolerance across the valley can exceed
-what is left of the loss, or change the velocity altogether. Once a lane has taken 32 steps, what
-its target observes (a loss, a margin, a speed) and, if something is measured, its velocity are
-therefore evaluated both at y and at y − e, and their difference must be within rtol as well, ten
-times rtol for the velocity.
+In a stiff valley this test is not enough: an error e that is within tolerance across the valley can
+exceed what is left of the loss, or change the velocity altogether. After the first 32 steps of a
+lane, two more quantities are therefore evaluated both at y and at y − e: the quantity of the target
+(a loss, a margin, a speed) and, if there are measures, the velocity. Their changes must also be
+within rtol, and ten times rtol for the velocity.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _LATE = 32  # steps of a lane from which on it may be stiff; most lanes that are
 
 
 def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
-    """Largest error of each lane, relative to its tolerance; infinite if it is not finite."""
+    """The largest error of each lane relative to its tolerance; infinite if it is not finite."""
 
     def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
         domain, before = problem.flow.domain, lane.point
@@ -71,7 +71,10 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
 
 
 def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The relative error in the signal of the target; 0 at a level of zero, which sets no scale."""
+    """The error in the quantity of the target, relative to its tolerance.
+
+    0 at a level of zero, unless the target has a size below which tolerances are absolute.
+    """
 
     def signal(coordinates: PyTree[Array]) -> Float[Array, ""]:
         state = problem.flow.domain.state(coordinates)
@@ -85,7 +88,7 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
 
 
 def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The relative error in the velocity, on which measures depend."""
+    """The error of the velocity, relative to its tolerance."""
     value, change = change_by_error(velocity_of_coordinates(problem, lane), after, error)
     speed = largest(value)
     return jnp.where(speed > 0, largest(change) / (_SPEED * problem.rtol * speed), 0)
@@ -96,7 +99,7 @@ def change_by_error(
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """A function's value after a step, and its change when the step's error is subtracted.
 
-    The change is 0 where the function is not defined, as beyond a wall.
+    The change is 0 if the function is not defined at the changed point, for example beyond a wall.
     """
 
     def without(x: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:

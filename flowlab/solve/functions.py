@@ -1,4 +1,4 @@
-"""Checks of the functions that users hand to a flow, its potential and its metric."""
+"""Checks of the potential and the metric that users pass to a flow."""
 
 from typing import Any
 
@@ -18,18 +18,18 @@ _METRIC_SLACK = 1e-5  # of its largest entry: what rounding may leave, in float3
 
 
 def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched: bool) -> None:
-    """Refuse states that the potential does not accept, and improper potentials or metrics.
+    """Check a flow's potential and metric at its states.
 
     Args:
-        name: What the caller calls the states.
-        flow: What they are states of.
+        name: The name of the argument with the states, for messages.
+        flow: The flow.
         states: One state, or many with a leading axis.
         batched: Whether there is a leading axis.
 
     Raises:
-        ValueError: If the potential does not give one real number by JAX, or the metric of a `Flow`
-            gives no vector like a state or is not symmetric and positive semidefinite at the first
-            state.
+        ValueError: If the potential does not accept a state, or does not return one real number
+            computed in JAX; or if the metric of a `Flow` does not return a result of the shape of a
+            state, or is not symmetric and positive semidefinite at the first state.
     """
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
     check_potential(flow, one, name)
@@ -45,7 +45,7 @@ def check_potential(flow: AbstractFlow, one: PyTree[Any], name: str = "flow") ->
     Args:
         flow: The flow.
         one: The shapes and dtypes of a state.
-        name: What the caller calls the states, or the flow that takes them.
+        name: The name of the argument with the states, or with the flow, for messages.
 
     Raises:
         ValueError: If the potential gives something else, or JAX cannot trace it.
@@ -67,9 +67,9 @@ def check_potential(flow: AbstractFlow, one: PyTree[Any], name: str = "flow") ->
         )
     if shape != ():
         raise ValueError(
-            "Argument `potential` must give one number for one state, since flows are those of "
-            f"potentials and not of vector fields, but for a state of shape {_shapes(one)} gives "
-            f"{_told(value)}; for a field −M∇L, give the function M as `metric`."
+            "Argument `potential` must give one number for one state, since a flow is the gradient "
+            f"flow of a potential, but for a state of shape {_shapes(one)} gives {_told(value)}; "
+            "for a field −M∇L, give the function M as `metric`."
         )
     if own and not (isinstance(given[-1], jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)):
         told = given[-1] if not isinstance(given[-1], jax.Array) else f"one of {value.dtype}"
@@ -80,7 +80,7 @@ def check_potential(flow: AbstractFlow, one: PyTree[Any], name: str = "flow") ->
 
 
 def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> None:
-    """Refuse a metric of the wrong shape, or one that is not symmetric and positive at a state."""
+    """Refuse a metric that has the wrong shape or is not symmetric positive semidefinite."""
     raised = jax.eval_shape(flow.metric, one, one)
     wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
     if shapes != wanted:

@@ -1,4 +1,4 @@
-"""The choice of a solver for lines that stability, and not accuracy, holds up.
+"""The choice of a solver for stiff lines, whose steps stability limits, and not accuracy.
 
 n: lanes.
 """
@@ -49,16 +49,16 @@ def bounded_rate(
 def stiff_solvers(
     problem: Problem, state: PyTree[np.ndarray], *, rate: float, max_steps: int
 ) -> list[diffrax.AbstractSolver]:
-    """Solvers that stiff lines may be followed by, the most promising first.
+    """Solvers for stiff lines, the most promising first.
 
-    ROCK4, whose last stages multiply rounding, cannot take steps as long as it wants at a small
-    tolerance: where so many do not lead to the last moment, RKC2 is taken.
+    The last stages of ROCK4 amplify rounding, which limits its steps at a small tolerance. If
+    `max_steps` such steps do not suffice to reach the last time, RKC2 replaces it.
 
     Args:
-        problem: What to solve.
-        state: One state, of which shapes and dtypes count.
+        problem: The problem.
+        state: One state; only shapes and dtypes matter.
         rate: The fastest rate.
-        max_steps: Steps that are tried.
+        max_steps: Largest number of attempted steps.
     """
     small = sum(leaf.size for leaf in jax.tree.leaves(state)) <= _SMALL
     chosen: list[diffrax.AbstractSolver] = [Rodas5P()] if small else []
@@ -79,6 +79,6 @@ def steady(problem: Problem) -> Problem:
 
 @partial(compiled, optimise=False)
 def _radii(problem: Problem, states: PyTree[Array]) -> Float[Array, " n"]:
-    """The fastest rate of the free flow at each state, per flow time."""
+    """The fastest rate of the free flow at each state, per unit of flow time."""
     radius = partial(spectral_radius, problem.flow.velocity)
     return jax.vmap(radius)(jax.tree.map(jnp.asarray, states))

@@ -40,11 +40,11 @@ class AbstractFlow(AbstractStates):
 
     @abstractmethod
     def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
-        """The value L at a state."""
+        """The value L of the potential at a state."""
 
     @abstractmethod
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
-        """M(state) applied to a covector."""
+        """The metric M at a state, applied to a covector."""
 
     @abstractmethod
     def with_parameter(self, name: str, value: Any) -> "AbstractFlow":
@@ -67,11 +67,11 @@ class AbstractFlow(AbstractStates):
         return None
 
     def gradient(self, state: PyTree[Array]) -> PyTree[Array]:
-        """∇L at a state."""
+        """The gradient ∇L of the potential at a state."""
         return jax.grad(self.potential)(jax.tree.map(jnp.asarray, state))
 
     def velocity(self, state: PyTree[Array]) -> PyTree[Array]:
-        """−M∇L at a state: the velocity of the free flow, before any wall."""
+        """The velocity −M∇L of the free flow at a state, without the effect of walls."""
         return jax.tree.map(jnp.negative, self.metric(state, self.gradient(state)))
 
     def speed(self, state: PyTree[Array]) -> Float[Array, ""]:
@@ -91,7 +91,7 @@ class Flow(AbstractFlow):
         metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,
             symmetric positive semidefinite; None for the identity.
         domain: Set of states; None for the whole space.
-        wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
+        wall: The behaviour of flow lines at walls of the domain: `"stop"` or `"slide"`.
 
     Raises:
         ValueError: If `potential` or `metric` cannot be called, `wall` is unknown, or `"slide"` is
@@ -281,7 +281,7 @@ def metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d
 
 
 def _check_function(name: str, value: Any, wanted: str, count: int) -> None:
-    """Refuse what cannot be called with so many arguments, by position."""
+    """Refuse a value that is not a function of `count` positional arguments."""
     if not callable(value):
         optional = " or None" if name == "metric" else ""
         raise ValueError(f"Argument `{name}` must be a function{optional}, but is {value!r}.")

@@ -46,10 +46,10 @@ Nine decades of time do not tell whether a quantity that is `slower than algebra
 logarithmic` has a limit. The two kinds differ only in how much it still moves in the last decade.
 """
 
-_CONSTANT = 1e-12  # of the size of the other component, below which a component does not move
-_LIMIT = 1e-3  # of the whole way, which what has a limit does not move in the last decade
-_WINDOW = (1e-5, 1e-2)  # distances to the limit, as parts of the way, where a rate is read
-_ABRUPT = 1e-3  # of the largest velocity: what stops from above this has arrived in finite time
+_CONSTANT = 1e-12  # of the size of the line: a component that moves less is constant
+_LIMIT = 1e-3  # of the total change: a quantity with a limit changes less in the last decade
+_WINDOW = (1e-5, 1e-2)  # of the total change: distances from the limit at which a rate is fitted
+_ABRUPT = 1e-3  # of the largest velocity: a jump to zero from above means arrival in finite time
 _CREEPING = 0.2  # a power of t below which a decay counts as slower than algebraic
 _STEADY = 0.1  # spread of a rate, or of a slope between decades, that counts as constant
 
@@ -117,8 +117,8 @@ def _with_limit(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> App
         return UNCLEAR
     rate = np.abs(rates[seen]) / distance[seen]
     if np.ptp(rate) < _STEADY * rate.max():
-        # At the limit itself: on the way there the rate changes in proportion to the distance, and
-        # what rounding adds to it in inverse proportion.
+        # Extrapolated to the limit: the rate deviates in proportion to the distance, and rounding
+        # adds an error in inverse proportion.
         _, at_limit = np.polyfit(distance[seen], rate, 1, w=distance[seen])
         return Approach("exponential", float(at_limit), limit)
     if algebraic := _algebraic(times, values, rates):

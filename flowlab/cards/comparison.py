@@ -22,8 +22,8 @@ from flowlab.policies import LogRatioPlane
 
 __all__ = ["Comparison", "compare"]
 
-_LINE_STEPS = 20_000  # of one line, to the last of the times, whatever the units of the loss
-_AT_END = 1e-5  # relative to 1 + |margin|: a margin so near to the last one may never be reached
+_LINE_STEPS = 20_000  # of one line, enough for any time scale of the loss
+_AT_END = 1e-5  # relative to 1 + |margin|: a margin so close to the last one may not be reached
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _line(
     runs = sweep(
         flow,
         np.zeros((1, 2)),
-        # As far as a card follows it, whatever the times: a margin must not be missed for them.
+        # At least as far as on a card: the times must not limit the margins.
         until=until.time(max(float(times[-1]), time_unit(space) * 10.0 ** DECADES[1])),
         save_at=times,
         measures=[measures.margin_at(float(margin)) for margin in margins],

@@ -31,9 +31,9 @@ _STABILITY: dict[Kind, Stability] = {
     "saddle": "saddle",
     "degenerate": "neutral",
 }
-BALL = 1e-4  # of the reach: a flat region is flat so far around each of its points
-_FRACTIONS = (0.1, 10.0)  # of what is left along the tangent: the shortest step and the longest
-_STRAIGHT = 1e-6  # of the reach, by which a straight line may bend, and of 1, by which it may turn
+BALL = 1e-4  # of the reach: the distance of neighbours that must be flat too
+_FRACTIONS = (0.1, 10.0)  # of the remaining tangential distance: the shortest and the longest step
+_STRAIGHT = 1e-6  # of the reach: the largest deviation of a straight line; also of its direction
 
 
 @dataclass(frozen=True)

@@ -45,18 +45,18 @@ MARGINS = (1.0, 5.0, 20.0)  # at which lines are compared, in nats
 _STARTS_A_SIDE = 13  # starts of the grid on the square, per side
 _RINGS = (0.01, 0.03, 0.1, 0.3)  # radii of the rings of starts, as parts of the reach
 _DIRECTIONS = 8  # starts of a ring
-DECADES = (-3, 6)  # of the time of the reference point, in which lines are looked at
+DECADES = (-3, 6)  # decades of the unit of time, from the first to the last saved state
 _PER_DECADE = 10  # moments
-RTOL = 1e-8  # of the lines that are told of
-_ROUGH_RTOL = 1e-6  # where only the ends count: the solver for it compiles in half the time
-_BLOCK_STEPS = 5000  # of a block, enough for the slowest decay at the fastest rate a thousandfold
-_BLOCK = 32  # lines that share a step: those that start high and fast do not hold up the others
-_SUDDEN = 1e-8  # of its time, in which a line that doubles its way once more blows up
-_OUTGROWN = 1e100  # nats: what is not finite from there on has met no edge, but no numbers
-_AHEAD = 1e-3  # relative to 1 + |u|: how far ahead of its end a line may meet an edge
-_KINK = 1e-4  # relative to 1 + |u|: how far apart the two sides of a kink are looked at
-_ENOUGH = 1e-3  # of its time, which a line has to be followed for its long run to be told
-_AT_REST = 1e-3  # Newton's step, as a part of the reach, from which on a line has arrived
+RTOL = 1e-8  # of the line from the reference point
+_ROUGH_RTOL = 1e-6  # of lines of which only the ends count; its solver compiles in half the time
+_BLOCK_STEPS = 5000  # of a block: enough for decay at a thousandth of the fastest rate
+_BLOCK = 32  # lines that share a step, so that fast lines do not slow down the others
+_SUDDEN = 1e-8  # of the elapsed time: a line that doubles its distance in less blows up
+_OUTGROWN = 1e100  # nats: a line that ends beyond has overflowed, and is not at an edge
+_AHEAD = 1e-3  # relative to 1 + |u|: the distance ahead at which an edge is looked for
+_KINK = 1e-4  # relative to 1 + |u|: the distance of points on the two sides of a kink
+_ENOUGH = 1e-3  # of the last time: lines that ended before have an unclear long-run behaviour
+_AT_REST = 1e-3  # of the reach: a line with a shorter Newton step has arrived
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def _swept(
         max_steps=_BLOCK_STEPS,
         optimise=False,
         progress=False,
-        devices=jax.local_devices()[:1],  # each device compiles for itself, which takes the longest
+        devices=jax.local_devices()[:1],  # each device compiles by itself, which takes longest
         **options,
     )
 

@@ -28,13 +28,13 @@ __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
 
 SLOW = 0.01  # of the speed at the reference point: slower is a plateau
 _POINTS_A_SIDE = 81  # points of the grid per side
-_CLEAR = 0.05  # of the reach: what is closer to a critical point is slow because of it
+_CLEAR = 0.05  # of the reach: states closer to a critical point are slow because of it
 _EXPONENTIAL = 1e-6  # residual of a fit that counts as exact
-_RADII = 10  # decades of radii, from the reach on, at which a ray is looked at
-_ENDLESS = 0.99  # of the fall in a decade that the next has to have for a ray without end
-_SETTLING = 0.5  # and below which the ray is known to end
-_FINER = 20  # places to each of the grid, along a variable that tells where the chosen falls
-_OFFSETS = 9  # places across a variable at which a bound on it is looked for
+_RADII = 10  # decades of radii, from the reach on
+_ENDLESS = 0.99  # of the decrease in one decade: the least in the next on an unbounded ray
+_SETTLING = 0.5  # of the decrease in one decade: the most in the next on a bounded ray
+_FINER = 20  # levels per level of the grid, of a variable that decides where the chosen falls
+_OFFSETS = 9  # offsets in the other coordinate, at which a bound is computed
 _OPEN = ""  # an end at infinity
 _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
     "h": np.array([1.0, -1.0]),
@@ -128,7 +128,7 @@ def conserved(plane: Plane) -> str:
     """
     field = plane.field(plane.square(_POINTS_A_SIDE))
     velocity = field.velocity[np.all(np.isfinite(field.velocity), axis=1)]
-    # What has nearly underflowed has lost its direction.
+    # Velocities that have nearly underflowed have lost their direction.
     velocity = velocity[np.linalg.norm(velocity, axis=1) > NUMBERS]
     if not len(velocity):
         return ""
@@ -152,7 +152,7 @@ def bound(
     radii = plane.reach * 10.0 ** np.arange(_RADII)
     values = plane.field((radii[:, None, None] * rays).reshape(-1, 2)).value
     values = values.reshape(_RADII, -1)
-    # Far out, rounding moves the last ray across, and not the others.
+    # Far out, rounding displaces points across the last ray, but not across the others.
     least = np.r_[np.full(len(rays) - 1, 1e-9), 1e-9 * radii[-1] * plane.scale]
     positions = np.array([rest.position for rest in critical_sets]).reshape(-1, 2)
     inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), positions])).value
@@ -204,8 +204,8 @@ def _condition(
             finer = np.linspace(levels[0], levels[-1], _FINER * (len(levels) - 1) + 1)
             along = direction / (direction @ direction)
             there = _descent(plane, finer[:, None] * along) > 0
-            # Strips between two levels of the grid need the finer ones; an end that depends on the
-            # other coordinate needs the room between the coarser.
+            # Strips between two levels of the grid need finer levels; an end that depends on the
+            # other coordinate needs the larger distance of coarse levels.
             if _flips(there) > _flips(inside == 1):
                 return " or ".join(_intervals(plane, name, finer, there))
             return " or ".join(_intervals(plane, name, levels, inside == 1))
@@ -266,8 +266,8 @@ def _rounded(number: float) -> str:
 
 def _linear(directions: Float[np.ndarray, "n 2"]) -> str:
     """The linear form that is constant along all directions; "" if there is none."""
-    # Twice, so that there are never fewer than two rows; the full matrix of the left is as large
-    # as the points are many, squared.
+    # Repeated, so that there are at least two rows; the full left factor would have as many
+    # elements as the number of points, squared.
     _, sizes, axes = np.linalg.svd(np.tile(directions, (2, 1)), full_matrices=False)
     if sizes[1] > 1e-9 * sizes[0]:
         return ""
@@ -295,7 +295,7 @@ def _powers(plane: Plane) -> str:
     margin = (points[:, 0] - points[:, 1])[known]
     slope, level = np.polyfit(margin, ratio[known], 1)
     residual = np.max(np.abs(ratio[known] - slope * margin - level))
-    # A slope within the residual would be that of a function which is nearly constant.
+    # A slope within the residual means a function that is nearly constant.
     clear = abs(slope) * np.ptp(margin) > 1e4 * residual and abs(slope) > 1e-6
     if residual > _EXPONENTIAL * (1 + np.max(np.abs(ratio[known]))) or not clear:
         return ""

@@ -48,11 +48,11 @@ _NAMES = {
     SADDLE: "saddle",
     UNRESOLVED: "unresolved",
 }
-_RUN_AWAY = 5.0  # widths of the region around it, beyond which a line has run away
-_CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
-_SLOW, _SLOWEST = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
-_ON_MANIFOLD = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
-_RESTED = (  # what an end on a wall or edge comes of; not of a limit
+_RUN_AWAY = 5.0  # widths: a line so far outside the region has run away
+_CAPTURE = 1e-3  # of the region: the largest distance between the end of a line and its minimum
+_SLOW, _SLOWEST = 1e-3, 1e-9  # of the typical speed: the speeds at which lines are stopped
+_ON_MANIFOLD = 1e-7  # of the typical change of the potential: values so close are equal
+_RESTED = (  # outcomes of lines that came to rest on a wall or edge, not at a limit
     Outcome.reached,
     Outcome.started_past_target,
     Outcome.at_critical_point,
@@ -255,7 +255,7 @@ def basins(
     clock: Clock = "arc_length" if flow.domain.absorbing else "time"
     for fraction in (_SLOW, _SLOWEST):
         target = until.speed_below(max(fraction * typical, 1e-300), time_limit=time_limit)
-        begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole way
+        begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole line
         runs = sweep(flow, begin[going], until=target, rtol=rtol, clock=clock)
         end[going] = runs.end
         labels[going] = _labelled(flow, points, runs.outcome, runs.end, scale)
@@ -344,7 +344,7 @@ def _distance(
     width: float,
     scale: float,
 ) -> Float[np.ndarray, " n"]:
-    if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
+    if point.dimension and _is_edge(flow, point):  # which extends beyond the region
         return np.max(np.abs(positions[:, point.position == 0]), axis=1)
     if point.dimension > 1:
         value = derivatives_at(flow, positions).value

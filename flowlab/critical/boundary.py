@@ -41,11 +41,11 @@ from flowlab.flow import AbstractFlow
 
 __all__ = ["Face", "Search", "absorbing_edges", "faces", "is_at", "settled"]
 
-_ROOT_PART = 1e-3  # of each component of a state that must be positive
-_PRESSING = 1e-13  # of the largest slope over the region: less is none
+_ROOT_PART = 1e-3  # of each component: the largest step at a root, if states must be positive
+_PRESSING = 1e-13  # of the largest slope in the region: a smaller slope exerts no pressure
 _DEEP = (1e-120, 1e-60, 1e-30, 1e-15, 1e-8, 1e-4, 1e-2)  # of the upper end: distances to an edge
-_CORNER = 1e-20  # of the upper end: what is nearer to an edge is so of any corner that is searched
-_VANISHES_AS = 1e-3  # the least power of the distance that counts as vanishing
+_CORNER = 1e-20  # of the upper end: the distance from other edges at which an edge is searched
+_VANISHES_AS = 1e-3  # the smallest power of the distance that counts as vanishing
 _ALONG = 33  # points along an edge
 
 
@@ -237,7 +237,7 @@ def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any
     """A critical point, line or edge on the boundary, classified by the curvatures along it."""
     kind = kind_of(spectrum, dimension)
     if dimension == len(spectrum):
-        kind = "minimum"  # there is no other direction than onto the wall or edge
+        kind = "minimum"  # the only direction is onto the wall or edge
     index = int(np.sum(spectrum < 0))
     return CriticalPoint(kind=kind, index=index, spectrum=spectrum, dimension=dimension, **facts)
 

@@ -37,21 +37,21 @@ from flowlab.solve.problem import cast
 
 __all__ = ["BranchSegment", "Follower", "IndexChange"]
 
-_SHAKY = 1e-8  # of the region: how far a point may be off
-_BENT = 0.25  # of a step: what Newton's method may add to the prediction
-_SHORTEST = 2.0**-34  # of the way to the next value
-_CORRECTOR_STEPS = 20  # of Newton's method: from a prediction it needs a few, or fails
-_BISECTIONS = 50  # of a step, for where an index changes: to rounding
-_SINGULAR = 1e-2  # of the least curvature at the beginning: less at the end tells of a meeting
-_ONWARD = 1e-6  # of the way: how far on a wall is looked for
-_SHORTER = 0.45  # of a step that was in doubt: by halves a goal amid the way would be met exactly
-_AT_VALUE = 1e-6  # of the way: a segment that stops so close to a value stops at it
-_APART = 1e-4  # of the way: indices that change so close together do so at once
-_MEETING = 1e-2  # of the region: as far from where points meet as there. They part by a root of
-# what is left of the way, and a degenerate point is known to a root of rounding
+_SHAKY = 1e-8  # of the region: the largest error of a position
+_BENT = 0.25  # of a step: the largest correction
+_SHORTEST = 2.0**-34  # of the distance to the next value: the shortest step
+_CORRECTOR_STEPS = 20  # steps of Newton's method: from a good prediction it needs a few
+_BISECTIONS = 50  # of a step, to locate an index change to rounding
+_SINGULAR = 1e-2  # of the smallest initial curvature: a smaller final one means that points meet
+_ONWARD = 1e-6  # of the distance to the goal: the step that tests for a wall ahead
+_SHORTER = 0.45  # of a rejected step; halving could land exactly on a meeting point
+_AT_VALUE = 1e-6  # of the distance to the goal: values so close are equal
+_APART = 1e-4  # of the distance to the goal: index changes so close are one
+_MEETING = 1e-2  # of the region: the distance within which points meet. They separate by a root
+# of the parameter's distance, and a degenerate point is known to a root of rounding
 
 
-At = tuple[float, Float[np.ndarray, " d"]]  # a value of the parameter, and a place
+At = tuple[float, Float[np.ndarray, " d"]]  # a value of the parameter, and a position
 
 
 class _Seen(NamedTuple):
@@ -125,7 +125,7 @@ class BranchSegment:
         """True if the segment ends at a singular Hessian or at a wall."""
         first, last = self._curvatures(0), self._curvatures(-1)
         if not len(last):
-            return True  # in a corner nothing but the walls can be the reason
+            return True  # in a corner the walls are the only possible reason
         return bool(
             np.min(np.abs(last)) <= _SINGULAR * np.min(np.abs(first))
             or not self.follow.held_beyond(self)

@@ -22,7 +22,7 @@ from flowlab.critical.types import CriticalPoint
 
 __all__ = ["FARTHEST_LINK", "Event", "OpenBranch", "Walk", "is_linked", "sort_of"]
 
-FARTHEST_LINK = 0.1  # of the region: how far a degenerate point may move from one value to the next
+FARTHEST_LINK = 0.1  # of the region: the largest move of a degenerate point between two values
 
 What = Literal["appears", "vanishes", "changes index", "is lost"]
 

@@ -31,7 +31,7 @@ from flowlab.solve.progress import bar_options
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
 
-_SHARP = 1e-6  # of the range of values: what an event is known to without a word about it
+_SHARP = 1e-6  # of the range of values: a smaller uncertainty of an event is not printed
 
 
 @dataclass(frozen=True)

@@ -35,19 +35,19 @@ from flowlab.flow import AbstractFlow
 
 __all__ = ["CriticalSet", "critical_set", "distance_to", "distance_to_path"]
 
-_STEP = 5e-3  # of the region, with which a line is traced
-_LONGEST = 800  # such steps each way
-_CORRECTIONS = 4  # of Newton's method, at each
-_STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
-_ALIGNED = 0.9  # the least cosine between a tangent and the step that led to it
-_SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
-_NO_SLOPE = 1e-13  # of the typical gradient: what is below it is rounding
-_SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
-_TOLD = 10  # slopes along a path, from which on they tell of a tail
-_BESIDE_LINE = 1e-2  # of the region: roots so near to a traced line belong to it
-_LEVEL = 1e-6  # of the largest curvature: a direction with less may be one of a manifold
-_WALK, _WALKS = 0.05, 100  # of the region, and so often: how a manifold is walked on
-_TELLING = 1e-8  # of the largest curvature around: less across a line does not tell its kind
+_STEP = 5e-3  # of the region: the step along a line
+_LONGEST = 800  # steps in each direction
+_CORRECTIONS = 4  # steps of Newton's method at each point
+_STRAYED = 0.3  # of a step: a longer correction has left the line
+_ALIGNED = 0.9  # the smallest cosine between a tangent and the step before it
+_SETTLED = 2e-2  # of a step: the largest final step of Newton's method
+_NO_SLOPE = 1e-13  # of the typical gradient: a smaller slope is rounding
+_SHORT = 0.1  # of the region: a shorter path inside it is a very flat point
+_TOLD = 10  # the number of slopes along a path from which a tail is recognised
+_BESIDE_LINE = 1e-2  # of the region: roots so close to a traced line belong to it
+_LEVEL = 1e-6  # of the largest curvature: a direction with less may belong to a manifold
+_WALK, _WALKS = 0.05, 100  # of the region: the step of a walk on a manifold; the number of steps
+_TELLING = 1e-8  # of the largest curvature nearby: a smaller one does not decide the kind
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class _Tracer:
             values, vectors = spectrum(bend)
             tangent = self.along @ vectors[0][:, np.argmin(np.abs(values[0]))]
             moved = position - path[-2]
-            # Where no curvature is left across, nothing tells the tangent from other directions.
+            # Without curvature across the line, its tangent is not determined.
             known = abs(tangent @ moved) > _ALIGNED * np.linalg.norm(moved)
             direction = (
                 tangent * np.sign(tangent @ direction) if known else moved / np.linalg.norm(moved)
@@ -266,7 +266,7 @@ def _pieces(
     told = np.any(signs != 0, axis=1)
     if not told.any():
         return (path,)
-    # What is too near to a change to tell belongs to the piece before it, or to the first.
+    # Points too close to a change to decide belong to the piece before, or to the first.
     last = np.maximum.accumulate(np.where(told, np.arange(len(path)), -1))
     signs = signs[np.where(last < 0, np.argmax(told), last)]
     cuts = 1 + np.flatnonzero(np.any(np.diff(signs, axis=0) != 0, axis=1))

@@ -46,13 +46,13 @@ __all__ = [
     "spectrum",
 ]
 
-_HIDDEN = 1e-13  # of the largest: an eigenvalue, or slope over a length, that rounding may make
-_ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does make
-_NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
-_WEAK = 1e-6  # of the same: below it an eigenvalue has to stay what it is nearby
-_ENDED = (1e-15, 1e3)  # of the region: steps that are rounding alone, and those that lead nowhere
-_LONGEST_STEP = 0.1  # of the region: what is longer may jump over a root
-_AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough for any memory
+_HIDDEN = 1e-13  # of the largest eigenvalue: eigenvalues and slopes that may be rounding
+_ROUNDED = 1e-15  # of the largest eigenvalue: slopes that are rounding
+_NO_CURVATURE = 1e-12  # of the largest eigenvalue around a root: smaller ones are zero
+_WEAK = 1e-6  # likewise: smaller ones must be constant nearby
+_ENDED = (1e-15, 1e3)  # of the region: steps that are rounding alone, and steps that diverge
+_LONGEST_STEP = 0.1  # of the region: a longer step may jump over a root
+_AT_ONCE = 512  # states: evaluated as fast as one on a plane, with little memory
 
 
 class Derivatives(NamedTuple):

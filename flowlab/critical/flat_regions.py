@@ -17,7 +17,7 @@ from flowlab.flow import AbstractFlow
 
 __all__ = ["beside_flat", "flat_around", "is_flat", "rims"]
 
-_HALVINGS = 60  # of the way to a rim: to rounding
+_HALVINGS = 60  # bisections that locate a rim to rounding
 
 
 def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:

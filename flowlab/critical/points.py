@@ -68,15 +68,15 @@ from flowlab.solve import compiled, one_call, operations_at
 __all__ = ["critical_points", "described", "distinct", "refined"]
 
 _SEED = 2404_04626
-_SEARCH_STEPS = 64  # of Levenberg and Marquardt's method, from each start
-_MILD = 1e-2  # of the typical gradient: its unit in the search, where the damping is 1 at first
-_STEEPEST = 1e-8  # of the largest gradient: the least that counts as the typical one
+_SEARCH_STEPS = 64  # of the Levenberg–Marquardt method, from each start
+_MILD = 1e-2  # of the typical gradient: the unit of gradients, as the damping begins at 1
+_STEEPEST = 1e-8  # of the largest gradient: a lower bound on the typical one
 _DESCENT_STEPS = 64  # downhill, from each start
-_DESCENT_STEP = 0.02  # of the region: the longest of them
-_LONGER = 4.0  # times Newton's step: where the potential curves down along the gradient
-_ALIKE = 1e-12  # of the typical change of the potential: values so close are one
-_NEAR = 5e-2  # of the region: what is so close to a point is not away from it
-_BLURRED = 5e-2  # of the region: the farthest that rounding may take one degenerate root apart
+_DESCENT_STEP = 0.02  # of the region: the longest step downhill
+_LONGER = 4.0  # times Newton's step: if the curvature along the gradient is negative
+_ALIKE = 1e-12  # of the typical change of the potential: values so close are equal
+_NEAR = 5e-2  # of the region: states so close to a critical point are not away from it
+_BLURRED = 5e-2  # of the region: the largest distance of roots that are one degenerate root
 
 
 @one_call()
@@ -190,7 +190,7 @@ def _fit_guesses(
 def _guesses(flow: AbstractFlow, ends: np.ndarray, count: int) -> Float[np.ndarray, "n d"]:
     """The starts of the search: Sobol sets in the region and on each of its sides."""
     low, high = ends.T
-    if flow.domain.absorbing and np.all(high > 0):  # an edge of the domain is no state
+    if flow.domain.absorbing and np.all(high > 0):  # a state on an edge is not in the domain
         low = np.maximum(low, 1e-9 * high)
     inner = starts_module.sobol(count, low, high, seed=_SEED)
     few = inner[: max(1, count // (4 * len(ends)))]
@@ -215,7 +215,7 @@ def _searched(
     damping of the method is absolute.
     """
     slope = _MILD * max(float(np.median(steepness)), _STEEPEST * float(np.max(steepness))) or 1.0
-    unit = 1.0 if flow.domain.absorbing else width  # logarithms have one
+    unit = 1.0 if flow.domain.absorbing else width  # logarithms have the unit 1
     with jax.enable_x64(True):
         units = np.float64(slope), np.float64(unit)
         operations = operations_at(flow, guesses)
@@ -342,7 +342,7 @@ def described(
     here = derivatives_at(flow, position[None])
     values = curvatures(flow, position, width)[0]
     rates = rates_of(here.metric[0], here.hessian[0])[0]
-    rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # the metric only turns directions
+    rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # as many as of the Hessian
     return CriticalPoint(
         position=position,
         kind=kind_of(values, dimension),

@@ -45,7 +45,7 @@ __all__ = ["Exponents", "Sensitivity", "lyapunov", "sensitivity"]
 
 _PROGRAMS = BlockPrograms(first_with_tangents, later_with_tangents, enough_blocks=512)
 _SOLVED = ("outcome", "time", "end", "by_start", "time_by_start")  # as in `Sensitivity`
-_WIDTH = 8  # numbers that a processor takes at once, at most
+_WIDTH = 8  # numbers per vector instruction of a processor, at most
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,9 +30,9 @@ from flowlab.solve import flow_line, one_call
 
 __all__ = ["Separatrix", "separatrices"]
 
-_OFF = 1e-5  # of the region: how far from a saddle a curve begins; its error is the square of it
-ROOM = 0.02  # of the region, by which curves may leave it before they are cut
-_RATES = 40.0  # times the slowest rate that is not zero: e^−40 of a distance is left of it
+_OFF = 1e-5  # of the region: the distance of a start from the saddle; its error is the square
+ROOM = 0.02  # of the region: the distance outside the region at which curves are cut
+_RATES = 40.0  # time constants of the slowest nonzero rate: a distance falls to e^−40
 
 
 @dataclass(frozen=True)

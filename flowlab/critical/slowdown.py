@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Slowdown", "slowdown"]
 
-_SADDLE_RTOL = 1e-10  # errors grow e-fold with each unit of time beside a saddle
-_NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says nothing
+_SADDLE_RTOL = 1e-10  # errors grow exponentially near a saddle
+_NO_RATE = 1e-6  # of the largest rate: a smaller rate counts as zero, without a prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +293,7 @@ def _predictions(
         unstable = np.flatnonzero(rates < -_NO_RATE * np.max(np.abs(rates)))
         if not len(unstable):
             continue
-        # Rows of the inverse read coordinates along the eigenvectors, which have length 1.
+        # Rows of the inverse give the coordinates along the eigenvectors, which have length 1.
         readers, growth = np.linalg.inv(directions)[unstable], -rates[unstable]
         at_entry, closest = (
             np.abs((seen[name][:, index] - positions[index]) @ readers.T)

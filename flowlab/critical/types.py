@@ -19,8 +19,8 @@ __all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
 _NONE = "no critical point in the region"
-_ROUNDING = 1e-12  # of a coordinate: what is smaller is shown as 0
-_SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
+_ROUNDING = 1e-12  # of a coordinate: smaller numbers are shown as 0
+_SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: smaller rates are shown as 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ __all__ = [
     "within",
 ]
 
-# What numbers in an interval must do, where it has a name.
+# The conditions in words for intervals that have a name.
 _WITHIN = {
     "(-inf, inf)": "be finite",
     "(0, inf)": "be positive and finite",
@@ -55,9 +55,9 @@ def numbers(value: Any) -> np.ndarray:
 
 def _are_real(held: np.ndarray) -> bool:
     """True if all elements are real numbers; texts and truth values are not."""
-    if held.dtype.kind == "O":  # whole numbers beyond 64 bits, fractions
+    if held.dtype.kind == "O":  # integers beyond 64 bits, fractions
         return all(isinstance(one, Real) and not isinstance(one, bool) for one in held.flat)
-    # The small floats of JAX are of no kind that NumPy knows.
+    # NumPy does not know the kind of the small floats of JAX.
     return held.dtype.kind in "iuf" or "float" in held.dtype.name
 
 
@@ -156,7 +156,7 @@ def choice(name: str, value: Any, *known: str) -> Any:
         listed = ", ".join(f'"{word}"' for word in known[:-1]) + f' or "{known[-1]}"'
         near = did_you_mean(value, known) if isinstance(value, str) else ""
         raise ValueError(f"Argument `{name}` must be {listed}, but is {value!r}{near or '.'}")
-    return known[known.index(value)]  # which is plain, where the value is an enumeration's
+    return known[known.index(value)]  # the plain word, if the value is a member of an enumeration
 
 
 def real(name: str, values: ArrayLike) -> np.ndarray:
@@ -226,7 +226,7 @@ def span(name: str, value: Any) -> tuple[float, float]:
 def shown(held: np.ndarray) -> str:
     """An array on one line, shortened where it has many values."""
     if not held.ndim:
-        return str(held.item())  # NumPy's "5." would stand before a full stop
+        return str(held.item())  # without the point of NumPy's "5.", before a full stop
     return " ".join(np.array2string(held, threshold=12, separator=", ").split())
 
 

@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 
 __all__ = ["FormerName", "did_you_mean", "former_names", "key", "meant"]
 
-_NEAR = 0.6  # of difflib's ratio: one wrong letter in three, and what it takes for near itself
-_BEHIND = 0.2  # the nearest, beyond which another one was hardly meant
-_MOST = 2  # names that are proposed; of more, none is what was meant
-_OUTSIDE = 4  # letters of a short name from which it may stand within a longer one
+_NEAR = 0.6  # of difflib's ratio: about one wrong letter in three
+_BEHIND = 0.2  # below the best ratio: names with a smaller one were hardly meant
+_MOST = 2  # the most names that are proposed
+_OUTSIDE = 4  # the fewest letters of a name that is searched for within longer names
 
 
 def key(name: str) -> str:

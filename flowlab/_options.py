@@ -122,7 +122,7 @@ OPTIONS = {
     for group, options in _TABLE.items()
     for name, keys in options.items()
 }
-# What the library calls otherwise than the command does.
+# The options whose names differ from the arguments of the library.
 _OF_ARGUMENT = {
     "below": "measure",
     "betas": "beta",
@@ -270,7 +270,7 @@ def spelled(name: str, value: Any) -> Any:
     return f"{exact or begun[0]}{'=' if sign else ''}{number}{space.lower()}"
 
 
-# A word, a sign with what stands behind it, and a space behind a colon.
+# A word, a sign with a value, and a space (":u") after a colon.
 _WORDED = re.compile(r"\s*([A-Za-z][\w -]*?)\s*(?:([<>]=?|==?)\s*([^:]*?))?\s*(:\w+)?\s*")
 
 

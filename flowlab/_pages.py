@@ -22,7 +22,7 @@ _FOLDERS = [
 ]
 _LARGE = 100.0
 _SECTION = re.compile(r"<h2(?: id='(?P<id>[^']*)')?>(?P<title>.*?)</h2>", re.DOTALL)
-REPORT = "report.html"  # by which a folder is known as one of earlier results
+REPORT = "report.html"  # the file by which a folder with earlier results is recognised
 
 
 def rendered(template: str, **values: Any) -> str:

@@ -30,7 +30,7 @@ __all__ = [
     "short_call",
 ]
 
-_WRITTEN_OUT = 9  # numbers of an array, as a kernel of three responses has them
+_WRITTEN_OUT = 9  # the most numbers of an array that is written out: a kernel of three responses
 
 
 def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
@@ -106,7 +106,7 @@ def replaced(held: Any, name: str, value: Any) -> Any:
 def short_call(module: Any) -> str:
     """A module as the text of a constructor call, without arguments that equal their defaults."""
     usual = {name: one.default for name, one in inspect.signature(type(module)).parameters.items()}
-    for field in dataclasses.fields(module):  # what a constructor makes where it is given None
+    for field in dataclasses.fields(module):  # the value that a constructor makes of None
         if "usual" in field.metadata:
             usual[field.metadata.get("argument", field.name)] = field.metadata["usual"]
     given = arguments(module)
@@ -141,7 +141,7 @@ def _is_usual(usual: Any, value: Any) -> bool:
     if isinstance(value, np.ndarray | jax.Array):
         if isinstance(usual, np.ndarray):
             return np.array_equal(value, usual)
-        # A number stands for one of each.
+        # A single number is the default of each element.
         return isinstance(usual, float | int) and bool(np.all(np.asarray(value) == usual))
     return isinstance(value, str | float | int | tuple) and bool(value == usual)
 

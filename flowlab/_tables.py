@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["html", "table"]
 
-_WIDEST = 1 << 16  # columns of a console in which nothing is cut or wrapped
+_WIDEST = 1 << 16  # columns of a console, so wide that nothing is cut or wrapped
 
 
 def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> str:

@@ -10,7 +10,7 @@ import jax
 
 __all__ = ["in_jax"]
 
-# Frames of these are no lines of a user's.
+# Frames in these folders are not lines of the user's code.
 _LIBRARIES = tuple(str(Path(file).parent) for file in (jax.__file__, equinox.__file__, __file__))
 
 

@@ -18,7 +18,7 @@ from flowlab._checks import positive
 
 __all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace"]
 
-_ON_THE_WALL = 16.0  # machine epsilons past a wall, relative to what is added up, count as on it
+_ON_THE_WALL = 16.0  # machine epsilons, relative to the terms of a sum: so close is on a wall
 
 
 class AbstractDomain(eqx.Module):

@@ -287,7 +287,7 @@ def _check_function(name: str, value: Any, wanted: str, count: int) -> None:
         raise ValueError(f"Argument `{name}` must be a function{optional}, but is {value!r}.")
     try:
         signature = inspect.signature(value)
-    except (TypeError, ValueError):  # some compiled functions tell nothing about themselves
+    except (TypeError, ValueError):  # some compiled functions have no signature
         return
     try:
         signature.bind(*range(count))

@@ -132,7 +132,7 @@ def sobol(
         sampler.fast_forward(first)
         unit = sampler.random(last - first)
     else:
-        # A whole power of two is drawn and cut, since SciPy warns about every other count.
+        # A power of two is drawn and cut, since SciPy warns about other counts.
         unit = sampler.random_base2((last - 1).bit_length())[:last]
     return _scaled(unit, low, high, dtype)
 
@@ -218,7 +218,7 @@ def uniform(
     generator = _generator(seed)
     first, last = _part(part, count)
     drawn_before = first * low.size
-    # The counter goes on by one for every four numbers.
+    # The counter increases by one for every four numbers.
     generator.bit_generator.advance(drawn_before // 4)  # type: ignore[attr-defined]
     generator.random(drawn_before % 4)
     return _scaled(generator.random((last - first, low.size)), low, high, dtype)
@@ -373,13 +373,13 @@ class DrawnStarts:
         if self.kind not in _DRAWN:
             known = ", ".join(map(repr, _DRAWN))
             raise ValueError(f"Argument `kind` must be one of {known}, but is {self.kind!r}.")
-        # What JSON and TOML hold are lists.
+        # JSON and TOML have lists.
         for name in ("lower", "upper", "size"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         self.part(0, 1)
-        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # a type may have been given
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # if it is a type
 
     @property
     def count(self) -> int:
@@ -449,7 +449,7 @@ def _floating(dtype: DTypeLike | None) -> np.dtype[Any]:
         held = None if dtype is None else np.dtype(dtype).newbyteorder("=")
     except TypeError:
         held = None
-    # None would be equal to float64.
+    # np.dtype(None) is float64.
     if held is None or held not in (np.dtype(np.float64), np.dtype(np.float32)):
         raise ValueError(f"Argument `dtype` must be float64 or float32, but is {dtype!r}.")
     return held

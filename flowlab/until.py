@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 RATIOS = ("x_chosen", "x_rejected")  # components of the ratio plane
-_ROUNDING = 4 * np.finfo(float).eps  # of a bound that a level repeats
+_ROUNDING = 4 * np.finfo(float).eps  # relative: a level may equal the bound up to rounding
 
 Clock = Literal["time", "arc_length", "loss", "margin"]
 """What the independent variable of an integration is; the result does not depend on it.

@@ -21,7 +21,7 @@ from flowlab.starts import DrawnStarts
 
 __all__ = ["Worker", "default_backend", "worker"]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 _LOG = logging.getLogger(__name__)
 

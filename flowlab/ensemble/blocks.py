@@ -58,17 +58,17 @@ __all__ = [
     "worth_optimising",
 ]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 BACKEND = "blocks"
 """The name of this backend, in which lanes share a step, compiled by XLA."""
 
-_BLOCK_ON_CPU = 992  # a step's arrays fit the caches of a core; rows that lie a power of two apart
-# would all fall into the same few lines of a cache, which costs a third to three quarters
+_BLOCK_ON_CPU = 992  # arrays of a step fit into the caches of a core; rows at distances of a power
+# of two would share a few lines of a cache, at a third to three quarters more time
 _BLOCK_ON_ACCELERATOR = 65536
-_BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost is that of some thousand starts
-_BLOCKS_OF_A_SLAB = 32  # enough for alike blocks, few enough to be sorted in a cache
-_LEFT_FOR_LATER = 16  # a block ends when one lane in so many still runs; those go on together
+_BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost equals that of a few thousand starts
+_BLOCKS_OF_A_SLAB = 32  # enough for similar lanes in a block, few enough to be sorted in a cache
+_LEFT_FOR_LATER = 16  # a block ends when one lane in 16 still runs; these lanes continue together
 _ENOUGH_BLOCKS = 32
 _WORTH_OPTIMISING = 4_000  # runs
 
@@ -244,7 +244,7 @@ def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndar
 def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np.ndarray, " n"]:
     """The potential at the starts, in their given order."""
     length = min(work.size * _BLOCKS_OF_A_SLAB, count)
-    # The last part, as long as the others, overlaps the one before.
+    # The last part is as long as the others, and overlaps the part before.
     firsts = [min(first, count - length) for first in range(0, count, length)]
     program = Program(potentials, work.problem, optimise=work.optimise)
 

@@ -24,7 +24,7 @@ from flowlab.starts import DrawnStarts, grid
 
 __all__ = ["chunk_on", "count_of", "drawn_on_device", "first_of", "whole"]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
@@ -75,11 +75,11 @@ def chunk_on(
 
 
 def _drawn(device: Device, starts: DrawnStarts, first: int, size: int) -> Float[Array, "m d"]:
-    with jax.enable_x64(True):  # whatever the dtype: what is drawn is rounded to it at the end
+    with jax.enable_x64(True):  # for any dtype: the numbers are rounded to it at the end
         numbers = (np.int64(first), np.int64(starts.count))
         if starts.kind == "grid":
             shape = starts.size if isinstance(starts.size, tuple) else (starts.size,)
-            shape *= len(starts.lower) // len(shape)  # one number stands for all
+            shape *= len(starts.lower) // len(shape)  # one number holds for all components
             sides = zip(shape, starts.lower, starts.upper, strict=True)
             axes = [grid(n, (low,), (high,), dtype=starts.dtype)[:, 0] for n, low, high in sides]
             return _grid(*jax.device_put((*numbers, axes), device), size=size)
@@ -113,7 +113,7 @@ def _uniform(
     """`size` starts of `flowlab.starts.uniform` from index `first`."""
     width = lower.size
     before = first * width
-    counters = -(-size * width // _WORDS) + 1  # one more, since a start may begin amid four
+    counters = -(-size * width // _WORDS) + 1  # one more: a start may begin within a group of four
     numbers = _philox(before // _WORDS, counters, key)
     bits = lax.dynamic_slice(numbers, (before % _WORDS,), (size * width,))
     unit = (bits >> np.uint64(11)).astype(float) * 2.0**-53
@@ -136,7 +136,7 @@ def _scaled(unit: Array, present: Array, lower: Array, upper: Array, zero: Array
 
 def _philox(first: Array, counters: int, key: Array) -> UInt[Array, " 4*c"]:
     """The numbers of NumPy's Philox generator for successive values of the counter."""
-    # NumPy counts up before it draws.
+    # NumPy increments the counter before it draws.
     counter = first.astype(jnp.uint64) + jnp.arange(1, counters + 1, dtype=jnp.uint64)
     words = [counter, *(jnp.zeros_like(counter),) * 3]
     keys = [key[0], key[1]]

@@ -35,15 +35,15 @@ from flowlab.until import Outcome
 
 __all__ = ["BACKEND", "CHIPS", "Chip", "RefusedError", "refusal", "solved"]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 BACKEND = "kernel"
 """The name of this backend, in which each lane takes all its steps in one Pallas program."""
 
-_CHUNK = 2**21  # starts of a call: some times as many as a chip has at work at once
-_CHUNK_BYTES = 2**30  # that a call may leave behind
-_AHEAD = 2  # calls on their way to each device while the results of one before are collected
-_SMALLEST = 1024  # starts up to which a call is filled up, so that few sizes are compiled
+_CHUNK = 2**21  # starts of a call: several times as many as a chip handles at once
+_CHUNK_BYTES = 2**30  # the most memory for the results of a call
+_AHEAD = 2  # calls queued on each device while results are collected
+_SMALLEST = 1024  # the fewest starts of a call, padded, so that few sizes are compiled
 
 
 class Chip(NamedTuple):
@@ -64,7 +64,7 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "gpu": Chip("cuda", (32,), "NVIDIA H100"),  # as many lanes as a warp has
+    "gpu": Chip("cuda", (32,), "NVIDIA H100"),  # the lanes of a warp
     "tpu": Chip("tpu", (8, 128), "TPU v5 lite", ("expm1",)),  # the registers of its vector unit
 }
 """The chips with kernels, by the platform of a device."""
@@ -213,7 +213,7 @@ class _Chunks:
         return index, results, evicted, again
 
 
-_EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # and why others are none
+_EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # or errors
 _MOST_EXECUTABLES = 256  # as many programs as `solve.compilation` knows
 
 
@@ -240,7 +240,7 @@ def _compiled(run: _Chunks, device: Device) -> Callable[..., Any]:
     return found
 
 
-_NOTES = ("JaxStackTraceBeforeTransformation",)  # causes by which JAX says where it was
+_NOTES = ("JaxStackTraceBeforeTransformation",)  # causes that only say where an error was
 
 
 def _reason(error: BaseException) -> str:

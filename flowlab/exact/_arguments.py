@@ -13,7 +13,7 @@ __all__ = ["Points", "Values", "pairs", "quiet", "ratios", "values"]
 Values: TypeAlias = Float[np.ndarray, "..."]
 Points: TypeAlias = Float[np.ndarray, "... 2"]
 
-# Infinite log-ratios and times are values here; what has no value is given as NaN by choice.
+# Infinite log-ratios and times are valid here; NaN marks a missing value.
 quiet = np.errstate(divide="ignore", over="ignore", invalid="ignore")
 
 

@@ -18,7 +18,7 @@ from flowlab.policies import AbstractResponses
 
 __all__ = ["dip", "mass"]
 
-_ROUNDING = 64.0  # units in the last place: what logits and softmax make of a log-probability
+_ROUNDING = 64.0  # units in the last place: the error of a log-probability by logits and softmax
 
 
 def dip() -> Measure:
@@ -150,7 +150,7 @@ def _gains(flow: Any, ends: Ends, carry: _Peak) -> tuple[Array, ...]:
     before, after = (jnp.exp(flow.policy.log_probs(state)) for state in (ends.start, ends.end))
     gained = after - before
     paired = np.isin(np.arange(len(gained)), flow.policy.indices)
-    # What no listed response holds counts with the others: a prompt's probabilities sum to 1.
+    # Unlisted responses count as others: the probabilities of a prompt sum to 1.
     others = -jnp.sum(jnp.where(paired, gained, 0))
     outside = jnp.where(paired, -jnp.inf, gained)
     grown = jnp.max(outside) > _rounding(jnp.ones_like(outside[0]))

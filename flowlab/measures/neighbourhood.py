@@ -21,8 +21,8 @@ from flowlab.measures.steps import NODES, at, coefficients
 __all__ = ["near"]
 
 _GRID = np.linspace(0.0, 1.0, NODES)
-_SHORT = 8  # components up to which each is a number of its own
-_NEWTON_STEPS = 5  # from guesses within a sixth of a step
+_SHORT = 8  # components up to which they are separate numbers
+_NEWTON_STEPS = 5  # from initial guesses within a sixth of a step
 
 
 def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -> Measure:

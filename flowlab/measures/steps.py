@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, PyTree
 
 __all__ = ["NODES", "argmin", "at", "coefficients", "first_rise", "first_root", "time_below"]
 
-NODES = 7  # points of a step at which folds see the flow line, through which a sextic is laid
+NODES = 7  # points of a step that folds get, interpolated by a polynomial of degree six
 _GRID = np.linspace(0.0, 1.0, NODES)
 _TO_COEFFICIENTS = np.linalg.inv(
     np.vander(_GRID)
-)  # values at the nodes -> coefficients, highest first
+)  # values at the nodes -> coefficients, highest power first
 _FINE = np.linspace(0.0, 1.0, 4 * (NODES - 1) + 1)
 _NEWTON_STEPS = 6  # from a linear guess between nodes, more than enough for the polynomial
 

@@ -142,7 +142,7 @@ def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
     """
     files = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     figure.savefig(files[0], dpi=dpi)
-    figure.set_layout_engine("none")  # what the first file was laid out to, the second keeps
+    figure.set_layout_engine("none")  # the second file keeps the layout of the first
     figure.savefig(files[1], dpi=dpi)
     return files
 
@@ -312,7 +312,7 @@ def shade_cells(
     **look: Any,
 ) -> None:
     """Shade the cells of a mask up to their edges, in the style of `shade`."""
-    # Twice as many points as cells, so that an area ends where its cells do.
+    # Two points per cell, so that an area ends at the edges of its cells.
     axes = [np.sort(np.concatenate([e[:-1] + 1e-9, e[1:] - 1e-9])) for e in edges]
     shade(ax, axes, np.repeat(np.repeat(mask.T, 2, axis=0), 2, axis=1), label, **look)
 

@@ -49,7 +49,7 @@ def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) ->
         style: dict[str, Any] = dict(
             color=_COLORS[index % len(_COLORS)], linestyle=_DASHES[index % len(_DASHES)], label=name
         )
-        # Where lines coincide, the wider ones show from under the others.
+        # If lines coincide, the wider lines remain visible under the others.
         style["linewidth"] = 1.3 + 2.0 * (1 - (index + 1) / count)
         _compared(drawn[0], comparison.times, margin[index], style)
         _compared(drawn[1], comparison.times, chosen[index], style)

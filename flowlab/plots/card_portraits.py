@@ -46,21 +46,21 @@ from flowlab.solve import flow_line
 
 __all__ = ["portrait", "portraits"]
 
-_SLOW = 0.01  # of the speed at the reference point: slower is a plateau, as on a card
-_CLEAR = 0.03  # of the width: what is closer to a critical point is slow because of it
-_RING = 0.9  # of the axes, from their middle: where flow lines start
-_OFFSET = 0.31  # of a gap: lines that cross the whole plane then do not end on another's start
-_LONG = 1e4  # times what the way across takes at the speed of the reference point
+_SLOW = 0.01  # of the speed at the reference point: a lower speed is a plateau, as on a card
+_CLEAR = 0.03  # of the width: states closer to a critical point are slow because of it
+_RING = 0.9  # of the axes: the distance of the ring of starts from the middle
+_OFFSET = 0.31  # of a gap: an offset, so that lines do not end on the start of another line
+_LONG = 1e4  # times the time to cross the axes at the speed of the reference point
 _SHORTEST = 0.04  # of the width: a shorter line has no arrowhead
 _SPACING = 0.003  # of the width, between the points drawn along a line of critical points
-_OUTSIDE = 44  # letters on a line of what lies outside of the axes
+_OUTSIDE = 44  # letters per line of the list of points outside the axes
 _REFERENCE = "#0072b2"
 _FALL = "#f3e3b3"
 _PLATEAU = "wrong side, and speed below\n1 % of that at (0, 0)"
 _KINDS = {"stable": "minimum", "unstable": "maximum", "saddle": "saddle", "neutral": "degenerate"}
 
 Spans = tuple[Span, Span]
-# Critical points, lines and regions of a card, each with the points that are drawn of it.
+# Critical points, lines and regions of a card, each with the points to draw.
 CriticalSets = Sequence[tuple[CriticalSet, Float[np.ndarray, "k 2"]]]
 
 

@@ -48,15 +48,15 @@ __all__ = [
     "separatrices",
 ]
 
-Colors = Sequence[Any] | Mapping[str, Any]  # of basins: each as matplotlib takes a colour
+Colors = Sequence[Any] | Mapping[str, Any]  # of basins, as colours of matplotlib
 POINT_COLOR = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
 _ON_WALL = "#0072b2"
 _HALO = effects.withStroke(linewidth=3.5, foreground="white")
 _HOLLOW = ("maximum", "degenerate")
 _MARKERS = {"minimum": "o", "saddle": "X", "maximum": "o", "degenerate": "s"}
 _LINE_STYLES = {"minimum": "-", "saddle": "-.", "maximum": (0, (4, 2)), "degenerate": ":"}
-# The light colours of Paul Tol's qualitative schemes: fills that the colour-blind tell apart, and
-# on which black lines and marks are read.
+# The light colours of Paul Tol's qualitative schemes: fills that the colour-blind distinguish, and
+# on which black lines and marks are visible.
 _FILLS = ("#77aadd", "#eedd88", "#ffaabb", "#44bb99", "#99ddff", "#bbcc33", "#ee8866", "#aaaa00")
 _NEUTRAL: dict[int, tuple[str, str, str | None]] = {
     RUNAWAY: ("runs away", "0.95", "///"),
@@ -74,7 +74,7 @@ _BRANCHES: dict[str, tuple[str, dict[str, Any]]] = {
 _EVENTS = {
     "appears": {"marker": ">", "markersize": 6},
     "vanishes": {"marker": "X", "markersize": 6},
-    "changes index": {"marker": "s", "markersize": 13, "zorder": 4},  # around what else falls there
+    "changes index": {"marker": "s", "markersize": 13, "zorder": 4},  # around other marks
     "is lost": {"marker": "d", "markersize": 6},
 }
 
@@ -274,7 +274,7 @@ def _labels(basins: Basins) -> list[int]:
 def _look(basins: Basins, label: int, own: Mapping[str, Any]) -> tuple[str, Any, str | None]:
     """The legend entry, colour and pattern of a label of `basins`."""
     fraction, error = basins.fractions[basins.name(label)]
-    # On a grid the error of starts drawn at random says nothing.
+    # On a grid the standard error of random starts has no meaning.
     within = "" if basins.shape else f" ± {100 * error:.1f}"
     percent = f"{100 * fraction:.1f}{within} %"
     if label < 0:

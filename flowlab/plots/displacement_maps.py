@@ -30,12 +30,12 @@ from flowlab.until import Outcome
 
 __all__ = ["displacement", "displacements"]
 
-_SHALLOWEST = 0.01  # nats: the colour of all dips up to here
-_DEEPEST = 10.0  # nats: the end of the colours, unless dips are deeper
+_SHALLOWEST = 0.01  # nats: all smaller falls have the same colour
+_DEEPEST = 10.0  # nats: the end of the colour scale, unless falls are deeper
 _STILL = "#dde8f1"
 _NO_LINE = "0.75"
 _BOUNDARY = "#0072b2"
-_TITLE = 52  # letters on a line
+_TITLE = 52  # letters per line
 _NAMES = (
     "margin of the start, $h = u_w - u_l$ (nats)",
     r"coupling of rejected to chosen, $k_{wl}/k_{ww}$",
@@ -77,7 +77,7 @@ def displacement(
     _check_grid(displacement)
     ax = target_axes(ax, size=WITH_LEGEND)
     edges = cell_edges(displacement.margins), cell_edges(displacement.ratios)
-    # The lightest colours of the map would pass for those of starts from which nothing falls.
+    # The lightest colours of the map would look like starts without a fall.
     colors = ListedColormap(colormaps["inferno_r"](np.linspace(0.12, 1, 256)))
     deepest = _deepest(displacement) if limit is None else limit
     image = ax.pcolormesh(
@@ -166,7 +166,7 @@ def _draw_boundaries(ax: Axes, displacement: Displacement) -> None:
     style: dict[str, Any] = dict(color="black", linestyle=(0, (5, 3)), linewidth=1.1, zorder=3)
     ax.axhline(1.0, label="$k_{wl} = k_{ww}$", **style)
     shown = np.isfinite(displacement.boundary)
-    # Beyond the axes the boundary is cut off, so that poles of it make no line across them.
+    # The boundary is cut off at the axes, so that its poles do not draw lines across.
     low, high = displacement.ratios[[0, -1]]
     margin = high - low
     inside = (

@@ -32,7 +32,7 @@ __all__ = ["SampledFlow", "draw_field", "evaluate", "field", "loss_surface", "sa
 
 _CELLS = 119  # per side: an odd number of them has a centre for each of 7 or 17 arrows
 _MOST_ARROWS = 39
-_INSET = 1e-9  # of the width: an edge of the axes may be no state, and what is beside it is
+_INSET = 1e-9  # of the width: a side of the axes may lie outside the domain, but not beside it
 _CELL_FILLED = 0.95  # the longest arrow, in cells
 _SHORTEST = 0.4  # the shortest arrow, in lengths of the longest
 _ZOOM = 0.82  # matplotlib lays a 3-D box out without its labels: leave room for them
@@ -211,7 +211,7 @@ def _level_lines(ax: Axes, grid: SampledFlow, levels: int, label: str) -> None:
     known = grid.loss[np.isfinite(grid.loss)]
     if known.size == 0 or known.min() == known.max():
         return
-    # A loss may tend to infinity at an edge; its bulk is what the levels are for.
+    # A loss may tend to infinity at an edge; the levels are for most of its values.
     values = MaxNLocator(levels).tick_values(*np.quantile(known, (0.01, 0.99)))
     drawn = ax.contour(*grid.axes, grid.loss.T, values, colors="0.6", linewidths=0.8, zorder=1)
     ax.clabel(drawn, fontsize="x-small", colors="0.3")
@@ -251,7 +251,7 @@ def _explain(ax: Axes, speeds: Span | None, color: str | None) -> None:
         return
     lowest, highest = speeds
     shown = (lowest, np.sqrt(lowest * highest), highest) if highest > 1.05 * lowest else (highest,)
-    if color is None:  # the colour bar tells the speeds
+    if color is None:  # the colour bar shows the speeds
         shown = shown[-1:]
     for value in shown:
         style: dict[str, Any] = dict(marker=_ARROW, markerfacecolor="none")

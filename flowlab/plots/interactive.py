@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["InteractivePortrait", "interactive_portrait"]
 
-_SIDE = 8  # of the grid of starts: lines that are told apart on a phone
-_MOST_LINES = 24  # of a side: more make a page that is slow
-_MOST_VALUES = 21  # of the slider: each adds about a quarter of a megabyte
+_SIDE = 8  # starts per side of the grid: lines that can be distinguished on a phone
+_MOST_LINES = 24  # starts per side: more make the page slow
+_MOST_VALUES = 21  # values of the slider: each adds about a quarter of a megabyte
 _DIGITS = 6  # of numbers on the page
 _TRACES = 3  # of a view: its field, its lines, its critical points
-_BULK = (0.01, 0.99)  # the quantiles of the speeds that are told apart by colour
-_LEAST = 0.01  # of a power of ten, between the ends of the colours
+_BULK = (0.01, 0.99)  # quantiles of the speeds between which colours differ
+_LEAST = 0.01  # of a decade: the smallest range of the colours
 _NAMES = {
     "x_chosen": "x<sub>1</sub>, chosen ratio π/π<sub>ref</sub>",
     "x_rejected": "x<sub>2</sub>, rejected ratio π/π<sub>ref</sub>",
@@ -42,7 +42,7 @@ _NAMES = {
 }
 _SHAPES = {"minimum": "circle", "saddle": "x", "maximum": "circle-open", "degenerate": "square"}
 _LINE_COLOR, _CLICKED_COLOR, _POINT_COLOR = "rgba(40,40,40,0.55)", "#0072b2", "#d55e00"
-# From pale to dark, so that lines are seen on all of it.
+# From pale to dark, so that lines are visible on all colours.
 _SPEEDS = [[0.0, "#fff7d6"], [0.35, "#fdd49e"], [0.7, "#e78a8a"], [1.0, "#9b6fb0"]]
 
 
@@ -194,7 +194,7 @@ def _figure(portrait: InteractivePortrait) -> dict[str, Any]:
     names = [_name(seen[0].flow, axis) for axis in (0, 1)]
     speeds = [_log_speed(view) for view in seen]
     known = np.concatenate([one[np.isfinite(one)] for one in speeds])
-    # A speed may tend to infinity at an edge; its bulk is what the colours are for.
+    # A speed may tend to infinity at an edge; the colours are for most of its values.
     low, high = np.quantile(known, _BULK) if known.size else (0.0, 1.0)
     limits = float(low), float(max(high, low + _LEAST))
     data: list[dict[str, Any]] = []

@@ -170,7 +170,7 @@ def _of_grid(of: Any, shape: tuple[int, ...]) -> tuple[Span, Span]:
 
 def _is_regular(side: np.ndarray) -> bool:
     steps = np.diff(side)
-    return np.allclose(steps, steps[:1], rtol=1e-3)  # of single precision, too
+    return np.allclose(steps, steps[:1], rtol=1e-3)  # also for float32
 
 
 def _norm(array: np.ndarray, scale: str, limits: Span | None, center: float | None) -> Normalize:

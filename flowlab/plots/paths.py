@@ -25,7 +25,7 @@ from flowlab.until import AbstractTarget
 
 __all__ = ["FINE_RTOL", "LoggedRun", "lines", "log_path", "walls"]
 
-FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
+FINE_RTOL = 3e-8  # so small that steps are short, and the polygon looks smooth
 _ON_WALL = 1e-5
 _SLIDE_COLOR = "#d55e00"  # vermilion and blue of Okabe and Ito's colours for the colour-blind
 

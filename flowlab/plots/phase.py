@@ -53,14 +53,14 @@ __all__ = [
 
 LAYERS = ("slow_regions", "flow_lines", "nullclines", "separatrices", "critical_points")
 _ALL = ("basins", "field", *LAYERS)
-_FOUND = {"basins", "separatrices", "critical_points"}  # what the critical points are needed for
+_FOUND = {"basins", "separatrices", "critical_points"}  # layers that need the critical points
 _CELLS = 64
 _SLOW = 0.1  # of the median speed over the axes
 _NULLCLINES: tuple[tuple[str, Any], ...] = (("#0072b2", "-"), ("#882255", (0, (3, 1.5))))
 SHAPES = (0.25, 4.0)  # height over width of axes whose two scales are equal
-_ROOM = 0.04  # of the width, beyond a side of the axes on which there are critical points
-_TITLE = 44  # letters on a line
-DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # what is slow
+_ROOM = 0.04  # of the width: room beyond a side of the axes with critical points
+_TITLE = 44  # letters per line
+DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # the style of slow regions
 
 
 def nullclines(
@@ -214,7 +214,7 @@ def _draw_slow_regions(ax: Axes, grid: SampledFlow, below: float, label: str) ->
 
 def slowness(grid: SampledFlow, below: float) -> Float[np.ndarray, "m m"]:
     """The relative difference (below − speed)/below: 1 at rest, 0 at the level, at least −1."""
-    # Far above the level only that it is above matters, and there it may be infinite.
+    # Far above the level the value does not matter; the speed may be infinite there.
     return 1 - np.minimum(grid.speed / below, 2.0)
 
 

@@ -32,14 +32,14 @@ from flowlab.solve import flow_line, one_call
 
 __all__ = ["draw_flow_lines", "flow_lines"]
 
-_SPACING = 1 / 13  # of the axes; wide enough for what else is drawn to be seen
-_TEST = 0.5  # of the spacing, at which a line ends beside another: as in the paper
-_NEARLY = 0.99  # of the spacing: a place that is exactly so far away is far enough
-_SHORTEST = 2.0  # spacings: a shorter line is a dash that shows no way
+_SPACING = 1 / 13  # of the axes; wide enough to see other layers
+_TEST = 0.5  # of the spacing: a line that comes so close to another ends, as in the paper
+_NEARLY = 0.99  # of the spacing: positions exactly at the spacing are far enough
+_SHORTEST = 2.0  # spacings: a shorter line shows no direction
 _FINE = 0.1  # of the spacing, between the points of a line
 _INSET = 0.01  # from the sides, where a flow may be singular
-_GRID = 8  # places on each side that are tried where no line leads to
-_FAR = 1e3  # times as long as it takes to cross the axes at the speed of the place, or the typical
+_GRID = 8  # positions per side at which lines may begin, besides those beside lines
+_FAR = 1e3  # times the time to cross the axes at the local or the typical speed
 _COLOR = "0.45"
 
 Path = Float[np.ndarray, "k 2"]
@@ -100,7 +100,7 @@ def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[
     """The lines, on the unit square; each begins at a distance `apart` from all earlier lines."""
     inside = enclosed(
         flow, np.asarray(spans, float), ROOM
-    )  # as separatrices, whose program it shares
+    )  # as for separatrices, to share their program
     follow = partial(_whole_line, inside, spans, _FINE * apart, _typical_speed(inside, spans))
     found: list[Path] = []
     drawn = np.empty((0, 2))
@@ -114,7 +114,7 @@ def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[
         if _length(path) < _SHORTEST * apart:
             continue
         drawn = np.concatenate([drawn, path])
-        left.extendleft(_beside(path, apart)[::-1])  # before those that no line leads to
+        left.extendleft(_beside(path, apart)[::-1])  # before the remaining positions of the grid
         found.append(path)
     return found
 

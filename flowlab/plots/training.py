@@ -12,19 +12,19 @@ from flowlab.plots.canvas import Span, draw_line, finish, target_axes
 
 __all__ = ["training_run", "training_steps"]
 
-_SIZE = (5.2, 4.8)  # inches: as wide as a phone, with letters that are read there
+_SIZE = (5.2, 4.8)  # inches: readable on a phone
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _RUNS = (_BLUE, _VERMILION, _GREEN, _PURPLE, "#e69f00", "#56b4e9")  # Okabe and Ito
 _WEIGHTS, _COLORS = ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0)), (_BLUE, _VERMILION, "black")
-# In words: whoever reads a report of a run has not met the symbols of the plane.
+# In words, since readers of a report may not know the symbols of the plane.
 _NAMES = ("chosen log-ratio (nats)", "rejected log-ratio (nats)")
 _STYLES = ("-", "--", ":")  # of the chosen, the rejected response and the margin
-_HELD = 0.95  # of the true means, by ellipses and bands
-_GRID = 61  # points of a side, for the levels of the loss
+_HELD = 0.95  # the coverage of ellipses and bands
+_GRID = 61  # points per side, for the level lines of the loss
 _LEVELS = 8
-_MARGIN = 0.06  # of the range, around what is drawn
-_NARROWEST = 0.1  # nats: a narrower range, where hardly anything moved, is drawn wider
-_FARTHEST = 0.6  # of the range of the rows: how far a line may reach beyond and still be in view
+_MARGIN = 0.06  # of the range: a margin
+_NARROWEST = 0.1  # nats: the smallest range
+_FARTHEST = 0.6  # of the range of the rows: lines that reach further are not in view
 
 
 class _Run(Protocol):

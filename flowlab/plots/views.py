@@ -26,13 +26,13 @@ from flowlab.until import AbstractTarget, Outcome
 
 __all__ = ["FollowedLine", "View", "views"]
 
-_LONG = 1e3  # times what the way across takes at the typical speed: what has not come then, rests
+_LONG = 1e3  # times the time to cross the axes at the typical speed: lines end by then
 _FINE = 0.004  # of the axes, between the points of a line: two pixels or so
 _MOST_POINTS = 150  # of a line, so that a page stays small
-_EVERY = 2  # of the centres of the grid's cells: 60 on a side, a finger's width on no screen
-_SMALL = 1e-9  # of the axes, within which a line is on a side
-_NEAR = 1e-3  # of the axes, within which a line has come to a critical point: half a pixel
-_AT_MOST = 3  # numbers of a measure that are written out
+_EVERY = 2  # every other centre of the grid's cells: 60 per side
+_SMALL = 1e-9  # of the axes: a line so close to a side is on it
+_NEAR = 1e-3  # of the axes, half a pixel: a line so close to a critical point has reached it
+_AT_MOST = 3  # the most numbers of a result that are written out
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _seen(line: Line, spans: tuple[Span, Span]) -> Int[np.ndarray, " k"]:
     states = states[: inside[-1] + 2] if inside.size else states
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(states, axis=0).T))])
     apart = max(_FINE, along[-1] / _MOST_POINTS)
-    # The last of the points in each piece of that length, and both ends.
+    # The last point in each piece of this length, and both ends.
     last = np.flatnonzero(np.diff(np.floor(along / apart)) > 0)
     return np.unique(np.concatenate([[0], last, [len(states) - 1]]))
 
@@ -198,11 +198,11 @@ def _facts(
     of = "loss" if isinstance(flow, PreferenceFlow) else "potential"
     begun, ended = evaluate(flow, np.stack([start, end]))[0]
     yield f"{of} at the start", told(begun)
-    if np.isfinite(ended):  # on the boundary a loss has no value
+    if np.isfinite(ended):  # a loss may have no value on the boundary
         yield f"{of} at the end", told(ended)
     held = {name: line.measures[name] for name in _WORDS if name in line.measures}
     for name, value in {**held, **line.measures}.items():
-        if not np.all(np.isnan(value)):  # as the time of a fall that there is not
+        if not np.all(np.isnan(value)):  # for example the time of a fall, if there is no fall
             yield _WORDS.get(name, name.replace("_", " ")), told(value)
 
 
@@ -215,7 +215,7 @@ def _ending(line: Line, spans: tuple[Span, Span], points: CriticalPoints | None)
         return "ends on the boundary, where a ratio is 0"
     if points is not None and np.any((end < low - room) | (end > high + room)):
         return "leaves the axes"
-    # Near a point of rest steps in arc length may become too small before the time is over.
+    # Near a critical point, steps in arc length may become too small before the last time.
     if points is not None and outcome in (Outcome.reached, Outcome.step_limit):
         there = _approached(end, high - low, points)
         if there or outcome is Outcome.reached:

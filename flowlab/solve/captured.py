@@ -35,9 +35,9 @@ _INSTALLED = tuple(
 
 _PLAIN = (str, bytes, bool, int, float, complex, Enum, slice, range, type(None), type(...))
 
-_OF_A_PROCESS = ("logging", "threading")  # whose objects hold what has nothing to do with results
+_OF_A_PROCESS = ("logging", "threading")  # modules whose objects do not affect results
 
-_ADDRESS = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)  # where in memory something lies
+_ADDRESS = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)  # the address of an object in memory
 
 
 def add_held(digest: Any, thing: Any, known: dict[int, tuple[Any, bytes]] | None = None) -> None:
@@ -113,7 +113,7 @@ def _of_function(function: types.FunctionType) -> Iterator[bytes | tuple[Any]]:
     for cell in function.__closure__ or ():
         try:
             yield (cell.cell_contents,)
-        except ValueError:  # it is empty as yet
+        except ValueError:  # a variable of the closure without a value yet
             yield b"empty;"
     if _is_installed(function.__module__):
         return

@@ -15,13 +15,13 @@ from flowlab.solve.stabilised import AbstractStabilised, Slope, spread
 
 __all__ = ["RKC2"]
 
-_DAMPING = 2 / 13  # how far the polynomials stay below 1 between their ends, as in RKC
-_FEWEST, _MOST = 4, 2000  # stages: two inner ones of order 2 are looked at; a step of 2e6 rates
-_INTERVAL = 1.54  # (s² − 1) over h·ρ, a little more than 3/2 for the damping; as in RKC
-_ERROR = 2 / 3  # of the local error h³y'''/15 over the third divided difference of the stages,
-# which is h³y'''/10: that of a stage at c is c³/10 in place of c³/6
-_ROUNDINGS = 10.0  # machine epsilons that s² stages in a row may add up to a unit of; as in RKC
-_WORTH = 1e-4  # what is to be left of a state's digits after these
+_DAMPING = 2 / 13  # damping: the polynomials stay so far below 1 inside the interval, as in RKC
+_FEWEST, _MOST = 4, 2000  # stages: at least two inner ones of order 2; at most for h·ρ = 2e6
+_INTERVAL = 1.54  # (s² − 1)/(h·ρ): a little above 3/2, because of the damping; as in RKC
+_ERROR = 2 / 3  # ratio of the local error h³y'''/15 to the third divided difference of the stages,
+# h³y'''/10, since a stage at c has the term c³/10 instead of c³/6
+_ROUNDINGS = 10.0  # machine epsilons: the rounding error of s stages, over s²; as in RKC
+_WORTH = 1e-4  # the relative rounding error that is acceptable
 
 
 class RKC2(AbstractStabilised):

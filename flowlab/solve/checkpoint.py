@@ -20,9 +20,9 @@ from flowlab.solve.captured import add_held
 
 __all__ = ["Checkpoint", "History", "identity_of"]
 
-_VERSIONED = ("jax", "jaxlib", "diffrax", "optax")  # whose releases may compute other bits
+_VERSIONED = ("jax", "jaxlib", "diffrax", "optax")  # packages whose releases may compute other bits
 
-_Carry = TypeVar("_Carry")  # what the loop hands on, a PyTree of arrays
+_Carry = TypeVar("_Carry")  # the carry of a loop, a PyTree of arrays
 
 
 @dataclass

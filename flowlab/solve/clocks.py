@@ -41,7 +41,7 @@ Number = Float[Array, ""]
 Levels = Float[ArrayLike, " k"]
 Rates = tuple[Number, PyTree[Array]]
 
-_AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
+_AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has reached it
 
 
 class Hand(NamedTuple):
@@ -224,7 +224,7 @@ class _Loss(AbstractLevelClock):
         return reading - level
 
     def slack(self, level: Number, began: Number, rtol: Number) -> Number:
-        # A logarithmic clock takes no difference of losses that would lose digits.
+        # A logarithmic clock has no difference of losses that could lose digits.
         size = jnp.abs(level)
         return _slack(size, size if self.logarithmic else size + jnp.abs(began), rtol)
 
@@ -232,7 +232,7 @@ class _Loss(AbstractLevelClock):
         del flow
         if not self.logarithmic:
             return _at_pace(-hand.span / inner(at.gradient, at.velocity), at)
-        # Relative to the loss at the start, no product leaves the range of numbers.
+        # Relative to the loss at the start, no product over- or underflows.
         falls = -inner(jax.tree.map(lambda leaf: leaf / hand.began, at.gradient), at.velocity)
         return _at_pace(hand.span * jnp.exp(-hand.span * hand.progress) / falls, at)
 
@@ -253,7 +253,7 @@ class _Margin(AbstractLevelClock):
         return level - reading
 
     def slack(self, level: Number, began: Number, rtol: Number) -> Number:
-        # Losses are met to a relative tolerance, margins to an absolute one below a nat.
+        # Losses have a relative tolerance, margins below a nat an absolute one.
         return _slack(jnp.maximum(jnp.abs(level), 1), jnp.abs(level) + jnp.abs(began), rtol)
 
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:

@@ -50,7 +50,7 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
         with in_rows(optimise):
             return _with_constants_of_its_own(function, *arguments)
 
-    traced.__name__ = traced.__qualname__ = function.__name__  # by which JAX names the program
+    traced.__name__ = traced.__qualname__ = function.__name__  # the name of the program in JAX
 
     @cache
     def program() -> Callable[..., Any]:

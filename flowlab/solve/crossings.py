@@ -39,11 +39,11 @@ from flowlab.solve.walls import slides, wall_count
 __all__ = ["first_crossing", "followed", "implicit", "interpolated", "root", "shortened"]
 
 _ROOT_STEPS = 60
-_SHORTER = 12  # steps tried at most to end on an event: they come nearer a thousandfold each
-_NEAR_ENOUGH = 1e-3  # tolerances, in parts of a step, that the last of them may be off
-_FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to the fifth
-_LOOKS = 10  # parts of a step at whose ends a signal that may turn back is looked at
-_STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
+_SHORTER = 12  # attempted steps to end at an event: each is about a thousand times closer
+_NEAR_ENOUGH = 1e-3  # of rtol: the change of a step's fraction at which these end
+_FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to order five
+_LOOKS = 10  # parts of a step, at whose ends signals that may turn back are evaluated
+_STAGES = 16  # at least the number of stages of any method, stored side by side
 
 
 def interpolated(method: Method, dense: PyTree[Array], place: Float[Array, " n"]) -> Point:
@@ -229,13 +229,13 @@ def _narrow(values: Float[Array, " n"]) -> float:
 
 def _between(low: Array, high: Array, at_low: Array, at_high: Array, count: Array) -> Array:
     """The next positions to evaluate, inside the brackets of the roots."""
-    # From the side that is nearer, so that a root close to 0 keeps its digits.
+    # From the nearer side, so that a root close to 0 keeps its digits.
     from_low = low + at_low * (high - low) / (at_low - at_high)
     from_high = high - at_high * (high - low) / (at_high - at_low)
     inner = jnp.where(at_low < -at_high, from_low, from_high)
     slow = high - low > 0.5 ** (count.astype(low.dtype) / 2)
     bisect = (slow & (count % 3 == 2)) | ~((inner > low) & (inner < high))
-    # A step just past the end that has converged brings the other end there too.
+    # A point just past the converged end brings the other end close as well.
     least = _narrow(high) * high / 2
     clipped = jnp.clip(inner, low + least, high - least)
     return jnp.where(bisect, (low + high) / 2, clipped)

@@ -74,7 +74,7 @@ _GIVE_UP_BELOW = 1e-12
 _NEAR_BOUND = 2.5
 """Products of a step and the fastest rate from which on stability may limit it: to some 3 or more
 a usual method is stable, and where accuracy limits it the product stays about one."""
-_GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
+_GROWTH = 10.0  # times the longest step that a lane has taken before: a limit on the next step
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
 """The error of each lane over what is allowed, from the lanes before a step, their points after it,

@@ -26,10 +26,10 @@ from flowlab.solve.problem import Lanes, Point, Problem, lanewise
 
 __all__ = ["change_by_error", "lane_errors"]
 
-_ROUNDINGS = 4.0  # of a coordinate, that its error must exceed to count: no step makes fewer
-_PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
-_SPEED = 10.0  # tolerances, relative to itself, of a velocity that is measured
-_LATE = 32  # steps of a lane from which on it may be stiff; most lanes that are not have arrived
+_ROUNDINGS = 4.0  # of a coordinate: smaller errors are ignored, as no step has fewer
+_PRESSURE = 1e-4  # of the time: the tolerance of the integral of the pressure
+_SPEED = 10.0  # times rtol: the relative tolerance of the velocity, for measures
+_LATE = 32  # steps of a lane before it may be stiff; most other lanes have arrived by then
 
 
 def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
@@ -38,7 +38,7 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
     def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
         domain, before = problem.flow.domain, lane.point
         larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
-        # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
+        # The scale of logarithmic coordinates decreases as they increase: take the smaller.
         place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
         allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
         tiny = jnp.finfo(after.time.dtype).tiny

@@ -27,7 +27,7 @@ from flowlab.until import Outcome
 
 __all__ = ["apply_clock_event", "apply_event"]
 
-_AT_ONCE = 0.01  # tolerances between walls that count as met at once
+_AT_ONCE = 0.01  # tolerances: walls closer than this are reached at once
 
 
 def apply_event(problem: Problem, lanes: Lanes, fired: Int[Array, " n"]) -> Lanes:
@@ -129,7 +129,7 @@ def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
         return _ended(placed(lane, onto), here & jnp.any(hit), Outcome.at_wall)
     state = domain.state(onto)
     free = motion(problem, state, lane.walls).free
-    # Walls that are met within the tolerance of each other are met at once.
+    # Walls within the tolerance of each other are reached at once.
     epsilon = jnp.finfo(state.dtype).eps
     close = flow.domain.rounding(state) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
     touched = hit | lane.walls | (flow.domain.distances(state) <= close)

@@ -46,9 +46,9 @@ _BACKWARDS: ContextVar[bool] = ContextVar("backwards", default=False)
 _REVERSE_ALONE = ("custom_lin", "custom_vjp")
 """Operations that stand for a rule of a user's for reverse mode, which is not in them."""
 
-_CALLBACK = "callback"  # the parameter of an operation that is a function of the host
+_CALLBACK = "callback"  # the parameter of an operation that holds a function on the host
 
-_NAMES = ("name", "debug_info", "metadata")  # parameters of an operation that name it, for people
+_NAMES = ("name", "debug_info", "metadata")  # parameters of an operation that only name it
 
 
 def fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], Any]) -> str:
@@ -94,7 +94,7 @@ def _fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], 
         abstract = jax.tree.map(_shape, (held, state))
 
         def traced() -> ClosedJaxpr:
-            # A new function each time: JAX keeps what it has traced of one that it knows.
+            # A new function each time, since JAX caches its traces of functions.
             return jax.make_jaxpr(
                 lambda arrays, at: _arrays(observe(eqx.combine(arrays, rest), at))
             )(*abstract)
@@ -121,7 +121,7 @@ def motion_of(flow: AbstractFlow, state: PyTree[Array]) -> tuple[Any, ...]:
     def values(state: PyTree[Array]) -> tuple[Any, ...]:
         if type(flow) is not PreferenceFlow:
             return (flow.potential(state),)
-        pairs = flow.pairs(state)  # of which the potential is made: not to be traced twice
+        pairs = flow.pairs(state)  # the potential depends on these, and is not traced again
         return flow.loss.mean(pairs, flow.weights), pairs
 
     seen: list[Any] = [_with_derivatives(values, state), flow.metric(state, state)]
@@ -271,7 +271,7 @@ def _add_operations(digest: Any, jaxpr: Jaxpr) -> None:
         for name, value in equation.params.items():
             if name not in _NAMES:
                 digest.update(name.encode())
-                # JAX sees nothing of a function that runs on the host: all that it holds is told.
+                # JAX does not trace a function on the host, so its contents are added.
                 (add_held if name == _CALLBACK else _add)(digest, value)
         add_variables(equation.outvars)
     digest.update(b"->")

@@ -13,8 +13,8 @@ from flowlab.flow import AbstractFlow, Flow, metric_matrix
 
 __all__ = ["check_functions", "check_potential"]
 
-_METRIC_SEEN = 64  # components up to which a metric is looked at as a matrix, in some milliseconds
-_METRIC_SLACK = 1e-5  # of its largest entry: what rounding may leave, in float32 as well
+_METRIC_SEEN = 64  # components up to which a metric is checked as a matrix, in some milliseconds
+_METRIC_SLACK = 1e-5  # of its largest entry: the tolerance for rounding, also in float32
 
 
 def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched: bool) -> None:

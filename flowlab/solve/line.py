@@ -46,13 +46,13 @@ __all__ = ["Line", "flow_line"]
 
 _MOST_STEPS, _FEWEST_STEPS = 4096, 256
 _ROOM = 2**30  # bytes
-_ROUNDING = 4096  # machine epsilons, one for each step that may be taken
-_SHOWN = 12  # numbers of a state that are written out
-_PATIENCE = 24  # steps at the bound of stability after which another method is looked for: some
-# 150 evaluations, of which one that it does not bound needs a few times as many for a whole line
+_ROUNDING = 4096  # machine epsilons, one for each of the default steps
+_SHOWN = 12  # the most numbers of a state that are written out
+_PATIENCE = 24  # steps at the bound of stability after which another method is tried: about
+# 150 evaluations, a small part of those of a whole line that is not stiff
 _NO_BOUND = 2**31 - 1
-_NOT_ENDED = 0  # the code of a line that is still on its way
-_ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
+_NOT_ENDED = 0  # the code of a line that has not ended
+_ENDS = 3  # states per step besides its stages: both ends, and the state at its end
 _FORWARD_ALONE = (
     "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
     "jax.grad, jax.vjp or jax.jacrev."

@@ -30,10 +30,10 @@ from flowlab.solve.stabilised import AbstractStabilised, OfLanes
 
 __all__ = ["Method", "make_method", "problem_for", "terms"]
 
-_HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
-_CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
-# Where all but a few directions have decayed, the error of like steps grows from one to the next,
-# and a rejected step costs many stages: it is foreseen from the last two.
+_HIGH_ORDER_BELOW = 3e-8  # rtol below which Dopri8 needs less work than Tsit5
+_CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # for errors over their tolerances
+# When all but a few directions have decayed, the error grows from one step to the next of equal
+# length, and a rejected step costs many stages: the last two errors predict the next.
 _FORESEEING = diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.4, icoeff=0.3)
 
 

@@ -22,7 +22,7 @@ from flowlab.flow import AbstractFlow, PreferenceFlow, lifted, metric_matrix
 
 __all__ = ["AbstractNoise", "Minibatch", "Thermal", "check_minibatches"]
 
-_ALIKE = 1e-3  # of a loss: one that is computed in two ways, in float32 too
+_ALIKE = 1e-3  # of a loss: the tolerance between two ways to compute it, also in float32
 
 
 class AbstractNoise(eqx.Module):

@@ -39,12 +39,12 @@ from flowlab.until import AbstractTarget, Outcome, counted
 
 __all__ = ["NoisyRuns", "noisy_runs", "vectors"]
 
-_CHUNK = 256  # steps between two looks at which paths have ended
+_CHUNK = 256  # steps between two checks of which paths have ended
 _BLOCK = {"cpu": 512}  # paths that are computed together; as many as a sweep's starts elsewhere
 _LARGE_BLOCK = 65_536
 _ROOM = 2**26  # numbers in the matrices of a block
 _CROSSED = -1  # the outcome of a path that has crossed a boundary in a step, until it is located
-_WHOLE = 1e-9  # what a number of steps may be above a whole one by rounding
+_WHOLE = 1e-9  # rounding of a number of steps that should be whole
 
 
 @dataclass(frozen=True)
@@ -427,7 +427,7 @@ def _crossing_place(
     variance = slope @ across
     pull = across / jnp.where(variance > 0, variance, 1)
     place = path.state + part * moved + shift - pull * gap
-    return place - pull * problem.gaps(place)[boundary]  # which is no longer 0 on a curved boundary
+    return place - pull * problem.gaps(place)[boundary]  # not 0 yet if the boundary is curved
 
 
 def _runs(

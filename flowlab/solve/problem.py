@@ -47,8 +47,8 @@ __all__ = [
     "steady_clock",
 ]
 
-_SHORT = 8  # components up to which each is an array of its own
-_MOST_STEPS = 2**31 - 1  # which 32 bits count
+_SHORT = 8  # components up to which a vector is stored as separate arrays
+_MOST_STEPS = 2**31 - 1  # the largest int of 32 bits
 _SMALLEST_RTOL = 50.0  # machine epsilons
 
 

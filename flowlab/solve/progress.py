@@ -4,8 +4,8 @@ from typing import Any
 
 __all__ = ["CALL", "SAVED_EVERY", "bar_options"]
 
-CALL = 0.5  # seconds of a call of a compiled loop, between which they get through
-SAVED_EVERY = 30.0  # seconds between checkpoints: what a kill can cost
+CALL = 0.5  # seconds of a call of a compiled loop; they are handled between calls
+SAVED_EVERY = 30.0  # seconds between checkpoints: the most that is lost
 
 
 def bar_options(progress: bool | None) -> dict[str, Any]:

@@ -26,9 +26,9 @@ _LAST = 4  # stages that give the order, after those of the recurrence
 _SLACK = (
     0.05  # over s², of the point where z = 0 beyond the end of the interval: it is damped there
 )
-_KEPT = 0.98  # of the stable interval, so that rounding in its ends is no matter
-_GAIN = 80.0  # over which z⁴ is |w(z)|: the product of its zeros
-_NOISE = 0.1  # of rtol, that the rounding of a state may become
+_KEPT = 0.98  # of the stable interval, a margin for rounding
+_GAIN = 80.0  # |w(z)| ≈ z⁴/80: the product of its zeros
+_NOISE = 0.1  # of rtol: the largest amplified rounding error
 
 
 class ROCK4(AbstractStabilised):
@@ -189,7 +189,7 @@ def recurrence(stages: int, zeros: list[float]) -> tuple[Float[np.ndarray, "r 3"
             slope,
         )
         rows[j] = np.array([value, (origin - mean) * value, -norm * earlier]) / (next_norm * ahead)
-        # Values at the origin are kept at 1, so that they stay in the range of numbers.
+        # Values at the origin are normalised to 1, so that they do not overflow.
         earlier, value = value / ahead, 1.0
         slope, slope_earlier, norm = slope / ahead, slope_earlier / ahead, next_norm
     of_weight = sum(2 * (origin - a) / ((origin - a) ** 2 + b**2) for a, b in pairs)

@@ -24,9 +24,9 @@ from flowlab.solve.rows import Layout, NoRowsError, Rows, alike, evaluated, shar
 
 __all__ = ["program_in_rows"]
 
-_LARGEST = 1024  # elements of an array, each of which is a row of its own
-_UNROLLED = 64  # passes of a loop of known length up to which they are written out
-_CHEAP = 24  # operations of a branch up to which it is carried out and chosen from, not jumped over
+_LARGEST = 1024  # the most elements of an array that is stored in rows
+_UNROLLED = 64  # the most passes of a loop that is written out
+_CHEAP = 24  # operations of a branch that is always carried out, and not skipped
 _CALLS = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "eval_jaxpr")
 
 

@@ -41,8 +41,8 @@ __all__ = [
     "written_out",
 ]
 
-_SMALL = 64  # elements of an array above which it is mapped whole
-_LONGEST = 8  # elements of an argument up to which rows are faster, and compile as quickly
+_SMALL = 64  # the most elements of an array that is stored in rows
+_LONGEST = 8  # elements of an argument up to which rows are faster
 
 _ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "

@@ -32,9 +32,9 @@ __all__ = [
     "signals_after",
 ]
 
-_BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if it is the target
-_DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
-# as the velocity of the logarithm, which grows like x^(β−2), stays a number
+_BOUNDARY_DECADES = 12.0  # decades below the start: the boundary is reached, if it is the target
+_DEEP_DECADES = {8: 145.0, 4: 14.0}  # if it is not the target, by bytes of a number: so deep
+# that the velocity of the logarithm, which grows like x^(β−2), does not overflow
 
 
 def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:

@@ -29,16 +29,16 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 __all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius", "spectral_radius", "spread"]
 
-_SAFETY = 1.2  # over the radius found, from below, by the power iteration; as in RKC
+_SAFETY = 1.2  # times the radius from the power iteration, which is a lower bound; as in RKC
 _SETTLED = (
     0.01  # relative change of the radius in an iteration at which it counts as found; as in RKC
 )
 _MOST_ITERATIONS = 50  # of the power iteration; as in RKC
-_FRESH = 25  # accepted steps for which a radius is trusted at most; as in RKC
-_STEADY = 0.05  # relative change since it was last found up to which it is trusted for longer
-_MOST_GROWTH = 4.0  # of the radius, that is expected of a step as large as what it was in the last
-_USUAL_RTOL = 1e-6  # where diffrax alone calls, which does not tell
-_SEED = 0  # of the first vector, of which the fastest direction must not be missing
+_FRESH = 25  # the most accepted steps for which a radius is trusted; as in RKC
+_STEADY = 0.05  # relative change of the radius up to which it is trusted for longer
+_MOST_GROWTH = 4.0  # the largest growth of the radius that is expected in a step
+_USUAL_RTOL = 1e-6  # the rtol assumed within diffrax, which does not pass its own
+_SEED = 0  # seed of the first vector, which must contain the fastest direction
 
 Slope = Callable[[Float[Array, "*n"], PyTree[Array]], PyTree[Array]]
 """The field at a part, in [0, 1], of the step of each lane, and at a point."""
@@ -234,7 +234,7 @@ def taken(
     reach = jnp.max(reaches)
     stages = lax.stop_gradient(method.stages(jnp.minimum(reach, longest)))
     y1, error, bend, twist = method.stepped(slope, y0, part, stages)
-    # What is more than the stages can bear is no step: a shorter one is to be tried.
+    # A step that is too long for the largest number of stages is rejected.
     error = jax.tree.map(lambda e: jnp.where(reach <= longest, e, jnp.inf), error)
     dense = {"y0": y0, "y1": y1, "bend": bend, "twist": twist}
     return y1, error, dense, eqx.tree_at(lambda r: r.stages, radius, stages)
@@ -254,7 +254,7 @@ def unknown_radius(y0: PyTree[Array], part: Float[Array, "*n"]) -> Radius:
     keys = jax.random.split(jax.random.key(_SEED), len(leaves))
 
     def drawn(key: Array, leaf: Array) -> Array:
-        shape = leaf.shape[: leaf.ndim - part.ndim]  # all lanes begin alike
+        shape = leaf.shape[: leaf.ndim - part.ndim]  # all lanes begin with the same vector
         numbers = jax.random.normal(key, shape, leaf.dtype)
         return jnp.broadcast_to(jnp.reshape(numbers, shape + (1,) * part.ndim), leaf.shape)
 

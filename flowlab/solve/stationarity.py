@@ -37,10 +37,10 @@ from flowlab.until import Outcome
 
 __all__ = ["is_stationary", "rested"]
 
-_NEAR = 10.0  # tolerances still to go, under which a line counts as at rest
-_LONGEST_TIME = 0.97  # of the exponents of numbers: a step may take time tenfold further
-_MOST_STEPS = 8  # of conjugate gradients: one more for each scale of curvature on the way
-_FLAT = 0.6  # power of the machine epsilon: a curvature so small beside the first is none
+_NEAR = 10.0  # tolerances: a line with a shorter remaining distance is at rest
+_LONGEST_TIME = 0.97  # of the largest exponent: longer flow times end a line before they overflow
+_MOST_STEPS = 8  # of conjugate gradients: about one per scale of curvature
+_FLAT = 0.6  # power of the machine epsilon: the relative curvature that counts as zero
 
 
 def rested(problem: Problem, lanes: Lanes) -> Lanes:
@@ -158,7 +158,7 @@ class _Search(NamedTuple):
     shortest: Float[Array, ""]
     steps: Any
     going: Bool[Array, ""]
-    endless: Bool[Array, ""]  # a slope is left along which nothing curves
+    endless: Bool[Array, ""]  # there is a slope along a direction without curvature
 
 
 def _near(problem: Problem, lane: Lanes, to_go: PyTree[Array]) -> Bool[Array, ""]:

@@ -35,7 +35,7 @@ __all__ = ["TangentLanes", "first_with_tangents", "later_with_tangents"]
 
 _MOVING = ("point", "progress", "start", "start_value", "span")
 """The parts of lanes whose derivatives matter for what is to come."""
-_LOOSER = 10.0  # than the state's: the tolerance of a derivative, relative to all those of its lane
+_LOOSER = 10.0  # times rtol: the tolerance of derivatives, relative to the largest of the lane
 
 
 class TangentLanes(eqx.Module):
@@ -182,7 +182,7 @@ def _(size: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[A
     of_points, allowed = primals[:2]
     before, after, error = (_largest(size, tangent) for tangent in tangents[2:])
     shares = error / (allowed * jnp.maximum(before, after))
-    # Derivatives that are no numbers do not choose the step, and are told as undefined.
+    # Derivatives that are not finite do not affect the step, and are reported as undefined.
     larger = jnp.maximum(of_points, jnp.where(jnp.isfinite(shares), shares, 0))
     return larger, jnp.zeros_like(larger)
 

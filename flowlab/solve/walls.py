@@ -40,10 +40,10 @@ __all__ = [
     "wall_count",
 ]
 
-_WRITTEN_OUT = 4  # walls up to which elimination is a program without a loop
-_DEPENDENT = 1e3  # machine epsilons of a pivot, under which a normal depends on those before it
-_STOPPED = 1e2  # machine epsilons of what is taken from a component, under which it stands still
-_PIVOTS = 8  # per wall, many times what is needed, so that rounding cannot go on for ever
+_WRITTEN_OUT = 4  # the most walls for which elimination is written out
+_DEPENDENT = 1e3  # machine epsilons: with a smaller pivot, a normal depends on earlier normals
+_STOPPED = 1e2  # machine epsilons: a smaller rest of a component counts as zero
+_PIVOTS = 8  # per wall: far more than needed, but finite in spite of rounding
 
 
 class _Pressure(NamedTuple):
@@ -95,7 +95,7 @@ def holding(
     """
     pressure = _pressure(flow, state, free)
     count = touched.shape[0]
-    # Where more walls meet than there are dimensions, a little more makes the matrix definite.
+    # If more walls meet than there are dimensions, a small diagonal makes the matrix definite.
     more = _DEPENDENT * jnp.finfo(state.dtype).eps * jnp.diagonal(pressure.matrix)
     pressure = pressure._replace(matrix=pressure.matrix + 4 * jnp.diag(more))
     normals, _ = flow.domain.walls_like(state)

@@ -177,7 +177,7 @@ def sensitivity(
         block_size: Starts that share a step; None for that of `sweep`, divided by the number of
             components.
         devices: JAX devices to use; None for all local ones.
-        max_steps: Steps that a block tries before the outcome is `step_limit`.
+        max_steps: Steps that a block tries before the outcome is `step_limit`, as in `sweep`.
         optimise: Whether the compiler optimises its code; None for yes from 4,000 starts on.
 
     Raises:

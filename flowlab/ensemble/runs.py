@@ -63,7 +63,8 @@ class Runs:
         level_times: Flow time at which each level was met, shape (*v, n, k).
         saved: States at the times to save at, leaves of shape (*v, n, s, ...); None without any.
         measures: What was measured, by name, shape (*v, n) or (*v, n, ...).
-        steps: Accepted steps, shape (*v, n).
+        steps: Accepted steps, shape (*v, n), of all blocks that a start was in; for starts that
+            were solved again, of the solution that is kept.
         over: The values of the swept hyper-parameters, by name, in the order of the axes.
         save_at: The times to save at.
         rtol: Relative tolerance.

@@ -17,7 +17,7 @@ import flowlab as fl
 from flowlab import plans, solve, store, until
 from flowlab.ensemble import kernel
 from flowlab.solve import RKC2, ROCK4, Rodas5P
-from flowlab.solve.stiffness import stiff_solvers
+from flowlab.solve.stiffness import bounded_rates, steps_alone, stiff_solvers
 from flowlab.until import Outcome
 
 SOLVERS = pytest.mark.parametrize("solver", [RKC2(), ROCK4()], ids=["RKC2", "ROCK4"])
@@ -191,6 +191,7 @@ def test_a_sweep_solves_again_what_stability_held_up_and_leaves_the_others_alone
     np.testing.assert_array_equal(asked.end[1], runs.end[1])
     told = runs.to_xarray().solved_by
     assert told.attrs["flag_meanings"] == "Tsit5 Rodas5P ROCK4 RKC2"
+    assert "whatever was asked for" in told.attrs["comment"]
     np.testing.assert_array_equal(told, [1, 0, 1])
 
 
@@ -290,6 +291,21 @@ def test_small_states_are_solved_with_a_matrix_and_large_ones_without():
     assert names(33, rate=1e7) == ["RKC2", "ROCK4"]
     assert names(2, lambda y, p: y * p) == ["Rodas5P"]
     assert names(33, lambda y, p: y * p) == []
+
+
+def test_each_line_is_told_stiff_by_the_steps_that_it_takes_alone_from_where_it_stands():
+    def potential(y):
+        return y[0] ** 4 / 4 + 5e4 * y[2] * y[1] ** 2
+
+    # The last component stays, and says whether the second one decays at a rate of 1e5.
+    flow = fl.Flow(potential, metric=lambda y, p: p * np.array([1.0, 1.0, 0.0]))
+    states = np.array([[10.0, 1e-7, 1], [10, 1, 0], [1e6, 1, 1], [10, np.nan, 1], [1, 1e-7, 1]])
+    problem = solve.problem_for(None, flow, np.float64, states[0], until=until.time(1.0))
+    found = steps_alone(problem, solve.make_method(rtol=1e-6), np.ones((5, 3)), states)
+    rates = bounded_rates(problem, *found)
+    # At 1e6 the first one falls at 3e12, along a power of time, which accuracy bounds.
+    np.testing.assert_array_equal(rates > 0, [True, False, False, False, True])
+    np.testing.assert_allclose(rates[[0, 4]], 1.2e5, rtol=0.05)  # with a margin of a fifth
 
 
 @DEAR

@@ -226,7 +226,7 @@ def _in_small_blocks(
     while len(blocks):
         lanes = (blocks[:number, None] * few + np.arange(few)).ravel()
         part = _kept(pool, lanes[lanes < len(pool.indices)])
-        left = _later_passes(alone, problem, [part])
+        left = _later_passes(alone, problem, [part], resized=number == _FIRST)
         evicted += left.evicted
         if sum(len(one.indices) for one in left.spent) > (1 - _ARRIVING) * len(part.indices):
             break
@@ -332,11 +332,16 @@ def _first_passes(work: _Work, starts: PyTree[np.ndarray], order: np.ndarray) ->
     return _gathered(work, _in_parallel(first, batches, work, program.fresh))
 
 
-def _later_passes(work: _Work, problem: Problem, pool: list[_UnfinishedLanes]) -> _Left:
-    """Continue the unfinished lanes in blocks of their own until all have ended or are left."""
+def _later_passes(
+    work: _Work, problem: Problem, pool: list[_UnfinishedLanes], *, resized: bool = False
+) -> _Left:
+    """Continue the unfinished lanes in blocks of their own until all have ended or are left.
+
+    `resized`: the blocks are the first ones of their size, for which the program is compiled anew.
+    """
     left = _Left([], [], [])
     program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
-    fresh, size = program.fresh, work.size
+    fresh, size = program.fresh or resized, work.size
     while pool:
         indices, lanes = _joined(pool)
         places = [np.arange(i, min(i + size, len(indices))) for i in range(0, len(indices), size)]

@@ -77,7 +77,10 @@ def sweep(
             All values share one compiled program.
         measures: What to measure, from `flowlab.measures`.
         save_at: Flow times at which to keep the states, positive and increasing.
-        clock: The independent variable; None for the target's own.
+        clock: The independent variable; None for the target's own. Results do not depend on it:
+            lanes that alone need small steps under it, or that it leads astray, go on under arc
+            length, and stiff starts are solved again under time, or under arc length on a domain
+            whose boundary absorbs.
         rtol: Relative tolerance, of the state and of the flow time; None for 1e-6, or 1e-4 where
             the dtype is float32.
         atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, or for

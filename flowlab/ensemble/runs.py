@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "Runs"]
 
+_CLOCK_OF_STIFF = (
+    "solvers but the first were under the clock of time, or of arc length on a domain whose "
+    "boundary absorbs, whatever was asked for"
+)
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -76,7 +81,8 @@ class Runs:
         solver: The name of the method; empty if it is not known. For starts that are not stiff, if
             others were solved again by another.
         solved_by: Codes of the solvers of all starts, shape (*v, n): indices into `solvers`; None
-            if all are by `solver`, as asked for.
+            if all are by `solver`, as asked for. Where a code is not 0 the clock was time, or arc
+            length on a domain whose boundary absorbs, whatever was asked for.
         backend: The backend that solved them, `blocks` or `kernel`; empty if it is not known.
     """
 
@@ -189,6 +195,7 @@ class Runs:
         if self.solved_by is None:
             return {}
         told = {"long_name": "solver", **_meanings(range(len(self.solvers)), self.solvers)}
+        told["comment"] = _CLOCK_OF_STIFF
         return {"solved_by": (lead, self.solved_by, told)}
 
     def _measured(self, name: str, values: Any, lead: tuple[str, ...]) -> dict[str, Any]:

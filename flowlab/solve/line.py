@@ -37,7 +37,7 @@ from flowlab.solve.problem import (
     check_target,
     default_rtol,
 )
-from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
+from flowlab.solve.stiffness import bounded_rates, steady, stiff_solvers
 from flowlab.solve.thin_line import refuse_thin, thin_line
 from flowlab.solve.watched import Watched
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
@@ -96,7 +96,11 @@ class Line(eqx.Module):
 
     @property
     def solver(self) -> str:
-        """The name of the solver that made the steps."""
+        """The name of the solver that made the steps.
+
+        If none was asked for and this is one of stiff flows, its clock was time, or arc length on a
+        domain whose boundary absorbs, whatever clock was asked for.
+        """
         return self._method.name
 
     def __repr__(self) -> str:
@@ -239,7 +243,8 @@ def flow_line(
             Tsit5, or Dopri8 where rtol < 3e-8. If only stability keeps the steps of these short,
             the line is followed again from its start: by Rodas5P up to 32 components; beyond, or
             if that does not suffice, by ROCK4 and then RKC2 (in the other order where
-            rtol ≥ 1e-5). `Line.solver` says which was used.
+            rtol ≥ 1e-5), whatever clock was asked for under that of time, or of arc length on a
+            domain whose boundary absorbs. `Line.solver` says which was used.
         measures: What to measure, from `flowlab.measures`.
         reverse: Follow the flow backwards, up the potential.
         max_steps: Steps to try before the outcome is `step_limit`. Memory is allocated for all of
@@ -356,7 +361,7 @@ def _bounded_rate(line: Line) -> float | None:
         return None
     lately = (line.times[-1] - line.times[-1 - _PATIENCE]) / _PATIENCE
     last = jax.tree.map(lambda x: x[-1:], line.states)
-    return bounded_rate(line._problem, last, np.asarray([lately]))
+    return float(bounded_rates(line._problem, last, np.asarray([lately]))[0]) or None
 
 
 def _check_reverse(until: AbstractTarget, reverse: bool) -> None:

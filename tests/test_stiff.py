@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import diffrax
@@ -274,6 +275,21 @@ def test_a_large_state_is_followed_without_a_matrix_by_choice():
     line = fl.flow_line(problem.flow, problem.start, until=until.time(2.0), rtol=1e-4)
     assert (line.outcome, line.solver) == (Outcome.reached, "RKC2")
     np.testing.assert_allclose(line.end, problem.at(2.0), atol=1e-2 * np.exp(-2.0))
+
+
+@SOLVERS
+def test_the_longest_step_is_one_that_the_stages_can_bear_whatever_the_rounding(solver):
+    method = solve.make_method(solver, rtol=1e-6).solver
+    longest = float(solver.longest(np.float64, 1e-6))
+
+    def reach(radius):
+        state = SimpleNamespace(value=radius[None])
+        lanes = SimpleNamespace(active=jnp.ones(1, bool))
+        return method.longest_step(state, lanes) * radius
+
+    reaches = jax.vmap(reach)(jnp.asarray(np.random.default_rng(0).uniform(1e3, 1e6, 1000)))
+    np.testing.assert_array_less(reaches, longest)
+    np.testing.assert_allclose(reaches, longest, rtol=1e-14)
 
 
 def test_small_states_are_solved_with_a_matrix_and_large_ones_without():

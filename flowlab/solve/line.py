@@ -249,8 +249,9 @@ def flow_line(
             options below are for that alone.
         save_at: Flow times at which to keep the state, on the host, beside the two ends.
         watch: What to keep of all pairs there: `"loss"`, `"u"`, the log-ratios of each, or both.
-        u_atol: Tolerance per step of the log-ratio of every response, nats; None for `rtol` nats,
-            or for none if the flow has no pairs; infinite for none.
+        u_atol: Tolerance per step of the log-ratio of every response, nats, on its derivative along
+            the error of the state; None for `rtol` nats, or for none if the flow has no pairs;
+            infinite for none. The log-probabilities must have forward derivatives.
         progress: Whether to show a progress bar; None to show one if it takes long, on a terminal.
         checkpoint: A file to which the progress of the line is written every half a minute, and at
             its end. The same call resumes it, after kill -9 too, to the bits of an undisturbed line

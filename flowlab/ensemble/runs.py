@@ -73,8 +73,8 @@ class Runs:
         saved: States at the times to save at, leaves of shape (*v, n, s, ...); None if there are no
             such times.
         measures: Results of the measures, by name, shape (*v, n) or (*v, n, ...).
-        steps: Number of accepted steps, shape (*v, n), in all blocks that a start was in; for starts
-            that were integrated again, of the integration that is kept.
+        steps: Number of accepted steps, shape (*v, n), in all blocks that a start was in; for a
+            start that was integrated again, of the integration that is kept.
         over: The values of the swept hyper-parameters, by name, in the order of the axes.
         save_at: The times to save at, shape (s,).
         rtol: Relative tolerance.

@@ -257,8 +257,10 @@ def flow_line(
             on the host.
         watch: Values to save with each state: `"loss"`, `"u"` (the log-ratios of all pairs), or
             both.
-        u_atol: Tolerance per step of the log-ratio of every response, in nats. None for `rtol`
-            nats, or for no such tolerance if the flow has no pairs; infinite for no such tolerance.
+        u_atol: Tolerance per step of the log-ratio of every response, in nats; its error is its
+            derivative along the error of the state, so that the log-probabilities must have forward
+            derivatives. None for `rtol` nats, or for no such tolerance if the flow has no pairs;
+            infinite for no such tolerance.
         progress: Whether to show a progress bar; None shows one on a terminal if the line takes
             long.
         checkpoint: A file to which the state of the integration is written every half a minute and

@@ -197,7 +197,7 @@ def test_targets_with_fewer_levels_leave_the_others_empty(tmp_path):
 
 
 def test_runs_of_other_starts_than_those_of_the_block_are_refused(made):
-    with pytest.raises(ValueError, match="must be of the 4 starts of the block, but is of 10"):
+    with pytest.raises(ValueError, match="must have the 4 starts of the block, but has 10"):
         made.write(Block((0, 0), 0), runs(0, COUNT, 0.0), 0.1)
     assert len(made.missing()) == 6
 

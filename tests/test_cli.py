@@ -283,7 +283,7 @@ def test_a_store_is_replaced_only_where_that_is_asked_for(tmp_path, solved_with)
     assert swept(tmp_path / "sweep", RATIO, GRID).exit_code == 0
     said = refusal(swept(tmp_path / "sweep", RATIO, UNIFORM))
     assert said.startswith("Option --out must be free or hold this plan, but ")
-    assert said.endswith("; give another, or replace that by --overwrite.")
+    assert said.endswith("; give another path, or replace the store by --overwrite.")
     assert len(solved_with) == 1, "what cannot be written was solved"
     assert swept(tmp_path / "sweep", RATIO, UNIFORM, flags=("--overwrite",)).exit_code == 0
     assert store.read(tmp_path / "sweep").sizes["start"] == 5
@@ -327,7 +327,7 @@ WRONG = {
     "Option --loss must be one of dpo, dpo_forward_kl, ": {"--loss": "mse"},
     "Option --set must name hyper-parameters of IPO (beta, ": {"--loss": "ipo", "--set": "tau=1"},
     "Option --set must be NAME=NUMBER, but is 'tau'.": {"--loss": "discopop", "--set": "tau"},
-    "Option --set must name numbers, but divergence is not one.": {"--set": "divergence=1"},
+    "Option --set must set numbers, but divergence is not a number.": {"--set": "divergence=1"},
     "Option --set must name hyper-parameters, but names 'name'.": {"--set": "name=1"},
     "Option --set must not name tau twice.": {"--loss": "discopop", "--set": ["tau=1", "tau=2"]},
     "Option --set label_smoothing must lie in [0, ": {

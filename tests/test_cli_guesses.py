@@ -130,7 +130,7 @@ TYPOS = {
         "dpo,ipo."
     ),
     "losses all": (
-        "Argument `NAME` must be one loss, but is all; leave it out for the table of all."
+        "Argument `NAME` must be one loss, but is all; leave it out for the table of all losses."
     ),
     "portrait himelblau": (
         "Argument `LOSS` must be a loss or a classical potential, but is 'himelblau'; did you mean "
@@ -203,7 +203,7 @@ def test_results_in_a_folder_are_replaced_only_where_that_is_asked_for(tmp_path)
     said = refusal(flowlab_command(*asked))
     assert said == (
         f"Option --out must be a new folder, but {tmp_path / 'mine'} holds earlier results; give "
-        "another, or replace it with --overwrite."
+        "another path, or replace it with --overwrite."
     )
     assert flowlab_command(*asked, "--overwrite").exit_code == 0
     assert (tmp_path / "mine" / "report.html").read_text("utf-8") != "old"

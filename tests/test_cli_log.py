@@ -56,8 +56,11 @@ def test_a_page_is_written_to_a_folder_and_named(tmp_path):
         ((LOG, "--loss", "nonsense"), "Option --loss must be one of dpo, "),
         ((LOG, "--loss", "aot"), "Option --loss must name losses of one pair, but aot is"),
         ((LOG, "--loss", "dpo", "--set", "beta=1"), "must not name beta, which is --beta."),
-        ((ORPO, "--loss", "dpo"), "Option --loss must be one without a reference, such as"),
-        ((LOG, "--loss", "simpo"), "Option --loss must be one with a reference, such as DPO, for"),
+        ((ORPO, "--loss", "dpo"), "Option --loss must be a loss without a reference, such as"),
+        (
+            (LOG, "--loss", "simpo"),
+            "Option --loss must be a loss with a reference, such as DPO, but",
+        ),
         ((LOG, "--beta", "0.2"), "Option --beta must be given once, but is [0.2, 0.1]."),
         ((LOG, "--out", LOG), "Option --out must be a folder, but "),
     ],

@@ -136,8 +136,8 @@ def test_a_picture_is_replaced_only_where_that_is_asked_for(tmp_path, drawn_with
     picture.write_text("mine")
     said = refusal(flowlab_command("portrait", "dpo", "--figure", picture))
     assert said == (
-        f"Option --figure must be a new file, but {picture} exists; give another, or replace it "
-        "with --overwrite."
+        f"Option --figure must be a new file, but {picture} exists; give another path, or replace "
+        "it with --overwrite."
     )
     assert (picture.read_text(), drawn_with) == ("mine", [])
     assert flowlab_command("portrait", "dpo", "--out", picture, "--overwrite").exit_code == 0

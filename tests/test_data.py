@@ -161,12 +161,12 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, file: Path) -> 
     wanted = "name a token of its vocabulary as `eos_token` in tokenizer_config.json"
     described = tmp_path / "tokenizer_config.json"
     assert_sentence(
-        f"Argument `tokenizer` must {wanted}, but that of {tmp_path} names None.",
+        f"Argument `tokenizer` must {wanted}, but the one in {tmp_path} names None.",
         tokenizer=tmp_path,
     )
     described.write_text('{"eos_token": "<other>"}', "utf-8")
     assert_sentence(
-        f"Argument `tokenizer` must {wanted}, but that of {tmp_path} names '<other>'.",
+        f"Argument `tokenizer` must {wanted}, but the one in {tmp_path} names '<other>'.",
         tokenizer=tmp_path,
     )
     described.write_text("{", "utf-8")
@@ -175,7 +175,7 @@ def test_folders_without_a_tokenizer_are_refused(tmp_path: Path, file: Path) -> 
     described.write_text('{"eos_token": {"content": "<eos>"}}', "utf-8")
     assert data.preferences(file, tmp_path).tokens[0, 0, -1] == 1
     (tmp_path / "tokenizer.json").write_text("{}", "utf-8")
-    with pytest.raises(ValueError, match="must hold a tokenizer, but that of .* cannot be read"):
+    with pytest.raises(ValueError, match="must hold a tokenizer, but the one in .* cannot be read"):
         data.preferences(file, tmp_path)
 
 
@@ -200,7 +200,9 @@ def test_templates_are_rendered_in_a_sandbox_and_refused_where_they_fail(file: P
             with pytest.raises(ValueError, match=f"that takes the conversations, .*{reason}"):
                 read()
     described.write_text(json.dumps({"eos_token": "<eos>", "chat_template": "{% if"}), "utf-8")
-    with pytest.raises(ValueError, match="must have a chat template in jinja2, but that of .* is"):
+    with pytest.raises(
+        ValueError, match="must have a chat template in jinja2, but the one in .* is"
+    ):
         read()
 
 

@@ -405,8 +405,8 @@ def test_a_log_of_orpo_has_log_probabilities_and_never_log_ratios():
     assert len(found.log.points) == 0 and np.all(np.isnan(found.log.u_chosen))
     np.testing.assert_allclose(found.points[[0, -1], 0], [-0.794, -0.692])
     assert found.doubts == [
-        "The rewards in the file are 0.05 times the log-probabilities, so β was that. So what "
-        "follows is read with β = 0.05, not with the 0.1 that was given."
+        "The rewards in the file are 0.05 times the log-probabilities, so β is 0.05. The "
+        "following is computed with β = 0.05, not with the given 0.1."
     ]
     said = report.text(found)
     assert "went from −0.98 to −0.79, by +0.19" in said.replace("\n", " ")
@@ -414,7 +414,7 @@ def test_a_log_of_orpo_has_log_probabilities_and_never_log_ratios():
     with pytest.raises(ValueError, match="`runs` must hold runs with log-ratios"):
         plots.training_run(found)
     assert "log-probability" in str(found.plot().get_legend_handles_labels()[1])
-    with pytest.raises(ValueError, match="`loss` must be one without a reference"):
+    with pytest.raises(ValueError, match="`loss` must be a loss without a reference"):
         read("log_orpo.json", loss=losses.DPO(0.1))
 
 

@@ -453,8 +453,8 @@ def test_a_sum_of_losses_of_a_batch_and_of_pairs_has_a_mean_and_no_value_per_pai
     assert not WeightedSum((DPO(), SFT())).of_batch
     np.testing.assert_array_equal(alike(batch()), AOT()(batch()) + AOTUnpaired()(batch()))
     sentence = (
-        "Argument `losses` must be all of pairs or all of a batch for a value per pair, but is "
-        f"{mixed.losses!r}; use `mean`."
+        "Argument `losses` must not mix batch losses with other losses for a value per pair, but "
+        f"is {mixed.losses!r}; use `mean`."
     )
     assert_refused(mixed, sentence, batch())
     np.testing.assert_allclose(mixed.mean(batch()), AOT().mean(batch()) + DPO().mean(batch()))

@@ -37,40 +37,53 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: fl.TabularSoftmax([0.5, 0.6]),
-        "`reference` must hold positive probabilities, those of a prompt with the sum 1, but holds "
+        "`reference` must hold positive probabilities that sum to 1 for each prompt, but holds "
         "[0.5, 0.6].",
     ),
     (
         lambda: fl.TabularSoftmax([[0.5, 0.5], [1.0, 0.0]]),
-        "`reference` must hold positive probabilities, those of a prompt with the sum 1, but holds "
+        "`reference` must hold positive probabilities that sum to 1 for each prompt, but holds "
         "[[0.5, 0.5], [1. , 0. ]].",
     ),
     *(
         (
             lambda preferences=preferences: fl.TabularSoftmax(TABLE, preferences),
-            f"`preferences` must be (chosen, rejected) or a list of such, {rest}",
+            f"`preferences` must be indices (chosen, rejected){rest}",
         )
         for preferences, rest in (
-            (0, "counted from 0, but is 0."),
-            ([], "counted from 0, but is []."),
-            (np.zeros((0, 2), int), "counted from 0, but is array([], shape=(0, 2), dtype=int64)."),
-            ((0, 1, 2), "counted from 0, but is (0, 1, 2)."),
-            ((0.0, 1.0), "counted from 0, but is (0.0, 1.0)."),
-            ([(0, 1), (2,)], "counted from 0, but is [(0, 1), (2,)]."),
-            ((0, 3), "among 3 responses, counted from 0, but is [0, 3]."),
-            ((-1, 0), "among 3 responses, counted from 0, but is [-1, 0]."),
-            ([(0, 1), (2, 2)], "of two different responses, but is [[0, 1], [2, 2]]."),
+            (0, ", counted from 0, or a list of such tuples, but is 0."),
+            ([], ", counted from 0, or a list of such tuples, but is []."),
+            (
+                np.zeros((0, 2), int),
+                ", counted from 0, or a list of such tuples, but is "
+                "array([], shape=(0, 2), dtype=int64).",
+            ),
+            ((0, 1, 2), ", counted from 0, or a list of such tuples, but is (0, 1, 2)."),
+            ((0.0, 1.0), ", counted from 0, or a list of such tuples, but is (0.0, 1.0)."),
+            ([(0, 1), (2,)], ", counted from 0, or a list of such tuples, but is [(0, 1), (2,)]."),
+            (
+                (0, 3),
+                " of 3 responses, counted from 0, or a list of such tuples, but is [0, 3].",
+            ),
+            (
+                (-1, 0),
+                " of 3 responses, counted from 0, or a list of such tuples, but is [-1, 0].",
+            ),
+            (
+                [(0, 1), (2, 2)],
+                " of two different responses, or a list of such tuples, but is [[0, 1], [2, 2]].",
+            ),
         )
     ),
     (
         lambda: fl.TabularSoftmax(PROMPTS),
-        "`preferences` must be (prompt, chosen, rejected) or a list of such, counted from 0, "
-        "but is (0, 1).",
+        "`preferences` must be indices (prompt, chosen, rejected), counted from 0, or a list of "
+        "such tuples, but is (0, 1).",
     ),
     (
         lambda: fl.TabularSoftmax(PROMPTS, [(2, 0, 1)]),
-        "`preferences` must be (prompt, chosen, rejected) or a list of such, among 3 responses to "
-        "2 prompts, counted from 0, but is [[2, 0, 1]].",
+        "`preferences` must be indices (prompt, chosen, rejected) of 3 responses to 2 prompts, "
+        "counted from 0, or a list of such tuples, but is [[2, 0, 1]].",
     ),
     *(
         (
@@ -101,8 +114,8 @@ MISUSES: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: LogLinear(np.eye(2), (0, 2)),
-        "`preferences` must be (chosen, rejected) or a list of "
-        "such, among 2 responses, counted from 0, but is [0, 2].",
+        "`preferences` must be indices (chosen, rejected) of 2 responses, counted from 0, or a "
+        "list of such tuples, but is [0, 2].",
     ),
     (
         lambda: LogLinear.with_similarity(1.5),

@@ -158,7 +158,7 @@ def test_configurations_of_other_models_are_refused(name: str, checkpoint: Path)
     found = "has no such entry" if value is None else f"has {json.dumps(value)}"
     assert_refused(
         models.load,
-        f"Argument `folder` must have a config.json with {wanted} for `{key}`, but that of "
+        f"Argument `folder` must have a config.json with {wanted} for `{key}`, but the one in "
         f"{checkpoint} {found}.",
         checkpoint,
     )
@@ -186,7 +186,9 @@ def test_positions_and_heads_that_are_not_computed_are_refused(
     reconfigured(folder, **{entry: value})
     with pytest.raises(ValueError) as caught:
         models.load(folder)
-    assert f"must have a config.json with {wanted} for `{entry}`, but that of" in str(caught.value)
+    assert f"must have a config.json with {wanted} for `{entry}`, but the one in" in str(
+        caught.value
+    )
 
 
 def test_tensors_that_are_not_those_of_the_configuration_are_refused(checkpoint: Path) -> None:
@@ -236,7 +238,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
         f"Argument `folder` must be the folder of a checkpoint, but {nowhere} is not one.", nowhere
     )
     assert_sentence(
-        "Argument `folder` must be that of a checkpoint, with a config.json, but "
+        "Argument `folder` must be the folder of a checkpoint, with a config.json, but "
         f"{tmp_path} has none.",
         tmp_path,
     )
@@ -257,7 +259,7 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
     index.write_text('{"weight_map": {"a": "../gpt2/model.safetensors"}}', "utf-8")
     assert_sentence(
         "Argument `folder` must hold a model.safetensors.index.json that names files beside it, "
-        f"but that of {checkpoint} does not.",
+        f"but the one in {checkpoint} does not.",
         checkpoint,
     )
     index.unlink()
@@ -271,11 +273,12 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
         checkpoint,
     )
     (checkpoint / "config.json").write_text("[", "utf-8")
-    with pytest.raises(ValueError, match=r"must hold a config\.json in JSON, but that of"):
+    with pytest.raises(ValueError, match=r"must hold a config\.json in JSON, but the one in"):
         models.load(checkpoint)
     (checkpoint / "config.json").write_text("[]", "utf-8")
     assert_sentence(
-        f"Argument `folder` must hold a config.json with a JSON object, but that of {checkpoint} "
+        f"Argument `folder` must hold a config.json with a JSON object, but the one in "
+        f"{checkpoint} "
         "has none.",
         checkpoint,
     )

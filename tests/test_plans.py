@@ -248,7 +248,7 @@ def test_measures_whose_results_differ_in_shape_between_policies_are_refused_at_
     plans.Plan(begin, measures=[measures.path_length()], **options)
     sentence = (
         "^Argument `measures` must have results of one shape with every policy, but `dip_depth` "
-        r"has shape \(1,\) with 'three' and \(2,\) with 'four'; give each a plan of its own\.$"
+        r"has shape \(1,\) with 'three' and \(2,\) with 'four'; make one plan for each policy\.$"
     )
     with pytest.raises(ValueError, match=sentence):
         plans.Plan(begin, measures=[measures.dip()], **options)
@@ -275,7 +275,7 @@ def test_another_plan_on_the_same_store_is_refused_and_the_difference_named(tmp_
         r"`block` is 8 in the store and 4 here": {"block": 4},
     }
     for sentence, change in changes.items():
-        with pytest.raises(ValueError, match=f"holds another: .*{sentence}"):
+        with pytest.raises(ValueError, match=f"holds another plan: .*{sentence}"):
             plans.run(made(**{**small, **change}), tmp_path / "s", progress=False)
 
 

@@ -162,7 +162,7 @@ def test_a_recipe_that_is_wrong_is_refused_in_the_words_of_recipes():
 
 
 def test_there_must_be_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no plan"):
+    with pytest.raises(FileNotFoundError, match="The plan .* does not exist"):
         plans.from_toml(tmp_path / "plan.toml")
 
 

@@ -176,7 +176,7 @@ def test_what_became_of_every_pair_is_counted_at_each_kept_step(
     blind = dataclasses.replace(run, u=np.zeros((0, 0, 2)), kept=np.zeros(0, int))
     assert_refused(
         compare(log, blind).of_pairs,
-        "Argument `run` must have looked at all pairs, with keep_every=…, but did not.",
+        "Argument `run` must have log-ratios of all pairs, from keep_every=…, but has none.",
     )
 
 
@@ -220,14 +220,14 @@ def test_settings_that_do_not_fit_a_log_are_told_before_time_is_spent(
     assert "fits β = 0.10" in str(beta_doubt(doubled))
     other = doubts(log, policy, the_order(count, 480, seed=43), rates, per_device=16)
     assert other[0].startswith("The batch of step 1 has 480 tokens in the log, and ")
-    assert "the data are others" in other[0]
+    assert "the data are different" in other[0]
     moved = eqx.tree_at(
         lambda held: held.ref_log_probs, policy, np.asarray(policy.ref_log_probs) - 0.5
     )
     chosen, rejected = doubts(log, moved, the_order(count, 480), rates)
     assert chosen == (
         "The first chosen log-probabilities are -3.12441 nats in the log, and -3.62441 here: the "
-        "model, the data or the order are others."
+        "model, the data or the order are different."
     )
     assert rejected.startswith("The first rejected log-probabilities are -7.13634 nats in the log")
     small = doubts(log, policy, hf_order(count, 6, 8), rates, per_device=8)

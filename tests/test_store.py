@@ -203,6 +203,6 @@ def test_other_data_than_runs_is_refused(tmp_path):
     "value", [object(), float("nan"), np.float32(1)], ids=["object", "nan", "f4"]
 )
 def test_a_description_that_json_cannot_hold_is_refused(value, small, tmp_path):
-    with pytest.raises(ValueError, match=r"^Argument `description` must be made of dicts"):
+    with pytest.raises(ValueError, match=r"^Argument `description` must consist of dicts"):
         store.write(small, tmp_path / "sweep", description={"value": value})
     assert os.listdir(tmp_path) == []

@@ -339,20 +339,20 @@ REFUSED = {
     ),
     "a weight of the tail": (
         ("dpo", None, {"ld_alpha": 0.5}),
-        "Argument `ld_alpha` must be None or 1, but is 0.5; it weighs the tokens of the longer "
+        "Argument `ld_alpha` must be None or 1, but is 0.5; it weights the tokens of the longer "
         "response beyond the length of the shorter one, and a pair holds the log-probabilities of "
         "whole responses.",
     ),
     "weights by likelihood": (
         ("dpo", None, {"use_weighting": True}),
-        "Argument `use_weighting` must be None or False, but is True; it weighs pairs by how "
-        "likely their responses are and holds the weights fixed, so that what is followed is the "
-        "gradient of no loss.",
+        "Argument `use_weighting` must be None or False, but is True; it weights pairs by the "
+        "probabilities of their responses, without a gradient, so that training does not follow "
+        "the gradient of a loss.",
     ),
     "a reference that moves": (
         ("kto", None, {"sync_ref_model": True}),
         "Argument `sync_ref_model` must be None or False, but is True; it moves the reference "
-        "during training, and that of a flow stands still.",
+        "during training, and the reference of a flow is constant.",
     ),
     "a field that nobody knows": (
         ("dpo", None, {"learning_speed": 1.0}),

@@ -44,7 +44,7 @@ __all__ = ["app", "main"]
 
 FAILED, MISUSED = 1, 2
 _RARELY = 100_000, 20, 20  # new objects before Python looks for cycles among the young, and so on
-# Options that a portrait has like a sweep, and those of a sweep that are no entries of files alone.
+# Options that portraits share with sweeps, and options of a sweep that exist outside of files too.
 _DRAWN = ("parameters", "offset", *OF_POLICY)
 _SWEPT = tuple(name for name in OF_SWEEP if name not in ("loss", "policies", "dtype"))
 EXIT_CODES = (
@@ -54,7 +54,7 @@ EXIT_CODES = (
 
 
 class _Group(TyperGroup):
-    """Commands whose errors are one line on stderr and a documented exit code."""
+    """A group of commands; an error is one line on stderr, and has a documented exit code."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or ctx.resilient_parsing:  # as for the shell, which completes what is begun
@@ -65,7 +65,7 @@ class _Group(TyperGroup):
             return super().parse_args(ctx, [*own, *args[first:]])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """The command that is meant, however it is written."""
+        """The command with a given name in any accepted spelling."""
         known = self.list_commands(ctx)
         name = meant(args[0], known)
         if name is None and not ctx.resilient_parsing:
@@ -80,7 +80,7 @@ class _Group(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command whose words are understood as people write them."""
+    """A command that accepts several spellings of its options and values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing:
@@ -100,7 +100,7 @@ class _Command(TyperCommand):
 
 
 class _Computing(_Command):
-    """A command that compiles programs, which a process of its own keeps unless told not to."""
+    """A command that compiles programs, and caches them for later processes unless told not to."""
 
     def invoke(self, ctx: Any) -> Any:
         without = any(context.params.get("no_cache") for context in (ctx, ctx.find_root()))
@@ -126,16 +126,16 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command with the arguments of the process."""
-    # Tracing makes very many objects that live on, and looking through all of them for cycles as
-    # often as Python does would take a tenth of its time.
+    # Tracing makes very many objects that are never freed. The garbage collector would search all
+    # of them for cycles so often that it would take a tenth of the time.
     gc.set_threshold(*_RARELY)
     end_soon()
     try:
         app(prog_name="flowlab", obj=cache.keep_programs)
     except SystemExit as end:
         if end.code == INTERRUPTED:
-            # Threads may be at work in compiled code still, which the end of the interpreter would
-            # take away under them: all is said and written, so leave without it.
+            # Threads may still execute compiled code, which the interpreter frees when it ends. All
+            # output is written, so end the process without the interpreter's cleanup.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(INTERRUPTED)
@@ -189,9 +189,10 @@ def sweep(
 ) -> None:
     """Follow flow lines from many starts.
 
-    Each goes on until the target; what became of it is written to a store, a Zarr group, block by
-    block. The same command resumes a store that was interrupted. A loss is enough:
-    `flowlab sweep dpo`. With --plan, a product of losses, policies, hyper-parameters and targets.
+    Each flow line is followed until it reaches the target. Outcomes, times and measures are written
+    block by block to a store, a Zarr group. The same command resumes a store that was interrupted.
+    The name of a loss suffices: `flowlab sweep dpo`. With --plan, a product of losses, policies,
+    hyper-parameters and targets is swept.
     """
     from flowlab import plans
     from flowlab.cli import _request as request
@@ -220,7 +221,7 @@ def resume(
 ) -> None:
     """Resume a sweep that was interrupted.
 
-    Only blocks that are missing or damaged are solved; the plan is that of the store.
+    Only missing and damaged blocks are solved, by the plan that is in the store.
     """
     from flowlab import plans
 
@@ -228,8 +229,8 @@ def resume(
     if recipe is None:
         raise OptionError(
             "path",
-            "must hold a plan, but that of {} was made in Python; resume it by `flowlab.plans.run` "
-            "there",
+            "must hold a plan, but the plan of {} was made in Python; resume it there by "
+            "`flowlab.plans.run`",
             path,
         )
     report.carry_out(plans.from_json(recipe), path, scheduler, force=force, quiet=quiet)
@@ -238,7 +239,7 @@ def resume(
 @app.command(cls=_Command, epilog=EXIT_CODES)
 @with_options()
 def status(path: str) -> None:
-    """Tell how far a sweep is: blocks done, outcomes, runs per second, time left."""
+    """Print the progress of a sweep: blocks done, outcomes, runs per second, time left."""
     from flowlab import plans
 
     typer.echo(report.progress(plans.status(path), path))
@@ -247,9 +248,9 @@ def status(path: str) -> None:
 @app.command(cls=_Command, epilog=EXIT_CODES)
 @with_options()
 def show(path: str, figure: Path | None = None, overwrite: bool = False) -> None:
-    """Print what is in a store, finished or not, and draw its maps.
+    """Print the contents of a store, finished or not, and draw its maps.
 
-    That is its description, the outcomes, and quantiles of the times and of what was measured.
+    The contents are the description, the outcomes, and quantiles of the times and the measures.
     """
     from flowlab import store
 
@@ -279,10 +280,10 @@ def losses(
     overwrite: bool = False,
     no_cache: bool = False,
 ) -> None:
-    """Tell how the flows of losses behave, on the plane of the two log-ratios of one pair.
+    """Describe the flows of losses on the plane of the two log-ratios of one pair.
 
-    Without a name, the table of all losses, in a minute or two; with one, its card in words, and
-    its portrait in a file.
+    Without a name, print the table of all losses, which takes a minute or two. With a name, print
+    the card of this loss as text, and draw its phase portrait.
     """
     from flowlab.cli import _request as request
 
@@ -324,12 +325,12 @@ def portrait(
     no_cache: bool = False,
     **asked: Any,
 ) -> None:
-    """Draw the phase portrait of a flow on a plane, and print where it rests.
+    """Draw the phase portrait of a flow on a plane, and print its critical points.
 
-    Flow lines; critical points by kind, or that there is none; nullclines, separatrices, slow
-    regions, and with --basins where each start ends. For the flow of a loss, or of a classical
-    potential: a name is enough, as in `flowlab portrait dpo`. With --interactive, a page with a
-    slider, where a click shows the nearest flow line and its measures.
+    The portrait shows flow lines, critical points by kind, nullclines, separatrices and slow
+    regions, and with --basins the basins of attraction. The flow is that of a loss or of a
+    classical potential; a name suffices, as in `flowlab portrait dpo`. With --interactive, write a
+    page with a slider, on which a click shows the nearest flow line and its measures.
     """
     from flowlab.cli import _request as request
 
@@ -365,8 +366,9 @@ def displacement(
 ) -> None:
     """Map where the chosen log-probability of a pair falls, how far, and for how long.
 
-    Over the margin of the start and k_wl/k_ww, how strongly the rejected response moves the chosen
-    one. Writes displacement.png and .svg, table.txt and displacement.json to a folder.
+    The axes are the margin of the start and k_wl/k_ww, the strength with which the rejected
+    response moves the chosen one. Write displacement.png and .svg, table.txt and displacement.json
+    to a folder.
     """
     from flowlab.cli import _request as request
 
@@ -397,9 +399,10 @@ def log(
     overwrite: bool = False,
     no_cache: bool = False,
 ) -> None:
-    """Tell what training logs say: do the chosen responses fall, why, and what would hold them.
+    """Diagnose training runs from their logs: do the chosen responses fall, why, and what helps?
 
-    In words, or as JSON; with --out also as a page with pictures. Nothing is trained again.
+    Print the diagnosis as text or as JSON; with --out, also write a page with pictures. Nothing is
+    trained.
     """
     from flowlab._pages import REPORT
     from flowlab.cli import _request as request
@@ -438,8 +441,8 @@ def study(
 ) -> None:
     """Repeat the study of arXiv 2404.04626, or compare losses.
 
-    What the paper states is measured, and said to hold or not. With --losses, portraits, flow lines
-    and cards of those losses side by side instead, each with every beta.
+    The statements of the paper are measured, with a verdict on each. With --losses, compare these
+    losses instead, each with every beta, by portraits, flow lines and cards.
     """
     from flowlab._pages import REPORT
     from flowlab.cli import _request as request
@@ -465,7 +468,7 @@ def study(
 @app.command(cls=_Computing, epilog=EXIT_CODES)
 @with_options()
 def doctor(no_cache: bool = False) -> None:
-    """Tell versions, devices, the cache of programs, and what an accelerator would run."""
+    """Print versions, devices, the cache of programs, and what an accelerator would run."""
     from flowlab.cli import _doctor
 
     typer.echo(_doctor.report())
@@ -479,7 +482,7 @@ def _repeated(
     log_beta: float | None,
     float32: bool,
 ) -> "Study":
-    """The study of the paper, with a training log if there is one."""
+    """The study of the paper, with a training log if one is given."""
     import numpy as np
 
     from flowlab import study as paper

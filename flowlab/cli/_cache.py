@@ -1,7 +1,7 @@
-"""The cache of compiled programs in the user's cache folder.
+"""A cache of compiled programs in the user's cache folder.
 
-It is JAX's own cache. Its settings are global to a process, so that only the command makes them,
-and never the library.
+It is the cache of JAX. Its settings are global to a process; the command changes them, and the
+library never does.
 """
 
 import hashlib
@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
-# JAX looks at every entry when it adds one. So what compiles about as quickly as it is read back is
-# not kept, and the folder is bounded; 64 MiB hold the programs of some hundred sweeps.
+# JAX looks at every entry when it adds one. Programs that compile about as quickly as they are read
+# are therefore not kept, and the folder has a maximal size. 64 MiB hold the programs of about a
+# hundred sweeps.
 _SETTINGS = {
     "jax_compilation_cache_max_size": 2**26,
-    # XLA's own files beside JAX's would be outside that bound.
+    # Further files of XLA would not count towards this size.
     "jax_persistent_cache_enable_xla_caches": "none",
     "jax_persistent_cache_min_compile_time_secs": 0.05,
     "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -36,8 +37,8 @@ _OF_PROCESSOR = {
 def keep_programs() -> None:
     """Use the cache folder in this process, for reading and writing.
 
-    Nothing is done if the user has configured another cache, or if there is no folder for it. If
-    the folder cannot be used, programs are silently compiled without it.
+    Nothing happens if the user has configured another cache, or if there is no cache folder. If the
+    folder cannot be used, programs are compiled without a cache, and without a message.
     """
     place = folder()
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or place is None:
@@ -57,10 +58,10 @@ def keep_programs() -> None:
 def _silence_loading() -> None:
     """Suppress XLA's messages on stderr about programs loaded from a cache.
 
-    Up to jax 0.10 at least, that is that the processor lacks "prefer-no-gather", which is no
-    feature but a preference of the compiler's, on every processor with AVX-512. The folder is for
-    one processor, and what is really wrong is an exception as well. XLA reads the level as it is
-    loaded; 1 is what jax puts there itself, and hands on to the processes that it starts.
+    Up to jax 0.10 at least, on every processor with AVX-512, XLA reports that the processor lacks
+    "prefer-no-gather", which is a preference of the compiler and no feature. The folder belongs to
+    one kind of processor, and real faults raise exceptions too. XLA reads the level when it is
+    loaded; jax itself sets it to 1, and its child processes inherit this.
     """
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -69,15 +70,15 @@ def _silence_loading() -> None:
 def folder() -> Path | None:
     """The folder of programs for this processor; None if the user has no cache folder.
 
-    A program is machine code for the processor that compiled it, and may end the process on another
-    one, whereas a home is often shared by several machines.
+    A program is machine code for the kind of processor that compiled it, and may crash on another
+    one; but several machines often share a home folder.
     """
     caches = _caches()
     return None if caches is None else caches / "flowlab" / "compiled" / _processor()
 
 
 def _caches() -> Path | None:
-    """The user's cache folder by the convention of the system."""
+    """The user's cache folder, by the convention of the operating system."""
     with suppress(RuntimeError):  # there is no home
         if sys.platform == "win32":
             return _absolute("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
@@ -88,15 +89,15 @@ def _caches() -> Path | None:
 
 
 def _absolute(variable: str) -> Path | None:
-    """The absolute path in an environment variable; by convention, others are ignored."""
+    """The absolute path in an environment variable; relative paths are ignored by convention."""
     path = Path(os.environ.get(variable, ""))
     return path if path.is_absolute() else None
 
 
 def _processor() -> str:
-    """A name for the processor model and the number of cores.
+    """A name for the processor model and the number of its cores.
 
-    XLA divides the work of a program among the cores that were present when it was compiled.
+    XLA divides the work of a program among the cores of the machine that compiled it.
     """
     told = _told_by_linux() or [platform.version(), platform.processor()]
     facts = "\n".join([platform.machine(), str(_cores()), *told])
@@ -108,7 +109,7 @@ def _cores() -> int | None:
 
 
 def _told_by_linux() -> list[str]:
-    """Model and features of the processors on Linux; empty on other systems."""
+    """The model and the features of the processors from Linux; empty on other systems."""
     try:
         lines = _CPUINFO.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -117,14 +118,14 @@ def _told_by_linux() -> list[str]:
 
 
 def _forget_torn(place: Path) -> None:
-    """Remove entries that were written incompletely: those without the time of their last use.
+    """Remove cache entries that were written incompletely, so that they lack the time of last use.
 
-    JAX writes that after the entry. It never replaces an entry, and up to jax 0.10 it adds none to
-    a folder that holds one without its time.
+    JAX writes this time after the entry. It never replaces an entry, and up to jax 0.10 it adds no
+    entry to a folder that contains an entry without its time.
     """
     from filelock import FileLock
 
-    # Where another process holds the lock, or nobody can, all stays as it is.
+    # If another process holds the lock, or if locks are impossible, nothing is changed.
     with suppress(OSError, NotImplementedError):
         if not place.is_dir():
             return

@@ -1,4 +1,4 @@
-"""Files and folders that commands write, which are never overwritten unasked."""
+"""Files and folders that commands write; they are overwritten only on request."""
 
 import itertools
 import mimetypes
@@ -12,7 +12,7 @@ __all__ = ["PAGES", "PICTURES", "file", "folder", "store"]
 
 PICTURES = ".png", ".svg", ".pdf"
 PAGES = (".html",)
-_INSTEAD = "; give another, or replace it with {overwrite}"
+_INSTEAD = "; give another path, or replace it with {overwrite}"
 
 
 def file(
@@ -23,10 +23,11 @@ def file(
     *,
     overwrite: bool = False,
 ) -> Path:
-    """The file to write, checked before any work; by default a free name.
+    """The file to write, checked before any work; by default a file with a free name.
 
     Raises:
-        ValueError: If it exists or is a folder, its folder does not exist, or its suffix is wrong.
+        ValueError: If the file exists or is a folder, if its folder does not exist, or if its
+            suffix is wrong.
     """
     path = _free(Path(_clean(default))) if given is None else given
     refuse_unless(not path.is_dir(), option, "must be a file, but {} is a folder", path)
@@ -41,16 +42,17 @@ def file(
 
 
 def folder(given: Path | None, default: str, mark: str, *, overwrite: bool = False) -> Path:
-    """The folder to write, checked before any work; by default a free name.
+    """The folder to write, checked before any work; by default a folder with a free name.
 
     Args:
-        given: The folder that was asked for, or None.
+        given: The folder that the user gave, or None.
         default: The default name.
-        mark: A file by which earlier results of this command are recognised.
+        mark: The name of a file that identifies results of this command.
         overwrite: Whether earlier results may be replaced.
 
     Raises:
-        ValueError: If it holds earlier results or anything else, is a file, or has the name of one.
+        ValueError: If the folder holds earlier results or other files, if it is a file, or if it
+            has a file's name.
     """
     path = _free(Path(_clean(default))) if given is None else given
     _check_name(str(path))
@@ -69,7 +71,7 @@ def store(given: str | None, default: str) -> str:
     """The store to write, a folder or an address.
 
     Raises:
-        ValueError: If it has the name of a file, or cannot be written to.
+        ValueError: If the path has the name of a file, or cannot be written to.
     """
     out = f"{_clean(default)}.zarr" if given is None else given
     if "://" not in out:
@@ -79,13 +81,13 @@ def store(given: str | None, default: str) -> str:
 
 
 def _check_name(path: str) -> None:
-    """Refuse a folder name with the suffix of a known file type."""
+    """Refuse the name of a folder if it has the suffix of a known file type."""
     is_file = mimetypes.guess_type(Path(path).name)[0] is not None and not Path(path).exists()
     words = "must be a folder, but {} is the name of a file; leave out its ending, {}"
     refuse_unless(not is_file, "out", words, path, Path(path).suffix)
 
 
 def _free(path: Path) -> Path:
-    """A path that does not exist: the given one, or with the first free number appended."""
+    """A path that does not exist: the given one, or the given one with the first free number."""
     numbered = (path.with_stem(f"{path.stem}-{i}") for i in itertools.count(2))
     return next(each for each in itertools.chain([path], numbered) if not each.exists())

@@ -1,4 +1,4 @@
-"""The state of this machine: versions, devices, compiled programs, ways to solve."""
+"""The state of this machine: versions, devices, compiled programs, backends."""
 
 import os
 import platform
@@ -30,7 +30,7 @@ _WORKS_IN = {"gpu": np.float64, "tpu": np.float32}  # the widest floats that a c
 
 
 def report() -> str:
-    """Versions, devices, the cache of programs, extras, and how sweeps are solved, as a table."""
+    """A table of versions, devices, the cache of programs, extras, and the backends of sweeps."""
     return table([("flowlab", __version__), *_machine(), *_extras(), *_sweeps()])
 
 
@@ -45,7 +45,7 @@ def _machine() -> Iterator[tuple[str, str]]:
 
 
 def _programs() -> str:
-    """The folder of compiled programs, and its size."""
+    """The folder of compiled programs with its size."""
     if os.environ.get("FLOWLAB_NO_CACHE"):
         return "none, by FLOWLAB_NO_CACHE"
     if given := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
@@ -65,7 +65,7 @@ def _extras() -> Iterator[tuple[str, str]]:
 
 
 def _sweeps() -> Iterator[tuple[str, str]]:
-    """The backend of a sweep here, and that of DPO on the ratio plane on each kind of chip."""
+    """The backend of sweeps on this machine, and of a DPO sweep on each kind of chip."""
     here = {"blocks": "in blocks whose lanes share a step", "kernel": "in one kernel"}
     yield "sweeps", f"{here[backends.default_backend()]}, on {jax.devices()[0].device_kind}"
     for name, chip in kernel.CHIPS.items():
@@ -76,7 +76,7 @@ def _sweeps() -> Iterator[tuple[str, str]]:
 
 
 def _refusal(name: str) -> str | None:
-    """The reason why a sweep of DPO on the ratio plane cannot be lowered for a kind of chip."""
+    """The reason why a DPO sweep on the ratio plane cannot be compiled for a chip; or None."""
     dtype = np.dtype(_WORKS_IN[name])
     starts = np.array([[0.4, 0.3]], dtype)
     with jax.enable_x64(dtype == np.float64):

@@ -1,9 +1,10 @@
-"""A prompt end of the command on Ctrl-C or SIGTERM, even during compilation.
+"""An immediate end of the command on Ctrl-C or SIGTERM, even during compilation.
 
 Python handles a signal between two of its own instructions, and leaves a pool of threads only when
-their work is done, so that a compilation or a long block can delay the end by a minute. A thread
-that the system wakes therefore waits for a moment, in which the command can report and write what
-is done, and then ends the process. Results are written as they are finished, so that none is lost.
+their work is finished. A compilation or a long block can therefore delay the end by a minute. This
+module has a thread that the system wakes. It waits for a moment, in which the command can print and
+write results, and then ends the process. Results are written as soon as they are finished, so that
+no result is lost.
 """
 
 import os
@@ -21,7 +22,7 @@ _sentences: list[Callable[[], str]] = []
 
 
 def end_soon() -> None:
-    """End the process a moment after the first Ctrl-C, or SIGTERM if it is handled like that."""
+    """End the process a moment after the first Ctrl-C, or SIGTERM if it is treated like Ctrl-C."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -29,7 +30,7 @@ def end_soon() -> None:
 
 
 def say(sentence: Callable[[], str]) -> None:
-    """Register a sentence for that case, on what is kept and how to resume."""
+    """Register a sentence for an interruption, on the results that are kept and how to resume."""
     _sentences.append(sentence)
 
 

@@ -46,8 +46,9 @@ def replay(
 ) -> None:
     """Carry out a logged training run again, and compare it with its log step by step.
 
-    From the checkpoint before the run, its data and its log; with what the log cannot show: what
-    became of every pair. Settings that do not fit the log are told before any time is spent.
+    The run is repeated from the checkpoint before it, its data and its log. The result includes the
+    changes of every pair, which the log does not show. Settings that contradict the log are
+    reported before the run.
     """
     from flowlab.cli import _replay as again
     from flowlab.replay import report as said
@@ -77,8 +78,8 @@ def explain(
 ) -> None:
     """Explain why the chosen log-probabilities of a model rise or fall, and because of which pairs.
 
-    At one checkpoint: what the pair's own responses do to it and what those of others do, the
-    kernel of the mean log-ratios, and the pairs that lower the chosen responses most.
+    At one checkpoint, print how much a pair's own responses move it and how much those of other
+    pairs, the kernel of the mean log-ratios, and the pairs that lower the chosen responses most.
     """
     from flowlab.cli import _explain as why
 
@@ -105,9 +106,10 @@ def forecast(
 ) -> None:
     """Forecast where training runs will end, for losses and betas side by side.
 
-    By runs of an eighth and a sixteenth of the steps at rates as much larger; where these do not
-    agree, by the run itself in several orders of the pairs: then a band is told, and whether the
-    run is a draw.
+    The forecast comes from short runs with an eighth and a sixteenth of the steps, at rates 8 and
+    16 times as large. If these do not agree, the run itself is carried out in several orders of the
+    pairs. The result is then a band, with a statement whether the order of the pairs decides the
+    end.
     """
     from flowlab.cli import _forecast as ahead
 

@@ -1,4 +1,4 @@
-"""The conversion of the table of options to the parameters that typer reads."""
+"""The conversion of the table of options to parameters for typer."""
 
 import functools
 import inspect
@@ -18,14 +18,16 @@ _Function = Callable[..., None]
 
 
 def with_options(*names: str, named: bool = False) -> Callable[[_Function], _Function]:
-    """Decorate a function so that its parameters become options of the table with their names.
+    """A decorator that makes the parameters of a function options of the command line.
 
-    Each option has the type and the default of the parameter.
+    The table of options has an entry for each name. The type and the default are those of the
+    parameter.
 
     Args:
-        names: Further options, passed as `**others` with the types of the table; None if not given.
-        named: Whether losses can also be given as positional arguments; the function takes a list
-            of them.
+        names: Further options, passed as `**others` with the types of the table; an option that is
+            not given is None.
+        named: True if losses can also be given as positional arguments. The function receives a
+            list of losses.
     """
 
     def given_to(function: _Function) -> _Function:
@@ -47,7 +49,7 @@ def with_options(*names: str, named: bool = False) -> Callable[[_Function], _Fun
                     raise
                 raise ValueError(told.replace(_OF_LOSS, f"Argument `{_NAMED}`", 1)) from None
 
-        # The help has what must be given first, else the order of the table.
+        # In the help, required arguments come first, and others in the order of the table.
         order = list(OPTIONS)
         own = list(_parameters(function, names))
         parameters = sorted(
@@ -61,7 +63,7 @@ def with_options(*names: str, named: bool = False) -> Callable[[_Function], _Fun
 
 
 def option(name: str, command: str = "") -> Any:
-    """An option of the table in typer's form."""
+    """An option of the table as an object of typer."""
     entry, flag = OPTIONS[name], as_flag(name)
     text = entry.help_of.get(command, entry.help)
     complete = _losses_begun if name in ("loss", "name", _NAMED) else None
@@ -78,14 +80,14 @@ def option(name: str, command: str = "") -> Any:
 
 
 def _losses_begun(incomplete: str) -> list[str]:
-    """The losses whose names begin with a text, for shell completion."""
+    """The losses whose names begin with a given text, for shell completion."""
     from flowlab.losses import CATALOGUE
 
     return [name for name in CATALOGUE if name.startswith(incomplete.lower())]
 
 
 def _losses_named(function: _Function) -> inspect.Parameter:
-    """Losses as positional arguments."""
+    """The parameter for losses as positional arguments."""
     return _parameter(function, _NAMED, list[str] | None, None)
 
 

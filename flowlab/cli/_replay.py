@@ -1,4 +1,4 @@
-"""The replay that the options of `flowlab replay` ask for."""
+"""The replay that the options of `flowlab replay` describe."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ _OF_ORDER = ("seed", "accumulation", "processes")
 
 
 def compared(asked: dict[str, Any]) -> Comparison:
-    """The run that is asked for, carried out and compared with its log."""
+    """The run that the options describe, carried out and compared with its log."""
     loss = loss_of(asked)
     log = read_named(asked["log"], beta=asked["beta"], what=f"Option {as_flag('log')}")
     check_log(log)
@@ -54,7 +54,7 @@ def compared(asked: dict[str, Any]) -> Comparison:
 
 
 def loss_of(asked: Mapping[str, Any]) -> AbstractLoss:
-    """The loss that is asked for, of one pair or of a batch."""
+    """The loss that the options describe, of one pair or of a batch."""
     beta = asked["beta"]
     refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
     name, parameters = asked["loss"], loss_parameters(asked["parameters"])
@@ -84,7 +84,7 @@ def _rates(asked: Mapping[str, Any], log: TrainingLog, steps: int) -> np.ndarray
 def _order(
     asked: Mapping[str, Any], log: TrainingLog, count: int, steps: int
 ) -> tuple[list[np.ndarray], int]:
-    """The pairs of each step, and the batch size of one process."""
+    """The indices of the pairs of each step, and the batch size of one process."""
     size = asked["batch_size"] or int(log.settings.get("train_batch_size", 0))
     refuse_unless(size > 0, "batch_size", "must be given, since the log does not have it")
     options = {**_given(asked, _OF_ORDER), "drop_last": asked["drop_last"]}
@@ -94,13 +94,13 @@ def _order(
 
 
 def pairs_of(asked: Mapping[str, Any]) -> data.Pairs:
-    """The pairs of the data that is asked for."""
+    """The pairs of the data set that the options name."""
     with _named(path="data", tokenizer="model"):
         return data.preferences(asked["data"], asked["model"], **_given(asked, ("max_length",)))
 
 
 def policy_of(asked: Mapping[str, Any], pairs: data.Pairs, *, block: int) -> LanguageModel:
-    """The model on its data, in the precision that is asked for."""
+    """The model with its data, in the precision that the options name."""
     with _named(folder="model"):
         model = models.load(asked["model"])
     other = None
@@ -120,7 +120,7 @@ def _wide(parameters: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @contextmanager
 def _named(**options: str) -> Iterator[None]:
-    """A context in which errors about arguments name their options."""
+    """A context in which errors about arguments name the corresponding options."""
     try:
         yield
     except ValueError as error:

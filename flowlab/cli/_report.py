@@ -1,4 +1,4 @@
-"""The texts and figures of the command."""
+"""The texts and figures that the command prints and writes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flowlab.flow import AbstractFlow
     from flowlab.plans import Plan, Status
 
-# The dimensions of starts: a sweep's, and those of grids.
+# Names of dimensions of starts, in sweeps and in grids.
 _STARTS = {"start", "x_chosen", "x_rejected", "u_chosen", "u_rejected", "y_1", "y_2"}
 _QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 DISPLACEMENT = "displacement.json"  # by which a folder is known as one of this command's
@@ -30,7 +30,7 @@ _OF_A_BATCH = "a loss of a batch: one pair alone has no flow of its own"
 _NOT_YET = "(not yet solved)"
 _MAP_CELLS, _STARTS_OF_A_CELL = 128, 16  # cells of a map of random starts, along each side
 _PIECE = 1 << 18  # starts that are read at a time
-# What every sweep has; all else was measured.
+# Variables that every sweep has; all others are measures.
 _ALWAYS = {
     "starts",
     "outcome",
@@ -84,7 +84,7 @@ def carry_out(
 
 @contextmanager
 def _failures_told(out: str) -> Iterator[None]:
-    """A context in which failures of a plan become refusals, or say how to resume."""
+    """A context in which failures of a plan become error messages, or say how to resume."""
     from flowlab import plans
 
     try:
@@ -100,7 +100,7 @@ def _failures_told(out: str) -> Iterator[None]:
 
 
 def progress(found: "Status", path: str) -> str:
-    """The progress of a store, in lines."""
+    """The progress of a store as several lines of text."""
     from flowlab import plans
     from flowlab.store.blocks import damage_told
 
@@ -134,22 +134,23 @@ def _client(scheduler: str | None) -> Iterator[Any]:
 
 
 def summary(runs: "xarray.Dataset") -> str:
-    """Outcomes with their counts, quantiles of the times and measures, and the audit."""
+    """Outcomes with their counts, quantiles of times and measures, and the audit, as text."""
     missing = sorted({"outcome", "time"} - set(runs))
     if missing:
-        raise ValueError(f"Argument `runs` must hold what a sweep gives, but lacks `{missing[0]}`.")
+        raise ValueError(f"Argument `runs` must hold runs of a sweep, but lacks `{missing[0]}`.")
     blocks = [table(rows, "llr") for rows in (_outcome_rows(runs), _quantile_rows(runs))]
     return "\n\n".join([*blocks, *_absorbed(runs), *_audit(runs)])
 
 
 def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
-    """Draw the time to the target over the starts, a map for each case.
+    """Draw the time to the target over the starts, with one map for each case.
 
-    Over a grid that is a cell for each start; over other starts on a plane, the mean in each of
-    128 x 128 cells, or of fewer where starts are few. All maps share their colours.
+    For a grid of starts, a map has a cell for each start. For other starts on a plane, it has the
+    mean in each of 128 × 128 cells, or of fewer cells if there are few starts. All maps share one
+    colour scale.
 
     Raises:
-        ValueError: If the starts do not lie in a plane, or none of them reached the target.
+        ValueError: If the starts do not lie in a plane, or if none of them reached the target.
     """
     import numpy as np
 
@@ -192,7 +193,7 @@ def draw(runs: "xarray.Dataset", described: dict[str, Any], out: Path) -> None:
 
 
 def _share_colors(figure: Any, axes: Sequence[Any], count: int, label: str) -> None:
-    """Add one colour bar for all maps."""
+    """Add a colour bar that all maps share."""
     for ax in axes[count:]:
         ax.remove()
     image = next(image for ax in axes[:count] for image in ax.images)
@@ -200,7 +201,7 @@ def _share_colors(figure: Any, axes: Sequence[Any], count: int, label: str) -> N
 
 
 def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[str, np.ndarray]]":
-    """The times of each case over the plane, with a label."""
+    """The arrival times of each case over the plane, each with its label."""
     import numpy as np
 
     from flowlab import store
@@ -230,7 +231,7 @@ def _maps(runs: "xarray.Dataset", described: dict[str, Any]) -> "Iterator[tuple[
 
 
 def print_losses(reach: float) -> "dict[str, Card]":
-    """Print the table of all losses of the catalogue; if interrupted, the finished part."""
+    """Print the table of all losses of the catalogue; if interrupted, its finished rows."""
     from flowlab import losses, study
 
     batches = [n for n, x in losses.CATALOGUE.items() if x.of_batch]
@@ -256,7 +257,7 @@ def print_loss(card: "Card", picture: Path) -> None:
 def print_portrait(
     flow: "AbstractFlow", ranges: "Ranges", *, cells: int | None, picture: Path
 ) -> None:
-    """Print the critical points of a flow, and draw its phase portrait, with basins if asked."""
+    """Print the critical points of a flow, and draw its phase portrait, with basins on request."""
     from flowlab import critical, plots
 
     points = critical.critical_points(flow, ranges)
@@ -270,7 +271,7 @@ def print_portrait(
 def print_page(
     flow: "AbstractFlow", over: dict[str, list[float]], ranges: "Ranges", page: Path
 ) -> None:
-    """Print where a flow rests, and write its interactive portrait."""
+    """Print the critical points of a flow, and write its interactive portrait."""
     from flowlab import plots
 
     made = plots.interactive_portrait(flow, x=ranges[0], y=ranges[1], over=over)
@@ -285,7 +286,7 @@ def _save(ax: Any, picture: Path) -> None:
 
 
 def write_json(found: "dict[str, Card]", path: Path) -> None:
-    """Write cards as JSON."""
+    """Write cards to a file as JSON."""
     from flowlab import cards
 
     _files.write_json(cards.to_json(found), path)
@@ -293,7 +294,7 @@ def write_json(found: "dict[str, Card]", path: Path) -> None:
 
 
 def write_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
-    """Print the table of displacements; write it to a folder, with the maps and all numbers."""
+    """Print the table of displacements, and write it to a folder with the maps and all numbers."""
     from flowlab import displacement, plots
 
     typer.echo(displacement.table(found))
@@ -313,7 +314,7 @@ def keep_displacements(found: "dict[str, Displacement]", folder: Path) -> None:
 
 
 def _losses(found: "dict[str, Card]", batches: Sequence[str]) -> str:
-    """The table of cards, with spanning rows for losses without a card."""
+    """The table of cards, in which losses without a card have a row that spans all columns."""
     from flowlab import cards
 
     width = max(map(len, (*found, *batches)))
@@ -349,7 +350,7 @@ def _is_measured(name: str) -> bool:
 
 
 def _places(values: "xarray.DataArray") -> Iterator[tuple[str, dict[str, int]]]:
-    """Label and indices of each case and component."""
+    """The label and the indices of each case and component."""
     import numpy as np
 
     others = [str(name) for name in values.dims if name not in _STARTS]
@@ -366,7 +367,7 @@ def _label(values: "xarray.DataArray", name: str, index: int) -> str:
 
 
 def _absorbed(runs: "xarray.Dataset") -> list[str]:
-    """A sentence on lines of the ratio plane that went extinct, read piece by piece."""
+    """A sentence on flow lines of the ratio plane that went extinct, from data read piecewise."""
     import numpy as np
 
     from flowlab.until import RATIOS, Outcome, absorption

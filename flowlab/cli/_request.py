@@ -1,6 +1,7 @@
-"""The conversion of the options of commands to arguments of the library.
+"""The conversion of options of the command to arguments of the library.
 
-Modules that only some commands need are imported there: a log is read without the solver.
+Modules that only some commands need are imported inside functions, so that a log is read without
+the solver.
 """
 
 import re
@@ -45,7 +46,7 @@ Ranges = tuple[tuple[float, float], tuple[float, float]]
 
 
 def plan(asked: dict[str, Any], file: Path | None, *, float32: bool) -> "Plan":
-    """The plan in a file, or of the options."""
+    """The plan in a file, or the plan that the options describe."""
     from flowlab import plans
 
     given = {name: value for name, value in asked.items() if value not in (None, [])}
@@ -63,7 +64,7 @@ def plan(asked: dict[str, Any], file: Path | None, *, float32: bool) -> "Plan":
 
 
 def names(texts: Sequence[str] | None) -> list[str]:
-    """The names in texts, each of which may hold several, separated by commas."""
+    """The names in several texts, each of which may hold names separated by commas."""
     parts = [part.strip() for text in texts or () for part in text.split(",")]
     return [part for part in parts if part]
 
@@ -82,7 +83,7 @@ def loss_parameters(texts: Sequence[str] | None) -> dict[str, float]:
 
 
 def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, Ranges]:
-    """The flow on a plane that is to be drawn, and its customary region."""
+    """The flow on a plane that the options describe, and the region to draw."""
     from flowlab.plans import builders
 
     if potential is None and len(asked["loss"]) == 1 and meant(asked["loss"][0], _potentials()):
@@ -109,10 +110,10 @@ def drawn(asked: dict[str, Any], potential: str | None) -> tuple[AbstractFlow, R
 
 
 def slider(flow: AbstractFlow, text: str | None) -> tuple[AbstractFlow, dict[str, list[float]]]:
-    """A flow that has the hyper-parameter of a slider, and that with its values.
+    """A flow with a hyper-parameter for a slider, and the values of this hyper-parameter by name.
 
-    Without a text, betas about that of the loss, or none where it has none. A constant kernel is
-    taken for one that has the ratio k_wl/k_ww.
+    Without a text, the values are several β around the β of the loss, or none if the loss has no β.
+    A constant kernel is replaced by one that has the ratio k_wl/k_ww as a hyper-parameter.
     """
     if text is None:
         if not isinstance(flow, PreferenceFlow) or not has_beta(flow.loss):
@@ -154,7 +155,7 @@ def _coupled(flow: AbstractFlow, ratios: Sequence[float]) -> AbstractFlow:
 
 
 def _potential(name: str) -> tuple[AbstractFlow, Ranges]:
-    """The flow of a classical potential, by name, and its customary region."""
+    """The flow of a classical potential with a given name, and the region to draw."""
     known = _potentials()
     found, listed = meant(name, known), ", ".join(sorted(known))
     if found is None:
@@ -167,7 +168,7 @@ def _potential(name: str) -> tuple[AbstractFlow, Ranges]:
 
 
 def _potentials() -> dict[str, type["AbstractPotential"]]:
-    """The classical potentials by name."""
+    """The classes of classical potentials by name."""
     from flowlab import potentials
 
     kinds = potentials.AbstractPotential.__subclasses__()
@@ -177,10 +178,10 @@ def _potentials() -> dict[str, type["AbstractPotential"]]:
 def checked_range(
     option: str, given: tuple[float, float] | None, usual: tuple[float, float]
 ) -> tuple[float, float]:
-    """The range that was given, or the usual one.
+    """The range that the user gave, after a check, or the default range.
 
     Raises:
-        ValueError: If it is not finite, or the lower end is not first.
+        ValueError: If the range is not finite, or if its upper end comes first.
     """
     low, high = usual if given is None else given
     right = float("-inf") < low < high < float("inf")
@@ -189,7 +190,7 @@ def checked_range(
 
 
 def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
-    """The losses in a text, each with every β if it has one, by their titles."""
+    """The losses that a text names, each with every β if it has a β, by title."""
     refuse_twice("beta", betas or ())
     of_pairs = [n for n, known in CATALOGUE.items() if not known.of_batch]
     names = of_pairs if text == "all" else [name.strip() for name in text.split(",")]
@@ -208,13 +209,13 @@ def losses(text: str, betas: Sequence[float] | None) -> dict[str, AbstractLoss]:
 
 
 def described(name: str, beta: float | None, texts: Sequence[str] | None) -> AbstractLoss:
-    """The loss with its hyper-parameters; β has an option of its own."""
+    """The loss with a given name and hyper-parameters; β has an option of its own."""
     parameters = loss_parameters(texts)
     listed = [each for each in names([name]) if meant(each, CATALOGUE)]
     several = len(listed) > 1 and len(listed) == len(names([name]))
     compared = "must be one loss, but names {}; compare them by flowlab study --losses {}"
     refuse_unless(not several, "name", compared, len(listed), ",".join(listed))
-    words = "must be one loss, but is {}; leave it out for the table of all"
+    words = "must be one loss, but is {}; leave it out for the table of all losses"
     refuse_unless(key(name) not in ("all", "list"), "name", words, name)
     if beta is not None:
         refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
@@ -229,7 +230,7 @@ def described(name: str, beta: float | None, texts: Sequence[str] | None) -> Abs
 def losses_of_displacement(
     names: Sequence[str], beta: float | None, texts: Sequence[str] | None
 ) -> dict[str, AbstractLoss]:
-    """The losses with a β and, for a single loss, its hyper-parameters."""
+    """The losses with a given β and, for a single loss, with its hyper-parameters."""
     refuse_unless(bool(names), "loss", "must be given")
     refuse_twice("loss", names)
     asked = {"beta": beta, "offset": None}
@@ -243,7 +244,7 @@ def losses_of_displacement(
 def diagnoses(
     files: Sequence[Path], betas: Sequence[float], name: str | None, texts: Sequence[str] | None
 ) -> list[Diagnosis]:
-    """Diagnoses of training logs, with a β and with the loss that was named, if any."""
+    """Diagnoses of training logs with a given β, and with the given loss if there is one."""
     refuse_unless(len(betas) == 1, "beta", "must be given once, but is {}", list(betas))
     (beta,) = betas
     refuse_unless(0 < beta < float("inf"), "beta", "must be positive and finite, but is {:g}", beta)
@@ -259,7 +260,7 @@ def diagnoses(
 def trained(
     name: str, beta: float, parameters: dict[str, float], *, of_batch: bool = False
 ) -> AbstractLoss:
-    """The loss of a run, with its β if it has one; a loss of a batch only if that is allowed."""
+    """The loss of a run, with its β if it has one; a batch loss only if `of_batch` allows it."""
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
     plain = loss(name, parameters)
     if not of_batch:
@@ -268,7 +269,7 @@ def trained(
 
 
 def refuse_batch(found: AbstractLoss, name: str, option: str) -> None:
-    """Refuse a loss of a batch where one of a single pair is needed."""
+    """Refuse a batch loss where the loss of a single pair is needed."""
     words = "must name losses of one pair, but {} is of a batch"
     refuse_unless(not found.of_batch, option, words, name)
 
@@ -279,7 +280,7 @@ def grid(
     span: tuple[float, float] | None,
     cells: int | None,
 ) -> dict[str, Any]:
-    """The margins, the ratios k_wl/k_ww around the boundary of a loss, and k_ll/k_ww."""
+    """The margins, the ratios k_wl/k_ww around the boundary of a loss, and the ratio k_ll/k_ww."""
     from flowlab import displacement
 
     ratio = displacement.REJECTED if rejected is None else rejected

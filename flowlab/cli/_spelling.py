@@ -1,8 +1,8 @@
-"""Alternative spellings on the command line, translated for typer.
+"""Accepted spellings of options and values on the command line, translated for typer.
 
-By the table of options: `--beta 0.1,0.3`, `--x=0,1`, `--count 1e5`, `--Time_Limit 3`, `--policy
-Log-Ratio`, `--until 'loss<0.1'`, `--starts 10000`. Anything else is refused here, named as it was
-typed.
+The table of options determines them: `--beta 0.1,0.3`, `--x=0,1`, `--count 1e5`, `--Time_Limit 3`,
+`--policy Log-Ratio`, `--until 'loss<0.1'`, `--starts 10000`. Anything else is refused here, with an
+error that quotes the word as it was typed.
 """
 
 import re
@@ -20,7 +20,7 @@ Others = Mapping[str, Sequence[Any]]
 _NO_OTHERS: Others = MappingProxyType({})
 _COMPARED = ("losses", "study")  # commands behind which names of losses may be meant for comparing
 _FEW = 3  # options that begin with a letter; of more, none is what was meant
-# One letter behind one hyphen is no option, but for typer's own, -h.
+# A single letter after a single hyphen is no option, except -h, which typer handles.
 _LETTER = re.compile(r"-(?!h)[A-Za-z]")
 _LIKE_AN_OPTION = re.compile(r"--[A-Za-z][\w-]*|-[A-Za-z][\w-]+")
 _BETWEEN_NAMES = re.compile(r",\s*(?=[A-Za-z_])")
@@ -31,16 +31,16 @@ _OF_TWO = {"two numbers": "a number", "two whole numbers": "a whole number"}
 def understood(
     words: Sequence[str], parameters: Sequence[Any], command: str = "", others: Others = _NO_OTHERS
 ) -> list[str]:
-    """The words of a command in the spelling of the table.
+    """The words of a command, in the spelling of the table of options.
 
     Args:
         words: The words typed after the command.
         parameters: The parameters of the command, from typer.
-        command: Its name.
-        others: The parameters of the other commands, by their names.
+        command: The name of the command.
+        others: The parameters of the other commands, by command.
 
     Raises:
-        ValueError: If there is no such option, or it cannot have such a value.
+        ValueError: If a word is no option, or if a value is wrong for its option.
     """
     flags = {flag: one for one in parameters for flag in one.opts if flag.startswith("--")}
     others = {**others, command: parameters}
@@ -69,12 +69,12 @@ def understood(
 
 
 def surplus(command: str, first: Sequence[str], words: Sequence[str]) -> str:
-    """The sentence that a command takes no further words, with what was meant by them.
+    """The error message for a command with too many arguments, with a hint at what was meant.
 
     Args:
-        command: Its name.
-        first: The arguments that it took.
-        words: Those that it does not take.
+        command: The name of the command.
+        first: The arguments that the command took.
+        words: The arguments that the command does not take.
     """
     told = f"Command {command} takes no further argument, but is given {', '.join(words)}"
     if command not in _COMPARED:
@@ -89,7 +89,7 @@ def surplus(command: str, first: Sequence[str], words: Sequence[str]) -> str:
 
 
 def _flag(typed: str, flags: Mapping[str, Any], command: str, others: Others) -> str:
-    """The option that a word names, with one hyphen or two."""
+    """The option that a word names, with one or with two hyphens."""
     keys = {key(flag): flag for flag in flags}
     for flag, one in flags.items():
         for other in OPTIONS[one.name].also if one.name in OPTIONS else ():
@@ -100,13 +100,13 @@ def _flag(typed: str, flags: Mapping[str, Any], command: str, others: Others) ->
 
 
 def _begun(letter: str, flags: Mapping[str, Any]) -> str:
-    """The options that begin with a letter, to end a sentence with."""
+    """The end of an error message that names the options that begin with a letter."""
     found = [flag for flag in flags if flag.startswith(f"--{letter.lower()}")]
     return f"; did you mean {' or '.join(found)}?" if 0 < len(found) <= _FEW else "."
 
 
 def _near(typed: str, flags: Mapping[str, Any], command: str, others: Others) -> str:
-    """The option that may be meant by one that there is not, to end a sentence with."""
+    """The end of an error message about an unknown option, with the option that was meant."""
     found = next((one for one in OPTIONS.values() if key(as_flag(one.name)) == key(typed)), None)
     if found is not None and command in found.elsewhere:
         return f"; did you mean {found.elsewhere[command]}?"
@@ -128,7 +128,7 @@ def _near(typed: str, flags: Mapping[str, Any], command: str, others: Others) ->
 
 
 def _of_a_loss(typed: str, flags: Mapping[str, Any]) -> str:
-    """The hint that a word is a hyper-parameter of a loss, to be given with --set."""
+    """The hint that a word is a hyper-parameter of a loss, which --set sets; or ""."""
     if "--set" not in flags:
         return ""
     from flowlab._parameters import parameter_names
@@ -140,7 +140,7 @@ def _of_a_loss(typed: str, flags: Mapping[str, Any]) -> str:
 
 
 def _argument(word: str, flags: Mapping[str, Any]) -> str:
-    """A positional word; `beta=0.3` is refused with a hint."""
+    """A positional argument, unchanged; one like `beta=0.3` is refused with a hint."""
     name, equals, value = word.partition("=")
     known = {key(flag): flag for flag in flags}.get(key(name))
     if equals and known:
@@ -155,7 +155,7 @@ def _type(parameter: Any) -> str:
 
 
 def _written(name: str, type_: str, left: deque[str], flags: Mapping[str, Any]) -> Iterator[str]:
-    """An option with its value from the remaining words, in typer's form."""
+    """An option and its value, taken from the remaining words, in the form that typer reads."""
     flag = next(flag for flag, one in flags.items() if one.name == name)
     if type_ in _OF_TWO:
         yield from (flag, *_two(name, type_, left))
@@ -174,7 +174,7 @@ def _written(name: str, type_: str, left: deque[str], flags: Mapping[str, Any]) 
 
 
 def _one(name: str, type_: str, text: str) -> str:
-    """A single value, checked against the table."""
+    """A single value, after a check against the table of options."""
     if type_ in _CHECKED:
         return _CHECKED[type_](name, text)
     value = spelled(name, text)
@@ -184,7 +184,7 @@ def _one(name: str, type_: str, text: str) -> str:
 
 
 def _instead(name: str, text: str) -> str:
-    """The name of another option for which a value is meant; "" if it is meant for this one."""
+    """The name of another option to which a value belongs; "" if it belongs to the given option."""
     option = OPTIONS[name]
     if spelled(name, text) in option.choices:
         return ""
@@ -194,7 +194,7 @@ def _instead(name: str, text: str) -> str:
 
 
 def _numbers(name: str, left: deque[str]) -> Iterator[str]:
-    """Several numbers, separated by commas or as separate words."""
+    """Several numbers, separated by commas or given as separate words."""
     first = left.popleft()
     yield from (_number(name, each) for each in first.strip(",").split(","))
     while left and _is_number(left[0]):
@@ -202,7 +202,7 @@ def _numbers(name: str, left: deque[str]) -> Iterator[str]:
 
 
 def _two(name: str, type_: str, left: deque[str]) -> list[str]:
-    """Two numbers, as one word with a comma or two words; a single size counts for both."""
+    """Two numbers, given as one word with a comma or as two words; a single size counts twice."""
     parts = _parts(type_, left.popleft())
     if len(parts) == 1 and left and _is_number(left[0]):
         parts.append(left.popleft())
@@ -225,7 +225,7 @@ def _number(name: str, text: str) -> str:
 
 
 def _whole(name: str, text: str) -> str:
-    """A whole number, which may be written as 1e5 or 10_000."""
+    """A whole number as digits; it may be given as 1e5 or 10_000."""
     number = float(text) if _is_number(text) else 0.5
     refuse_unless(number.is_integer(), name, "must be a whole number, but is {!r}", text)
     whole, least = int(text) if text.strip("+-_").isdigit() else int(number), OPTIONS[name].least

@@ -179,7 +179,8 @@ def sensitivity(
         block_size: Number of starts that share a step; None for the default of `sweep`, divided by
             the number of components.
         devices: JAX devices to use; None for all local ones.
-        max_steps: Number of attempted steps of a block after which the outcome is `step_limit`.
+        max_steps: Number of attempted steps of a block after which the outcome is `step_limit`, as
+            in `sweep`.
         optimise: Whether the compiler optimises its code; None optimises from 4,000 starts on.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Preference data as TRL reads it: prompts with chosen and rejected responses, as tokens.
+"""Preference data as tokens, read as TRL reads it: prompts with chosen and rejected responses.
 
-`preferences` reads a file of JSON lines or parquet with the tokenizer of a checkpoint.
+`preferences` reads a file in JSON lines or parquet with the tokenizer of a checkpoint.
 """
 
 from flowlab.data.preferences import Pairs, preferences

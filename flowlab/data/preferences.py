@@ -1,6 +1,6 @@
-"""Preference pairs as tokens, read from JSON lines or parquet as TRL does.
+"""Preference pairs as tokens, read from JSON lines or parquet as TRL reads them.
 
-n: pairs; t: tokens of the longest sequence.
+Letters in shapes: n pairs, t tokens of the longest sequence.
 """
 
 import json
@@ -25,13 +25,13 @@ _TRL_LENGTH = 1024  # `max_length` of TRL's trainers unless told otherwise
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Pairs:
-    """Preference pairs as tokens: prompts, each with two responses; made by `preferences`.
+    """Preference pairs as tokens: prompts with two responses each; use `preferences` to make them.
 
     Attributes:
-        tokens: Ids of the prompt and a response, padded at the right; the chosen response first,
-            shape (n, 2, t).
+        tokens: Ids of the tokens of prompt and response, padded at the right, shape (n, 2, t);
+            index 0 of the second axis is the chosen response, index 1 the rejected one.
         mask: True where a token belongs to the response, shape (n, 2, t).
-        lengths: Tokens of each response, shape (n, 2).
+        lengths: Number of tokens in each response, shape (n, 2).
         rows: The row of each pair in the file, counted from 0, shape (n,).
         tokenizer: The tokenizer that made the tokens; None if it is not known.
     """
@@ -46,11 +46,11 @@ class Pairs:
         return len(self.tokens)
 
     def __repr__(self) -> str:
-        """Their number and the longest sequence, on one line."""
+        """The number of pairs and the longest sequence, on one line."""
         return f"Pairs({len(self)} pairs, up to {self.tokens.shape[-1]} tokens)"
 
     def texts(self, index: int) -> dict[str, str]:
-        """The texts `prompt`, `chosen` and `rejected` of a pair, from its tokens.
+        """The texts `prompt`, `chosen` and `rejected` of a pair, decoded from its tokens.
 
         Raises:
             ValueError: If the pairs have no tokenizer.
@@ -81,27 +81,28 @@ def preferences(
     *,
     max_length: int | None = _TRL_LENGTH,
 ) -> Pairs:
-    """The preference pairs in a file, tokenised as by the DPO trainer of TRL.
+    """The preference pairs in a file, tokenised like the DPO trainer of TRL does.
 
-    A row has the texts `prompt`, `chosen` and `rejected`; if `prompt` is missing, it is the common
-    beginning of the two others. The end token is appended to responses that do not end with it. All
-    three can also be conversations, lists of messages with a `role` and a `content`, which the chat
-    template of the checkpoint turns into texts, in a sandbox. Prompt and response are tokenised as
-    one text; the response begins at the first token that differs from the tokens of the prompt
-    alone. Sequences that are too long are cut at the end, and rows whose prompt alone is too long
-    are left out.
+    A row has the texts `prompt`, `chosen` and `rejected`. If `prompt` is missing, it is the common
+    beginning of the two responses. The end token is appended to responses that do not end with it.
+    All three entries can also be conversations, which are lists of messages with a `role` and a
+    `content`. The chat template of the checkpoint turns them into texts, in a sandbox.
+
+    Prompt and response are tokenised as one text. The response begins at the first token that
+    differs from the tokens of the prompt alone. Sequences that are too long are cut at the end, and
+    rows whose prompt alone is too long are left out.
 
     Args:
-        path: A file of JSON lines, or a parquet file (by its suffix).
+        path: A file in JSON lines, or in parquet, as its suffix says.
         tokenizer: The folder of a checkpoint, with `tokenizer.json` and `tokenizer_config.json`.
-        max_length: Maximal number of tokens of a sequence; None for no limit.
+        max_length: Maximal number of tokens in a sequence; None for no limit.
 
     Raises:
-        ValueError: If the file is missing, empty or of another format; a row lacks a text or
-            conversation, mixes the two or has tools; a prompt or response has no tokens; no
-            response tokens are left after the cut; or the tokenizer or chat template cannot be read
-            or used.
-        ModuleNotFoundError: If tokenizers, or pyarrow for parquet, is not installed.
+        ValueError: If the file is missing, empty or of another format; if a row lacks a text or
+            conversation, mixes both, or has tools; if a prompt or response has no tokens; if no
+            tokens of any response remain after the cut; or if the tokenizer or the chat template
+            cannot be read or used.
+        ModuleNotFoundError: If tokenizers is not installed, or pyarrow for parquet.
 
     Source: `DPOTrainer` and `DataCollatorForPreference` of TRL 1.16.
     """
@@ -149,7 +150,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _encoded(
     row: Any, index: int, path: Path, reader: Tokenizer
 ) -> tuple[list[int], list[int], list[int]]:
-    """Tokens of the prompt, of the chosen and of the rejected response of a row."""
+    """The tokens of the prompt, of the chosen and of the rejected response in a row."""
     prompt, *responses = _parts(row, index, path)
     if isinstance(prompt, str):
         responses = [one if one.endswith(reader.end) else one + reader.end for one in responses]
@@ -168,7 +169,7 @@ def _encoded(
 
 
 def _parts(row: Any, index: int, path: Path) -> tuple[Any, Any, Any]:
-    """Prompt, chosen and rejected response of a row; an implied prompt is split off."""
+    """The prompt, chosen and rejected response in a row; an implicit prompt is split off."""
     held = row if isinstance(row, dict) else {}
     keys = _SIDES if held and "prompt" not in held else ("prompt", *_SIDES)
     for key in keys:
@@ -212,7 +213,7 @@ def _common(one: Any, other: Any) -> int:
 
 
 def _padded(kept: list[Any], max_length: int | None, reader: Tokenizer) -> Pairs:
-    """Pairs of token ids as arrays of one length, cut or padded at the right."""
+    """Pairs of token ids as arrays, with sequences cut or padded at the right to one length."""
     whole = [[(prompt + one)[:max_length] for one in responses] for _, prompt, *responses in kept]
     begins = np.array([len(prompt) for _, prompt, *_ in kept])[:, None]
     ends = np.array([[len(tokens) for tokens in two] for two in whole])

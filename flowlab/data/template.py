@@ -20,7 +20,7 @@ Render = Callable[[Messages, bool], str]
 
 
 class _Generation(Extension):
-    """The block `{% generation %}`, with which templates mark the text of the model."""
+    """The block `{% generation %}`, by which templates mark text that the model generated."""
 
     tags = {"generation"}
 
@@ -30,9 +30,9 @@ class _Generation(Extension):
 
 
 def chat_template(folder: Path, described: Mapping[str, Any]) -> Render | None:
-    """The chat template of a checkpoint as a function; None if it has none.
+    """The chat template of a checkpoint as a function; None if the checkpoint has none.
 
-    The template is rendered in the sandbox of jinja2, without access to Python, and cannot change
+    The template is rendered in the sandbox of jinja2. It has no access to Python and cannot change
     its arguments.
 
     Args:
@@ -40,7 +40,7 @@ def chat_template(folder: Path, described: Mapping[str, Any]) -> Render | None:
         described: The entries of its `tokenizer_config.json`.
 
     Raises:
-        jinja2.TemplateError: If it is not a valid template.
+        jinja2.TemplateError: If the template is invalid.
     """
     file, source = folder / "chat_template.jinja", described.get("chat_template")
     if file.is_file():
@@ -74,7 +74,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:
-    """A JSON filter without the HTML escapes of jinja2's own."""
+    """A JSON filter that, unlike the filter of jinja2, does not escape HTML."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 

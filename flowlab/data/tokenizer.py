@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face checkpoint, by the library tokenizers, and its chat template."""
+"""The tokenizer of a Hugging Face checkpoint, with its chat template."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ __all__ = ["Tokenizer", "imported"]
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer and its special tokens.
+    """A tokenizer with its special tokens.
 
     Attributes:
-        encoder: The tokenizer of the library tokenizers.
+        encoder: The tokenizer as an object of the library tokenizers.
         end: The text of the token that ends a response.
-        padding: Id of the padding token: that of the checkpoint, else the end token.
+        padding: Id of the padding token of the checkpoint, or of the end token if it has none.
         render: The chat template; None if there is none.
     """
 
@@ -32,7 +32,8 @@ class Tokenizer:
         """The tokenizer in the folder of a checkpoint.
 
         Raises:
-            ValueError: If there is none, it has no end token, or its chat template is invalid.
+            ValueError: If there is no tokenizer, if it has no end token, or if its chat template is
+                invalid.
         """
         library = imported("tokenizers")
         if not (folder / "tokenizer.json").is_file():
@@ -43,7 +44,7 @@ class Tokenizer:
             encoder = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises nothing more special
             raise _refused(
-                "hold a tokenizer", f"that of {folder} cannot be read: {error}"
+                "hold a tokenizer", f"the one in {folder} cannot be read: {error}"
             ) from None
         encoder.no_padding()
         encoder.no_truncation()
@@ -52,35 +53,36 @@ class Tokenizer:
         if end is None or encoder.token_to_id(end) is None:
             raise _refused(
                 "name a token of its vocabulary as `eos_token` in tokenizer_config.json",
-                f"that of {folder} names {described.get('eos_token')!r}",
+                f"the one in {folder} names {described.get('eos_token')!r}",
             )
         padding = encoder.token_to_id(_text(described.get("pad_token")) or end)
         try:
             render = chat_template(folder, described)
         except Exception as error:  # templates are programs, and fail in any way
             raise _refused(
-                "have a chat template in jinja2", f"that of {folder} is invalid: {error}"
+                "have a chat template in jinja2", f"the one in {folder} is invalid: {error}"
             ) from None
         padding = encoder.token_to_id(end) if padding is None else padding
         return cls(encoder, end, padding, render)
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of the tokens of a text, with the special tokens that the tokenizer adds."""
+        """The ids of the tokens of a text, including special tokens that the tokenizer adds."""
         return self.encoder.encode(text).ids
 
     def text(self, tokens: Sequence[int]) -> str:
-        """The text of tokens, omitting special tokens."""
+        """The text of tokens, without special tokens."""
         return self.encoder.decode(list(map(int, tokens)))
 
     def conversation(self, messages: list[dict[str, Any]], *, prompts: bool) -> list[int]:
-        """Ids of the tokens of a conversation.
+        """The ids of the tokens of a conversation.
 
         Args:
             messages: The messages, each with a role and a content.
-            prompts: Whether to append the beginning of an answer.
+            prompts: True to append the beginning of an answer.
 
         Raises:
-            ValueError: If the checkpoint has no chat template, or it refuses the conversation.
+            ValueError: If the checkpoint has no chat template, or if the template refuses the
+                conversation.
         """
         if self.render is None:
             raise _refused(
@@ -100,7 +102,7 @@ def imported(library: str) -> Any:
     """Import a library of the extra `models`.
 
     Raises:
-        ModuleNotFoundError: If it is not installed; the message says how to install it.
+        ModuleNotFoundError: If the library is not installed; the message says how to install it.
     """
     import importlib
 

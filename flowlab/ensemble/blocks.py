@@ -9,7 +9,10 @@ other; calls run on several threads, and on several devices.
 A block ends when only one lane in 16 is still running. The unfinished lanes of all blocks are
 collected into new blocks, and continue from their present states. Lanes that were evicted because
 they alone needed small steps (`solve.engine`) continue under the arc-length clock. Lanes that went
-past their level under the clock of loss or margin start again under the arc-length clock.
+past their level under the clock of loss or margin start again under the arc-length clock. Lanes
+whose block has used up its steps continue in small blocks, in which few others hold them up, for as
+many steps again: first those of a sample of these blocks, and more as long as half of the lanes of
+the last ones arrive.
 
 The starts alone determine the lanes of a block and their order, and identical blocks give identical
 bits. Other blocks take other steps, and their results agree to the tolerance.
@@ -69,6 +72,13 @@ _BLOCK_ON_ACCELERATOR = 65536
 _BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost equals that of a few thousand starts
 _BLOCKS_OF_A_SLAB = 32  # enough for similar lanes in a block, few enough to be sorted in a cache
 _LEFT_FOR_LATER = 16  # a block ends when one lane in 16 still runs; these lanes continue together
+_FEW_ON_CPU = 8  # lanes of a small block: lanes cross a kink at different times, and then all take
+# small steps; with fewer lanes the registers of a core would be half empty
+_FEW_ON_ACCELERATOR = 512  # lanes of a small block, which takes a step in the time of a single lane
+_FIRST = 2  # small blocks that continue first, as a sample
+_MORE = 4  # times as many small blocks in each round as in the round before
+_ARRIVING = 0.5  # of the lanes of a round: if fewer arrive, there is no further round
+_SEED = 0  # of the order of small blocks
 _ENOUGH_BLOCKS = 32
 _WORTH_OPTIMISING = 4_000  # runs
 
@@ -97,6 +107,20 @@ class _UnfinishedLanes(NamedTuple):
 
     indices: Int[np.ndarray, " n"]
     lanes: Lanes | TangentLanes
+
+
+class _Left(NamedTuple):
+    """Lanes that have not ended, in groups that go on in different ways.
+
+    Attributes:
+        running: Lanes that others of their block have left behind.
+        evicted: Lanes that alone needed small steps, or that their clock has led astray.
+        spent: Lanes whose block has used up its steps.
+    """
+
+    running: list[_UnfinishedLanes]
+    evicted: list[_UnfinishedLanes]
+    spent: list[_UnfinishedLanes]
 
 
 @dataclass(frozen=True)
@@ -164,11 +188,17 @@ def solved(
         problem, method, programs, devices, size, max_steps, optimise, progress, _Collected(count)
     )
     order = _ordered(work, starts, count)
-    running, evicted = _first_passes(work, starts, order)
-    evicted += _later_passes(work, problem, running)
+    first = _first_passes(work, starts, order)
+    evicted = first.evicted + _to_the_end(work, problem, first)
     if evicted:
         _under_safe_clock(work, starts, evicted)
     return work.collected.results
+
+
+def _to_the_end(work: _Work, problem: Problem, left: _Left) -> list[_UnfinishedLanes]:
+    """Continue lanes until all have ended or are evicted; the evicted ones."""
+    later = _later_passes(work, problem, left.running)
+    return later.evicted + _in_small_blocks(work, problem, left.spent + later.spent)
 
 
 def _under_safe_clock(
@@ -177,15 +207,47 @@ def _under_safe_clock(
     """Continue evicted lanes under the arc-length clock; start strayed lanes again."""
     safe = dataclasses.replace(work, problem=safe_problem(work.problem))
     strayed = [part.indices[np.asarray(part.lanes.strayed)] for part in evicted]
-    again, going = np.concatenate(strayed), []
+    again, first = np.concatenate(strayed), _Left([], [], [])
     if len(again):
-        going, _ = _first_passes(safe, starts, again)
+        first = _first_passes(safe, starts, again)
         evicted = [_kept(part, ~np.asarray(part.lanes.strayed)) for part in evicted]
         evicted = [part for part in evicted if len(part.indices)]
-    _later_passes(safe, safe.problem, evicted + going)
+    _to_the_end(safe, safe.problem, first._replace(running=evicted + first.running))
+
+
+def _in_small_blocks(
+    work: _Work, problem: Problem, spent: list[_UnfinishedLanes]
+) -> list[_UnfinishedLanes]:
+    """Continue lanes that their block has left no steps in small blocks; the evicted ones.
+
+    Their outcome is known as `step_limit`, and stays so where these do not lead to an end either.
+    """
+    few = _FEW_ON_CPU if _on_cpu(work.devices) else _FEW_ON_ACCELERATOR
+    evicted: list[_UnfinishedLanes] = []
+    if not spent or work.size <= few:
+        return evicted
+    alone = dataclasses.replace(work, size=few, progress=lambda n: None)
+    pool = _joined(spent)
+    blocks = np.random.default_rng(_SEED).permutation(-(-len(pool.indices) // few))
+    number = _FIRST
+    while len(blocks):
+        lanes = (blocks[:number, None] * few + np.arange(few)).ravel()
+        part = _kept(pool, lanes[lanes < len(pool.indices)])
+        left = _later_passes(alone, problem, [part], resized=number == _FIRST)
+        evicted += left.evicted
+        if sum(len(one.indices) for one in left.spent) > (1 - _ARRIVING) * len(part.indices):
+            break
+        blocks, number = blocks[number:], _MORE * number
+    return evicted
+
+
+def _joined(parts: list[_UnfinishedLanes]) -> _UnfinishedLanes:
+    lanes = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *(part.lanes for part in parts))
+    return _UnfinishedLanes(np.concatenate([part.indices for part in parts]), lanes)
 
 
 def _kept(part: _UnfinishedLanes, chosen: np.ndarray) -> _UnfinishedLanes:
+    """The lanes of a mask, or of indices."""
     return _UnfinishedLanes(
         part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes)
     )
@@ -260,10 +322,8 @@ def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np
     return values
 
 
-def _first_passes(
-    work: _Work, starts: PyTree[np.ndarray], order: np.ndarray
-) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """Integrate every start in its first block; return the unfinished and the evicted lanes."""
+def _first_passes(work: _Work, starts: PyTree[np.ndarray], order: np.ndarray) -> _Left:
+    """Integrate every start in its first block; return the lanes that have not ended."""
     blocks = -(-len(order) // work.size)
     together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
     keep = 0 if blocks < work.programs.enough_blocks else work.size // _LEFT_FOR_LATER
@@ -272,7 +332,7 @@ def _first_passes(
     program = Program(work.programs.first, (work.problem, work.method), optimise=work.optimise)
     limits = (np.int32(keep), np.int32(work.max_steps))
 
-    def first(batch: np.ndarray, device: Device) -> tuple[int, list[_UnfinishedLanes]]:
+    def first(batch: np.ndarray, device: Device) -> tuple[int, _Left]:
         chosen = jax.tree.map(lambda x: _in_blocks(x, batch, together, work.size), starts)
         return _sorted_out(work, batch, *program(jax.device_put(chosen, device), *limits))
 
@@ -280,24 +340,25 @@ def _first_passes(
 
 
 def _later_passes(
-    work: _Work, problem: Problem, pool: list[_UnfinishedLanes]
-) -> list[_UnfinishedLanes]:
-    """Continue unfinished lanes in new blocks until all have ended; return the evicted lanes."""
-    evicted: list[_UnfinishedLanes] = []
+    work: _Work, problem: Problem, pool: list[_UnfinishedLanes], *, resized: bool = False
+) -> _Left:
+    """Continue unfinished lanes in new blocks until all have ended or cannot go on in these.
+
+    `resized`: the blocks are the first ones of their size, for which the program is compiled anew.
+    """
+    left = _Left([], [], [])
     program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
-    fresh, size = program.fresh, work.size
+    fresh, size = program.fresh or resized, work.size
     while pool:
-        indices = np.concatenate([part.indices for part in pool])
-        parts = (part.lanes for part in pool)
-        lanes = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
+        indices, lanes = _joined(pool)
         places = [np.arange(i, min(i + size, len(indices))) for i in range(0, len(indices), size)]
         keep = 0 if len(places) == 1 else size // _LEFT_FOR_LATER
         limits = (np.int32(keep), np.int32(work.max_steps))
         go_on = partial(_go_on, work, program, limits, indices, lanes)
-        pool, late = _gathered(work, _in_parallel(go_on, places, work, fresh))
-        fresh = False
-        evicted += late
-    return evicted
+        later = _gathered(work, _in_parallel(go_on, places, work, fresh))
+        pool, fresh = later.running, False
+        left = _Left([], left.evicted + later.evicted, left.spent + later.spent)
+    return left
 
 
 def _go_on(
@@ -308,7 +369,7 @@ def _go_on(
     lanes: Any,
     index: np.ndarray,
     device: Device,
-) -> tuple[int, list[_UnfinishedLanes]]:
+) -> tuple[int, _Left]:
     chosen = jax.tree.map(lambda x: x[..., filled(index, work.size)], lanes)
     solution = program(jax.device_put(chosen, device), *limits)
     apart = jax.tree.map(lambda x: np.asarray(x)[None], solution)
@@ -317,23 +378,27 @@ def _go_on(
 
 def _sorted_out(
     work: _Work, batch: np.ndarray, results: Any, lanes: Any, tries: Int[Array, " b"]
-) -> tuple[int, list[_UnfinishedLanes]]:
-    """Store the results of ended lanes; return their number, the unfinished and evicted lanes."""
+) -> tuple[int, _Left]:
+    """Store the results of lanes that have ended; return their number, and the other lanes."""
     results = jax.tree.map(_starts_first, results)
     outcome, evicted = (_starts_first(x)[: len(batch)] for x in (lanes.outcome, lanes.evicted))
     exhausted = np.repeat(np.asarray(tries) >= work.max_steps, work.size)[: len(batch)]
     evicted = evicted & (outcome == 0)
     running = (outcome == 0) & ~evicted
-    if np.any(exhausted & running):
-        spent = np.zeros(len(results["outcome"]), bool)
-        spent[: len(batch)] = exhausted & running
-        results["outcome"] = np.where(spent, np.int32(Outcome.step_limit), results["outcome"])
-        running = running & ~exhausted
+    spent = running & exhausted
+    if np.any(spent):
+        limited = np.zeros(len(results["outcome"]), bool)
+        limited[: len(batch)] = spent
+        results["outcome"] = np.where(limited, np.int32(Outcome.step_limit), results["outcome"])
+    running = running & ~exhausted
     late = running | evicted
     ended = np.flatnonzero(~late) if np.any(late) else slice(0, len(batch))
     work.collected.put(batch[ended], results, ended)
-    left = [_left_behind(batch, lanes, np.flatnonzero(chosen)) for chosen in (running, evicted)]
-    return int(len(batch) - np.sum(late)), left
+    groups = (running, evicted, spent)
+    left = [_left_behind(batch, lanes, np.flatnonzero(chosen)) for chosen in groups]
+    return int(len(batch) - np.sum(late)), _Left(
+        *([one] if len(one.indices) else [] for one in left)
+    )
 
 
 def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _UnfinishedLanes:
@@ -349,16 +414,14 @@ def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _Unfinish
     return _UnfinishedLanes(batch[chosen], jax.tree.map(picked, lanes))
 
 
-def _gathered(
-    work: _Work, done: Iterator[tuple[int, list[_UnfinishedLanes]]]
-) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """All unfinished lanes, and all evicted lanes, of passes that are done."""
-    running, evicted = [], []
-    for ended, (still, held_up) in done:
+def _gathered(work: _Work, done: Iterator[tuple[int, _Left]]) -> _Left:
+    """All lanes that have not ended in passes that are done."""
+    gathered = _Left([], [], [])
+    for ended, left in done:
         work.progress(ended)
-        running += [still] if len(still.indices) else []
-        evicted += [held_up] if len(held_up.indices) else []
-    return running, evicted
+        for all_, some in zip(gathered, left, strict=True):
+            all_ += some
+    return gathered
 
 
 def _in_blocks(

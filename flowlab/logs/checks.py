@@ -1,4 +1,4 @@
-"""Checks of a given β and loss against the numbers in a log, and the β that fits them."""
+"""Checks whether a given β and loss agree with the numbers in a log, and the β that does."""
 
 import numpy as np
 
@@ -16,23 +16,23 @@ _AT_REFERENCE = 1e-6  # nats: the policy is the reference itself
 
 
 def fitted(log: TrainingLog) -> tuple[TrainingLog, str | None]:
-    """The log with the β that its rows show, and a sentence on it; the log itself if β fits.
+    """The log with the β that its rows imply, and a sentence about this; or the log unchanged.
 
-    β follows from rewards and log-probabilities: rewards without a reference are β·log π, and
-    others change by β·Δlog π.
+    The log is unchanged, and the sentence is None, if the given β agrees with the rows. β follows
+    from rewards and log-probabilities: a reward without a reference is β·log π, and the change of
+    any reward is β·Δlog π.
 
     Args:
         log: A log.
 
-    Accuracy: with a reference, β has the noise of batches, usually a few per cent.
+    Accuracy: with a reference, β has an error from the noise of batches, usually a few per cent.
     """
     found = _shown_beta(log)
     if found is None:
         return log, None
     beta, sentence = found
     return log.with_beta(beta), (
-        f"{sentence} So what follows is read with β = {beta:g}, not with the {log.beta:g} that was "
-        "given."
+        f"{sentence} The following is computed with β = {beta:g}, not with the given {log.beta:g}."
     )
 
 
@@ -51,8 +51,9 @@ def beta_doubt(log: TrainingLog) -> str | None:
 def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
     """Sentences on contradictions between a log and its loss.
 
-    In the first row the policy is the reference, so that its loss gives the β of losses such as
-    IPO. The mean of a convex loss of the margin cannot be below its value at the mean margin.
+    If the first row describes the reference policy, its loss is known, and for losses such as IPO
+    it depends on β. DPO is a convex function of the margin, so that its mean over a batch is at
+    least its value at the mean margin.
 
     Args:
         log: A log.
@@ -65,7 +66,7 @@ def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
 
 
 def reference_shown(log: TrainingLog) -> str | None:
-    """Evidence in a log that its rewards are not β·log π; None if there is none.
+    """Evidence in a log that its rewards are not β·log π, as a clause; None without evidence.
 
     Args:
         log: A log.
@@ -91,11 +92,14 @@ def _beta_without_reference(log: TrainingLog) -> tuple[float, str] | None:
     if ratio is None or abs(ratio / log.beta - 1) <= _CLOSE:
         return None
     beta = _rounded(ratio)
-    return beta, f"The rewards in the file are {beta:g} times the log-probabilities, so β was that."
+    return (
+        beta,
+        f"The rewards in the file are {beta:g} times the log-probabilities, so β is {beta:g}.",
+    )
 
 
 def _beta_of_sides(log: TrainingLog) -> tuple[float, str] | None:
-    """The β of the side that moved more, from its rewards and log-probabilities."""
+    """The β from the response that moved more, and a sentence about it; None if β agrees."""
     found: list[tuple[float, tuple[float, str] | None]] = []
     sides = (
         ("chosen", log.u_chosen, log.logp_chosen),
@@ -135,13 +139,13 @@ def _first_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
     if wanted is None or abs(got - wanted) <= _LOSS_OFF * max(abs(wanted), abs(got)):
         return None
     return (
-        f"The first row has a loss of {got:.4g} where the policy is the reference, but this loss "
-        f"is {wanted:.4g} there: another loss or β was trained, or several were summed."
+        f"In the first row, where the policy is the reference, the loss is {got:.4g}, but this "
+        f"loss would be {wanted:.4g}: the run had another loss or β, or a sum of losses."
     )
 
 
 def _mean_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
-    """A sentence if DPO's mean loss is below that of the mean margin, which is impossible."""
+    """A sentence if the logged mean of DPO is below DPO at the mean margin, which cannot be."""
     if type(loss).__name__ != "DPO":
         return None
     with np.errstate(invalid="ignore"):  # rows of one side have no margin
@@ -153,14 +157,14 @@ def _mean_loss(log: TrainingLog, loss: AbstractLoss) -> str | None:
         return None
     row = int(np.flatnonzero(below)[0])
     return (
-        f"At step {log.step[row]:g} the loss is {log.loss[row]:.4g}, less than the "
-        f"{least[row]:.4g} that DPO has at the mean margin of that row, which cannot be: another "
-        "loss was trained."
+        f"At step {log.step[row]:g} the loss is {log.loss[row]:.4g}, but the mean of DPO cannot "
+        f"be below its value at the mean margin of that row, {least[row]:.4g}: the run had another "
+        "loss."
     )
 
 
 def _value(loss: AbstractLoss, log_ratio: float) -> float | None:
-    """The loss at equal log-ratios; None if it depends on lengths or the like."""
+    """The loss if both log-ratios have a given value; None if it depends on lengths too."""
     at = np.full((1, 2), log_ratio)
     values = [float(loss_values(loss, at, UNKNOWN[0], length)[0]) for length in LENGTHS]
     return values[0] if np.isclose(values[0], values[1]) else None

@@ -1,15 +1,15 @@
-"""The effective coupling of a run: the motion of the chosen response per motion of the rejected.
+"""The effective coupling of a run: the change of u_w divided by the absolute change of u_l.
 
-With a constant kernel K, u' = K·(α, −γ) for a loss that pushes the chosen response up with α and
-the rejected one down with γ. A run along a direction v = (a, b) therefore determines K up to one
-free number and a scale:
+Consider a loss with the slopes α = −∂L/∂u_w and γ = ∂L/∂u_l, and a constant kernel K. The flow is
+u' = K·(α, −γ). A run in the direction v = (a, b) therefore determines K up to a scale and one free
+number p:
 
     K = v·vᵀ/(aα − bγ) + p·w·wᵀ,    w = (γ, α),  p ≥ 0,
 
-since w is orthogonal to (α, −γ), and K is symmetric and positive semidefinite exactly if p is not
-negative. The velocity of the chosen response under another loss is linear in p, so that its sign is
-known for all kernels if it is the same at p = 0 and for p → ∞. For a loss that depends only on the
-margin, α = γ, and −1 ≤ ρ < 0 these are the kernels with k_wl/k_ww in [1, 1/|ρ|].
+Here w is orthogonal to (α, −γ), and K is positive semidefinite if and only if p ≥ 0. The velocity
+of the chosen response under another loss is linear in p. Its sign is therefore the same for all
+these kernels if it is the same at p = 0 and for p → ∞. If the loss depends only on the margin (α =
+γ) and −1 ≤ ρ < 0, these kernels are those with k_wl/k_ww in [1, 1/|ρ|].
 """
 
 import math
@@ -40,13 +40,15 @@ _ROUNDING = 1e-9  # of the pushes: what is smaller comes from rounding
 
 @dataclass(frozen=True)
 class Coupling:
-    """The effective coupling ρ = Δu_w/|Δu_l|, the direction in which a run moves, with an interval.
+    """The effective coupling ρ = Δu_w/|Δu_l| of a run, with its 95 % interval.
+
+    (ρ, ±1) is the direction in which the run moves.
 
     Attributes:
         value: ρ; NaN if it is undetermined.
         low: The lower end of Fieller's interval.
         high: The upper end.
-        rejected_rises: Whether the rejected response rose.
+        rejected_rises: True if the log-ratio of the rejected response rose.
     """
 
     value: float = math.nan
@@ -56,16 +58,17 @@ class Coupling:
 
     @property
     def known(self) -> bool:
-        """True if the interval is bounded."""
+        """True if ρ is determined, so that its interval is bounded."""
         return math.isfinite(self.value)
 
     @property
     def kernel(self) -> Float[np.ndarray, "2 2"] | None:
-        """A kernel under which a loss of the margin moves as the run does, of trace 2.
+        """The kernel of rank one and trace 2 under which any loss of the margin moves like the run.
 
-        K ∝ v·vᵀ with v = (ρ, ∓1), shape (2, 2): of the kernels that the run leaves possible the one
-        without a part across the run, of which a log of one loss tells nothing. For a flow to lay
-        the run over, `LogRatioPlane(kernel)`. None where ρ is not known, or the margin fell.
+        It is proportional to v·vᵀ with the direction v = (ρ, −1) of the run, or (ρ, 1) if the
+        rejected response rose. Other kernels that are consistent with the run have a second term of
+        rank one, which the log of one loss does not determine. `LogRatioPlane(kernel)` gives the
+        flow to draw behind the run. None if ρ is not known or the margin did not rise.
         """
         across = 1.0 if self.rejected_rises else -1.0
         if not self.known or self.value - across <= 0:
@@ -77,7 +80,7 @@ class Coupling:
 def effective_coupling(change: Change) -> Coupling:
     """The effective coupling ρ with Fieller's 95 % interval, from a change between two windows.
 
-    It is undetermined if the rejected response moved by no more than its noise, or if the noise is
+    ρ is undetermined if the rejected response moved by no more than its noise, or if this noise is
     not known.
 
     Args:
@@ -85,9 +88,9 @@ def effective_coupling(change: Change) -> Coupling:
 
     Source: Fieller (1954), "Some problems in interval estimation"; the degrees of freedom are those
         of Welch and Satterthwaite.
-    Accuracy: with normal noise about a straight line, the interval covers ρ in 95 % of runs,
-        however the noise of u_w and u_l is correlated; with fewer than 10 rows it is wider than
-        necessary.
+    Accuracy: if the run is a straight line with normal noise, the interval contains ρ in 95 % of
+        runs, whatever the correlation of the noise of u_w and u_l. With fewer than 10 rows the
+        interval is wider than necessary.
     """
     rises = bool(change.value[1] > 0)
     sign = 1.0 if rises else -1.0
@@ -109,10 +112,10 @@ def effective_coupling(change: Change) -> Coupling:
 def kernel_range(coupling: Coupling) -> tuple[float, float] | None:
     """The range of k_wl/k_ww that the interval of ρ allows, if the loss depends only on the margin.
 
-    Each ρ allows all kernels between two extremes of rank one, and the ratio of one of them is
-    unbounded as ρ tends to 0. The range is therefore unbounded on one side if the interval ends at
-    0, and on both if 0 is inside. None if ρ is not known, or if no kernel gives its value because
-    the margin did not rise.
+    For each ρ the possible values of k_wl/k_ww form an interval with the ends 1 and −1/ρ, or 1 and
+    1/ρ if the rejected response rises. The range is therefore unbounded on one side if the interval
+    of ρ ends at 0, and on both sides if it contains 0. None if ρ is not known, or if the margin did
+    not rise, which no kernel explains.
     """
     across = 1.0 if coupling.rejected_rises else -1.0
     if not coupling.known or coupling.value - across <= 0:
@@ -129,19 +132,19 @@ def kernel_range(coupling: Coupling) -> tuple[float, float] | None:
 def effects(
     coupling: Coupling, own: Slopes, others: Mapping[str, Slopes]
 ) -> dict[str, Effect] | None:
-    """Effects of each loss on the chosen response, under every kernel consistent with the run.
+    """The effect of each loss on the chosen response, under every kernel consistent with the run.
 
-    `"lowers"` and `"raises"` are certain: they hold for every ρ in the interval, every kernel,
-    every point at which slopes were taken, and both lengths. Otherwise the effect is `"either"`;
-    `"still"` is a loss with no slope at all.
+    `"lowers"` and `"raises"` are certain: they are true for every ρ in the interval, every kernel,
+    every point at which slopes were computed, and both lengths. `"still"` means that the loss does
+    not move the chosen response. Otherwise the effect is `"either"`.
 
     Args:
         coupling: ρ of the run.
         own: The slopes of the loss of the run.
-        others: The slopes of the losses to judge, by name.
+        others: The slopes of the losses whose effects are wanted, by name.
 
     Returns:
-        The effects by name; None if ρ is not known or no kernel gives it.
+        The effects by name; None if ρ is not known or no kernel explains it.
     """
     forces = float(np.mean(own.chosen)), float(np.mean(own.rejected))
     across = 1.0 if coupling.rejected_rises else -1.0
@@ -160,7 +163,8 @@ def _effect(coupling: Coupling, across: float, own: tuple[float, float], slopes:
     rhos = [coupling.low, coupling.high]
     if coupling.low < 0 < coupling.high:
         rhos.append(0.0)
-    # The velocity at p = 0 is that of a(aα − bγ): a parabola in ρ, whose extremum may lie inside.
+    # At p = 0 the velocity is proportional to a(aα − bγ), a parabola in ρ; its extremum may lie
+    # between the ends of the interval.
     with np.errstate(divide="ignore", invalid="ignore"):
         extrema = across * slopes.rejected / (2 * slopes.chosen)
     rhos += [float(e) for e in extrema if coupling.low < e < coupling.high]
@@ -178,21 +182,22 @@ def _effect(coupling: Coupling, across: float, own: tuple[float, float], slopes:
 
 
 def shift_that_holds(coupling: Coupling) -> float | None:
-    """The largest λ with which DPO-Shift surely does not lower the chosen response: |ρ|.
+    """The largest λ at which DPO-Shift certainly does not lower the chosen response.
 
-    |ρ| is taken at the end of the interval where it is smallest; None if ρ may be 0 or positive.
+    It is the smallest |ρ| in the interval of ρ; None unless the whole interval is negative.
     """
     return -coupling.high if coupling.known and coupling.high < 0 else None
 
 
 def likelihood_that_holds(coupling: Coupling, slope: float) -> float | None:
-    """The smallest weight of −log π(chosen), added to a loss, at which the chosen does not fall.
+    """The smallest weight of an added −log π(chosen) at which the chosen response does not fall.
 
-    For a loss that depends only on the margin, with slope s, the slopes of both sides are (s + w,
-    −s), so that w ≥ s·(1/|ρ| − 1).
+    A loss that depends only on the margin, with slope s, and the term with weight w pull with (s +
+    w, −s) on (u_w, u_l). The chosen response does not fall if w ≥ s·(1/|ρ| − 1). The smallest |ρ|
+    in the interval of ρ is taken; None unless the whole interval is negative.
 
     Args:
-        coupling: ρ; the end of its interval with the smallest |ρ| decides.
+        coupling: ρ with its interval.
         slope: s, per nat of the margin.
     """
     held = shift_that_holds(coupling)

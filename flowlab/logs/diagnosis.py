@@ -43,13 +43,13 @@ _SHIFTED = "dpo_shift"
 
 @dataclass(frozen=True)
 class Side:
-    """Change of one quantity of a run from its first window to its last.
+    """The change of one quantity of a run from the first window to the last.
 
     Attributes:
         first: Mean of the first window, nats.
-        last: Mean of the last.
-        change: The last less the first.
-        error: Half the width of the 95 % interval of the change; None if it is not known.
+        last: Mean of the last window, nats.
+        change: Mean of the last window less mean of the first window, nats.
+        error: Half the width of the 95 % interval of the change; None if the noise is not known.
         rows: The number of rows that have the quantity.
     """
 
@@ -61,50 +61,58 @@ class Side:
 
     @property
     def sure(self) -> bool:
-        """True if it changed by more than its noise."""
+        """True if the quantity changed by more than its noise."""
         return self.error is not None and abs(self.change) > self.error
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Diagnosis of a training run, read off windows of its rows.
+    """Diagnosis of a training run, computed from means over windows of its rows.
 
     Attributes:
         log: The log.
-        name: The name of the loss; None if the file has no reference and does not show it.
-        loss: The loss, or None.
-        assumed: Whether the loss is a guess, neither given nor shown by the file.
-        evaluated: Whether evaluations were used, because there are no training rows.
-        step: The step of each row, whose values are `points`.
-        points: (u_w, u_l), or log-probabilities if there is no reference.
-        windows: Windows of the rows that have both.
-        moved: Whether any value in the rows changed.
-        chosen: The chosen response; None if no row has it.
-        rejected: The rejected one.
-        margin: Their difference.
-        displacement: Whether the chosen response fell.
-        coupling: ρ.
-        kernels: The range of k_wl/k_ww that the interval of ρ allows, for losses that
-            depend only on the margin.
-        effects: The effect of each loss of the catalogue on the chosen response; None if it cannot
-            be said. DPO-Shift is left out if its λ decides: see `shift`.
+        name: The name of the loss; None if the loss is not known.
+        loss: The loss; None if it is not known, because the rewards have no reference and the file
+            does not show it.
+        assumed: True if the loss is a guess, neither given nor shown by the file.
+        evaluated: True if evaluation rows were used, because there are no training rows.
+        step: The step of each row of `points`.
+        points: (u_w, u_l) in each row, or the two log-probabilities if there is no reference.
+        windows: Windows of the rows that have both numbers.
+        moved: True if any value differs between rows.
+        chosen: The change of the chosen response; None if no row has its value.
+        rejected: The change of the rejected response.
+        margin: The change of the margin.
+        displacement: The verdict whether the chosen response fell.
+        coupling: The effective coupling ρ.
+        kernels: The range of k_wl/k_ww that the interval of ρ allows; None unless the loss depends
+            only on the margin.
+        effects: The effect of each loss of the catalogue on the chosen response; None if the
+            effects are not known. DPO-Shift is left out if its effect depends on its λ: see
+            `shift`.
         shift: The largest λ at which DPO-Shift certainly does not lower the chosen response.
-        likelihood: The smallest added weight of −log π(chosen) that holds the chosen response at
-            the reference and at the mean margins of the run; None also if the loss rests at one of
-            them.
-        rest: The margin at which the loss rests, nats, or nats per token for `IPO`; None if there
-            is none.
-        pulls_back: True if a margin beyond `rest` is pulled back, False if the loss is flat there;
-            None without `rest`.
-        references: Log-probabilities under the reference, from the first rows; None if not known.
-        bounds: The largest possible u_w and u_l, at a probability of 1; inf if not known.
-        forecast: The forecast of how the run would continue.
-        back_test: A forecast of the second half of the run from the first half, with what happened.
-        uncoupled: The ends of the line to the same margin without coupling, shape (2, 2), or None.
-        beta_given: The β that was given, if the file shows a different β, which `log` has then.
+        likelihood: The smallest weight of an added term −log π(chosen) at which the chosen response
+            does not fall, neither at the reference nor at the mean margins of the run. None if it
+            is not known, or if the loss stops raising the margin at one of these margins.
+        rest: The margin at which the loss stops raising the margin, because its derivative
+            vanishes: in nats, or in nats per token for `IPO`. None if there is no such margin.
+        pulls_back: True if the loss lowers a margin beyond `rest`, False if it is flat there; None
+            without `rest`.
+        references: Log-probabilities of both responses under the reference, from the first rows;
+            None if not known.
+        bounds: The largest possible u_w and u_l, which belong to a probability of 1; inf if not
+            known.
+        forecast: The forecast of the continuation of the run.
+        back_test: A forecast of the second half of the run from the first half, with the measured
+            end.
+        uncoupled: The ends of a line from the first window to the last margin without coupling, on
+            which both responses change by opposite amounts, shape (2, 2); or None.
+        beta_given: The β that was given, if it differs from the β that the file shows; `log` has
+            the latter. Else None.
         unlike: Sentences on contradictions between the file and the loss. If there are any, nothing
             is derived from the loss.
-        doubts: The same, and contradictions with the β that was given.
+        doubts: The sentences of `unlike`, and sentences on contradictions with the β that was
+            given.
     """
 
     log: TrainingLog
@@ -138,19 +146,19 @@ class Diagnosis:
 
     @property
     def per_token(self) -> bool:
-        """True if `rest` is per token."""
+        """True if `rest` is in nats per token."""
         return isinstance(self.loss, IPO)
 
     @property
     def rest_done(self) -> float | None:
-        """The margin as a fraction of `rest`; None if it is unknown."""
+        """The last margin as a fraction of `rest`; None if `rest` is 0, per token or not known."""
         if self.rest is None or self.margin is None or self.per_token or self.rest == 0:
             return None
         return self.margin.last / self.rest
 
     @property
     def diverged(self) -> dict[str, Side]:
-        """The responses whose log-probability changed by more than training plausibly does."""
+        """The responses that changed by more than training plausibly changes a log-probability."""
         sides = {"rejected": self.rejected, "chosen": self.chosen}
         return {
             name: side
@@ -164,10 +172,10 @@ class Diagnosis:
         return not self.reference_free and not self.evaluated and len(self.windows) > 0
 
     def plot(self, *, ax: Any = None) -> Any:
-        """Draw the run on the plane of log-ratios, or over its steps if it has none.
+        """Draw the run on the plane of log-ratios, or over its steps if it has no log-ratios.
 
         Args:
-            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+            ax: The matplotlib Axes to draw on; None for the Axes of a new Figure.
         """
         from flowlab import plots
 
@@ -176,12 +184,15 @@ class Diagnosis:
 
     @property
     def title(self) -> str:
-        """The name of the file, without its ending."""
+        """The name of the file without its suffix."""
         return self.log.path.stem
 
     @property
     def coupled(self) -> Float[np.ndarray, "k 2"] | None:
-        """Points of the flow with the fitted coupling: first window, last window, forecast."""
+        """Points of the flow with the fitted coupling, shape (k, 2); or None.
+
+        The points are the first window, the last window and the end of the forecast.
+        """
         if self.effects is None or not self.drawable:
             return None
         begin, end = self.windows.mean[[0, -1]]
@@ -189,10 +200,10 @@ class Diagnosis:
         return np.array([begin, end, *ahead])
 
     def loss_at(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"] | None:
-        """The loss at points (u_w, u_l), or None if it depends on values that a log does not have.
+        """The loss at points (u_w, u_l); None if it depends on values that a log does not contain.
 
         Args:
-            points: The points.
+            points: The points (u_w, u_l).
         """
         if self.loss is None or self.reference_free or self.unlike:
             return None
@@ -215,12 +226,14 @@ def diagnose(
 
     Args:
         log: A log.
-        loss: The loss that was trained; None for the one that the keys of the file show (ORPO,
-            KTO), else DPO, or unknown if the rewards have no reference.
-        name: Its name; None for that of its class.
+        loss: The loss that was trained. None for the loss that the keys of the file show (ORPO,
+            KTO), and otherwise DPO; with rewards that have no reference, the loss then remains
+            unknown.
+        name: The name of the loss; None for the name of its class.
 
     Raises:
-        ValueError: If `loss` has a reference and the rewards of the file have none, or the reverse.
+        ValueError: If `loss` has a reference and the rewards of the file have none, or the other
+            way round.
     """
     given = log.beta
     log, unfit = fitted(log)
@@ -261,7 +274,7 @@ def diagnose(
 
 
 def _with_beta(loss: AbstractLoss | None, given: float, beta: float) -> AbstractLoss | None:
-    """The loss with the β of the file in place of the one that was given."""
+    """The loss with the β of the file in place of the β that was given."""
     held = getattr(loss, "beta", None)
     if loss is None or held is None or not np.all(np.asarray(held) == given):
         return loss
@@ -275,14 +288,15 @@ def _loss(
     if loss is not None:
         if log.reference_free and not without_reference(loss):
             raise ValueError(
-                "Argument `loss` must be one without a reference, such as ORPO, CPO or SimPO, for "
-                f"the rewards in {log.path} are β·log π, but is {name or type(loss).__name__}."
+                "Argument `loss` must be a loss without a reference, such as ORPO, CPO or SimPO, "
+                f"but is {name or type(loss).__name__}; the rewards in {log.path} are β·log π."
             )
         shown = reference_shown(log) if without_reference(loss) else None
         if shown is not None:
             raise ValueError(
-                f"Argument `loss` must be one with a reference, such as DPO, for {log.path} "
-                f"contradicts rewards of β·log π ({shown}), but is {name or type(loss).__name__}."
+                "Argument `loss` must be a loss with a reference, such as DPO, but is "
+                f"{name or type(loss).__name__}; the rewards in {log.path} are not β·log π: "
+                f"{shown}."
             )
         return loss, name or type(loss).__name__, False
     if log.trainer is not None:
@@ -293,7 +307,7 @@ def _loss(
 
 
 def _as_without_reference(log: TrainingLog) -> TrainingLog:
-    """The log with rewards taken as β·log π, although the file does not show that."""
+    """The log with rewards taken to be β·log π, although the file does not show that they are."""
     if log.reference_free:
         return log
     told = np.isfinite(log.logp_chosen).any() and np.isfinite(log.logp_rejected).any()
@@ -334,7 +348,7 @@ def _windows_of_both(
     time: Float[np.ndarray, " row"],
     points: Float[np.ndarray, "row 2"],
 ) -> Windows:
-    """Windows of the rows that have both sides; over steps if flow time does not advance."""
+    """Windows of the rows with both responses; over steps if the flow time does not increase."""
     found = windows(step, time, points)
     if np.all(np.diff(found.time) > 0):
         return found
@@ -342,7 +356,7 @@ def _windows_of_both(
 
 
 def _moved(points: Float[np.ndarray, "row 2"]) -> bool:
-    """True if any value differs from the first of its column, or from the reference."""
+    """True if a column has different values, or has a single value that is not 0."""
     for column in points.T:
         known = column[np.isfinite(column)]
         if known.size and (np.ptp(known) > 0 or (known.size == 1 and known[0] != 0)):
@@ -365,7 +379,7 @@ def _side(seen: Windows, weights: list[float]) -> Side | None:
 
 
 def _references(seen: Windows) -> tuple[float, float] | None:
-    """Log-probabilities under the reference, from the first rows."""
+    """Log-probabilities of both responses under the reference, from the first window."""
     if not len(seen):
         return None
     chosen, rejected, ratio_chosen, ratio_rejected = seen.mean[0]
@@ -373,7 +387,7 @@ def _references(seen: Windows) -> tuple[float, float] | None:
 
 
 def _with_loss(diagnosis: Diagnosis, loss: AbstractLoss) -> Diagnosis:
-    """A diagnosis with what follows from the loss."""
+    """The diagnosis, completed by all that follows from the loss."""
     ratios = not diagnosis.reference_free
     lengths = LENGTHS if ratios or isinstance(loss, CPO | CPOHinge | CPOIPO) else (1.0,)
     others = {
@@ -402,7 +416,7 @@ def _with_loss(diagnosis: Diagnosis, loss: AbstractLoss) -> Diagnosis:
 
 
 def _with_slope(diagnosis: Diagnosis, slope: Slope) -> Diagnosis:
-    """A diagnosis with what follows from the slope of a loss of the margin."""
+    """The diagnosis, completed by all that follows from the slope of a loss of the margin."""
     seen, coupling = diagnosis.windows, diagnosis.coupling
     margin = float(seen.mean[-1] @ [1.0, -1.0])
     resting = rest(slope, margin, diagnosis.log.beta)
@@ -426,7 +440,10 @@ def _with_slope(diagnosis: Diagnosis, slope: Slope) -> Diagnosis:
 
 
 def _likelihood(diagnosis: Diagnosis, slope: Slope) -> float | None:
-    """The weight that suffices at the reference and at every mean margin; None beyond `rest`."""
+    """The weight that suffices at the reference and at every mean margin; or None.
+
+    None if the slope of the loss is not positive at one of these margins.
+    """
     margins = diagnosis.windows.mean @ np.array([1.0, -1.0])
     slopes = slope(np.concatenate([[0.0], margins]))
     if not np.all(slopes > 0):
@@ -435,7 +452,7 @@ def _likelihood(diagnosis: Diagnosis, slope: Slope) -> float | None:
 
 
 def _uncoupled(diagnosis: Diagnosis) -> Float[np.ndarray, "2 2"]:
-    """The line from the first window to the last margin with equal and opposite changes."""
+    """The line from the first window to the last margin on which u_w and u_l change oppositely."""
     begin, end = diagnosis.windows.mean[[0, -1]]
     half = float((end - begin) @ [1.0, -1.0]) / 2
     room = diagnosis.bounds[0] - begin[0]

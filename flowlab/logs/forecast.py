@@ -1,8 +1,9 @@
-"""The margin at which a loss rests, and the forecast of a run with its present coupling.
+"""The margin at which a loss stops raising it, and the forecast of a run with its present coupling.
 
-With a constant coupling, the flow of a loss that depends only on the margin is a straight line in
-(u_w, u_l), and its margin solves h' = κ·s(h), with s the slope of the loss, so that κ·T = ∫
-dh/s(h), a quadrature.
+With a constant coupling, the flow of a loss that depends only on the margin h is a straight line in
+(u_w, u_l). The margin solves h' = κ·s(h), where s = −dL/dh is the slope of the loss and κ a
+constant. A change of the margin therefore takes the time T with κ·T = ∫ dh/s(h), which is computed
+by quadrature.
 """
 
 from collections.abc import Callable
@@ -37,13 +38,14 @@ FEWEST_WINDOWS = 4  # so that each half has two
 
 @dataclass(frozen=True)
 class Forecast:
-    """A forecast: the straight line on which a run would continue.
+    """The straight line on which a run would continue.
 
     Attributes:
-        begin: (u_w, u_l) of the window that it starts from.
-        end: (u_w, u_l) at its end.
-        time: The flow time that it covers (or the steps, if the learning rate is not known).
-        bounded: Whether it ends early, at a log-probability of 0.
+        begin: (u_w, u_l) at the beginning, which is the mean of a window.
+        end: (u_w, u_l) at the end.
+        time: The flow time that the line covers, or the number of steps if the learning rate is not
+            known.
+        bounded: True if the line ends early, because a log-probability reaches 0.
     """
 
     begin: Float[np.ndarray, " 2"]
@@ -54,7 +56,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class BackTest:
-    """A forecast from the middle of a run, and what the run did.
+    """A forecast from the middle of a run, with the end that was measured.
 
     Attributes:
         forecast: The forecast from the rows up to the middle.
@@ -79,13 +81,13 @@ class BackTest:
 
     @property
     def margin_share(self) -> float:
-        """Error of the change of the margin, relative to the measured change."""
+        """The error of the forecast change of the margin, as a fraction of the measured change."""
         moved = self.measured - self.forecast.begin
         return float(abs(self.error[2]) / abs(moved[0] - moved[1]))
 
 
 def slope_of(loss: AbstractLoss) -> Slope:
-    """The slope −dL/dh of a loss that depends only on the margin, as a function of the margin."""
+    """The function that gives the slope −dL/dh at each margin h, for a loss of the margin alone."""
 
     def slope(margin: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
         points = np.stack([margin, np.zeros_like(margin)], axis=1)
@@ -95,14 +97,15 @@ def slope_of(loss: AbstractLoss) -> Slope:
 
 
 def rest(slope: Slope, margin: float, beta: float) -> float | None:
-    """The next margin downhill from the present one at which a loss rests; None if there is none.
+    """The first margin, downhill from a given one, at which the slope of a loss vanishes; or None.
 
-    If it rests already, the first such margin from 0 on: a hinge is flat from 1/β on.
+    If the slope vanishes at the given margin, the search begins at the margin 0 instead: a hinge is
+    flat from 1/β on, and the result is then 1/β. None if no such margin is found.
 
     Args:
-        slope: Its slope.
+        slope: The slope of the loss.
         margin: The present margin.
-        beta: β, which sets how far to look.
+        beta: β, which sets the range of the search.
     """
     here = float(slope(np.full(MOST_POINTS, margin))[0])
     if here == 0:
@@ -121,7 +124,7 @@ def rest(slope: Slope, margin: float, beta: float) -> float | None:
 
 
 def pulls_back(slope: Slope, rest: float, beta: float) -> bool:
-    """True if a loss drives a margin slightly above its minimiser back down.
+    """True if the loss lowers a margin slightly above its minimiser.
 
     Args:
         slope: The slope −dL/dh of the loss.
@@ -139,19 +142,19 @@ def forecast(
     fitted_to: int = -1,
     time: float,
 ) -> Forecast | None:
-    """The line on which a run continues with its present direction and pace.
+    """The line on which a run continues if it keeps its direction and its pace.
 
     Args:
-        windows: Its windows.
+        windows: The windows of the run.
         slope: The slope of its loss.
-        bounds: The largest (u_w, u_l) that probabilities allow.
-        fitted_to: The last window that is used to fit direction and pace, from which the forecast
-            starts.
-        time: Its length, in the time of the windows.
+        bounds: The largest (u_w, u_l), which belong to probabilities of 1.
+        fitted_to: The index of the window at which the forecast starts. Direction and pace are
+            fitted to the windows up to this one.
+        time: The length of the forecast, in the time of the windows.
 
     Returns:
-        The line; None if the margin did not move downhill all the way, as when it passed the margin
-            at which the loss rests, so that no pace can be fitted.
+        The line. None if no pace can be fitted, because the loss does not drive the margin in the
+        observed direction all the way; the margin may have passed the minimiser of the loss.
     """
     begin = windows.mean[fitted_to]
     moved, elapsed = windows.change(0, fitted_to).value, windows.time[fitted_to] - windows.time[0]
@@ -170,7 +173,7 @@ def forecast(
 
 
 def back_test(windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]) -> BackTest | None:
-    """A forecast of the second half of a run from the first, and what happened."""
+    """A forecast of the second half of a run from the first half, with the measured end."""
     middle = (len(windows) - 1) // 2
     if len(windows) < FEWEST_WINDOWS:
         return None
@@ -180,9 +183,9 @@ def back_test(windows: Windows, slope: Slope, bounds: Float[np.ndarray, " 2"]) -
 
 
 def _needed(slope: Slope, begin: float, end: float) -> float | None:
-    """∫ dh/s(h): the time from one margin to another at κ = 1.
+    """The time ∫ dh/s(h) from one margin to another at κ = 1; or None.
 
-    None if the slope changes sign in between: 1/s has a pole where the loss rests.
+    None if the slope changes sign between the margins, where 1/s has a pole.
     """
     grid = np.linspace(begin, end, MOST_POINTS)
     along = np.sign(end - begin) * slope(grid)
@@ -193,7 +196,7 @@ def _needed(slope: Slope, begin: float, end: float) -> float | None:
 
 
 def _gained(slope: Slope, begin: float, time: float, toward: float) -> float:
-    """The margin gained in a time at κ = 1, at most up to where the slope vanishes."""
+    """The change of the margin in a time at κ = 1; it ends where the slope vanishes."""
     here = abs(float(slope(np.full(MOST_POINTS, begin))[0]))
     reach = here * time
     for _ in range(2):  # the slope may be steeper farther on

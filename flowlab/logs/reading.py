@@ -1,7 +1,7 @@
 """The rows of a training log, from files of all common formats.
 
-The format is recognised by the content. Nothing in a file is executed: rows printed as Python dicts
-are only read as literals.
+The format is recognised by the content. Nothing in a file is executed: rows that were printed as
+Python dicts are parsed as literals.
 """
 
 import ast
@@ -40,15 +40,17 @@ _LITERALS = {"nan": math.nan, "inf": math.inf, "NaN": math.nan, "Infinity": math
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a file, by kind.
+    """The rows of a file, sorted by kind.
 
     Attributes:
         training: Training rows, in the order of their steps.
         evaluations: Evaluation rows; their keys begin with `eval_`.
-        summary: The last row with `train_runtime`; empty where there is none.
-        skipped: Number of rows that were left out, by the reason.
-        numbered: Whether the file has the steps; if not, `step` counts the training rows.
-        settings: Numbers beside the rows of a `trainer_state.json`, such as `train_batch_size`.
+        summary: The last row with the key `train_runtime`; empty if there is none.
+        skipped: The number of rows that were left out, by reason.
+        numbered: True if the file gives the steps; otherwise `step` is the number of the training
+            row.
+        settings: Numbers of a `trainer_state.json` that belong to no row, such as
+            `train_batch_size`.
     """
 
     training: list[Row]
@@ -64,12 +66,12 @@ def rows(path: Path, what: str) -> Rows:
 
     Args:
         path: The file.
-        what: Its name in messages.
+        what: The name of the file in messages.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        IsADirectoryError: It is a directory.
-        ValueError: It holds no rows of training, nor of evaluations.
+        FileNotFoundError: If there is no such file.
+        IsADirectoryError: If it is a directory.
+        ValueError: If it holds neither training rows nor evaluation rows.
     """
     skipped: Counter[str] = Counter()
     text = _text(path, what)
@@ -95,7 +97,7 @@ def rows(path: Path, what: str) -> Rows:
 
 
 def _parted(row: Row) -> tuple[Row, Row]:
-    """The entries of a row for training and for evaluation; empty if there are none."""
+    """The training entries and the evaluation entries of a row; either may be empty."""
     evaluated = {k: v for k, v in row.items() if k.startswith("eval_")}
     trained = {k: v for k, v in row.items() if k not in evaluated}
     if "loss" in row or any(key.startswith("rewards/") for key in trained):
@@ -109,7 +111,7 @@ def refused(what: str, path: Path, reason: str) -> ValueError:
 
 
 def left_out(skipped: Counter[str]) -> str:
-    """The rows left out of a file, as a parenthesis for messages; empty if there are none."""
+    """The numbers of rows that were left out, in parentheses, for a message; may be empty."""
     told = "; ".join(f"{reason} ({count})" for reason, count in (+skipped).items())
     return f" (left out: {told})" if told else ""
 
@@ -118,7 +120,7 @@ def number(row: Row, key: str, path: Path, what: str) -> float:
     """A number in a row; NaN if it is missing.
 
     Raises:
-        ValueError: If it is anything else.
+        ValueError: If the row has anything but a number.
     """
     value = row.get(key)
     if value in _NOTHING:
@@ -135,7 +137,7 @@ def number(row: Row, key: str, path: Path, what: str) -> float:
 
 
 def kind(value: object) -> str:
-    """The type of a JSON value, in words."""
+    """The type of a JSON value, as a phrase for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a truth value"}
     return names.get(type(value), "null" if value is None else "a number")
 
@@ -165,7 +167,7 @@ def _text(path: Path, what: str) -> str:
 
 
 def _settings(text: str) -> dict[str, float]:
-    """The numbers beside the rows of a text in JSON."""
+    """The numbers of a JSON text that belong to no row."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -179,7 +181,7 @@ def _settings(text: str) -> dict[str, float]:
 
 
 def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row]:
-    """The rows of a text, unchanged."""
+    """The rows of a text, with their keys unchanged."""
     try:
         content = json.loads(text)
     except RecursionError as error:
@@ -210,7 +212,7 @@ def _listed(text: str, path: Path, what: str, skipped: Counter[str]) -> list[Row
 
 
 def _of_lines(text: str) -> list[Row] | None:
-    """The rows of a text of JSON lines; None for any other text."""
+    """The rows of a text in JSON lines; None if the text has another format."""
     try:
         found = [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError):
@@ -219,7 +221,7 @@ def _of_lines(text: str) -> list[Row] | None:
 
 
 def _in_text(text: str, skipped: Counter[str]) -> Iterator[Row]:
-    """The rows in lines of JSON, or printed as Python dicts among other text."""
+    """The rows among other lines of a text, each as JSON or printed as a Python dict."""
     pending = _braced(text)[::-1]
     while pending:
         begin, end, inside = pending.pop()
@@ -237,7 +239,7 @@ _Braced = tuple[int, int, list["_Braced"]]
 
 
 def _braced(text: str) -> list[_Braced]:
-    """The outermost pairs of braces: begin, end, and recursively the pairs inside."""
+    """The outermost pairs of braces in a text, each with the pairs that it contains."""
     opened: list[tuple[int, list[_Braced]]] = [(0, [])]
     for brace in _BRACE.finditer(text):
         if brace[0] == "{":
@@ -249,7 +251,7 @@ def _braced(text: str) -> list[_Braced]:
 
 
 def _literal(text: str) -> Row | None:
-    """An object of JSON or a dict of literals; None for anything else."""
+    """The dict that a text denotes, in JSON or as a Python literal; None if it denotes none."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):
@@ -262,7 +264,7 @@ def _literal(text: str) -> Row | None:
 
 
 def _value(node: ast.expr) -> object:
-    """The value of a literal, `nan` and `inf` included; None for anything else."""
+    """The value of a literal, including `nan` and `inf`; None for anything else."""
     if isinstance(node, ast.Dict):
         keys = [ast.literal_eval(key) for key in node.keys if key is not None]
         return dict(zip(keys, map(_value, node.values), strict=True))
@@ -282,14 +284,14 @@ def _value(node: ast.expr) -> object:
 
 
 def _of_csv(text: str, path: Path, what: str) -> list[Row]:
-    """The rows of a CSV table with a header, with one quantity per column or per row."""
+    """The rows of a CSV table with a header, which has one column or one row for each quantity."""
     first = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     table = list(csv.DictReader(io.StringIO(text.lstrip()), delimiter=delimiter))
     columns = {str(key).strip().lower() for key in (table[0] if table else ())}
     if {"tag", "step", "value"} <= columns:
         rows = _by_step([{k.lower(): v for k, v in row.items() if k} for row in table])
-        # Quantities that not every row has put the steps out of order.
+        # A quantity that is missing in some rows may put the steps out of order.
         return sorted(rows, key=lambda row: number(row, "step", path, what))
     if columns == {"wall time", "step", "value"}:
         raise refused(
@@ -309,7 +311,7 @@ def _of_csv(text: str, path: Path, what: str) -> list[Row]:
 
 
 def _by_step(table: list[Row]) -> list[Row]:
-    """Rows of one quantity each, gathered into one row per step, evaluations apart."""
+    """Rows with one quantity each, combined into one row per step; evaluations stay separate."""
     found: dict[tuple[str, bool], Row] = {}
     for entry in table:
         evaluation = str(entry["tag"]).startswith("eval")
@@ -319,7 +321,7 @@ def _by_step(table: list[Row]) -> list[Row]:
 
 
 def _renamed(row: Row) -> Row:
-    """A row with the keys of TRL, without the prefixes that other tools add."""
+    """A row with the keys of TRL, without the prefixes of other tools."""
     named: Row = {}
     for key, value in _flat(row).items():
         name = str(key).rpartition(" - ")[2].strip()
@@ -332,7 +334,7 @@ def _renamed(row: Row) -> Row:
 
 
 def _flat(row: Row) -> Row:
-    """A row with nested objects flattened; their names come before a slash."""
+    """A row without nested objects: a nested key becomes `outer/inner`."""
     while any(isinstance(value, dict) for value in row.values()):
         inner: Row = {}
         for key, value in row.items():
@@ -344,13 +346,13 @@ def _flat(row: Row) -> Row:
 
 
 def _step_of(row: Row) -> Row:
-    """The step of a row, as a dict with its key."""
+    """A dict with the step of a row under the key `step`; empty if the row has no step."""
     held = [row[key] for key in _STEPS if row.get(key) not in _NOTHING]
     return {"step": held[0]} if held else {}
 
 
 def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str]) -> list[Row]:
-    """Rows by rising steps; for a step that was repeated after a resumption, the last row."""
+    """Rows by increasing step; if a resumed run repeated a step, only its last row."""
     placed: list[tuple[float, Row]] = []
     for row in training:
         if row.get("step") in _NOTHING:
@@ -366,7 +368,7 @@ def _in_order(training: list[Row], path: Path, what: str, skipped: Counter[str])
 
 
 def _counted(training: list[Row], path: Path, what: str, skipped: Counter[str]) -> list[Row]:
-    """Rows with their numbers as steps; epochs show where a run was resumed or begun anew."""
+    """Rows with their number as step; a decrease of the epoch shows where a run was resumed."""
     placed, epoch = [], -math.inf
     for row in training:
         try:
@@ -380,7 +382,7 @@ def _counted(training: list[Row], path: Path, what: str, skipped: Counter[str]) 
 
 
 def _evaluations(parts: list[tuple[Row, Row]], key: str, skipped: Counter[str]) -> tuple[Row, ...]:
-    """Evaluations by rising steps, without those of a branch that a resumption abandoned."""
+    """Evaluations by increasing step, without those that a resumed run computed again."""
     placed: list[tuple[float, Row]] = []
     place = -math.inf
     for trained, evaluated in parts:
@@ -401,7 +403,7 @@ def _evaluations(parts: list[tuple[Row, Row]], key: str, skipped: Counter[str]) 
 
 
 def _falls(placed: list[tuple[float, Row]], *, strictly: bool) -> bool:
-    """True if steps decrease from row to row, as in a table with the last row on top."""
+    """True if steps decrease from row to row, as in a table with the last row at the top."""
     return all(
         later[0] < earlier[0] or (not strictly and later[0] == earlier[0])
         for earlier, later in pairwise(placed)
@@ -411,7 +413,10 @@ def _falls(placed: list[tuple[float, Row]], *, strictly: bool) -> bool:
 def _not_abandoned(
     placed: list[tuple[float, Row]], skipped: Counter[str], *, shared: bool
 ) -> list[Row]:
-    """Rows without those that a resumption abandoned; `shared`: neighbours may share a step."""
+    """Rows without those that a resumed run replaced.
+
+    With `shared`, neighbouring rows may have the same step.
+    """
     kept: list[tuple[float, Row]] = []
     for place, row in placed:
         if kept and place < kept[-1][0]:

@@ -23,13 +23,14 @@ __all__ = ["DIAGNOSIS", "blocks", "moves", "text", "to_json", "write"]
 DIAGNOSIS = "diagnosis.json"
 _WIDTH = 88  # columns of the text, at which lines are still read with ease
 _MOVES = "%moves%"  # where the table of what moved goes
-# Beyond it a limit of |k| says nothing: a kernel is semidefinite, so k² is at most k_ll/k_ww, and
-# the rejected response would have to learn a hundred times as fast as the chosen one.
+# A larger limit of |k| = |k_wl/k_ww| says nothing. A kernel is positive semidefinite, so that k² is
+# at most k_ll/k_ww, and the rejected response would learn a hundred times as fast as the chosen
+# one.
 _NO_LIMIT = 10.0
 
 
 def text(diagnosis: Diagnosis) -> str:
-    """Text of a diagnosis in plain English, for a terminal."""
+    """A diagnosis in plain English, for a terminal."""
     parts = []
     for block in blocks(diagnosis):
         if block.startswith("## "):
@@ -46,7 +47,7 @@ def text(diagnosis: Diagnosis) -> str:
 
 
 def blocks(diagnosis: Diagnosis) -> list[str]:
-    """Headings (`## `), lists (`- `), paragraphs and the position of the table, in order."""
+    """The parts of a diagnosis in order: headings (`## `), lists (`- `), paragraphs, table."""
     told = _pages.rendered("diagnosis.txt", **_values(diagnosis))
     parts = re.split(r"\n\s*\n", re.sub(r"[ \t]+", " ", told).strip())
     return [
@@ -64,7 +65,7 @@ def moves(diagnosis: Diagnosis) -> list[tuple[str, ...]]:
 
 
 def _spans(diagnosis: Diagnosis) -> tuple[str, str]:
-    """The steps of the first window and of the last, in words."""
+    """The steps of the first and of the last window, as phrases."""
     seen = diagnosis.windows
     if not len(seen):
         return "first rows", "last rows"
@@ -103,7 +104,7 @@ def _of_file(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _of_run(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The entries on what was measured, independent of the loss."""
+    """The entries on measured quantities, which do not depend on the loss."""
     coupling = diagnosis.coupling
     return {
         "moved": diagnosis.moved,
@@ -115,7 +116,7 @@ def _of_run(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _of_loss(diagnosis: Diagnosis) -> dict[str, Any]:
-    """The entries on what follows from the loss."""
+    """The entries that follow from the loss."""
     ahead, test = diagnosis.forecast, diagnosis.back_test
     return {
         "k_wl_over_k_ww": None
@@ -146,12 +147,12 @@ def write(diagnoses: Sequence[Diagnosis], folder: Path, *, what: str = "Argument
 
     Args:
         diagnoses: The diagnoses, of at least one run.
-        folder: A new folder, an empty one, or one with an earlier report, which is replaced.
-        what: How messages call it.
+        folder: A folder that is new or empty, or that holds an earlier report, which is replaced.
+        what: The name of the folder in messages.
 
     Raises:
-        ValueError: If it is a file or holds anything else.
-        OSError: If it cannot be written.
+        ValueError: If `folder` is a file, or a folder with other contents.
+        OSError: If the folder cannot be written.
     """
     check_folder(what, folder, _pages.REPORT)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +181,7 @@ def _stem(diagnoses: Sequence[Diagnosis], index: int) -> str:
 
 
 def _pictures(diagnoses: Sequence[Diagnosis], folder: Path, stem: str) -> dict[str, Path]:
-    """The pictures of runs that can be drawn, by name."""
+    """The pictures of all runs that can be drawn, by name."""
     from flowlab import plots
 
     drawn: dict[str, Path] = {}
@@ -229,7 +230,7 @@ def _values(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _with_loss_type(name: str) -> str:
-    """The name of a loss, with TRL's name in brackets if it differs."""
+    """The name of a loss, followed by TRL's name in brackets if that differs."""
     in_trl = loss_type_of(CATALOGUE[name])
     return name if in_trl in (None, name) else f"{name} ({in_trl})"
 

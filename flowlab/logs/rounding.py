@@ -1,4 +1,4 @@
-"""Numbers that are bounds, rounded to the side on which they still hold."""
+"""Bounds as text or as numbers, rounded so that they remain bounds."""
 
 import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
@@ -7,21 +7,21 @@ __all__ = ["down", "down_to", "up", "up_to"]
 
 
 def up(value: float, digits: int = 2) -> str:
-    """A number as text, rounded towards +∞ to a number of decimals, as an upper bound.
+    """A number rounded towards +∞ to a number of decimals, as text; for an upper bound.
 
     Args:
         value: The number, finite.
-        digits: Decimals.
+        digits: Number of decimals.
     """
     return _written(value, digits, ROUND_CEILING)
 
 
 def down(value: float, digits: int = 2) -> str:
-    """A number as text, rounded towards −∞ to a number of decimals, as a lower bound.
+    """A number rounded towards −∞ to a number of decimals, as text; for a lower bound.
 
     Args:
         value: The number, finite.
-        digits: Decimals.
+        digits: Number of decimals.
     """
     return _written(value, digits, ROUND_FLOOR)
 
@@ -31,7 +31,7 @@ def up_to(value: float, significant: int = 2) -> str:
 
     Args:
         value: The number, finite.
-        significant: Digits.
+        significant: Number of significant digits.
     """
     return up(value, _decimals(value, significant))
 
@@ -41,7 +41,7 @@ def down_to(value: float, significant: int = 2) -> str:
 
     Args:
         value: The number, finite.
-        significant: Digits.
+        significant: Number of significant digits.
     """
     return down(value, _decimals(value, significant))
 

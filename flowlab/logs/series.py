@@ -1,20 +1,21 @@
 """Training logs as points on the log-ratio plane.
 
-What holds for the numbers that TRL logs (1.16, and older releases where they differ):
+The numbers in the logs of TRL 1.16, and of older releases where these differ:
 
-- `rewards/chosen` is β·u_w, averaged over the batch; β itself is not in the file. Losses without a
-  reference (ORPO, CPO, SimPO) log β·log π there, and have no log-ratios.
-- A row is written after an optimiser step, but the rewards in it come from the forward passes
-  before that step: the first row of a run with a reference equal to its start has rewards of 0.
-- With `logging_steps = k` a row holds the mean over the k steps since the row before.
-- `learning_rate` is the rate with which step number `step` was made; in older releases of
-  Transformers it is that of the step after. The ends of a schedule tell which.
-- `grad_norm` is that of the last step alone, before clipping.
-- KTO's batches may lack one side, which is then missing or NaN. A reward of exactly 0 beside a
-  side that is missing is a sum over no examples, not a measurement.
+- `rewards/chosen` is β·u_w, averaged over the batch; β is not in the file. For losses without a
+  reference (ORPO, CPO, SimPO) it is β·log π, and there are no log-ratios.
+- A row is written after an optimiser step, but its rewards come from the forward passes before this
+  step. The first row of a run that starts at its reference therefore has rewards of 0.
+- With `logging_steps = k` a row holds means over the k steps since the previous row.
+- `learning_rate` is the learning rate of the step with the number `step`; in older releases of
+  Transformers it is the learning rate of the next step. The beginning and the end of the schedule
+  show which of the two it is.
+- `grad_norm` belongs to the last step alone, and is the norm before clipping.
+- A batch of KTO may have only chosen or only rejected examples. The reward of the missing side is
+  then absent or NaN. If it is exactly 0, it is a sum over no examples, not a measurement.
 
 The optimiser is not in the file either. Only plain gradient descent with small steps follows the
-gradient flow, so for any other optimiser compare the path and not the time.
+gradient flow; for any other optimiser compare the path, but not the time.
 """
 
 import math
@@ -80,48 +81,57 @@ _WORDS = {  # of what a table of a log tells
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainingLog:
-    """The training rows of one run as arrays, with its evaluations and summary apart.
+    """The training rows of one run as arrays; evaluation rows and summary are separate.
 
-    Arrays have one value per training row, in the order of the steps, and NaN where the file has
-    none. All values are means over the batches that a row covers.
+    Each array has one value per training row, in the order of the steps, and NaN if the file has no
+    value. All values are means over the batches that a row covers.
 
     Attributes:
         path: The file.
         beta: β, as given to `read`.
-        step: Number of the last optimiser step that the row covers, counted from 1; the number of
-            the row if the file has no steps.
-        learning_rate: Learning rate of that step.
-        time: Flow time (learning rate × steps) at which the point was measured. A row at step s
-            that covers k steps describes the policy after s − k to s − 1 steps, so that its time is
-            the sum of the learning rates of the first s − k steps plus (k − 1)/2 times its own; for
-            k = 1 the first time is 0. The first row is taken to cover no more steps than the
-            second; steps before that, in a log that begins late, count with its rate.
-        u_chosen: Log-ratio u_w of the chosen response, `rewards/chosen` / β; NaN without reference.
-        u_rejected: Log-ratio u_l of the rejected response, `rewards/rejected` / β.
-        margin: h = u_w − u_l.
-        logp_chosen: Log-probability of the chosen response: summed, but per token for losses that
-            average it (ORPO, SimPO).
+        step: The last optimiser step that the row covers, counted from 1; the number of the row if
+            the file has no steps.
+        learning_rate: The learning rate of that step.
+        time: The flow time (learning rate × steps) of the measured point. A row at step s that
+            covers k steps describes the policy after s − k to s − 1 steps. Its time is therefore
+            the sum of the learning rates of the first s − k steps plus (k − 1)/2 times the learning
+            rate of the row; for k = 1 the first time is 0. The first row is assumed to cover as
+            many steps as the second row. If the log begins later than this, the missing steps are
+            given the learning rate of the first row.
+        u_chosen: Log-ratio u_w of the chosen response, which is `rewards/chosen` / β; NaN without a
+            reference.
+        u_rejected: Log-ratio u_l of the rejected response, which is `rewards/rejected` / β.
+        margin: The margin h = u_w − u_l.
+        logp_chosen: Log-probability of the chosen response: summed over tokens, or per token for
+            losses that average it (ORPO, SimPO).
         logp_rejected: Log-probability of the rejected response.
-        loss: The loss that was trained.
-        gradient_norm: Euclidean norm of the loss's gradient in the parameters, before clipping.
-        accuracy: Fraction of pairs whose chosen reward is above the rejected one.
-        log_odds: Log odds of the chosen response less those of the rejected one, which ORPO logs.
-        tokens: Tokens of all prompts and responses up to the row, if the release of TRL logs them.
+        loss: The loss that was minimised.
+        gradient_norm: Euclidean norm of the gradient of the loss with respect to the parameters,
+            before clipping.
+        accuracy: Fraction of pairs with a higher reward of the chosen than of the rejected
+            response.
+        log_odds: Log odds of the chosen response less log odds of the rejected one, which ORPO
+            logs.
+        tokens: Number of tokens in all prompts and responses up to the row, if the release of TRL
+            logs it.
         evaluations: The evaluation rows, with the keys of TRL. A row at step s describes the policy
             after s steps.
-        summary: The last row with `train_runtime`, unchanged, whose means may include steps after
-            the last training row; empty if training was cut short.
-        reference_free: Whether the rewards are β·log π, so that there are no log-ratios.
-        reward_per_nat: The constant quotient of rewards and log-probabilities, which is the β of a
-            loss without a reference; None if it is not constant.
-        trainer: The loss that the keys of the rows show, `"orpo"` or `"kto"`; None if they show
-            none.
-        rates: `"own"` or `"next"`: the logged learning rate is that of the row's own step or of the
-            next; `"unknown"` if the schedule does not show it, and then taken as the row's own.
-        numbered: Whether the file has the steps.
-        nan_from: The first step whose row has a NaN as loss or reward; None if there is none.
-        skipped: How many rows were left out, by the reason.
-        settings: Numbers beside the rows of a `trainer_state.json`, such as `train_batch_size`.
+        summary: The last row with the key `train_runtime`, unchanged; empty if training was cut
+            short. Its means may include steps after the last training row.
+        reference_free: True if the rewards are β·log π, so that there are no log-ratios.
+        reward_per_nat: The quotient of rewards and log-probabilities if it is constant, as for a
+            loss without a reference, where it is β; else None.
+        trainer: The loss that the keys of the rows show, `"orpo"` or `"kto"`; None if they show no
+            loss.
+        rates: `"own"` if the logged learning rate belongs to the row's own step, `"next"` if it
+            belongs to the next step; `"unknown"` if the schedule shows neither, and the rate is
+            then taken as the row's own.
+        numbered: True if the file gives the steps.
+        nan_from: The step of the first row whose loss or reward is NaN; None if there is no such
+            row.
+        skipped: The number of rows that were left out, by reason.
+        settings: Numbers of a `trainer_state.json` that belong to no row, such as
+            `train_batch_size`.
     """
 
     path: Path
@@ -152,7 +162,7 @@ class TrainingLog:
 
     @property
     def step_rates(self) -> Float[np.ndarray, " s"] | None:
-        """The learning rate of every step, starting with step 1; None if some are missing."""
+        """The learning rate of every step, starting with step 1; None if some rates are missing."""
         logged, steps = self.learning_rate, np.diff(self.step, prepend=0.0)
         if not self.numbered or not self.step.size or not np.all(np.isfinite(logged)):
             return None
@@ -163,7 +173,7 @@ class TrainingLog:
 
     @property
     def points(self) -> Float[np.ndarray, "row 2"]:
-        """The run on the log-ratio plane: (u_w, u_l) of the rows that have both."""
+        """The points (u_w, u_l) of the rows that have both log-ratios."""
         both = np.stack([self.u_chosen, self.u_rejected], axis=1)
         return both[np.all(np.isfinite(both), axis=1)]
 
@@ -181,7 +191,7 @@ class TrainingLog:
         """Draw the rows on the log-ratio plane, coloured by step; see `flowlab.plots.log_path`.
 
         Args:
-            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+            ax: The matplotlib Axes to draw on; None for the Axes of a new Figure.
 
         Raises:
             ValueError: If the log has no log-ratios.
@@ -215,7 +225,7 @@ class TrainingLog:
         return _tables.html(title, rows, "lrr")
 
     def _parts(self) -> list[str]:
-        """The contents of the log, in a few words each."""
+        """Phrases on the contents of the log."""
         parts = [f"beta={self.beta:g}", f"{self.step.size} training rows"]
         if self.step.size:
             what = "step" if self.numbered else "row"
@@ -238,11 +248,12 @@ class TrainingLog:
 def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
     """The training log in a file of any common format.
 
-    The format is recognised by the content: TRL's `trainer_state.json`, a list of its rows, lines
-    of JSON, rows printed as Python dicts in a text, tables in CSV as W&B exports them (`train/` and
-    `eval/` before the keys), or with columns tag, step and value. Training rows are those with a
-    `loss` or a key that starts with `rewards/`; evaluation rows are those with a key that starts
-    with `eval_`. Rows that are left out are counted in `skipped`. Nothing in a file is executed.
+    The format is recognised by the content: TRL's `trainer_state.json`; a list of its rows; lines
+    of JSON; rows printed as Python dicts in other text; CSV tables as W&B exports them (with
+    `train/` and `eval/` before the keys) or with the columns tag, step and value. Training rows are
+    those with a `loss` or a key that starts with `rewards/`; evaluation rows are those with a key
+    that starts with `eval_`. Rows that are left out are counted in `skipped`. Nothing in a file is
+    executed.
 
     Args:
         path: The file (not its folder).
@@ -252,21 +263,22 @@ def read(path: str | os.PathLike[str], *, beta: float) -> TrainingLog:
         A `TrainingLog` in float64. With evaluation rows alone, its arrays are empty.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        IsADirectoryError: `path` is a directory.
-        ValueError: `beta` is not a positive finite number; the file has another format, no rows,
-            losses without any reward, or a value that should be a number and is not.
+        FileNotFoundError: If there is no such file.
+        IsADirectoryError: If `path` is a directory.
+        ValueError: If `beta` is not a positive finite number; if the file has another format or no
+            rows; if it has losses but no rewards; or if a value that should be a number is
+            something else.
 
     Source: TRL 1.16.0, `trl/trainer/dpo_trainer.py`, `_compute_loss` and `log`.
 
-    Accuracy: rewards are float32 means. `time` assumes a constant learning rate over the steps that
-        a row covers, so that it is exact for `logging_steps = 1` or a constant rate.
+    Accuracy: rewards are means in float32. `time` assumes a constant learning rate over the steps
+        that a row covers. It is therefore exact if `logging_steps` is 1 or the rate is constant.
     """
     return read_named(Path(path), beta=positive("beta", beta), what="Argument `path`")
 
 
 def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
-    """Read a log as `read` does, with a given name for the file in messages."""
+    """The log that `read` returns; `what` is the name of the file in messages."""
     table = rows(path, what)
     skipped = +table.skipped
     used = _with_rewards(table, path, what, skipped)
@@ -274,7 +286,7 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
     rates = _rates(
         columns["step"], columns["learning_rate"], number(table.summary, "step", path, what)
     )
-    # Of all rows, those without rewards too: their steps count in the time of the others.
+    # The flow time sums over all rows, also over rows without rewards.
     columns["time"] = _measured_time(columns["step"], columns["learning_rate"], rates)
     nan_from = _first_nan(table.training, path, what)
     columns = {name: held[used] for name, held in columns.items()}
@@ -304,7 +316,7 @@ def read_named(path: Path, *, beta: float, what: str) -> TrainingLog:
 
 
 def _with_rewards(table: Rows, path: Path, what: str, skipped: Counter[str]) -> list[int]:
-    """The indices of the training rows with a reward of at least one side."""
+    """The indices of the training rows that have a reward of at least one response."""
     kept: list[int] = []
     for index, row in enumerate(table.training):
         sides = [number(row, key, path, what) for key in (_CHOSEN, _REJECTED)]
@@ -325,9 +337,9 @@ def _with_rewards(table: Rows, path: Path, what: str, skipped: Counter[str]) -> 
 
 
 def _columns(table: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, " row"]]:
-    """The columns of all training rows by quantity; NaN where a value is missing.
+    """The columns of all training rows by quantity; NaN if a value is missing.
 
-    The columns of the log-ratios hold the rewards as in the file.
+    The columns of the log-ratios hold the rewards of the file, which are not yet divided by β.
     """
     columns: dict[str, Float[np.ndarray, " row"]] = {}
     for name, key in _KEYS.items():
@@ -339,7 +351,7 @@ def _columns(table: Rows, path: Path, what: str) -> dict[str, Float[np.ndarray, 
 
 
 def _reward_per_nat(columns: dict[str, np.ndarray]) -> float | None:
-    """The quotient of rewards and log-probabilities, if it is the same in every row; else None."""
+    """The quotient of rewards and log-probabilities if it is the same in every row; else None."""
     ratios: list[np.ndarray] = []
     for side in _SIDES:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -373,12 +385,12 @@ def _first_nan(training: list[Row], path: Path, what: str) -> float | None:
 def _rates(
     step: Float[np.ndarray, " row"], rate: Float[np.ndarray, " row"], all_steps: float
 ) -> Rates:
-    """The step that logged rates belong to, judged by where a schedule begins or ends at 0.
+    """The step to which logged learning rates belong: the row's own, the next one, or unknown.
 
-    The total number of steps is NaN if the file does not have it.
-
-    The first step of a warm-up, and the step that would follow the last of a decay, have a rate of
-    0. The rates of their own steps are 0 at steps 1 and S + 1; those of the next at 0 and S.
+    The first step of a warm-up has the rate 0, and so would the step after the last step S of a
+    decay. If a logged rate belongs to the row's own step, the logged rates extrapolate to 0 at the
+    steps 1 and S + 1. If it belongs to the next step, they extrapolate to 0 at 0 and S. `all_steps`
+    is S, or NaN if the file does not have it.
     """
     if len(step) < 2 or not np.all(np.isfinite(rate)) or not np.any(rate):
         return "unknown"
@@ -387,7 +399,7 @@ def _rates(
     begins = _zero(step[:2], rate[:2]) if rate[1] > rate[0] else None
     ends = None
     if len(step) > 2 and rate[-3] > rate[-2] > rate[-1] and math.isfinite(all_steps):
-        # The last rows of a linear decay lie on one line; those of a cosine do not.
+        # The last rates of a linear decay lie on one line; the last rates of a cosine do not.
         last, before = _zero(step[-2:], rate[-2:]), _zero(step[-3:-1], rate[-3:-1])
         ends = last if abs(last - before) < _NEAR_STEP else None
     for zero, of_next in ((begins, 0.0), (ends, all_steps)):
@@ -404,7 +416,7 @@ def _zero(step: Float[np.ndarray, "2"], rate: Float[np.ndarray, "2"]) -> float:
 
 
 def _of_own_step(rate: Float[np.ndarray, " row"]) -> Float[np.ndarray, " row"]:
-    """The rates of the rows' own steps, from those of the next steps; the first is extrapolated."""
+    """The rates of the rows' own steps from those of the next steps; the first is extrapolated."""
     return np.concatenate([[max(0.0, 2 * rate[0] - rate[1])], rate[:-1]])
 
 

@@ -1,7 +1,8 @@
-"""Slopes of losses in the two log-probabilities, at the points that a run went through.
+"""The slopes of losses with respect to the two log-probabilities, at the points of a run.
 
-A log tells neither lengths nor, always, log-probabilities. What is said of a loss is what holds for
-short and for long responses, the two of a pair being equally long.
+A log does not contain the lengths of responses, and may lack their log-probabilities. Slopes are
+therefore computed for short and for long responses, where both responses of a pair are equally
+long. A statement about a loss is made only if it is true in both cases.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,11 +28,11 @@ __all__ = [
 ]
 
 LENGTHS = (10.0, 1000.0)  # tokens: a phrase and a long answer
-# Log-probabilities of the reference where the log has none; a loss is then told of only if it does
-# not read them.
+# Guesses of the reference log-probabilities if the log has none. A statement about a loss is then
+# made only if the loss does not depend on them.
 UNKNOWN = ((-20.0, -20.0), (-300.0, -200.0))
-# Points, up to which programs are padded: one for all losses at the windows of any log, and one
-# for a loss alone, wherever it is asked for.
+# Numbers of points to which programs are padded: one for all losses at the windows of any log, and
+# one for a single loss at any points.
 _WINDOWS = 32
 MOST_POINTS = 512
 _ALIKE = 1e-9  # relative: two slopes of double precision, computed in two ways
@@ -39,14 +40,14 @@ _ALIKE = 1e-9  # relative: two slopes of double precision, computed in two ways
 
 @dataclass(frozen=True)
 class Slopes:
-    """Slopes of one loss at points.
+    """The slopes of one loss at several points.
 
     Attributes:
-        chosen: −∂L/∂log π of the chosen response, at each point; positive if a rise lowers the
-            loss.
-        rejected: ∂L/∂log π of the rejected response, at each point; positive if a fall lowers the
-            loss.
-        count: The number of points; the values are those at all points, for each guess in turn.
+        chosen: −∂L/∂log π of the chosen response; positive if the loss raises the chosen response.
+        rejected: ∂L/∂log π of the rejected response; positive if the loss lowers the rejected
+            response.
+        count: The number of points. The arrays hold the values at all points for the first guess of
+            lengths and log-probabilities, then for the second guess, and so on.
     """
 
     chosen: Float[np.ndarray, " p"]
@@ -62,19 +63,19 @@ class Slopes:
 
     @property
     def of_margin(self) -> bool:
-        """True if the two slopes are equal everywhere: the loss depends only on the margin."""
+        """True if the two slopes are always equal, so that the loss depends only on the margin."""
         size = np.abs(self.chosen) + np.abs(self.rejected)
         return bool(np.all(np.abs(self.chosen - self.rejected) <= _ALIKE * size))
 
     @property
     def of_guesses(self) -> bool:
-        """True if they depend on values that a log does not have: lengths or log-probabilities."""
+        """True if the slopes depend on lengths or log-probabilities that a log does not contain."""
         parts = np.stack([self.chosen, self.rejected]).reshape(2, -1, self.count)
         return bool(np.any(np.abs(parts - parts[:, :1]) > _ALIKE * np.abs(parts).max(axis=0)))
 
 
 def catalogue(beta: float) -> dict[str, AbstractLoss]:
-    """Every loss of one pair by its name, with a given β if it has one."""
+    """All losses of one pair by name, with a given β if they have a β."""
     found = {}
     for name, loss in CATALOGUE.items():
         if not loss.of_batch:
@@ -93,14 +94,14 @@ def push(
     references: tuple[float, float] | None,
     lengths: Sequence[float] = LENGTHS,
 ) -> dict[str, Slopes]:
-    """The slopes of losses at points (u_w, u_l), for each length in turn.
+    """The slopes of losses at points (u_w, u_l), for each length and each guess of the reference.
 
     Args:
         losses: The losses, by name.
         points: The points, at most 512.
-        references: Log-probabilities of the two responses under the reference; None if they are not
-            known, in which case two guesses are used in turn.
-        lengths: Numbers of tokens, each used in turn for both responses.
+        references: Log-probabilities of the two responses under the reference. None if they are not
+            known; two guesses are then used, one after the other.
+        lengths: Numbers of tokens. Each is used, one after the other, for both responses.
 
     Returns:
         Slopes with one value per point for each length and each guess.
@@ -129,9 +130,9 @@ def loss_values(
 
     Args:
         loss: The loss.
-        points: The points.
+        points: The points (u_w, u_l), shape (k, 2).
         reference: Log-probabilities of the two responses under the reference.
-        length: Tokens of both responses.
+        length: Number of tokens of each response.
     """
     parts = []
     with jax.enable_x64(True):
@@ -145,7 +146,7 @@ def loss_values(
 def _pairs(
     points: Float[np.ndarray, "k 2"], reference: tuple[float, float], length: float, size: int
 ) -> Pair:
-    """Pairs at points (u_w, u_l), padded with pairs at the reference to a fixed size."""
+    """Pairs at points (u_w, u_l), with further pairs at the reference up to a fixed number."""
     held = np.concatenate([points, np.zeros((size - len(points), 2))])
     references = [np.full(size, float(one)) for one in reference]
     sides = held[:, 0] + references[0], held[:, 1] + references[1]
@@ -155,10 +156,10 @@ def _pairs(
 
 
 def _derivatives(losses: list[AbstractLoss], pairs: Pair) -> Float[Array, "loss 2 p"]:
-    """Derivatives of each loss by the two log-probabilities, of each pair.
+    """The derivatives of each loss with respect to the two log-probabilities, for each pair.
 
-    Both derivatives come from one forward-mode trace, in which every pair occurs twice, with the
-    two directions. That takes half as long as a gradient.
+    Forward mode computes both derivatives in one trace, in which every pair occurs twice, once for
+    each direction. This takes half the time of a gradient.
     """
     twice = jax.tree.map(lambda held: jax.numpy.concatenate([held, held]), pairs)
     one, nothing = jax.numpy.ones_like(pairs.chosen), jax.numpy.zeros_like(pairs.chosen)

@@ -1,4 +1,4 @@
-"""Verdicts on a run: its chosen response fell, came back, or not; the run diverged."""
+"""Verdicts on a run: the chosen response fell, fell and came back, or neither; the run diverged."""
 
 from dataclasses import dataclass
 
@@ -10,24 +10,28 @@ from flowlab.logs.windows import CONFIDENCE, Windows
 __all__ = ["Displacement", "displacement", "has_diverged"]
 
 _FLOAT32 = np.finfo(np.float32)
-# Nats: a probability changed by a factor below the smallest normal number of single precision.
+# In nats: the probability changed by a factor smaller than any normal number in single precision.
 _FAR = -float(np.log(_FLOAT32.smallest_normal))
-# Of β·Δu: the logistic slope there is below the rounding of its value at the reference, so that no
-# loss of this scale asks for it. With a small β many nats alone are no sign: margins scale as 1/β.
+# In β·Δu: the logistic slope is then below the rounding error of its value at the reference, so
+# that no loss of this scale causes the change. A change of many nats alone shows nothing if β is
+# small, since margins scale as 1/β.
 _UNASKED = -float(np.log(_FLOAT32.eps))
 
 
 @dataclass(frozen=True)
 class Displacement:
-    """Likelihood displacement: the log-probability of the chosen response falls.
+    """The verdict on likelihood displacement: does the chosen log-probability fall?
 
     Attributes:
-        falls: Whether the last window lies below the first by more than their noise; None if the
+        falls: True if the last window is lower than the first by more than their noise; None if the
             noise is not known.
-        transient: Whether a window did so, but not the last; None if the noise is not known.
-        from_step: The step from which on every window lies below the first (`falls`), or that of
-            the first window that does (`transient`); None if neither is the case.
-        depth: The fall of the lowest window below the first, nats; None if neither is the case.
+        transient: True if another window is lower than the first by more than their noise, but the
+            last is not; None if the noise is not known.
+        from_step: If `falls`, the first step of the first window from which on all windows are
+            lower than the first window. If `transient`, the first step of the first window that is.
+            Else None.
+        depth: The difference, in nats, between the first window and the lowest; None if the
+            response does not fall.
         error: Half the width of the interval of `depth`.
     """
 
@@ -39,10 +43,11 @@ class Displacement:
 
 
 def displacement(windows: Windows) -> Displacement:
-    """The verdict on the first quantity of windows, the chosen response.
+    """The verdict on the first quantity of windows, which is the chosen response.
 
-    The last window is compared with the first at 95 % confidence, and all others together at 95 %
-    too (Bonferroni), so that a run that only scatters is rarely called transient.
+    The last window is compared with the first one at 95 % confidence. All other windows together
+    are compared with the first one at 95 % confidence too (Bonferroni), so that noise alone is
+    rarely called transient.
 
     Args:
         windows: Windows of a run.
@@ -55,7 +60,7 @@ def displacement(windows: Windows) -> Displacement:
     transient = not falls and bool(np.any(between[1:-1]))
     if not (falls or transient):
         return Displacement(falls, transient)
-    # Of a fall, the first window from which on all are below; of a dip, the first that is.
+    # A fall begins with the first window from which on all are below; a dip with the first below.
     since = len(windows) - int(np.argmin(np.append(below[::-1], False)))
     begin = since if falls else int(np.argmax(between))
     lowest = int(np.argmin(windows.mean[:, 0]))
@@ -70,7 +75,7 @@ def displacement(windows: Windows) -> Displacement:
 
 
 def has_diverged(change: float, beta: float) -> bool:
-    """True if a log-probability changed by more than training with a given β plausibly does.
+    """True if a log-probability changed by more than training at a given β plausibly changes it.
 
     Args:
         change: The change, nats.
@@ -80,7 +85,7 @@ def has_diverged(change: float, beta: float) -> bool:
 
 
 def _below(windows: Windows, confidence: float) -> Bool[np.ndarray, " w"]:
-    """Mask of the windows that lie below the first by more than their noise."""
+    """A mask of the windows that are lower than the first window by more than their noise."""
     changes = [windows.change(0, index) for index in range(len(windows))]
     error = [change.error(_chosen(windows), confidence) for change in changes]
     return np.array([c.value[0] < -e for c, e in zip(changes, error, strict=True)])

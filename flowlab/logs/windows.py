@@ -1,8 +1,8 @@
-"""Windows of rows: their means, and the noise of these, which both sides of a row share.
+"""Windows of rows: their means, and the joint noise of the means of both responses.
 
-A row is a mean over a batch, so that its (u_w, u_l) scatters about the run, and the two sides
-scatter together. The scatter is read off second differences of neighbouring rows, from which a
-drift cancels, and a bend of it nearly.
+A row is a mean over a batch. Its (u_w, u_l) therefore scatters about the run, and the scatter of
+u_w and u_l is correlated. The scatter is estimated from second differences of neighbouring rows,
+which are zero for a linear drift and small for a slowly bending one.
 """
 
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ class Windows:
         first_step: The step of the first row of each window.
         last_step: The step of the last row of each window.
         time: Mean flow time of the rows.
-        count: Rows of each window.
-        mean: Mean of each quantity.
-        scatter: Covariance of the noise of a row, near each window; NaN if there are too few rows
-            to separate it from the movement.
+        count: Number of rows in each window.
+        mean: Mean of each quantity in each window.
+        scatter: Covariance of the noise of a single row, near each window; NaN if there are too few
+            rows to distinguish noise from drift.
         freedom: Degrees of freedom of `scatter`.
-        pooled: Whether all windows share one scatter, estimated from the whole run.
+        pooled: True if all windows share one `scatter`, estimated from the whole run.
     """
 
     first_step: Float[np.ndarray, " w"]
@@ -53,11 +53,11 @@ class Windows:
 
     @property
     def covariance(self) -> Float[np.ndarray, "w k k"]:
-        """Covariance of the noise of each mean."""
+        """The covariance of the noise of each window's mean."""
         return self.scatter / self.count[:, None, None]
 
     def change(self, begin: int = 0, end: int = -1) -> "Change":
-        """The difference of the means of two windows, the later less the earlier."""
+        """The difference of the means of two windows, later less earlier."""
         begin, end = (index % len(self) for index in (begin, end))
         return Change(
             self.mean[end] - self.mean[begin],
@@ -69,13 +69,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class Change:
-    """The change from the mean of one window to that of another, with the noise of both.
+    """The change of the mean from one window to another, with the noise of both means.
 
     Attributes:
         value: The change of each quantity.
-        covariances: Covariance of the noise of the two means.
-        freedoms: Degrees of freedom of the two; the same if they are pooled.
-        pooled: Whether both covariances come from one estimate.
+        covariances: Covariances of the noise of the two means.
+        freedoms: Degrees of freedom of the two covariances; equal if the covariances are pooled.
+        pooled: True if both covariances come from one estimate.
     """
 
     value: Float[np.ndarray, " k"]
@@ -97,11 +97,11 @@ class Change:
         return sum(parts) ** 2 / sum(shares)
 
     def error(self, weights: Float[np.ndarray, " k"], confidence: float = CONFIDENCE) -> float:
-        """Half the width of the interval of a weighted sum; NaN where the noise is not known.
+        """Half the width of the confidence interval of a weighted sum; NaN without known noise.
 
         Args:
-            weights: The weights.
-            confidence: The probability that such an interval contains the true value.
+            weights: The weight of each quantity in the sum.
+            confidence: The probability with which the interval contains the true value.
         """
         deviation = np.sqrt(float(weights @ self.covariance @ weights))
         return float(student(self.freedom(weights), confidence) * deviation)
@@ -112,12 +112,12 @@ def windows(
     time: Float[np.ndarray, " row"],
     values: Float[np.ndarray, "row k"],
 ) -> Windows:
-    """At least five windows of up to 20 rows each, of the rows that have all values.
+    """At least five windows of up to 20 rows each, made of the rows that have all values.
 
     Args:
         step: The step of each row.
         time: The flow time of each row.
-        values: The quantities of each row, NaN where one is missing.
+        values: The quantities of each row; NaN for a missing value.
     """
     whole = np.all(np.isfinite(values), axis=1)
     step, time, values = step[whole], time[whole], values[whole]
@@ -140,12 +140,12 @@ def windows(
 
 
 def student(freedom: float, confidence: float = CONFIDENCE) -> float:
-    """The two-sided quantile of Student's distribution."""
+    """The two-sided quantile of Student's t-distribution."""
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def _near(part: Int[np.ndarray, " n"], rows: int, pooled: bool) -> slice:
-    """The rows from which the scatter of a window is estimated: its own, 20 around it, or all."""
+    """The rows that estimate the scatter of a window: its own, 20 rows around it, or all rows."""
     if pooled:
         return slice(0, rows)
     missing = max(0, OWN_NOISE_FROM // 2 - len(part))
@@ -154,10 +154,10 @@ def _near(part: Int[np.ndarray, " n"], rows: int, pooled: bool) -> slice:
 
 
 def _noise(values: Float[np.ndarray, "n k"]) -> tuple[Float[np.ndarray, "k k"], float]:
-    """Covariance of the noise of rows, from their second differences, and its degrees of freedom.
+    """The covariance of the noise of rows, and its degrees of freedom, from second differences.
 
-    A second difference has 1 + 4 + 1 times the variance of a row. Successive ones have the
-    correlations −4/6 and 1/6, so that m of them have only m² / (m + 2(m − 1)(4/6)² + 2(m −
+    A second difference has 1 + 4 + 1 times the variance of a row. Successive second differences
+    have the correlations −4/6 and 1/6, so that m of them have only m² / (m + 2(m − 1)(4/6)² + 2(m −
     2)(1/6)²) degrees of freedom.
     """
     if len(values) < NOISE_FROM:

@@ -1,7 +1,7 @@
 """Preference losses: from pairs of log-probabilities to numbers.
 
-Each is a class; the catalogue has every published one by a name, with the defaults of its paper or
-of TRL.
+Each loss is a class. The catalogue lists the published losses by name, with the default
+hyper-parameters of their papers or of TRL.
 """
 
 import dataclasses
@@ -148,7 +148,7 @@ _OTHER_NAMES = {
 
 
 def named(name: str, **parameters: Any) -> AbstractLoss:
-    """A loss by its name, or a weighted sum of losses, such as "dpo + 0.5*sft".
+    """The loss with a given name, or a weighted sum of losses, such as "dpo + 0.5*sft".
 
     Args:
         name: A name of the catalogue, of a class, or of a `loss_type` of TRL's DPO trainer; case,
@@ -157,8 +157,8 @@ def named(name: str, **parameters: Any) -> AbstractLoss:
             one of that name.
 
     Raises:
-        ValueError: If there is no such loss, it has no such hyper-parameter, or a value is out of
-            its range; the message lists the names that exist.
+        ValueError: If no loss has this name, the loss lacks a hyper-parameter that is given, or a
+            value is out of its range; the message lists the names that exist.
     """
     terms = [_term(text) for text in str(name).split("+")]
     (weight, single), *others = terms
@@ -187,12 +187,12 @@ def _term(text: str) -> tuple[float | None, AbstractLoss]:
 
 
 def nearest(name: str) -> str:
-    """The end of a sentence that asks whether a loss with a similar name was meant, or ""."""
+    """The end of a message, which asks whether a loss with a similar name was meant; may be ""."""
     return did_you_mean(name, [*CATALOGUE, *_OTHER_NAMES])
 
 
 def _keys() -> dict[str, str]:
-    """The names of the catalogue, by all their spellings and synonyms."""
+    """The name in the catalogue for each spelling and synonym of a loss."""
     keys = {key(known): known for known in CATALOGUE}
     keys |= {key(other): known for other, known in _OTHER_NAMES.items()}
     for known, loss in CATALOGUE.items():

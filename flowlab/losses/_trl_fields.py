@@ -1,7 +1,7 @@
 """The fields of TRL's configurations that concern no loss: training, data, hardware, reports.
 
-Those of `DPOConfig`, `CPOConfig`, `KTOConfig` and `ORPOConfig` in TRL 1.16.0 (transformers 5.24.0),
-as `vars` gives them, less what `from_trl` takes by name.
+These are all fields that `vars` returns for `DPOConfig`, `CPOConfig`, `KTOConfig` and `ORPOConfig`
+in TRL 1.16.0 (transformers 5.24.0), except those that are arguments of `from_trl`.
 """
 
 __all__ = ["OF_TRAINING", "TRL"]

@@ -1,6 +1,6 @@
-"""Pairs, and the base of all losses of them.
+"""Pairs of responses, and the base class of all losses.
 
-p: pairs, any shape, a scalar for one pair.
+p: the shape of the pairs, which is () for one pair.
 """
 
 import dataclasses
@@ -28,16 +28,18 @@ __all__ = [
 
 
 class Pair(eqx.Module):
-    """Summed log-probabilities of a chosen and a rejected response; a batch is a Pair of arrays.
+    """Log-probabilities of a chosen and a rejected response; a batch is a Pair of arrays.
+
+    Each log-probability is the sum over the tokens of the response.
 
     Attributes:
         chosen: Log-probability of the chosen response under the policy, in nats.
         rejected: Log-probability of the rejected response under the policy, in nats.
         ref_chosen: Log-probability of the chosen response under the reference, in nats.
         ref_rejected: Log-probability of the rejected response under the reference, in nats.
-        chosen_length: Tokens of the chosen response.
-        rejected_length: Tokens of the rejected response.
-        offset: A required margin of the pair, for losses that use one; else None.
+        chosen_length: Number of tokens in the chosen response.
+        rejected_length: Number of tokens in the rejected response.
+        offset: The margin required of the pair, for losses that use one (ODPO); else None.
     """
 
     chosen: Float[Array, "*p"]
@@ -50,17 +52,17 @@ class Pair(eqx.Module):
 
     @property
     def u_chosen(self) -> Float[Array, "*p"]:
-        """Log-ratio of the chosen response: log-probability less that of the reference."""
+        """The log-ratio log π − log π_ref of the chosen response."""
         return self.chosen - self.ref_chosen
 
     @property
     def u_rejected(self) -> Float[Array, "*p"]:
-        """Log-ratio of the rejected response: log-probability less that of the reference."""
+        """The log-ratio log π − log π_ref of the rejected response."""
         return self.rejected - self.ref_rejected
 
     @property
     def margin(self) -> Float[Array, "*p"]:
-        """Log-ratio of the chosen less that of the rejected response (without β)."""
+        """The margin: the chosen log-ratio less the rejected log-ratio, without a factor β."""
         return self.u_chosen - self.u_rejected
 
 
@@ -69,7 +71,7 @@ class LowerBound(NamedTuple):
 
     Attributes:
         value: The number.
-        reached: Whether a flow line can reach it in finite time.
+        reached: True if a flow line can reach this value in finite time.
     """
 
     value: float
@@ -79,8 +81,8 @@ class LowerBound(NamedTuple):
 class AbstractLoss(eqx.Module):
     """A preference loss: one value per pair, and a mean over pairs.
 
-    A loss of your own is a subclass with `__call__`, which is all that flows, sweeps, summary cards
-    and figures require. Hyper-parameters are array leaves, so that sweeping them needs no new
+    To define a loss, subclass this class and write `__call__`; flows, sweeps, summary cards and
+    figures need nothing else. Hyper-parameters are array leaves, so that sweeping them needs no new
     compilation; each is a single number, unless its description allows one per pair.
     """
 
@@ -94,8 +96,9 @@ class AbstractLoss(eqx.Module):
     def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
         """The margins u_w − u_l at which the loss of one pair is `level`, or None.
 
-        Defined for losses that are a strictly falling function of the margin alone. A flow to a
-        level of such a loss can be integrated over the margin, at less cost than over the loss.
+        They are defined if the loss is a strictly decreasing function of the margin alone;
+        otherwise the result is None. A flow line that ends at a level of such a loss can be
+        integrated with the margin as independent variable, which is cheaper than with the loss.
 
         Args:
             level: Positive values of the loss.
@@ -103,12 +106,12 @@ class AbstractLoss(eqx.Module):
         del level
 
     def lower_bound(self) -> LowerBound | None:
-        """A lower bound of the loss of any pair, and so of any mean; None if none is known."""
+        """A lower bound of the loss of every pair, hence of every mean; None if unknown."""
         return self.least
 
     @property
     def of_batch(self) -> bool:
-        """True where the loss of a pair depends on the other pairs of its batch."""
+        """True if the loss of a pair depends on the other pairs of its batch."""
         return False
 
     def mean(self, pairs: Pair, weights: Float[ArrayLike, "*p"] | None = None) -> Float[Array, ""]:
@@ -117,16 +120,19 @@ class AbstractLoss(eqx.Module):
         Args:
             pairs: The pairs.
             weights: One non-negative weight per pair; their sum need not be 1. A pair of weight 0
-                does not count, even if its loss is infinite. If its slope is infinite too, the
-                reverse-mode gradient by its log-probabilities is NaN.
+                does not count, even if its loss is infinite. If the derivative of its loss is
+                infinite too, the reverse-mode gradient with respect to its log-probabilities is
+                NaN.
         """
         return weighted_mean(self(pairs), weights)
 
     def subset(self, indices: Int[ArrayLike, " b"]) -> "AbstractLoss":
-        """The loss for a subset of the pairs, with their values of hyper-parameters given per pair.
+        """The loss for a subset of the pairs.
+
+        A hyper-parameter with one value per pair keeps the values of these pairs.
 
         Args:
-            indices: Which pairs, counted from 0; one may come more than once.
+            indices: Indices of the pairs, counted from 0; an index may occur more than once.
         """
         taken = jnp.asarray(indices)
         return jax.tree.map(lambda held: jnp.asarray(held)[taken] if jnp.ndim(held) else held, self)
@@ -140,10 +146,11 @@ class AbstractLoss(eqx.Module):
 def weighted_mean(
     values: Float[Array, "*p"], weights: Float[ArrayLike, "*p"] | None
 ) -> Float[Array, ""]:
-    """The mean of values, weighted if there are weights, whose sum need not be 1.
+    """The mean of `values`, weighted if `weights` are given; the weights need not sum to 1.
 
-    A value of weight 0 does not count, even if it is infinite, and its derivative is 0. If it comes
-    from an infinite slope, reverse mode gives NaN (0·∞), and forward mode 0.
+    A value of weight 0 does not count, even if it is infinite, and its derivative is 0. If the
+    function that computed this value has an infinite derivative, reverse mode gives NaN (0·∞) and
+    forward mode gives 0.
     """
     if weights is None:
         return jnp.mean(values)
@@ -152,7 +159,10 @@ def weighted_mean(
 
 
 def label_entropy(smoothing: ArrayLike) -> LowerBound | None:
-    """The lower bound −(1−ε) log(1−ε) − ε log ε of a logistic loss with label smoothing ε ≤ ½."""
+    """The lower bound −(1−ε) log(1−ε) − ε log ε of a logistic loss with label smoothing ε ≤ ½.
+
+    None if ε is traced.
+    """
     if isinstance(smoothing, Tracer):
         return None
     wrong = float(np.asarray(smoothing))
@@ -162,11 +172,11 @@ def label_entropy(smoothing: ArrayLike) -> LowerBound | None:
 def negative_log_likelihood(
     pairs: Pair, weights: Float[ArrayLike, "*p"] | None
 ) -> Float[Array, ""]:
-    """The negative log-likelihood of the chosen responses, over all their tokens together.
+    """The negative log-likelihood of the chosen responses, averaged over all their tokens.
 
-    −Σ w l / Σ w N, with l the summed log-probabilities and N the lengths: a long response weighs
-    more, as in the cross-entropy of TRL. A response of weight 0 does not count, even if its
-    log-probability is −∞.
+    It is −Σ w l / Σ w N, with weights w, summed log-probabilities l and lengths N. A long response
+    therefore counts more than a short one, as in the cross-entropy of TRL. A response of weight 0
+    does not count, even if its log-probability is −∞.
     """
     chosen = floats(pairs.chosen)
     tokens = like(pairs.chosen_length, chosen)
@@ -175,6 +185,6 @@ def negative_log_likelihood(
 
 
 def _as_made(module: eqx.Module, field: dataclasses.Field) -> bool:
-    """True if a field holds its default module, and this has no parameters."""
+    """True if a field holds its default module and this module has no parameters."""
     value, made = getattr(module, field.name), field.default_factory
     return isinstance(made, type) and type(value) is made and not dataclasses.fields(value)

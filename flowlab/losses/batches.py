@@ -1,11 +1,12 @@
-"""Losses of a batch: what a pair loses depends on the other pairs, and no pair has a field alone.
+"""Batch losses: the loss of a pair depends on the other pairs of its batch.
 
-Not here, because each carries a state of its own through the training, which no function of the
-pairs at one moment can hold: β-DPO (arXiv 2407.08639), whose β follows a running mean of the
-margins; TR-DPO (arXiv 2404.09656), whose reference follows the policy; and BCO with a running mean
-of rewards (`BCO(delta=…)` holds it fixed).
+A single pair therefore has no vector field of its own. Three published losses are left out. They
+keep a state during training, so that they are no functions of the current pairs: β-DPO (arXiv
+2407.08639), whose β follows a running mean of the margins; TR-DPO (arXiv 2404.09656), whose
+reference follows the policy; and BCO with a running mean of the rewards (`BCO(delta=…)` has a fixed
+value instead).
 
-b: pairs of the batch.
+b: number of pairs in the batch.
 """
 
 from abc import abstractmethod
@@ -22,11 +23,11 @@ __all__ = ["AOT", "AOTUnpaired", "AbstractBatchLoss"]
 
 
 class AbstractBatchLoss(AbstractLoss):
-    """Alignment via optimal transport: a smoothed DPO on the differences of two sorted samples.
+    """Alignment via optimal transport: label-smoothed DPO on differences of two sorted samples.
 
-    There is one value per rank, lowest first, and not per pair; the mean is over the ranks, and
-    takes no weights. The sort is stable, so that the gradient at a tie depends on the order of the
-    pairs in the batch.
+    The values of the loss belong to ranks, lowest first, and not to pairs. The mean is over the
+    ranks and takes no weights. The sort is stable, so that the gradient at a tie depends on the
+    order of the pairs in the batch.
     """
 
     beta: Float[ArrayLike, ""] = positive(0.1, single=True)
@@ -41,7 +42,7 @@ class AbstractBatchLoss(AbstractLoss):
 
     @abstractmethod
     def samples(self, pairs: Pair) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-        """The two samples to be compared rank by rank; the first is to be the larger."""
+        """The two samples that are compared rank by rank; the loss makes the first one larger."""
 
     def __call__(self, pairs: Pair) -> Float[Array, " b"]:
         upper, lower = self.samples(pairs)
@@ -63,10 +64,11 @@ class AbstractBatchLoss(AbstractLoss):
 
 
 class AOT(AbstractBatchLoss):
-    """Alignment via optimal transport, paired: the margins of policy and reference, each sorted.
+    """Alignment via optimal transport, paired: compares sorted margins of policy and reference.
 
-    With δ the difference of the sorted l_w − l_l and the sorted r_w − r_l, rank by rank:
-    −(1−ε) ls(βδ) − ε ls(−βδ).
+    The loss of a rank is −(1−ε) log σ(βδ) − ε log σ(−βδ). Here δ is the difference at this rank
+    between the sorted margins l_w − l_l under the policy and the sorted margins r_w − r_l under the
+    reference, with log-probabilities l and r.
 
     Args:
         beta: β, positive.
@@ -85,9 +87,10 @@ class AOT(AbstractBatchLoss):
 
 
 class AOTUnpaired(AbstractBatchLoss):
-    """Alignment via optimal transport, unpaired: the sorted u_w less the sorted u_l.
+    """Alignment via optimal transport, unpaired: compares sorted chosen and rejected log-ratios.
 
-    With δ their difference, rank by rank: −(1−ε) ls(βδ) − ε ls(−βδ).
+    The loss of a rank is −(1−ε) log σ(βδ) − ε log σ(−βδ). Here δ is the difference at this rank
+    between the sorted u_w and the sorted u_l.
 
     Args:
         beta: β, positive.

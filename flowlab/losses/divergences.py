@@ -1,8 +1,9 @@
-"""f-divergences: what a log-ratio counts for in losses of a difference of scores.
+"""f-divergences, each given by its score of a log-ratio.
 
-The score of a response with log-ratio u is s(u) = f′(e^u), up to a constant that cancels.
+Many losses depend on the difference of the scores of two responses. The score of a response with
+log-ratio u is s(u) = f′(e^u), up to a constant that cancels in the difference.
 
-p: pairs, any shape, a scalar for one pair.
+p: the shape of the pairs, which is () for one pair.
 """
 
 from abc import abstractmethod
@@ -31,7 +32,7 @@ __all__ = [
 
 
 class AbstractDivergence(eqx.Module):
-    """A divergence that keeps a policy near its reference, represented by its score of a log-ratio.
+    """An f-divergence between a policy and its reference, given by its score s(u) of a log-ratio u.
 
     Source: arXiv 2309.16240 (f-DPO); `f_divergence_type` in TRL.
     """
@@ -41,19 +42,19 @@ class AbstractDivergence(eqx.Module):
         """The score s(u) of a log-ratio u."""
 
     def margin(self, chosen: Float[Array, "*p"], rejected: Float[Array, "*p"]) -> Array:
-        """s(u_w) − s(u_l), of both log-ratios."""
+        """The difference s(u_w) − s(u_l) of the scores of two log-ratios."""
         order = self.order(chosen, rejected, jnp.ones_like(chosen))
         return difference(self.score(chosen), self.score(rejected), order)
 
     def order(
         self, chosen: Float[Array, "*p"], rejected: Float[Array, "*p"], lengths: Float[Array, "*p"]
     ) -> Float[Array, "*p"]:
-        """A number with the sign of s(u_w)/N_w − s(u_l)/N_l, used where both terms have overflowed.
+        """A number with the sign of s(u_w)/N_w − s(u_l)/N_l, for use if both terms overflow.
 
         Args:
-            chosen: u_w.
-            rejected: u_l.
-            lengths: N_w/N_l; 1 for the scores themselves.
+            chosen: u_w, the log-ratio of the chosen response.
+            rejected: u_l, the log-ratio of the rejected response.
+            lengths: N_w/N_l, the quotient of the lengths; 1 to compare s(u_w) with s(u_l).
         """
         return chosen - rejected
 
@@ -94,13 +95,13 @@ class AlphaDivergence(AbstractDivergence):
     """α-divergence: s(u) = (e^{(α−1)u} − 1)/(α − 1), and u for α = 1.
 
     Args:
-        alpha: α, between 0 (forward KL) and 1 (reverse KL) in the paper; any finite number.
+        alpha: α, any finite number. The paper takes it between 0 (forward KL) and 1 (reverse KL).
 
     Raises:
         ValueError: If α is not finite.
 
-    Accuracy: as for all losses while |(α−1)u| < 700 (80 in float32). TRL computes this score in
-        float32, and limits its exponent to 80.
+    Accuracy: that of all losses if |(α−1)u| < 700 (80 in float32). TRL computes this score in
+        float32 and limits the exponent to 80.
     """
 
     alpha: Float[ArrayLike, ""] = parameter(0.5, "alpha", "(-inf, inf)")
@@ -119,7 +120,7 @@ class AlphaDivergence(AbstractDivergence):
 
 
 def divergence_field() -> Any:
-    """A field for the divergence of a loss, the reverse KL unless another is given."""
+    """A dataclass field for the divergence of a loss, with the reverse KL as default."""
     return eqx.field(default_factory=ReverseKL, converter=_checked)
 
 
@@ -133,12 +134,12 @@ def _checked(divergence: Any) -> Any:
 
 
 def score_margin(divergence: AbstractDivergence, pairs: Pair) -> Float[Array, "*p"]:
-    """s(u_w) − s(u_l): the margin in terms of the divergence's scores."""
+    """The difference s(u_w) − s(u_l) of the scores of the two responses."""
     return divergence.margin(floats(pairs.u_chosen), floats(pairs.u_rejected))
 
 
 def mean_score_margin(divergence: AbstractDivergence, pairs: Pair) -> Float[Array, "*p"]:
-    """s(u_w)/N_w − s(u_l)/N_l: the margin per token."""
+    """The difference s(u_w)/N_w − s(u_l)/N_l of the scores per token."""
     chosen, rejected = floats(pairs.u_chosen), floats(pairs.u_rejected)
     chosen_length = like(pairs.chosen_length, chosen)
     rejected_length = like(pairs.rejected_length, rejected)

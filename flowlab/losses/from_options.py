@@ -1,4 +1,4 @@
-"""Losses as options and recipes ask for them, by a name, hyper-parameters, β and an offset."""
+"""Losses from the options of a command or a recipe: name, hyper-parameters, β and offset."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ __all__ = ["beta_of", "has_beta", "loss", "loss_from_options", "parameters_of_ea
 
 
 def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> AbstractLoss:
-    """The loss with a name and hyper-parameters; `option` is the option that gave the name."""
+    """The loss with a given name and hyper-parameters; errors in the name concern `option`."""
     # `parameters` could hold a key `name`, which no loss has.
     refuse_unless(
         "name" not in parameters, "parameters", "must name hyper-parameters, but names 'name'"
@@ -24,7 +24,7 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
         raise OptionError(option, "{}", _said(error)[2]) from None
     for key in parameters:
         number = not dataclasses.is_dataclass(getattr(plain, key, None))
-        refuse_unless(number, "parameters", "must name numbers, but {} is not one", key)
+        refuse_unless(number, "parameters", "must set numbers, but {} is not a number", key)
     try:
         return named(name, **parameters)
     except ValueError as error:
@@ -74,7 +74,7 @@ def parameters_of_each(
 
 
 def loss_from_options(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:
-    """The loss that the options describe, with its β, or the first of several."""
+    """The loss that the options describe; of several values of β it has the first."""
     name, beta, offset = asked["loss"], asked["beta"], asked["offset"]
     refuse_unless("beta" not in parameters, "parameters", "must not name beta, which is {beta}")
     found = loss(name, parameters)

@@ -1,13 +1,14 @@
-"""Elementwise functions that the losses are made of, with derivative rules.
+"""Elementwise functions of which the losses are composed, with derivative rules.
 
-Each rule avoids what autodiff would do: keep a logarithm alive in the gradient, which costs the
-field of a flow several times what the sigmoid costs; lose all digits of a small derivative to a
-subtraction from one; or make NaN of 0·∞ far out.
+Each rule avoids one of three faults of automatic differentiation: a logarithm that remains in the
+gradient, where it costs several times as much as the sigmoid; a subtraction from one, in which a
+small derivative loses all its digits; a NaN from 0·∞ at large arguments.
 
-Accuracy: a few units in the last place of the largest term, for every finite argument: where terms
-cancel, as at the zero of `exchanged`, the value keeps fewer digits. What lies below the smallest
-normal number is 0, with its sign, also where something large multiplies it afterwards. Where a
-power overflows, reverse mode gives infinities of the right sign; forward mode may give NaN there.
+Accuracy: a few units in the last place of the largest term, for every finite argument. If terms
+cancel, as at the zero of `exchanged`, the value has fewer correct digits. A result below the
+smallest normal number becomes a zero of the same sign, even if it is then multiplied by a large
+number. If a power overflows, reverse mode gives infinities of the right sign, and forward mode may
+give NaN.
 """
 
 import functools
@@ -52,8 +53,7 @@ def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
 def negative_log_sigmoid(z: Float[Array, "*p"]) -> Float[Array, "*p"]:
     """The logistic loss −log σ(z), with the derivative rule −σ(−z).
 
-    A rule of its own, because that of `jax.nn.log_sigmoid` leaves a needless logarithm in the
-    compiled derivative.
+    The rule of `jax.nn.log_sigmoid` would leave a needless logarithm in the compiled derivative.
     """
     return jax.nn.softplus(-z)
 
@@ -65,7 +65,7 @@ def _(primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
 
 
 def relu(x: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """max(x, 0); at the kink the derivative is 0, the one from the left, as in PyTorch."""
+    """max(x, 0); at the kink the derivative is 0, the left-hand derivative, as in PyTorch."""
     return jax.nn.relu(x)
 
 
@@ -91,7 +91,8 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array
 def exchanged(z: Float[Array, "*p"], smoothing: Float[Array, "..."]) -> Float[Array, "*p"]:
     """KL divergence of (σ(z), σ(−z)) from (1−ε, ε), the loss of EXO for two responses.
 
-    Its derivative by z is σ(z)σ(−z)(z − log((1−ε)/ε)), without a logarithm of z.
+    Its derivative with respect to z is σ(z)σ(−z)(z − log((1−ε)/ε)), which needs no logarithm of a
+    function of z.
     """
     z = _finite(z)
     right, wrong = _log_odds_of_label(smoothing)
@@ -117,9 +118,9 @@ def _log_odds_of_label(smoothing: Float[Array, "..."]) -> tuple[Array, Array]:
 def discovered(z: Float[Array, "*p"], tau: Float[Array, "..."]) -> Float[Array, "*p"]:
     """(1−m)(−log σ(z)) + m·e^{−z} with m = σ(z/τ), the loss of DiscoPOP.
 
-    m·e^{−z} is computed as one exponential, since e^{−z} alone can overflow where the product
-    vanishes. The derivative rule collects the factors of this term; autodiff would subtract them as
-    inf − inf where they overflow.
+    m·e^{−z} is computed as one exponential, since e^{−z} alone can overflow even if the product is
+    tiny. The derivative rule collects the factors of this term; autodiff would subtract them as inf
+    − inf where they overflow.
     """
     return sigmoid(-z / tau) * negative_log_sigmoid(z) + _mixed_exponential(z, tau)
 
@@ -140,7 +141,7 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array
 
 
 def _mixed_exponential(z: Float[Array, "*p"], tau: Float[Array, "..."]) -> Float[Array, "*p"]:
-    """σ(z/τ)·e^{−z}."""
+    """The product σ(z/τ)·e^{−z}."""
     exponent = jnp.where(z < 0, _finite(z) * ((1 - tau) / tau), -z)
     return jnp.exp(exponent) * sigmoid(jnp.abs(z / tau))
 
@@ -153,10 +154,10 @@ def _finite(z: Float[Array, "*p"]) -> Float[Array, "*p"]:
 
 @jax.custom_jvp
 def power_reward(log_probability: Float[Array, "*p"], power: Float[Array, ""]) -> Array:
-    """(e^{a·v} − 1)/a, or v in the limit a → 0, with the derivative rule e^{a·v} for v.
+    """(e^{a·v} − 1)/a of a log-probability v and a power a; v in the limit a → 0.
 
-    The derivative is applied as two factors e^{a·v/2}, one after the other, so that 0 times it
-    stays 0 even if e^{a·v} overflows.
+    The derivative e^{a·v} with respect to v is applied as two factors e^{a·v/2}, one after the
+    other, so that its product with 0 is 0 even if e^{a·v} overflows.
     """
     scaled = power * log_probability
     nothing = power == 0
@@ -177,7 +178,7 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array
 
 
 def _by_power(v: Float[Array, "*p"], power: Float[Array, ""]) -> Array:
-    """∂/∂a (e^{a·v} − 1)/a, by its series where the quotient would cancel."""
+    """The derivative of (e^{a·v} − 1)/a with respect to a; a series replaces it near a·v = 0."""
     scaled = power * v
     close = jnp.abs(scaled) < 1e-2
     series = v**2 * (1 / 2 + scaled * (1 / 3 + scaled * (1 / 8 + scaled * (1 / 30 + scaled / 144))))
@@ -189,7 +190,7 @@ def _by_power(v: Float[Array, "*p"], power: Float[Array, ""]) -> Array:
 def weighted(weight: Float[Array, "*p"], value: Float[Array, "*p"]) -> Float[Array, "*p"]:
     """The product weight · value, which is 0 if the weight is 0, even if the value is not finite.
 
-    The derivative by the weight is the value, even at a weight of 0.
+    The derivative with respect to the weight is the value, even if the weight is 0.
     """
     return jnp.where(weight == 0, 0, weight * value)
 
@@ -209,13 +210,13 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array
 def difference(
     first: Float[Array, "*p"], second: Float[Array, "*p"], order: Float[Array, "*p"]
 ) -> Float[Array, "*p"]:
-    """First − second; where both have overflowed to the same infinity, ±∞ after `order`, or 0.
+    """`first` − `second`, which is ±∞ or 0 with the sign of `order` if both are the same infinity.
 
     Args:
         first: Minuend.
         second: Subtrahend.
-        order: Of the sign that the difference has, such as that of the arguments of a monotone
-            function; has no derivative.
+        order: A number with the sign of the difference. If both terms are values of an increasing
+            function, the difference of its arguments will do. It does not enter the derivative.
     """
     same = jnp.isinf(first) & (first == second)
     signed = jnp.where(order == 0, 0, jnp.copysign(jnp.asarray(jnp.inf, order.dtype), order))
@@ -229,14 +230,15 @@ def _(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[Ar
 
 @jax.custom_jvp
 def log_odds_loss(chosen: Float[Array, "*p"], rejected: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """−log σ of the log odds of e^{chosen} less those of e^{rejected}.
+    """−log σ(logit p − logit q), with probabilities p = e^{chosen} and q = e^{rejected}.
 
-    Both arguments are logarithms of probabilities. Where one is positive, or both are 0, there are
-    no odds: the value and the derivative by it are inf. The derivatives
+    The value is inf if `chosen` or `rejected` is positive or both are 0, for then the difference of
+    the log odds is undefined; so is the derivative with respect to an argument out of its range.
+    Otherwise the derivatives, with r = p/q, are
 
-        −1/(1−p + r(1−q))  by chosen,    (1−p)/(1−q) / (1−p + r(1−q))  by rejected
+        −1/(1−p + r(1−q))  for `chosen`,    (1−p)/(1−q) / (1−p + r(1−q))  for `rejected`.
 
-    with p and q the probabilities and r = p/q, need no logarithm and stay exact as p → 1.
+    They need no logarithm and remain accurate as p → 1.
     """
     value = negative_log_sigmoid(_log_odds(chosen) - _log_odds(rejected))
     return jnp.where(_without_odds(chosen, rejected), jnp.inf, value)
@@ -256,7 +258,7 @@ def _(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array
 
 
 def _log_odds(q: Float[Array, "*p"]) -> Float[Array, "*p"]:
-    """Log odds q − log(1 − e^q) of a probability e^q, by the branch that does not cancel."""
+    """Log odds q − log(1 − e^q) of a probability e^q, from the formula that does not cancel."""
     inside = jnp.minimum(q, 0)
     near = inside > -jnp.log(jnp.asarray(2, q.dtype))
     by_expm1 = jnp.log(-jnp.expm1(jnp.where(near, inside, -1)))

@@ -1,10 +1,10 @@
-"""Losses of one margin: a difference of what the chosen and the rejected response score.
+"""Losses of a margin, which is the difference of a chosen and a rejected score.
 
-u: log-ratio, log-probability less that of the reference; h = u_w − u_l, the margin; z = β·h;
-s: score of an f-divergence, u itself unless another is given; ls: log σ; N: tokens.
+u: log-ratio log π − log π_ref of a response; h = u_w − u_l: margin; z = β·h; s: score of an
+f-divergence, which is u for the reverse KL; N: number of tokens.
 
-p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few units in the last place
-of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
+p: the shape of the pairs, which is () for one pair. Every loss is accurate to a few units in the
+last place of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
 from typing import ClassVar
@@ -50,16 +50,17 @@ __all__ = [
 
 
 class DPO(AbstractLoss):
-    """Direct preference optimisation: −ls(β·(s_w − s_l)).
+    """Direct preference optimisation: −log σ(β·(s_w − s_l)).
 
-    With another divergence than the reverse KL this is f-DPO.
+    s is the score of the log-ratio: s = u for the reverse KL. With another divergence the loss is
+    called f-DPO.
 
     Args:
         beta: Strength β of the implicit regularisation, positive; an array sets one per pair.
-        divergence: f-divergence whose score is read.
+        divergence: f-divergence with the score s; the reverse KL by default.
 
     Raises:
-        ValueError: If β is not positive and finite, or `divergence` is not one of those above.
+        ValueError: If β is not positive and finite, or `divergence` is not an f-divergence.
 
     Source: arXiv 2305.18290, equation 7; arXiv 2309.16240 (f-DPO); `sigmoid` in TRL.
     """
@@ -81,10 +82,10 @@ class DPO(AbstractLoss):
 
 
 class ConservativeDPO(AbstractLoss):
-    """Conservative DPO (cDPO): −(1−ε) ls(z) − ε ls(−z).
+    """Conservative DPO (cDPO): −(1−ε) log σ(z) − ε log σ(−z).
 
-    Here ls = log σ and z = βh. The logistic loss of labels that are wrong with chance ε; smallest
-    at z = log((1−ε)/ε).
+    Here z = β(u_w − u_l). This is the logistic loss for labels that are wrong with probability ε;
+    its minimum is at z = log((1−ε)/ε).
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -93,8 +94,8 @@ class ConservativeDPO(AbstractLoss):
     Raises:
         ValueError: If a hyper-parameter is out of its range.
 
-    Source: Mitchell, "A note on DPO with noisy preferences" (2023); the reference DPO code,
-        OpenRLHF and HALOs have it. TRL had it until 0.28, as `label_smoothing` of `sigmoid`.
+    Source: Mitchell, "A note on DPO with noisy preferences" (2023); implemented in the reference
+        DPO code, OpenRLHF and HALOs, and in TRL until 0.28 as `label_smoothing` of `sigmoid`.
     """
 
     beta: Float[ArrayLike, "*p"] = positive(0.1)
@@ -109,15 +110,16 @@ class ConservativeDPO(AbstractLoss):
 
 
 class RobustDPO(AbstractLoss):
-    """Robust DPO (rDPO): [−(1−ε) ls(β(s_w − s_l)) + ε ls(−β(s_w − s_l))]/(1−2ε).
+    """Robust DPO (rDPO): [−(1−ε) log σ(β(s_w − s_l)) + ε log σ(−β(s_w − s_l))]/(1−2ε).
 
-    An unbiased estimate of DPO's loss when labels are flipped with probability ε. For ε > 0 it has
-    no lower bound: its derivative by z = β(s_w − s_l) tends to −ε/(1−2ε).
+    It is an unbiased estimate of DPO's loss if labels are flipped with probability ε. For ε > 0 it
+    has no lower bound: its derivative with respect to z = β(s_w − s_l) tends to −ε/(1−2ε) as z → ∞.
+    s is the score of the log-ratio: s = u for the reverse KL.
 
     Args:
         beta: β, positive; an array sets one per pair.
         label_smoothing: ε in [0, ½); 0 gives DPO.
-        divergence: f-divergence whose score is read.
+        divergence: f-divergence with the score s; the reverse KL by default.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -144,12 +146,13 @@ class RobustDPO(AbstractLoss):
 class IPO(AbstractLoss):
     """Identity preference optimisation, averaged over tokens: (s_w/N_w − s_l/N_l − 1/(2β))².
 
-    The form of TRL, HALOs and LLaMA-Factory, which the authors of IPO confirmed to be the one
-    behind their results. `SummedIPO` is the form that the paper prints.
+    TRL, HALOs and LLaMA-Factory have this form, and the authors of IPO confirmed that they used it
+    for their results. `SummedIPO` is the form in the paper. s is the score of the log-ratio (s = u
+    for the reverse KL), and N the number of tokens.
 
     Args:
         beta: β, positive, the paper's τ; an array sets one per pair.
-        divergence: f-divergence whose score is read.
+        divergence: f-divergence with the score s; the reverse KL by default.
 
     Raises:
         ValueError: If β is not positive and finite.
@@ -168,9 +171,9 @@ class IPO(AbstractLoss):
 
 
 class SummedIPO(AbstractLoss):
-    """Identity preference optimisation as the paper prints it: (h − 1/(2β))².
+    """Identity preference optimisation as in the paper: (h − 1/(2β))², with the margin h.
 
-    The form of the reference DPO code and of OpenRLHF. `IPO` is the form averaged over tokens.
+    The reference DPO code and OpenRLHF have this form. `IPO` is the form averaged over tokens.
 
     Args:
         beta: β, positive, the paper's τ; an array sets one per pair.
@@ -193,12 +196,13 @@ class SummedIPO(AbstractLoss):
 class Hinge(AbstractLoss):
     """Hinge loss: max(0, 1 − β(s_w − s_l)).
 
-    At the kink, z = 1, the derivative is 0, that of the flat side. SLiC-HF (arXiv 2305.10425) adds
-    a likelihood term and has no reference: see `CPOHinge`.
+    At the kink, β(s_w − s_l) = 1, the derivative is 0, as on the flat side. s is the score of the
+    log-ratio: s = u for the reverse KL. SLiC-HF (arXiv 2305.10425) adds a likelihood term and has
+    no reference; see `CPOHinge`.
 
     Args:
         beta: β, positive; an array sets one per pair.
-        divergence: f-divergence whose score is read.
+        divergence: f-divergence with the score s; the reverse KL by default.
 
     Raises:
         ValueError: If β is not positive and finite.
@@ -217,15 +221,16 @@ class Hinge(AbstractLoss):
 
 
 class EXO(AbstractLoss):
-    """Efficient exact optimisation, for pairs: σ(z)[ls(z) − log(1−ε)] + σ(−z)[ls(−z) − log ε].
+    """Efficient exact optimisation (EXO): σ(z)[log σ(z) − log(1−ε)] + σ(−z)[log σ(−z) − log ε].
 
-    With z = β(s_w − s_l): the KL divergence of the policy's preference from the smoothed label,
-    zero at z = log((1−ε)/ε), and nearly flat for z ≪ 0.
+    Here z = β(s_w − s_l), where s is the score of the log-ratio: s = u for the reverse KL. The loss
+    is the KL divergence of the policy's preference from the smoothed label. It is zero
+    at z = log((1−ε)/ε), and nearly flat for z ≪ 0.
 
     Args:
         beta: β, positive; an array sets one per pair.
         label_smoothing: ε in (0, 1); the paper recommends 1e-3.
-        divergence: f-divergence whose score is read.
+        divergence: f-divergence with the score s; the reverse KL by default.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -245,15 +250,16 @@ class EXO(AbstractLoss):
 
 
 class DiscoPOP(AbstractLoss):
-    """Discovered preference optimisation: (1−m)(−ls(z)) + m·e^{−z} with m = σ(z/τ).
+    """Discovered preference optimisation: (1−m)(−log σ(z)) + m·e^{−z} with m = σ(z/τ).
 
-    With z = β(s_w − s_l). For τ < (1 − log 2)/3 ≈ 0.102 it rises at z = 0, between two decreasing
-    branches, so that the reference point lies on the wrong side of a hump.
+    Here z = β(s_w − s_l), where s is the score of the log-ratio: s = u for the reverse KL. For
+    τ < (1 − log 2)/3 ≈ 0.102 the loss increases at z = 0, between two decreasing branches, so that
+    gradient descent from the reference lowers the margin.
 
     Args:
         beta: β, positive; an array sets one per pair. The paper trains with 0.05.
         tau: Temperature τ of the mixture, positive.
-        divergence: f-divergence whose score is read.
+        divergence: f-divergence with the score s; the reverse KL by default.
 
     Raises:
         ValueError: If a hyper-parameter is not positive and finite.
@@ -273,12 +279,14 @@ class DiscoPOP(AbstractLoss):
 
 
 class LengthNormalisedDPO(AbstractLoss):
-    """Length-normalised DPO: −ls(β(s_w/N_w − s_l/N_l)).
+    """Length-normalised DPO: −log σ(β(s_w/N_w − s_l/N_l)).
+
+    s is the score of the log-ratio (s = u for the reverse KL), and N the number of tokens. The
+    average over tokens makes a given β act N times more weakly than in DPO.
 
     Args:
-        beta: β, positive; an array sets one per pair. Per token it acts N times more weakly than
-            DPO's.
-        divergence: f-divergence whose score is read.
+        beta: β, positive; an array sets one per pair.
+        divergence: f-divergence with the score s; the reverse KL by default.
 
     Raises:
         ValueError: If β is not positive and finite.
@@ -297,7 +305,7 @@ class LengthNormalisedDPO(AbstractLoss):
 
 
 class DPOShift(AbstractLoss):
-    """DPO-Shift: −ls(β(u_w − λ·u_l)).
+    """DPO-Shift: −log σ(β(u_w − λ·u_l)).
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -306,8 +314,7 @@ class DPOShift(AbstractLoss):
     Raises:
         ValueError: If a hyper-parameter is out of its range.
 
-    Source: arXiv 2502.07599; λ is held fixed here, the paper also lets it move in
-        training.
+    Source: arXiv 2502.07599, which also lets λ change during training; here λ is constant.
     """
 
     least: ClassVar[LowerBound | None] = LowerBound(0.0)
@@ -322,11 +329,11 @@ class DPOShift(AbstractLoss):
 
 
 class ODPO(AbstractLoss):
-    """DPO with an offset: −ls(z − α·offset).
+    """DPO with an offset: −log σ(β(u_w − u_l) − α·offset).
 
     Args:
         beta: β, positive; an array sets one per pair.
-        alpha: α, at least 0, scales the offsets that the pairs carry.
+        alpha: α, at least 0; the factor of the offsets, which belong to the pairs.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range, or, when called, if the pairs have no
@@ -353,10 +360,10 @@ class ODPO(AbstractLoss):
 
 
 class DPOP(AbstractLoss):
-    """DPO-positive, as in Smaug: −ls(β(h − λ·max(0, −u_w))).
+    """DPO-positive, as in Smaug: −log σ(β(h − λ·max(0, −u_w))).
 
-    The penalty stands inside the sigmoid. At the kink, u_w = 0, the derivative is that from above,
-    without the penalty. `DPOPOutside` has it outside.
+    Here h = u_w − u_l. The penalty is inside the sigmoid; `DPOPOutside` has it outside. At the
+    kink, u_w = 0, the derivative is the one from above, without the penalty.
 
     Args:
         beta: β, positive; an array sets one per pair. The paper trains with 0.3.
@@ -380,10 +387,10 @@ class DPOP(AbstractLoss):
 
 
 class DPOPOutside(AbstractLoss):
-    """DPO-positive with the penalty outside the sigmoid: −ls(z) + λ·max(0, −u_w).
+    """DPO-positive with the penalty outside the sigmoid: −log σ(βh) + λ·max(0, −u_w).
 
-    The second lineage of DPOP, in training code that adds the penalty to DPO's loss; the paper's
-    own form is `DPOP`. At the kink, u_w = 0, the derivative is that from above, without the
+    Here h = u_w − u_l. Some training code adds the penalty to DPO's loss in this way; the form in
+    the paper is `DPOP`. At the kink, u_w = 0, the derivative is the one from above, without the
     penalty.
 
     Args:

@@ -1,11 +1,11 @@
-"""Losses without a reference: of the log-probabilities themselves.
+"""Losses of the log-probabilities alone, without a reference.
 
-l: summed log-probability; N: tokens; q = l/N; r: reward, the log-probability that a loss reads
-unless α ≠ 0, when it is (1 − p^{−α})/α with p = e^l or e^q; ls: log σ; NLL_w: negative
-log-likelihood of the chosen response per token, in a batch over all its tokens together.
+l: summed log-probability; N: number of tokens; q = l/N: average log-probability; r: reward; NLL_w:
+negative log-likelihood per token of the chosen response, or, in a batch, of all chosen tokens
+together. The reward is l or q if α = 0, and otherwise (1 − e^{−αl})/α or (1 − e^{−αq})/α.
 
-p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few units in the last place
-of its largest term, while |α·l| < 700 (80 in float32); see `flowlab.losses.functions`.
+p: the shape of the pairs, which is () for one pair. Every loss is accurate to a few units in the
+last place of its largest term, while |α·l| < 700 (80 in float32); see `flowlab.losses.functions`.
 """
 
 from abc import abstractmethod
@@ -38,7 +38,7 @@ __all__ = ["CPO", "ORPO", "AlphaPO", "CPOHinge", "CPOIPO", "OddsRatio", "SimPO"]
 
 
 class _WithLikelihood(AbstractLoss):
-    """A preference term of the difference of two rewards, and a weight of NLL_w."""
+    """The sum of a preference term and of a multiple of the likelihood term NLL_w."""
 
     nll_weight: eqx.AbstractVar[Float[ArrayLike, ""]]
 
@@ -52,7 +52,7 @@ class _WithLikelihood(AbstractLoss):
 
     @abstractmethod
     def preference_bound(self) -> LowerBound | None:
-        """The lower bound without the likelihood term, which has none on planes."""
+        """The lower bound of the preference term; the likelihood term has none on planes."""
 
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         chosen = floats(pairs.chosen)
@@ -66,16 +66,17 @@ class _WithLikelihood(AbstractLoss):
 
 
 class CPO(_WithLikelihood):
-    """Contrastive preference optimisation: −(1−ε) ls(β(r_w − r_l)) − ε ls(−β(r_w − r_l)) + α·NLL_w.
+    """CPO: −(1−ε) log σ(β(r_w − r_l)) − ε log σ(−β(r_w − r_l)) + c·NLL_w.
 
-    Here the weight of NLL_w, the paper's behaviour cloning, is called `nll_weight`, and the reward
-    is of the summed log-probability.
+    Contrastive preference optimisation (CPO) adds to a preference term the negative log-likelihood
+    per token NLL_w of the chosen response, which the paper calls behaviour cloning. The reward r of
+    a response with probability p is (1 − p^{−α})/α, or log p if α = 0.
 
     Args:
         beta: β, positive; an array sets one per pair.
-        nll_weight: Weight of NLL_w, at least 0; `cpo_alpha` in TRL.
+        nll_weight: c, the weight of NLL_w, at least 0; `cpo_alpha` in TRL.
         label_smoothing: ε in [0, ½).
-        alpha: Shape of the reward, finite; 0 is the log-probability. `alpha` in TRL.
+        alpha: α, finite, the shape of the reward; `alpha` in TRL.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -97,16 +98,19 @@ class CPO(_WithLikelihood):
 
 
 class CPOHinge(_WithLikelihood):
-    """CPO with the hinge: max(0, 1 − β(r_w − r_l)) + α·NLL_w, the form of SLiC-HF.
+    """CPO with a hinge: max(0, 1 − β(r_w − r_l)) + c·NLL_w, the form of SLiC-HF.
 
-    The reward is of the summed log-probability. At the kink the derivative is that of the flat
-    side. SLiC-HF has max(0, δ − (l_w − l_l)) + λ·NLL: with β = 1/δ this loss is 1/δ times that one,
-    so that its λ is `nll_weight`·δ; and NLL_w is per token here, not summed.
+    NLL_w is the negative log-likelihood per token of the chosen response. The reward r of a
+    response with probability p is (1 − p^{−α})/α, or log p if α = 0. At the kink the derivative is
+    the one of the flat side.
+
+    The loss of SLiC-HF, max(0, δ − (l_w − l_l)) + λ·NLL, is δ times this loss with β = 1/δ, α = 0
+    and c = λ/δ, except that its NLL is summed over tokens and NLL_w is averaged.
 
     Args:
         beta: β, positive; an array sets one per pair. 1/δ, with δ the margin of SLiC-HF.
-        nll_weight: Weight of NLL_w, at least 0; `cpo_alpha` in TRL.
-        alpha: Shape of the reward, finite; 0 is the log-probability. `alpha` in TRL.
+        nll_weight: c, the weight of NLL_w, at least 0; `cpo_alpha` in TRL.
+        alpha: α, finite, the shape of the reward; `alpha` in TRL.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -127,12 +131,15 @@ class CPOHinge(_WithLikelihood):
 
 
 class CPOIPO(_WithLikelihood):
-    """CPO with the square of IPO: (r_w − r_l − 1/(2β))² + α·NLL_w, averaged over tokens.
+    """CPO with the square of IPO: (r_w − r_l − 1/(2β))² + c·NLL_w, averaged over tokens.
+
+    NLL_w is the negative log-likelihood per token of the chosen response. The reward r of a
+    response with log-probability q per token is (1 − e^{−αq})/α, or q if α = 0.
 
     Args:
         beta: β, positive; an array sets one per pair.
-        nll_weight: Weight of NLL_w, at least 0; `cpo_alpha` in TRL.
-        alpha: Shape of the reward, finite; 0 is the log-probability per token. `alpha` in TRL.
+        nll_weight: c, the weight of NLL_w, at least 0; `cpo_alpha` in TRL.
+        alpha: α, finite, the shape of the reward; `alpha` in TRL.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -153,15 +160,17 @@ class CPOIPO(_WithLikelihood):
 
 
 class SimPO(_WithLikelihood):
-    """Simple preference optimisation: −ls(β(l_w/N_w − l_l/N_l) − γ).
+    """Simple preference optimisation: −log σ(β(l_w/N_w − l_l/N_l) − γ).
+
+    l is the log-probability of a response and N its number of tokens.
 
     Args:
         beta: β, positive; an array sets one per pair. The paper trains with 2 to 10; TRL's default
             is 0.1.
         gamma: Target margin γ, at least 0.
         label_smoothing: ε in [0, ½), as in CPO; 0 is the paper's form.
-        nll_weight: Weight of NLL_w, at least 0; 0 is the paper's form, TRL's default is 1
-            (CPO-SimPO).
+        nll_weight: Weight of an added negative log-likelihood of the chosen response, at least 0;
+            the paper has 0, and TRL's default is 1 (CPO-SimPO).
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -185,16 +194,18 @@ class SimPO(_WithLikelihood):
 
 
 class AlphaPO(_WithLikelihood):
-    """AlphaPO: −ls(β(r_w − r_l) − γ) with the reward r = (1 − p^{−α})/α of p = e^{l/N}.
+    """AlphaPO: −log σ(β(r_w − r_l) − γ) with the reward r = (1 − p^{−α})/α.
 
-    SimPO in the limit α → 0. `CPO(alpha=…)` has the same reward of the summed log-probability.
+    p = e^{l/N} is the probability per token of a response with log-probability l and N tokens. The
+    limit α → 0 is SimPO. `CPO(alpha=…)` has the same reward of the whole response, p = e^l.
 
     Args:
         beta: β, positive; an array sets one per pair.
         gamma: Target margin γ, at least 0.
         alpha: Shape α of the reward, finite.
         label_smoothing: ε in [0, ½), as in CPO; 0 is the paper's form.
-        nll_weight: Weight of NLL_w, at least 0; 0 is the paper's form.
+        nll_weight: Weight of an added negative log-likelihood of the chosen response, at least 0;
+            the paper has 0.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -218,10 +229,11 @@ class AlphaPO(_WithLikelihood):
 
 
 class OddsRatio(AbstractLoss):
-    """The odds-ratio term of ORPO: −β·ls(q_w − q_l − [log(1−e^{q_w}) − log(1−e^{q_l})]).
+    """The odds-ratio term of ORPO: −β·log σ(q_w − q_l − [log(1−e^{q_w}) − log(1−e^{q_l})]).
 
-    It is defined for q < 0, probabilities per token below one. Outside, where there are no odds, it
-    is inf, and so is its derivative by what lies outside: a flow line ends there.
+    q is the log-probability per token of a response. Odds are defined only for q < 0, a probability
+    per token below one. Otherwise the loss is inf, and so is its derivative with respect to a q out
+    of range; a flow line ends there.
 
     Args:
         beta: β, positive, the paper's λ; an array sets one per pair.
@@ -229,7 +241,8 @@ class OddsRatio(AbstractLoss):
     Raises:
         ValueError: If β is not positive and finite.
 
-    Source: arXiv 2403.07691, equations 4 and 7; TRL's ORPO trainer, which computes it in float32.
+    Source: arXiv 2403.07691, equations 4 and 7; TRL's ORPO trainer, which computes this term in
+        float32.
     """
 
     least: ClassVar[LowerBound | None] = LowerBound(0.0)
@@ -242,9 +255,10 @@ class OddsRatio(AbstractLoss):
 
 
 class ORPO(AbstractLoss):
-    """Odds ratio preference optimisation: NLL_w − β·ls(log odds of q_w less log odds of q_l).
+    """Odds ratio preference optimisation: NLL_w − β·log σ(log odds of q_w less log odds of q_l).
 
-    NLL_w plus `OddsRatio`, which says where it is defined.
+    It is NLL_w, the negative log-likelihood per token of the chosen response, plus `OddsRatio`,
+    whose range of definition it shares.
 
     Args:
         beta: β, positive, the paper's λ; an array sets one per pair.
@@ -267,19 +281,19 @@ class ORPO(AbstractLoss):
 
 
 def _mean_log_probabilities(pairs: Pair) -> tuple[Float[Array, "*p"], Float[Array, "*p"]]:
-    """The averages q = l/N of both responses."""
+    """The log-probabilities per token, q = l/N, of both responses."""
     chosen, rejected = floats(pairs.chosen), floats(pairs.rejected)
     chosen_length = like(pairs.chosen_length, chosen)
     return chosen / chosen_length, rejected / like(pairs.rejected_length, rejected)
 
 
 def _reward_margin(pairs: Pair, alpha: Float[ArrayLike, ""]) -> Float[Array, "*p"]:
-    """r_w − r_l of the summed log-probabilities."""
+    """The reward margin r_w − r_l, with rewards of summed log-probabilities."""
     return _rewards_apart(floats(pairs.chosen), floats(pairs.rejected), alpha)
 
 
 def _mean_reward_margin(pairs: Pair, alpha: Float[ArrayLike, ""]) -> Float[Array, "*p"]:
-    """r_w − r_l of the log-probabilities averaged over tokens."""
+    """The reward margin r_w − r_l, with rewards of log-probabilities per token."""
     return _rewards_apart(*_mean_log_probabilities(pairs), alpha)
 
 

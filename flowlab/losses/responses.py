@@ -1,10 +1,9 @@
-"""Losses of each response: sums of what the chosen and the rejected response lose.
+"""Losses with separate terms for the chosen and for the rejected response.
 
-u: log-ratio, log-probability less that of the reference; h = u_w − u_l, the margin; ls: log σ;
-N: tokens.
+u: log-ratio log π − log π_ref of a response; h = u_w − u_l: margin; N: number of tokens.
 
-p: pairs, any shape, a scalar for one pair. Every loss is accurate to a few units in the last place
-of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
+p: the shape of the pairs, which is () for one pair. Every loss is accurate to a few units in the
+last place of its largest term, for every finite log-ratio; see `flowlab.losses.functions`.
 """
 
 from typing import ClassVar
@@ -23,8 +22,8 @@ __all__ = ["BCO", "KTO", "NCA", "SFT", "SPPO", "APODown", "APOZero", "CalDPO"]
 class SPPO(AbstractLoss):
     """Self-play preference optimisation, hard labels: (u_w − 1/(2β))² + (u_l + 1/(2β))².
 
-    The paper estimates the chance that a response wins, and has η = 1/β; here the chosen wins for
-    certain, as in TRL.
+    The paper estimates the probability that a response wins, and writes η for 1/β. Here the chosen
+    response wins with certainty, as in TRL.
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -44,9 +43,9 @@ class SPPO(AbstractLoss):
 
 
 class NCA(AbstractLoss):
-    """Noise contrastive alignment, for pairs: −ls(βu_w) − ½ls(−βu_w) − ½ls(−βu_l).
+    """Noise contrastive alignment, for pairs: −log σ(βu_w) − ½ log σ(−βu_w) − ½ log σ(−βu_l).
 
-    Its term in u_w alone is smallest at βu_w = log 2.
+    The sum of the two terms in u_w has its minimum at βu_w = log 2.
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -68,12 +67,12 @@ class NCA(AbstractLoss):
 
 
 class BCO(AbstractLoss):
-    """Binary classifier optimisation: −ls(βu_w − δ) − ls(−(βu_l − δ)).
+    """Binary classifier optimisation: −log σ(βu_w − δ) − log σ(−(βu_l − δ)).
 
     Args:
         beta: β, positive; an array sets one per pair.
-        delta: The shift δ of the reward, finite. It is 0 for pairs in TRL; elsewhere a running mean
-            of rewards, which is a state of the training and not of a loss, and is held fixed here.
+        delta: The shift δ of the reward, finite. TRL has δ = 0 for pairs. Other code takes a
+            running mean of the rewards, which changes during training; here δ is constant.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -95,8 +94,8 @@ class BCO(AbstractLoss):
 class APOZero(AbstractLoss):
     """Anchored preference optimisation, zero: 1 − σ(βu_w) + σ(βu_l).
 
-    It pushes the chosen response up and the rejected one down independently: the loss is flat in a
-    response whose βu is far from 0, regardless of the other one.
+    Each term depends on one response only. The loss raises the chosen response and lowers the
+    rejected one, and it is flat in a response whose βu is far from 0.
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -120,9 +119,9 @@ class APOZero(AbstractLoss):
 class APODown(AbstractLoss):
     """Anchored preference optimisation, down: σ(βu_w) + 1 − σ(βh).
 
-    For chosen responses that are worse than the model's own: pushes the rejected down everywhere,
-    and the chosen where |h| > |u_w|; where |h| < |u_w| it pushes the chosen up, and at the
-    reference, where both are 0, not at all.
+    Here h = u_w − u_l. The loss is made for chosen responses that are worse than the model's own.
+    It lowers the rejected response everywhere. It lowers the chosen response if |h| > |u_w|, raises
+    it if |h| < |u_w|, and leaves it alone at the reference, where u_w = h = 0.
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -147,14 +146,14 @@ class KTO(AbstractLoss):
     """Kahneman–Tversky optimisation: w_d(1 − σ(β(u_w − κ))) + w_u(1 − σ(β(κ − u_l))).
 
     A pair counts as one desirable and one undesirable example. TRL averages over examples, so that
-    its value for the two is half of this one; `from_trl` returns that half.
+    its value for the pair is half of this loss; `from_trl` returns that half.
 
     Args:
         beta: β, positive; an array sets one per pair.
         desirable_weight: w_d, at least 0.
         undesirable_weight: w_u, at least 0.
-        reference_point: κ, at least 0: a KL divergence that training estimates anew for each batch,
-            without a gradient; held fixed here.
+        reference_point: κ, at least 0. In training κ is a KL divergence, which is estimated for
+            each batch and has no gradient; here κ is constant.
 
     Raises:
         ValueError: If a hyper-parameter is out of its range.
@@ -180,8 +179,9 @@ class KTO(AbstractLoss):
 class SFT(AbstractLoss):
     """Supervised fine-tuning on the chosen response: −l_w/N_w, its cross-entropy per token.
 
-    The mean of a batch is over all its chosen tokens together, −Σ l_w / Σ N_w, so that a long
-    response weighs more.
+    l_w is the log-probability of the chosen response and N_w its number of tokens. The mean of a
+    batch is over all chosen tokens, −Σ l_w / Σ N_w, so that a long response counts more than a
+    short one.
 
     Source: `sft` in TRL's DPO trainer.
     """
@@ -195,9 +195,10 @@ class SFT(AbstractLoss):
 
 
 class CalDPO(AbstractLoss):
-    """Calibrated DPO: −ls(h) + ½[(u_w − 1/(2β))² + (u_l + 1/(2β))²].
+    """Calibrated DPO: −log σ(h) + ½[(u_w − 1/(2β))² + (u_l + 1/(2β))²].
 
-    The margin stands without β: only the targets of the calibration have it.
+    Here h = u_w − u_l. The margin h has no factor β; β occurs only in the targets of the
+    calibration.
 
     Args:
         beta: β, positive; an array sets one per pair.
@@ -219,13 +220,13 @@ class CalDPO(AbstractLoss):
 def _rewards(
     pairs: Pair, beta: Float[ArrayLike, "*p"]
 ) -> tuple[Float[Array, "*p"], Float[Array, "*p"]]:
-    """βu of both responses."""
+    """The rewards βu of the chosen and of the rejected response."""
     chosen, rejected = floats(pairs.u_chosen), floats(pairs.u_rejected)
     return like(beta, chosen) * chosen, like(beta, rejected) * rejected
 
 
 def _squares(pairs: Pair, beta: Float[ArrayLike, "*p"]) -> Float[Array, "*p"]:
-    """(u_w − 1/(2β))² + (u_l + 1/(2β))²."""
+    """The sum of squares (u_w − 1/(2β))² + (u_l + 1/(2β))²."""
     chosen, rejected = floats(pairs.u_chosen), floats(pairs.u_rejected)
     target = 1 / (2 * like(beta, chosen))
     return (chosen - target) ** 2 + (rejected + target) ** 2

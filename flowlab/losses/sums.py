@@ -1,6 +1,6 @@
-"""Weighted sums of losses are losses.
+"""Weighted sums of losses, which are losses too.
 
-p: pairs, any shape, a scalar for one pair.
+p: the shape of the pairs, which is () for one pair.
 """
 
 from collections.abc import Sequence
@@ -20,16 +20,18 @@ __all__ = ["WeightedSum"]
 class WeightedSum(AbstractLoss):
     """Σ c_k L_k: a weighted sum of losses, whose mean is the weighted sum of their means.
 
-    RPO (arXiv 2404.19733) is `WeightedSum((DPO(), SFT()), (1.0, alpha))`; MPO sums three. With a
-    loss of a batch beside a loss of pairs it has a mean, but no value per pair.
+    RPO (arXiv 2404.19733) is `WeightedSum((DPO(), SFT()), (1.0, alpha))`; MPO is a sum of three. A
+    batch loss such as AOT has no value per pair. If it is added to a loss that has one, `mean` is
+    defined, but the sum cannot be called for a value per pair.
 
     Args:
         losses: The losses, at least one.
-        weights: Their weights, finite; None weighs each with 1.
+        weights: The weights c_k, finite; None for 1 each.
 
     Raises:
-        ValueError: If there is no loss, something else is among them, or there are not as many
-            weights as losses; when called, if some of the losses are batch losses and some are not.
+        ValueError: If `losses` is empty or holds anything but losses, or if the number of weights
+            is not the number of losses. When called: if some of the losses are batch losses and
+            others are not.
 
     Source: `loss_type` with several names and `loss_weights` in TRL.
     """
@@ -64,8 +66,8 @@ class WeightedSum(AbstractLoss):
     def __call__(self, pairs: Pair) -> Float[Array, "*p"]:
         if self.of_batch and not all(loss.of_batch for loss in self.losses):
             raise ValueError(
-                "Argument `losses` must be all of pairs or all of a batch for a value per pair, "
-                f"but is {self.losses!r}; use `mean`."
+                "Argument `losses` must not mix batch losses with other losses for a value per "
+                f"pair, but is {self.losses!r}; use `mean`."
             )
         return self._sum([loss(pairs) for loss in self.losses])
 

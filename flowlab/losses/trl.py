@@ -38,70 +38,74 @@ def from_trl(
 ) -> AbstractLoss:
     """The loss that a trainer of TRL minimises, named as in TRL's configuration.
 
-    Its `mean` over a batch is TRL's. Every field is that of `DPOConfig`, `CPOConfig`, `KTOConfig`
-    or `ORPOConfig`, and None means TRL's default:
+    The `mean` of the result over a batch is the value that TRL computes. The arguments have the
+    names of the fields of `DPOConfig`, `CPOConfig`, `KTOConfig` and `ORPOConfig`, and None means
+    the default of TRL:
 
     - "dpo": `loss_type` "sigmoid", `beta` 0.1, `label_smoothing` 0, `f_divergence_type`
       "reverse_kl", `f_alpha_divergence_coef` 0.5, `discopop_tau` 0.05, `loss_weights` 1 each;
     - "cpo": `loss_type` "sigmoid", `beta` 0.1, `label_smoothing` 0, `simpo_gamma` 0.5, `alpha` 0,
-      `cpo_alpha` 1, so that SimPO too comes with a likelihood term; "alphapo" is "simpo" with
-      `cpo_alpha` 0, which TRL sets, and which may be written out;
+      `cpo_alpha` 1, so that SimPO too has a likelihood term; "alphapo" is "simpo" with `cpo_alpha`
+      0, which TRL sets by itself;
     - "kto": `loss_type` "kto", `beta` 0.1, `desirable_weight` 1, `undesirable_weight` 1;
-    - "orpo": `beta` 0.1 and no `loss_type`. "odds_ratio_term", ORPO without its likelihood, is a
-      name of ours, for TRL's function of this term to be tested against.
+    - "orpo": `beta` 0.1 and no `loss_type`. The name "odds_ratio_term", for ORPO without its
+      likelihood term, does not occur in TRL.
 
-    KTO in TRL averages over examples. A pair is two of them, so the loss of a pair is half the sum
-    that `KTO` gives: `WeightedSum((KTO(...),), (0.5,))`, TRL's value where a batch has as many
-    chosen as rejected examples. Its reference point is not a field: TRL estimates it from the batch
-    and holds it fixed. Here it is 0; `KTO(reference_point=...)` sets it. "apo_zero_unpaired" is the
-    same loss with the reference point 0 in TRL as well.
+    KTO in TRL averages over examples, and a pair consists of two examples. The result is therefore
+    half the loss of `KTO`, `WeightedSum((KTO(...),), (0.5,))`, which is TRL's value for a batch
+    with as many chosen as rejected examples. The reference point of KTO is no field of TRL, which
+    estimates it from the batch without a gradient. Here it is 0; `KTO(reference_point=...)` sets
+    another one. "apo_zero_unpaired" is the same loss, with the reference point 0 in TRL as well.
 
-    ORPO in TRL counts the tokens of the prompt in its likelihood; a pair knows of none, so it is
-    TRL's for an empty prompt.
+    ORPO in TRL includes the tokens of the prompt in its likelihood term. A `Pair` has no prompt, so
+    the result is TRL's value for an empty prompt.
 
-    A whole configuration of TRL 1.16 is taken too, `from_trl(**vars(config))`: its other fields,
-    such as `learning_rate`, concern no loss and are left aside.
+    A whole configuration of TRL 1.16 can be passed as `from_trl(**vars(config))`; fields that
+    concern no loss, such as `learning_rate`, are ignored.
 
     Args:
-        trainer: "dpo", "cpo", "kto" or "orpo"; None for that of a whole configuration, else "dpo".
+        trainer: "dpo", "cpo", "kto" or "orpo". None for the trainer of the whole configuration that
+            is passed, or "dpo" if only fields of a loss are passed.
         loss_type: A name, or for "dpo" a list of names, which gives their weighted sum.
         beta: β of all losses, positive; an array sets one per pair, but not for "aot" and
             "aot_unpaired". It has no effect on "sft".
         label_smoothing: ε of "exo_pair", "robust", "aot", "aot_unpaired" and, in "cpo", of
-            "sigmoid", "simpo" and "alphapo". For the smoothed sigmoid loss that older releases
-            had, see `ConservativeDPO`.
+            "sigmoid", "simpo" and "alphapo". For the smoothed sigmoid loss of older releases of
+            TRL, see `ConservativeDPO`.
         f_divergence_type: "reverse_kl", "forward_kl", "js_divergence" or "alpha_divergence".
         f_alpha_divergence_coef: α of "alpha_divergence".
         discopop_tau: τ of "discopop", positive.
         loss_weights: One weight per loss type.
         simpo_gamma: γ of "simpo" and "alphapo".
-        alpha: α of AlphaPO's reward, in all of "cpo"; 0 is the log-probability itself.
-        cpo_alpha: Weight of the likelihood of the chosen response, in all of "cpo" but "alphapo",
-            which accepts 0 and TRL's default, both without effect.
+        alpha: α of AlphaPO's reward, for all losses of "cpo"; with 0 the reward is the
+            log-probability.
+        cpo_alpha: Weight of the likelihood term of the chosen response, for all losses of "cpo"
+            except "alphapo"; with "alphapo", 0 and TRL's default are accepted and have no effect.
         desirable_weight: Weight of the chosen responses in "kto".
         undesirable_weight: Weight of the rejected responses in "kto".
-        ld_alpha: Weight of the tokens of the longer response beyond the length of the shorter one;
-            None or 1, as a pair does not say what its tokens have.
-        use_weighting: Weights of pairs by how likely their responses are, held fixed (WPO); None or
-            False, as they make of the flow one that follows the gradient of no loss.
-        sync_ref_model: Moves the reference during training (TR-DPO); None or False, as a flow's
-            stands still.
-        of_training: Fields of a configuration that concern no loss.
+        ld_alpha: Weight of the tokens of the longer response beyond the length of the shorter one.
+            It must be None or 1, because a `Pair` has no log-probabilities of single tokens.
+        use_weighting: Weights of pairs by the probabilities of their responses, without a gradient
+            (WPO). It must be None or False, because the weighted flow is not the gradient flow of
+            any loss.
+        sync_ref_model: Moves the reference during training (TR-DPO). It must be None or False,
+            because the reference of a flow is constant.
+        of_training: Fields of a configuration that concern no loss; they are ignored.
 
     Returns:
         A loss of one class of this package, or a `WeightedSum` of several.
 
     Raises:
         ValueError: If the trainer, a loss type, the divergence or a field is unknown; if the
-            trainer lacks a field that is given; if one is given another value than its default and
-            has no effect; if TRL refuses the combination (a divergence with a loss that is not of a
-            difference of scores, "exo_pair" without label smoothing, weights of another number than
-            the loss types); or if the loss refuses a value.
+            trainer does not have a field that is given; if a field without effect differs from its
+            default; if TRL refuses the combination (a divergence with a loss that does not depend
+            on a difference of scores, "exo_pair" without label smoothing, a number of weights that
+            is not the number of loss types); or if the loss refuses a value.
 
     Source: TRL 1.16, `trainer/dpo_trainer.py`, `trainer/kto_trainer.py`, `experimental/cpo`,
         `experimental/orpo`.
-    Accuracy: TRL's value and gradients to 1e-10, relative, in double precision. TRL computes the
-        α-divergence and ORPO in single precision, so there to 1e-5.
+    Accuracy: value and gradients agree with TRL to 1e-10 (relative) in double precision, and to
+        1e-5 for the α-divergence and ORPO, which TRL computes in single precision.
     """
     _check_refused(ld_alpha=ld_alpha, use_weighting=use_weighting, sync_ref_model=sync_ref_model)
     _check_of_training(of_training)
@@ -129,7 +133,7 @@ def _minimised(
     loss_weights: Sequence[float] | None,
     given: Mapping[str, Any],
 ) -> AbstractLoss:
-    """The loss that a trainer minimises, with the fields that are given; refused as TRL does."""
+    """The loss that a trainer minimises with the given fields; an error if TRL refuses them."""
     kind = _kind(trainer)
     names = _loss_types(trainer, kind, loss_type)
     _check_known(trainer, kind, given)
@@ -141,10 +145,10 @@ def _minimised(
 
 
 def loss_type_of(loss: AbstractLoss) -> str | None:
-    """The `loss_type` by which TRL knows the class of a loss, with what it takes beside it.
+    """The `loss_type` of the class of a loss in TRL, as text; None if TRL has no such type.
 
-    The trainer is named where it is not that for DPO, and `f_divergence_type` where it is not
-    TRL's default. None where TRL has no such loss, or makes it from another by a field.
+    The text also has the trainer unless that is the trainer for DPO, and `f_divergence_type` unless
+    that is TRL's default. A loss that TRL makes from another loss by a field has no `loss_type`.
 
     Args:
         loss: A loss; its other hyper-parameters do not matter.
@@ -159,14 +163,14 @@ def loss_type_of(loss: AbstractLoss) -> str | None:
 
 
 def _divergence_of(loss: AbstractLoss) -> str | None:
-    """The `f_divergence_type` of a loss; None for the default, or without one."""
+    """The `f_divergence_type` of a loss; None for the default or if there is none."""
     kind = type(getattr(loss, "divergence", divergences.ReverseKL()))
     names = [name for name, one in _DIVERGENCES.items() if one is kind]
     return names[0] if names and kind is not divergences.ReverseKL else None
 
 
 class _Recipe(NamedTuple):
-    """The maker of a loss, the fields of TRL with an effect on it, and those that TRL sets."""
+    """The function that makes a loss, the fields that affect it, and fields that TRL sets."""
 
     make: Callable[..., AbstractLoss]
     fields: tuple[str, ...]
@@ -174,7 +178,7 @@ class _Recipe(NamedTuple):
 
 
 class _Trainer(NamedTuple):
-    """A trainer: its loss types, the first of them its default, and the defaults of its fields."""
+    """The loss types of a trainer, the default one first, and the defaults of its fields."""
 
     losses: Mapping[str | None, _Recipe]
     defaults: Mapping[str, Any]
@@ -265,7 +269,7 @@ _DIVERGENCES: Mapping[str, Callable[..., AbstractDivergence]] = {
     "alpha_divergence": divergences.AlphaDivergence,
 }
 
-# What our classes call a field of TRL otherwise than TRL does.
+# Fields of TRL for which our classes have another name.
 _ARGUMENTS = {
     "f_divergence_type": "divergence",
     "discopop_tau": "tau",
@@ -274,26 +278,26 @@ _ARGUMENTS = {
 }
 
 
-# What `from_trl` does not take, but for the values that change nothing, and why.
+# Fields of which `from_trl` takes only the values without effect, with those values and the reason.
 _REFUSED: Mapping[str, tuple[tuple[Any, ...], str]] = MappingProxyType(
     {
         "ld_alpha": (
             (None, 1),
-            "it weighs the tokens of the longer response beyond the length of the shorter one, and "
-            "a pair holds the log-probabilities of whole responses",
+            "it weights the tokens of the longer response beyond the length of the shorter one, "
+            "and a pair holds the log-probabilities of whole responses",
         ),
         "use_weighting": (
             (None, False),
-            "it weighs pairs by how likely their responses are and holds the weights fixed, so "
-            "that what is followed is the gradient of no loss",
+            "it weights pairs by the probabilities of their responses, without a gradient, so that "
+            "training does not follow the gradient of a loss",
         ),
         "sync_ref_model": (
             (None, False),
-            "it moves the reference during training, and that of a flow stands still",
+            "it moves the reference during training, and the reference of a flow is constant",
         ),
     }
 )
-# A whole configuration tells its trainer by a field that no other has; ORPO's has none of a loss.
+# A field that only one configuration has shows its trainer; ORPO's has no such field of a loss.
 _TELLING = {"discopop_tau": "dpo", "cpo_alpha": "cpo", "desirable_weight": "kto"}
 _ONLY_ORPO = "padding_value"
 
@@ -319,7 +323,7 @@ def _check_of_training(given: Iterable[str]) -> None:
 
 
 def _trainer(of_training: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    """The trainer of a whole configuration; "dpo" for fields of a loss alone."""
+    """The trainer of a whole configuration; "dpo" if only fields of a loss are given."""
     otherwise = "orpo" if _ONLY_ORPO in of_training else "dpo"
     telling = (trainer for field, trainer in _TELLING.items() if field in given)
     return next(telling, otherwise) if of_training else "dpo"
@@ -336,7 +340,7 @@ def _kind(trainer: str) -> _Trainer:
 def _loss_types(
     trainer: str, kind: _Trainer, loss_type: str | Sequence[str] | None
 ) -> Sequence[str | None]:
-    """The names of the losses, each of them known to the trainer."""
+    """The names of the losses, after a check that the trainer has them."""
     known = list(kind.losses)
     if isinstance(loss_type, Sequence) and not isinstance(loss_type, str):
         _check_list(trainer, loss_type)
@@ -374,7 +378,7 @@ def _check_known(trainer: str, kind: _Trainer, given: Mapping[str, Any]) -> None
 def _check_divergence(
     kind: _Trainer, names: Sequence[str | None], values: Mapping[str, Any]
 ) -> None:
-    """Refuses what `DPOTrainer` refuses: only a difference of scores loses its constant."""
+    """Refuse a divergence, as `DPOTrainer` does, unless every loss has a difference of scores."""
     divergence = values.get("f_divergence_type", "reverse_kl")
     if divergence not in list(_DIVERGENCES):
         raise ValueError(
@@ -435,7 +439,7 @@ def _divergence(values: Mapping[str, Any]) -> AbstractDivergence:
 
 
 def _weighted(losses: Sequence[AbstractLoss], weights: Sequence[float] | None) -> AbstractLoss:
-    """The weighted sum of losses; a single one without a weight stays what it is."""
+    """The weighted sum of losses; a single loss without a weight is returned unchanged."""
     if weights is None:
         return losses[0] if len(losses) == 1 else WeightedSum(losses)
     if np.shape(weights) != (len(losses),):

@@ -1,6 +1,6 @@
-"""The base of all architectures: the tensors one has, and its logits.
+"""The base class of all architectures: the tensors of a model, and the function to its logits.
 
-b: sequences; t: tokens; m: width of the model; v: tokens of the vocabulary.
+Letters in shapes: b sequences, t tokens, m width of the model, v tokens in the vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -20,8 +20,8 @@ class AbstractArchitecture(ABC):
     """The architecture of a model: its sizes and options, and the function from tokens to logits.
 
     Attributes:
-        embedding: Name of the embedding among the parameters.
-        vocabulary: Tokens of the vocabulary.
+        embedding: Name of the parameter that holds the embedding.
+        vocabulary: Number of tokens in the vocabulary.
         tied: True if the embedding is also the read-out.
     """
 
@@ -36,29 +36,29 @@ class AbstractArchitecture(ABC):
 
     @property
     def longest(self) -> int | None:
-        """The maximal number of tokens of a sequence; None if it is unlimited."""
+        """The maximal number of tokens in a sequence; None if it is unlimited."""
         return None
 
     @abstractmethod
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of all parameters, by name."""
+        """The shapes of all parameters, by name."""
 
     def parameter(self, stored: str) -> str | None:
-        """The name of the parameter for a tensor of a checkpoint; None for one that is not needed.
+        """The name of the parameter for a tensor of a checkpoint; None if the tensor is not needed.
 
         Args:
-            stored: Its name in the checkpoint.
+            stored: The name of the tensor in the checkpoint.
         """
         return stored
 
     def twin(self, stored: str) -> str | None:
-        """The name of the parameter to which a tensor of a checkpoint is tied, if any."""
+        """The name of the parameter to which a tensor of a checkpoint is tied; None if not tied."""
         return self.embedding if self.tied and stored == READ_OUT else None
 
     def logits(
         self, parameters: dict[str, Array], tokens: Int[Array, "b t"]
     ) -> Float[Array, "b t v"]:
-        """Logits of the token that follows each token."""
+        """The logits of the next token, at each token."""
         embedding = parameters[self.embedding]
         x = self._placed(parameters, embedded(embedding, tokens))
         for layer in range(self.depth):
@@ -69,7 +69,7 @@ class AbstractArchitecture(ABC):
     def _placed(
         self, parameters: dict[str, Array], x: Float[Array, "b t m"]
     ) -> Float[Array, "b t m"]:
-        """The embedded tokens, plus the embedding of positions if there is one."""
+        """The embedded tokens, with an embedding of the positions added if the model has one."""
         del parameters
         return x
 
@@ -83,4 +83,4 @@ class AbstractArchitecture(ABC):
     def _last_norm(
         self, parameters: dict[str, Array], x: Float[Array, "b t m"]
     ) -> Float[Array, "b t m"]:
-        """The norm before the read-out."""
+        """The residual stream after the last norm, before the read-out."""

@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face on disk: a configuration in JSON, tensors in safetensors."""
+"""Hugging Face checkpoints on disk: a configuration in JSON, and tensors in safetensors."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def _refused(wanted: str, found: str) -> ValueError:
 
 @dataclass(frozen=True)
 class Config:
-    """The `config.json` of a checkpoint, whose entries are checked on access.
+    """The `config.json` of a checkpoint; each entry is checked when it is read.
 
     Attributes:
         folder: The folder of the checkpoint.
@@ -41,7 +41,8 @@ class Config:
         """The configuration in a folder.
 
         Raises:
-            ValueError: If there is none, it is not a JSON object, or weights are quantised.
+            ValueError: If there is no configuration, if it is not a JSON object, or if the weights
+                are quantised.
         """
         if not folder.is_dir():
             raise _refused("be the folder of a checkpoint", f"{folder} is not one")
@@ -54,14 +55,14 @@ class Config:
         return cls(folder, entries)
 
     def choice(self, key: str, *known: str, default: str | None = None) -> str:
-        """An entry that is one of several words."""
+        """An entry that must be one of several words."""
         value = self.entries.get(key, default)
         if value not in known:
             raise self.wrong(key, " or ".join(json.dumps(word) for word in known), value)
         return value
 
     def size(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        """An entry that is a whole number; the default if it is absent or null."""
+        """An entry that must be a whole number; the default if it is absent or null."""
         value = self.entries.get(key)
         value = default if value is None else value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -69,14 +70,14 @@ class Config:
         return value
 
     def positive(self, key: str, default: float) -> float:
-        """An entry that is a positive number."""
+        """An entry that must be a positive number."""
         value = self.entries.get(key, default)
         if not is_positive(value):
             raise self.wrong(key, "a positive number", value)
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
-        """An entry that is true or false."""
+        """An entry that must be true or false."""
         value = self.entries.get(key, default)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false", value)
@@ -86,12 +87,12 @@ class Config:
         """The error for a wrong entry."""
         found = "has no such entry" if value is None else f"has {json.dumps(value, default=str)}"
         return _refused(
-            f"have a config.json with {wanted} for `{key}`", f"that of {self.folder} {found}"
+            f"have a config.json with {wanted} for `{key}`", f"the one in {self.folder} {found}"
         )
 
 
 def is_positive(value: object) -> bool:
-    """True of a positive finite number."""
+    """True for a positive finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return 0 < value < float("inf")
@@ -103,8 +104,8 @@ def read_tensors(
     """The parameters in a folder, by name, in the order of the architecture.
 
     Raises:
-        ValueError: If the folder has no weights in safetensors, or they are not those of the
-            architecture, or not finite.
+        ValueError: If the folder has no weights in safetensors, or if the weights are not those of
+            the architecture or not finite.
     """
     shapes = architecture.shapes()
     found: dict[str, np.ndarray] = {}
@@ -133,7 +134,7 @@ def read_tensors(
 
 
 def _stored(folder: Path) -> Iterator[tuple[Any, str]]:
-    """The open file and the name of each tensor of a checkpoint."""
+    """The name of each tensor of a checkpoint, with the open file that holds it."""
     try:
         from safetensors import SafetensorError, safe_open
     except ModuleNotFoundError as error:
@@ -159,7 +160,7 @@ def _weight_files(folder: Path) -> list[Path]:
         names = set(placed.values()) if isinstance(placed, dict) else set()
         if not names or not all(isinstance(name, str) and _is_bare(name) for name in names):
             raise _refused(
-                f"hold a {_INDEX} that names files beside it", f"that of {folder} does not"
+                f"hold a {_INDEX} that names files beside it", f"the one in {folder} does not"
             )
         files = [folder / name for name in sorted(names)]
     else:
@@ -207,16 +208,20 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         held = json.loads((folder / name).read_text("utf-8"))
     except FileNotFoundError:
-        raise _refused(f"be that of a checkpoint, with a {name}", f"{folder} has none") from None
+        raise _refused(
+            f"be the folder of a checkpoint, with a {name}", f"{folder} has none"
+        ) from None
     except (OSError, ValueError) as error:
-        raise _refused(f"hold a {name} in JSON", f"that of {folder} is invalid: {error}") from None
+        raise _refused(
+            f"hold a {name} in JSON", f"the one in {folder} is invalid: {error}"
+        ) from None
     if not isinstance(held, dict):
-        raise _refused(f"hold a {name} with a JSON object", f"that of {folder} has none")
+        raise _refused(f"hold a {name} with a JSON object", f"the one in {folder} has none")
     return held
 
 
 def _listed(names: Any) -> str:
-    """The first of some names, and the number of the others."""
+    """The first few of several names, and the number of the others."""
     names = sorted(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

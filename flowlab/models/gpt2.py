@@ -1,6 +1,6 @@
 """GPT-2: learned positions, layer norms before attention and perceptron, tied embeddings.
 
-b: sequences; t: tokens; m: width of the model; v: tokens of the vocabulary.
+Letters in shapes: b sequences, t tokens, m width of the model, v tokens in the vocabulary.
 """
 
 import re
@@ -17,26 +17,26 @@ from flowlab.models.layers import ACTIVATIONS, attend, layer_norm, projected
 
 __all__ = ["GPT2"]
 
-# The causal mask, which early checkpoints hold.
+# The causal mask, which is a tensor of early checkpoints.
 _BUFFER = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 
 
 @dataclass(frozen=True)
 class GPT2(AbstractArchitecture):
-    """Sizes and options of a GPT-2.
+    """The sizes and options of a GPT-2 model.
 
     Attributes:
-        vocabulary: Tokens of the vocabulary.
-        positions: Maximal number of tokens of a sequence.
+        vocabulary: Number of tokens in the vocabulary.
+        positions: Maximal number of tokens in a sequence.
         width: Width of the model.
-        layers: Blocks.
-        heads: Heads of attention.
+        layers: Number of blocks.
+        heads: Number of attention heads.
         inner: Width of the perceptrons.
-        activation: Name of their activation.
-        epsilon: Constant of the norms.
+        activation: Name of the activation of the perceptrons.
+        epsilon: The constant ε of the norms.
         tied: True if the embedding is also the read-out.
-        scaled: True if attention is scaled by the width of its heads.
-        scaled_by_layer: True if attention in layer i, counted from 1, is also divided by i.
+        scaled: True if attention scores are scaled by the inverse square root of the head width.
+        scaled_by_layer: True if attention scores in layer i, counted from 1, are also divided by i.
 
     Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019); options as
         in transformers.
@@ -107,7 +107,7 @@ class GPT2(AbstractArchitecture):
         return shapes if self.tied else {**shapes, READ_OUT: (self.vocabulary, width)}
 
     def parameter(self, stored: str) -> str | None:
-        # The first checkpoints were saved without the read-out, and so without the prefix.
+        # The first checkpoints were saved without the read-out, so that names have no prefix.
         name = stored if stored.startswith(("transformer.", READ_OUT)) else f"transformer.{stored}"
         return None if _BUFFER.fullmatch(name) else name
 
@@ -155,5 +155,5 @@ def _block(layer: int) -> str:
 def _linear(
     parameters: dict[str, Array], name: str, x: Float[Array, "b t m"]
 ) -> Float[Array, "b t n"]:
-    """A projection whose weight is stored with inputs first, as only in GPT-2."""
+    """A projection whose weight is stored with inputs first, which only GPT-2 does."""
     return projected(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"])

@@ -1,6 +1,7 @@
-"""The parts that architectures share: projections, norms, activations, causal attention.
+"""Parts that the architectures share: projections, norms, activations, causal attention.
 
-b: sequences; t: tokens; h: heads of queries; k: heads of keys and values; d: width of a head.
+Letters in shapes: b sequences, t tokens, h heads of queries, k heads of keys and values, d width of
+a head.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +30,7 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 
 
 def embedded(table: Float[Array, "v m"], tokens: Int[Array, "b t"]) -> Float[Array, "b t m"]:
-    """Rows of a table for tokens; NaN for a token without a row."""
+    """The rows of a table that belong to tokens; NaN for a token without a row."""
     inside = (tokens >= 0) & (tokens < table.shape[0])
     rows = jnp.take(table, tokens, axis=0, mode="clip")
     return jnp.where(inside[..., None], rows, jnp.nan)
@@ -38,7 +39,7 @@ def embedded(table: Float[Array, "v m"], tokens: Int[Array, "b t"]) -> Float[Arr
 def projected(
     x: Float[Array, "b t m"], weight: Float[Array, "m n"], bias: Float[Array, " n"] | None
 ) -> Float[Array, "b t n"]:
-    """x·weight + bias."""
+    """The projection x·weight + bias."""
     y = x @ weight
     return y if bias is None else y + _along(bias, y)
 
@@ -46,7 +47,7 @@ def projected(
 def layer_norm(
     x: Float[Array, "b t m"], weight: Float[Array, " m"], bias: Float[Array, " m"], epsilon: float
 ) -> Float[Array, "b t m"]:
-    """(x − mean) / √(variance + ε) · weight + bias, over the last axis."""
+    """The layer norm (x − mean) / √(variance + ε) · weight + bias, over the last axis."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     return rms_norm(centred, weight, epsilon) + _along(bias, x)
 
@@ -54,7 +55,7 @@ def layer_norm(
 def rms_norm(
     x: Float[Array, "b t m"], weight: Float[Array, " m"], epsilon: float
 ) -> Float[Array, "b t m"]:
-    """X / √(mean of squares + ε) · weight, over the last axis."""
+    """The RMS norm x / √(mean of squares + ε) · weight, over the last axis."""
     square = jnp.mean(x * x, axis=-1, keepdims=True)
     return x * lax.rsqrt(square + epsilon) * _along(weight, x)
 
@@ -67,16 +68,17 @@ def attend(
     scale: float,
     window: int | None = None,
 ) -> Float[Array, "b t h*d"]:
-    """Causal attention; each head of keys and values serves a group of query heads.
+    """Causal attention, in which each head of keys and values serves a group of query heads.
 
     Args:
         queries: The queries of all tokens.
-        keys: Their keys.
-        values: Their values.
-        scale: Factor of the inner products.
-        window: Number of tokens that a token attends to, itself included; None for all.
+        keys: The keys of all tokens.
+        values: The values of all tokens.
+        scale: The factor of the inner products.
+        window: Number of tokens that a token attends to, itself included; None for all earlier
+            tokens.
     """
-    # `jax.nn.dot_product_attention` takes its softmax in float32, whatever the precision.
+    # `jax.nn.dot_product_attention` computes the softmax in float32, whatever the precision.
     count, length, heads, width = queries.shape
     grouped = queries.reshape(count, length, keys.shape[2], -1, width)
     scores = scale * jnp.einsum("bqkgd,bskd->bkgqs", grouped, keys)
@@ -88,5 +90,5 @@ def attend(
 
 
 def _along(vector: Float[Array, " m"], x: Float[Array, "... m"]) -> Float[Array, "... m"]:
-    """A vector along the last axis of an array."""
+    """A vector, broadcast along the last axis of an array to its shape."""
     return jnp.broadcast_to(vector, x.shape)

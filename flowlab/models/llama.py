@@ -1,6 +1,6 @@
 """The Llama family: rotary positions, RMS norms, grouped queries and gated perceptrons.
 
-b: sequences; t: tokens; m: width of the model; v: tokens of the vocabulary.
+Letters in shapes: b sequences, t tokens, m width of the model, v tokens in the vocabulary.
 """
 
 from dataclasses import dataclass
@@ -23,22 +23,22 @@ _MISTRAL_WINDOW = 4096  # what transformers takes where the configuration of a M
 
 @dataclass(frozen=True, eq=False)
 class Llama(AbstractArchitecture):
-    """Sizes and options of a model of the Llama family.
+    """The sizes and options of a model of the Llama family.
 
     Attributes:
-        vocabulary: Tokens of the vocabulary.
+        vocabulary: Number of tokens in the vocabulary.
         width: Width of the model.
-        heads: Heads of queries.
-        groups: Number of heads of keys and values, each shared by a group of query heads.
+        heads: Number of query heads.
+        groups: Number of heads of keys and values; each serves a group of query heads.
         head: Width of a head.
         inner: Width of the perceptrons.
-        activation: Name of their activation.
-        epsilon: Constant of the norms.
+        activation: Name of the activation of the perceptrons.
+        epsilon: The constant ε of the norms.
         tied: True if the embedding is also the read-out.
-        biased: Projections that have a bias, such as "q_proj".
+        biased: The projections that have a bias, such as "q_proj".
         windows: For each layer, the number of tokens that a token attends to, itself included; None
-            for all.
-        frequencies: Angles per token of the rotary positions, radians.
+            for all earlier tokens.
+        frequencies: Angles of the rotary positions per token, radians.
 
     Source: Touvron et al. (arXiv 2302.13971 and 2307.09288), Jiang et al. (arXiv 2310.06825) for
         Mistral, Yang et al. (arXiv 2407.10671) for Qwen2; options as in transformers.
@@ -155,7 +155,7 @@ def _linear(
 
 
 def _head_width(config: Config, width: int, heads: int) -> int:
-    """The width of a head, checked to be even for the rotary positions."""
+    """The width of a head, after a check that it is even, as rotary positions require."""
     if config.entries.get("head_dim") is None and width % heads:
         raise config.wrong("num_attention_heads", f"a divisor of `hidden_size`, {width},", heads)
     head = config.size("head_dim", width // heads)
@@ -165,7 +165,7 @@ def _head_width(config: Config, width: int, heads: int) -> int:
 
 
 def _biased(config: Config) -> frozenset[str]:
-    """The projections with a bias: an option of Llama, and always those of attention in Qwen2."""
+    """The projections with a bias: an option in Llama; always those of attention in Qwen2."""
     attention, perceptron = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj", "down_proj")
     family = config.entries["model_type"]
     if family != "llama":
@@ -177,7 +177,7 @@ def _biased(config: Config) -> frozenset[str]:
 
 
 def _windows(config: Config) -> tuple[int | None, ...]:
-    """For each layer, the number of tokens that a token attends to; None for all."""
+    """For each layer, the number of tokens that a token attends to; None for all earlier tokens."""
     layers, family = config.size("num_hidden_layers"), config.entries["model_type"]
     if family == "mistral":
         given = "sliding_window" in config.entries

@@ -1,6 +1,6 @@
 """A language model: its parameters, and the function from tokens to logits.
 
-b: sequences; t: tokens of a sequence; v: tokens of the vocabulary.
+Letters in shapes: b sequences, t tokens in a sequence, v tokens in the vocabulary.
 """
 
 import os
@@ -32,14 +32,14 @@ _FAMILIES = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Model:
-    """A language model; made by `load`.
+    """A language model; use `load` to make one.
 
     Attributes:
-        family: Its `model_type`: "gpt2", "llama", "mistral" or "qwen2".
-        parameters: NumPy arrays by their names in the checkpoint, in float32, or in float64 if the
-            checkpoint is; a PyTree, and so a state.
-        vocabulary: Number of tokens with logits.
-        longest: Maximal number of tokens of a sequence; None if positions are not learned.
+        family: The `model_type` of the model: "gpt2", "llama", "mistral" or "qwen2".
+        parameters: A PyTree: a dict of NumPy arrays by their names in the checkpoint, in float64 if
+            the checkpoint has float64 weights, else in float32.
+        vocabulary: Number of tokens in the vocabulary, which is the number of logits.
+        longest: Maximal number of tokens in a sequence; None if positions are not learned.
     """
 
     family: str
@@ -57,22 +57,22 @@ class Model:
     def apply(
         self, parameters: Mapping[str, Float[ArrayLike, "..."]], tokens: Int[ArrayLike, "b t"]
     ) -> Float[Array, "b t v"]:
-        """Logits of the token that follows each token.
+        """The logits of the next token, at each token.
 
-        Pad sequences of unequal lengths at the right, with any token: attention is causal, so that
+        Pad sequences of unequal lengths at the right, with any token. Attention is causal, so that
         padding has no influence and no mask is needed.
 
         Args:
             parameters: The parameters, such as `self.parameters`; their dtype is the dtype of the
                 work.
-            tokens: Ids from 0 to `vocabulary` − 1, shape (b, t); a sequence with one beyond gives
+            tokens: Ids from 0 to `vocabulary` − 1, shape (b, t); a sequence with another id gives
                 NaN.
 
         Returns:
             Logits, shape (b, t, v).
 
         Raises:
-            ValueError: If `tokens` has another shape or type, or sequences are too long.
+            ValueError: If `tokens` has another shape or type, or if its sequences are too long.
 
         Accuracy: within 1e-12 of transformers 5.24 in float64, and 1e-6 in float32, for small
             random weights.
@@ -95,11 +95,12 @@ class Model:
         """The policy of the model on preference data; its `start` has the present parameters.
 
         Args:
-            pairs: The data, such as from `data.preferences`.
+            pairs: The data, such as the result of `data.preferences`.
             **options: `chunk`, `trainable` and `reference`, as for `Policy.from_model`.
 
         Raises:
-            ValueError: If a token is not in the vocabulary, or as for `Policy.from_model`.
+            ValueError: If a token is not in the vocabulary, or for the reasons that
+                `Policy.from_model` gives.
         """
         tokens = np.asarray(pairs.tokens)
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < self.vocabulary:
@@ -111,7 +112,7 @@ class Model:
         return Policy.from_model(self.apply, self.parameters, pairs, **options)
 
     def __repr__(self) -> str:
-        """Family and size, on one line."""
+        """The family and the size on one line."""
         count = sum(array.size for array in self.parameters.values())
         return f"Model({self.family}: {count:,} parameters, {self.vocabulary:,} tokens)"
 
@@ -120,21 +121,22 @@ def load(folder: str | os.PathLike[str]) -> Model:
     """The language model of a Hugging Face checkpoint.
 
     Weights come from `model.safetensors`, or from the files that `model.safetensors.index.json`
-    names, in float64, float32, float16 or bfloat16; the last two become float32, which represents
-    them exactly. Nothing in a checkpoint is executed: pickles and its own code are not read.
+    names. They are in float64, float32, float16 or bfloat16; the last two are converted to float32,
+    which represents them exactly. Nothing in a checkpoint is executed: pickles and code in the
+    checkpoint are not read.
 
-    Supported are GPT-2 and, with common code, Llama (1 to 3), Mistral and Qwen2, with rotary
-    positions (scaling `linear` and `llama3`), grouped queries, sliding windows, tied embeddings and
-    biases.
+    The supported architectures are GPT-2 and, with common code, Llama (1 to 3), Mistral and Qwen2,
+    with rotary positions (scaling `linear` and `llama3`), grouped queries, sliding windows, tied
+    embeddings and biases.
 
     Args:
         folder: A local folder with `config.json` and the weights.
 
     Raises:
-        ValueError: If the folder, the configuration or the weights are missing, or are only
-            pickles; the family or an option is not supported; or tensors are missing, superfluous,
-            of another shape or type, or not finite.
-        ModuleNotFoundError: If safetensors, of the extra `models`, is not installed.
+        ValueError: If the folder, the configuration or the weights are missing, or if the weights
+            are only in pickles; if the family or an option is not supported; or if tensors are
+            missing, superfluous, of another shape or type, or not finite.
+        ModuleNotFoundError: If safetensors is not installed, which belongs to the extra `models`.
     """
     config = Config.read(Path(folder))
     family = config.choice("model_type", *_FAMILIES)

@@ -1,6 +1,6 @@
-"""Rotary positions: the angle by which each pair of components of queries and keys turns.
+"""Rotary positions: rotations of pairs of components of queries and keys.
 
-t: tokens; h: heads; d: width of a head.
+Letters in shapes: t tokens, h heads, d width of a head.
 """
 
 from math import pi
@@ -19,17 +19,18 @@ _NEEDED = {"default": (), "linear": ("factor",), "llama3": _LLAMA3}
 
 
 def angular_frequencies(config: Config, width: int) -> Float[np.ndarray, " d/2"]:
-    """The angles per token, θ^(−2i/d) radians for i = 0, 1, ..., scaled by a configuration.
+    """The angles per token, θ^(−2i/d) radians for i = 0, 1, ..., scaled as a configuration says.
 
-    `linear` divides all of them by a factor (Chen et al., arXiv 2306.15595); `llama3` only those
-    whose wavelength is long compared with the training context, with a smooth transition.
+    The scaling `linear` divides all angles by a factor (Chen et al., arXiv 2306.15595). The scaling
+    `llama3` divides only the angles whose wavelength is long compared with the training context,
+    with a smooth transition.
 
     Args:
-        config: The configuration, of transformers 5 (`rope_parameters`) or earlier.
+        config: The configuration, from transformers 5 (`rope_parameters`) or earlier.
         width: Width of a head, even.
 
     Raises:
-        ValueError: If positions are scaled in another way, or a number is missing.
+        ValueError: If the configuration scales positions in another way, or if a number is missing.
 
     Source: Su et al. (arXiv 2104.09864); `llama3` as in Meta's code of Llama 3.1.
     """
@@ -56,7 +57,7 @@ def angular_frequencies(config: Config, width: int) -> Float[np.ndarray, " d/2"]
 
 
 def _slowed(frequencies: Float[np.ndarray, " n"], scaling: dict[str, Any]) -> np.ndarray:
-    """Frequencies divided by a factor where their wavelengths are long, as Llama 3.1 does."""
+    """Frequencies, divided by a factor if their wavelengths are long, as in Llama 3.1."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * pi)
     kept = np.clip((turns - low) / (high - low), 0, 1)
@@ -66,9 +67,9 @@ def _slowed(frequencies: Float[np.ndarray, " n"], scaling: dict[str, Any]) -> np
 def rotated(
     x: Float[Array, "b t h d"], frequencies: Float[np.ndarray, " d/2"]
 ) -> Float[Array, "b t h d"]:
-    """Queries or keys, rotated by their positions; component i is paired with component i + d/2.
+    """Queries or keys, rotated by angles that are proportional to their positions.
 
-    Angles are computed in float64, for any precision of the work.
+    Component i is paired with component i + d/2. Angles are always computed in float64.
     """
     angles = np.outer(np.arange(x.shape[1]), frequencies)[None, :, None, :]
     first, second = jnp.split(x, 2, axis=-1)

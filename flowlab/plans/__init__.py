@@ -1,4 +1,4 @@
-"""Sweeps that outlive the machine: plans, carried out block by block, and resumed."""
+"""Sweeps that survive interruptions: plans, carried out block by block, and resumed."""
 
 from flowlab.plans.estimate import Estimate, duration, estimate
 from flowlab.plans.plan import Plan

@@ -1,4 +1,4 @@
-"""The library's objects, built from what options and recipes say."""
+"""Objects of the library, built from the entries of options and recipes."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ __all__ = ["drawn_starts", "measure", "policy", "target"]
 
 
 def policy(asked: Mapping[str, Any]) -> AbstractPolicy:
-    """The plane that the options describe, with its domain or kernel."""
+    """The plane that the options describe, with its domain or its kernel."""
     make = policies.PLANES[asked["policy"]]
     taken = inspect.signature(make).parameters
     given = {
@@ -68,7 +68,7 @@ def drawn_starts(asked: Mapping[str, Any]) -> DrawnStarts:
 
 
 def target(text: str, time_limit: float | None) -> AbstractTarget:
-    """The target with a name and levels such as `loss_below=0.1`."""
+    """The target with a name and a level, from a text such as `loss_below=0.1`."""
     name, equals, value = text.partition("=")
     known = OPTIONS["until"]
     right = name in known.takes and bool(equals) == bool(value) == bool(known.takes[name])
@@ -84,7 +84,7 @@ def target(text: str, time_limit: float | None) -> AbstractTarget:
 
 
 def measure(text: str) -> Measure:
-    """The measure with a name, speed and space such as `dwell=0.1:u`."""
+    """The measure with a name, a speed and a space, from a text such as `dwell=0.1:u`."""
     parts = re.fullmatch(r"(\w+)(?:=([^:]*))?(?::(\w+))?", text)
     name, value, space = parts.groups() if parts else ("", None, None)
     takes = OPTIONS["measure"].takes

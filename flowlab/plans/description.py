@@ -1,4 +1,4 @@
-"""Descriptions of anything as JSON: for the attributes of a store, and to tell two plans apart."""
+"""Descriptions of objects as JSON, for the attributes of stores and comparisons of plans."""
 
 import dataclasses
 import functools
@@ -16,17 +16,18 @@ import numpy as np
 __all__ = ["described", "differences", "without_code"]
 
 _KNOWN_AS = {"flowlab.starts.DrawnStarts": "flowlab.plans.plan.DrawnStarts"}
-# what has moved, by the names that stores know
+# the old name of a renamed object, which stores contain, by its new name
 _WRITTEN_OUT = 64  # numbers of an array that are written out; of a larger one, their checksum is
 
 
 def described(thing: Any) -> Any:
-    """A JSON-ready description of an object, equal for two objects only if they compute the same.
+    """A JSON-ready description of an object.
 
-    Numbers, texts and containers stand for themselves. Dataclasses (losses, policies, flows,
-    targets) are described by their type and fields; arrays by their numbers, or by a checksum if
-    there are many; functions by their name and, unless they are flowlab's, a checksum of their
-    code, closure and defaults; other objects by their `repr`.
+    Two objects have the same description only if they compute the same. Numbers, texts and
+    containers are their own description. A dataclass (a loss, policy, flow or target) is described
+    by its type and its fields; an array by its numbers, or by a checksum if there are many; a
+    function by its name and, unless it belongs to flowlab, a checksum of its code, closure and
+    defaults; any other object by its `repr`.
     """
     if isinstance(thing, bool | int | str | None):
         return thing
@@ -50,26 +51,26 @@ def described(thing: Any) -> Any:
     if isinstance(thing, types.MethodType):
         return {"method": _name(thing), "of": described(thing.__self__)}
     if isinstance(thing, types.FunctionType):
-        # As classes, which their names tell: the code of one function differs between Pythons.
+        # Like classes, by name alone: compiled code of a function differs between Python versions.
         ours = thing.__module__.startswith("flowlab.") and not thing.__closure__
         return {"function": _name(thing), **({} if ours else {"code": _of_function(thing)})}
     if callable(thing) and hasattr(thing, "__wrapped__"):
         return described(inspect.unwrap(thing))
     if isinstance(thing, type) or type(thing).__repr__ is not object.__repr__:
         return _name(thing) if isinstance(thing, type) else repr(thing)
-    # Such an object would be described by where in memory it lies.
+    # The `repr` of such an object contains its address in memory.
     return {"type": _name(type(thing)), **described(getattr(thing, "__dict__", {}))}
 
 
 def without_code(told: Any) -> Any:
-    """A description without checksums of code, to compare where results are compared too."""
+    """A description without checksums of code, for comparisons that also compare results."""
     if isinstance(told, Mapping):
         return {name: without_code(value) for name, value in told.items() if name != "code"}
     return [without_code(value) for value in told] if isinstance(told, list) else told
 
 
 def differences(stored: Any, given: Any, where: str = "") -> Iterator[str]:
-    """The differences between two descriptions, each in words."""
+    """The differences between two descriptions, each as a phrase."""
     if isinstance(stored, Mapping) and isinstance(given, Mapping):
         for name in dict.fromkeys([*stored, *given]):
             place = f"{where}.{name}" if where else str(name)

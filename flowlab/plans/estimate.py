@@ -1,4 +1,4 @@
-"""Estimates of the time, memory and disk that a plan will take."""
+"""Estimates of the time, memory and disk space that a plan will need."""
 
 import os
 import shutil
@@ -29,15 +29,15 @@ _PROGRAMS = 1 << 30  # bytes: JAX, its compiler, and what it compiled
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time, memory and disk that a plan will take here.
+    """The time, memory and disk space that a plan will need on this machine.
 
     Attributes:
-        runs: Starts times cases.
-        seconds: Time to solve them, compilation included.
-        memory: Bytes of memory that one process needs.
-        memory_free: Bytes that are free; None if the system does not say.
+        runs: Number of runs: starts times cases.
+        seconds: Time to solve all runs, compilation included.
+        memory: Bytes of memory that one process will need.
+        memory_free: Bytes of free memory; None if the system does not say.
         disk: Bytes of the store.
-        disk_free: Bytes that are free at its path; None if that is not known.
+        disk_free: Bytes of free disk space at the path; None if that is not known.
     """
 
     runs: int
@@ -48,7 +48,7 @@ class Estimate:
     disk_free: int | None
 
     def lacking(self) -> list[str]:
-        """One sentence for each resource that does not suffice."""
+        """One sentence for each resource that is too small."""
         found = []
         for name, need, free in (
             ("disk", self.disk, self.disk_free),
@@ -59,7 +59,7 @@ class Estimate:
         return found
 
     def __str__(self) -> str:
-        """The estimate in a sentence."""
+        """The estimate as a sentence."""
         return (
             f"{self.runs:,} runs: about {duration(self.seconds)}, {_size(self.memory)} of memory, "
             f"{_size(self.disk)} on the disk"
@@ -67,18 +67,18 @@ class Estimate:
 
 
 def estimate(plan: Plan, path: str | os.PathLike[str] = ".") -> Estimate:
-    """The time, memory and disk that a plan will take, by trying some of its starts.
+    """The time, memory and disk space that a plan will need, from trials of some of its starts.
 
-    One case is compiled and timed as it will be run, on at most 65,536 starts. For up to 16
-    further combinations of loss, policy and target, the cost is scaled from that case by short
+    One case is compiled and timed as it will be run, on at most 65,536 starts. For up to 16 further
+    combinations of loss, policy and target, the cost relative to this case is measured by short
     trials on 256 starts. This takes about 15 s, plus a few seconds for each combination.
 
     Args:
         plan: The plan.
         path: The path of its store.
 
-    Accuracy: times within a factor of about three, if the first starts are typical (those of a grid
-        lie along one side); the size of the arrays is exact.
+    Accuracy: times within a factor of about three if the first starts are typical (the first starts
+        of a grid lie along one side); the size of the arrays is exact.
     """
     return tried(plan, path)[0]
 
@@ -111,12 +111,12 @@ def tried(plan: Plan, path: str | os.PathLike[str]) -> tuple[Estimate, "Layout"]
 
 
 def planned_layout(plan: Plan, example: "xarray.Dataset") -> Layout:
-    """The layout of the store of a plan, from a few runs of one case."""
+    """The layout of the store of a plan, from an example with a few runs of one case."""
     return layout_of(example, plan.axes, plan.starts.count, plan.block)
 
 
 def duration(seconds: float) -> str:
-    """A duration in words, of two units at most."""
+    """A duration as text, with at most two units."""
     whole = round(seconds)
     if seconds < 1:
         return "less than a second"
@@ -127,13 +127,13 @@ def duration(seconds: float) -> str:
 
 
 def _is_first_of_its_kind(plan: Plan, case: tuple[int, ...]) -> bool:
-    """True where all hyper-parameters of a case have their first values."""
+    """True if all hyper-parameters of a case have their first values."""
     kinds = ("loss", "policy", "flow", "target")
     return all(i == 0 for name, i in zip(plan.axes, case, strict=True) if name not in kinds)
 
 
 def _relative_cost(plan: Plan, kinds: Sequence[tuple[int, ...]], case: tuple[int, ...]) -> float:
-    """The mean cost of a run over all kinds of cases, relative to one of them."""
+    """The mean cost of a run over all kinds of cases, divided by the cost for one of them."""
     if len(kinds) == 1:
         return 1.0
     number = min(plan.starts.count, _SAMPLE)
@@ -150,7 +150,7 @@ def _relative_cost(plan: Plan, kinds: Sequence[tuple[int, ...]], case: tuple[int
 
 
 def _memory_free() -> int | None:
-    """Bytes that a new process would be given; None on systems other than Linux."""
+    """Bytes of memory that a new process can have; None on systems other than Linux."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

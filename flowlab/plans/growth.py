@@ -1,4 +1,4 @@
-"""Stores that grow: by more starts, and by more losses, policies, targets or hyper-parameters."""
+"""Stores that grow: by starts, losses, policies, targets, or values of hyper-parameters."""
 
 import dataclasses
 import os
@@ -21,11 +21,11 @@ _OF_ALL = "audit_"  # attributes that say something of all runs together begin l
 
 
 def places_of(stored: Identity, plan: Plan, here: Identity, *, same_jax: bool) -> list[int] | None:
-    """For each case of a store, its index among the cases of a plan; None if one is missing.
+    """For each case of a store, the index of the same case in a plan; or None.
 
-    None also if the two differ in more than their cases and number of starts, or if the starts of
-    the plan do not begin with those of the store (a grid or a Latin hypercube of another size does
-    not).
+    None if a case of the store is missing in the plan; if the two differ in more than the cases and
+    the number of starts; or if the starts of the plan do not begin with the starts of the store, as
+    with a grid or a Latin hypercube of another size.
     """
     if stored.common != here.common or here.count < stored.count:
         return None
@@ -42,26 +42,27 @@ def grown(
     attributes: Mapping[str, Any],
     path: str | os.PathLike[str],
 ) -> BlockStore:
-    """A larger store in place of the present one, with all its blocks.
+    """A larger store, with the blocks of the present one, which it replaces.
 
-    It is written under another name and renamed once complete, so that one of the two is at the
-    path at any time. Blocks that are damaged, or have more starts now, remain to be solved.
+    The larger store is written under another name and renamed when it is complete, so that one of
+    the two stores is at the path at any time. Blocks that are damaged, or that have more starts in
+    the larger store, are not copied and remain to be solved.
 
     Args:
         store: The present store.
         plan: The larger plan.
-        places: The index of each case of the store among those of the plan.
+        places: For each case of the store, the index of the same case in the plan.
         attributes: The attributes of the plan.
-        path: The path of both.
+        path: The path of both stores.
 
     Raises:
-        ValueError: If that is the address of an object store, or a target has more levels than the
-            store has room for.
+        ValueError: If the path is the address of an object store, or if a target has more levels
+            than the store has room for.
     """
     if is_address(path):
         raise ValueError(
-            f"Argument `path` must be a folder for a store to grow, but is {path}; give another, "
-            "or copy it to a folder."
+            f"Argument `path` must be a folder for a store to grow, but is {path}; give another "
+            "path, or copy the store to a folder."
         )
     _check_levels(store, plan, path)
     kept = {n: v for n, v in store.attributes.items() if not n.startswith(_OF_ALL)}
@@ -81,7 +82,7 @@ def grown(
 
 
 def _copied(store: BlockStore, made: BlockStore, plan: Plan, places: list[int]) -> None:
-    """Copy the blocks of a store to their places in a larger one."""
+    """Copy the blocks of a store to the corresponding blocks of a larger one."""
     cases = list(plan.cases())
     for number, case in enumerate(np.ndindex(*store.layout.shape)):
         for block in range(store.layout.blocks_of_a_case):
@@ -95,6 +96,6 @@ def _check_levels(store: BlockStore, plan: Plan, path: str | os.PathLike[str]) -
         levels = int(np.size(plan.target(case).levels))
         if levels > room:
             raise ValueError(
-                f"Argument `until` must have at most {room} levels, for which {path} has room, but "
-                f"has {levels}; give another path."
+                f"Argument `until` must have at most {room} levels, since {path} has room for no "
+                f"more, but has {levels}; give another path."
             )

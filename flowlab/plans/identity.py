@@ -1,8 +1,8 @@
-"""The identity of a plan, by which a store is known to hold it, in whole or in part.
+"""The identity of a plan, which shows whether a store contains the plan, wholly or in part.
 
-A case is known by the description of what it solves and by the fingerprint of what functions of
-the user compute in it. Fingerprints are of operations, which another release of JAX may write in
-another way: the values of the functions at some starts then tell.
+A case is identified by the description of what it solves, and by a fingerprint of the operations in
+functions of the user. Another release of JAX may write the same operations differently. The values
+of the functions at some starts are then compared instead.
 """
 
 import hashlib
@@ -35,12 +35,12 @@ class Identity:
 
     Attributes:
         cases: For each case, a digest of its description, and its fingerprint.
-        values: Potentials and speeds at some starts, by the fingerprint.
-        dtype: Of the starts, in which they were computed.
-        common: A digest of what all cases share, except the number of starts.
-        starts: The checksum of the starts as drawn.
-        count: Their number.
-        optimised: Whether programs are optimised.
+        values: Potentials and speeds at some starts, by fingerprint.
+        dtype: The dtype of the starts, in which these values were computed.
+        common: A digest of everything that all cases share, except the number of starts.
+        starts: The checksum of the starts as they were drawn.
+        count: The number of starts.
+        optimised: True if programs are optimised.
         versions: The versions of the libraries that draw starts.
     """
 
@@ -54,16 +54,19 @@ class Identity:
     versions: dict[str, str]
 
     def json(self) -> str:
-        """The identity as the attribute of a store."""
+        """The identity as text, for the attributes of a store."""
         return json.dumps(asdict(self))
 
     @classmethod
     def of_json(cls, text: str) -> "Identity":
-        """The identity in the attribute of a store."""
+        """The identity from the text in the attributes of a store."""
         return cls(**json.loads(text))
 
     def holds(self, other: "Identity", case: int, *, same_jax: bool) -> int | None:
-        """The index of the case that computes the same as a case of another identity."""
+        """The index of a case that computes the same as a given case of another identity.
+
+        None if there is no such case.
+        """
         description, operations = other.cases[case]
         for index, (mine, fingerprint) in enumerate(self.cases):
             if mine != description:
@@ -81,7 +84,7 @@ class Identity:
         return None
 
     def _valued(self, fingerprint: str) -> str:
-        """The description of the case whose values are known by a fingerprint: the first."""
+        """The description of the first case with a fingerprint, for which the values are known."""
         return next(description for description, mine in self.cases if mine == fingerprint)
 
 
@@ -116,11 +119,11 @@ def identity_of(plan: Plan) -> Identity:
 
 
 def drawn_checksum(starts: Any, count: int) -> int:
-    """The CRC-32 of starts, or of the first of them.
+    """The CRC-32 of starts, or of the first `count` of them.
 
-    For many starts that are drawn by index, evenly spaced parts suffice, since a change in the way
-    of drawing changes all of them. Starts that were given may differ anywhere, and a Latin
-    hypercube is drawn as a whole.
+    Of many starts that are drawn by index, only evenly spaced parts are checked, since a change in
+    the method of drawing changes all starts. Given starts may differ anywhere, and a Latin
+    hypercube is drawn as a whole; their checksum is of all starts.
     """
     parts: Iterator[tuple[int, int]] = iter([(0, count)])
     if count > _SLICES * _SLICE and getattr(starts, "kind", "latin") != "latin":
@@ -134,7 +137,7 @@ def drawn_checksum(starts: Any, count: int) -> int:
 
 
 def _solver(plan: Plan, dtype: Any) -> str:
-    """The name of the solver of the cases, also if it is the default."""
+    """The name of the solver of the cases, also for the default solver."""
     rtol = plan.options["rtol"]
     rtol = default_rtol(dtype) if rtol is None else rtol
     return make_method(plan.options["solver"], rtol=rtol).name
@@ -173,7 +176,7 @@ def _alike(here: Any, there: Any, tolerance: float) -> bool:
 
 
 def _description(plan: Plan, case: tuple[int, ...]) -> dict[str, Any]:
-    """The description of a case, with its default clock filled in."""
+    """The description of a case in which the default clock is written out."""
     flow, target = plan.flow(case), plan.target(case)
     clock = plan.options["clock"]
     if clock is None and plan.options["save_at"] is None:
@@ -182,7 +185,7 @@ def _description(plan: Plan, case: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _unsized(plan: Plan) -> Mapping[str, Any]:
-    """A description of the starts, without their number."""
+    """The description of the starts without their number."""
     told = described(plan.starts)
     return {name: value for name, value in told.items() if name not in ("size", "points")}
 

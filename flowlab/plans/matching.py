@@ -1,4 +1,4 @@
-"""Comparison of a plan with a store: the same plan, a part of it, or a different plan."""
+"""Comparison of a plan with a store, which may hold this plan, a part of it, or another."""
 
 import json
 import shutil
@@ -25,16 +25,16 @@ _IDENTITY = "flowlab_identity"
 
 
 def matched(store: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan, BlockStore]:
-    """The plan with the blocks and programs of a store, and the store, enlarged if necessary.
+    """A plan with the blocks and programs of a store, and the store, enlarged if necessary.
 
     Args:
         store: The store.
-        plan: The plan that it is to hold.
-        path: Its name in messages.
-        force: Whether to accept a store that was begun with other versions.
+        plan: The plan that the store is to hold.
+        path: The name of the store in messages.
+        force: Whether to accept a store that was begun with other versions of the libraries.
 
     Raises:
-        ValueError: If the store belongs to another plan, or was begun with other versions.
+        ValueError: If the store belongs to another plan, or if it was begun with other versions.
     """
     stored = _stored_identity(store)
     optimised = plan.optimised if stored is None else stored.optimised
@@ -46,8 +46,8 @@ def matched(store: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan
         places = places_of(stored, plan, here, same_jax=_same_jax(store))
     if others and places is None:
         raise ValueError(
-            f"Argument `path` must be free or hold this plan, but {path} holds another: "
-            f"{'; '.join(others[:5])}; give another, or replace that by `overwrite`."
+            f"Argument `path` must be free or hold this plan, but {path} holds another plan: "
+            f"{'; '.join(others[:5])}; give another path, or replace the store by `overwrite`."
         )
     _check_versions(store, path, force)
     if places is None:
@@ -56,7 +56,7 @@ def matched(store: BlockStore, plan: Plan, path: Any, force: bool) -> tuple[Plan
 
 
 def attributes_of(plan: Plan, identity: Identity) -> dict[str, Any]:
-    """The attributes of a store by which its plan is recognised and resumed."""
+    """The attributes of a store that identify its plan and are needed to resume it."""
     recipe = None if plan.recipe is None else {**plan.recipe, "block": plan.block}
     return {
         DESCRIPTION: as_json(plan.described() if recipe is None else recipe),
@@ -73,7 +73,7 @@ def held_by(store: BlockStore) -> str:
 
 
 def _stored_identity(store: BlockStore) -> Identity | None:
-    """The identity of a store; None if an earlier release wrote it without a recipe."""
+    """The identity of a store; None if an earlier release wrote the store without a recipe."""
     if _IDENTITY in store.attributes:
         return Identity.of_json(str(store.attributes[_IDENTITY]))
     recipe = store.attributes.get(RECIPE)
@@ -83,7 +83,7 @@ def _stored_identity(store: BlockStore) -> Identity | None:
 def _differences(
     store: BlockStore, stored: Identity | None, plan: Plan, here: Identity
 ) -> Iterator[str]:
-    """The differences, in words, between what a store holds and what a plan computes."""
+    """The differences, as phrases, between what a store holds and what a plan computes."""
     mine, other = plan.described(), json.loads(str(store.attributes.get(_PLAN, "null")))
     if _IDENTITY in store.attributes:  # which knows what functions compute, whatever their code
         mine, other = without_code(mine), without_code(other)
@@ -103,7 +103,7 @@ def _differences(
 
 
 def _starts_are_there(store: BlockStore, plan: Plan) -> bool:
-    """True if the starts of the first complete block equal those that are drawn now."""
+    """True if the first complete block of a store has the starts that are drawn now."""
     first = (0,) * len(plan.shape)
     marks, checksums = store.marks()
     for number in range(store.layout.blocks_of_a_case):
@@ -128,13 +128,13 @@ def _check_versions(store: BlockStore, path: Any, force: bool) -> None:
     if others and not force:
         raise ValueError(
             f"Argument `path` must hold a store of these versions, but {path} was begun with "
-            f"others, and results may differ in their last bits: {'; '.join(others)}. "
-            "Resume it nevertheless by `force`."
+            f"other versions, and results may differ in their last bits: {'; '.join(others)}. "
+            "To resume it nevertheless, use `force`."
         )
 
 
 def _commit() -> str | None:
-    """The git commit of this library, where it runs from a checkout."""
+    """The git commit of this library if it runs from a checkout; else None."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return None

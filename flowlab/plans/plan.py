@@ -1,6 +1,6 @@
-"""A plan: a product of sweeps, and what it comes to before anything is solved.
+"""A plan: a product of sweeps, with its cases and its runs.
 
-c: axes of cases; n: starts; d: components of a state.
+Letters in shapes: c axes of cases, n starts, d components of a state.
 """
 
 import copy
@@ -33,7 +33,7 @@ BLOCK = 1 << 18  # starts of a block: some tenths of a second of work at the lea
 
 @dataclass(frozen=True)
 class _GivenStarts:
-    """Starts that were given as an array."""
+    """Starts that the user gave as an array."""
 
     points: Float[np.ndarray, "n d"]
 
@@ -52,35 +52,34 @@ class _GivenStarts:
 class Plan:
     """A product of sweeps: starts × losses × policies × hyper-parameters × targets.
 
-    Each argument that is given as a mapping from names becomes a labelled axis of the result:
-    `loss`, `policy`, `flow`, `target`, and each hyper-parameter. A single object does not.
+    Each argument that is a mapping from names to objects becomes a labelled axis of the result:
+    `loss`, `policy`, `flow`, `target`, and each hyper-parameter. A single object becomes no axis.
 
     Args:
         starts: `DrawnStarts`, or an array (n, d).
         until: A target, or targets by name.
         loss: A loss, or losses by name.
-        policy: A policy, or policies by name, whose states have the starts' shape.
-        flow: A flow, or flows by name, instead of losses and policies.
+        policy: A policy, or policies by name; their states have the shape of the starts.
+        flow: A flow, or flows by name, in place of losses and policies.
         over: Hyper-parameters to sweep, by name.
-        measures: What to measure.
-        clock: As in `sweep`, and so are `rtol`, `atol`, `solver`, `save_at`, `block_size` and
-            `max_steps`.
-        rtol: Relative tolerance.
-        atol: Absolute tolerance.
-        solver: A solver of diffrax.
-        save_at: Flow times at which to keep the states.
-        block_size: Starts that share a step.
-        max_steps: Steps that such a block tries.
-        audit: Fraction of the starts, chosen at random, to solve again at tolerances a hundred
-            times tighter at the end.
-        block: Maximal number of starts of a block of the store, which is solved, written and marked
-            as done at once; None for about 262,144. An existing store keeps its blocks.
-        recipe: The recipe that the plan was made from, as for `from_recipe`; None if it was made
-            from objects.
+        measures: The measures to take.
+        clock: The clock, as in `sweep`.
+        rtol: Relative tolerance, as in `sweep`.
+        atol: Absolute tolerance, as in `sweep`.
+        solver: A solver of diffrax, as in `sweep`.
+        save_at: Flow times at which to keep the states, as in `sweep`.
+        block_size: Number of starts that share a step, as in `sweep`.
+        max_steps: Maximal number of attempted steps, as in `sweep`.
+        audit: Fraction of the starts, chosen at random, that are solved again at the end at
+            tolerances a hundred times tighter.
+        block: Maximal number of starts in a block of the store. A block is solved, written and
+            marked as done as a whole. None for about 262,144. An existing store keeps its blocks.
+        recipe: The recipe of the plan, as for `from_recipe`; None if the plan was made from
+            objects.
 
     Raises:
-        ValueError: If an argument is missing, superfluous, or out of its range; a loss lacks a
-            hyper-parameter; or a policy's states have another shape than the starts.
+        ValueError: If an argument is missing, superfluous, or out of its range; if a loss lacks a
+            hyper-parameter; or if the states of a policy do not have the shape of the starts.
     """
 
     def __init__(
@@ -124,11 +123,11 @@ class Plan:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options that all cases share, as `sweep` takes them."""
+        """The options that all cases share, under their names in `sweep`."""
         return dict(self._options)
 
     def as_in(self, block: int, *, optimised: bool) -> "Plan":
-        """This plan with the blocks and programs of a store, unless the blocks are too large."""
+        """This plan with the blocks and programs of a store, unless these blocks are too large."""
         fitted = copy.copy(self)
         if block <= self.most:
             fitted.block, fitted.optimised = block, optimised
@@ -148,7 +147,7 @@ class Plan:
 
     @property
     def runs(self) -> int:
-        """The number of runs: starts times cases."""
+        """The number of runs, which is starts times cases."""
         return self.starts.count * int(np.prod(self.shape, dtype=np.int64))
 
     def cases(self) -> Iterator[tuple[int, ...]]:
@@ -171,7 +170,7 @@ class Plan:
         return self._chosen("target", self.labels(case))
 
     def _check(self, case: Sequence[int]) -> None:
-        """Refuse a case whose flow is invalid, or can never reach its target."""
+        """Refuse a case whose flow is invalid or can never reach its target."""
         flow, target = self.flow(case), self.target(case)
         if isinstance(target, AbstractTarget):
             try:
@@ -181,7 +180,7 @@ class Plan:
                 raise ValueError(f"{error}{where}") from None
 
     def _check_measures(self) -> None:
-        """Refuse measures whose results differ in shape between policies or flows."""
+        """Refuse measures whose results have different shapes for different policies or flows."""
         for axis in ("policy", "flow"):
             labels = [label for label in self._choices[axis] if label is not None]
             seen: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -195,11 +194,11 @@ class Plan:
                         raise ValueError(
                             f"Argument `measures` must have results of one shape with every "
                             f"{axis}, but `{name}` has shape {wanted} with {other!r} and {shape} "
-                            f"with {label!r}; give each a plan of its own."
+                            f"with {label!r}; make one plan for each {axis}."
                         )
 
     def labels(self, case: Sequence[int]) -> dict[str, Any]:
-        """The labels of a case, by the names of the axes."""
+        """The labels of a case, by axis."""
         named = zip(self.axes.items(), case, strict=True)
         return {name: values[index] for (name, values), index in named}
 
@@ -214,7 +213,7 @@ class Plan:
     ) -> ensemble.Runs:
         """The runs of a case from the starts between two indices, in memory.
 
-        By default the program is optimised if the plan as a whole is large enough.
+        By default the program is optimised if the whole plan is large enough to repay this.
         """
         if optimise is None:
             optimise = self.optimised
@@ -236,7 +235,7 @@ class Plan:
         )
 
     def described(self) -> dict[str, Any]:
-        """A JSON-ready description of the plan; two plans with the same one compute the same."""
+        """A JSON-ready description of the plan; plans with equal descriptions compute the same."""
         given = {n: c if None not in c else c[None] for n, c in self._choices.items()}
         given["until"] = given.pop("target")
         return described(
@@ -267,7 +266,7 @@ class Plan:
 
 
 def _choices(name: str, given: Any) -> dict[Any, Any]:
-    """Objects by their names; a single object under None."""
+    """Objects by name; a single object has the name None."""
     if not isinstance(given, Mapping):
         return {None: given}
     if not given:
@@ -295,6 +294,6 @@ def _check_what_flows(loss: Any, policy: Any, flow: Any) -> None:
 
 
 def _even_block(count: int, most: int) -> int:
-    """The number of starts of a block, at most that asked for, such that blocks are alike."""
+    """The number of starts in a block, at most `most`, that gives blocks of similar size."""
     blocks = -(-count // most)
     return -(-count // blocks)

@@ -1,14 +1,15 @@
-"""Plans from recipes: what the command line and TOML files say, in plain data.
+"""Plans from recipes, which are plain data from the command line or a TOML file.
 
 A recipe holds the options of `flowlab sweep` under their names (`box_chosen` for `--box-chosen`),
 `block` for `--store-block`, `dtype` for `--float32`, and `parameters`, a table of hyper-parameters,
-for `--set`. Some entries may hold several things, and each of these becomes a labelled axis of the
-result:
+for `--set`. Some entries may hold several values. Each of these entries becomes a labelled axis of
+the result:
 
 - `loss`: a list of names;
 - `beta`, and each of `parameters`: a list of numbers;
 - `until`: a list of targets, or a table of targets by name;
-- `policies`: tables by name, each with the options of a policy, instead of those of one.
+- `policies`: a table by name, in which each entry is a table with the options of one policy; it
+  replaces the options of a single policy.
 """
 
 import json
@@ -50,12 +51,13 @@ def from_toml(path: str | os.PathLike[str]) -> Plan:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not TOML, or an entry is unknown, missing, of no effect, or wrong.
+        ValueError: If the file is not TOML, or if an entry is unknown, missing, without effect, or
+            wrong.
     """
     try:
         recipe = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no plan {path}.") from None
+        raise FileNotFoundError(f"The plan {path} does not exist.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"The plan {path} is not TOML: {error}.") from None
     try:
@@ -67,7 +69,7 @@ def from_toml(path: str | os.PathLike[str]) -> Plan:
 
 
 def from_json(text: str) -> Plan:
-    """The plan of a recipe in JSON, as in the attributes of a store."""
+    """The plan of a recipe in JSON, such as the recipe in the attributes of a store."""
     return from_recipe(json.loads(text))
 
 
@@ -75,7 +77,7 @@ def from_recipe(recipe: Mapping[str, Any]) -> Plan:
     """The plan of a recipe.
 
     Raises:
-        ValueError: If an entry is unknown, missing, of no effect, or wrong.
+        ValueError: If an entry is unknown, missing, without effect, or wrong.
     """
     asked = _understood(recipe)
     asked["beta"] = _betas(asked["beta"])
@@ -102,7 +104,7 @@ def from_recipe(recipe: Mapping[str, Any]) -> Plan:
 
 
 def _understood(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries in the spelling and types of the table of options, target shorthands included."""
+    """The entries with the names and types of the table of options, short targets written out."""
     for name in recipe:
         known, near = ", ".join(OF_SWEEP), did_you_mean(str(name), OF_SWEEP)
         refuse_unless(name in OF_SWEEP, str(name), "is unknown; there are {}{}", known, near)
@@ -123,7 +125,7 @@ def _understood(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plane(asked: Mapping[str, Any]) -> str:
-    """The name of the policy, from which the default corners of the starts follow."""
+    """The name of the policy, which determines the default corners of the starts."""
     if not asked["policies"]:
         return asked["policy"]
     planes = {_beside(asked, table)["policy"] for table in asked["policies"].values()}
@@ -144,7 +146,7 @@ def _betas(value: Any) -> list[float] | None:
 
 
 def _policies(asked: dict[str, Any], targets: dict[str, str]) -> dict[str, AbstractPolicy]:
-    """The policies by name; a single one as `policy`."""
+    """The policies by name; a single policy has the name `policy`."""
     if not asked["policies"]:
         return {"policy": _policy(asked, targets)}
     for name in OF_POLICY:
@@ -160,7 +162,7 @@ def _policies(asked: dict[str, Any], targets: dict[str, str]) -> dict[str, Abstr
 
 
 def _beside(asked: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries, merged with those of the table of a policy."""
+    """The entries of a recipe, with those of the table of a policy added."""
     return implied({**asked, **{name: spelled(name, value) for name, value in table.items()}})
 
 
@@ -188,7 +190,7 @@ def _losses(asked: dict[str, Any]) -> tuple[dict[str, Any], dict[str, list[float
 
 
 def _texts(until: Any) -> dict[str, str]:
-    """The texts of the targets by name; a single one as `until`."""
+    """The texts of the targets by name; a single target has the name `until`."""
     if isinstance(until, Mapping):
         for name, text in until.items():
             wanted = 'must hold texts such as {} = "loss_below=0.1", but holds {} = {!r}'
@@ -207,7 +209,7 @@ def _targets(texts: dict[str, str], limit: float | None) -> dict[str, AbstractTa
 
 
 def _described(asked: dict[str, Any]) -> dict[str, Any]:
-    """The recipe, with defaults filled in."""
+    """The recipe with all defaults written out."""
     said = {name: value for name, value in asked.items() if value not in (None, {}, [])}
     said |= {"lower": list(asked["lower"]), "upper": list(asked["upper"])}
     if not asked["beta"] and isinstance(asked["loss"], str):

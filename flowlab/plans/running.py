@@ -1,4 +1,4 @@
-"""Plans carried out: into a store, block by block, here or on a cluster; and what became of one."""
+"""The execution of plans into stores, block by block, here or on a cluster, and their progress."""
 
 import os
 import signal
@@ -45,11 +45,11 @@ _RETRIES = 5  # of a task whose worker died, each on another
 
 
 class Interrupted(KeyboardInterrupt):
-    """The error raised when Ctrl-C or SIGTERM stops a run; finished blocks stay in its store."""
+    """The error that Ctrl-C or SIGTERM raises in a run; finished blocks remain in the store."""
 
 
 class DoesNotFitError(RuntimeError):
-    """The error for a plan that does not fit the memory or the disk."""
+    """The error that is raised if a plan needs more memory or disk space than is free."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +57,16 @@ class Status:
     """The progress of a store.
 
     Attributes:
-        blocks: All its blocks.
-        done: Those that are marked as done and intact.
-        damaged: Those that are marked as done, but damaged; `resume` solves them again.
-        runs: Starts times cases.
-        runs_done: Runs in the blocks that are done.
-        outcomes: How many of these had each outcome, by name.
+        blocks: The number of all blocks of the store.
+        done: The number of blocks that are marked as done and intact.
+        damaged: The number of blocks that are marked as done but damaged; `resume` solves them
+            again.
+        runs: The number of all runs: starts times cases.
+        runs_done: The number of runs in the blocks that are done.
+        outcomes: The number of these runs with each outcome, by name.
         rate: Runs per second in the last blocks; NaN if fewer than two are done.
-        remaining: Seconds that the remaining runs will take at that rate.
-        being_written: Whether a process is writing to it on this machine.
+        remaining: Seconds that the remaining runs will take at this rate.
+        being_written: True if a process on this machine is writing to the store.
     """
 
     blocks: int
@@ -90,37 +91,39 @@ def run(
     progress: bool | None = None,
     tell: Callable[[str], Any] = lambda sentence: None,
 ) -> "xarray.Dataset":
-    """Carry out a plan into a store, or resume one that was interrupted.
+    """Carry out a plan into a store, or resume a plan that was interrupted.
 
-    Blocks that are done and intact are kept; damaged ones, whose checksum does not fit, are solved
-    again. A store of a smaller plan (fewer starts, losses, policies, targets or values of
-    hyper-parameters) is enlarged: only what it lacks is solved, and a last block that was not full.
-    The result equals, bit for bit, that of an undisturbed run with the same versions on the same
-    kind of machine.
+    Blocks that are done and intact are kept. Damaged blocks, whose checksum does not agree with
+    their data, are solved again. The store of a smaller plan (with fewer starts, losses, policies,
+    targets or values of hyper-parameters) is enlarged: only the missing runs are solved, and the
+    last block if it was not full. With the same versions on the same kind of machine, the result
+    has the same bits as the result of an undisturbed run.
 
     Args:
         plan: What to solve.
         path: A folder, or an address that fsspec knows (`s3://bucket/sweep`).
-        client: A client of Dask distributed whose workers reach `path`; None to work here. The plan
-            is sent with every task, so that starts should be drawn rather than given as an array.
+        client: A client of Dask distributed whose workers can reach `path`; None to work in this
+            process. The plan is sent with every task, so that starts should be drawn rather than
+            given as an array.
         devices: JAX devices to use; None for all local ones.
-        force: Start even if the estimate says that memory or disk do not suffice; resume even if
-            the store was begun with other versions.
-        overwrite: Replace a store at `path`, once this plan is known to fit.
-        progress: Whether to show a progress bar; None where it takes long, on a terminal.
-        tell: A function that is called with sentences on the progress: the estimate, damaged
-            blocks.
+        force: True to start even if memory or disk space do not suffice by the estimate, and to
+            resume even if the store was begun with other versions.
+        overwrite: True to replace a store at `path`, after the check that this plan fits.
+        progress: Whether to show a progress bar; None to show it for long runs in a terminal.
+        tell: Function that is called with sentences on the progress, such as the estimate and
+            damaged blocks.
 
     Returns:
         The store as a Dataset, whose values are read when they are needed.
 
     Raises:
-        ValueError: If the store at `path` belongs to another plan, or what is at `path` is not a
-            store.
-        BlockingIOError: If another process is writing to it.
-        DoesNotFitError: If it does not fit.
-        Interrupted: On Ctrl-C or SIGTERM: the current block is dropped.
-        OSError: If a block cannot be written, as on a full disk; blocks that are done stay whole.
+        ValueError: If the store at `path` belongs to another plan, or if `path` holds anything but
+            a store.
+        BlockingIOError: If another process is writing to the store.
+        DoesNotFitError: If the plan needs more memory or disk space than is free.
+        Interrupted: On Ctrl-C or SIGTERM. The current block is lost.
+        OSError: If a block cannot be written, as on a full disk. Blocks that are done remain
+            intact.
     """
     if not is_address(path):
         store.check_free(path, overwrite=True)
@@ -141,13 +144,13 @@ def run(
 
 
 def status(path: str | os.PathLike[str]) -> Status:
-    """The progress of a store that is, or was, filled block by block.
+    """The progress of a store that is filled block by block.
 
     Blocks that are marked as done are read and verified by their checksums.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If what is there is not such a store.
+        FileNotFoundError: If there is no store.
+        ValueError: If the path holds anything but such a store.
     """
     store = BlockStore.open(path, write=False)
     damaged = tuple(damage for damage in store.damaged() if damage is not None)
@@ -176,12 +179,12 @@ def status(path: str | os.PathLike[str]) -> Status:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> str | None:
-    """The recipe, as JSON, of the plan of a store; None if it had none.
+    """The recipe of the plan in a store, as JSON; None if the plan had no recipe.
 
     Raises:
         FileNotFoundError: If there is no store.
-        ValueError: If what is there is not a store that is filled block by block.
-        BlockingIOError: If another process is replacing it right now.
+        ValueError: If the path holds anything but a store that is filled block by block.
+        BlockingIOError: If another process is replacing the store at this moment.
     """
     if not is_address(path) and lost(path):
         with _alone(path):
@@ -193,9 +196,9 @@ def read_recipe(path: str | os.PathLike[str]) -> str | None:
 def _for_this_run(
     path: str | os.PathLike[str], plan: Plan, force: bool, tell: Callable[[str], Any]
 ) -> tuple[Plan, BlockStore]:
-    """The store of a plan (new, or the present one, perhaps enlarged), and the plan.
+    """A plan with the blocks and programs of its store, and the store.
 
-    The plan has the blocks and programs of that store.
+    The store is new, or the present one, enlarged if necessary.
     """
     try:
         store = BlockStore.open(path)
@@ -224,7 +227,7 @@ def _begun(
     *,
     overwrite: bool = False,
 ) -> BlockStore:
-    """A new store, once the estimate says that the plan fits."""
+    """A new store, after the check that the plan fits."""
     first, solved = Block((0,) * len(plan.shape), 0), None
     if plan.runs <= BLOCK and "target" not in plan.axes:
         solved = _solved(plan, first, (0, plan.block))
@@ -271,7 +274,7 @@ def _fill(
 def _here(
     plan: Plan, work: BlockStore, missing: list[Block], devices: Sequence[Any] | None
 ) -> Generator[Block, None, None]:
-    """Solve blocks one after the other, and write each while the next is solved."""
+    """Solve blocks one after the other in this process, and write each while the next is solved."""
     with ThreadPoolExecutor(1) as writer:
         writing: Future[Block] | None = None
         for block in missing:
@@ -300,10 +303,10 @@ def _written(work: BlockStore, block: Block, runs: "xarray.Dataset", seconds: fl
 def _on(
     client: Any, plan: Plan, path: Any, work: BlockStore, missing: list[Block]
 ) -> Generator[Block, None, None]:
-    """Solve each block as a task of a Dask cluster; one whose worker dies is done elsewhere."""
+    """Solve each block as a task of a Dask cluster; if a worker dies, another solves its block."""
     from distributed import as_completed
 
-    # The plan travels with the tasks: what is scattered is lost with the workers that hold it.
+    # The plan is sent with each task: scattered data are lost if their worker dies.
     futures = client.map(
         partial(_task, plan, path, held_by(work)),
         missing,
@@ -320,10 +323,10 @@ def _on(
 
 
 def _task(plan: Plan, path: Any, held: str, block: Block, part: tuple[int, int]) -> Block:
-    """Solve a block and write it, on a worker; repeating this does no harm.
+    """Solve a block on a worker and write it; doing this twice does no harm.
 
-    The store is opened after the block is solved, and checked: a worker that was given up must not
-    write to a store that holds another plan by then.
+    The store is opened and checked after the block is solved. A worker that was given up must not
+    write to a store that now holds another plan.
 
     Raises:
         OSError: If the store has been replaced.
@@ -332,14 +335,14 @@ def _task(plan: Plan, path: Any, held: str, block: Block, part: tuple[int, int])
     work = BlockStore.open(path)
     if held_by(work) != held:
         raise OSError(
-            f"{path} has come to hold another plan since its block {block.number} was begun, as "
-            "when it grew; run that plan again."
+            f"{path} holds another plan since its block {block.number} was begun, perhaps because "
+            "it grew; run that plan again."
         )
     return _written(work, block, *solved)
 
 
 def _audit(plan: Plan, work: BlockStore) -> None:
-    """Solve some runs again at tighter tolerances, and note the deviations in the attributes."""
+    """Solve some runs again at tighter tolerances, and write the deviations to the attributes."""
     if "audit_count" in work.attributes:
         return
     chosen = ensemble.chosen_for_audit(plan.starts.count, plan.audit)
@@ -363,7 +366,8 @@ def _audit(plan: Plan, work: BlockStore) -> None:
 def _rate(store: BlockStore, length: int) -> float:
     """Runs per second in the last blocks, from the times between their ends.
 
-    The median is taken, since a pause between two runs of the command is among those times.
+    The median of these times is taken, since one of them may contain a pause between two runs of
+    the command.
     """
     ends = store.about(FINISHED)
     ends = np.sort(ends[np.isfinite(ends)])[-_RECENT:]
@@ -384,7 +388,7 @@ def resume_hint(path: str | os.PathLike[str]) -> str:
 
 
 def _lock_of(path: Any) -> Any:
-    """The file lock of a store, which the system releases when its process ends."""
+    """The file lock of a store, which the system releases at the end of its process."""
     from filelock import FileLock
 
     folder = Path(path).absolute()

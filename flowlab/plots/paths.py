@@ -85,7 +85,7 @@ def lines(
     """
     if (flow is None) != (until is None):
         raise ValueError(
-            "Arguments `flow` and `until` must be given together, with starts to follow."
+            "Arguments `flow` and `until` must both be given, to follow starts, or neither."
         )
     if flow is not None and until is not None:
         starts = checked_states("of", of)  # type: ignore[arg-type]

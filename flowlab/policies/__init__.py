@@ -1,8 +1,7 @@
-"""Policies: what a state means.
+"""Policies: maps from states to the log-probabilities of preference pairs.
 
-A policy maps a state to pairs of log-probabilities and owns the metric, the domain and what
-happens at its walls. The planes have one pair and nothing else; the other policies give
-log-probabilities of a list of responses, of which any number of pairs is made.
+A policy also has a metric, a domain, and a rule for the walls of the domain. The planes have a
+single pair. The other policies have a list of responses, from which any number of pairs is formed.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,7 +1,7 @@
-"""A token-level softmax: responses are sequences, and tables of logits follow their prefixes.
+"""A softmax over tokens: responses are sequences, and each prefix has its own row of logits.
 
-c: contexts; v: tokens of the vocabulary; r: responses; t: tokens of a response; p: preferences,
-none for a single one.
+Letters in shapes: c contexts, v tokens in the vocabulary, r responses, t tokens in a response, p
+preferences. A single preference has no axis p.
 """
 
 from collections.abc import Sequence
@@ -23,30 +23,33 @@ Tokens = tuple[int, ...]
 
 
 class Autoregressive(AbstractResponses):
-    """Sequences of tokens, each from a softmax over the vocabulary, given the tokens before it.
+    """Sequences of tokens, each drawn from a softmax that depends on the tokens before it.
 
-    log π(y) = Σ_t log softmax(θ_{c(y, t)})[y_t]. The state is a table of logits, one row for each
-    context c that occurs in a response, one column for each token. A context is the prefix, or only
-    its last tokens. Responses that share a context share a row, which couples them.
+    The log-probability of a response y is log π(y) = Σ_t log softmax(θ_{c(y, t)})[y_t]. The state θ
+    is a table of logits, with one row for each context c and one column for each token. The context
+    of a token is the prefix of the response before it, or only the last tokens of this prefix.
+    Responses that share a context share a row, which couples them.
 
     Args:
-        responses: Sequences of tokens 0, 1, ..., each of at least one.
+        responses: Sequences of at least one token each; a token is an integer from 0 on.
         vocabulary: Number of tokens, at least 2.
-        preferences: (chosen, rejected), or a list of such couples, counted from 0.
+        preferences: (chosen, rejected), two indices of responses counted from 0, or a list of such
+            pairs.
         context: Number of tokens in a context; None for the whole prefix. With 0 all positions
-            share one row.
+            share one row of logits.
         reference: Logits of the reference, shape (c, v), in the order of `contexts`; None for 0,
             where every token is equally probable.
         offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
             None for none.
 
     Attributes:
-        contexts: The contexts in the order of the rows, that of their first occurrence.
+        contexts: The contexts in the order of the rows, which is the order of their first
+            occurrence.
 
     Raises:
         ValueError: If a response is empty or has a token outside of the vocabulary, the reference
-            has the wrong shape or is not finite, a preference names no response or the same one
-            twice, or a number is out of its range.
+            has the wrong shape or is not finite, a preference names a response that does not exist
+            or the same response twice, or a number is out of its range.
     """
 
     responses: tuple[Tokens, ...] = eqx.field(static=True)
@@ -85,15 +88,16 @@ class Autoregressive(AbstractResponses):
     ) -> "Autoregressive":
         """A policy with a pair of responses of equal length that differ only in their last tokens.
 
-        The chosen counts through the vocabulary, 0, 1, 2, ...; the rejected is the same with each
-        of the last `edits` tokens replaced by its successor, so that their edit distance is `edits`
-        and their common prefix has `length − edits` tokens.
+        The chosen response has the tokens 0, 1, 2, ..., which start again at 0 after the last token
+        of the vocabulary. In the rejected response each of the last `edits` tokens is replaced by
+        its successor. The edit distance is `edits`, and the common prefix has `length − edits`
+        tokens.
 
         Args:
-            edits: Tokens that differ, from 1 to `length`.
-            length: Tokens of each response.
+            edits: Number of tokens that differ, from 1 to `length`.
+            length: Number of tokens in each response.
             vocabulary: Number of tokens, at least 2.
-            context: As for the class.
+            context: Number of tokens in a context; None for the whole prefix.
 
         Raises:
             ValueError: If a number is out of its range.

@@ -1,6 +1,6 @@
-"""The base of all policies, and the kernel that a Jacobian makes on the log-ratio plane.
+"""The base class of all policies, with the kernel of the log-ratios from their Jacobian.
 
-p: pairs, none for a single one.
+p: number of pairs; a single pair has no axis p.
 """
 
 from abc import abstractmethod
@@ -23,7 +23,7 @@ Region = tuple[tuple[float, float], tuple[float, float]]
 
 
 class AbstractStates(eqx.Module):
-    """A set of states with its wall rule: the common base of policies and flows."""
+    """A domain of states with a rule for its walls: the common base of policies and flows."""
 
     domain: eqx.AbstractVar[AbstractDomain]
     wall: eqx.AbstractVar[WallRule]
@@ -46,29 +46,29 @@ class AbstractStates(eqx.Module):
 class AbstractPolicy(AbstractStates):
     """The meaning of a state: its pairs, metric and domain, and the rule at the domain's walls.
 
-    A policy of your own is a subclass with `domain`, `wall` and `pairs`; `Policy.from_function`
-    makes one of a function of a state.
+    To define a policy, subclass this class with `domain`, `wall` and `pairs`, or use
+    `Policy.from_function` with a function of the state.
     """
 
     @property
     def reference_state(self) -> PyTree[ArrayLike] | None:
-        """The state at which the policy is its reference, all log-ratios 0; None if unknown.
+        """The state at which the policy equals its reference, so that log-ratios are 0; or None.
 
-        In float64, so that a flow line from there is solved in it; for a policy made from a
-        function, as it was given.
+        It is None if no such state is known. It has float64 numbers, so that a flow line from it is
+        solved in float64; for a policy made from a function it keeps the precision that was given.
         """
         return None
 
     @property
     def example_state(self) -> PyTree[ArrayLike] | None:
-        """A state with the structure and shapes of all others; None if none is known."""
+        """A state with the structure and shapes that all states have; None if none is known."""
         return self.reference_state
 
     @property
     def region(self) -> Region | None:
-        """The customary region of a plane, (low, high) of both components; or None.
+        """The default region of a plane for figures and searches: (low, high) of both components.
 
-        None if the states do not form a plane.
+        It is None if the states do not form a plane.
         """
         return None
 
@@ -79,26 +79,27 @@ class AbstractPolicy(AbstractStates):
     def subset(self, indices: Int[ArrayLike, " b"]) -> "AbstractPolicy":
         """The policy restricted to some of its pairs, such as those of a minibatch.
 
-        Unless overridden, it computes all pairs and selects some.
+        The default implementation computes all pairs and then selects some.
 
         Args:
-            indices: Which pairs, counted from 0; one may come more than once.
+            indices: Indices of the pairs, counted from 0; an index may occur more than once.
         """
         return _SomePairs(
             policy=self, indices=jnp.asarray(indices), domain=self.domain, wall=self.wall
         )
 
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
-        """M(state) applied to a covector such as a gradient; the identity unless overridden."""
+        """M(state) applied to a covector such as a gradient; by default the covector itself."""
         del state
         return covector
 
     def kernel(self, state: PyTree[Array]) -> Float[Array, "..."]:
         """The kernel K = J M Jᵀ on the log-ratios of the pairs: u' = −K ∇_u L.
 
-        J is the Jacobian of the log-ratios (u_chosen, u_rejected) by the state. Shape (2, 2) for a
-        single pair, entries k_ww, k_wl, k_ll; (p, 2, p, 2) for p pairs, which move each other:
-        u'_ia = −Σ_jb K_iajb ∂L/∂u_jb, L the mean over pairs.
+        J is the Jacobian of the log-ratios (u_chosen, u_rejected) with respect to the state, and M
+        the metric. For a single pair K has shape (2, 2) and the entries k_ww, k_wl and k_ll. For p
+        pairs it has shape (p, 2, p, 2), and u'_ia = −Σ_jb K_iajb ∂L/∂u_jb with the mean L of the
+        loss over pairs.
         """
 
         def log_ratios(state: PyTree[Array]) -> Float[Array, "*p 2"]:
@@ -115,16 +116,16 @@ class AbstractPolicy(AbstractStates):
         return jax.vmap(column)(basis).reshape(ratios.shape * 2)
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> PyTree[Array]:
-        """The state with given log-ratios (u_chosen, u_rejected), if the policy can be inverted.
+        """A state with given log-ratios (u_chosen, u_rejected), if the policy defines one.
 
         Raises:
-            ValueError: If it cannot.
+            ValueError: If the policy does not define a state for given log-ratios.
         """
         del log_ratios
-        raise ValueError(f"{type(self).__name__} has no way back from log-ratios to a state.")
+        raise ValueError(f"{type(self).__name__} defines no state for given log-ratios.")
 
     def velocity(self, state: PyTree[Array], gradient: PyTree[Array]) -> PyTree[Array]:
-        """−M(state)·gradient: the velocity of the free flow, before any wall."""
+        """−M(state)·gradient: the velocity of the flow without walls."""
         return jax.tree.map(jnp.negative, self.metric(state, gradient))
 
 
@@ -156,9 +157,9 @@ class _SomePairs(AbstractPolicy):
 
 
 def check_wall(wall: str) -> WallRule:
-    """A wall rule, checked.
+    """The given wall rule, after a check.
 
     Raises:
-        ValueError: If it is neither "stop" nor "slide".
+        ValueError: If the rule is neither "stop" nor "slide".
     """
     return choice("wall", wall, "stop", "slide")

@@ -1,6 +1,6 @@
-"""A softmax over a read-out of features, of which both are trained.
+"""A softmax over a linear read-out of features, in which read-out and features are trained.
 
-n, r: responses; p: preferences, none for a single one; d: features.
+Letters in shapes: n or r responses, d features, p preferences. A single preference has no axis p.
 """
 
 from typing import Any
@@ -19,28 +19,30 @@ __all__ = ["FeatureModel"]
 
 
 class FeatureModel(AbstractResponses):
-    """A read-out W of features h, both trained: log π = log softmax(W h), state (W, h).
+    """The unconstrained-features model: log π = log softmax(W h), where W and h are trained.
 
-    The unconstrained-features setting: h stands for a network's features of the prompt, and is
-    trained freely. The state is a dict, `{"readout": W, "features": h}`. With W_i the rows of W and
-    W̄ = Σ_y π_y W_y, the kernel of two responses is
+    h represents the features that a network computes from the prompt, and is trained as a free
+    parameter. W is the read-out. The state is a dict, `{"readout": W, "features": h}`. Let W_i be
+    the rows of W and W̄ = Σ_y π_y W_y. The kernel of the responses i and j is
 
         K_ij = ‖h‖² (δ_ij − π_i − π_j + Σ_y π_y²) + (W_i − W̄)·(W_j − W̄).
 
-    The second term, which comes from the features, can make k_wl larger than k_ww, so that the
-    chosen log-probability falls; as W and h grow, it can recover.
+    The second term, from the training of h, can make k_wl larger than k_ww. The chosen
+    log-probability then falls; it can rise again later, as W and h grow.
 
     Args:
         readout: W of the reference, shape (n, d).
         features: h of the reference, shape (d,).
-        preferences: (chosen, rejected), or a list of such couples, counted from 0.
-        lengths: Tokens of the responses: one number, or one for each.
+        preferences: (chosen, rejected), two indices of responses counted from 0, or a list of such
+            pairs.
+        lengths: Number of tokens in the responses: one number for all, or one for each.
         offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
             None for none.
 
     Raises:
         ValueError: If read-out or features have the wrong shape or are not finite, a preference
-            names no response or the same one twice, or a length or an offset is out of range.
+            names a response that does not exist or the same response twice, or a length or an
+            offset is out of range.
 
     Source: unconstrained features, Mixon, Parshall and Pi (arXiv 2011.11619); for preference
         losses, Razin et al. (arXiv 2410.08847).
@@ -71,16 +73,18 @@ class FeatureModel(AbstractResponses):
         return jax.nn.log_softmax(floats(state["readout"]) @ floats(state["features"]))
 
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> dict[str, Array]:
-        """The state with given log-ratios of a single pair that is nearest in its read-out.
+        """The state with given log-ratios of a single pair whose read-out changes least.
 
-        The features stay those of the reference. The other responses share the remaining
-        probability in the proportions of the reference; NaN if none remains.
+        The state has the features of the reference. The other responses share the remaining
+        probability in the proportions of the reference; the state is NaN if no probability remains.
 
         Raises:
             ValueError: If there are several pairs, no third response, or all features are 0.
         """
         if not np.any(np.asarray(self.features)):
-            raise ValueError("FeatureModel has no way back from log-ratios if all features are 0.")
+            raise ValueError(
+                "FeatureModel defines no state for given log-ratios if all features are 0."
+            )
         logs = rest_in_proportion(self, log_ratios)
         readout, features = like(self.readout, logs), like(self.features, logs)
         # Logits are free up to a constant; the nearest read-out is that of the smallest change.

@@ -1,6 +1,6 @@
 """A policy from any function that gives log-probabilities.
 
-r: responses; p: preferences, none for a single one.
+Letters in shapes: r responses, p preferences. A single preference has no axis p.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ Metric = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
 
 
 class Policy(AbstractResponses):
-    """A policy from any JAX function of any PyTree; made by `Policy.from_function`.
+    """A policy from a JAX function of any PyTree; make it with `Policy.from_function`.
 
-    `Policy.from_model` makes one of a language model.
+    `Policy.from_model` makes the policy of a language model.
     """
 
     function: LogProbs = eqx.field(metadata={"argument": "log_probs"})
@@ -82,27 +82,28 @@ class Policy(AbstractResponses):
         lengths: npt.ArrayLike = 20.0,
         offset: npt.ArrayLike | None = None,
     ) -> "Policy":
-        """The policy of a function from states to log-probabilities.
+        """The policy that a function from states to log-probabilities defines.
 
         Args:
             log_probs: Function from a state, any PyTree of arrays, to the summed log-probabilities
                 of a list of different responses, nats, shape (r,).
-            reference: The state that is the reference, such as the parameters before training.
-                `reference_state` keeps its precision; give float64 to start a line in it.
-            preferences: (chosen, rejected), or a list of such couples: indices in the list of
-                responses, counted from 0.
+            reference: The state of the reference policy, such as the parameters before training.
+                Give float64 numbers if flow lines that start there are to be solved in float64.
+            preferences: (chosen, rejected), two indices of responses counted from 0, or a list of
+                such pairs.
             metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,
                 symmetric positive semidefinite; None for the identity.
-            domain: Set of states; None for the whole space.
-            wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
-            lengths: Tokens of the responses: one number, or one for each.
+            domain: The set of states; None for the whole space.
+            wall: The rule for a flow line at a wall of the domain: `"stop"`, or `"slide"` along the
+                wall.
+            lengths: Number of tokens in the responses: one number for all, or one for each.
             offset: Required margin, for losses that use one (ODPO): one number, or one for each
                 pair; None for none.
 
         Raises:
             ValueError: If `log_probs` or `metric` cannot be called, the log-probabilities of the
-                reference are not a finite vector, a preference names no response or the same one
-                twice, or another argument is out of its range.
+                reference are not a finite vector, a preference names a response that does not exist
+                or the same response twice, or another argument is out of its range.
         """
         return cls(log_probs, reference, preferences, metric, domain, wall, lengths, offset)
 
@@ -120,29 +121,33 @@ class Policy(AbstractResponses):
         """The policy of a language model on preference data, with one pair for each row.
 
         The state consists of the parameters that are trained; `start` is the state before training.
-        `flow_line(preference_flow(DPO(0.1), policy), policy.start, ...)` follows the flow of all
-        parameters together, `descent.descend` trains in steps. Of a checkpoint,
-        `models.load(folder).policy(pairs)` does the same.
+        `flow_line(preference_flow(DPO(0.1), policy), policy.start, ...)` integrates the gradient
+        flow of all these parameters, and `descent.descend` trains them in steps. For a checkpoint,
+        `models.load(folder).policy(pairs)` gives the same policy.
 
         Args:
-            apply: From parameters and tokens, shape (s, t), to logits, shape (s, t, v): that of
-                `models.load`, or of a model in equinox, NNX or flax, without dropout.
-            parameters: The parameters before training, any PyTree of arrays; NumPy's or JAX's.
-                Their dtype is the dtype of the work.
+            apply: Function from parameters and tokens, shape (s, t), to logits, shape (s, t, v). It
+                may come from `models.load`, or from a model in equinox, NNX or flax, without
+                dropout.
+            parameters: The parameters before training, any PyTree of arrays; NumPy's or JAX's. All
+                computations have their dtype.
             pairs: The data, such as `data.preferences` reads: tokens and mask, (n, 2, t), and
                 lengths, (n, 2).
-            chunk: Number of sequences that are computed at a time, to bound the memory; gradients
-                then recompute the activations of each chunk. None for all at once.
-            trainable: Which parameters are trained: a function of the path of a leaf in the PyTree
-                (its keys, joined by slashes), such as `lambda path: "lora" in path`, or a PyTree of
-                bools like the parameters; None for all arrays of floats.
-            reference: The parameters of the reference, like `parameters`; None if it is the start.
+            chunk: Number of sequences that are computed at a time, to limit the memory. Gradients
+                then recompute the activations of each chunk. None to compute all sequences at once.
+            trainable: A rule for the parameters that are trained. It is a function of the path of a
+                leaf in the PyTree (its keys, joined by slashes), such as `lambda path: "lora" in
+                path`, or a PyTree of bools with the structure of the parameters. None for all
+                arrays of floats.
+            reference: The parameters of the reference policy, with the structure and shapes of
+                `parameters`; None if the reference is the policy before training.
 
         Raises:
-            ValueError: If `apply` is not a function or gives no logits; nothing is trained, or what
-                is trained is not an array of floats; a pair has no prompt or an empty response, or
-                a log-probability under the reference is not finite, as where the tokenizer is that
-                of another model or a weight is NaN; or `reference` is not like `parameters`.
+            ValueError: If `apply` is not a function or gives no logits; if no parameter is trained,
+                or a trained parameter is not an array of floats; if a pair has no prompt or an
+                empty response; if a log-probability under the reference is not finite (the
+                tokenizer may belong to another model, or a weight may be NaN); or if `reference`
+                does not have the structure and shapes of `parameters`.
 
         Accuracy: that of the precision of the parameters, also for the reference.
         """

@@ -1,6 +1,7 @@
-"""The policy of a language model on preference data; its log-probabilities, in chunks.
+"""The policy of a language model on preference data, computed in chunks of sequences.
 
-n: pairs; t: tokens of the longest sequence; s: sequences; v: tokens of the vocabulary.
+Letters in shapes: n pairs, t tokens in the longest sequence, s sequences, v tokens in the
+vocabulary.
 """
 
 from collections.abc import Callable
@@ -26,11 +27,11 @@ _SIDES = ("chosen", "rejected")
 
 
 class TokenPairs(Protocol):
-    """Preference data as tokens, such as `data.preferences` reads."""
+    """Preference data as tokens, such as the result of `data.preferences`."""
 
     @property
     def tokens(self) -> Int[np.ndarray, "n 2 t"]:
-        """Prompt and response, the chosen one first, padded at the right."""
+        """Tokens of prompt and response, padded at the right; 0 is the chosen one, 1 the other."""
         ...
 
     @property
@@ -40,27 +41,28 @@ class TokenPairs(Protocol):
 
     @property
     def lengths(self) -> Float[np.ndarray, "n 2"]:
-        """Tokens of each response."""
+        """Number of tokens in each response."""
         ...
 
 
 class LanguageModel(AbstractPolicy):
-    """A language model on preference data; made by `Policy.from_model`.
+    """A language model on preference data; make it with `Policy.from_model`.
 
-    Its state consists of the trained parameters: a PyTree like the parameters, with None for the
-    frozen ones. `subset` computes only the pairs of a minibatch.
+    The state consists of the trained parameters. It is a PyTree with the structure of the
+    parameters, in which frozen parameters are None. `subset` is a policy that computes only the
+    pairs of a minibatch.
 
     Attributes:
-        apply: From parameters and tokens, shape (s, t), to logits, shape (s, t, v).
+        apply: Function from parameters and tokens, shape (s, t), to logits, shape (s, t, v).
         start: The state before training.
-        frozen: The parameters that are not trained, with None for those that are.
+        frozen: The parameters that are not trained; trained parameters are None.
         tokens: Prompts and responses.
         mask: True where a token belongs to the response.
-        lengths: Tokens of each response.
+        lengths: Number of tokens in each response.
         ref_log_probs: Summed log-probabilities of the responses under the reference, nats.
-        at_reference: The state that equals the reference; None if there is none, or it is not
+        at_reference: The state at which the policy equals the reference; None if no such state is
             known.
-        chunk: Sequences that are computed at a time; None for all.
+        chunk: Number of sequences that are computed at a time; None for all.
     """
 
     apply: Apply = eqx.field(metadata={"argument": None})
@@ -114,7 +116,7 @@ def language_model(
     trainable: Any,
     reference: PyTree[ArrayLike] | None,
 ) -> LanguageModel:
-    """Make the policy of `Policy.from_model`, which describes the arguments."""
+    """The policy of a language model; `Policy.from_model` describes the arguments."""
     if not callable(apply):
         raise ValueError(f"Argument `apply` must be a function, but is {apply!r}.")
     chunk = None if chunk is None else checks.integer("chunk", chunk)
@@ -148,13 +150,13 @@ def response_log_probs(
     """Summed log-probabilities of responses under a language model, nats.
 
     Args:
-        apply: From parameters and tokens, shape (s, t), to logits, shape (s, t, v), such as
-            `Model.apply`.
-        parameters: Its parameters.
-        tokens: Prompts and responses, such as `Pairs.tokens`, or some of its rows.
+        apply: Function from parameters and tokens, shape (s, t), to logits, shape (s, t, v), such
+            as `Model.apply`.
+        parameters: The parameters of the model.
+        tokens: Prompts and responses, such as `Pairs.tokens` or some rows of it.
         mask: True where a token belongs to the response.
-        chunk: Number of sequences that are computed at a time, to bound the memory of logits and
-            activations; gradients recompute each chunk. None for all at once.
+        chunk: Number of sequences that are computed at a time, to limit the memory of logits and
+            activations. Gradients then recompute each chunk. None to compute all sequences at once.
     """
     tokens, mask = jnp.asarray(tokens), jnp.asarray(mask)
     lines = (tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]))
@@ -177,7 +179,7 @@ def response_log_probs(
 
 
 def _parted(parameters: PyTree[Any], trainable: Any) -> tuple[PyTree[Any], PyTree[Any]]:
-    """The trained and the frozen parameters, each with None in place of the others."""
+    """Two PyTrees: the trained parameters and the frozen ones, with None for all others."""
     if not jax.tree.leaves(parameters):
         raise ValueError(
             f"Argument `parameters` must be a PyTree of arrays, but is {parameters!r}."
@@ -248,7 +250,7 @@ def _like_parameters(reference: PyTree[Any], parameters: PyTree[Any]) -> PyTree[
 
 
 def _check_pairs(pairs: TokenPairs) -> None:
-    """Refuse pairs that have no tokens, or a response or a prompt without any."""
+    """Refuse pairs without tokens, or with an empty prompt or response."""
     tokens, mask = np.asarray(pairs.tokens), np.asarray(pairs.mask)
     right = tokens.ndim == 3 and tokens.shape[1] == 2 and tokens.size
     if not right or mask.shape != tokens.shape or tokens.dtype.kind not in "iu":
@@ -268,7 +270,7 @@ def _check_pairs(pairs: TokenPairs) -> None:
 def _checked_log_probs(
     apply: Apply, parameters: PyTree[Any], pairs: TokenPairs, chunk: int | None
 ) -> Float[np.ndarray, "n 2"]:
-    """Log-probabilities of all responses under the reference."""
+    """Log-probabilities of all responses under the reference; an error if they are not finite."""
     floats = [leaf.dtype for leaf in jax.tree.leaves(parameters) if _is_real(leaf)]
     wide = any(np.dtype(kind) == np.float64 for kind in floats)
     # Accelerators round the factors of a product in float32 unless told otherwise.

@@ -1,4 +1,4 @@
-"""Planes: policies whose state is two numbers, for the two responses of one pair."""
+"""Planes: policies with one pair, whose state consists of one number for each response."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ KernelFunction = Callable[[Float[Array, " 2"]], Float[Array, "2 2"]]
 
 
 def _domain(usual: type[AbstractDomain]) -> Any:
-    """A field for a set of positive numbers; None for the usual one."""
+    """A dataclass field for a domain in the positive quadrant; None means the domain `usual`."""
     return eqx.field(default=None, converter=functools.partial(_positive_domain, usual))
 
 
@@ -45,7 +45,7 @@ def _positive_domain(usual: type[AbstractDomain], domain: Any) -> AbstractDomain
 
 
 def _checked_kernel(kernel: Any) -> Any:
-    """A kernel, or a function that gives one, checked unless it is traced."""
+    """The given kernel, or function that gives a kernel, after a check unless it is traced."""
     held: Any = kernel
     if callable(kernel):
         with jax.enable_x64(True):
@@ -70,7 +70,7 @@ def _checked_matrix(kernel: npt.ArrayLike) -> np.ndarray:
 
 
 class _Plane(AbstractPolicy):
-    """A plane of one pair, with its references, lengths and required margin."""
+    """A plane of one pair, with its reference log-probabilities, lengths and required margin."""
 
     _: KW_ONLY
     ref_chosen: Float[ArrayLike, ""] = parameter(0.0, "ref_chosen", "(-inf, inf)")
@@ -104,7 +104,7 @@ class _Plane(AbstractPolicy):
 
 
 class _PositivePlane(_Plane):
-    """A plane of positive numbers, Euclidean in them, with walls.
+    """A plane with positive coordinates, the Euclidean metric, and walls.
 
     A subclass has the field `domain`.
     """
@@ -114,7 +114,7 @@ class _PositivePlane(_Plane):
 
     @property
     def region(self) -> Region:
-        """From 0 to the wall on each axis, or to 1."""
+        """The interval from 0 to the wall of each axis, or to 1 if there is no wall."""
         normals, offsets = self.domain.walls()
         normals, never = normals.reshape(-1, 2), np.full((len(offsets), 2), np.inf)
         meets = np.divide(offsets[:, None], normals, out=never, where=normals > 0)
@@ -127,25 +127,25 @@ class _PositivePlane(_Plane):
 
 
 class RatioPlane(_PositivePlane):
-    """The paper's plane: the state is (x1, x2), probability over reference, of chosen and rejected.
+    """The paper's plane: the state is (x1, x2), the ratios π/π_ref of chosen and rejected response.
 
-    Euclidean in x, so on the log-ratio plane its kernel is diag(x1⁻², x2⁻²).
+    The metric is Euclidean in x. On the log-ratio plane the kernel is therefore diag(x1⁻², x2⁻²).
 
     Args:
         domain: `Quadrant()`, `Box(a, b)` or `Simplex(p_chosen, p_rejected)`.
-        wall: What a flow line does at a wall: `"stop"`, or `"slide"` along it (projected flow,
-            with release where the flow turns inward).
+        wall: The rule for a flow line at a wall: `"stop"`, or `"slide"` along the wall (projected
+            flow) until the flow points inward.
         ref_chosen: Reference log-probability of the chosen response, nats.
         ref_rejected: Reference log-probability of the rejected response, nats.
-        chosen_length: Tokens of the chosen response.
-        rejected_length: Tokens of the rejected response.
+        chosen_length: Number of tokens in the chosen response.
+        rejected_length: Number of tokens in the rejected response.
         offset: Required margin of the pair, for losses that use one (ODPO); None for none.
 
     Raises:
         ValueError: If `wall` is unknown, a length is not positive, or a reference log-probability
             or the offset is not finite.
 
-    Source: arXiv 2404.04626, section 3.1; there both references are set to 1 (0 nats).
+    Source: arXiv 2404.04626, section 3.1, which sets both reference probabilities to 1 (0 nats).
     """
 
     domain: AbstractDomain = _domain(Quadrant)
@@ -162,21 +162,21 @@ class RatioPlane(_PositivePlane):
 
 
 class ProbabilityPlane(_PositivePlane):
-    """The plane of the two probabilities themselves: the state is (π_chosen, π_rejected).
+    """The plane of the two probabilities: the state is (π_chosen, π_rejected).
 
-    Euclidean in π, so on the log-ratio plane its kernel is diag(π_chosen⁻², π_rejected⁻²). If both
-    references are p, it is the ratio plane in other units, x = π/p, with flow times multiplied by
-    p².
+    The metric is Euclidean in π. On the log-ratio plane the kernel is therefore diag(π_chosen⁻²,
+    π_rejected⁻²). If both reference probabilities are p, this is the ratio plane with x = π/p, and
+    a flow time is p² times the flow time on the ratio plane.
 
     Args:
         ref_chosen: Reference log-probability of the chosen response, nats; np.log(0.3), say.
         ref_rejected: Reference log-probability of the rejected response, nats.
-        domain: `Simplex()`, π_chosen + π_rejected ≤ 1; `Box(1, 1)`; or `Quadrant()`. None for the
-            first.
-        wall: What a flow line does at a wall: `"stop"`, or `"slide"` along it (projected flow, with
-            release where the flow turns inward).
-        chosen_length: Tokens of the chosen response.
-        rejected_length: Tokens of the rejected response.
+        domain: `Simplex()`, which is π_chosen + π_rejected ≤ 1; `Box(1, 1)`; or `Quadrant()`. None
+            for `Simplex()`.
+        wall: The rule for a flow line at a wall: `"stop"`, or `"slide"` along the wall (projected
+            flow) until the flow points inward.
+        chosen_length: Number of tokens in the chosen response.
+        rejected_length: Number of tokens in the rejected response.
         offset: Required margin of the pair, for losses that use one (ODPO); None for none.
 
     Raises:
@@ -227,19 +227,19 @@ class ProbabilityPlane(_PositivePlane):
 class LogRatioPlane(_Plane):
     """The plane of log-ratios (u_chosen, u_rejected), with a kernel as its metric.
 
-    u' = −K ∇_u L. The identity is the plain gradient flow in u; the three numbers k_ww, k_wl, k_ll
-    of a kernel measured on a model (inner products of the gradients of its two log-probabilities)
-    make it the linearised training of one pair; a function of u is a kernel that changes on the
-    way.
+    The flow is u' = −K ∇_u L. The identity K gives the gradient flow in u. A kernel measured on a
+    model, whose entries k_ww, k_wl and k_ll are the inner products of the gradients of the two
+    log-probabilities, gives the linearised training of one pair. A function of u gives a kernel
+    that changes along the flow line.
 
     Args:
         kernel: Symmetric positive semidefinite array of shape (2, 2), or a JAX function from u,
-            shape (2,), to one, such as a `CoupledKernel`; None for the identity. A function is
-            checked at u = 0 alone.
+            shape (2,), to such an array, for example a `CoupledKernel`; None for the identity. A
+            function is checked only at u = 0.
         ref_chosen: Reference log-probability of the chosen response, nats.
         ref_rejected: Reference log-probability of the rejected response, nats.
-        chosen_length: Tokens of the chosen response.
-        rejected_length: Tokens of the rejected response.
+        chosen_length: Number of tokens in the chosen response.
+        rejected_length: Number of tokens in the rejected response.
         offset: Required margin of the pair, for losses that use one (ODPO); None for none.
 
     Raises:
@@ -275,7 +275,7 @@ class LogRatioPlane(_Plane):
 
     @property
     def region(self) -> Region:
-        """Ten nats to either side of the reference."""
+        """The square that extends ten nats to each side of the reference."""
         return (-_NATS, _NATS), (-_NATS, _NATS)
 
     def pairs(self, state: Float[Array, " 2"]) -> Pair:
@@ -295,13 +295,13 @@ class LogRatioPlane(_Plane):
 
 
 class CoupledKernel(eqx.Module):
-    """A constant kernel by how strongly the rejected response moves the chosen one.
+    """A constant kernel, given by how strongly the rejected response moves the chosen one.
 
         K = k_ww [[1, r], [r, s]],  r = k_wl/k_ww,  s = k_ll/k_ww
 
-    For one pair and a loss L(h) of the margin alone with L' < 0, the chosen log-ratio falls exactly
-    where r > 1. As a module its numbers are hyper-parameters: `over={"ratio": [0, 0.5, 0.9, 1.1]}`
-    sweeps one without compiling again.
+    For one pair and a loss L(h) of the margin alone with L' < 0, the chosen log-ratio falls if and
+    only if r > 1. The three numbers are hyper-parameters of the flow: `over={"ratio": [0, 0.5, 0.9,
+    1.1]}` sweeps r without compiling again.
 
     Args:
         ratio: r = k_wl/k_ww, with r² at most s.

@@ -1,6 +1,6 @@
-"""Policies that give log-probabilities of a list of responses, of which pairs are made.
+"""Policies that give the log-probabilities of a list of responses, from which pairs are formed.
 
-r: responses; p: preferences, none for a single one.
+Letters in shapes: r responses, p preferences. A single preference has no axis p.
 """
 
 from abc import abstractmethod
@@ -28,24 +28,27 @@ Preferences = tuple[int, ...] | tuple[tuple[int, ...], ...]
 class AbstractResponses(AbstractPolicy):
     """A policy that gives the log-probability of each response of a list.
 
-    A subclass sets its own fields, then calls the constructor of this class.
+    A subclass sets its own fields and then calls the constructor of this class.
 
     Args:
         ref_log_probs: Log-probabilities of the responses under the reference, nats, shape (r,).
-        preferences: (chosen, rejected), or a list of such couples, counted from 0.
-        lengths: Tokens of the responses: one number, or one for each.
-        offset: Required margin: one number, or one for each pair; None for none.
-        prompts: Number of prompts, with equally many responses each, if preferences name them:
-            (prompt, chosen, rejected).
-        domain: Set of states; None for the whole space.
-        wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
+        preferences: (chosen, rejected), two indices of responses counted from 0, or a list of such
+            pairs.
+        lengths: Number of tokens in the responses: one number for all, or one for each.
+        offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
+            None for none.
+        prompts: Number of prompts, each with the same number of responses. Preferences are then
+            triples (prompt, chosen, rejected). None if preferences name no prompt.
+        domain: The set of states; None for the whole space.
+        wall: The rule for a flow line at a wall of the domain: `"stop"`, or `"slide"` along the
+            wall.
 
     Attributes:
-        preferences: (chosen, rejected), indices in the list, for a single pair; a tuple of such
-            couples for several. The loss of several is their (weighted) mean.
-        lengths: Tokens of each response, shape (r,).
+        preferences: (chosen, rejected), two indices of responses, for a single pair; a tuple of
+            such pairs for several. The loss of several pairs is their (weighted) mean.
+        lengths: Number of tokens in each response, shape (r,).
         offset: Required margin of each pair, for losses that use one (ODPO); None for none.
-        ref_log_probs: As given.
+        ref_log_probs: Log-probabilities of the responses under the reference, nats, shape (r,).
     """
 
     preferences: Preferences = eqx.field(static=True)
@@ -76,11 +79,11 @@ class AbstractResponses(AbstractPolicy):
 
     @abstractmethod
     def log_probs(self, state: PyTree[Array]) -> Float[Array, " r"]:
-        """Log-probability of each response at a state, nats."""
+        """The log-probability of each response at a state, nats."""
 
     @property
     def indices(self) -> Int[np.ndarray, "*p 2"]:
-        """Indices, in the list, of the chosen and the rejected response of each pair."""
+        """The indices of the chosen and of the rejected response of each pair."""
         return np.asarray(self.preferences)
 
     def pairs(self, state: PyTree[Array]) -> Pair:
@@ -98,7 +101,7 @@ class AbstractResponses(AbstractPolicy):
         )
 
     def _log_probs_at(self, state: PyTree[Any]) -> Float[np.ndarray, "..."]:
-        """Log-probabilities at a known state, in float64 for any precision of the work."""
+        """Log-probabilities at a state, always computed in float64."""
         with jax.enable_x64(True), jax.ensure_compile_time_eval():
             return np.asarray(self.log_probs(jax.tree.map(_wide, state)))
 
@@ -108,8 +111,8 @@ def rest_in_proportion(
 ) -> Float[Array, " r"]:
     """Log-probabilities of all responses of a prompt, given the log-ratios of one pair.
 
-    The others share the remaining probability in the proportions of the reference; NaN if none
-    remains.
+    The other responses share the remaining probability in the proportions of the reference; the
+    result is NaN if no probability remains.
 
     Raises:
         ValueError: If the policy has several prompts or pairs, or no third response.
@@ -120,8 +123,8 @@ def rest_in_proportion(
     others = np.setdiff1d(np.arange(references.size), pair)
     if np.shape(policy.preferences) != (2,) or not others.size:
         raise ValueError(
-            f"{type(policy).__name__} has no way back from log-ratios to a state unless it has a "
-            "single prompt, a single pair and a third response, but has "
+            f"{type(policy).__name__} defines a state for given log-ratios only with a single "
+            "prompt, a single pair and a third response, but has "
             f"{references.size} responses and the preferences {policy.preferences}."
         )
     logs = references[pair] + values
@@ -132,9 +135,9 @@ def rest_in_proportion(
 
 
 def _preferences(preferences: Any, count: int, prompts: int | None = None) -> Preferences:
-    """Preferences over the responses, of each prompt if there are several, checked."""
+    """The given preferences as tuples of indices, after a check."""
     form = "(chosen, rejected)" if prompts is None else "(prompt, chosen, rejected)"
-    wanted = f"Argument `preferences` must be {form} or a list of such, "
+    wanted, or_list = f"Argument `preferences` must be indices {form}", "or a list of such tuples"
     try:
         indices = np.asarray(preferences)
     except ValueError:
@@ -142,19 +145,23 @@ def _preferences(preferences: Any, count: int, prompts: int | None = None) -> Pr
     width = 2 if prompts is None else 3
     couples = indices.size > 0 and indices.ndim in (1, 2) and indices.shape[-1] == width
     if not (couples and indices.dtype.kind in "iu"):
-        raise ValueError(f"{wanted}counted from 0, but is {preferences!r}.")
+        raise ValueError(f"{wanted}, counted from 0, {or_list}, but is {preferences!r}.")
     limits = np.array([count, count] if prompts is None else [prompts, count, count])
     if np.any(indices < 0) or np.any(indices >= limits):
         among = f"{count} responses" + ("" if prompts is None else f" to {prompts} prompts")
-        raise ValueError(f"{wanted}among {among}, counted from 0, but is {indices.tolist()}.")
+        raise ValueError(
+            f"{wanted} of {among}, counted from 0, {or_list}, but is {indices.tolist()}."
+        )
     if np.any(indices[..., -2] == indices[..., -1]):
-        raise ValueError(f"{wanted}of two different responses, but is {indices.tolist()}.")
+        raise ValueError(
+            f"{wanted} of two different responses, {or_list}, but is {indices.tolist()}."
+        )
     listed: Any = indices.tolist()
     return tuple(listed) if indices.ndim == 1 else tuple(tuple(one) for one in listed)
 
 
 def _lengths(lengths: npt.ArrayLike, count: int) -> Float[np.ndarray, " r"]:
-    """Tokens of each response, from one number for all, or one each."""
+    """The number of tokens in each response, from one number for all or one for each."""
     array = numbers(lengths)
     if array.shape not in ((), (count,)) or not np.all(np.isfinite(array) & (array > 0)):
         raise ValueError(
@@ -167,7 +174,7 @@ def _lengths(lengths: npt.ArrayLike, count: int) -> Float[np.ndarray, " r"]:
 def _offset(
     offset: npt.ArrayLike | None, preferences: Preferences
 ) -> Float[np.ndarray, "*p"] | None:
-    """Required margins: None, one number for all pairs, or one each."""
+    """The required margin of each pair, from one number for all or one for each; or None."""
     if offset is None:
         return None
     array, shape = numbers(offset), np.shape(preferences)[:-1]

@@ -1,7 +1,7 @@
 """Softmax policies: a table of logits, and logits that are linear in features.
 
-m: prompts; n: responses to a prompt; r: responses in all; p: preferences, none for a single one;
-d: features.
+Letters in shapes: m prompts, n responses to a prompt, r responses to all prompts, d features, p
+preferences. A single preference has no axis p.
 """
 
 from typing import Any
@@ -23,28 +23,33 @@ _SUM_IS_ONE = 1e-5  # what the sum of some thousand float32 probabilities may mi
 
 
 class TabularSoftmax(AbstractResponses):
-    """A softmax over one logit for each response: the state is the table of logits.
+    """A softmax with one logit θ_i for each response: the state is the table of logits.
 
-    log π_i = θ_i − log Σ_j e^{θ_j}, for each prompt on its own. With the Euclidean metric the
-    kernel of two responses to a prompt is K_ij = δ_ij − π_i − π_j + Σ_y π_y²; under the Fisher
-    metric (natural gradient) it is δ_ij/π_i − 1. Under the Fisher metric, DPO drives the
-    probability of a rejected response to 0, and its logit to −∞, in finite time. Follow it to a
-    margin or a loss; a target beyond that time ends with the outcome `step_limit`.
+    For each prompt, log π_i = θ_i − log Σ_j e^{θ_j}. The kernel of two responses i and j to a
+    prompt is K_ij = δ_ij − π_i − π_j + Σ_y π_y² with the Euclidean metric, and K_ij = δ_ij/π_i − 1
+    with the Fisher metric (natural gradient).
+
+    With the Fisher metric, DPO drives the probability of a rejected response to 0, and its logit to
+    −∞, in finite time. Choose a margin or a loss as target. A flow line that has not reached
+    its target by then ends with the outcome `step_limit`.
 
     Args:
         reference: Probabilities of the responses under the reference, shape (n,) for one prompt or
-            (m, n) for several; those of a prompt sum to 1. States have the same shape.
-        preferences: (chosen, rejected) for a single pair, or a list of such couples: indices among
-            the responses, counted from 0. With several prompts (prompt, chosen, rejected).
-        fisher: Whether the metric is the pseudo-inverse of the Fisher information of the logits, in
-            place of the identity.
-        lengths: Tokens of the responses: one number, or one for each, prompt by prompt.
+            (m, n) for several. The probabilities of each prompt sum to 1. States have the same
+            shape.
+        preferences: (chosen, rejected), two indices of responses counted from 0, or a list of such
+            pairs. With several prompts, triples (prompt, chosen, rejected).
+        fisher: True for the pseudo-inverse of the Fisher information of the logits as metric, false
+            for the identity.
+        lengths: Number of tokens in the responses: one number for all, or one for each, prompt by
+            prompt.
         offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
             None for none.
 
     Raises:
-        ValueError: If the probabilities are not positive or do not sum to 1, a preference names no
-            response or the same one twice, or a length or an offset is out of range.
+        ValueError: If the probabilities are not positive or do not sum to 1, a preference names a
+            response that does not exist or the same response twice, or a length or an offset is out
+            of range.
     """
 
     reference: Float[ArrayLike, "*m n"]
@@ -96,8 +101,8 @@ class TabularSoftmax(AbstractResponses):
     def state_at(self, log_ratios: Float[ArrayLike, " 2"]) -> Float[Array, " n"]:
         """The logits with given log-ratios of a single pair.
 
-        The other responses share the remaining probability in the proportions of the reference; NaN
-        if none remains.
+        The other responses share the remaining probability in the proportions of the reference; the
+        logits are NaN if no probability remains.
 
         Raises:
             ValueError: If there are several prompts or pairs, or no third response.
@@ -108,21 +113,24 @@ class TabularSoftmax(AbstractResponses):
 class LogLinear(AbstractResponses):
     """Logits that are linear in features of the responses: the state is the vector of weights.
 
-    log π_i = φ_i·θ − log Σ_j e^{φ_j·θ}. With φ̄ = Σ_y π_y φ_y the kernel of two responses is
-    (φ_i − φ̄)·(φ_j − φ̄); that of the margin, k_ww + k_ll − 2 k_wl = ‖φ_w − φ_l‖², is constant.
+    With weights θ and the features φ_i of response i, log π_i = φ_i·θ − log Σ_j e^{φ_j·θ}. Let
+    φ̄ = Σ_y π_y φ_y. The kernel of the responses i and j is (φ_i − φ̄)·(φ_j − φ̄). The kernel of the
+    margin, k_ww + k_ll − 2 k_wl = ‖φ_w − φ_l‖², is constant.
 
     Args:
         features: φ, one row for each response, shape (n, d).
-        preferences: (chosen, rejected), or a list of such couples, counted from 0.
+        preferences: (chosen, rejected), two indices of responses counted from 0, or a list of such
+            pairs.
         reference: Weights θ of the reference, shape (d,); None for 0, where all responses are
             equally probable.
-        lengths: Tokens of the responses: one number, or one for each.
+        lengths: Number of tokens in the responses: one number for all, or one for each.
         offset: Required margin, for losses that use one (ODPO): one number, or one for each pair;
             None for none.
 
     Raises:
         ValueError: If features or weights have the wrong shape or are not finite, a preference
-            names no response or the same one twice, or a length or an offset is out of range.
+            names a response that does not exist or the same response twice, or a length or an
+            offset is out of range.
 
     Source: the log-linear policy class of Agarwal, Kakade, Lee and Mahajan (arXiv 1908.00261).
     """
@@ -149,15 +157,16 @@ class LogLinear(AbstractResponses):
     def with_similarity(
         cls, similarity: float, *, responses: int = 3, lengths: npt.ArrayLike = 20.0
     ) -> "LogLinear":
-        """A policy whose chosen and rejected response have features of a given cosine similarity.
+        """A policy whose chosen and rejected response have features with a given cosine similarity.
 
-        All features have length 1. Those of the chosen (0) and the rejected response (1) have the
-        inner product `similarity`, and those of all others are orthogonal to them and each other.
+        Each response has a feature vector of length 1. The vectors of the chosen response (0) and
+        of the rejected response (1) have the inner product `similarity`. Every other vector is
+        orthogonal to all vectors but itself.
 
         Args:
-            similarity: From −1 to 1.
+            similarity: The cosine similarity, from −1 to 1.
             responses: Number of responses, at least 2.
-            lengths: Tokens of the responses.
+            lengths: Number of tokens in the responses: one number for all, or one for each.
 
         Raises:
             ValueError: If a number is out of its range.
@@ -189,7 +198,7 @@ def _probabilities(reference: npt.ArrayLike) -> Float[np.ndarray, "*m n"]:
     sums = table.sum(axis=-1, keepdims=True)
     if np.any(table <= 0) or np.any(np.abs(sums - 1) > _SUM_IS_ONE):
         raise ValueError(
-            "Argument `reference` must hold positive probabilities, those of a prompt with the sum "
-            f"1, but holds {checks.shown(table)}."
+            "Argument `reference` must hold positive probabilities that sum to 1 for each prompt, "
+            f"but holds {checks.shown(table)}."
         )
     return table / sums

@@ -1,8 +1,9 @@
-"""A training run again, step by step, from its model, its data and the order of its samples.
+"""Replays of training runs, from the model, the data and the order of the samples; and forecasts.
 
-`replay` carries it out; `doubts` says beforehand, and `compare` afterwards, whether it is the run
-that a log tells of, and what the log does not show: what became of every pair. `forecast` says
-where a run will end that nobody has carried out yet.
+`replay` carries out a run again, step by step. `doubts` finds settings that contradict its log
+before the replay, and `compare` compares the replay with the log afterwards. A replay also gives
+the changes of every pair, which a log does not contain. `forecast` predicts the end of a run that
+was never carried out.
 """
 
 from flowlab.replay.comparison import Comparison, compare

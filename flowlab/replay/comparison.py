@@ -1,6 +1,6 @@
-"""A replay beside the log of its run: how far they are apart, and what the log does not show.
+"""A replay compared with the log of its run: the deviations, and the changes of every pair.
 
-k: rows of the log; n: pairs.
+Letters in shapes: k rows of the log, n pairs.
 """
 
 from collections.abc import Sequence
@@ -19,22 +19,22 @@ from flowlab.until import Outcome
 __all__ = ["QUANTILES", "Comparison", "compare"]
 
 QUANTILES = 0.05, 0.25, 0.5, 0.75, 0.95
-# Root mean square, in standard errors of a row: a run in another order is about √2 away, for it has
-# noise of its own, and a replay in float32 a few hundredths.
+# Root mean square deviation in standard errors of a row. It is about √2 for a run in another order,
+# whose noise is independent, and a few hundredths for a replay in float32.
 _SAME_RUN = 0.25
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A replay compared with its log, in NumPy arrays; made by `compare`.
+    """A replay compared with its log, as NumPy arrays; use `compare` to make one.
 
     Attributes:
         log: The log.
         run: The replay.
         doubts: Sentences on settings that contradict the log.
-        deviation: (u_w, u_l) of the replay less those of the log, nats, shape (k, 2).
-        noise: Standard error of (u_w, u_l) of each row, from the scatter of rows about the run,
-            nats, shape (k, 2); NaN if there are too few rows.
+        deviation: (u_w, u_l) of the replay less (u_w, u_l) of the log, nats, shape (k, 2).
+        noise: Standard errors of (u_w, u_l) in each row, from the scatter of the rows about the
+            run, nats, shape (k, 2); NaN if there are too few rows.
         pairs: The pairs of the replay; None if they are not known.
     """
 
@@ -63,36 +63,36 @@ class Comparison:
 
     @property
     def in_errors(self) -> Float[np.ndarray, "k 2"]:
-        """Deviations in standard errors of a row; NaN if these are not known, or 0."""
+        """The deviations divided by the standard errors of their rows; NaN if unknown or 0."""
         known = np.where(self.noise > 0, self.noise, np.nan)
         return self.deviation / known
 
     @property
     def typical(self) -> float:
-        """Root mean square deviation in standard errors of a row; NaN if none is known."""
+        """The root mean square of the deviations in standard errors; NaN if none is known."""
         square = self.in_errors**2
         known = square[np.isfinite(square)]
         return float(np.sqrt(np.mean(known))) if known.size else float("nan")
 
     @property
     def is_replay(self) -> bool:
-        """True if this is the same run as in the log.
+        """True if the replay is the same run as the log.
 
-        All steps must have been taken, no setting may contradict the log, and deviations must be
-        far below the noise of a batch.
+        This requires that all steps were taken, that no setting contradicts the log, and that the
+        deviations are far smaller than the noise of a batch.
         """
         within = not self.typical > _SAME_RUN
         return self.run.outcome is Outcome.reached and not self.doubts and within
 
     def of_pairs(self) -> list[dict[str, Any]]:
-        """Statistics over all pairs at each kept step: means, fractions that fell, quantiles.
+        """Statistics over all pairs at each kept step: means, quantiles, and fractions that fell.
 
         Raises:
             ValueError: If the replay kept no log-ratios of all pairs.
         """
         if not self.run.u.size:
             raise ValueError(
-                "Argument `run` must have looked at all pairs, with keep_every=…, but did not."
+                "Argument `run` must have log-ratios of all pairs, from keep_every=…, but has none."
             )
         return [
             _told(int(step), np.asarray(u, float))
@@ -111,9 +111,9 @@ def compare(
 
     Args:
         log: The log.
-        run: The replay, with at least as many steps.
-        doubts: The result of `doubts`.
-        pairs: The pairs of the replay, whose rows and texts then name them.
+        run: The replay, which must have at least as many steps as the log.
+        doubts: The sentences that `doubts` returned.
+        pairs: The pairs of the replay, which give the rows and texts of the pairs.
 
     Raises:
         ValueError: If the log has no log-ratios or no steps, or is longer than the replay.
@@ -129,7 +129,7 @@ def compare(
 
 
 def largest_known(values: Float[np.ndarray, "..."]) -> float:
-    """The largest absolute value of the numbers that are not NaN; NaN if all are."""
+    """The largest absolute value, NaN ignored; NaN if all values are NaN."""
     known = np.abs(values[np.isfinite(values)])
     return float(known.max()) if known.size else float("nan")
 

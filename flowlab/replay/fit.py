@@ -1,6 +1,6 @@
-"""Checks that settings fit a log, before any time is spent.
+"""Checks that settings agree with a log, for use before a replay.
 
-n: pairs; s: steps; k: rows of the log.
+Letters in shapes: n pairs, s steps, k rows of the log.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,8 +17,8 @@ from flowlab.policies import LanguageModel
 __all__ = ["doubts"]
 
 _SAME_RATE = 1e-6  # relative: a log holds its rates in full
-# Of log-probabilities of whole batches, relative and in nats: in float32 they agree to 1e-6, those
-# of a run in bfloat16 to some 1e-3, and other pairs or another model are off by far more.
+# Tolerance for mean log-probabilities of batches, relative and in nats. They agree to 1e-6 in
+# float32 and to about 1e-3 with a run in bfloat16; other pairs or models differ by far more.
 _SAME_LOG_PROB = 5e-3
 
 
@@ -32,20 +32,20 @@ def doubts(
 ) -> list[str]:
     """Sentences on settings of a replay that contradict the log.
 
-    Compared are the number of steps, the batch size and the steps per epoch, the tokens of each
-    step, the learning rates, the first log-probabilities, and β with the rewards, as far as the log
-    has them. Together they reveal another order, seed or batch size, other data, another model and
-    another β.
+    As far as the log has them, these are compared: the number of steps, the batch size, the steps
+    per epoch, the tokens of each step, the learning rates, the first log-probabilities, and β with
+    the rewards. Together they reveal another order, seed or batch size, other data, another model,
+    and another β.
 
     Args:
         log: The log.
         policy: The model on its data, before the run.
-        order: For each step, indices of pairs.
-        rates: The learning rate of each step; None if they are those of the log.
+        order: For each step, the indices of its pairs.
+        rates: The learning rate of each step; None if they are taken from the log.
         per_device: The batch size of one process, if it is known.
 
     Returns:
-        The sentences; none if everything fits.
+        The sentences; empty if all settings agree with the log.
 
     Raises:
         ValueError: If the log has no log-ratios or no steps.
@@ -59,7 +59,7 @@ def doubts(
 
 
 def check_log(log: TrainingLog) -> None:
-    """Refuse a log that a run cannot be compared with."""
+    """Refuse a log without steps or log-ratios, with which no run can be compared."""
     if log.reference_free or not log.numbered or not log.step.size:
         raise ValueError(
             "Argument `log` must have steps and log-ratios, but is of a loss without a reference, "
@@ -121,12 +121,12 @@ def _of_tokens(log: TrainingLog, policy: LanguageModel, batches: list[np.ndarray
         yield (
             f"The batch of step {step} has {there[first]:g} tokens in the log, and "
             f"{here[first]:g} in this order; {apart.sum()} of {apart.size} rows differ. The order, "
-            "its seed, the batch size or the data are others."
+            "its seed, the batch size or the data are different."
         )
 
 
 def _of_log_probs(log: TrainingLog, policy: LanguageModel, batch: np.ndarray) -> Iterator[str]:
-    """Sentences on the log-probabilities of the first row, if it covers only the first step."""
+    """Sentences on the first log-probabilities, if the first row covers only the first step."""
     ends = policy.reference_state, policy.start
     alike = zip(*map(jax.tree.leaves, ends), strict=False)
     if log.step[0] != 1 or ends[0] is None or not all(one is other for one, other in alike):
@@ -138,5 +138,5 @@ def _of_log_probs(log: TrainingLog, policy: LanguageModel, batch: np.ndarray) ->
         if np.isfinite(told) and abs(mine - told) > _SAME_LOG_PROB * max(1.0, abs(told)):
             yield (
                 f"The first {side} log-probabilities are {told:.6g} nats in the log, and "
-                f"{mine:.6g} here: the model, the data or the order are others."
+                f"{mine:.6g} here: the model, the data or the order are different."
             )

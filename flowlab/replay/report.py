@@ -1,4 +1,4 @@
-"""A comparison of a replay with its log in words, as JSON, and in a folder with a picture."""
+"""A comparison of a replay with its log as text, as JSON, and as a folder with a figure."""
 
 import math
 import textwrap
@@ -21,7 +21,7 @@ _TABLE, _PAIRS = "%steps%", "%pairs%"  # where the table and the list go
 
 
 def text(comparison: Comparison) -> str:
-    """Text of a comparison in plain English, for a terminal."""
+    """The comparison in plain English, for a terminal."""
     told = comparison.of_pairs()
     values = {
         "found": comparison,
@@ -46,7 +46,7 @@ def text(comparison: Comparison) -> str:
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as JSON, with null for unknown values."""
+    """The comparison as JSON-ready data, with None for unknown values."""
     run, log = comparison.run, comparison.log
     ends = log.step.astype(int)
     return {
@@ -77,18 +77,18 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 def write(comparison: Comparison, folder: Path, *, what: str = "Argument `folder`") -> None:
     """Write a comparison to a folder.
 
-    `replay.json` and `replay.txt` hold the results of `to_json` and `text`; `pairs.npz` holds the
-    steps at which all pairs were evaluated (`step`), their log-ratios (`u`) and their rows in the
-    data (`row`); `replay.png` and `.svg` show them.
+    `replay.json` and `replay.txt` hold the results of `to_json` and `text`. `pairs.npz` holds the
+    steps at which all pairs were evaluated (`step`), the log-ratios of the pairs (`u`) and their
+    rows in the data (`row`). `replay.png` and `.svg` show them.
 
     Args:
         comparison: The comparison.
-        folder: A new folder, an empty one, or one with an earlier replay, which is replaced.
-        what: Its name in messages.
+        folder: A folder that is new or empty, or that holds an earlier replay, which is replaced.
+        what: The name of the folder in messages.
 
     Raises:
-        ValueError: If it is a file or holds anything else.
-        OSError: If it cannot be written.
+        ValueError: If `folder` is a file, or a folder with other contents.
+        OSError: If the folder cannot be written.
     """
     from flowlab import plots
 
@@ -102,7 +102,7 @@ def write(comparison: Comparison, folder: Path, *, what: str = "Argument `folder
 
 
 def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The table of pairs: a header, and a row for each kept step."""
+    """The table of changes over all pairs: a header, and a row for each kept step."""
     low, middle, high = QUANTILES.index(0.05), QUANTILES.index(0.5), QUANTILES.index(0.95)
     header = ("step", "mean u_w", "mean u_l", "chosen fell", "rejected fell")
     header = (*header, "margin: 5 %", "median", "95 %")
@@ -120,7 +120,7 @@ def _steps(told: list[dict[str, Any]]) -> list[tuple[str, ...]]:
 
 
 def _fallen(comparison: Comparison) -> str:
-    """The pairs whose chosen response fell most, with their texts where these are known."""
+    """The pairs whose chosen response fell most, with their texts if the tokenizer is known."""
     last = comparison.run.u[-1]
     listed = []
     for pair in np.argsort(last[:, 0])[:_SHOWN]:

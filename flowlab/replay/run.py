@@ -1,6 +1,6 @@
-"""A training run again, step by step, from its model, its data and the order of its samples.
+"""A training run carried out again, from its model, its data and the order of its samples.
 
-n: pairs; t: tokens of the longest sequence; k: steps.
+Letters in shapes: n pairs, t tokens of the longest sequence, k steps.
 """
 
 import os
@@ -29,19 +29,23 @@ __all__ = ["Replay", "replay", "replayed"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Replay:
-    """A replayed run, in NumPy arrays: means over the pairs of each step, before the step.
+    """A replayed run as NumPy arrays.
+
+    Unless said otherwise, an array has one value per step: the mean over the pairs of the step,
+    before the step is taken.
 
     Attributes:
         u_chosen: Log-ratio u_w of the chosen response, nats, shape (k,).
-        u_rejected: Log-ratio u_l of the rejected response.
-        logp_chosen: Summed log-probability of the chosen response, nats.
-        logp_rejected: Summed log-probability of the rejected response.
-        loss: The loss.
+        u_rejected: Log-ratio u_l of the rejected response, nats, shape (k,).
+        logp_chosen: Summed log-probability of the chosen response, nats, shape (k,).
+        logp_rejected: Summed log-probability of the rejected response, nats, shape (k,).
+        loss: The loss, shape (k,).
         parameters: The parameters after the last step.
-        outcome: `reached` if all steps were taken; `non_finite` if it broke off.
-        kept: Numbers of the steps after which all pairs were evaluated, the start (0) first; may be
+        outcome: `reached` if all steps were taken; `non_finite` if the run stopped at a number that
+            is not finite.
+        kept: The steps after which all pairs were evaluated, beginning with the start (0); may be
             empty.
-        u: Log-ratios (u_w, u_l) of all pairs there, nats, shape (kept, n, 2).
+        u: Log-ratios (u_w, u_l) of all pairs at the kept steps, nats, shape (kept, n, 2).
     """
 
     u_chosen: Float[np.ndarray, " k"]
@@ -55,9 +59,7 @@ class Replay:
     u: Float[np.ndarray, "kept n 2"] = field(default_factory=lambda: np.zeros((0, 0, 2)))
 
     def deviation(self, log: TrainingLog) -> Float[np.ndarray, "row 2"]:
-        """The log-ratios (u_w, u_l) of the replay less those of a log, nats, for each of its rows.
-
-        A row that covers several steps is compared with their mean.
+        """The log-ratios (u_w, u_l) of the replay less those of a log in each of its rows, nats.
 
         Raises:
             ValueError: If the log has no log-ratios or no steps, or is longer than the replay.
@@ -80,7 +82,7 @@ class Replay:
         return means - np.stack([log.u_chosen, log.u_rejected], axis=1)
 
     def __repr__(self) -> str:
-        """The end of the run, on one line."""
+        """The end of the run on one line."""
         end = f"({self.u_chosen[-1]:.6g}, {self.u_rejected[-1]:.6g})"
         return f"Replay({self.loss.size} steps, (u_w, u_l) to {end} nats)"
 
@@ -99,31 +101,33 @@ def replay(
     progress: bool | None = False,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Replay:
-    """Replay a run of preference training, by `descent.descend`.
+    """Replay a run of preference training.
 
-    The loss of a step is the mean over its pairs, in the order given; there is no dropout.
+    The steps are those of `descent.descend`. The loss of a step is the mean over its pairs, in the
+    given order; there is no dropout.
 
     Args:
-        apply: From parameters and tokens, shape (s, t), to logits, shape (s, t, v), such as
-            `Model.apply`.
-        parameters: The parameters before the run, such as `Model.parameters`. Their dtype is the
-            dtype of the work.
-        pairs: The data, such as those of `data.preferences`.
-        loss: The loss that was trained, such as `DPO(0.1)`.
+        apply: Function from parameters and tokens, shape (s, t), to logits, shape (s, t, v), such
+            as `Model.apply`.
+        parameters: The parameters before the run, such as `Model.parameters`. All computations have
+            their dtype.
+        pairs: The data, such as the result of `data.preferences`.
+        loss: The loss of the run, such as `DPO(0.1)`.
         optimiser: An optimiser of optax, such as `descent.hf_optimiser(1e-6, len(order))`.
-        order: For each step, indices of pairs, such as those of `descent.hf_order`.
-        chunk: Number of sequences that are computed at a time, to bound the memory; None for all of
-            a step.
-        reference: The parameters of the reference, if it is not the start.
-        keep_every: Number of steps between two evaluations of all pairs; the last step is included.
-            None for no such evaluations.
-        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+        order: For each step, the indices of its pairs, such as the result of `descent.hf_order`.
+        chunk: Number of sequences that are computed at a time, to limit the memory; None for all
+            sequences of a step.
+        reference: The parameters of the reference policy; None if the reference is the policy
+            before the run.
+        keep_every: Number of steps between two evaluations of all pairs; the end of the run is
+            evaluated too. None for no evaluations.
+        progress: Whether to show a progress bar; None to show it for long runs in a terminal.
         checkpoint: A file from which the same call resumes, as for `descent.descend`.
 
     Raises:
-        ValueError: If the order is empty or names a pair that does not exist, or a log-probability
-            is not finite at the start (as with the tokenizer of another model); or as for
-            `Policy.from_model` and `descent.descend`.
+        ValueError: If the order is empty or has an index without a pair; if a log-probability is
+            not finite at the start (the tokenizer may belong to another model); or for the reasons
+            that `Policy.from_model` and `descent.descend` give.
 
     Accuracy: that of the precision of the parameters. A logged float32 run of 480 steps of SGD is
         reproduced within 3e-6 nats at every step.
@@ -145,19 +149,19 @@ def replayed(
     progress: bool | None = False,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Replay:
-    """Replay a run as `replay` does, for an existing policy.
+    """Replay a run of preference training with an existing policy.
 
     Args:
         policy: The model on its data; the run begins at its `start`.
-        loss: As there.
-        optimiser: As there.
-        order: As there.
-        keep_every: As there.
-        progress: As there.
-        checkpoint: As there.
+        loss: The loss of the run, as for `replay`.
+        optimiser: An optimiser of optax, as for `replay`.
+        order: For each step, the indices of its pairs, as for `replay`.
+        keep_every: Number of steps between two evaluations of all pairs, as for `replay`.
+        progress: Whether to show a progress bar, as for `replay`.
+        checkpoint: A file from which the same call resumes, as for `descent.descend`.
 
     Raises:
-        ValueError: As for `descent.descend`.
+        ValueError: For the reasons that `descent.descend` gives.
     """
     run = descend(
         preference_flow(loss, policy),

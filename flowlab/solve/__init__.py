@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from flowlab.solve.rock import ROCK4
     from flowlab.solve.rosenbrock import Rodas5P
-    from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
+    from flowlab.solve.stiffness import bounded_rates, steady, steps_alone, stiff_solvers
 
 __all__ = [
     "ROCK4",
@@ -44,7 +44,7 @@ __all__ = [
     "Thermal",
     "advance",
     "begin",
-    "bounded_rate",
+    "bounded_rates",
     "check_potential",
     "check_counts",
     "check_states",
@@ -70,6 +70,7 @@ __all__ = [
     "resume",
     "safe_problem",
     "steady",
+    "steps_alone",
     "stiff_solvers",
 ]
 
@@ -99,6 +100,6 @@ __getattr__, __dir__ = on_demand(
         ),
         "rock": ("ROCK4",),
         "rosenbrock": ("Rodas5P",),
-        "stiffness": ("bounded_rate", "steady", "stiff_solvers"),
+        "stiffness": ("bounded_rates", "steady", "steps_alone", "stiff_solvers"),
     },
 )

@@ -24,7 +24,7 @@ from flowlab.flow import largest
 from flowlab.solve.field import velocity_of_coordinates
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
 
-__all__ = ["change_by_error", "lane_errors"]
+__all__ = ["lane_errors"]
 
 _ROUNDINGS = 4.0  # of a coordinate: smaller errors are ignored, as no step has fewer
 _PRESSURE = 1e-4  # of the time: the tolerance of the integral of the pressure
@@ -80,7 +80,7 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
         state = problem.flow.domain.state(coordinates)
         return problem.target.signal(problem.flow, state, after.time)[lane.level]
 
-    value, change = change_by_error(signal, after, error)
+    value, change = _change_by_error(signal, after, error)
     level = jnp.asarray(problem.target.levels, value.dtype)[lane.level]
     size = jnp.maximum(jnp.abs(level) + jnp.abs(value), problem.target.absolute_below)
     sizeless = (level == 0) & (problem.target.absolute_below == 0)
@@ -89,12 +89,12 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
 
 def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
     """The error of the velocity, relative to its tolerance."""
-    value, change = change_by_error(velocity_of_coordinates(problem, lane), after, error)
+    value, change = _change_by_error(velocity_of_coordinates(problem, lane), after, error)
     speed = largest(value)
     return jnp.where(speed > 0, largest(change) / (_SPEED * problem.rtol * speed), 0)
 
 
-def change_by_error(
+def _change_by_error(
     function: Callable[[PyTree[Array]], PyTree[Array]], after: Point, error: Point
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """A function's value after a step, and its change when the step's error is subtracted.

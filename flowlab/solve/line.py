@@ -37,7 +37,7 @@ from flowlab.solve.problem import (
     check_target,
     default_rtol,
 )
-from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
+from flowlab.solve.stiffness import bounded_rates, steady, stiff_solvers
 from flowlab.solve.thin_line import refuse_thin, thin_line
 from flowlab.solve.watched import Watched
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
@@ -96,7 +96,11 @@ class Line(eqx.Module):
 
     @property
     def solver(self) -> str:
-        """The name of the solver that was used."""
+        """The name of the solver that was used.
+
+        If none was asked for and this is a solver of stiff flows, its clock was time, or arc length
+        on a domain whose boundary absorbs, whatever clock was asked for.
+        """
         return self._method.name
 
     def __repr__(self) -> str:
@@ -239,8 +243,8 @@ def flow_line(
             rtol < 3e-8. If stability, and not accuracy, keeps the steps of Tsit5 or Dopri8 short,
             the line is integrated again from its start with a stiff solver: Rodas5P for up to 32
             components; for more, or if Rodas5P fails, ROCK4 and then RKC2 (RKC2 first if
-            rtol ≥ 1e-5).
-            `Line.solver` names the solver that was used.
+            rtol ≥ 1e-5). Its clock is then time, or arc length on a domain whose boundary absorbs,
+            whatever `clock` says. `Line.solver` names the solver that was used.
         measures: Measures to evaluate along the line, from `flowlab.measures`.
         reverse: Whether to follow the flow backwards, up the potential.
         max_steps: Number of attempted steps after which the outcome is `step_limit`. Memory is
@@ -253,8 +257,10 @@ def flow_line(
             on the host.
         watch: Values to save with each state: `"loss"`, `"u"` (the log-ratios of all pairs), or
             both.
-        u_atol: Tolerance per step of the log-ratio of every response, in nats. None for `rtol`
-            nats, or for no such tolerance if the flow has no pairs; infinite for no such tolerance.
+        u_atol: Tolerance per step of the log-ratio of every response, in nats; its error is its
+            derivative along the error of the state, so that the log-probabilities must have forward
+            derivatives. None for `rtol` nats, or for no such tolerance if the flow has no pairs;
+            infinite for no such tolerance.
         progress: Whether to show a progress bar; None shows one on a terminal if the line takes
             long.
         checkpoint: A file to which the state of the integration is written every half a minute and
@@ -361,7 +367,7 @@ def _bounded_rate(line: Line) -> float | None:
         return None
     lately = (line.times[-1] - line.times[-1 - _PATIENCE]) / _PATIENCE
     last = jax.tree.map(lambda x: x[-1:], line.states)
-    return bounded_rate(line._problem, last, np.asarray([lately]))
+    return float(bounded_rates(line._problem, last, np.asarray([lately]))[0]) or None
 
 
 def _check_reverse(until: AbstractTarget, reverse: bool) -> None:

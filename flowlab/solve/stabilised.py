@@ -38,6 +38,7 @@ _FRESH = 25  # the most accepted steps for which a radius is trusted; as in RKC
 _STEADY = 0.05  # relative change of the radius up to which it is trusted for longer
 _MOST_GROWTH = 4.0  # the largest growth of the radius that is expected in a step
 _USUAL_RTOL = 1e-6  # the rtol assumed within diffrax, which does not pass its own
+_ROUNDINGS = 8  # units in the last place
 _SEED = 0  # seed of the first vector, which must contain the fastest direction
 
 Slope = Callable[[Float[Array, "*n"], PyTree[Array]], PyTree[Array]]
@@ -186,7 +187,9 @@ class OfLanes(eqx.Module):
     def longest_step(self, radius: Radius, lanes: Any) -> Float[Array, ""]:
         """The longest step that the active lanes can share."""
         largest = jnp.max(jnp.where(lanes.active, radius.value, 0))
-        return self.method.longest(largest.dtype, self.rtol) / largest
+        # A little shorter, lest its product with the radius be rounded to more than the longest.
+        least = 1 - _ROUNDINGS * float(jnp.finfo(largest.dtype).eps)
+        return least * self.method.longest(largest.dtype, self.rtol) / largest
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any

@@ -25,7 +25,7 @@ from flowlab.solve.checkpoint import Checkpoint, History, identity_of
 from flowlab.solve.clocks import AbstractLevelClock
 from flowlab.solve.compilation import compiled
 from flowlab.solve.engine import Errors, Loop, first_loop, go_on
-from flowlab.solve.errors import change_by_error, lane_errors
+from flowlab.solve.errors import lane_errors
 from flowlab.solve.lane_lifecycle import begin, finish
 from flowlab.solve.method import Method
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
@@ -210,7 +210,10 @@ def _finished(solved: Solved, loop: Loop) -> dict[str, Any]:
 def _errors_in_u(tolerance: Float[Array, ""]) -> Errors:
     """The errors of steps relative to their tolerances, including the log-ratios of all pairs.
 
-    If there are many parameters, errors within the tolerance of each can add up to many nats.
+    If there are many parameters, errors within the tolerance of each can add up to many nats. The
+    error of a log-ratio is its derivative along the error of the state, to first order: a
+    difference of two values would be lost in their rounding, and is unknown if one of them is not
+    finite.
     """
 
     def errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
@@ -222,8 +225,9 @@ def _errors_in_u(tolerance: Float[Array, ""]) -> Errors:
             return jnp.stack([pairs.u_chosen, pairs.u_rejected], axis=-1)
 
         def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-            _, change = change_by_error(ratios, after, error)
-            return jnp.where(lane.active, jnp.max(change) / tolerance, 0)
+            _, change = jax.jvp(ratios, (after.coordinates,), (error.coordinates,))
+            share = jnp.max(jnp.abs(change)) / tolerance
+            return jnp.where(lane.active, jnp.where(share >= 0, share, jnp.inf), 0)
 
         return jnp.maximum(
             lane_errors(problem, lanes, after, error), lanewise(of_lane)(lanes, after, error)

@@ -1,4 +1,4 @@
-"""Sweeps on disk: Zarr groups that xarray opens, with a description of what they hold."""
+"""Sweeps on disk: Zarr groups that xarray opens, each with a description of its contents."""
 
 from flowlab.store.blocks import BlockStore, Damage
 from flowlab.store.layout import Layout, Variable, layout_of

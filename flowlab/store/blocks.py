@@ -1,12 +1,13 @@
-"""Stores that are filled block by block, in any order, by any number of processes.
+"""Stores that any number of processes fill block by block, in any order.
 
-A store is a Zarr group of version 3 whose arrays stand allocated from the beginning, so that
-`xarray.open_zarr` opens it at any time. A block is the runs of one case (one loss, one value of
-every hyper-parameter, ...) from consecutive starts, and one chunk of every array. Its results are
-written first, then their checksum, then the time at which it was finished, which is the mark that
-it is done. Whatever is interrupted leaves no mark; whatever is written twice holds the same bits.
+A store is a Zarr group of version 3. All arrays are allocated at the beginning, so that
+`xarray.open_zarr` opens the store at any time. A case is one combination of a loss, a policy,
+values of the hyper-parameters, and so on. A block holds the runs of one case from consecutive
+starts; it is one chunk of every array. The results of a block are written first, then their
+checksum, then the time at which the block was finished. This time marks the block as done. A
+process that is interrupted leaves no mark, and a block that is written twice has the same bits.
 
-c: axes of cases; n: starts; b: blocks of a case.
+Letters in shapes: c axes of cases, n starts, b blocks of a case.
 """
 
 import os
@@ -51,11 +52,11 @@ _SHOWN = 5  # damaged blocks that are named; of the others their number
 
 
 class Damage(NamedTuple):
-    """A block that is marked as done, but whose data are not those that were written.
+    """A block that is marked as done although its data differ from those that were written.
 
     Attributes:
         block: The block.
-        reason: The reason, in words.
+        reason: A phrase that describes the damage.
     """
 
     block: Block
@@ -66,7 +67,7 @@ class BlockStore:
     """A store that is filled block by block.
 
     Attributes:
-        layout: The arrays and blocks that it has room for.
+        layout: The arrays and blocks of the store.
     """
 
     def __init__(
@@ -85,17 +86,18 @@ class BlockStore:
     ) -> "BlockStore":
         """Allocate a store at a path, or at the address of an object store (`s3://...`).
 
-        A folder is prepared under another name and then renamed, so that it is always complete.
+        A folder is allocated under another name and then renamed, so that the store at `path` is
+        always complete.
 
         Args:
-            path: The path or address, at which nothing may be.
-            layout: The arrays and blocks that it is to have room for.
-            attributes: Further attributes of the group, JSON-ready; a `description` and whatever is
-                needed to resume it.
+            path: The path or address, which must be free.
+            layout: The arrays and blocks of the store.
+            attributes: Further attributes of the group, JSON-ready: a `description`, and what is
+                needed to resume the store.
 
         Raises:
-            FileExistsError: If something is there.
-            OSError: If it cannot be written.
+            FileExistsError: If the path is not free.
+            OSError: If the store cannot be written.
         """
         if is_address(path):
             return cls.laid_out(path, layout, attributes)
@@ -118,7 +120,7 @@ class BlockStore:
     def laid_out(
         cls, path: str | os.PathLike[str], layout: Layout, attributes: Mapping[str, Any]
     ) -> "BlockStore":
-        """Allocate a store at its final path, where it is incomplete for a while."""
+        """Allocate a store at its final path; until this is finished, the store is incomplete."""
         _lay_out(str(path), layout, attributes)
         return cls.open(path)
 
@@ -127,8 +129,8 @@ class BlockStore:
         """The store at a path or address.
 
         Raises:
-            FileNotFoundError: If there is none.
-            ValueError: If what is there is not a store of flowlab that is filled block by block.
+            FileNotFoundError: If there is nothing at the path.
+            ValueError: If the path holds anything but a store that is filled block by block.
         """
         place = (path, folder_of(path))  # first: what is put there meanwhile is not this store
         group = opened(path, write=write)
@@ -142,7 +144,7 @@ class BlockStore:
 
     @staticmethod
     def is_in(group: "zarr.Group") -> bool:
-        """True where a group is a store of flowlab that is filled block by block."""
+        """True if a group is a store of flowlab that is filled block by block."""
         return MARK in group.attrs and LENGTH in group.attrs
 
     @classmethod
@@ -164,13 +166,13 @@ class BlockStore:
             zarr.consolidate_metadata(self._group.store)
 
     def done(self) -> Bool[np.ndarray, "*c b"]:
-        """True for the blocks that are marked as done."""
+        """A mask of the blocks that are marked as done."""
         return np.isfinite(self.about(FINISHED))
 
     def about(self, name: str) -> Float[np.ndarray, "*c b"]:
-        """A fact about every block: its checksum, seconds of work, or when it was finished.
+        """One number for each block: its checksum, its seconds of work, or the time of its end.
 
-        What cannot be read counts as missing.
+        A number that cannot be read counts as missing.
         """
         array = self._array(name)
         try:
@@ -185,31 +187,31 @@ class BlockStore:
             return found
 
     def missing(self) -> list[Block]:
-        """The blocks that are not done, in the order of the cases and starts."""
+        """The blocks that are not done, in the order of cases and starts."""
         done = self.done()
         return [block for block in self.layout.blocks() if not done[(*block.case, block.number)]]
 
     def write(self, block: Block, runs: "xarray.Dataset", seconds: float) -> None:
-        """Write the results of a block, then their checksum, then the mark that it is done.
+        """Write the results of a block, then their checksum, then the mark that the block is done.
 
         Raises:
-            ValueError: If the runs are of another number of starts than the block.
-            OSError: If they cannot be written, or the store has been replaced by another store,
-                perhaps with another layout; the block is not marked then.
+            ValueError: If the number of runs is not the number of starts in the block.
+            OSError: If the results cannot be written, or if another store, perhaps with another
+                layout, has replaced this one. The block is then not marked.
         """
         if self._place is not None and folder_of(self._place[0]) != self._place[1]:
             raise OSError(
-                f"{self._place[0]} has been replaced since it was opened, as when it grew; run its "
-                "plan again."
+                f"{self._place[0]} has been replaced since it was opened, perhaps by a larger "
+                "store; run its plan again."
             )
         self._put(block, self._padded(block, runs), seconds, time.time())
 
     def copy(self, other: "BlockStore", block: Block, to: Block) -> bool:
-        """Copy a block of another store, if it is intact.
+        """Copy a block from another store if it is intact.
 
         Returns:
-            False if the block is not done there, or if it or the starts that all cases share are
-                damaged.
+            True if the block was copied. False if it is not done in the other store, or if the
+            block or the starts, which all cases share, are damaged.
         """
         first = Block((0,) * len(block.case), block.number)
         marks, checksums = other.marks()
@@ -238,15 +240,15 @@ class BlockStore:
         self._array(FINISHED)[place] = finished
 
     def values(self, name: str, block: Block) -> np.ndarray:
-        """The values of a variable in a block, starts first."""
+        """The values of a variable in a block; the starts are the first axis."""
         return np.asarray(self._array(name)[self._region(name, block)])
 
     def marks(self) -> tuple[Bool[np.ndarray, "*c b"], np.ndarray]:
-        """The blocks that are marked as done, and the checksums of all."""
+        """The mask of the blocks that are marked as done, and the checksums of all blocks."""
         return self.done(), self.about(CHECKSUM)
 
     def damaged(self) -> Iterator[Damage | None]:
-        """For each block that is marked as done: None, or what is wrong with it."""
+        """For each block that is marked as done: the description of its damage, or None."""
         done, checksums = self.marks()
         for block in self.layout.blocks():
             place = (*block.case, block.number)
@@ -254,7 +256,7 @@ class BlockStore:
                 yield self.damage(block, checksums[place])
 
     def damage(self, block: Block, known: np.uint64) -> Damage | None:
-        """Description of the damage to a block whose checksum is known; None if it is intact."""
+        """A description of the damage to a block with a known checksum; None if it is intact."""
         try:
             results = {name: self.values(name, block) for name in self._names(block)}
         except Exception as error:  # whatever a codec makes of bytes that are not its own
@@ -269,7 +271,7 @@ class BlockStore:
         return self._group[name]  # type: ignore[return-value]
 
     def _names(self, block: Block) -> list[str]:
-        """The variables of a block; those that all cases share belong to the first case."""
+        """The variables of a block; the first case also has the variables that all cases share."""
         first = not any(block.case)
         return sorted(n for n, v in self.layout.variables.items() if v.of_cases or first)
 
@@ -286,7 +288,7 @@ class BlockStore:
             wanted = (self.layout.starts_of(block.number), *variable.shape)
             if len(values) != wanted[0]:
                 raise ValueError(
-                    f"Argument `runs` must be of the {wanted[0]} starts of the block, but is of "
+                    f"Argument `runs` must have the {wanted[0]} starts of the block, but has "
                     f"{len(values)}."
                 )
             if values.shape != wanted:
@@ -298,7 +300,7 @@ class BlockStore:
 
 
 def damage_told(damages: Sequence[Damage], blocks: int, path: str | os.PathLike[str]) -> str:
-    """A sentence on damaged blocks of a store: how many, which, and how to repair them."""
+    """A sentence on damaged blocks of a store: their number, their names and how to repair them."""
     shown = [str(each.block.number) for each in damages[:_SHOWN]]
     if any(each.block.case for each in damages):
         shown = [f"{each.block.number} of case {each.block.case}" for each in damages[:_SHOWN]]
@@ -311,7 +313,7 @@ def damage_told(damages: Sequence[Damage], blocks: int, path: str | os.PathLike[
 
 
 def _lay_out(path: str, layout: Layout, attributes: Mapping[str, Any]) -> None:
-    """Make a group with all its arrays, empty, and its attributes."""
+    """Make a group with all its attributes and its arrays, which are still empty."""
     import zarr
 
     with without_warnings():
@@ -353,7 +355,7 @@ def _allocate(group: "zarr.Group", layout: Layout, name: str, variable: Variable
         chunks=(*(1 for _ in lead), layout.length, *variable.shape),
         dtype=variable.dtype,
         fill_value=np.nan if floating else 0,
-        # The digits of floats hardly compress, and trying takes a quarter of the time to solve.
+        # Floats hardly compress, and compression would take a quarter of the time to solve.
         compressors=None,
         dimension_names=(*lead, START, *variable.dims),
         attributes={name: _plain(value) for name, value in variable.attributes.items()},
@@ -361,7 +363,7 @@ def _allocate(group: "zarr.Group", layout: Layout, name: str, variable: Variable
 
 
 def _write_labels(group: "zarr.Group", name: str, values: np.ndarray) -> None:
-    """A coordinate along a dimension of its own name."""
+    """Write a coordinate along the dimension of the same name."""
     if values.dtype.kind in "US":
         values = values.astype(object)
         array = group.create_array(name, shape=values.shape, dtype=str, dimension_names=(name,))

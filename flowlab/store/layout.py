@@ -1,6 +1,6 @@
-"""The arrays of a store that is filled block by block, before anything is in them.
+"""The arrays of a store that is filled block by block, before they have values.
 
-c: axes of cases; n: starts; b: blocks of a case.
+Letters in shapes: c axes of cases, n starts, b blocks of a case.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ START = "start"
 
 
 class Block(NamedTuple):
-    """Runs of one case from consecutive starts.
+    """The runs of one case from consecutive starts.
 
     Attributes:
         case: The index of the case along each axis of cases.
@@ -31,15 +31,16 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Variable:
-    """An array of a store.
+    """The description of an array of a store.
 
     Attributes:
-        dims: Names of its dimensions behind the axes of cases and `start`.
-        shape: Their lengths.
-        dtype: Name of its dtype.
+        dims: Names of the dimensions after the axes of cases and `start`.
+        shape: Lengths of these dimensions.
+        dtype: Name of the dtype.
         attributes: Attributes of the array.
-        of_cases: Whether each case has its own; starts are shared by all.
-        is_coordinate: Whether xarray shall take it for a coordinate.
+        of_cases: True if each case has its own values; false for values that all cases share, such
+            as starts.
+        is_coordinate: True if xarray should read the array as a coordinate.
     """
 
     dims: tuple[str, ...]
@@ -51,21 +52,21 @@ class Variable:
 
     @property
     def bytes(self) -> int:
-        """Bytes for one start of one case."""
+        """The number of bytes for one start of one case."""
         return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The arrays of a store, before anything is in them.
+    """The description of all arrays of a store.
 
     Attributes:
         axes: The labels along each axis of cases, by its name.
-        count: Starts.
-        length: Starts of a block; the last block of a case may have fewer.
-        variables: The arrays along the starts, by name.
+        count: The number of starts.
+        length: The number of starts in a block; the last block of a case may have fewer.
+        variables: The arrays with an axis of starts, by name.
         labels: Coordinates along other dimensions, by name.
-        attributes: Attributes of the group, beside those of every store.
+        attributes: Attributes of the group, in addition to those of every store.
     """
 
     axes: dict[str, list[Any]]
@@ -82,12 +83,12 @@ class Layout:
 
     @property
     def blocks_of_a_case(self) -> int:
-        """The number of blocks of each case."""
+        """The number of blocks in each case."""
         return -(-self.count // self.length)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all arrays, before they are compressed."""
+        """The number of bytes of all arrays without compression."""
         cases = int(np.prod(self.shape, dtype=np.int64))
         return sum(
             (cases if each.of_cases else 1) * self.count * each.bytes
@@ -95,16 +96,16 @@ class Layout:
         )
 
     def part(self, number: int) -> tuple[int, int]:
-        """The first start of a block, and the end of its starts."""
+        """The index of the first start of a block, and the index after its last start."""
         return number * self.length, min((number + 1) * self.length, self.count)
 
     def starts_of(self, number: int) -> int:
-        """The number of starts of a block."""
+        """The number of starts in a block."""
         first, last = self.part(number)
         return last - first
 
     def blocks(self) -> Iterator[Block]:
-        """All blocks: of one case after the other."""
+        """All blocks, case by case."""
         for case in np.ndindex(*self.shape):
             for number in range(self.blocks_of_a_case):
                 yield Block(case, number)
@@ -113,13 +114,13 @@ class Layout:
 def layout_of(
     example: "xarray.Dataset", axes: Mapping[str, Sequence[Any]], count: int, length: int
 ) -> Layout:
-    """The layout for many runs like a few that are at hand.
+    """The layout of a store for many runs, from an example with a few runs.
 
     Args:
-        example: Runs of one case, as `Runs.to_xarray` gives them.
+        example: Runs of one case, as `Runs.to_xarray` returns them.
         axes: The labels along each axis of cases, by its name.
-        count: Starts.
-        length: Starts of a block.
+        count: The number of starts.
+        length: The number of starts in a block.
     """
     variables = {}
     for name, array in example.variables.items():

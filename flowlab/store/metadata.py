@@ -1,4 +1,4 @@
-"""The metadata that make a folder, or an address, a store of flowlab."""
+"""The metadata that make a folder or an address a store of flowlab."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def opened(path: str | os.PathLike[str], *, write: bool) -> "zarr.Group":
     """The Zarr group at a path or address.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no store.
         ValueError: If its metadata cannot be read.
     """
     import zarr
@@ -54,10 +54,10 @@ def opened(path: str | os.PathLike[str], *, write: bool) -> "zarr.Group":
 
 
 def check_readable(path: str | os.PathLike[str]) -> None:
-    """Refuse a folder whose metadata is damaged.
+    """Refuse a folder whose metadata are damaged.
 
     Raises:
-        ValueError: If it is.
+        ValueError: If the metadata are damaged.
     """
     if is_address(path) or not (Path(path) / METADATA).is_file():
         return
@@ -67,10 +67,10 @@ def check_readable(path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def metadata_told(path: str | os.PathLike[str]) -> Iterator[None]:
-    """A context that turns any library's error about unreadable metadata into one sentence.
+    """A context that replaces the errors of libraries about unreadable metadata by one sentence.
 
     Raises:
-        ValueError: If so.
+        ValueError: If the metadata cannot be read.
     """
     try:
         yield
@@ -90,16 +90,16 @@ def metadata_told(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
-    """True for the address of an object store, which fsspec knows, and false for a folder."""
+    """True for the address of an object store, which fsspec opens; false for a folder."""
     return "://" in str(path)
 
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """A context without Zarr's warnings on consolidated metadata and texts in version 3.
+    """A context without Zarr's warnings about consolidated metadata and texts in version 3.
 
-    (Without consolidated metadata, xarray would warn whoever opens a group.) A lock lets threads
-    take turns, since warning filters are global.
+    Consolidated metadata are needed, since xarray warns about a group without them. Warning filters
+    are global, so that threads enter the context one after the other.
     """
     with _FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
@@ -108,7 +108,7 @@ def without_warnings() -> Iterator[None]:
 
 
 def is_store(folder: Path) -> bool:
-    """True for a folder that is a store of flowlab."""
+    """True if a folder is a store of flowlab."""
     try:
         group = json.loads((folder / METADATA).read_bytes())
     except (OSError, ValueError):
@@ -117,6 +117,6 @@ def is_store(folder: Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """The versions of libraries that are written to every store."""
+    """The versions of libraries, which are written to every store."""
     others = {f"{name}_version": metadata.version(name) for name in ("jax", "diffrax")}
     return {MARK: __version__, **others}

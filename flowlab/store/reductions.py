@@ -1,7 +1,7 @@
-"""Reductions of stores of any size: counts, quantiles, histograms and maps, in bounded memory.
+"""Reductions of stores of any size in limited memory: counts, quantiles, histograms and maps.
 
-Each takes a variable or a Dataset as `read` gives it, whose values lie on disk, and reads it piece
-by piece along its longest dimension. What holds no value, NaN or infinite, is left out.
+Each function takes a variable or a Dataset that `read` returned, whose values are on disk, and
+reads it piece by piece along its longest dimension. Values that are NaN or infinite are ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DIGIT = 16  # bits of a number that are decided in each pass over the data
 
 
 def counts(values: xarray.DataArray) -> dict[int, int]:
-    """The number of times that each integer occurs, smallest first."""
+    """The number of occurrences of each integer, smallest integer first."""
     found: dict[int, int] = {}
     for piece in _pieces(values):
         numbers, times = np.unique(piece, return_counts=True)
@@ -33,20 +33,21 @@ def counts(values: xarray.DataArray) -> dict[int, int]:
 
 
 def quantiles(values: xarray.DataArray, q: Sequence[float]) -> tuple[Float[np.ndarray, " q"], int]:
-    """Quantiles of all finite values, and how many those are.
+    """Quantiles of all finite values, and the number of these values.
 
     Args:
-        values: Of any shape.
-        q: Between 0 and 1.
+        values: Values of any shape.
+        q: Probabilities between 0 and 1.
 
     Returns:
-        The quantiles, float64, NaN where there is no value; the number of finite values.
+        The quantiles in float64, which are NaN if there is no finite value, and the number of
+        finite values.
 
     Raises:
         ValueError: If `q` does not lie between 0 and 1.
 
-    Accuracy: exact, equal to `numpy.quantile` with linear interpolation. The values on both sides
-        of a quantile are found digit by digit, in four passes over the data.
+    Accuracy: exact, equal to `numpy.quantile` with linear interpolation. The two values next to a
+        quantile are found digit by digit, in four passes over the data.
     """
     asked = np.asarray(q, float)
     if asked.ndim != 1 or not np.all((asked >= 0) & (asked <= 1)):
@@ -62,20 +63,20 @@ def quantiles(values: xarray.DataArray, q: Sequence[float]) -> tuple[Float[np.nd
     below = np.asarray([found[rank] for rank in low.tolist()])
     above = np.asarray([found[rank] for rank in high.tolist()])
     part = places - low
-    # As NumPy does it: from the nearer of both, so that it is monotone.
+    # Like NumPy, interpolate from the nearer value, so that the result is monotone in q.
     inside = below + (above - below) * part
     return np.where(part < 0.5, inside, above - (above - below) * (1 - part)), number
 
 
 def histogram(values: xarray.DataArray, edges: ArrayLike) -> Int[np.ndarray, " e-1"]:
-    """The number of values between edges, as `numpy.histogram` counts them.
+    """The number of values in each bin, as `numpy.histogram` counts them.
 
     Args:
-        values: Of any shape.
-        edges: Increasing, shape (e,).
+        values: Values of any shape.
+        edges: Edges of the bins, increasing, shape (e,).
 
     Raises:
-        ValueError: If `edges` does not increase, or has fewer than two.
+        ValueError: If `edges` do not increase or are fewer than two.
     """
     borders = _checked_edges("edges", edges)
     found = np.zeros(len(borders) - 1, np.int64)
@@ -93,18 +94,19 @@ def cell_means(
     x_edges: ArrayLike,
     y_edges: ArrayLike,
 ) -> tuple[Float[np.ndarray, "e-1 f-1"], Int[np.ndarray, "e-1 f-1"]]:
-    """The mean of a variable over the starts in each cell of a grid, for a map of random starts.
+    """The mean of a variable over the starts in each cell of a grid, for maps of random starts.
 
     Args:
-        dataset: A Dataset with `start` as its only dimension; choose a case with `isel` or `sel`.
+        dataset: A Dataset with `start` as its only dimension; select a case with `isel` or `sel`.
         name: The variable, with one value per start.
         x: The coordinate of the starts along the first axis.
-        y: The coordinate along the second.
+        y: The coordinate of the starts along the second axis.
         x_edges: Edges of the cells along the first axis, increasing, shape (e,).
-        y_edges: Edges along the second, shape (f,).
+        y_edges: Edges of the cells along the second axis, increasing, shape (f,).
 
     Returns:
-        The mean of the finite values in each cell, NaN where there is none, and their number.
+        The mean of the finite values in each cell, which is NaN for a cell without values, and the
+        number of these values.
 
     Raises:
         ValueError: If a variable has a shape other than that of the starts, or edges do not
@@ -141,11 +143,11 @@ def _pieces(values: xarray.DataArray) -> Iterator[np.ndarray]:
 
 
 def _by_rank(values: xarray.DataArray, ranks: Int[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
-    """The finite values at given ranks.
+    """The finite values with given ranks.
 
-    The bits of a float, read as an integer, sort like the floats, once all bits of negative ones
-    and the sign bit of the others are inverted. Each pass counts the numbers by their next digit,
-    among those that share the digits known so far.
+    The bits of a float, read as an integer, sort like the floats if all bits of negative floats,
+    and the sign bit of all other floats, are inverted first. Each pass counts the numbers by one
+    more digit, among the numbers that begin with the digits that are already known.
     """
     prefixes = np.zeros(len(ranks), np.uint64)
     left = ranks.copy()

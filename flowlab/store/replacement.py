@@ -1,8 +1,8 @@
 """The replacement of stores: hidden names beside a path, and recovery after a crash.
 
-What is not yet whole ends in `.partial`, and may be removed by whoever comes next. A whole store
-that another store replaces ends in `.replaced` until that stands in its place: where a process was
-killed in between, it is the only one, and goes back.
+The name of an incomplete store ends in `.partial`; any process may remove it. While a new store is
+put in place of an old one, the name of the old store ends in `.replaced`. If a process is killed at
+this moment, the old store is the only complete one, and is renamed back.
 """
 
 import glob
@@ -20,15 +20,15 @@ _PARTIAL, _REPLACED = "partial", "replaced"
 
 
 def sibling(folder: Path) -> Path:
-    """A new hidden path beside a store's, for one that is still incomplete."""
+    """A new hidden path beside the path of a store, for a store that is still incomplete."""
     return _named(folder, _PARTIAL)
 
 
 def put_in_place(new: Path, folder: Path) -> None:
-    """Rename a complete store to its path; one that was there is removed only afterwards.
+    """Rename a complete store to its path, and then remove the store that was there before.
 
-    It is removed under another name, metadata first, so that a partly removed one counts as no
-    store.
+    The old store is removed under another name and metadata first, so that a partly removed store
+    is no longer recognised as a store.
     """
     if not folder.exists():
         os.rename(new, folder)
@@ -45,10 +45,10 @@ def put_in_place(new: Path, folder: Path) -> None:
 
 
 def bring_back(path: str | os.PathLike[str]) -> None:
-    """Recover from a process that was killed while it replaced a store.
+    """Recover after a process was killed while it replaced a store.
 
-    The old store is renamed back if there is none at the path; otherwise its remains are removed.
-    The caller must be the only one that writes to the path.
+    If there is no store at the path, the old store is renamed back; otherwise its remains are
+    removed. No other process may write to the path during this call.
     """
     folder = Path(path).resolve()
     for left in _beside(folder, _REPLACED):
@@ -59,13 +59,13 @@ def bring_back(path: str | os.PathLike[str]) -> None:
 
 
 def lost(path: str | os.PathLike[str]) -> bool:
-    """True if there is nothing at a path, but its former store can be recovered."""
+    """True if no store is at a path, but the one that was there can be recovered."""
     folder = Path(path).resolve()
     return not folder.exists() and any(map(is_store, _beside(folder, _REPLACED)))
 
 
 def folder_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """The identity of the folder at a path, independent of its name; None if there is none."""
+    """The identity of the folder at a path, which does not depend on its name; or None."""
     if is_address(path):
         return None
     try:
@@ -76,13 +76,13 @@ def folder_of(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 
 
 def clear(folder: Path) -> None:
-    """Remove incomplete stores that were left beside a path."""
+    """Remove incomplete stores beside a path."""
     for left in _beside(folder, _PARTIAL):
         shutil.rmtree(left, ignore_errors=True)
 
 
 def take_away(folder: Path) -> None:
-    """Remove a store, metadata first, so that a partly removed one counts as no store."""
+    """Remove a store, metadata first, so that a partly removed one is not recognised as a store."""
     (folder / METADATA).unlink()
     shutil.rmtree(folder)
 
@@ -92,6 +92,6 @@ def _named(folder: Path, ending: str) -> Path:
 
 
 def _beside(folder: Path, ending: str) -> Iterator[Path]:
-    """The hidden paths beside a store's that `_named` has made, and not those of a longer name."""
+    """The hidden paths that `_named` made for a store, without those of longer names."""
     digits = "[0-9a-f]" * len(uuid.uuid4().hex)
     return iter(sorted(folder.parent.glob(f".{glob.escape(folder.name)}.{digits}.{ending}")))

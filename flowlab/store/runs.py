@@ -1,4 +1,4 @@
-"""Runs that are at hand, written to a store as a whole, and what is read from stores."""
+"""Stores of runs that are already in memory, and the reading of all stores."""
 
 import json
 import os
@@ -39,23 +39,23 @@ def write(
     description: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write runs as a Zarr group of version 3, to be opened by `read` or `xarray.open_zarr`.
+    """Write runs as a Zarr group of version 3, which `read` and `xarray.open_zarr` open.
 
-    The group's attributes hold the versions of flowlab, jax and diffrax, and the description as
-    JSON. The group is written under another name and then renamed, so that the store at `path` is
-    always complete. Missing parent folders are created.
+    The attributes of the group hold the versions of flowlab, jax and diffrax, and the description
+    as JSON. The group is written under another name and then renamed, so that the store at `path`
+    is always complete. Missing parent folders are created.
 
     Args:
         runs: The result of `sweep`, or a Dataset.
         path: The folder to write.
-        description: A JSON-ready description of the runs (loss, policy, target, tolerances, ...);
-            None keeps that of a Dataset which was read from a store.
-        overwrite: Replace a store at `path`. Anything else there is left alone.
+        description: A JSON-ready description of the runs (loss, policy, target, tolerances, ...).
+            None keeps the description of a Dataset that was read from a store.
+        overwrite: True to replace a store at `path`. Nothing else is ever replaced.
 
     Raises:
         ValueError: If `runs` is neither Runs nor a Dataset, `description` is not JSON-ready, or
             `path` exists (with `overwrite`, if it is not a store of flowlab).
-        OSError: If the folder cannot be written; whatever was at `path` is unchanged then.
+        OSError: If the folder cannot be written; the contents of `path` are then unchanged.
     """
     text = None if description is None else as_json(description)
     dataset = _as_dataset(runs)
@@ -76,10 +76,10 @@ def write(
 
 
 def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
-    """The runs in a store, as a Dataset whose values are read lazily.
+    """The runs in a store, as a Dataset whose values are read when they are needed.
 
-    Values are verified by their checksums, block by block, when they are first read. Damage raises
-    an OSError that says which blocks are affected, and how to repair them.
+    Values are verified by their checksums, block by block, when they are first read. If they are
+    damaged, an OSError names the blocks and says how to repair them.
 
     Args:
         path: A folder that `write` or `flowlab.plans.run` wrote, or an address (`s3://...`).
@@ -109,21 +109,21 @@ def read(path: str | os.PathLike[str]) -> "xarray.Dataset":
 
 
 def description(dataset: "xarray.Dataset") -> dict[str, Any]:
-    """The description that a store was written with; empty if there was none."""
+    """The description with which a store was written; empty if it had none."""
     return json.loads(dataset.attrs.get(DESCRIPTION, "{}"))
 
 
 def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Refuse a path that `write` would refuse, before long work begins.
+    """Refuse a path that `write` would refuse; for use before long work.
 
     Raises:
-        ValueError: If `path` is taken, or one of the folders on the way to it is a file.
+        ValueError: If `path` is taken, or if one of its parents is a file.
     """
     folder = Path(path)
     parent = nearest(folder.absolute().parent)
     if not parent.is_dir():
         raise ValueError(
-            f"Argument `path` must lie in a folder, but {parent} is a file; give another."
+            f"Argument `path` must lie in a folder, but {parent} is a file; give another path."
         )
     if not folder.exists() and not folder.is_symlink():
         return
@@ -141,10 +141,10 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
 
 
 def remove(path: str | os.PathLike[str]) -> None:
-    """Remove a store, if there is one, metadata first.
+    """Remove the store at a path, metadata first; do nothing if there is none.
 
     Raises:
-        ValueError: If there is something else at `path`.
+        ValueError: If `path` holds anything but a store.
     """
     if is_address(path):
         import zarr
@@ -173,7 +173,7 @@ def _write_group(dataset: "xarray.Dataset", folder: Path) -> None:
 
 
 def _note_checksums(folder: Path) -> None:
-    """Write the checksums of all numbers in a group, as they are read back."""
+    """Write the checksums of all numbers in a group, computed as they are read back."""
     from flowlab.store.blocks import checksum
     from flowlab.store.verification import CHECKSUMS
 
@@ -189,16 +189,16 @@ def _note_checksums(folder: Path) -> None:
 
 
 def as_json(description: Mapping[str, Any]) -> str:
-    """A description as text.
+    """A description as JSON text.
 
     Raises:
-        ValueError: If it is not JSON-ready.
+        ValueError: If the description is not JSON-ready.
     """
     try:
         return json.dumps(dict(description), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "Argument `description` must be made of dicts, lists, texts and finite numbers, "
+            "Argument `description` must consist of dicts, lists, texts and finite numbers, "
             f"but is {description!r} ({error})."
         ) from error
 

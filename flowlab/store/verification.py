@@ -1,4 +1,4 @@
-"""Arrays of stores that are verified when they are read: damage is told, not taken for data."""
+"""Arrays of stores that are verified when they are read, so that damage is an error."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -27,12 +27,13 @@ def verified(
     """A Dataset whose values are verified by their checksums when they are first read.
 
     In a store that is filled block by block, the blocks that are read and marked as done are
-    verified; in others, each array as a whole. Values without a checksum are not verified.
+    verified. In other stores each array is verified as a whole. Values without a checksum are not
+    verified.
 
     Args:
-        dataset: As xarray reads it from the group.
-        group: Where its values lie.
-        path: The name of that in messages.
+        dataset: The Dataset that xarray reads from the group.
+        group: The group with the values.
+        path: The name of the group in messages.
     """
     if BlockStore.is_in(group):
         blocks = _Blocks(BlockStore.of(group), path)
@@ -53,7 +54,7 @@ def verified(
 
 
 class _Verified(BackendArray):
-    """An array of a group, each part of which is verified before it is read."""
+    """An array of a group that verifies each part of it before reading it."""
 
     def __init__(
         self, array: Any, dtype: np.dtype, checks: Sequence[Callable[[Sequence[Any]], None]]
@@ -75,16 +76,16 @@ class _Verified(BackendArray):
 def _check_is_there(
     path: str | os.PathLike[str], place: tuple[int, int] | None, key: Sequence[Any]
 ) -> None:
-    """Refuse to read a store that has been replaced, or has grown, since it was opened."""
+    """Refuse to read a store that has been replaced since it was opened, as by a larger store."""
     del key
     if folder_of(path) != place:
         raise OSError(
-            f"{path} has been replaced since it was read, as when it grew; read it again."
+            f"{path} has been replaced since it was read, perhaps by a larger store; read it again."
         )
 
 
 class _Blocks:
-    """The blocks of a store, and a mask of those that have been verified."""
+    """The blocks of a store, with a mask of the blocks that have been verified."""
 
     def __init__(self, store: BlockStore, path: str | os.PathLike[str]) -> None:
         self.store, self.path = store, path
@@ -92,7 +93,7 @@ class _Blocks:
         self._whole = np.zeros(self._marks.shape, bool)
 
     def check_of(self, name: str) -> Callable[[Sequence[Any]], None]:
-        """The check of a part of a variable, given by its indices."""
+        """The function that verifies a part of a variable, given its indices."""
         layout = self.store.layout
         cases = len(layout.shape) if layout.variables[name].of_cases else 0
 
@@ -125,7 +126,7 @@ class _Blocks:
 def _whole(
     array: Any, name: str, known: int, path: str | os.PathLike[str]
 ) -> Callable[[Iterable[Any]], None]:
-    """The check of an array as a whole."""
+    """The function that verifies an array as a whole."""
     seen = []
 
     def check(key: Iterable[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Studies: the paper's plane measured, and losses compared, with a report in one folder each."""
+"""Studies with a report in a folder: measurements on the paper's plane, comparisons of losses."""
 
 from flowlab.study.claims import Claim, Verdict, evaluate
 from flowlab.study.data import GEOMETRIES, Geometry, Settings, StudyData, collect

@@ -1,6 +1,6 @@
-"""Conclusions from all verdicts: what is about DPO itself, and what about coordinates of states.
+"""Conclusions from all verdicts: statements about DPO itself, and about coordinates of states.
 
-Every list and every number is read off the verdicts and the runs; `conclusions.html` says it.
+Every list and every number comes from the verdicts and the runs; `conclusions.html` has the words.
 """
 
 from collections.abc import Sequence
@@ -44,12 +44,12 @@ _KERNEL = "coupled kernel "
 def conclusions(
     claims: Sequence[Claim], line: ResponseLine, likeness: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
-    """The values of `conclusions.html`.
+    """The variables of the template `conclusions.html`.
 
     Args:
         claims: The claims with their verdicts.
         line: The flow line of the feature model.
-        likeness: Numbers of differing tokens, and k_wl/k_ww of such a pair.
+        likeness: Pairs of a number of differing tokens and the ratio k_wl/k_ww.
     """
     falls, rule_holds = _evidence(claims, _FALLS), _evidence(claims, _RULE_HOLDS)
     mostly_falling = [name for name, value in falls.items() if value > 0.5]
@@ -88,7 +88,7 @@ def conclusions(
 
 
 def _grouped(claims: Sequence[Claim]) -> dict[str, Any]:
-    """The claims by what they are about, and what the groups say of each other."""
+    """The claims in groups by verdict, with counts that compare the groups."""
     names = ("holds", "fails", "holds_in_part", "true_on_plane", "untrue_on_plane", "not_on_plane")
     groups: dict[str, list[Claim]] = {name: [] for name in names}
     for claim in claims:
@@ -107,7 +107,10 @@ def _grouped(claims: Sequence[Claim]) -> dict[str, Any]:
 
 
 def _group(claim: Claim) -> str:
-    """The verdict of all geometries that have one; where they differ, that on the free plane."""
+    """The common verdict of all geometries to which a claim applies; else a group.
+
+    The group depends on the verdict on the free ratio plane.
+    """
     found = {(v.verdict, *v.kinds) for v in map(claim.verdicts.get, _applicable(claim)) if v}
     if len(found) == 1:
         return found.pop()[0]
@@ -116,7 +119,7 @@ def _group(claim: Claim) -> str:
 
 
 def _differences(claim: Claim) -> list[str]:
-    """Those of `_DIFFERENCES` whose geometries disagree on a claim, or on a part of it."""
+    """The entries of `_DIFFERENCES` whose geometries disagree on a claim or on a part of it."""
     found = []
     for difference, names in _DIFFERENCES:
         verdicts = [claim.verdicts[name] for name in names if name in _applicable(claim)]
@@ -126,7 +129,7 @@ def _differences(claim: Claim) -> list[str]:
 
 
 def _by_verdict(claim: Claim) -> dict[str, list[str]]:
-    """The names of the geometries with each verdict."""
+    """The names of the geometries, by verdict."""
     kinds = ("holds", "holds_in_part", "fails", "not_applicable")
     return {k: [name for name, v in claim.verdicts.items() if v.verdict == k] for k in kinds}
 
@@ -140,19 +143,19 @@ def _verdict(claim: Claim, name: str) -> str:
 
 
 def _evidence(claims: Sequence[Claim], key: str) -> dict[str, float]:
-    """A measured number by the names of the geometries that have it."""
+    """One measured number for each geometry that has it, by name."""
     verdicts = [pair for claim in claims for pair in claim.verdicts.items()]
     return {name: v.evidence[key] for name, v in verdicts if key in v.evidence}
 
 
 def _errors(claim: Claim) -> list[tuple[str, Verdict]]:
-    """The plane that a statement was made on, where it does not hold there, and the verdict."""
+    """The plane of the paper's statement, with its verdict, if the statement does not hold."""
     found = [name for name in _OWN if _verdict(claim, name) in ("fails", "holds_in_part")]
     return [(name, claim.verdicts[name]) for name in found[:1]]
 
 
 def _alike(values: dict[str, float]) -> dict[str, list[str]]:
-    """Shares as they are written, from the lowest, with the names that have them."""
+    """The names with each share, by the share as it is printed, lowest first."""
     written = {share(value): [] for value in sorted(values.values())}
     for name, value in values.items():
         written[share(value)].append(name)
@@ -160,7 +163,7 @@ def _alike(values: dict[str, float]) -> dict[str, list[str]]:
 
 
 def _places(names: Sequence[str]) -> str:
-    """Titles of geometries, whole families by one word."""
+    """The titles of geometries as a phrase; a complete family has a title of its own."""
     left, told = list(names), []
     for title, family in _FAMILIES:
         if set(family) <= set(left):
@@ -175,7 +178,7 @@ def _places(names: Sequence[str]) -> str:
 
 
 def _share_range(claim: Claim, names: Sequence[str]) -> str:
-    """For each part of a statement its lowest and highest share over some geometries."""
+    """The lowest and the highest share of each part of a statement over some geometries."""
     table = np.array([list(claim.verdicts[name].deciding.values()) for name in names])
     return " / ".join(map(_from_to, table.min(0), table.max(0)))
 

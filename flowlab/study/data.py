@@ -1,4 +1,4 @@
-"""The runs that the study is made of: many geometries, several β, many starts."""
+"""The runs of the study: many geometries, several values of β, many starts."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +60,7 @@ class Geometry:
         name: Key in `claims.json`.
         title: The name in the text of the report.
         short: A short name for narrow columns.
-        policy: The policy; where it has several pairs, the claims are about the first.
+        policy: The policy; if it has several pairs, the claims are about the first pair.
         way_back: Compiled function from log-ratios of the first pair, shape (n, 2), to states.
     """
 
@@ -76,13 +76,13 @@ class Geometry:
         return isinstance(self.policy, RatioPlane)
 
     def flow(self, beta: float) -> PreferenceFlow:
-        """The flow of DPO at a β."""
+        """The flow of DPO with a given β."""
         return preference_flow(DPO(beta), self.policy)
 
     def states(self, ratios: Float[np.ndarray, "n 2"]) -> PyTree[Float[np.ndarray, "n ..."]]:
-        """States whose first pair has the given probability ratios, in float64.
+        """States with given probability ratios of the first pair, in float64.
 
-        NaN if the two responses leave no probability for the others.
+        A state is NaN if the two responses leave no probability for the others.
         """
         with jax.enable_x64(True):
             found = self.way_back(jnp.log(jnp.asarray(ratios, float)))
@@ -94,12 +94,12 @@ class Geometry:
             return np.asarray(_ratios(self.policy, wide(states)))
 
     def coordinates(self, states: PyTree[Float[np.ndarray, "n ..."]]) -> Float[np.ndarray, "n d"]:
-        """All components of states, as one vector each."""
+        """The components of each state as one vector."""
         leaves = [np.asarray(leaf, float) for leaf in jax.tree.leaves(states)]
         return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
     def starts(self, ratios: Float[np.ndarray, "n 2"]) -> PyTree[Float[np.ndarray, "m ..."]]:
-        """The states with given ratios that lie in the domain."""
+        """The states with given ratios, without those outside the domain."""
         states = self.states(ratios)
         with jax.enable_x64(True):
             inside = np.asarray(_inside(self.policy, wide(states)))
@@ -107,7 +107,7 @@ class Geometry:
 
 
 def ratios_at(policy: AbstractPolicy, state: PyTree[Array]) -> Float[Array, "*p 2"]:
-    """Probability ratios (x1, x2) of every pair at one state, to be traced."""
+    """Probability ratios (x1, x2) of every pair at one state; for use in traced code."""
     pairs = policy.pairs(state)
     return jnp.exp(jnp.stack([pairs.u_chosen, pairs.u_rejected], axis=-1))
 
@@ -133,21 +133,21 @@ def wide(states: PyTree[np.ndarray]) -> PyTree[Array]:
 
 
 def _way_back(policy: AbstractPolicy) -> Callable[[Float[Array, "n 2"]], PyTree[Array]]:
-    # The policy is closed over, since ways back may look at the numbers that it holds.
+    # The policy is closed over, since `state_at` may depend on the values of its numbers.
     return jax.jit(jax.vmap(policy.state_at))
 
 
 _RESPONSES = [0.1, 0.05, 0.8, 0.05]
 _ONE_PAIR = TabularSoftmax(_RESPONSES)
 _FEATURE_MODEL = FeatureModel([[1, 0.5], [1, -0.5], [0, 3]], [0.3, 0])
-# Geometries whose states are of one kind share the way back, which is compiled once.
+# Geometries with states of the same kind share this function, which is compiled once.
 _TO_RATIOS, _TO_LOG_RATIOS, _TO_LOGITS, _TO_FEATURES = map(
     _way_back, (RatioPlane(), LogRatioPlane(), _ONE_PAIR, _FEATURE_MODEL)
 )
 
 
 def _coupled(ratio: float) -> Geometry:
-    """A constant kernel as an array, so that all of them share one compiled program."""
+    """A geometry with a constant kernel as an array, so that all of them share one program."""
     with jax.enable_x64(True):
         kernel = np.asarray(CoupledKernel(ratio)(jnp.zeros(2)))
     name, title = f"coupled_{ratio:g}", f"coupled kernel {ratio:g}"
@@ -188,11 +188,11 @@ class Settings:
 
     Attributes:
         betas: Values of β.
-        map_cells: Cells of the maps per side, on the free ratio plane.
-        claim_cells: Cells per side for the claims, in every geometry.
+        map_cells: Number of cells per side of the maps, on the free ratio plane.
+        claim_cells: Number of cells per side of the grid for the claims, in every geometry.
         rtol: Relative tolerance.
         dtype: float64 or float32.
-        quick: Whether this is the quick version.
+        quick: True for the quick version of the study.
     """
 
     betas: tuple[float, ...] = (0.1, 0.3, 0.5)
@@ -207,11 +207,11 @@ class Dip(NamedTuple):
     """The fall of the chosen response along a flow line, and its recovery.
 
     Attributes:
-        depth: Largest fall of its log-probability, nats; 0 if it does not fall.
-        time: Flow time of that; NaN if it does not fall.
-        recovery: Flow time at which it is back; NaN if it does not come back.
+        depth: Largest fall of the chosen log-probability, nats; 0 if it does not fall.
+        time: Flow time of the largest fall; NaN if it does not fall.
+        recovery: Flow time at which the initial value is reached again; NaN if it is not.
         third: Highest probability of the third response.
-        third_time: Flow time of that.
+        third_time: Flow time of this highest probability.
     """
 
     depth: float
@@ -223,7 +223,7 @@ class Dip(NamedTuple):
 
 @dataclass(frozen=True)
 class ResponseLine:
-    """A flow line of the feature model, from its reference state.
+    """A flow line of the feature model that starts at its reference state.
 
     Attributes:
         beta: β.
@@ -244,9 +244,9 @@ class ClaimRuns:
 
     Attributes:
         slow: The speed below which a state counts as slow.
-        to_level: Runs to `LEVEL` from the claim grid.
-        common_time: The median arrival at `LEVEL`.
-        at_time: Runs to that flow time from the same starts.
+        to_level: Runs from the grid of the claims to the loss `LEVEL`.
+        common_time: The median arrival time at `LEVEL`.
+        at_time: Runs from the same starts to the flow time `common_time`.
         instruments: The results of the instruments.
     """
 
@@ -259,15 +259,15 @@ class ClaimRuns:
 
 @dataclass(frozen=True)
 class StudyData:
-    """All runs of the study, from which figures, claims and report are made.
+    """All runs of the study, from which its figures, claims and report are computed.
 
     Attributes:
         settings: The settings.
-        maps: By β: runs to `LEVEL` from all cells of (0, 1)² on the free ratio plane.
-        map_starts: Their starts, shape (cells², 2); reshape to (cells, cells, 2), 'ij'.
+        maps: For each β, the runs to `LEVEL` from all cells of (0, 1)² on the free ratio plane.
+        map_starts: The starts of the maps, shape (cells², 2); reshape to (cells, cells, 2), 'ij'.
         runs: The runs for the claims, by (geometry name, β).
-        line: A flow line of the feature model, at the first β.
-        log: A training log, if there is one.
+        line: A flow line of the feature model at the first β.
+        log: A training log; None if none was given.
     """
 
     settings: Settings
@@ -279,7 +279,7 @@ class StudyData:
 
 
 def alike(geometries: tuple[Geometry, ...] = GEOMETRIES) -> list[list[Geometry]]:
-    """The geometries in groups that share compiled programs."""
+    """The geometries in groups; the geometries of a group share compiled programs."""
 
     def structure(geometry: Geometry) -> Any:
         return jax.tree.structure(geometry.policy)
@@ -295,14 +295,14 @@ def collect(
     progress: bool | None,
     tell: Callable[[str], object] = lambda name: None,
 ) -> StudyData:
-    """Run everything the study needs.
+    """Run everything that the study needs.
 
-    Two groups are processed at a time: while one compiles, the other runs.
+    Two groups of geometries are processed at a time: while one compiles, the other runs.
 
     Args:
         settings: The settings of the study.
         log: A training log to draw over the flow.
-        progress: Whether to show progress bars; None where there is a terminal.
+        progress: Whether to show progress bars; None to show them in a terminal.
         tell: A function that is called with the name of each finished geometry.
     """
     cells = starts.grid(settings.map_cells).astype(settings.dtype)
@@ -337,8 +337,8 @@ def run_to_level(
 ) -> Runs:
     """Runs of a geometry to a level of the loss, with all measures.
 
-    All values of β, `slow` and the level share one compiled program. Measures that only figures use
-    are taken on the ratio planes alone.
+    One compiled program serves all values of β, `slow` and `level`. Measures for figures are taken
+    only on the ratio planes.
 
     Args:
         settings: The settings of the study.
@@ -346,9 +346,9 @@ def run_to_level(
         beta: β.
         states: The starts.
         slow: The speed below which a state counts as slow.
-        level: The loss at which a line ends.
-        audit: Fraction of the starts to solve again.
-        progress: Whether to show a progress bar; None where there is a terminal.
+        level: The loss at which a flow line ends.
+        audit: Fraction of the starts to solve again at tighter tolerances.
+        progress: Whether to show a progress bar; None to show it in a terminal.
     """
     measured = [measures.dwell(slow), measures.slowest(), measures.rate_ratio("x")]
     if geometry.in_ratios:
@@ -366,7 +366,7 @@ def run_to_level(
 
 
 def _slow(geometry: Geometry, beta: float, states: PyTree[np.ndarray]) -> float:
-    """The speed below which a state counts as slow, from the free field at the starts."""
+    """The speed below which a state counts as slow, computed from the free field at the starts."""
     with jax.enable_x64(True):
         return SLOW_SHARE * float(np.median(_speeds(geometry.flow(beta), wide(states))))
 
@@ -411,7 +411,7 @@ def _claim_runs(geometry: Geometry, settings: Settings) -> dict[tuple[str, float
 
 
 def _response_line(settings: Settings, arrival: float) -> ResponseLine:
-    """The flow line of the feature model from its reference."""
+    """The flow line of the feature model from its reference state."""
     policy, beta = _FEATURES.policy, settings.betas[0]
     assert isinstance(policy, FeatureModel)
     moments = np.linspace(0, _HORIZON * arrival, _MOMENTS + 1)

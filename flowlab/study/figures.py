@@ -1,4 +1,4 @@
-"""The figures of the study, each with the numbers of its caption, which come from the runs."""
+"""The figures of the study, each with the numbers of its caption."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -40,10 +40,10 @@ class Drawn:
     """One figure of the study.
 
     Attributes:
-        name: Stem of its files, and name of its caption in `captions.html`.
+        name: Stem of the file names, and name of the caption in `captions.html`.
         png: The figure at 150 dots per inch.
         svg: The figure with its dense parts as pixels.
-        values: What the caption works with, by name.
+        values: The variables of the caption, by name.
     """
 
     name: str
@@ -57,8 +57,8 @@ def draw(data: StudyData, folder: Path, progress: Callable[[str], None]) -> list
 
     Args:
         data: The runs.
-        folder: Where the files go; made if there is none.
-        progress: Told the name of each figure before it is drawn.
+        folder: The folder of the files, created if it does not exist.
+        progress: Function that is called with the name of each figure before it is drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -75,7 +75,7 @@ def save(folder: Path, name: str, figure: Any, values: dict[str, Any] | None = N
 
 
 def _makers(data: StudyData) -> list[Callable[[StudyData], Sheet]]:
-    """The functions that draw the figures; each is named for its figure."""
+    """The functions that draw the figures; the name of a function is the name of its figure."""
     makers = [
         _loss_surface,
         _gradient_field,
@@ -278,7 +278,7 @@ def _of_log(data: StudyData, draw: Callable[..., Any]) -> Sheet:
 
 
 def _maps(data: StudyData, values: Callable[[Runs], np.ndarray], label: str, **options: Any) -> Any:
-    """One map for each β in one colour scale."""
+    """One map for each β, all with one colour scale."""
     betas, cells = data.settings.betas, data.settings.map_cells
     figure, axes = _one_panel_each(betas)
     for ax, beta in zip(axes, betas, strict=True):
@@ -306,7 +306,7 @@ def _one_panel_each(betas: tuple[float, ...]) -> tuple[Any, list[Any]]:
 def _ratio_paths(
     data: StudyData, geometry: Geometry, beta: float, from_: Float[np.ndarray, "n 2"]
 ) -> list[Float[np.ndarray, "k 2"]]:
-    """Flow lines on the ratio plane, at angles evenly spaced down to `LEVEL`."""
+    """Flow lines on the ratio plane as states at evenly spaced angles; the last is on `LEVEL`."""
     steepest = np.arctan2(*from_.T[::-1]).max()
     flattest = np.arctan(np.expm1(LEVEL) ** (1 / beta))
     points = _ALONG_QUICK if data.settings.quick else _ALONG
@@ -321,10 +321,10 @@ def _followed(
     from_: Float[np.ndarray, "n 2"],
     levels: Float[np.ndarray, " k"],
 ) -> list[Float[np.ndarray, "k 2"]]:
-    """Flow lines as the states at falling levels of the loss.
+    """Flow lines as sequences of states at decreasing levels of the loss.
 
-    The starts are repeated to fill a block of the study's own runs, whose compiled programs then
-    serve again: a line costs milliseconds.
+    The starts are repeated to fill a block as large as those of the study, so that its compiled
+    programs serve again and a flow line takes milliseconds.
     """
     like = data.runs[geometry.name, data.settings.betas[0]]
     known = like.to_level.starts

@@ -1,6 +1,6 @@
-"""Findings of the instruments of `critical` in a geometry: rest, slowness, influence of a start.
+"""Critical points, slow regions and sensitivities to the start, for one geometry of the study.
 
-n: starts.
+n: number of starts.
 """
 
 from dataclasses import dataclass
@@ -29,14 +29,14 @@ _SENSED = 256  # starts of which the derivative of the arrival is taken
 
 @dataclass(frozen=True, eq=False)
 class Instruments:
-    """Results of the instruments in a geometry at one β.
+    """Results of the instruments of `critical` for a geometry at one β.
 
     Attributes:
-        points: Critical points in the smallest box around the starts; None if states are no
+        points: Critical points in the smallest box around the starts; None if states are not
             vectors.
-        slow: The slow regions of that box; only on the free ratio plane, else None.
-        sensed: Derivatives of the arrival by some of the starts; only on the free ratio plane, else
-            None.
+        slow: Slow regions in this box, on the free ratio plane; elsewhere None.
+        sensed: Derivatives of the arrival time with respect to some of the starts, on the free
+            ratio plane; elsewhere None.
     """
 
     points: CriticalPoints | None = None
@@ -55,9 +55,9 @@ class Instruments:
         return float("nan") if self.points is None else self.points.smallest_gradient
 
     def lateness(self, states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-        """The arrival from a state's slow region over that from the cells around the region.
+        """The arrival time from the slow region of a state over the one from the cells around it.
 
-        1 if a state lies in no slow region; NaN if regions were not mapped.
+        It is 1 if the state lies in no slow region, and NaN if regions were not mapped.
         """
         if self.slow is None:
             return np.full(len(states), np.nan)
@@ -69,9 +69,10 @@ class Instruments:
 
     @property
     def elasticity(self) -> float:
-        """Median relative change of the arrival per relative change of the start.
+        """The median relative change of the arrival time T per relative change of the start y.
 
-        This is |(y1 ∂T/∂y1, y2 ∂T/∂y2)| / T, over the starts whose arrival has a derivative.
+        It is the median of |(y1 ∂T/∂y1, y2 ∂T/∂y2)| / T over the starts at which T has a
+        derivative.
         """
         if self.sensed is None:
             return float("nan")
@@ -82,14 +83,15 @@ class Instruments:
 def instruments(
     flow: AbstractFlow, states: Any, *, slow: float, level: float, paper: bool
 ) -> Instruments:
-    """Run the instruments on a flow in the smallest box around its starts.
+    """The results of the instruments for a flow, in the smallest box around its starts.
 
     Args:
         flow: The flow of a geometry.
-        states: Its starts.
+        states: The starts.
         slow: The speed below which a state is slow.
         level: The loss level.
-        paper: Whether this is the paper's own plane, where the census and derivatives are taken.
+        paper: Whether this is the paper's own plane, on which slow regions and derivatives are
+            computed.
     """
     if not (isinstance(states, np.ndarray) and states.ndim == 2):
         return Instruments()
@@ -108,7 +110,7 @@ def instruments(
 
 
 def _box(states: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d 2"]:
-    """The smallest box around states; a constant component gets the width of the others."""
+    """The smallest box around states; a constant component gets the largest width of the others."""
     low, high = states.min(axis=0), states.max(axis=0)
     width = np.where(high > low, 0.0, 0.5 * np.max(high - low))
     return np.stack([low - width, high + width], axis=1)

@@ -1,4 +1,4 @@
-"""Losses side by side: portraits, flow lines, cards, and the page that shows them."""
+"""A comparison of losses: portraits, flow lines and cards, with a report."""
 
 import os
 import time
@@ -27,10 +27,10 @@ class LossStudy:
     """A comparison of losses, and the folder with its results.
 
     Attributes:
-        folder: Where `report.html`, `cards.json` and the figures lie.
+        folder: The folder of `report.html`, `cards.json` and the figures.
         cards: The card of each loss.
-        comparison: Their flow lines from the reference point.
-        seconds: How long everything took.
+        comparison: The flow lines of the losses from the reference point.
+        seconds: The duration of the comparison, seconds.
     """
 
     folder: Path
@@ -39,7 +39,7 @@ class LossStudy:
     seconds: float
 
     def summary(self) -> str:
-        """The table of cards, and that at equal margin, as plain text."""
+        """The table of cards, and the table at equal margins, as plain text."""
         return f"{cards.table(self.cards)}\n\n{self.comparison.summary()}"
 
 
@@ -52,18 +52,19 @@ def compare_losses(
 ) -> LossStudy:
     """Compare losses on the log-ratio plane, and write the results to a folder.
 
-    Writes `report.html` (self-contained), `cards.json`, and `portraits` and `comparison` as `.png`
-    and `.svg`. What an earlier study wrote there is replaced.
+    The results are `report.html` (self-contained), `cards.json`, and `portraits` and `comparison`
+    as `.png` and `.svg`. The results of an earlier comparison in the folder are replaced.
 
     Args:
         out: The folder.
-        losses: Losses of one pair by name; the same loss with several β counts as several.
-        reach: Half the side of the square that the cards search, nats.
+        losses: Losses of one pair by name; a loss with several values of β counts as several
+            losses.
+        reach: Half the side of the square in which the cards search, nats.
         progress: Whether to show progress bars; None where there is a terminal.
 
     Raises:
-        ValueError: If `out` is a file or a folder with something else in it, there is no loss, or
-            one of them is a batch loss.
+        ValueError: If `out` is a file or a folder with other contents, if there is no loss, or if
+            one of the losses is a batch loss.
         OSError: If the folder cannot be written.
     """
     begun = time.perf_counter()
@@ -89,12 +90,12 @@ def computed(
     reach: float = cards.REACH,
     progress: bool | None = None,
 ) -> Iterator[tuple[str, Card]]:
-    """The cards of losses in order, yielded as they are finished; several are computed at once.
+    """The cards of losses in order, each yielded when it is finished; several are computed at once.
 
     Args:
         losses: Losses of one pair by name.
-        reach: Half the side of the square that is searched, nats.
-        progress: Whether to show a progress bar; None where there is a terminal.
+        reach: Half the side of the square in which the cards search, nats.
+        progress: Whether to show a progress bar; None to show it in a terminal.
     """
     threads = max(1, min(_THREADS, os.cpu_count() or 1, len(losses)))
     pool = ThreadPoolExecutor(threads)
@@ -107,7 +108,7 @@ def computed(
             yield name, card
     finally:
         bar.close()
-        # Without waiting: what is left of the cards where this ends early is wanted by nobody.
+        # Without waiting: if this ends early, nobody needs the cards that remain.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -135,7 +136,7 @@ def _at_margins(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def _at_times(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Margin and chosen log-ratio at the moments that lie nearest to round numbers."""
+    """Margin and chosen log-ratio at the saved times that are closest to round numbers."""
     places = [int(np.argmin(np.abs(np.log(comparison.times / moment)))) for moment in _MOMENTS]
     moments = comparison.times[places]
     header = ["loss", *(f"margin at time {t:.4g}" for t in moments)]

@@ -1,4 +1,4 @@
-"""The study from end to end, and the page that shows it."""
+"""The study from the runs to the page with its report."""
 
 import time
 from collections.abc import Sequence
@@ -31,15 +31,16 @@ _STAGES = ("running the sweeps", "weighing the claims", "drawing", "writing the 
 
 @dataclass(frozen=True)
 class Study:
-    """Findings of the study, and the folder that holds them.
+    """The results of the study.
 
     Attributes:
-        folder: Where `report.html`, `claims.json`, `figures` and `sweep.zarr` lie.
+        folder: The folder of `report.html`, `claims.json`, `figures` and `sweep.zarr`.
         data: The runs.
         claims: The claims with their verdicts.
-        likeness: Numbers of tokens in which two sequences differ, and their k_wl/k_ww.
-        accuracy: By β: median and largest error of the times against the closed form, relative.
-        seconds: How long everything took.
+        likeness: Numbers of tokens in which two sequences differ, each with the ratio k_wl/k_ww.
+        accuracy: For each β, the median and the largest relative error of the times, compared with
+            the closed form.
+        seconds: The duration of the study, seconds.
     """
 
     folder: Path
@@ -50,7 +51,7 @@ class Study:
     seconds: float
 
     def summary(self) -> str:
-        """The two tables of the study as plain text: the maps by β, and the claims."""
+        """Two tables as plain text: the maps for each β, and the claims."""
         header, rows = _map_rows(self)
         return f"{_tables.table((header, *rows), 'r')}\n\n{table(self.claims)}"
 
@@ -66,21 +67,20 @@ def run(
 ) -> Study:
     """Run the study of arXiv 2404.04626 and write it to a folder.
 
-    Writes `report.html` (self-contained), `claims.json`, `figures/*.png` and `*.svg`, and
-    `sweep.zarr`. A folder that exists is written into; what the study wrote there before is
-    replaced.
+    The results are `report.html` (self-contained), `claims.json`, `figures/*.png` and `*.svg`, and
+    `sweep.zarr`. The folder may exist; the results of an earlier study in it are replaced.
 
     Args:
         out: The folder.
         betas: Values of β, positive; None for 0.1, 0.3 and 0.5.
-        quick: Coarser maps and fewer starts, in half the time.
-        log: A training log, of which the report tells what `flowlab log` does.
-        dtype: float64, or float32 (at rtol 1e-4 in place of 1e-6).
+        quick: True for coarser maps and fewer starts, in half the time.
+        log: A training log; the report then includes the diagnosis that `flowlab log` prints.
+        dtype: float64, or float32 (with rtol 1e-4 instead of 1e-6).
         progress: Whether to show progress bars; None where there is a terminal.
 
     Raises:
-        ValueError: If `out` is a file or a folder with something else in it, or a β is not
-            positive, finite and named once.
+        ValueError: If `out` is a file or a folder with other contents, or if `betas` are not
+            different positive finite numbers.
         OSError: If the folder cannot be written.
     """
     begun = time.perf_counter()
@@ -110,19 +110,19 @@ def run(
 
 
 class _Bar(tqdm):
-    """A step for each geometry, on which sweeps take most of the time, and for each later stage."""
+    """A progress bar with one step for each geometry and one for each later stage."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(total=len(GEOMETRIES) + len(_STAGES) - 1, **options)
 
     def begin(self, stage: str) -> None:
-        """Tell of a stage, before which all others are done."""
+        """Show a new stage; all earlier stages are finished."""
         done = len(GEOMETRIES) + _STAGES.index(stage) - 1
         self.update(done - self.n if stage != _STAGES[0] else 0)
         self.set_description(stage)
 
     def geometry_done(self, name: str) -> None:
-        """Tell of a geometry that is done."""
+        """Show a geometry that is finished."""
         self.update()
         self.set_postfix_str(name)
 
@@ -143,7 +143,10 @@ def _settings(betas: Sequence[float] | None, quick: bool, dtype: Any) -> Setting
 
 
 def _accuracy(data: StudyData, beta: float) -> tuple[float, float]:
-    """Error of the times of the maps, relative to max(T, 1e-3·r²/β), against the closed form."""
+    """The median and the largest error of the times of the maps, compared with the closed form.
+
+    The error of a time T is relative to max(T, 1e-3·r²/β), with r the distance of the start from 0.
+    """
     points = data.map_starts.astype(float)
     wanted = np.concatenate(
         [exact.ratio_plane_time(part, beta, level=LEVEL) for part in np.array_split(points, 16)]
@@ -180,7 +183,7 @@ def _dataset(data: StudyData) -> "xarray.Dataset":
 
 
 def _description(data: StudyData) -> dict[str, Any]:
-    """Options of `flowlab sweep` that run the same maps, for the store."""
+    """Options of `flowlab sweep` that compute the same maps, as the description of the store."""
     settings = data.settings
     return {
         "loss": "dpo",
@@ -238,7 +241,7 @@ def _page(study: Study, drawn: list[figures.Drawn]) -> str:
 
 
 def _training(log: TrainingLog | None) -> dict[str, Any] | None:
-    """The sections of the report on a training log."""
+    """The section of the report on a training log; None without a log."""
     if log is None:
         return None
     found = diagnose(log)
@@ -246,7 +249,7 @@ def _training(log: TrainingLog | None) -> dict[str, Any] | None:
 
 
 def _audit(audits: list[Audit]) -> dict[str, float]:
-    """Summary of the audits of the maps; empty without one."""
+    """A summary of the audits of the maps; empty without audits."""
     if not audits:
         return {}
     worst = max(audit.time_largest for audit in audits)

@@ -1,4 +1,4 @@
-"""The statements of the paper, each with a verdict per geometry that is computed from runs."""
+"""The statements of the paper, each with a verdict per geometry, computed from flow lines."""
 
 from flowlab.study.claims.catalogue import evaluate, table, to_json
 from flowlab.study.claims.limits import likeness

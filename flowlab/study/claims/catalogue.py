@@ -1,4 +1,4 @@
-"""The seventeen statements in their order: evaluate them all, and write the claims down."""
+"""The seventeen statements of the paper, their evaluation, and a table of their verdicts."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ _SIGNS = {"holds": "+", "holds_in_part": "~", "fails": "-", "not_applicable": ".
 
 
 def evaluate(data: StudyData) -> list[Claim]:
-    """All seventeen claims in order, judged in every geometry from the runs."""
+    """All seventeen claims in order, with verdicts for every geometry."""
     observed = _observed(data)
     return [one.claim(observed) for one in (*field.STATEMENTS, *limits.STATEMENTS)]
 
 
 def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """The claims in JSON-ready form; numbers that are not finite become None."""
+    """The claims as JSON-ready dictionaries, with None for numbers that are not finite."""
     return [
         {
             "id": claim.id,
@@ -37,7 +37,7 @@ def to_json(claims: Sequence[Claim]) -> list[dict[str, Any]]:
 
 
 def table(claims: Sequence[Claim]) -> str:
-    """The verdicts as text, with a line for each geometry and a column for each claim."""
+    """The verdicts as plain text, with a row for each geometry and a column for each claim."""
     names = list(claims[0].verdicts) if claims else []
     rows = [["", *(claim.id for claim in claims)]]
     rows += [[n, *(_SIGNS[claim.verdicts[n].verdict] for claim in claims)] for n in names]
@@ -46,7 +46,10 @@ def table(claims: Sequence[Claim]) -> str:
 
 
 def _observed(data: StudyData) -> dict[str, Observables]:
-    """Observables by geometry; two groups at a time, since most of the time is compilation."""
+    """The observables of each geometry, by name.
+
+    Two groups of geometries are processed at a time, since most of the time is compilation.
+    """
 
     def work(group: list[Geometry]) -> list[Observables]:
         return [observe(data, geometry) for geometry in group]

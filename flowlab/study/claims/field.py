@@ -1,4 +1,4 @@
-"""C1 to C8: the loss's derivatives and what the paper reads off its gradient field."""
+"""C1 to C8: the derivatives of the loss, and the paper's statements about its gradient field."""
 
 import numpy as np
 from jaxtyping import Bool
@@ -31,9 +31,9 @@ SAME = 1e-4  # far above the error of runs at rtol 1e-6, far below any differenc
 def c1(observables: Observables) -> Verdict:
     """Gradients by automatic differentiation, compared with the formulas of Theorem 1.
 
-    At every start the relative difference must be at most 1e-10. The formulas are derivatives by x1
-    and x2; the chain rule turns them into derivatives by the state, and with several pairs their
-    mean is taken. The loss is the same function in every geometry.
+    At every start the relative difference must be at most 1e-10. The formulas are derivatives with
+    respect to x1 and x2. The chain rule turns them into derivatives with respect to the state, and
+    with several pairs their mean is taken. The loss is the same function in every geometry.
     """
     evidence = {
         "share_of_starts_where_the_formulas_agree": share(
@@ -48,11 +48,11 @@ def c1(observables: Observables) -> Verdict:
 def c2(observables: Observables) -> Verdict:
     """The ratio of the two rates, x1' / −x2', compared with x2/x1 along the whole flow line.
 
-    It must agree at the start to 1e-4, with x1 rising and x2 falling, and it must stay so. It stays
-    so exactly if x1² + x2² is conserved, so that this sum at the loss level must equal that at the
-    start, to 1e-4. Walls are included. The statement is about rates during training: as a relation
-    between the partial derivatives of the loss it is part of C1. On the log-ratio plane the ratio
-    of the rates is x1/x2 instead.
+    At the start the two ratios must agree to 1e-4, with x1 rising and x2 falling, and they must
+    continue to agree. They do so if and only if x1² + x2² is conserved. The sum at the loss level
+    must therefore equal the sum at the start, to 1e-4. Walls are included. The statement is about
+    rates during training: as a relation between the partial derivatives of the loss it is part of
+    C1. On the log-ratio plane the ratio of the rates is x1/x2 instead.
     """
     claimed = observables.start[:, 1] / observables.start[:, 0]
     deviation = np.abs(observables.rise_over_fall / claimed - 1)
@@ -77,13 +77,13 @@ def c2(observables: Observables) -> Verdict:
     "chosen one.",
 )
 def c3(observables: Observables) -> Verdict:
-    """Two changes compared: at the start, −x2' > x1'; on the way to the loss level, −Δx2 > Δx1.
+    """Two comparisons: −x2' > x1' at the start, and −Δx2 > Δx1 on the way to the loss level.
 
     All starts count. A chosen response that falls counts as rising more slowly than the rejected
-    one falls; a rejected one that rises does not count as falling. By C2, the first part is true on
-    the ratio plane exactly where x1 > x2. Two numbers are reported but not used for the verdict:
-    how often log x2 changes faster than log x1, and how often the chosen response itself becomes
-    less probable, which cannot happen on the paper's plane.
+    one falls; a rejected response that rises does not count as falling. By C2, the first comparison
+    is true on the ratio plane if and only if x1 > x2. Two numbers are reported but not used for the
+    verdict: the share of starts at which log x2 changes faster than log x1, and the share at which
+    the chosen response becomes less probable, which cannot happen on the paper's plane.
     """
     falls, fallen = observables.rate[:, 1] < 0, observables.change[:, 1] < 0
     change = np.abs(observables.change)
@@ -108,11 +108,11 @@ def c3(observables: Observables) -> Verdict:
 
 
 def chosen_falls(observables: Observables) -> dict[str, float]:
-    """Shares of cases in which the chosen response becomes less probable, beside the claims.
+    """Shares of cases in which the chosen response becomes less probable, by name.
 
-    They count the starts at which it falls in the free field, those at which k_wl > k_ww predicts
-    this correctly, those from which it has fallen at the loss level, and the values of β at which
-    it falls at the reference state.
+    They are four shares: of the starts at which the chosen response falls in the free field; of the
+    starts at which k_wl > k_ww predicts this correctly; of the starts from which it has fallen at
+    the loss level; and of the values of β at which it falls at the reference state.
     """
     falls = observables.rate[:, 0] < 0
     return {
@@ -135,14 +135,15 @@ def chosen_falls(observables: Observables) -> dict[str, float]:
     "towards it.",
 )
 def c4(observables: Observables) -> Verdict:
-    """Four parts: the field vanishes at low x1 and at low x2, and leads from the one to the other.
+    """Four parts: the field vanishes at low x1 and at low x2, and it leads from low x1 to low x2.
 
     The field vanishes at low x1 if the speed falls below a hundredth of the median over the starts
-    when x1 is taken to 1e-100 (x2 as at the start, for starts with x1 < 0.2); likewise at low x2,
-    for starts with x2 < 0.2. It leads away from low x1 if x1 rises from a start with x1 < 0.2. It
-    leads to low x2 if x2 has fallen below 0.2 at the loss level, from any start; for small β the
-    level alone nearly implies that. Speeds are those of the field without walls, in the coordinates
-    of the geometry; in the feature model, with the features of the reference.
+    when x1 is lowered to 1e-100, with x2 as at the start, for starts with x1 < 0.2. The part about
+    low x2 is measured in the same way, for starts with x2 < 0.2. The field leads away from low x1
+    if x1 rises from a start with x1 < 0.2. It leads to low x2 if x2 has fallen below 0.2 at the
+    loss level, from any start; for small β the level alone nearly implies this. Speeds are speeds
+    of the field without walls, in the coordinates of the geometry; in the feature model, the
+    features are those of the reference.
     """
     left, lower = observables.within(LEFT), observables.within(LOWER)
     if not (left.count and lower.count):
@@ -172,9 +173,9 @@ def c4(observables: Observables) -> Verdict:
 def c5(here: Observables) -> Verdict:
     """Two parts, at starts with x1 < 0.2 and x2 > 0.8: x1 rises rapidly, and x2 hardly changes.
 
-    Rapidly: x1 rises at twice the median of |x1'| over all starts, or more. Hardly: |x2'| is at
+    Rapidly: x1 rises at no less than twice the median of |x1'| over all starts. Hardly: |x2'| is at
     most a quarter of |x1'| at the start, walls included. The statement is taken to be about the
-    corner itself: on the whole way to the loss level x2 changes more than x1, as the last two
+    corner alone: on the whole way to the loss level x2 changes more than x1, as the last two
     numbers show.
     """
     change = np.abs(here.change)
@@ -202,10 +203,10 @@ def c6(here: Observables) -> Verdict:
     """Two parts, at starts with x1 > 0.8 and x2 > 0.8: both change slowly, and both change little.
 
     In both parts x1 must rise and x2 fall at the start. Slowly: the speed at the start is at most
-    half of the median over all starts. Little: within the same flow time for all starts (the median
-    time to the loss level), the state moves at most half as far as it does from the median start.
-    Speeds and distances are in the coordinates of the geometry. On the free ratio plane the slow
-    regions, below half the median speed, are mapped as well.
+    half of the median over all starts. Little: within a flow time that all starts have in common
+    (the median time to the loss level), the state moves at most half as far as the median over all
+    starts. Speeds and distances are in the coordinates of the geometry. On the free ratio plane the
+    slow regions, below half the median speed, are mapped as well.
     """
     both = (here.rate[:, 0] > 0) & (here.rate[:, 1] < 0)
     evidence = {
@@ -229,14 +230,13 @@ def c6(here: Observables) -> Verdict:
     UPPER_RIGHT,
 )
 def c7(here: Observables) -> Verdict:
-    """Flow lines from x1 > 0.8 and x2 > 0.8 that pass a saddle point closely enough to be held up.
+    """Flow lines from x1 > 0.8 and x2 > 0.8 that pass a saddle point closely enough to be delayed.
 
-    The gradient vanishes at a saddle point. A line that is held up by one therefore passes a point
-    of very low speed: somewhere on its way to the loss level, walls included, its speed must fall
-    below a hundredth of the median over the starts. Slow travel without such a point is the subject
-    of C6 and C14. Where a state is a vector, the box around all starts is also searched for
-    critical points; that covers only the beginning of the way. It is reported but not used
-    for the verdict.
+    The gradient vanishes at a saddle point, so that a flow line passes it at very low speed. On the
+    way to the loss level, walls included, the speed must therefore fall below a hundredth of the
+    median over the starts. Slow flow lines without a saddle point are the subject of C6 and C14. If
+    a state is a vector, the box around all starts is also searched for critical points. This search
+    covers only the beginning of the way; it is reported but not used for the verdict.
     """
     evidence = {
         "share_of_starts_that_pass_a_point_of_nearly_no_speed": share(
@@ -262,10 +262,10 @@ def c7(here: Observables) -> Verdict:
 def c8(here: Observables) -> Verdict:
     """Two parts, at starts with x2 < 0.2 and any x1: x2 falls rapidly, and x1 hardly changes.
 
-    Rapidly: x2 falls at twice the median of |x2'| over all starts, or more. Hardly: |x1'| is at
+    Rapidly: x2 falls at no less than twice the median of |x2'| over all starts. Hardly: |x1'| is at
     most a quarter of |x2'| at the start, walls included. The paper speaks both of "the lower part
-    of the figure" and of "both responses improbable". The first reading decides; numbers for the
-    second, where x1 < 0.2 too, are reported but not used for the verdict.
+    of the figure" and of "both responses improbable". The verdict follows the first reading.
+    Numbers for the second, in which x1 < 0.2 too, are reported but not used for the verdict.
     """
     corner = here.within(LEFT)
     evidence = {
@@ -282,7 +282,7 @@ def c8(here: Observables) -> Verdict:
 
 
 def _in_a_slow_region(observables: Observables) -> float:
-    """The share of the starts that lie in a slow region; NaN if regions were not mapped."""
+    """The share of the starts in slow regions; NaN if regions were not mapped."""
     return (
         float("nan") if np.isnan(observables.lateness).all() else share(observables.lateness != 1)
     )

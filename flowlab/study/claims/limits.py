@@ -1,4 +1,4 @@
-"""C9 to C17: the two limitations that the paper derives from the field, and the second seed."""
+"""C9 to C17: the two limitations that the paper derives from the field, and further statements."""
 
 from collections.abc import Sequence
 
@@ -39,11 +39,11 @@ TAILS = (5.0, 95.0)  # percentiles, so that no single start makes a spread
 def c9(observables: Observables) -> Verdict:
     """Two parts, at the loss level: x2 is near 0, and x1 hardly changes any more.
 
-    Near 0: at most 0.05. Hardly: |x1'| is at most a quarter of |x2'| at that point, because the
-    paper speaks of the time when x2/x1 has become small. That x2/x1 becomes small is reported but
-    not used for the verdict, since the loss level of a single pair implies it. A start from which
-    the level is not reached counts against both parts. The changes of x1 and x2 on the whole way
-    are reported but not used for the verdict.
+    Near 0: at most 0.05. Hardly: |x1'| is at most a quarter of |x2'| at the loss level, because the
+    paper speaks of the time when x2/x1 has become small. A start from which the level is not
+    reached counts against both parts. Two results are reported but not used for the verdict: that
+    x2/x1 becomes small, which the loss level of a single pair implies, and the changes of x1 and x2
+    on the whole way.
     """
     change = np.abs(observables.change)
     evidence = {
@@ -75,13 +75,13 @@ def c10(observables: Observables) -> Verdict:
     """Two parts, from the kernel at every start: the gradients counteract, and learning is halved.
 
     A chosen response that is trained together with its rejected one moves at u_w' = −L'(h)(k_ww −
-    k_wl); trained alone it would move at −L'(h) k_ww. In the pair, a fraction 1 − k_wl/k_ww of its
-    speed therefore remains. The gradients counteract if k_wl > 0; learning is halved if at most
-    half of the speed is left. With several pairs the kernel is that of the first. Where k_wl = 0 at
-    every start the geometry cannot represent similar texts, and the statement does not apply. The
-    coupled kernels assume a coupling, and the verdict only repeats it; in a softmax, k_wl comes
-    from what all responses share. The effect of similar texts themselves is measured on sequences
-    of tokens, in the table below the claims.
+    k_wl); alone it would move at −L'(h) k_ww. In the pair a fraction 1 − k_wl/k_ww of its speed
+    therefore remains. The gradients counteract if k_wl > 0. Learning is halved if at most half of
+    the speed remains. With several pairs the kernel is that of the first pair. If k_wl = 0 at every
+    start, the geometry cannot represent similar texts, and the statement does not apply. The
+    coupled kernels assume a coupling, so that the verdict only repeats the assumption. In a
+    softmax, k_wl comes from what all responses share. The effect of similar texts is measured on
+    sequences of tokens, in the table below the claims.
     """
     left = 1 - observables.coupling
     evidence = {
@@ -98,14 +98,14 @@ def c10(observables: Observables) -> Verdict:
 
 
 def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]:
-    """The ratio k_wl/k_ww of two sequences of twelve tokens, by the number of differing tokens.
+    """The ratio k_wl/k_ww for sequences of twelve tokens, by the number of tokens that differ.
 
-    The sequences differ in their last tokens, at the reference of `Autoregressive.with_edits`, a
-    uniform table with a row for each prefix. All pairs are in one policy, whose kernel is compiled
-    once.
+    Chosen and rejected sequence differ in their last tokens. The policy is
+    `Autoregressive.with_edits` at its reference, a uniform table with a row for each prefix. All
+    pairs are in one policy, whose kernel is compiled once.
 
     Args:
-        edits: The numbers of differing tokens.
+        edits: The numbers of tokens that differ.
     """
     made = [Autoregressive.with_edits(number) for number in edits]
     responses = [tokens for policy in made for tokens in policy.responses]
@@ -122,11 +122,11 @@ def likeness(edits: Sequence[int] = (1, 2, 4, 8, 12)) -> list[tuple[int, float]]
     "From a start at the lower right, the rejected response loses its probability rapidly.",
 )
 def c11(observables: Observables) -> Verdict:
-    """Two parts, at starts with x1 > 0.8, x2 < 0.2: x2 falls rapidly, in itself and for its size.
+    """Two parts, at starts with x1 > 0.8 and x2 < 0.2: x2 falls rapidly, absolutely and relatively.
 
-    In itself: x2 falls at twice the median of |x2'| over all starts, or more. For its size: the
-    same is true of |x2'|/x2. The time to the loss level is reported but not used for the
-    verdict, since these starts are close to the level in every geometry.
+    Absolutely: x2 falls at no less than twice the median of |x2'| over all starts. Relatively:
+    |x2'|/x2 is no less than twice its median. The time to the loss level is reported but not used
+    for the verdict, since these starts are close to the level in every geometry.
     """
     here = observables.within(LOWER_RIGHT)
     if not here.count:
@@ -157,9 +157,9 @@ def c12(here: Observables) -> Verdict:
     """At starts with x1 < 0.2: x1 does not rise swiftly, and the reason is that x2 is favoured.
 
     Not swiftly: x1 falls, or rises at no more than the median of |x1'| over all starts. Favoured:
-    |x2'| > |x1'| at the start, walls included. The paper gives the second as the reason of the
-    first, so a start counts only if both are true. Where the regions overlap, this is the opposite
-    of C5.
+    |x2'| > |x1'| at the start, walls included. The paper gives the second as the reason for the
+    first, so that a start counts only if both are true. Where the regions of C5 and C12 overlap,
+    the two statements contradict each other.
     """
     slow = (here.rate[:, 0] < 0) | (here.relative.rate[:, 0] <= 1)
     favoured = here.lines.start_rate_ratio < 1
@@ -181,9 +181,10 @@ def c12(here: Observables) -> Verdict:
 def c13(here: Observables) -> Verdict:
     """At starts with x1 < 0.2 and x2 < 0.2: x1 does not change faster than x2, |x1'| ≤ |x2'|.
 
-    A start at which the two are equally fast, to rounding, counts half: the diagonal of the plane
-    is such a set. The paper's words are "does not entirely prioritise". A weaker reading, that x2
-    moves at more than a quarter of the rate of x1, is reported but not used for the verdict.
+    A start at which both rates are equal, up to rounding, counts half; these are the starts on the
+    diagonal of the plane. The paper's words are "does not entirely prioritise". A weaker reading,
+    that x2 changes at more than a quarter of the rate of x1, is reported but not used for the
+    verdict.
     """
     evidence = {
         "share_of_starts_where_x1_is_not_the_faster": share(here.lines.start_rate_ratio < 1 - TIE)
@@ -202,12 +203,12 @@ def c13(here: Observables) -> Verdict:
     UPPER_RIGHT,
 )
 def c14(here: Observables) -> Verdict:
-    """Two parts, at starts with x1 > 0.8, x2 > 0.8: very small gradients, and slow convergence.
+    """Two parts, at starts with x1 > 0.8 and x2 > 0.8: very small gradients, and slow convergence.
 
     Very small: the speed at the start, in the coordinates of the geometry, is at most a tenth of
-    the median over all starts. Slow: the loss level is reached after twice the median time or
-    later. On the free ratio plane the slow regions are mapped too, to tell how much later the
-    starts of the region in this corner arrive than their neighbours.
+    the median over all starts. Slow: the loss level is reached no earlier than after twice the
+    median time. On the free ratio plane the slow regions are mapped too, with the delay of their
+    starts compared with the neighbouring starts.
     """
     evidence = {
         "share_of_starts_with_very_small_gradients": share(here.relative.speed <= VERY_SMALL),
@@ -223,11 +224,11 @@ def c14(here: Observables) -> Verdict:
 
 @states("Section 3.3.2", "From a start at the upper right, local minima are hard to escape.")
 def c15(observables: Observables) -> Verdict:
-    """Flow lines from x1 > 0.8, x2 > 0.8 that a local minimum keeps from the loss level.
+    """Flow lines from x1 > 0.8 and x2 > 0.8 that a local minimum keeps from the loss level.
 
-    A local minimum above the loss level keeps a line from it; a minimum that a line passes closely
-    shows up as very low speed. A start therefore counts if the level is not reached from it, or
-    if the speed falls below a hundredth of the median somewhere on the way.
+    A local minimum above the loss level keeps a flow line from reaching it. If a line only passes
+    close to a minimum, its speed is very low there. A start therefore counts if the level is not
+    reached from it, or if the speed falls below a hundredth of the median somewhere on the way.
     """
     here = observables.within(UPPER_RIGHT)
     if not here.count:
@@ -251,14 +252,16 @@ def c15(observables: Observables) -> Verdict:
 def c16(observables: Observables) -> Verdict:
     """Two parts, for each β: the time to a given loss, and the state at a given flow time.
 
-    The shares here are shares of the values of β, not of the starts. Time: among the starts that
-    reach the loss level, the 95th percentile of the times is at least twice the 5th. State: at the
-    median of these times, the chosen response (x1 where a state is (x1, x2), u_w elsewhere) still
-    spans, from its 5th to its 95th percentile, at least half of what it spans at the starts. For
-    the free ratio plane the sensitivity of the time to the start is reported too: the norm of the
-    vector of its two relative derivatives (elasticities), which add up to 2 on this plane. In one
-    sense the start does not matter where the level is reached from all starts; the share of the
-    starts from which it is reached is therefore reported as well.
+    The shares are shares of the values of β, not of the starts. Time: among the starts that reach
+    the loss level, the 95th percentile of the times is at least twice the 5th. State: at the median
+    of these times, the range of the chosen response from its 5th to its 95th percentile is at least
+    half of the range at the starts. The chosen response is x1 if a state is (x1, x2), and u_w
+    elsewhere.
+
+    For the free ratio plane the sensitivity of the time to the start is reported too: the norm of
+    the two relative derivatives (elasticities), whose sum is 2 on this plane. In one sense the
+    start does not matter if the level is reached from all starts; the share of the starts that
+    reach it is therefore reported as well.
     """
     parts = observables.by_beta()
     arrivals = np.array([_lateness(part.lines.arrival[part.lines.reached]) for part in parts])
@@ -290,8 +293,8 @@ def c16(observables: Observables) -> Verdict:
 def c17(observables: Observables) -> Verdict:
     """The gradient of the loss by automatic differentiation, compared with the identity.
 
-    The gradients of the probabilities in the identity are those of exp(log-probability), by
-    automatic differentiation too; the mean is over pairs. At every start the relative difference
+    In the identity, the gradients of the probabilities are gradients of exp(log-probability), also
+    by automatic differentiation, and the mean is over pairs. At every start the relative difference
     must be at most 1e-10.
     """
     evidence = {
@@ -304,7 +307,7 @@ def c17(observables: Observables) -> Verdict:
 
 
 def _relative_to_size(observables: Observables) -> Float[np.ndarray, " n"]:
-    """|x2'|/x2 at the start, over its median for the same β."""
+    """|x2'|/x2 at the start, divided by its median over the starts with the same β."""
     rates = np.abs(observables.rate[:, 1]) / observables.start[:, 1]
     medians = {
         beta: np.median(rates[observables.beta == beta]) for beta in np.unique(observables.beta)
@@ -327,7 +330,7 @@ def _span(values: Float[np.ndarray, " n"]) -> float:
 
 
 def _lateness(arrival: Float[np.ndarray, " n"]) -> float:
-    """The ratio of late to early arrivals; NaN if nothing arrives."""
+    """The ratio of late to early arrivals; NaN if no start arrives."""
     if not arrival.size:
         return float("nan")
     early, late = np.percentile(arrival, TAILS)

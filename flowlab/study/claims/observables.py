@@ -1,6 +1,6 @@
-"""Observables of the claims: the field at the starts of a geometry, and the lines from them.
+"""Observables for the claims: the field at the starts of a geometry, and the flow lines from them.
 
-n: starts, over all β; those that had met the target at the start are left out.
+n: number of starts, over all β; starts that had already met the target are left out.
 """
 
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ __all__ = [
     "observe",
 ]
 
-# The paper names corners without bounds. A fifth of the side is small enough to be a corner and
-# large enough to hold a sample of any grid; the bounds lie on no centre of a cell.
+# The paper names corners without bounds. A fifth of the side is small enough for a corner and large
+# enough to contain starts of any grid. The bounds do not coincide with the centre of any cell.
 LOW = 0.2
 HIGH = 0.8
 _DEPTH = 1e-100  # a ratio so close to 0 that any power of it that vanishes has vanished
@@ -47,15 +47,15 @@ class Region:
     """A rectangle in the unit square of ratios: lower < x < upper.
 
     Attributes:
-        chosen: Lower and upper end of x1.
-        rejected: Lower and upper end of x2.
+        chosen: Lower and upper bound of x1.
+        rejected: Lower and upper bound of x2.
     """
 
     chosen: tuple[float, float] = (0.0, np.inf)
     rejected: tuple[float, float] = (0.0, np.inf)
 
     def contains(self, ratios: Float[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:
-        """Mask of the ratios in the region."""
+        """A mask of the ratios that lie in the region."""
         lower, upper = np.transpose([self.chosen, self.rejected])
         return np.all((ratios > lower) & (ratios < upper), axis=1)
 
@@ -73,14 +73,15 @@ class FieldAtStarts(eqx.Module):
     """The free field of a geometry at the starts, in float64.
 
     Attributes:
-        ratios: (x1, x2), shape (n, 2).
-        rate: (x1', x2'), shape (n, 2).
-        speed: Euclidean in the coordinates of the geometry.
-        edge_speed: The same with x1, or x2, taken to 1e-100, shape (n, 2).
-        kernel: k_ww, k_wl and k_ll, shape (n, 3).
-        reference_rate: (u_w', u_l') at the reference state, shape (n, 2).
-        theorem_error: Relative error of Theorem 1's derivatives, brought to the state.
-        identity_error: Relative error of the gradient by the identity of C17.
+        ratios: The ratios (x1, x2), shape (n, 2).
+        rate: The rates (x1', x2'), shape (n, 2).
+        speed: Euclidean speed in the coordinates of the geometry.
+        edge_speed: The speed with x1 lowered to 1e-100, and the speed with x2 lowered to 1e-100,
+            shape (n, 2).
+        kernel: The kernel entries k_ww, k_wl and k_ll, shape (n, 3).
+        reference_rate: The rates (u_w', u_l') at the reference state, shape (n, 2).
+        theorem_error: Relative error of the derivatives of Theorem 1, transformed to the state.
+        identity_error: Relative error of the gradient from the identity of C17.
     """
 
     ratios: Float[np.ndarray, "n 2"]
@@ -97,13 +98,13 @@ class FlowLines(eqx.Module):
     """The flow lines from the starts, walls included.
 
     Attributes:
-        reached: Whether the loss level was reached.
-        arrival: Flow time to the loss level; inf where it was not reached.
+        reached: True if the loss level was reached.
+        arrival: Flow time to the loss level; inf if it was not reached.
         end: Ratios at the loss level, shape (n, 2).
         later: Ratios at the flow time that all starts of a β have in common, shape (n, 2).
-        dwell_share: Part of the way's time spent at less than half the median speed.
+        dwell_share: Fraction of the flow time at less than half the median speed.
         start_rate_ratio: |x1'| / |x2'| at the start.
-        end_rate_ratio: The same at the loss level.
+        end_rate_ratio: |x1'| / |x2'| at the loss level.
     """
 
     reached: Bool[np.ndarray, " n"]
@@ -119,11 +120,13 @@ class Relative(eqx.Module):
     """Quantities divided by their medians over the starts with the same β.
 
     Attributes:
-        rate: |x1'| and |x2'| of the free field at the start, each over its median, shape (n, 2).
+        rate: |x1'| and |x2'| of the free field at the start, each divided by its median, shape (n,
+            2).
         speed: Speed of the free field at the start.
-        edge_speed: The same with x1, or x2, taken to 1e-100, over the median speed, shape (n, 2).
-        slowest_speed: Slowest speed on the way to the loss level, over the median speed.
-        arrival: Flow time to the loss level, over the median of those that reach it.
+        edge_speed: The speed with x1 lowered to 1e-100, and with x2 lowered to 1e-100, divided by
+            the median speed, shape (n, 2).
+        slowest_speed: Lowest speed on the way to the loss level, divided by the median speed.
+        arrival: Flow time to the loss level, divided by the median over the starts that reach it.
         moved: Distance from the start at the flow time that all starts of a β have in common, in
             the coordinates of the geometry.
     """
@@ -137,13 +140,13 @@ class Relative(eqx.Module):
 
 
 class Searches(eqx.Module):
-    """Results of the instruments for the β of each start; NaN if a geometry was not searched.
+    """Results of the instruments for the β of each start; NaN if the geometry was not searched.
 
     Attributes:
         saddles: Saddle points in the box around the starts.
-        traps: Minima above the loss level there.
-        smallest_gradient: The smallest |∇L| met there away from critical points.
-        elasticity: Median relative change of the arrival per relative change of the start.
+        traps: Minima above the loss level in this box.
+        smallest_gradient: The smallest |∇L| that the search found away from critical points.
+        elasticity: Median relative change of the arrival time per relative change of the start.
     """
 
     saddles: Float[np.ndarray, " n"]
@@ -153,21 +156,21 @@ class Searches(eqx.Module):
 
 
 class Observables(eqx.Module):
-    """Starts of one geometry over all β, and what was observed from each.
+    """The observables of the starts of one geometry, over all β.
 
-    Quantities called chosen or rejected are those of the ratios x1 and x2, of the first pair if
-    there are several.
+    Chosen and rejected refer to the ratios x1 and x2 of the first pair.
 
     Attributes:
         beta: β.
         field: The free field at the start.
         lines: The flow line from the start.
-        relative: What was measured of both, over its median.
-        searches: What was found around the starts of that β.
-        lateness: How many times later the starts of the slow region around a start arrive than
-            their neighbours; 1 outside of all; NaN but on the free ratio plane.
-        own: The chosen response at the start and at the common flow time: x1 where a state is (x1,
-            x2), else u_w; shape (n, 2).
+        relative: Observables of the field and the lines, divided by their medians.
+        searches: The results of searches around the starts with the same β.
+        lateness: The arrival time of starts in the slow region of this start, divided by that of
+            neighbouring starts. It is 1 outside of slow regions, and NaN except on the free ratio
+            plane.
+        own: The chosen response at the start and at the common flow time, shape (n, 2): x1 if a
+            state is (x1, x2), else u_w.
     """
 
     beta: Float[np.ndarray, " n"]
@@ -180,7 +183,7 @@ class Observables(eqx.Module):
 
     @property
     def count(self) -> int:
-        """Number of starts, over all β."""
+        """The number of starts, over all β."""
         return len(self.beta)
 
     @property
@@ -205,7 +208,7 @@ class Observables(eqx.Module):
 
     @property
     def coupling(self) -> Float[np.ndarray, " n"]:
-        """k_wl / k_ww at the start."""
+        """The ratio k_wl / k_ww at the start."""
         return self.field.kernel[:, 1] / self.field.kernel[:, 0]
 
     def where(self, chosen: Bool[np.ndarray, " n"]) -> "Observables":
@@ -222,7 +225,7 @@ class Observables(eqx.Module):
 
 
 def observe(data: StudyData, geometry: Geometry) -> Observables:
-    """The observables of one geometry over all β, without starts that are past the target."""
+    """The observables of one geometry over all β, without starts that met the target already."""
     parts = [_observe_at(data, geometry, beta) for beta in data.settings.betas]
     return jax.tree.map(lambda *values: np.concatenate(values), *parts)
 
@@ -272,7 +275,7 @@ def _lines(geometry: Geometry, runs: Runs, at_time: Runs) -> FlowLines:
 
 
 def _first_pair(values: Any) -> Any:
-    """The values of the first pair."""
+    """The values that belong to the first pair."""
     return values[:, 0] if isinstance(values, np.ndarray) and values.ndim > 1 else values
 
 
@@ -321,7 +324,7 @@ def _field_at(
 def _by_theorem(
     policy: AbstractPolicy, beta: Float[Array, ""], state: PyTree[Array]
 ) -> PyTree[Array]:
-    """The gradient by the state from Theorem 1's derivatives by x1 and x2; the mean over pairs."""
+    """The gradient with respect to the state, from the formulas of Theorem 1; mean over pairs."""
     ratios, pull = jax.vjp(lambda s: ratios_at(policy, s), state)
     chosen, rejected = ratios[..., 0], ratios[..., 1]
     total = chosen**beta + rejected**beta
@@ -333,7 +336,7 @@ def _by_theorem(
 def _by_identity(
     policy: AbstractPolicy, beta: Float[Array, ""], state: PyTree[Array]
 ) -> PyTree[Array]:
-    """The right-hand side of the identity, −mean β σ(−z) (∇π_w/π_w − ∇π_l/π_l)."""
+    """The right-hand side of the identity of C17, −mean β σ(−z) (∇π_w/π_w − ∇π_l/π_l)."""
 
     def probabilities(state: PyTree[Array]) -> Float[Array, "*p 2"]:
         pairs = policy.pairs(state)
@@ -350,6 +353,6 @@ def _deviation(found: PyTree[Array], wanted: PyTree[Array]) -> Float[Array, ""]:
 
 
 def _own_kernel(kernel: Float[Array, "..."]) -> Float[Array, " 3"]:
-    """k_ww, k_wl and k_ll of the first pair."""
+    """The kernel entries k_ww, k_wl and k_ll of the first pair."""
     own = kernel[0, :, 0, :] if kernel.ndim == 4 else kernel
     return jnp.stack([own[0, 0], own[0, 1], own[1, 1]])

@@ -1,4 +1,4 @@
-"""Claims, verdicts, and the rule that turns measured shares into a verdict."""
+"""Claims, verdicts, and the rule that derives a verdict from measured shares of starts."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ __all__ = [
     "verdict_from",
 ]
 
-# A statement about a whole region that a start in twenty contradicts is still a fair one.
+# A statement about a region is still a fair one if one start in twenty contradicts it.
 HOLDS_FROM = 0.95
 CLOSE = 0.005  # to where a verdict turns: another grid of starts could turn it
 RAPID = 1 / SLOW_SHARE  # rapid: this many times the median or more; slow is its inverse
@@ -45,7 +45,8 @@ class Verdict:
     Attributes:
         verdict: `holds`, `holds_in_part`, `fails` or `not_applicable`.
         evidence: Measured numbers, by name.
-        threshold: What decides: `quantity` (names in the evidence), `relation`, `value`.
+        threshold: The rule that decides: `quantity` (names in the evidence), `relation` and
+            `value`.
     """
 
     verdict: str
@@ -62,7 +63,7 @@ class Verdict:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The verdicts on the parts of the statement separately."""
+        """The verdicts on the single parts of the statement."""
         return tuple(_kind([value]) for value in self.deciding.values())
 
     @property
@@ -74,14 +75,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, and what the runs say about it.
+    """A statement of the paper with its verdicts.
 
     Attributes:
         id: C1 to C17.
         statement: The statement, in our own words.
-        where: Where it stands in the paper.
-        measured: How it was measured.
-        verdicts: By the name of the geometry.
+        where: The passage of the paper.
+        measured: A description of the measurement.
+        verdicts: The verdict for each geometry, by name.
     """
 
     id: str
@@ -96,11 +97,11 @@ class Statement:
     """A statement of the paper, and the function that judges it.
 
     Attributes:
-        where: Where it stands in the paper.
+        where: The passage of the paper.
         text: The statement, in our own words.
-        region: The region of starts that it is about.
-        judge: Function from the observables of these to a verdict; its docstring says how the
-            statement is measured.
+        region: The region of starts to which it refers.
+        judge: Function from the observables of these starts to a verdict; its docstring describes
+            the measurement.
     """
 
     where: str
@@ -123,7 +124,7 @@ class Statement:
 def states(
     where: str, text: str, region: Region = EVERYWHERE
 ) -> Callable[[Callable[[Observables], Verdict]], Statement]:
-    """Decorate the function that judges a statement, whose name is the id of the claim."""
+    """A decorator for the function that judges a statement; its name is the id of the claim."""
     return partial(Statement, where, text, region)
 
 
@@ -143,7 +144,7 @@ def verdict_from(evidence: Mapping[str, SupportsFloat], deciding: Sequence[str])
 
 
 def not_applicable() -> Verdict:
-    """The verdict if no start lies in the region that a statement is about."""
+    """The verdict on a statement if no start lies in its region."""
     threshold = {"quantity": "starts_in_the_region", "relation": ">=", "value": 1.0}
     return Verdict("not_applicable", {"starts_in_the_region": 0.0}, threshold)
 
@@ -155,10 +156,10 @@ def _kind(shares: Sequence[float]) -> str:
 
 
 def drop_nan(**measured: float) -> dict[str, float]:
-    """Measured numbers, by name, without NaN, which marks what was not measured."""
+    """Measured numbers by name, without NaN, which stands for numbers that were not measured."""
     return {name: float(value) for name, value in measured.items() if not np.isnan(value)}
 
 
 def share(true: Bool[np.ndarray, " n"]) -> float:
-    """The share of the starts in a mask."""
+    """The share of true entries in a mask."""
     return float(np.mean(true))

@@ -76,11 +76,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what belongs to a full grid alone, unless it is asked for; the dearest first."""
     if not config.getoption("--exhaustive"):
-        left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+        asked: list[pytest.Item] = []
+        left_out: list[pytest.Item] = []
+        for item in items:
+            (left_out if item.get_closest_marker("exhaustive") else asked).append(item)
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in set(left_out)]
+        items[:] = asked
     order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(group(item.path.stem), len(order)))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Spares every later search for cycles all modules and tests, which stay to the end."""
+    gc.freeze()
 
 
 def group(stem: str) -> str:

@@ -1,6 +1,6 @@
 """Gradient flows of preference losses, integrated from very many starting points and measured.
 
-The verbs and nouns most people need are here; everything else is in the public submodules
+The most common functions and classes are here; everything else is in the public submodules
 (`domains`, `losses`, `policies`, `potentials`, `flow`, `exact`, `until`, `measures`, `logs`,
 `starts`, `store`, `plans`, `models`, `data`, `critical`, `cards`, `displacement`, `descent`,
 `replay`, `plots`, `study`). Submodules are imported when they are first used, so that the import
@@ -52,7 +52,7 @@ _NEARBY = (
 
 
 def _hint(name: str) -> str:
-    """The name that was meant, here or in one of the submodules."""
+    """An addition to the error on an unknown name: the names that it may be a misspelling of."""
     from importlib import import_module
 
     from flowlab._names import did_you_mean, meant

@@ -17,8 +17,8 @@ def floats(values: ArrayLike) -> Array:
         values: Numbers of any shape; integers become floats of the default precision.
     """
     if isinstance(values, np.ndarray):
-        # JAX 0.10 may give a NumPy array the type it had in a trace, even where 64-bit types have
-        # been turned off since; a copy in the type of now has no such past.
+        # JAX 0.10 may give a NumPy array the dtype that it had in a trace, even if 64 bits have
+        # been turned off since; a copy in the present dtype avoids this.
         values = values.astype(jax.dtypes.canonicalize_dtype(values.dtype), copy=False)
     array = jnp.asarray(values)
     return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)

@@ -28,7 +28,7 @@ __all__ = [
     "within",
 ]
 
-# What numbers in an interval must do, where it has a name.
+# The conditions in words for intervals that have a name.
 _WITHIN = {
     "(-inf, inf)": "be finite",
     "(0, inf)": "be positive and finite",
@@ -55,9 +55,9 @@ def numbers(value: Any) -> np.ndarray:
 
 def _are_real(held: np.ndarray) -> bool:
     """True if all elements are real numbers; texts and truth values are not."""
-    if held.dtype.kind == "O":  # whole numbers beyond 64 bits, fractions
+    if held.dtype.kind == "O":  # integers beyond 64 bits, fractions
         return all(isinstance(one, Real) and not isinstance(one, bool) for one in held.flat)
-    # The small floats of JAX are of no kind that NumPy knows.
+    # NumPy does not know the kind of the small floats of JAX.
     return held.dtype.kind in "iuf" or "float" in held.dtype.name
 
 
@@ -80,7 +80,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def between(name: str, value: Any, low: float, high: float) -> float:
-    """A single number in an interval that holds both of its ends.
+    """A single number in a closed interval.
 
     Raises:
         ValueError: If `value` is anything else.
@@ -99,12 +99,12 @@ def within(name: str, value: Any, interval: str) -> Float[np.ndarray, "..."]:
     """Real numbers of any shape, all of them in an interval, in float64.
 
     Args:
-        name: Their name in messages.
+        name: The name of the argument, for messages.
         value: The numbers.
-        interval: The interval, as "[0, 0.5)"; a round bracket excludes its end.
+        interval: The interval, such as "[0, 0.5)"; a round bracket excludes the end.
 
     Raises:
-        ValueError: If one lies outside, or is not a real number.
+        ValueError: If a number lies outside the interval or is not real.
     """
     held = numbers(value)
     wrong = ~_lie_in(interval, held)
@@ -126,13 +126,13 @@ def integer(name: str, value: Any, least: int = 1, *, most: int | None = None) -
     """A whole number, of Python's type or NumPy's.
 
     Args:
-        name: What the caller calls it.
+        name: The name of the argument, for messages.
         value: The number.
-        least: The smallest that is allowed.
-        most: The largest that is allowed; None for any.
+        least: The smallest allowed number.
+        most: The largest allowed number; None for no upper limit.
 
     Raises:
-        ValueError: If it is none, or out of its range.
+        ValueError: If `value` is not a whole number or is out of range.
     """
     try:
         whole = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
@@ -150,20 +150,21 @@ def choice(name: str, value: Any, *known: str) -> Any:
     """One of several words.
 
     Raises:
-        ValueError: If it is another.
+        ValueError: If `value` is none of the words.
     """
     if not (isinstance(value, str) and value in known):
         listed = ", ".join(f'"{word}"' for word in known[:-1]) + f' or "{known[-1]}"'
         near = did_you_mean(value, known) if isinstance(value, str) else ""
         raise ValueError(f"Argument `{name}` must be {listed}, but is {value!r}{near or '.'}")
-    return known[known.index(value)]  # which is plain, where the value is an enumeration's
+    return known[known.index(value)]  # the plain word, if the value is a member of an enumeration
 
 
 def real(name: str, values: ArrayLike) -> np.ndarray:
-    """An array of real numbers, of the type and shape that they have.
+    """Real numbers as an array; its dtype and shape are those of `numpy.asarray`.
 
     Raises:
-        ValueError: If it holds anything else, is masked, or has rows of unequal lengths.
+        ValueError: If `values` holds anything but real numbers, has masked elements, or has rows of
+            unequal lengths.
     """
     wanted = f"Argument `{name}` must hold real numbers, but"
     if np.ma.is_masked(values):
@@ -183,7 +184,7 @@ def real(name: str, values: ArrayLike) -> np.ndarray:
 def floating(held: np.ndarray) -> np.ndarray:
     """Real numbers as float32 if they are floats of at most 32 bits, else as float64.
 
-    The size of the type decides, as one type can be stored in two byte orders.
+    The size of the dtype decides, so that either byte order of a dtype is recognised.
     """
     is_float = held.dtype.kind not in "iuO"
     narrow = is_float and held.dtype.itemsize <= np.dtype(np.float32).itemsize
@@ -191,15 +192,15 @@ def floating(held: np.ndarray) -> np.ndarray:
 
 
 def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float[np.ndarray, "..."]:
-    """A finite array of float64 of one of the given shapes, without an empty axis.
+    """A finite array in float64 that has one of the allowed shapes and no empty axis.
 
     Args:
-        name: What the caller calls it.
+        name: The name of the argument, for messages.
         values: The numbers.
         shapes: The allowed shapes; a letter stands for an axis of any length.
 
     Raises:
-        ValueError: If it does not hold real numbers, has none of these shapes, or is not finite.
+        ValueError: If `values` does not hold finite real numbers, or has none of the shapes.
     """
     held = real(name, values).astype(float)
     if not (held.size and any(_fits(held.shape, shape) for shape in shapes)):
@@ -211,10 +212,10 @@ def array(name: str, values: ArrayLike, *shapes: tuple[int | str, ...]) -> Float
 
 
 def span(name: str, value: Any) -> tuple[float, float]:
-    """The two ends of an axis.
+    """The lower and the upper end of an axis.
 
     Raises:
-        ValueError: If they are not two finite numbers, the lower first.
+        ValueError: If `value` is not a pair of finite numbers, the lower one first.
     """
     ends = numbers(value)
     if ends.shape != (2,) or not np.all(np.isfinite(ends)) or ends[0] >= ends[1]:
@@ -225,7 +226,7 @@ def span(name: str, value: Any) -> tuple[float, float]:
 def shown(held: np.ndarray) -> str:
     """An array on one line, shortened where it has many values."""
     if not held.ndim:
-        return str(held.item())  # NumPy's "5." would stand before a full stop
+        return str(held.item())  # without the point of NumPy's "5.", before a full stop
     return " ".join(np.array2string(held, threshold=12, separator=", ").split())
 
 

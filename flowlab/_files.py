@@ -13,7 +13,7 @@ class NotWritableError(OSError):
 
 
 def nearest(path: Path) -> Path:
-    """The path itself if it exists, else the nearest parent that does."""
+    """The path itself if it exists, else its nearest existing parent folder."""
     return next(each for each in (path, *path.absolute().parents) if each.exists())
 
 
@@ -21,11 +21,11 @@ def check_writable(what: str, path: Path) -> None:
     """Refuse a path that cannot be written to, by writing a temporary file.
 
     Args:
-        what: The argument or option that gives it, with which the message begins.
+        what: The argument or option that gives the path; the message begins with it.
         path: A file or folder, which need not exist yet.
 
     Raises:
-        NotWritableError: If it, or the nearest existing parent, cannot be written to.
+        NotWritableError: If the path, or its nearest existing parent, cannot be written to.
     """
     there = nearest(path)
     folder = there if there.is_dir() else there.parent
@@ -34,8 +34,8 @@ def check_writable(what: str, path: Path) -> None:
             pass
     except OSError as error:
         raise NotWritableError(
-            f"{what} must be in a folder that can be written, but is {path}, and {folder} cannot: "
-            f"{error.strerror}."
+            f"{what} must be in a folder that can be written, but is {path}, and {folder} cannot "
+            f"be written: {error.strerror}."
         ) from None
 
 
@@ -43,13 +43,14 @@ def check_folder(what: str, folder: Path, mark: str) -> None:
     """Refuse a folder for results that is a file, or holds anything but earlier results.
 
     Args:
-        what: The argument or option that gives it, with which the message begins.
+        what: The argument or option that gives the folder; the message begins with it.
         folder: The folder, which need not exist yet.
-        mark: A file by which a folder with earlier results is recognised.
+        mark: The name of a file that every folder with earlier results contains.
 
     Raises:
-        ValueError: If it, or its parent, is a file, or it holds anything else.
-        NotWritableError: If it cannot be written to.
+        ValueError: If the folder or its parent is a file, or the folder holds anything but earlier
+            results.
+        NotWritableError: If the folder cannot be written to.
     """
     there = nearest(folder)
     if not there.is_dir():

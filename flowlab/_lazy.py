@@ -19,10 +19,10 @@ def on_demand(
     the module.
 
     Args:
-        package: Its name.
-        homes: The names that it offers, by the submodule that defines them.
-        submodules: Further modules that are reached as its attributes.
-        hint: What the error says besides, of a name that is not offered.
+        package: The name of the package.
+        homes: The names that the package offers, by the submodule that defines them.
+        submodules: Submodules that are attributes of the package.
+        hint: A function from an unknown name to a text that is added to the error; None for none.
     """
     home = {name: module for module, names in homes.items() for name in names}
 

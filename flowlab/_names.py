@@ -7,31 +7,31 @@ from typing import Any, NoReturn
 
 __all__ = ["FormerName", "did_you_mean", "former_names", "key", "meant"]
 
-_NEAR = 0.6  # of difflib's ratio: one wrong letter in three, and what it takes for near itself
-_BEHIND = 0.2  # the nearest, beyond which another one was hardly meant
-_MOST = 2  # names that are proposed; of more, none is what was meant
-_OUTSIDE = 4  # letters of a short name from which it may stand within a longer one
+_NEAR = 0.6  # of difflib's ratio: about one wrong letter in three
+_BEHIND = 0.2  # below the best ratio: names with a smaller one were hardly meant
+_MOST = 2  # the most names that are proposed
+_OUTSIDE = 4  # the fewest letters of a name that is searched for within longer names
 
 
 def key(name: str) -> str:
-    """A name without case, hyphens, underscores and spaces, for comparison."""
+    """A name in lower case, without hyphens, underscores and spaces, for comparison."""
     return "".join(letter for letter in name.lower() if letter not in "-_ ")
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """The known name of which a name is another spelling; None if there is none."""
+    """The known name that differs from `name` in spelling alone (`key`); None if there is none."""
     return next((each for each in known if key(each) == key(name)), None)
 
 
 def did_you_mean(
     name: str, known: Iterable[str], written: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The question whether the nearest known names were meant, to end a sentence with; or "".
+    """The end of a message, "; did you mean …?", with similar known names; "" if there are none.
 
     Args:
-        name: What was typed.
-        known: The names that there are.
-        written: How the question writes some of them.
+        name: The unknown name.
+        known: The known names.
+        written: Other texts for some of the known names, for display.
     """
     keys: dict[str, str] = {}
     for each in known:
@@ -47,11 +47,11 @@ def did_you_mean(
 
 
 def former_names(module: str, new: Mapping[str, str]) -> Callable[[str], NoReturn]:
-    """The `__getattr__` of a module that answers its old names with the new ones.
+    """A `__getattr__` for a module: access to an old name raises an error with the new name.
 
     Args:
-        module: Its name.
-        new: The new name for each old one.
+        module: The name of the module.
+        new: The new names, by the old ones.
     """
 
     def missing(name: str) -> NoReturn:
@@ -63,10 +63,10 @@ def former_names(module: str, new: Mapping[str, str]) -> Callable[[str], NoRetur
 
 
 class FormerName:
-    """The old name of an attribute, which is answered with the new one.
+    """A class attribute under its old name: access raises an error with the new name.
 
     Args:
-        new: The new name.
+        new: The new name of the attribute.
     """
 
     def __init__(self, new: str) -> None:

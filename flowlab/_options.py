@@ -51,28 +51,30 @@ class Option:
     """An option of the command, and the entry of a recipe that has the same name.
 
     Attributes:
-        group: Its group: `loss`, `policy`, `starts`, `run`, or `command` for the command line only.
-        name: Its name in Python and in a recipe.
-        type: Its type, in words; for a list, the command line takes one value at a time.
-        help: Its text in the help of the command.
-        help_of: Other texts for the help of some commands, by their names.
-        metavar: The placeholder of its value there; None for its type.
-        flag: Its name on the command line, in capitals for an argument; derived from `name` if
-            empty.
-        also: Alternative names on the command line, in commands that do not use these otherwise.
-        choices: The allowed words; any value of its type if empty.
-        words: The allowed beginnings of its text (names of library functions), with `=` and their
-            values; they replace `{words}` in the help.
-        default: Its value if it has an effect and is not given; None leaves that to the library.
-        by: Another option, on whose value its default depends; the default is a table then.
-        implied: Whether it is inferred from another option that has an effect with only one of its
-            words.
-        instead: Other options, by type, to which a value of that type belongs if it is none of the
-            choices.
-        elsewhere: What is meant by it in a command without such an option, by the command's name.
-        least: Its smallest value.
-        variable: An environment variable that also sets it.
-        only: Another option, and those of its words with which this one has an effect.
+        group: The group: `loss`, `policy`, `starts`, `run`, or `command` for options of the command
+            line that are not entries of a recipe.
+        name: The name in Python and in a recipe.
+        type: The type, in words; for a list, the command line takes one value at a time.
+        help: The help text.
+        help_of: Other help texts for some commands, by the name of the command.
+        metavar: The placeholder of the value in the help; None for the type.
+        flag: The name on the command line, in capitals for a positional argument; derived from
+            `name` if empty.
+        also: Further names on the command line, for commands in which these names are free.
+        choices: The allowed words; empty if every value of the type is allowed.
+        words: The words that the value may begin with (names of library functions), each with its
+            `=` and placeholder if a number follows; they replace `{words}` in the help.
+        default: The default value; None leaves the choice to the library.
+        by: Another option on whose value the default depends; `default` is then a table.
+        implied: Whether the value is inferred from other options: an option that has an effect with
+            only one word of this option implies that word.
+        instead: Other options, by type: a value of that type that is none of the choices was meant
+            for that option.
+        elsewhere: For a command without this option, the option that was probably meant, by the
+            name of the command.
+        least: The smallest allowed value.
+        variable: An environment variable that also sets the option.
+        only: Another option, followed by its words with which this option has an effect.
     """
 
     group: str
@@ -95,22 +97,22 @@ class Option:
     only: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Insert the words into the help."""
+        """Insert `words` into the help text."""
         object.__setattr__(self, "help", self.help.replace("{words}", self.listed))
 
     @property
     def listed(self) -> str:
-        """Its words, listed for a sentence."""
+        """The `words` as an enumeration: "a, b or c"."""
         return " or ".join(filter(None, (", ".join(self.words[:-1]), *self.words[-1:])))
 
     @property
     def takes(self) -> dict[str, str]:
-        """The values that may follow the `=` of each of its words; empty if none may."""
+        """For each of the `words`, the placeholder of the value after its `=`, or ""."""
         return {name: value for name, _, value in (word.partition("=") for word in self.words)}
 
     @property
     def annotation(self) -> Any:
-        """Its type in Python."""
+        """The Python type of the option's values."""
         return _TYPES[self.type]
 
 
@@ -120,7 +122,7 @@ OPTIONS = {
     for group, options in _TABLE.items()
     for name, keys in options.items()
 }
-# What the library calls otherwise than the command does.
+# The options whose names differ from the arguments of the library.
 _OF_ARGUMENT = {
     "below": "measure",
     "betas": "beta",
@@ -136,13 +138,13 @@ OF_POLICY = tuple(name for name, option in OPTIONS.items() if option.group == "p
 
 
 class OptionError(ValueError):
-    """The error for a wrong option, which is named as the user wrote it.
+    """The error for a wrong option, worded for Python, a recipe file or the command line.
 
     Args:
-        name: The option.
-        sentence: The sentence, without the name at its beginning and the full stop. Other options
-            are in braces, `{policy}`, as are values, `{}`, `{!r}`.
-        values: Those values.
+        name: The name of the option.
+        sentence: The message, without the option's name at its beginning and without a full stop.
+            Names of other options stand in braces, `{policy}`; `{}` and `{!r}` stand for values.
+        values: The values that are inserted into the message.
     """
 
     def __init__(self, name: str, sentence: str, *values: Any) -> None:
@@ -150,7 +152,7 @@ class OptionError(ValueError):
 
     @property
     def name(self) -> str:
-        """The option."""
+        """The name of the option."""
         return self.args[0]
 
     def of_another(self, name: str) -> "OptionError":
@@ -158,15 +160,15 @@ class OptionError(ValueError):
         return OptionError(name, *self.args[1:])
 
     def __str__(self) -> str:
-        """The sentence in terms of Python."""
+        """The message as a sentence that names entries of a recipe."""
         return f"Entry {self._told(_as_entry)}"
 
     def of_file(self) -> str:
-        """The sentence in terms of a recipe file, to follow the name of the file."""
+        """The message about an entry of a recipe file, to be put after the name of the file."""
         return f"entry {self._told(_as_entry)}"
 
     def of_command(self) -> str:
-        """The sentence in terms of the command line."""
+        """The message with the options as they are written on the command line."""
         return self._told(as_flag, _as_option)
 
     def _told(
@@ -179,23 +181,28 @@ class OptionError(ValueError):
 
 
 def as_flag(name: str) -> str:
-    """An option as on the command line; a positional argument in backticks."""
+    """An option as it is written on the command line; a positional argument in backticks."""
     flag = OPTIONS[name].flag if name in OPTIONS else ""
     return f"`{flag}`" if flag.isupper() else flag or f"--{name.replace('_', '-')}"
 
 
 def as_option_named(message: str, names: Mapping[str, str] = MappingProxyType({})) -> str:
-    """A message about an argument, in terms of the command line if the argument is an option.
+    """A message about an argument of a function, reworded for the option of the command line.
+
+    A message about an argument that is no option is returned unchanged.
 
     Args:
         message: The message.
-        names: Options by the names of their arguments, where these differ.
+        names: The options whose names differ from the argument's, by the name of the argument.
     """
     return _renamed(message, _as_option, as_flag, names)
 
 
 def as_entry_named(message: str) -> str:
-    """A message about an argument, in terms of a recipe if the argument is an entry of it."""
+    """A message about an argument of a function, reworded for the entry of a recipe.
+
+    A message about an argument that is no entry is returned unchanged.
+    """
     return _renamed(message, lambda name: f"entry {_as_entry(name)}", _as_entry)
 
 
@@ -233,17 +240,17 @@ def refuse_unless(condition: bool, name: str, sentence: str, *values: Any) -> No
 
 
 def refuse_twice(name: str, values: Sequence[Any]) -> None:
-    """Refuse a value that an option was given twice."""
+    """Raise an `OptionError` if a list has the same value twice."""
     once = len(set(values)) == len(values)
     refuse_unless(once, name, "must name each once, but is {}", list(values))
 
 
 def spelled(name: str, value: Any) -> Any:
-    """A text in the spelling of the table if its meaning is clear; otherwise unchanged.
+    """The value of an option in its standard spelling; unchanged if its meaning is not clear.
 
     Case, hyphens and underscores do not matter. For an option that has `words`, a comparison is
     also understood: `loss<0.1` as `loss_below=0.1`, `margin > 2` as `margin_above=2`, and
-    `loss=0.1` if only one word begins so.
+    `loss=0.1` if exactly one of the words begins with `loss`.
     """
     option = OPTIONS[name]
     if not isinstance(value, str):
@@ -263,7 +270,7 @@ def spelled(name: str, value: Any) -> Any:
     return f"{exact or begun[0]}{'=' if sign else ''}{number}{space.lower()}"
 
 
-# A word, a sign with what stands behind it, and a space behind a colon.
+# A word, a sign with a value, and a space (":u") after a colon.
 _WORDED = re.compile(r"\s*([A-Za-z][\w -]*?)\s*(?:([<>]=?|==?)\s*([^:]*?))?\s*(:\w+)?\s*")
 
 
@@ -271,7 +278,7 @@ def check(name: str, value: Any) -> None:
     """Refuse an entry of a recipe with an unknown word or of the wrong type.
 
     Raises:
-        OptionError: If it is another.
+        OptionError: If the value is none of the option's words, or not of its type.
     """
     option = OPTIONS[name]
     if option.choices:
@@ -297,7 +304,7 @@ def _is_of(annotation: Any, value: Any) -> bool:
 
 
 def refuse_idle(asked: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse options that were given and have no effect."""
+    """Raise an `OptionError` for an option that was given and has no effect."""
     for option in (OPTIONS[name] for name in names):
         if asked[option.name] is None or _applies(option, asked):
             continue
@@ -308,9 +315,9 @@ def refuse_idle(asked: Mapping[str, Any], names: Iterable[str]) -> None:
 
 
 def implied(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with those that others imply (a shape implies a grid), and their defaults.
+    """Options, with those filled in that other options imply, as a shape implies a grid.
 
-    This concerns only the options that the table marks as implied.
+    Only options marked as `implied` are filled in; with nothing to imply them, by their defaults.
     """
     found = dict(asked)
     for name in [name for name in asked if OPTIONS[name].implied and asked[name] is None]:
@@ -321,7 +328,7 @@ def implied(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def filled(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, with defaults for those that have an effect and were not given."""
+    """Options, with defaults filled in for options that have an effect and were not given."""
     found = dict(asked)
     for name in [name for name, value in asked.items() if value is None]:
         option = OPTIONS[name]

@@ -22,15 +22,15 @@ _FOLDERS = [
 ]
 _LARGE = 100.0
 _SECTION = re.compile(r"<h2(?: id='(?P<id>[^']*)')?>(?P<title>.*?)</h2>", re.DOTALL)
-REPORT = "report.html"  # by which a folder is known as one of earlier results
+REPORT = "report.html"  # the file by which a folder with earlier results is recognised
 
 
 def rendered(template: str, **values: Any) -> str:
-    """A rendered template; text is escaped in HTML, and a missing value is an error.
+    """The text of a rendered template; values are escaped in HTML.
 
     Args:
-        template: Its name in one of the folders of templates.
-        values: Its variables, by name.
+        template: The name of the template's file.
+        values: The variables of the template, by name.
 
     Raises:
         jinja2.UndefinedError: If a variable is missing.
@@ -45,7 +45,7 @@ def joined(texts: Iterable[str]) -> str:
 
 
 def share(value: float) -> str:
-    """A share in two digits, such that only 0 is "0" and only 1 is "1"; may contain "<" or ">"."""
+    """A fraction to two decimals, such that only 0 and 1 are "0" and "1"; else "<0.01", ">0.99"."""
     if value in (0.0, 1.0):
         return f"{value:.0f}"
     if 0 < value < 0.005:
@@ -54,25 +54,25 @@ def share(value: float) -> str:
 
 
 def signed(value: float) -> str:
-    """A number with its sign, to two decimals, or none from 100 on."""
+    """A number with its sign, to two decimals; from 100 on, to a whole number."""
     digits = 0 if abs(value) >= _LARGE else 2
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")  # + 0.0: there is no −0
 
 
 def factor(logarithm: float) -> str:
-    """The exponential of a number in two digits, or as a power of ten if it is far from 1."""
+    """The exponential of a number: to two digits, or as a power of ten if it is far from 1."""
     if abs(logarithm) < np.log(_LARGE):
         return f"{np.exp(logarithm):.2g}"
     return f"10^{logarithm / np.log(10):.0f}".replace("-", "−")
 
 
 def having(effects: Mapping[str, str], effect: str) -> list[str]:
-    """The names whose value is one of several words."""
+    """The names that have a certain effect."""
     return [name for name, held in effects.items() if held == effect]
 
 
 def disabled(progress: bool | None) -> bool | None:
-    """The `disable` of tqdm, for which None hides a bar where there is no terminal."""
+    """The argument `disable` of tqdm: None shows a progress bar only on a terminal."""
     return None if progress is None else not progress
 
 
@@ -127,7 +127,7 @@ def _significant(value: float) -> str:
 
 
 def _versions() -> str:
-    """The versions and devices that results depend on."""
+    """The versions of the libraries and the devices, on which results depend."""
     devices = jax.devices()
     return (
         f"flowlab {__version__}, jax {jax.__version__}, diffrax {version('diffrax')}, on "

@@ -1,7 +1,8 @@
 """Hyper-parameters: checked fields of modules, and access to them by name.
 
-A hyper-parameter is a non-static field with a number or an array, of a module or of a module inside
-it, directly or in a tuple. The walls of domains are not hyper-parameters.
+A hyper-parameter is a non-static field that holds a number or an array. It belongs to a module or
+to one of its submodules, which are fields themselves or elements of a tuple. The walls of domains
+are not hyper-parameters.
 """
 
 import dataclasses
@@ -29,16 +30,16 @@ __all__ = [
     "short_call",
 ]
 
-_WRITTEN_OUT = 9  # numbers of an array, as a kernel of three responses has them
+_WRITTEN_OUT = 9  # the most numbers of an array that is written out: a kernel of three responses
 
 
 def parameter(default: Any, name: str, interval: str, *, single: bool = True) -> Any:
-    """A field for a hyper-parameter: an array leaf, checked if its value is known.
+    """A field for a hyper-parameter: an array leaf, checked unless its value is a tracer.
 
     Args:
-        default: Its default; if that is None, None is also allowed as a value.
-            `dataclasses.MISSING` for a required one.
-        name: Its name.
+        default: The default; a default of None also allows None as a value, and
+            `dataclasses.MISSING` makes the hyper-parameter required.
+        name: The name of the hyper-parameter.
         interval: The allowed interval, such as "[0, 0.5)"; see `flowlab._checks.within`.
         single: Whether it must be a single number.
     """
@@ -47,7 +48,7 @@ def parameter(default: Any, name: str, interval: str, *, single: bool = True) ->
 
 
 def positive(default: float, name: str = "beta", *, single: bool = False) -> Any:
-    """A field for a hyper-parameter that must be positive and finite, single or one per pair."""
+    """A field for a positive, finite hyper-parameter: one number, or one per pair."""
     return parameter(default, name, "(0, inf)", single=single)
 
 
@@ -61,10 +62,10 @@ def _converted(name: str, interval: str, single: bool, optional: bool, value: Ar
 
 
 def arguments(module: Any) -> dict[str, Any]:
-    """The fields of a module, by the names of its constructor's arguments.
+    """The values of a module's fields, by the names of its constructor's arguments.
 
-    If a field and its argument have different names, the metadata of the field gives the argument;
-    it is None for a field that is computed from others.
+    A field whose argument has another name states that name as `argument` in its metadata. A field
+    that is computed from others states None there and is left out.
     """
     return {name: held for name, held, _ in _fields(module)}
 
@@ -103,9 +104,9 @@ def replaced(held: Any, name: str, value: Any) -> Any:
 
 
 def short_call(module: Any) -> str:
-    """A module as a constructor call, without arguments that have their defaults."""
+    """A module as the text of a constructor call, without arguments that equal their defaults."""
     usual = {name: one.default for name, one in inspect.signature(type(module)).parameters.items()}
-    for field in dataclasses.fields(module):  # what a constructor makes where it is given None
+    for field in dataclasses.fields(module):  # the value that a constructor makes of None
         if "usual" in field.metadata:
             usual[field.metadata.get("argument", field.name)] = field.metadata["usual"]
     given = arguments(module)
@@ -114,7 +115,7 @@ def short_call(module: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """An argument on one line; for a large array, its shape."""
+    """The value of an argument as text on one line; for a large array, its shape."""
     if isinstance(value, Tracer):
         return "traced"
     if isinstance(value, np.ndarray | jax.Array):
@@ -140,7 +141,7 @@ def _is_usual(usual: Any, value: Any) -> bool:
     if isinstance(value, np.ndarray | jax.Array):
         if isinstance(usual, np.ndarray):
             return np.array_equal(value, usual)
-        # A number stands for one of each.
+        # A single number is the default of each element.
         return isinstance(usual, float | int) and bool(np.all(np.asarray(value) == usual))
     return isinstance(value, str | float | int | tuple) and bool(value == usual)
 

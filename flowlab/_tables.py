@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = ["html", "table"]
 
-_WIDEST = 1 << 16  # columns of a console in which nothing is cut or wrapped
+_WIDEST = 1 << 16  # columns of a console, so wide that nothing is cut or wrapped
 
 
 def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> str:
@@ -14,8 +14,9 @@ def table(rows: Iterable[Sequence[str]], sides: str = "l", *, gap: int = 2) -> s
 
     Args:
         rows: The rows, including a header if there is one; a row may have fewer cells.
-        sides: For each column `l`, to the left, or `r`, to the right; the last for all further.
-        gap: Spaces between two columns.
+        sides: The alignment of each column, `l` or `r`; the last letter also applies to all further
+            columns.
+        gap: Number of spaces between two columns.
     """
     from rich.console import Console
     from rich.table import Table
@@ -39,8 +40,8 @@ def html(title: str, rows: Iterable[Sequence[str]], sides: str = "l") -> str:
 
     Args:
         title: The title.
-        rows: The rows; those with fewer cells end early.
-        sides: As of `table`.
+        rows: The rows, including a header if there is one; a row may have fewer cells.
+        sides: The alignment of the columns, as in `table`.
     """
     drawn = []
     for row in rows:

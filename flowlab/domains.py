@@ -18,28 +18,28 @@ from flowlab._checks import positive
 
 __all__ = ["AbstractDomain", "Box", "Enclosure", "Quadrant", "Simplex", "WholeSpace"]
 
-_ON_THE_WALL = 16.0  # machine epsilons past a wall, relative to what is added up, count as on it
+_ON_THE_WALL = 16.0  # machine epsilons, relative to the terms of a sum: so close is on a wall
 
 
 class AbstractDomain(eqx.Module):
     """A set of states with flat walls.
 
     A domain also defines the coordinates of the integration. On a positive orthant these are the
-    logarithms of the components: no step can then leave the orthant, a component can fall by any
-    number of decades at constant relative accuracy, and the boundary, which a flow can reach in
-    finite time at infinite speed, lies at infinity.
+    logarithms of the components. No step can then leave the orthant, and a component can fall by
+    any number of decades at constant relative accuracy. The boundary, which a flow can reach in
+    finite time at infinite speed, lies at infinity in these coordinates.
     """
 
     absorbing: ClassVar[bool]
 
     @property
     def described(self) -> str:
-        """The states of the set, in a few words."""
+        """A short description of the set, for messages."""
         return repr(self)
 
     @abstractmethod
     def contains(self, state: PyTree[Array]) -> Bool[Array, ""]:
-        """True if a state lies in the set; walls belong to it, axes do not."""
+        """True if a state lies in the set, which contains its walls but not the axes."""
 
     @abstractmethod
     def coordinates(self, state: PyTree[Array]) -> PyTree[Array]:
@@ -51,7 +51,7 @@ class AbstractDomain(eqx.Module):
 
     @abstractmethod
     def pushforward(self, state: PyTree[Array], velocity: PyTree[Array]) -> PyTree[Array]:
-        """The velocity of the coordinates, given the velocity of the state."""
+        """The time derivative of the coordinates, from the velocity of the state."""
 
     @abstractmethod
     def error_scale(
@@ -60,7 +60,7 @@ class AbstractDomain(eqx.Module):
         rtol: Float[Array, ""],
         atol: Float[Array, ""] | None,
     ) -> PyTree[Array]:
-        """The error allowed in each coordinate, for tolerances stated for the state."""
+        """The allowed error of each coordinate, from the tolerances for the state."""
 
     @abstractmethod
     def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""] | None:
@@ -68,7 +68,7 @@ class AbstractDomain(eqx.Module):
 
     @abstractmethod
     def walls(self) -> tuple[Float[np.ndarray, "m d"], Float[np.ndarray, " m"]]:
-        """Outward normals and offsets: inside, `normals @ state <= offsets`."""
+        """The outward normals and offsets of the walls: inside, `normals @ state <= offsets`."""
 
     def within_walls(self, state: Float[Array, " d"]) -> Bool[Array, ""]:
         """True if a state lies on the inner side of every wall, or on the wall up to rounding."""
@@ -84,19 +84,19 @@ class AbstractDomain(eqx.Module):
         return like(normals, state), like(offsets, state)
 
     def distances(self, state: Float[Array, " d"]) -> Float[Array, " m"]:
-        """Distances of a state from each wall, positive inside, in units of the wall's normal."""
+        """The slack `offsets - normals @ state` of each wall: positive inside, zero on the wall."""
         normals, offsets = self.walls_like(state)
         return offsets - normals @ state
 
     def rounding(self, state: Float[Array, " d"]) -> Float[Array, " m"]:
-        """The distance from each wall below which a state counts as on it: sixteen roundings."""
+        """The slack of each wall below which a state counts as on the wall: sixteen roundings."""
         normals, offsets = self.walls_like(state)
         terms = jnp.abs(offsets) + jnp.abs(normals) @ jnp.abs(state)
         return _ON_THE_WALL * jnp.finfo(state.dtype).eps * terms
 
 
 class WholeSpace(AbstractDomain):
-    """The domain of all finite states, of any PyTree structure, in their own coordinates."""
+    """The domain of all finite states, of any PyTree structure, without change of coordinates."""
 
     absorbing: ClassVar[bool] = False
 
@@ -129,7 +129,8 @@ class WholeSpace(AbstractDomain):
     def default_atol(self, state: PyTree[Array], rtol: Float[Array, ""]) -> Float[Array, ""]:
         """The product rtol × 1e-3 × smallest nonzero component, or rtol × 1e-3 if all are zero.
 
-        Escape from a saddle needs an absolute tolerance far below the distance to it.
+        To escape from a saddle at the right time, a line needs an absolute tolerance far below its
+        distance from the saddle.
         """
         sizes = jnp.concatenate([jnp.abs(jnp.ravel(leaf)) for leaf in jax.tree.leaves(state)])
         smallest = jnp.min(jnp.where(sizes > 0, sizes, jnp.inf))
@@ -168,7 +169,7 @@ class _Orthant(AbstractDomain):
         return rtol + atol * jnp.exp(-coordinates)
 
     def default_atol(self, state: Float[Array, " d"], rtol: Float[Array, ""]) -> None:
-        """None: components can become very small, and have a constant relative error."""
+        """None: components can become very small, and keep a constant relative error."""
         del state, rtol
 
 
@@ -268,7 +269,7 @@ class Enclosure(AbstractDomain):
 
     @property
     def absorbing(self) -> bool:  # type: ignore[override]
-        """As for the inner domain."""
+        """True if the axes of the inner domain absorb flow lines."""
         return self.domain.absorbing
 
     @property

@@ -3,6 +3,7 @@
 y' = −M(y) ∇L(y)
 """
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from flowlab._checks import numbers
 from flowlab._parameters import parameter_names, replaced
+from flowlab._tracing import in_jax
 from flowlab.domains import AbstractDomain, WholeSpace
 from flowlab.losses import AbstractLoss, LowerBound, Pair
 from flowlab.policies import AbstractPolicy, AbstractStates, WallRule, check_wall
@@ -33,16 +35,16 @@ class AbstractFlow(AbstractStates):
 
     @property
     def reference_state(self) -> PyTree[Array] | None:
-        """A state with the structure and shapes of all others; None if none is known."""
+        """An example of a state, with the structure and shapes of all states; None if unknown."""
         return None
 
     @abstractmethod
     def potential(self, state: PyTree[Array]) -> Float[Array, ""]:
-        """The value L at a state."""
+        """The value L of the potential at a state."""
 
     @abstractmethod
     def metric(self, state: PyTree[Array], covector: PyTree[Array]) -> PyTree[Array]:
-        """M(state) applied to a covector."""
+        """The metric M at a state, applied to a covector."""
 
     @abstractmethod
     def with_parameter(self, name: str, value: Any) -> "AbstractFlow":
@@ -53,10 +55,10 @@ class AbstractFlow(AbstractStates):
         """
 
     def margin_at(self, level: Float[ArrayLike, " k"]) -> Float[Array, " k"] | None:
-        """The margins of the single pair at which the potential has given values, or None.
+        """The margins at which the potential has the values `level`, for a flow of a single pair.
 
-        None if there is no pair, or several, or if the potential is not a falling function of the
-        margin alone.
+        None if there is no pair or more than one, or if the potential is not a decreasing function
+        of the margin alone.
         """
         del level
 
@@ -65,11 +67,11 @@ class AbstractFlow(AbstractStates):
         return None
 
     def gradient(self, state: PyTree[Array]) -> PyTree[Array]:
-        """∇L at a state."""
+        """The gradient ∇L of the potential at a state."""
         return jax.grad(self.potential)(jax.tree.map(jnp.asarray, state))
 
     def velocity(self, state: PyTree[Array]) -> PyTree[Array]:
-        """−M∇L at a state: the velocity of the free flow, before any wall."""
+        """The velocity −M∇L of the free flow at a state, without the effect of walls."""
         return jax.tree.map(jnp.negative, self.metric(state, self.gradient(state)))
 
     def speed(self, state: PyTree[Array]) -> Float[Array, ""]:
@@ -80,16 +82,16 @@ class AbstractFlow(AbstractStates):
 class Flow(AbstractFlow):
     """The negative gradient flow of any scalar JAX function of a state.
 
-    Functions are read anew at each call: a global, an attribute or a captured array may change
-    between two calls. Only a function that you have compiled with `jax.jit` keeps the globals of
-    its first call, until its `clear_cache()`.
+    Globals, attributes and captured arrays that `potential` and `metric` use may change between two
+    calls of flowlab: each call reads them again. Only a function that you have compiled with
+    `jax.jit` keeps the globals of its first call, until its `clear_cache()`.
 
     Args:
         potential: Scalar function of one state (an array of shape (d,), or any PyTree).
         metric: The metric as an operator, `metric(state, covector) -> M(state) @ covector`,
             symmetric positive semidefinite; None for the identity.
         domain: Set of states; None for the whole space.
-        wall: `"stop"` or `"slide"`, what a flow line does at a wall of the domain.
+        wall: The behaviour of flow lines at walls of the domain: `"stop"` or `"slide"`.
 
     Raises:
         ValueError: If `potential` or `metric` cannot be called, `wall` is unknown, or `"slide"` is
@@ -113,10 +115,9 @@ class Flow(AbstractFlow):
         domain: AbstractDomain | None = None,
         wall: WallRule = "stop",
     ) -> None:
-        if not callable(potential):
-            raise ValueError(f"Argument `potential` must be a function, but is {potential!r}.")
-        if metric is not None and not callable(metric):
-            raise ValueError(f"Argument `metric` must be a function or None, but is {metric!r}.")
+        _check_function("potential", potential, "one argument, the state", 1)
+        if metric is not None:
+            _check_function("metric", metric, "two arguments, a state and a covector", 2)
         self.function = potential
         self.operator = metric
         self.domain = WholeSpace() if domain is None else domain
@@ -171,14 +172,14 @@ class PreferenceFlow(AbstractFlow):
         return self.policy.example_state
 
     def pairs(self, state: PyTree[Array]) -> Pair:
-        """The pairs of log-probabilities at a state."""
+        """The log-probabilities of chosen and rejected responses at a state, for all pairs."""
         return self.policy.pairs(state)
 
     def subset(self, indices: Int[ArrayLike, " b"]) -> "PreferenceFlow":
         """The flow restricted to some of the pairs, such as those of a minibatch.
 
         Args:
-            indices: Which pairs, counted from 0; one may come more than once.
+            indices: Indices of the pairs, counted from 0; an index may occur more than once.
         """
         taken = jnp.asarray(indices)
         weights = None if self.weights is None else jnp.asarray(self.weights)[taken]
@@ -219,13 +220,16 @@ def preference_flow(
         weights: One non-negative weight per pair; None for equal weights.
 
     Raises:
-        ValueError: If `loss` or `policy` has another type, the loss is a batch loss or has
-            hyper-parameters for several pairs where the policy has one pair, a weight is negative,
-            NaN or all are zero or not as many as the pairs, or `"slide"` is asked for on a domain
-            that has no walls.
+        ValueError: If `loss` or `policy` has another type; the policy has a single pair, and the
+            loss is a batch loss or has one hyper-parameter per pair; a weight is negative or NaN,
+            all weights are zero, or there are not as many weights as pairs; or `"slide"` is asked
+            for on a domain that has no walls.
     """
     if not isinstance(loss, AbstractLoss):
-        raise ValueError(f"Argument `loss` must be a loss such as DPO(0.1), but is {loss!r}.")
+        raise ValueError(
+            "Argument `loss` must be a loss such as DPO(0.1) or one of your own, a subclass of "
+            f"AbstractLoss, but is {loss!r}."
+        )
     if not isinstance(policy, AbstractPolicy):
         raise ValueError(
             f"Argument `policy` must be a policy such as RatioPlane(), but is {policy!r}."
@@ -261,7 +265,7 @@ def inner(first: PyTree[Array], second: PyTree[Array]) -> Float[Array, ""]:
 def lifted(
     flow: AbstractFlow, state: PyTree[Array], covectors: Float[Array, "k d"]
 ) -> Float[Array, "d k"]:
-    """M applied to covectors, given as rows and returned as columns of all leaves."""
+    """The columns M(state) c for the rows c of `covectors`, all as flattened states."""
     _, state_of = ravel_pytree(state)
 
     def one(covector: Float[Array, " d"]) -> Float[Array, " d"]:
@@ -271,9 +275,27 @@ def lifted(
 
 
 def metric_matrix(flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d"]:
-    """M at a state, as a matrix over all numbers of the state."""
+    """The metric M at a state, as a matrix that acts on flattened states."""
     vector, _ = ravel_pytree(state)
     return lifted(flow, state, jnp.eye(vector.size, dtype=vector.dtype))
+
+
+def _check_function(name: str, value: Any, wanted: str, count: int) -> None:
+    """Refuse a value that is not a function of `count` positional arguments."""
+    if not callable(value):
+        optional = " or None" if name == "metric" else ""
+        raise ValueError(f"Argument `{name}` must be a function{optional}, but is {value!r}.")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # some compiled functions have no signature
+        return
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        raise ValueError(
+            f"Argument `{name}` must be a function of {wanted} (on a plane an array of two "
+            f"numbers), but takes {signature}."
+        ) from None
 
 
 def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
@@ -282,7 +304,8 @@ def _check_values(loss: AbstractLoss, policy: AbstractPolicy) -> None:
     if pairs is None or pairs.chosen.shape:
         return
     with jax.enable_x64(True):
-        shape = () if loss.of_batch else jax.eval_shape(loss, pairs).shape
+        with in_jax("loss"):
+            shape = () if loss.of_batch else jax.eval_shape(loss, pairs).shape
     if loss.of_batch:
         raise ValueError(
             "Argument `loss` must be a loss of one pair, but the value of "

@@ -1,7 +1,7 @@
-"""Classical potentials, whose flows and critical points are known, to try instruments on.
+"""Classical potentials with known flows and critical points, to test numerical methods on.
 
-Each is a function of one state, as `Flow` takes it; hyper-parameters are array leaves, checked at
-construction.
+Each potential is a function of one state and can be passed to `Flow`. Hyper-parameters are array
+leaves, checked at construction.
 
 d: components of a state.
 """
@@ -39,12 +39,12 @@ Region = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class KnownPoint:
-    """A critical point that is known in closed form, or as published.
+    """A critical point that is known in closed form or from the literature.
 
     Attributes:
         position: The state, to the published digits.
         kind: The kind; `degenerate` if the Hessian is singular.
-        value: The potential there, to the published digits.
+        value: The potential at the point, to the published digits.
     """
 
     position: tuple[float, ...]
@@ -55,17 +55,17 @@ class KnownPoint:
 
 
 class AbstractPotential(eqx.Module):
-    """A scalar function of a state, with its known critical points and customary region."""
+    """A scalar function of a state, with its known critical points and a standard region."""
 
     @property
     @abstractmethod
     def critical_points(self) -> tuple[KnownPoint, ...]:
-        """All critical points, minima first; only those in the region if there are more."""
+        """The critical points, minima first: all, or those in the region if there are more."""
 
     @property
     @abstractmethod
     def region(self) -> Region:
-        """The rectangle in which it is customarily studied: (low, high) for each component."""
+        """The rectangle in which the potential is usually studied: (low, high) per component."""
 
     @abstractmethod
     def __call__(self, state: Float[Array, " d"]) -> Float[Array, ""]:
@@ -80,7 +80,7 @@ class AbstractPotential(eqx.Module):
 class Bowl(AbstractPotential):
     """The bowl ½ λ |y|², for any d; flow lines are y e^(−λt).
 
-    Its critical point and its region are those in the plane.
+    `critical_points` and `region` describe the bowl with d = 2.
 
     Args:
         curvature: λ, positive.
@@ -176,8 +176,8 @@ _MUELLER_BROWN = (  # A, a, b, c, x, y of each term
 class Himmelblau(AbstractPotential):
     """Himmelblau's function (x² + y − 11)² + (x + y² − 7)²: four minima, all of value 0.
 
-    The two components of its gradient are cubics, which meet in at most nine points: there are no
-    others than the four minima, four saddles and one maximum.
+    The two components of its gradient are cubics, whose zero sets meet in at most nine points: four
+    minima, four saddles and one maximum are therefore all critical points.
 
     Source: D. M. Himmelblau, Applied Nonlinear Programming (McGraw-Hill, 1972). Minima and maximum
         to the six digits commonly published; the saddles to as many, computed from the cubics.
@@ -210,14 +210,14 @@ class Rosenbrock(AbstractPotential):
     """Rosenbrock's banana (a − x)² + b (y − x²)²: one minimum, (a, a²), in a bent flat valley.
 
     Args:
-        a: Where the minimum lies, finite.
-        b: How steep the sides of the valley are, positive.
+        a: The x-coordinate of the minimum, finite.
+        b: The steepness of the sides of the valley, positive.
 
     Raises:
         ValueError: If `a` is not finite, or `b` not positive and finite.
 
-    Source: H. H. Rosenbrock, The Computer Journal 3, 175–184 (1960). The region is the customary
-        one, widened where the minimum would not lie in it.
+    Source: H. H. Rosenbrock, The Computer Journal 3, 175–184 (1960). The region is the usual one,
+        widened if the minimum would otherwise lie outside.
     """
 
     a: Float[ArrayLike, ""] = parameter(1.0, "a", "(-inf, inf)")
@@ -255,7 +255,7 @@ class MonkeySaddle(AbstractPotential):
 
 
 class DoubleWell(AbstractPotential):
-    """A quartic double well along the first component, and a bowl in the others, if there are any.
+    """A quartic double well along the first component, and a bowl in any further components.
 
         h (1 − (2x/D)²)² + ½ λ (y_2² + … + y_d²)
 
@@ -266,11 +266,11 @@ class DoubleWell(AbstractPotential):
     Args:
         barrier: h, the height of the barrier, positive.
         distance: D, the distance between the wells, positive.
-        curvature: λ, positive; None for 1. Only where d > 1.
+        curvature: λ, positive; None for 1. Must be None if d = 1.
         dimension: d, at least 1.
 
     Raises:
-        ValueError: If a number is out of its range, or `curvature` is given where d = 1.
+        ValueError: If a number is out of its range, or `curvature` is not None although d = 1.
     """
 
     barrier: Float[ArrayLike, ""] = positive(1.0, "barrier", single=True)
@@ -309,7 +309,7 @@ class DoubleWell(AbstractPotential):
 
     @property
     def region(self) -> Region:
-        """From −D to D in each component."""
+        """The interval from −D to D in each component."""
         return ((-_number(self.distance), _number(self.distance)),) * self.dimension
 
     def __call__(self, state: Float[Array, " d"]) -> Float[Array, ""]:
@@ -323,7 +323,7 @@ class DoubleWell(AbstractPotential):
 def _components(
     potential: AbstractPotential, state: Float[Array, " d"], dimension: int
 ) -> list[Float[Array, ""]]:
-    """The components of a state, checked for their number."""
+    """The components of a state; a wrong number of components is an error."""
     values = floats(state)
     if values.shape != (dimension,):
         raise ValueError(

@@ -1,16 +1,16 @@
 """Starting points: grids, low-discrepancy and random sets, rings, training logs, arrays.
 
-Every function returns a NumPy array of shape (n, d), one start per row, components in the order of
-the state (on the planes: chosen, rejected). The dtype of the starts is the dtype of the work, so
-float64 is what comes back unless `dtype` says float32.
+Every function returns a NumPy array of shape (n, d), one start per row, with the components in the
+order of the state (on the planes: chosen, rejected). Flow lines are integrated in the precision of
+their starts: float64, or float32 if `dtype` says so.
 
-Random sets come from NumPy's counter-based Philox generator with a seed that has to be given: the
-same arguments give the same points in every process and on every machine, whatever was drawn
-before. A seed is a non-negative int or a `numpy.random.SeedSequence`; for independent sets take
-the children of one, `SeedSequence(0).spawn(8)`.
+Random sets use NumPy's counter-based Philox generator, and a seed is required: the same arguments
+give the same points in every process and on every machine, whatever was drawn before. A seed is a
+non-negative int or a `numpy.random.SeedSequence`. For independent sets, use the children of one
+seed sequence, as in `SeedSequence(0).spawn(8)`.
 
-A set too large to hold is drawn in pieces: with `part=(first, last)` come the starts from index
-`first` up to, not including, `last`, the same bits as in the whole set.
+A set that does not fit into memory can be drawn in pieces: `part=(first, last)` returns the starts
+from index `first` up to, not including, `last`, bit for bit as in the whole set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __getattr__ = former_names(__name__, {"latin_hypercube": "latin"})
 
 
 class _LogOfPoints(Protocol):
-    """Anything with points on the log-ratio plane, as `flowlab.logs.TrainingLog` has."""
+    """An object with points on the log-ratio plane, such as a `flowlab.logs.TrainingLog`."""
 
     @property
     def points(self) -> ArrayLike:
@@ -68,9 +68,9 @@ def grid(
         Array of shape (product of `shape`, d).
 
     Raises:
-        ValueError: `shape` is not made of positive ints, or has not d of them; the corners are not
-            finite, not of the same shape (d,), or not `lower < upper`; `part` lies outside the
-            set; `dtype` is neither of these.
+        ValueError: `shape` does not consist of positive ints, one for each of d components; the
+            corners are not finite, not of the same shape (d,), or not `lower < upper`; `part` lies
+            outside the set; `dtype` is neither float64 nor float32.
     """
     low, high = _box(lower, upper)
     cells = (shape,) * low.size if not isinstance(shape, tuple | list) else tuple(shape)
@@ -97,8 +97,8 @@ def sobol(
     """The first `count` points of a scrambled Sobol' sequence on a box.
 
     If `count` is a power of two the set is balanced: in each component there is one point in each
-    of `count` equal intervals. Any other count is allowed, without a warning, and gives the first
-    points of the next power of two: well spread, but not balanced.
+    of `count` equal intervals. Any other count is also allowed; the points are then well spread,
+    but not balanced.
 
     Args:
         count: Number of starts.
@@ -119,8 +119,8 @@ def sobol(
     Source: Owen, "Scrambling Sobol' and Niederreiter–Xing points" (1998), as in
         `scipy.stats.qmc.Sobol`.
 
-    Accuracy: points are multiples of 2⁻³⁰ of the box, and with one release of SciPy always the
-        same.
+    Accuracy: coordinates are multiples of 2⁻³⁰ of the box's side, and always the same with one
+        release of SciPy.
     """
     count, (low, high) = checks.integer("count", count), _box(lower, upper)
     generator = _generator(seed)
@@ -132,7 +132,7 @@ def sobol(
         sampler.fast_forward(first)
         unit = sampler.random(last - first)
     else:
-        # A whole power of two is drawn and cut, since SciPy warns about every other count.
+        # A power of two is drawn and cut, since SciPy warns about other counts.
         unit = sampler.random_base2((last - 1).bit_length())[:last]
     return _scaled(unit, low, high, dtype)
 
@@ -167,12 +167,12 @@ def latin(
             (d,), or not `lower < upper`; `part` lies outside the set; `seed` or `dtype` has
             the wrong type.
 
-    With `part`, the whole set is drawn nevertheless, and then cut.
+    Even with `part`, the whole set is drawn first, and then cut.
 
     Source: McKay, Beckman and Conover, Technometrics 21 (1979), as in
         `scipy.stats.qmc.LatinHypercube`.
 
-    Accuracy: with one release of SciPy always the same points.
+    Accuracy: the points are always the same with one release of SciPy.
     """
     count, (low, high) = checks.integer("count", count), _box(lower, upper)
     generator = _generator(seed)
@@ -218,7 +218,7 @@ def uniform(
     generator = _generator(seed)
     first, last = _part(part, count)
     drawn_before = first * low.size
-    # The counter goes on by one for every four numbers.
+    # The counter increases by one for every four numbers.
     generator.bit_generator.advance(drawn_before // 4)  # type: ignore[attr-defined]
     generator.random(drawn_before % 4)
     return _scaled(generator.random((last - first, low.size)), low, high, dtype)
@@ -242,7 +242,7 @@ def ring(
 
     Raises:
         ValueError: `centre` is not finite or not of shape (2,); `radius` is not a positive finite
-            number; `count` is not a positive int; `dtype` is neither of these.
+            number; `count` is not a positive int; `dtype` is neither float64 nor float32.
     """
     middle = checks.array("centre", centre, (2,))
     size, number = checks.positive("radius", radius), checks.integer("count", count)
@@ -271,8 +271,8 @@ def from_log(
     Raises:
         ValueError: `log` has no `points` of shape (n, 2); `coordinates` or `dtype` is unknown.
 
-    Accuracy: a ratio is 0 where the log-ratio is below −745 (float32: −103) and inf where it is
-        above 709 (float32: 88); on the log-ratio plane nothing is lost.
+    Accuracy: a ratio is 0 if the log-ratio is below −745 (float32: −103) and inf if it is above 709
+        (float32: 88). Log-ratios have no such limits.
     """
     if not hasattr(log, "points"):
         raise ValueError(
@@ -283,7 +283,7 @@ def from_log(
     points = np.asarray(log.points, dtype=np.float64)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(
-            f"Argument `log` must have `points` of shape (n, 2), but theirs is {points.shape}."
+            f"Argument `log` must have `points` of shape (n, 2), but they have {points.shape}."
         )
     with np.errstate(over="ignore", under="ignore"):
         return (np.exp(points) if coordinates == "ratio" else points).astype(_floating(dtype))
@@ -292,19 +292,20 @@ def from_log(
 def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.ndarray, "n d"]:
     """A checked copy of an array of starts.
 
-    Takes whatever `numpy.asarray` takes: nested lists, NumPy and jax arrays, pandas and xarray
-    objects. Rows with NaN or infinite components pass: a sweep reports them as outcomes.
+    `array` can be anything that `numpy.asarray` accepts: nested lists, NumPy and jax arrays, pandas
+    and xarray objects. NaN and infinite components are allowed: a sweep reports the outcome
+    `non_finite` for such starts.
 
     Args:
         array: Starts, shape (n, d).
-        dtype: float64 or float32; None keeps these two and makes float64 of all others.
+        dtype: float64 or float32; None keeps these two and converts all others to float64.
 
     Returns:
         A new array of shape (n, d).
 
     Raises:
         ValueError: `array` does not have shape (n, d) with d ≥ 1, or does not hold real numbers;
-            `dtype` is neither of these.
+            `dtype` is none of the three.
     """
     numbers = checks.real("array", array)
     if numbers.ndim != 2 or numbers.shape[1] == 0:
@@ -318,13 +319,13 @@ def from_array(array: ArrayLike, *, dtype: DTypeLike | None = None) -> Float[np.
 
 
 def grid_sides(starts: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """The two sides of a grid on a plane, from its starts in one row, as `grid` makes them.
+    """The values of each component on a grid in the plane, from its starts.
 
     Args:
-        starts: shape (n, 2), the last component fastest; anything else forms no grid.
+        starts: Starts in the order of `grid`, the last component fastest, shape (n, 2).
 
     Returns:
-        The values of the first component and of the last one; None if the starts form no grid.
+        The values of the first component and those of the second; None if the starts form no grid.
     """
     if not isinstance(starts, np.ndarray) or starts.ndim != 2 or starts.shape[1] != 2:
         return None
@@ -342,23 +343,23 @@ _DRAWN = {"grid": grid, "sobol": sobol, "uniform": uniform, "latin": latin}
 
 @dataclass(frozen=True)
 class DrawnStarts:
-    """Starts that are drawn by their index, when and where they are solved.
+    """The description of a set of starts, which are drawn only when they are integrated.
 
-    `flowlab.sweep` and plans take them in place of an array. On a GPU or a TPU, those of a grid and
-    uniform ones are drawn on the device, with the same bits.
+    `flowlab.sweep` and plans accept it in place of an array. On a GPU or a TPU, starts of a grid
+    and uniform starts are drawn on the device, with the same bits.
 
     Attributes:
         kind: `grid`, `sobol`, `uniform` or `latin`, as in `flowlab.starts`. A Latin hypercube is
-            drawn as a whole for each block, and suits small plans.
-        size: The number of starts, or the cells of a grid, one number for each component or one for
-            all.
+            drawn as a whole for each block, and suits small plans only.
+        size: The number of starts; for a grid, the number of cells per component, or one number for
+            all components.
         lower: Lower corner of the box, shape (d,).
         upper: Upper corner of the box, shape (d,).
-        seed: Seed; a grid has none.
+        seed: Seed; None for a grid.
         dtype: `float64` or `float32`.
 
     Raises:
-        ValueError: Where `flowlab.starts` would.
+        ValueError: If the function `kind` of `flowlab.starts` would refuse these arguments.
     """
 
     kind: Literal["grid", "sobol", "uniform", "latin"]
@@ -372,13 +373,13 @@ class DrawnStarts:
         if self.kind not in _DRAWN:
             known = ", ".join(map(repr, _DRAWN))
             raise ValueError(f"Argument `kind` must be one of {known}, but is {self.kind!r}.")
-        # What JSON and TOML hold are lists.
+        # JSON and TOML have lists.
         for name in ("lower", "upper", "size"):
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
         self.part(0, 1)
-        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # a type may have been given
+        object.__setattr__(self, "dtype", np.dtype(self.dtype).name)  # if it is a type
 
     @property
     def count(self) -> int:
@@ -448,7 +449,7 @@ def _floating(dtype: DTypeLike | None) -> np.dtype[Any]:
         held = None if dtype is None else np.dtype(dtype).newbyteorder("=")
     except TypeError:
         held = None
-    # None would be equal to float64.
+    # np.dtype(None) is float64.
     if held is None or held not in (np.dtype(np.float64), np.dtype(np.float32)):
         raise ValueError(f"Argument `dtype` must be float64 or float32, but is {dtype!r}.")
     return held

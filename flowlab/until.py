@@ -1,4 +1,4 @@
-"""Targets, clocks and outcomes: when a flow line has arrived, and what became of it."""
+"""Targets, at which flow lines end, and the outcomes of starts."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 RATIOS = ("x_chosen", "x_rejected")  # components of the ratio plane
-_ROUNDING = 4 * np.finfo(float).eps  # of a bound that a level repeats
+_ROUNDING = 4 * np.finfo(float).eps  # relative: a level may equal the bound up to rounding
 
 Clock = Literal["time", "arc_length", "loss", "margin"]
 """What the independent variable of an integration is; the result does not depend on it.
@@ -55,12 +55,12 @@ class Outcome(IntEnum):
 
     `reached`: the line reached the target. `started_past_target`: the start is past the target.
     `at_critical_point`: the line starts at, or came to rest near, a point where the velocity
-    vanishes. `at_wall`: it stopped at a wall or was absorbed by the boundary, at `end_time`.
+    vanishes. `at_wall`: the line stopped at a wall or was absorbed by the boundary, at `end_time`.
     `outside_domain`: the start lies outside the domain. `left_domain`: a step of training led out
-    of the domain. `step_limit`: the steps were used up, or became too small, as where the flow
-    would slide along a kink of the loss (DPOP, hinge) or runs into a pole. `time_limit`: the time
-    limit of the target passed. `non_finite`: the start, or the field along the line, is NaN or
-    infinite.
+    of the domain. `step_limit`: the limit on the number of steps was reached, or the steps became
+    too small, as happens where the flow would slide along a kink of the loss (DPOP, hinge) or runs
+    into a pole. `time_limit`: the time limit of the target passed. `non_finite`: the start, or the
+    field along the line, is NaN or infinite.
     """
 
     running = 0
@@ -76,7 +76,7 @@ class Outcome(IntEnum):
 
 
 def counted(outcomes: npt.ArrayLike) -> dict[str, int]:
-    """Number of occurrences of each outcome, by name; those that do not occur are left out."""
+    """The number of starts with each outcome, by its name, without outcomes that do not occur."""
     codes, numbers = np.unique(np.asarray(outcomes), return_counts=True)
     return {Outcome(code).name: int(n) for code, n in zip(codes, numbers, strict=True)}
 
@@ -88,17 +88,17 @@ def told_of_domain(
     times: Float[np.ndarray, "*n"],
     names: Sequence[str] | None,
 ) -> str:
-    """Text on lines that were absorbed by the boundary, or that start outside the domain.
+    """The end of a message on lines that were absorbed by the boundary or start outside the domain.
 
     Args:
         domain: The domain; None if it is not known.
         outcomes: Codes of `Outcome`.
-        ends: The states at the ends; a component that was absorbed is 0.
-        times: Flow times there.
+        ends: The states at the ends of the lines; an absorbed component is 0.
+        times: The flow times at the ends of the lines.
         names: Names of the components of a state; None if they have none.
 
     Returns:
-        The text, with each part after a semicolon; empty if there are no such lines.
+        The text, each part with a semicolon before it; "" if there are no such lines.
     """
     if domain is None:
         return ""
@@ -114,7 +114,7 @@ def told_of_domain(
 def absorption(
     absorbed: Bool[np.ndarray, "n d"], times: Float[np.ndarray, " n"], names: Sequence[str] | None
 ) -> str:
-    """A sentence on lines that were absorbed before their target; empty if none were.
+    """A sentence on lines that were absorbed before their target; "" if there are none.
 
     Args:
         absorbed: Mask of the components that were absorbed, for each line.
@@ -136,13 +136,13 @@ def absorption(
 
 
 class AbstractTarget(eqx.Module):
-    """A target: one or several levels that a flow line reaches in their order.
+    """A target: one or several levels that a flow line reaches one after the other.
 
     Attributes:
-        levels: The levels; a target without levels has a single one that is not used.
+        levels: The levels; a target without levels has a single unused one.
         time_limit: Flow time at which to give up, infinite for never.
-        by_absorption: Whether a line arrives by being absorbed by the boundary of its domain.
-        absolute_below: Size of a level below which a tolerance on it is absolute, not relative.
+        by_absorption: Whether a line reaches the target when the boundary of its domain absorbs it.
+        absolute_below: The size of a level below which its tolerance is absolute, not relative.
     """
 
     levels: Float[ArrayLike, " k"]
@@ -152,7 +152,7 @@ class AbstractTarget(eqx.Module):
 
     @property
     def moments(self) -> Float[ArrayLike, " k"] | None:
-        """The flow times at which the levels are met, if the target is a time; else None."""
+        """The flow times at which a line reaches the levels, if they are times; else None."""
         return None
 
     @property
@@ -162,28 +162,31 @@ class AbstractTarget(eqx.Module):
 
     @property
     def deadline(self) -> tuple[Float[ArrayLike, ""], Outcome]:
-        """The flow time at which a line ends at the latest, and its outcome then."""
+        """The flow time at which a line ends at the latest, and the outcome of such a line."""
         return self.time_limit, Outcome.time_limit
 
     @abstractmethod
     def signal(
         self, flow: AbstractFlow, state: PyTree[Array], at: Float[Array, ""]
     ) -> Float[Array, " k"]:
-        """Positive before each level, zero on it, negative past it; `at` is the flow time."""
+        """The function whose zeros are the levels: positive before a level, negative past it.
+
+        `at` is the flow time of the state.
+        """
 
     @abstractmethod
     def clocks(self, flow: AbstractFlow) -> tuple[Clock, ...]:
-        """The clocks that can measure the way to this target, the default first."""
+        """The possible clocks (independent variables) for lines to this target, default first."""
 
     def check(self, flow: AbstractFlow) -> None:
-        """Refuse a flow of which no line can ever arrive."""
+        """Raise a `ValueError` if no line of a flow can ever reach the target."""
 
     def margins(self, flow: AbstractFlow) -> Float[Array, " k"] | None:
-        """The levels as margins of the one pair, if the clock can be the margin; else None."""
+        """The margins of the single pair at the levels; None if margin cannot be the clock."""
         del flow
 
     def may_turn_back(self, flow: AbstractFlow) -> bool:
-        """True if a flow line can pass a level and come back."""
+        """True if a flow line can cross a level and later cross it back."""
         del flow
         return False
 
@@ -306,14 +309,14 @@ class _Boundary(AbstractTarget):
 
 
 def loss_below(*levels: float, time_limit: float | None = None) -> AbstractTarget:
-    """Arrival at a value of the potential, or at several in one pass, highest first.
+    """A target: the potential falls to a level, or to several levels one after the other.
 
     Args:
         levels: Values of the potential, finite, strictly decreasing.
         time_limit: Flow time at which to give up; None for never.
 
     Raises:
-        ValueError: If there is no level, one is not finite, or they do not decrease.
+        ValueError: If there is no level, a level is not finite, or the levels do not decrease.
     """
     array = _levels("levels", levels)
     if np.any(np.diff(array) >= 0):
@@ -324,11 +327,11 @@ def loss_below(*levels: float, time_limit: float | None = None) -> AbstractTarge
 def margin_above(
     margin: float, *, of: Literal["mean", "min"] = "mean", time_limit: float | None = None
 ) -> AbstractTarget:
-    """Arrival at a margin u_chosen − u_rejected, in nats, without β.
+    """A target: the margin u_chosen − u_rejected, without the factor β, reaches a value in nats.
 
     Args:
         margin: The margin to reach.
-        of: The mean over the pairs, or the smallest of them.
+        of: For several pairs, whether their mean or their smallest margin has to reach the value.
         time_limit: Flow time at which to give up; None for never.
 
     Raises:
@@ -339,13 +342,13 @@ def margin_above(
 
 
 def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTarget:
-    """Arrival at a value of the free speed, in the state's units per flow time.
+    """A target: the speed of the free flow falls to a value, in the state's units per flow time.
 
-    A line stops on a plateau as well as at a minimum: this is a measurement, not a test of
+    A line stops on a plateau as well as near a minimum: the target is a measurement, not a test of
     convergence. A dip below `speed` is detected if it lasts at least a tenth of a solver step. For
-    speeds below about 1e-5 of the initial speed, set `atol` well below the remaining distance;
-    otherwise the error is comparable to that distance, or the line is first reported as ending at a
-    critical point.
+    speeds below about 1e-5 of the initial speed, set `atol` well below the remaining distance to
+    the minimum. Otherwise the error is comparable to that distance, or the line ends earlier with
+    the outcome `at_critical_point`.
 
     Raises:
         ValueError: If `speed` is not positive and finite.
@@ -354,7 +357,7 @@ def speed_below(speed: float, *, time_limit: float | None = None) -> AbstractTar
 
 
 def time(duration: float) -> AbstractTarget:
-    """Arrival at a flow time.
+    """A target: a flow time.
 
     Raises:
         ValueError: If `duration` is not positive and finite.
@@ -363,20 +366,21 @@ def time(duration: float) -> AbstractTarget:
 
 
 def boundary(*, time_limit: float | None = None) -> AbstractTarget:
-    """Arrival at the absorbing boundary: extinction, x2 = 0 on the ratio plane.
+    """A target: absorption by the boundary, x2 = 0 on the ratio plane.
 
-    The last stretch, below 1e-12 of the start, is added in closed form: near the boundary the
-    remaining time is C·x^p, with C and p read from the field. If p ≤ 0 the boundary is never
-    reached: the outcome is `at_critical_point`, and `end_time` is the time at which the integration
-    stopped.
+    Once a component x is below 1e-12 of its initial value, the remaining time is added in closed
+    form: near the boundary it is C·x^p, with C and p estimated from the field. If p ≤ 0 the line
+    never reaches the boundary: the outcome is `at_critical_point`, and `end_time` is the time at
+    which the integration stopped.
     """
     return _Boundary(np.zeros(1), checked_limit(time_limit))
 
 
 def _falls_with_the_margin(flow: AbstractFlow, levels: Float[ArrayLike, " k"]) -> bool:
-    """True if the potential of a flow is a falling function of the margin.
+    """True if the potential of a flow is known to be a decreasing function of the margin.
 
-    A loss that needs its hyper-parameters' values to decide cannot do so in a compiled program.
+    Some losses need the values of their hyper-parameters to decide. In a compiled program these
+    values are not known, and the answer is False.
     """
     try:
         return jax.eval_shape(flow.margin_at, np.asarray(levels)) is not None

@@ -30,6 +30,7 @@ LAYOUT = (
     "_pages",
     "domains",
     "_parameters",
+    "_tracing",
     "losses",
     "policies",
     "potentials",

@@ -168,7 +168,7 @@ def test_bad_arguments_of_basins_are_refused() -> None:
         basins(flow, np.zeros(2), points)
     with pytest.raises(ValueError, match="`starts` must hold real numbers"):
         basins(flow, np.full((1, 2), 1j), points)
-    with pytest.raises(ValueError, match="`region` must be None where `points` are given"):
+    with pytest.raises(ValueError, match="`region` must be None if `points` are given"):
         basins(flow, np.zeros((1, 2)), points, region=[(2, 4), (1, 3)])
 
 

@@ -244,6 +244,20 @@ def test_a_card_that_cannot_be_made_is_refused(arguments, message):
         cards.card(**arguments)
 
 
+def test_the_chosen_falls_under_a_kernel_where_its_velocity_says():
+    # u_w' = −(k_ww ∂_w L + k_wl ∂_l L) = (1 − 1.2) σ(−0.1 h)/10, and nowhere without the kernel.
+    coupled = LogRatioPlane([[1.0, 1.2], [1.2, 1.5]])
+    assert fall(plane(DPO())).where == ""
+    found = fall(plane(DPO(), space=coupled))
+    assert (found.where, found.fraction, found.reference) == ("everywhere", 1.0, True)
+
+
+def test_margins_are_reached_after_the_last_of_the_times():
+    found = cards.compare({"dpo": DPO(0.1)}, margins=(1.0, 20.0), times=(1.0, 2.0))
+    np.testing.assert_allclose(found.margin_times[0], _time(0.1, found.margins), rtol=1e-6)
+    assert str(found) == found.summary()
+
+
 @pytest.mark.exhaustive
 def test_lines_are_compared_at_equal_margin_and_at_equal_time():
     losses = {"dpo": DPO(0.1), "hinge": Hinge(0.1), "ipo": SummedIPO(0.1), "sft": SFT()}
@@ -424,7 +438,7 @@ def test_a_strength_per_pair_is_refused():
 
 
 def test_a_loss_that_is_not_finite_at_the_reference_point_is_refused():
-    with pytest.raises(ValueError, match="must be finite at the reference point"):
+    with pytest.raises(ValueError, match="must have a finite value and gradient"):
         cards.card(Made(lambda w, v: jnp.log(w - v)))
 
 

@@ -112,8 +112,8 @@ NOT_MAPPED = {
     "Option --loss must be one of dpo, ": ("--loss", "mse"),
     "Option --loss must name losses of one pair, but aot is of a batch": ("--loss", "aot"),
     "Option --loss must name each once": ("--loss", "dpo", "--loss", "dpo"),
-    "Option --set must come with one --loss alone": (
-        *("--loss", "dpo", "--loss", "ipo", "--set", "label_smoothing=0.1"),
+    "Option --set must name what one of dpo, ipo has, but is tau": (
+        *("--loss", "dpo", "--loss", "ipo", "--set", "tau=0.1"),
     ),
     "Option --set must not name beta": ("--loss", "dpo", "--set", "beta=1"),
     "Option --set must name hyper-parameters of DPO": ("--loss", "dpo", "--set", "tau=1"),

@@ -79,7 +79,11 @@ def test_a_forecast_is_told_in_a_table_and_in_words(some: Path, asked_of: list[A
         (["--beta", 0.1, "--beta", 0.1], "Option --beta must name each once"),
         (["--beta", 0.1, "--loss", "dpo,dpo"], "Option --loss must name each once"),
         (["--beta", 0.1, "--loss", "dp"], "Option --loss must be one of "),
-        (["--beta", 0.1, "--set", "tau=1"], "Option --set must come with one --loss alone."),
+        (["--beta", 0.1, "--set", "tau=1"], "Option --set must name hyper-parameters of DPO"),
+        (
+            ["--beta", 0.1, "--loss", "dpo,ipo", "--set", "tau=1"],
+            "Option --set must name what one of dpo, ipo has, but is tau.",
+        ),
         (["--beta", 0.1, "--batch-size", 9, "--processes", 0], "--processes"),
     ],
     ids=str,

@@ -33,6 +33,6 @@ def test_a_place_that_cannot_be_written_is_a_failure_that_names_the_option(tmp_p
         assert said.startswith(("Option", "Argument"))
         assert said.endswith(
             f" must be in a folder that can be written, but is {tmp_path / name}, and {tmp_path} "
-            "cannot: Permission denied."
+            "cannot be written: Permission denied."
         ), said
         assert option in said

@@ -1,9 +1,12 @@
 """Sweeps: blocks, neighbours, devices, outcomes, hyper-parameters, audit, and bad input."""
 
+import diffrax
 import jax
 import numpy as np
 import pytest
 from grids import thinned
+from scipy.integrate import solve_ivp
+from scipy.special import expit
 
 import flowlab as fl
 from flowlab import exact, measures, starts, until
@@ -109,6 +112,63 @@ def test_lanes_evicted_from_a_block_do_not_disturb_those_that_arrive():
     alone = fl.sweep(flow, points[::2], until=until.loss_below(0.45), block_size=30)
     np.testing.assert_allclose(runs.time[::2], alone.time, rtol=1e-5)
     assert np.array_equal(runs.outcome[::2], alone.outcome)
+
+
+KERNEL = np.array([[1.0, 1.2], [1.2, 1.5]])
+
+
+class WithBend(fl.losses.AbstractLoss):
+    """softplus(1 − h) + relu(−u_w)², whose slope has a kink at u_w = 0."""
+
+    def __call__(self, pairs):
+        return jax.nn.softplus(1 - pairs.margin) + jax.nn.relu(-pairs.u_chosen) ** 2
+
+
+def time_across_the_bend(start, margin):
+    """Flow time to a margin under `WithBend`, by SciPy, one smooth piece after the other."""
+    state, time, bent = start, 0.0, start[0] < 0
+    while True:
+
+        def velocity(_, u, bent=bent):
+            pull = expit(1 - (u[0] - u[1]))
+            return KERNEL @ [pull - (2 * u[0] if bent else 0), -pull]
+
+        def bend(_, u):
+            return u[0]
+
+        def goal(_, u):
+            return u[0] - u[1] - margin
+
+        bend.direction = 1 if bent else -1
+        bend.terminal = goal.terminal = True
+        options = {"events": (bend, goal), "method": "DOP853", "rtol": 1e-11, "atol": 1e-13}
+        piece = solve_ivp(velocity, (time, 1e4), state, **options)
+        time, state = piece.t[-1], piece.y[:, -1]
+        if len(piece.t_events[1]):
+            return time
+        assert len(piece.t_events[0])
+        bent = not bent
+
+
+def test_lanes_that_run_out_of_shared_steps_go_on_in_small_blocks():
+    flow = fl.preference_flow(WithBend(), fl.LogRatioPlane(kernel=KERNEL))
+    side = np.linspace(-10, 10, 24)
+    points = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    runs = fl.sweep(flow, points, until=until.margin_above(2.0), max_steps=600)
+    going = points[:, 0] - points[:, 1] < 2
+    assert runs.counts() == {"reached": going.sum(), "started_past_target": (~going).sum()}
+    assert np.all(runs.solved_by == 0)
+    some = np.flatnonzero(going)[::30]
+    wanted = [time_across_the_bend(point, 2.0) for point in points[some]]
+    np.testing.assert_allclose(runs.time[some], wanted, rtol=1e-5)
+
+
+def test_lanes_that_are_hopeless_alone_too_cost_only_a_sample_of_small_blocks():
+    points = np.linspace(1, 2, 80)[:, None]
+    options = {"until": until.time(1e9), "max_steps": 20, "solver": diffrax.Tsit5()}
+    runs = fl.sweep(quadratic(1.0), points, **options)
+    assert runs.counts() == {"step_limit": 80}
+    assert np.sum(runs.steps > 20) == 16
 
 
 @pytest.mark.exhaustive

@@ -511,7 +511,7 @@ REFUSED = [
     (lambda: exact.ratio_plane_time(S, [1, -2], level=0), "`beta` must be .* but has -2.0"),
     (lambda: exact.ratio_plane_time(S, np.nan, level=0), "`beta` must be positive and finite"),
     (lambda: exact.ratio_plane_time(S, 0.1), "`level` or `ratio` must be given, but neither is"),
-    (lambda: exact.ratio_plane_time(S, 0.1, level=0, ratio=0), "must be given, but both are"),
+    (lambda: exact.ratio_plane_time(S, 0.1, level=0, ratio=0), "must not be given with `ratio`"),
     (lambda: exact.ratio_plane_time(S, 0.1, level=-1), "`level` must not be negative, but is -1"),
     (lambda: exact.ratio_plane_time(S, 0.1, ratio=-1), "`ratio` must not be negative"),
     (lambda: exact.ratio_plane_state(S, ratio=-1), "`ratio` must not be negative"),

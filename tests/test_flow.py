@@ -1,6 +1,8 @@
 """Flows: Theorem 1, the Hessian, descent, metrics, several pairs, hyper-parameters, bad input."""
 
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +14,7 @@ from jaxtyping import Array
 from refusals import assert_refused
 
 import flowlab as fl
-from flowlab import losses
+from flowlab import critical, losses, plots
 from flowlab.domains import AbstractDomain, Box, Quadrant, WholeSpace
 from flowlab.flow import AbstractFlow
 from flowlab.losses import AbstractLoss
@@ -244,7 +246,8 @@ MISUSES: list[tuple[Callable[[], AbstractFlow], str]] = [
     ),
     (
         lambda: fl.preference_flow(0.1, fl.RatioPlane()),  # pyright: ignore
-        "`loss` must be a loss such as DPO(0.1), but is 0.1.",
+        "`loss` must be a loss such as DPO(0.1) or one of your own, a subclass of AbstractLoss, "
+        "but is 0.1.",
     ),
     (
         lambda: fl.preference_flow(fl.DPO(0.1), "plane"),  # pyright: ignore
@@ -313,10 +316,39 @@ def squares(y: Any) -> Any:
     return jnp.sum(y**2)
 
 
+def by_math(y: Any) -> Any:
+    return math.cos(y[0])
+
+
+def by_numpy(y: Any) -> Any:
+    return np.sin(y[0])
+
+
+def by_cases(y: Any) -> Any:
+    return y[0] if y[0] > 0 else y[1]
+
+
+def _line_of(code: str) -> int:
+    lines = Path(__file__).read_text("utf-8").splitlines()
+    return next(i for i, line in enumerate(lines, 1) if line.strip().startswith(code))
+
+
 NO_FLOW: dict[str, tuple[Any, Any]] = {
-    "Argument `potential` must give one number for a state, since flows are those of potentials "
-    "and not of vector fields, but gives shape (2,); for a field −M∇L, give the function M as "
-    "`metric`.": (lambda y: y**2, None),
+    "Argument `potential` must give one number for one state, since a flow is the gradient flow "
+    "of a potential, but for a state of shape (2,) gives an array of shape (2,); for a "
+    "field −M∇L, give the function M as `metric`.": (lambda y: y**2, None),
+    "Argument `potential` must give one number for one state, since a flow is the gradient flow "
+    "of a potential, but for a state of shape (2,) gives a tuple; for a field −M∇L, give "
+    "the function M as `metric`.": (lambda y: (y[0], y[1]), None),
+    "Argument `potential` must be a function that JAX can trace, but `return math.cos(y[0])` "
+    f"(line {_line_of('return math.cos')}) needs the value of an array. Use `jax.numpy` in place "
+    "of `numpy` and `math`, and `jnp.where` in place of `if`.": (by_math, None),
+    "Argument `potential` must be a function that JAX can trace, but `return np.sin(y[0])` "
+    f"(line {_line_of('return np.sin')}) needs the value of an array. Use `jax.numpy` in place "
+    "of `numpy` and `math`, and `jnp.where` in place of `if`.": (by_numpy, None),
+    "Argument `potential` must be a function that JAX can trace, but `return y[0] if y[0] > 0 "
+    f"else y[1]` (line {_line_of('return y[0] if')}) needs the value of an array. Use `jax.numpy` "
+    "in place of `numpy` and `math`, and `jnp.where` in place of `if`.": (by_cases, None),
     "Argument `potential` must give a real number, computed from the state in JAX, but gives "
     "3.0.": (lambda y: 3.0, None),
     "Argument `potential` must give a real number, computed from the state in JAX, but gives one "
@@ -338,12 +370,26 @@ def test_what_is_no_potential_or_no_metric_is_refused_when_it_is_to_be_followed(
     flow, until = fl.Flow(potential, metric=metric), fl.until.time(1.0)
     assert_refused(fl.sweep, sentence, flow, np.ones((3, 2)), until=until)
     assert_refused(fl.flow_line, sentence, flow, np.ones(2), until=until)
+    if metric is None:
+        assert_refused(critical.critical_points, sentence, flow, [(-2, 2), (-2, 2)])
+        assert_refused(plots.phase_portrait, sentence, flow)
+
+
+def test_functions_of_other_arguments_than_a_state_are_refused():
+    on_plane = "(on a plane an array of two numbers)"
+    sentence = f"Argument `potential` must be a function of one argument, the state {on_plane}, but"
+    assert_refused(fl.Flow, f"{sentence} takes (x, y).", lambda x, y: x + y)
+    sentence = (
+        "Argument `metric` must be a function of two arguments, a state and a covector "
+        f"{on_plane}, but takes (p)."
+    )
+    assert_refused(fl.Flow, sentence, squares, metric=lambda p: p)
 
 
 def test_a_metric_that_is_no_number_at_a_start_is_not_called_asymmetric():
     flow = fl.Flow(squares, metric=lambda y, p: jnp.where(y[0] > 0, jnp.nan, 1.0) * p)
     sentence = (
-        "Argument `start` must be finite, and the flow at it too, but the start is [1.0, 1.0]."
+        "Argument `start` must be finite, with a finite flow at this state, but is [1.0, 1.0]."
     )
     assert_refused(fl.flow_line, sentence, flow, np.ones(2), until=fl.until.time(1.0))
 

@@ -153,7 +153,7 @@ def test_without_plotly_one_sentence_says_what_to_install(monkeypatch, tmp_path)
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "Argument `over` must name one hyper-parameter, which the slider is for, but names": {
+    "Argument `over` must name one hyper-parameter for the slider, but names": {
         "over": {"beta": [1], "offset": [1]}
     },
     "Argument `over` must give at most 21 values for `beta`, but gives 22.": {

@@ -352,6 +352,24 @@ def test_a_loss_shows_its_hyper_parameters():
     assert shown == "WeightedSum(losses=(SFT(), DPOShift(beta=0.1, lam=0.95)), weights=[1.0, 0.5])"
 
 
+def test_a_sum_is_named_by_its_losses_and_weights():
+    found = fl.losses.named("DPO + 0.5*sft", beta=0.2)
+    assert repr(found) == "WeightedSum(losses=(DPO(beta=0.2), SFT()), weights=[1.0, 0.5])"
+    # −log σ(0.2·(2 − (−1))), and half of 30 nats over 10 tokens.
+    pair = fl.Pair(-30.0, -21.0, -32.0, -20.0, 10.0, 10.0)
+    np.testing.assert_allclose(float(found(pair)), np.log1p(np.exp(-0.6)) + 0.5 * 3.0, rtol=1e-14)
+    assert repr(fl.losses.named("2*dpo")) == "WeightedSum(losses=(DPO(beta=0.1),), weights=[2.0])"
+    for name, words in {
+        "dpo+0.5*stf": "but is 'stf'; did you mean sft?",
+        "dpo+": "but is ''.",
+        "x*dpo": "must have a number before each `*`, but has 'x'.",
+    }.items():
+        with pytest.raises(ValueError, match=re.escape(words)):
+            fl.losses.named(name)
+    with pytest.raises(ValueError, match="must name hyper-parameters of WeightedSum"):
+        fl.losses.named("dpo+sft", tau=1.0)
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "wanted"), [row for row in PARAMETERS if row[0] not in OF_A_BATCH]
 )

@@ -256,7 +256,7 @@ def nothing(*_):
 @pytest.mark.parametrize(
     ("message", "names", "functions"),
     [
-        ("Argument `names` must be a tuple of texts", "length", dict(rate=nothing)),
+        ("Argument `names` must be a tuple of strings", "length", dict(rate=nothing)),
         ("Argument `rate`, `fold` or `at_end` must be given", ("length",), {}),
         ("Arguments `begin` and `fold` must be given together", ("length",), dict(fold=nothing)),
     ],

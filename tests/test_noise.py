@@ -296,7 +296,7 @@ def test_every_start_has_an_outcome_of_its_own():
         "NoisyRuns(5 paths of steps 0.01: "
         "{'started_past_target': 1, 'time_limit': 1, 'non_finite': 3})"
     )
-    with pytest.raises(ValueError, match="Exit times must be known .* unknown for 5 of 5"):
+    with pytest.raises(ValueError, match="A mean exit time needs .* unknown for 5 of 5"):
         runs.mean_exit_time()
 
 

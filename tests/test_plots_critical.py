@@ -397,5 +397,5 @@ def test_what_does_not_lie_on_a_plane_is_refused():
         plots.basins(Basins(three, np.zeros(4, int), (point((0, 0, 0)),), three))
     softmax = fl.preference_flow(fl.DPO(0.1), fl.TabularSoftmax([0.2, 0.3, 0.5], [(0, 1)]))
     for draw in (plots.nullclines, plots.phase_portrait):
-        with pytest.raises(ValueError, match="`flow` must be one on a plane"):
+        with pytest.raises(ValueError, match="`flow` must be on a plane"):
             draw(softmax)

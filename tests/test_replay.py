@@ -16,6 +16,7 @@ from refusals import assert_refused
 
 from flowlab import data, logs, models, plots
 from flowlab.descent import hf_optimiser, hf_order
+from flowlab.logs.checks import beta_doubt
 from flowlab.losses import DPO
 from flowlab.policies import LanguageModel
 from flowlab.replay import Replay, compare, doubts, replay, replayed
@@ -201,7 +202,7 @@ def test_pictures_show_what_was_compared(run: Replay) -> None:
     blind = dataclasses.replace(run, u=np.zeros((0, 0, 2)), kept=np.zeros(0, int))
     assert_refused(
         plots.replay_spread,
-        "Argument `comparison` must be of a replay that looked at all pairs, but is not; replay "
+        "Argument `comparison` must be of a replay that recorded all pairs, but is not; replay "
         "with keep_every=….",
         dataclasses.replace(found, run=blind),
     )
@@ -214,6 +215,9 @@ def test_settings_that_do_not_fit_a_log_are_told_before_time_is_spent(
     count = np.shape(policy.tokens)[0]
     rates = np.full(480, 0.001)
     assert doubts(log, policy, the_order(count, 480), rates, per_device=16) == []
+    doubled = logs.read(DATA / ADAMW, beta=0.2)
+    assert doubts(doubled, policy, the_order(count, 120))[-1:] == [beta_doubt(doubled)]
+    assert "fits β = 0.10" in str(beta_doubt(doubled))
     other = doubts(log, policy, the_order(count, 480, seed=43), rates, per_device=16)
     assert other[0].startswith("The batch of step 1 has 480 tokens in the log, and ")
     assert "the data are different" in other[0]

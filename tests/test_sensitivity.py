@@ -281,7 +281,7 @@ def test_a_flow_without_pairs_has_only_its_state():
 
 def test_log_ratios_of_a_pair_do_not_say_which_logits_are_meant():
     flow = fl.preference_flow(fl.DPO(BETA), fl.TabularSoftmax([0.5, 0.3, 0.2]))
-    with pytest.raises(ValueError, match="the 2 coordinates of the pairs do not say which of the"):
+    with pytest.raises(ValueError, match="the 2 coordinates of the pairs do not determine a"):
         sensitivity(flow, POINTS, until=until.time(1.0), of="u")
 
 

@@ -273,7 +273,7 @@ def test_something_else_than_a_log_is_refused(log):
 
 
 def test_a_log_with_points_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"`points` of shape \(n, 2\), but theirs is \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"`points` of shape \(n, 2\), but they have \(4, 3\)"):
         starts.from_log(Log(np.zeros((4, 3))))
 
 

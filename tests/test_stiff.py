@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import diffrax
@@ -17,7 +18,7 @@ import flowlab as fl
 from flowlab import plans, solve, store, until
 from flowlab.ensemble import kernel
 from flowlab.solve import RKC2, ROCK4, Rodas5P
-from flowlab.solve.stiffness import stiff_solvers
+from flowlab.solve.stiffness import bounded_rates, steps_alone, stiff_solvers
 from flowlab.until import Outcome
 
 SOLVERS = pytest.mark.parametrize("solver", [RKC2(), ROCK4()], ids=["RKC2", "ROCK4"])
@@ -191,6 +192,7 @@ def test_a_sweep_solves_again_what_stability_held_up_and_leaves_the_others_alone
     np.testing.assert_array_equal(asked.end[1], runs.end[1])
     told = runs.to_xarray().solved_by
     assert told.attrs["flag_meanings"] == "Tsit5 Rodas5P ROCK4 RKC2"
+    assert "whatever was asked for" in told.attrs["comment"]
     np.testing.assert_array_equal(told, [1, 0, 1])
 
 
@@ -275,6 +277,21 @@ def test_a_large_state_is_followed_without_a_matrix_by_choice():
     np.testing.assert_allclose(line.end, problem.at(2.0), atol=1e-2 * np.exp(-2.0))
 
 
+@SOLVERS
+def test_the_longest_step_is_one_that_the_stages_can_bear_whatever_the_rounding(solver):
+    method = solve.make_method(solver, rtol=1e-6).solver
+    longest = float(solver.longest(np.float64, 1e-6))
+
+    def reach(radius):
+        state = SimpleNamespace(value=radius[None])
+        lanes = SimpleNamespace(active=jnp.ones(1, bool))
+        return method.longest_step(state, lanes) * radius
+
+    reaches = jax.vmap(reach)(jnp.asarray(np.random.default_rng(0).uniform(1e3, 1e6, 1000)))
+    np.testing.assert_array_less(reaches, longest)
+    np.testing.assert_allclose(reaches, longest, rtol=1e-14)
+
+
 def test_small_states_are_solved_with_a_matrix_and_large_ones_without():
     def names(size: int, metric: Any = None, rtol: float = 1e-6, rate: float = 1e4) -> list[str]:
         state, flow = np.ones(size), fl.Flow(lambda y: y @ y, metric=metric)
@@ -290,6 +307,21 @@ def test_small_states_are_solved_with_a_matrix_and_large_ones_without():
     assert names(33, rate=1e7) == ["RKC2", "ROCK4"]
     assert names(2, lambda y, p: y * p) == ["Rodas5P"]
     assert names(33, lambda y, p: y * p) == []
+
+
+def test_each_line_is_told_stiff_by_the_steps_that_it_takes_alone_from_where_it_stands():
+    def potential(y):
+        return y[0] ** 4 / 4 + 5e4 * y[2] * y[1] ** 2
+
+    # The last component stays, and says whether the second one decays at a rate of 1e5.
+    flow = fl.Flow(potential, metric=lambda y, p: p * np.array([1.0, 1.0, 0.0]))
+    states = np.array([[10.0, 1e-7, 1], [10, 1, 0], [1e6, 1, 1], [10, np.nan, 1], [1, 1e-7, 1]])
+    problem = solve.problem_for(None, flow, np.float64, states[0], until=until.time(1.0))
+    found = steps_alone(problem, solve.make_method(rtol=1e-6), np.ones((5, 3)), states)
+    rates = bounded_rates(problem, *found)
+    # At 1e6 the first one falls at 3e12, along a power of time, which accuracy bounds.
+    np.testing.assert_array_equal(rates > 0, [True, False, False, False, True])
+    np.testing.assert_allclose(rates[[0, 4]], 1.2e5, rtol=0.05)  # with a margin of a fifth
 
 
 @DEAR

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -22,6 +23,18 @@ TIMES = [1.0, 2.0]
 ASKED: dict[str, Any] = {"until": until.time(3.0), "dense": False, "save_at": TIMES}
 LOOSE: dict[str, Any] = {"rtol": 0.1, "atol": 10.0, "u_atol": 1e6}
 TIGHT: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-9, "u_atol": 1e6}
+
+
+class Bowl(eqx.Module):
+    """A response that slopes down a bowl; one that is possible in a tube alone; one that rounds."""
+
+    width: Any
+    slope: Any
+
+    def __call__(self, state: Any) -> Any:
+        a, b = state
+        inside = jnp.log(self.width**2 - (b - a**2) ** 2)
+        return jnp.stack([-(a**2) / 2 - b**2, inside, -1e15 + self.slope * a])
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +64,23 @@ def test_log_ratios_are_kept_to_a_tolerance_of_their_own(line: Line) -> None:
     assert held.steps > loose.steps
 
 
+@pytest.mark.parametrize(("width", "slope"), [(1e-8, 0.0), (1e4, 1e3)], ids=["edge", "rounding"])
+def test_neither_an_edge_nor_rounding_hides_the_error_of_a_log_ratio(
+    width: float, slope: float
+) -> None:
+    """a = e^{−t} and b = e^{−2t} run in the middle of the tube b ≈ a², beyond which u is NaN."""
+    responses = Bowl(jnp.asarray(width), jnp.asarray(slope))
+    policy = fl.Policy.from_function(
+        responses, reference=np.ones(2), preferences=[(0, 1), (0, 2)], lengths=1.0
+    )
+    flow = fl.preference_flow(fl.losses.SFT(), policy)
+    held = fl.flow_line(flow, np.ones(2), watch=["u"], **ASKED, **{**LOOSE, "u_atol": 1e-5})
+    assert held.outcome == until.Outcome.reached
+    np.testing.assert_allclose(held.watched["u"][:, 0, 1], 0, atol=1e-4)
+    errors = slope * (held.states[:, 0] - np.exp(-held.times))
+    np.testing.assert_allclose(errors, 0, atol=1e-4)
+
+
 def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
     line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,7 +104,9 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
     np.testing.assert_array_equal(resumed.watched["u"], line.watched["u"])
     again = fl.flow_line(FLOW, START, **asked)  # of which nothing is left to do
     np.testing.assert_array_equal(again.end, line.end)
-    with pytest.raises(ValueError, match="Argument `checkpoint` must be a new file or that of th"):
+    with pytest.raises(
+        ValueError, match="Argument `checkpoint` must be a new file or a checkpoint of"
+    ):
         fl.flow_line(FLOW, START, **{**asked, "until": until.time(4.0)})
 
 
@@ -83,8 +115,8 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
     [
         (
             lambda line: line.at(0.5),
-            "Argument `dense` must be True for a line that knows its states between steps, but "
-            "was False: ask for states with `save_at`.",
+            "Argument `dense` must be True for states between steps, but was False; "
+            "ask for states with `save_at` instead.",
         ),
         (
             lambda _: fl.flow_line(FLOW, START, until=until.time(1.0), save_at=[0.5]),
@@ -100,7 +132,7 @@ def test_a_line_that_was_cut_off_is_resumed_to_the_same_bits(
         ),
         (
             lambda _: fl.flow_line(BOWL, START, watch=["u"], **ASKED),
-            'Argument `watch` must not ask for "u" of a flow without pairs.',
+            'Argument `watch` must not hold "u" for a flow without pairs, but does.',
         ),
         (
             lambda _: fl.flow_line(

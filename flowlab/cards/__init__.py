@@ -1,4 +1,4 @@
-"""Dynamics cards: how the flow of a loss behaves, computed by integrating and root-finding."""
+"""Dynamics cards: numerical summaries of the flow of a loss."""
 
 from flowlab._names import former_names
 from flowlab.cards.approach import Approach

@@ -1,14 +1,14 @@
 """The long-run behaviour of a quantity along a flow line: its kind, and its rate or exponent.
 
-From the quantity z(t) and its velocity at times that are evenly spaced in log t, over several
-decades. If z barely moves in the last decade it has a limit. It arrives there in finite time if its
-velocity jumps to zero, and exponentially if |z'|/|limit − z| is constant near the limit. If the
-slope of log|z'| against log t is the same −(1+p) in both of the last decades, z tends to a limit
-algebraically, as t^−p. Else z runs away: logarithmically where t·z' is constant, linearly where z'
-is, or as a power of t. What fits none of these is slower than algebraic or logarithmic, if its
-slope says so, or unclear.
+The quantity z(t) and its velocity z' are known at times evenly spaced in log t, over several
+decades. If z barely moves in the last decade, it has a limit. It reaches the limit in finite time
+if z' jumps to zero, and exponentially if |z'|/|limit − z| is constant near the limit. If the slope
+of log|z'| against log t is the same −(1+p), p > 0, in each of the last two decades, z tends to a
+limit algebraically, as t^−p. Otherwise z diverges: logarithmically if t·z' is constant, linearly if
+z' is constant, or as a power of t. If none of these cases applies, the slope in the last decade
+decides whether z is slower than algebraic, slower than logarithmic, or unclear.
 
-k: moments along a line.
+k: times along a line.
 """
 
 from dataclasses import dataclass
@@ -34,22 +34,22 @@ Kind = Literal[
     "edge",
     "unclear",
 ]
-"""Kinds of the long run of a quantity.
+"""Kinds of long-run behaviour of a quantity.
 
-`constant`: it does not move. It arrives in `finite time`, or tends to a limit, `exponential`ly,
-`algebraic`ally (as t^−p) or slower than that, as a power of 1/log t. Or it runs away: `linear`ly in
-t, as a `power law` t^p with 0 < p < 1, `logarithmic`ally (as log t), slower than that, or
-`accelerating`. A `blow-up` is at infinity in finite time; at an `edge` the line ends, because the
-loss is not defined beyond.
+`constant`: the quantity does not move. With a limit: it reaches the limit in `finite time`, or
+tends to it `exponential`ly, `algebraic`ally (as t^−p), or `slower than algebraic`, as a power of
+1/log t. Without a limit: it diverges `linear`ly in t, as a `power law` t^p with 0 < p < 1,
+`logarithmic`ally (as log t), `slower than logarithmic`, or `accelerating`. `blow-up`: it diverges
+in finite time. `edge`: the line ends where the domain of the loss ends.
 
-What is slower than algebraic, and slower than logarithmic, differ in how far the quantity still
-moves: nine decades of time do not tell whether such a quantity has a limit.
+Nine decades of time do not tell whether a quantity that is `slower than algebraic` or `slower than
+logarithmic` has a limit. The two kinds differ only in how much it still moves in the last decade.
 """
 
-_CONSTANT = 1e-12  # of the size of the other component, below which a component does not move
-_LIMIT = 1e-3  # of the whole way, which what has a limit does not move in the last decade
-_WINDOW = (1e-5, 1e-2)  # distances to the limit, as parts of the way, where a rate is read
-_ABRUPT = 1e-3  # of the largest velocity: what stops from above this has arrived in finite time
+_CONSTANT = 1e-12  # of the size of the line: a component that moves less is constant
+_LIMIT = 1e-3  # of the total change: a quantity with a limit changes less in the last decade
+_WINDOW = (1e-5, 1e-2)  # of the total change: distances from the limit at which a rate is fitted
+_ABRUPT = 1e-3  # of the largest velocity: a jump to zero from above means arrival in finite time
 _CREEPING = 0.2  # a power of t below which a decay counts as slower than algebraic
 _STEADY = 0.1  # spread of a rate, or of a slope between decades, that counts as constant
 
@@ -60,13 +60,13 @@ class Approach:
 
     Attributes:
         kind: One of `Kind`.
-        number: The number that belongs to the kind: arrival time (`finite time`, `edge`,
-            `blow-up`); rate per unit of flow time (`exponential`); exponent p (`algebraic`, `power
-            law`); gain per unit of log t (`logarithmic`; the last seen with `slower than
-            logarithmic`); velocity (`linear`; the last seen with `accelerating`); 0 for `constant`,
-            NaN for `unclear` and for `slower than algebraic`.
-        limit: The limit; ±inf for a quantity that runs away, the last value for one that is slower
-            than algebraic or logarithmic, NaN for `unclear`.
+        number: A number whose meaning depends on the kind. `finite time`, `edge` and `blow-up`: the
+            flow time of arrival. `exponential`: the rate per unit of flow time. `algebraic` and
+            `power law`: the exponent p. `logarithmic` and `slower than logarithmic`: the (last)
+            gain per unit of log t. `linear` and `accelerating`: the (last) velocity. 0 for
+            `constant`, NaN for `unclear` and `slower than algebraic`.
+        limit: The limit; ±inf if the quantity diverges, the last value for `slower than algebraic`
+            and `slower than logarithmic`, NaN for `unclear`.
     """
 
     kind: Kind
@@ -87,10 +87,10 @@ def classify(
 
     Args:
         times: Positive flow times, ascending, geometrically spaced over several decades.
-        values: The quantity at those times.
-        rates: Its velocity at those times.
-        size: The distance that the line moves in all; a quantity that moves less than 1e-12 of it
-            is constant.
+        values: Values of the quantity at `times`.
+        rates: Time derivatives of the quantity at `times`.
+        size: The total distance that the line moves; a quantity that changes by less than 1e-12 of
+            it is constant.
     """
     total = np.ptp(values)
     if total <= _CONSTANT * size and np.all(
@@ -117,8 +117,8 @@ def _with_limit(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> App
         return UNCLEAR
     rate = np.abs(rates[seen]) / distance[seen]
     if np.ptp(rate) < _STEADY * rate.max():
-        # At the limit itself: on the way there the rate changes in proportion to the distance, and
-        # what rounding adds to it in inverse proportion.
+        # Extrapolated to the limit: the rate deviates in proportion to the distance, and rounding
+        # adds an error in inverse proportion.
         _, at_limit = np.polyfit(distance[seen], rate, 1, w=distance[seen])
         return Approach("exponential", float(at_limit), limit)
     if algebraic := _algebraic(times, values, rates):
@@ -129,9 +129,9 @@ def _with_limit(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> App
 
 
 def _algebraic(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approach | None:
-    """An approach to a limit as t^−p, from the last two decades; None if it does not fit.
+    """An approach to a limit as t^−p, fitted to the last two decades; None if it does not fit.
 
-    The velocity falls as t^−(1+p), so that the limit is a distance of t·velocity/p away.
+    The velocity decays as t^−(1+p), so the distance that remains to the limit is t·velocity/p.
     """
     slopes = _slopes(times, rates)
     power = -1 - slopes[-1]
@@ -163,13 +163,13 @@ def _runaway(times: np.ndarray, values: np.ndarray, rates: np.ndarray) -> Approa
 
 
 def _decades(times: np.ndarray) -> np.ndarray:
-    """Indices of the times two decades and one decade before the last, and of the last."""
+    """The indices of three times: two decades before the last, one decade before it, the last."""
     positions = np.searchsorted(times, times[-1] / np.array([100.0, 10.0, 1.0]) * (1 - 1e-9))
     return np.minimum(positions, len(times) - 1)
 
 
 def _slopes(times: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """The slope of log |velocity| against log t over the last decade but one, and the last."""
+    """The slopes of log |velocity| against log t over each of the last two decades."""
     ends = _decades(times)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.diff(np.log(np.abs(rates[ends]))) / np.diff(np.log(times[ends]))

@@ -1,13 +1,12 @@
-"""Dynamics cards: how the flow of a loss behaves on the log-ratio plane, computed.
+"""Dynamics cards: numerical summaries of the flow of a loss on the log-ratio plane.
 
-On a card are four kinds of result. Critical points, lines and regions come from the search of
+A card has four kinds of result. Critical points, lines and regions come from the search of
 `critical`, started on a square of ±100 nats around the reference point and at the ends of flow
 lines. Long-run behaviour (limits, rates, traps) comes from flow lines over nine decades of time,
-from 1e-3 to 1e6 of the time scale at the reference point. Margins are located on the line from the
-reference point as events. Plateaus (on the side where the rejected response is ahead), the part
-where the chosen falls, conserved quantities and the lower bound come from the field on a grid and
-on rays. Each is explained in the module of this package that
-computes it.
+from 1e-3 to 1e6 of the time scale at the reference point. Crossings of margins are located as
+events on the line from the reference point. Plateaus (where the rejected response is ahead), the
+region where the chosen log-ratio falls, conserved quantities and the lower bound come from the
+field on a grid and on rays. The modules of this package explain the methods.
 """
 
 import numpy as np
@@ -30,35 +29,36 @@ REACH = 100.0  # nats; real runs stay within (the farthest of the two logs at ha
 
 @one_call()
 def card(loss: AbstractLoss, *, plane: LogRatioPlane | None = None, reach: float = REACH) -> Card:
-    """The dynamics card of a loss, computed.
+    """Compute the dynamics card of a loss.
 
-    Critical points are found by Newton's method, started all over a square and at the ends of flow
-    lines. Approaches, traps and crossings are read off flow lines over nine decades of time, and
-    the rest off the field on a grid.
+    Critical points come from Newton's method, started on a grid over a square and at the ends of
+    flow lines. Approaches, traps and crossings come from flow lines over nine decades of time, the
+    other results from the field on a grid and on rays.
 
     Args:
         loss: A loss of one pair.
         plane: The log-ratio plane; None for the identity as kernel, both references −20 nats, 20
             tokens each, and an offset of 1 for losses that need one.
         reach: Half the side of the square that is searched, in nats. If β·reach exceeds about 700,
-            gradients underflow in the outer part, where nothing is found then.
+            gradients underflow in the outer part of the square, and critical points there are
+            missed.
 
     Raises:
         ValueError: If the loss does not apply to a single pair, or is not finite at the reference
-            point; the plane is another policy, or its kernel is singular or a function; or `reach`
-            is not positive and finite.
+            point; `plane` is another policy, or its kernel is singular or a function; or `reach` is
+            not positive and finite.
 
-    Accuracy: critical points to a relative 1e-8 (1e-6 at a degenerate minimum), times and crossings
-        to about 1e-7; rates of approach are fitted, to about 1e-3. Lines are followed to a million
-        times the time scale at the reference point, or for 5,000 steps; `stuck` and the kinds of
-        approach are judged then.
+    Accuracy: the relative error is 1e-8 for critical points (1e-6 at a degenerate minimum), about
+        1e-7 for times and crossings, and about 1e-3 for fitted rates of approach. Lines are
+        integrated to a million times the time scale at the reference point, or for 5,000 steps;
+        `traps` and `approach` describe the lines up to that time.
     """
     space = Plane(_flow(loss, plane), positive("reach", reach))
     reference = space.reference
     if not np.all(np.isfinite([*reference.value, *reference.gradient[0]])):
         raise ValueError(
-            "Argument `loss` must be finite at the reference point, with its gradient, but is "
-            f"{reference.value[0]:g} there, with {reference.gradient[0].tolist()}."
+            "Argument `loss` must have a finite value and gradient at the reference point, but has "
+            f"{reference.value[0]:g} and {reference.gradient[0].tolist()}."
         )
     lines = follow(space)
     ends = np.concatenate([lines.reference.end, lines.ends])

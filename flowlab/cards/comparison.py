@@ -1,7 +1,7 @@
 """Losses side by side: flow lines from the reference point, at equal time and at equal margin.
 
-Each loss is integrated once, with the times saved and the margins located as events in the
-interpolants.
+The flow of each loss is integrated once. States are saved at the times, and crossings of the
+margins are located as events in the interpolants.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from flowlab import measures, until
 from flowlab._tables import table
 from flowlab.cards.card import REACH
-from flowlab.cards.lines import RTOL, only_approached
+from flowlab.cards.lines import DECADES, RTOL, only_approached, time_unit
 from flowlab.cards.plane import Plane
 from flowlab.ensemble import sweep
 from flowlab.flow import preference_flow
@@ -22,8 +22,8 @@ from flowlab.policies import LogRatioPlane
 
 __all__ = ["Comparison", "compare"]
 
-_LINE_STEPS = 20_000  # of one line, to the last of the times, whatever the units of the loss
-_AT_END = 1e-5  # relative to 1 + |margin|: a margin so near to the last one may never be reached
+_LINE_STEPS = 20_000  # of one line, enough for any time scale of the loss
+_AT_END = 1e-5  # relative to 1 + |margin|: a margin so close to the last one may not be reached
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,12 @@ class Comparison:
     Attributes:
         names: The losses.
         times: Flow times, shape (k,).
-        states: (u_chosen, u_rejected) at those times, shape (l, k, 2); NaN after a line has ended.
+        states: (u_chosen, u_rejected) at the times, shape (l, k, 2); NaN after the end of a line.
         margins: Margins in nats, shape (m,).
-        margin_times: Time at which each margin is first reached, shape (l, m); NaN if it is not
-            reached by the last of the times.
-        margin_states: (u_chosen, u_rejected) there, shape (l, m, 2).
+        margin_times: Flow time at which each margin is first reached, shape (l, m); NaN if it is
+            not reached while the line is followed: up to the last of `times`, or up to a million
+            times the time scale at the reference point, whichever is later.
+        margin_states: (u_chosen, u_rejected) at the margins, shape (l, m, 2).
     """
 
     names: tuple[str, ...]
@@ -47,8 +48,14 @@ class Comparison:
     margin_times: Float[np.ndarray, "l m"]
     margin_states: Float[np.ndarray, "l m 2"]
 
+    def __str__(self) -> str:
+        return self.summary()
+
     def summary(self) -> str:
-        """Time and chosen log-ratio at each margin, as plain text."""
+        """A table, as plain text, of the time and the chosen log-ratio at each margin.
+
+        `print` shows this table.
+        """
         header = ["loss", *(f"t(h = {h:g})" for h in self.margins)]
         header += [f"u_w(h = {h:g})" for h in self.margins]
         rows = [
@@ -67,22 +74,24 @@ def compare(
     times: Sequence[float] | None = None,
     plane: LogRatioPlane | None = None,
 ) -> Comparison:
-    """Follow the flow line of each loss from the reference point.
+    """Integrate the flow line of each loss from the reference point.
 
-    Losses differ in their units of time, also by β (on the log-ratio plane DPO's time scales as
-    β⁻²). A comparison at equal times therefore compares learning rates as much as losses; one at
-    equal margins does not.
+    The time scale of a flow depends on the loss and on its β (for DPO on the log-ratio plane it is
+    proportional to β⁻²). A comparison at equal times therefore compares learning rates as much as
+    losses; a comparison at equal margins does not.
 
     Args:
-        losses: Losses of one pair by name; the same loss with several β counts as several.
+        losses: Losses of one pair, by names of your choice.
         margins: Margins u_chosen − u_rejected to compare at, in nats, not 0.
-        times: Flow times to compare at, ascending; None for 121 from 0.01 to 10,000.
-        plane: The log-ratio plane; None for that of `card`.
+        times: Flow times to compare at, ascending; None for 121 from 0.01 to 10,000. They do not
+            limit the margins.
+        plane: The log-ratio plane; None for the default of `card`.
 
     Raises:
-        ValueError: If there is no loss, one is a batch loss, or margins or times are out of order.
+        ValueError: If there is no loss, a loss is a batch loss, a margin is 0 or not finite, or
+            `times` are not positive and ascending.
 
-    Accuracy: relative tolerance 1e-8 of the integration.
+    Accuracy: the relative tolerance of the integration is 1e-8.
     """
     checked = _checked_losses(losses)
     moments = np.geomspace(0.01, 1e4, 121) if times is None else np.asarray(times, float)
@@ -105,10 +114,12 @@ def _line(
     loss: AbstractLoss, plane: LogRatioPlane, times: np.ndarray, margins: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     flow = preference_flow(loss, plane)
+    space = Plane(flow, REACH)
     runs = sweep(
         flow,
         np.zeros((1, 2)),
-        until=until.time(float(times[-1])),
+        # At least as far as on a card: the times must not limit the margins.
+        until=until.time(max(float(times[-1]), time_unit(space) * 10.0 ** DECADES[1])),
         save_at=times,
         measures=[measures.margin_at(float(margin)) for margin in margins],
         rtol=RTOL,
@@ -123,7 +134,7 @@ def _line(
     # Only a line that ends at a margin can have crossed it by rounding.
     final = runs.end[0, 0] - runs.end[0, 1]
     for k in np.flatnonzero(np.abs(margins - final) < _AT_END * (1 + np.abs(margins))):
-        if only_approached(Plane(flow, REACH), positions[k]):
+        if only_approached(space, positions[k]):
             reached[k], positions[k] = np.nan, np.nan
     return runs.saved[0], reached, positions
 

@@ -1,8 +1,8 @@
 """Critical points, lines and regions of the flow of a loss, as a card describes them.
 
-They are found by `critical`; here each gets its point nearest to the reference point (for a line,
-by the secant method along the tangent), its stability from the signs of its rates, the margin if it
-is constant along it, and whether it is straight.
+The package `critical` finds these sets. This module adds, for each set, its point nearest to the
+reference point (on a line by the secant method along the tangent), its stability from the signs of
+the rates, its margin if that is constant along the set, and whether a line is straight.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -31,9 +31,9 @@ _STABILITY: dict[Kind, Stability] = {
     "saddle": "saddle",
     "degenerate": "neutral",
 }
-BALL = 1e-4  # of the reach: a flat region is flat so far around each of its points
-_FRACTIONS = (0.1, 10.0)  # of what is left along the tangent: the shortest step and the longest
-_STRAIGHT = 1e-6  # of the reach, by which a straight line may bend, and of 1, by which it may turn
+BALL = 1e-4  # of the reach: the distance of neighbours that must be flat too
+_FRACTIONS = (0.1, 10.0)  # of the remaining tangential distance: the shortest and the longest step
+_STRAIGHT = 1e-6  # of the reach: the largest deviation of a straight line; also of its direction
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,13 @@ class CriticalSet:
 
     Attributes:
         kind: "point", "line" (perhaps curved) or "region".
-        position: Its point nearest to the reference point, as (u_chosen, u_rejected).
-        stability: "stable", "unstable", "saddle", or "neutral" (without curvature).
+        position: The point of the set nearest to the reference point, as (u_chosen, u_rejected).
+        stability: "stable", "unstable", "saddle", or "neutral" (all rates are 0).
         rates: Eigenvalues of K·Hessian at `position`, ascending, per unit of flow time: small
             deviations decay as e^{−rate·t}. 0 along a line and in a region.
         margin: The margin u_chosen − u_rejected if it is constant along the set; else None.
         straight: Whether a line is straight; True for a point or region.
-        path: Successive points along a line, to the edge of the square or closed.
+        path: Successive points along a line: a closed curve, or up to the edge of the square.
     """
 
     kind: Literal["point", "line", "region"]
@@ -63,16 +63,17 @@ class CriticalSet:
 
     @property
     def rate(self) -> float:
-        """The smallest rate at which deviations decay; NaN if none does."""
+        """The smallest positive one of the `rates`; NaN if none is positive."""
         dying = [rate for rate in self.rates if rate > 0]
         return min(dying, default=float("nan"))
 
 
 def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[CriticalSet, ...]:
-    """The critical points and lines within reach, and the nearest flat region.
+    """The critical points and lines on the square, and the nearest flat region.
 
-    A tail along which the gradient tends to zero contains none, since Newton's step does not shrink
-    there. Kinks are not found; `approach` tells of a line that comes to rest at one.
+    A tail, on which the gradient only tends to zero at infinity, is not taken for a critical set:
+    Newton's iteration does not converge on it. Minima at a kink of the loss are not found; a line
+    that ends at a kink has the approach `finite time`.
     """
     width, ball = diagonal(plane.region), BALL * plane.reach
     roots, _, proper = refined(plane.flow, guesses, plane.scale, width)
@@ -87,12 +88,12 @@ def find(plane: Plane, guesses: Float[np.ndarray, "n 2"]) -> tuple[CriticalSet, 
 
 
 def _from_reference(found: CriticalSet) -> tuple[float, float, float]:
-    """The sort key: distance from the reference point, then position."""
+    """A sort key: the distance from the reference point, then the position."""
     return round(float(np.hypot(*found.position)), 9), *found.position
 
 
 def _in_words(plane: Plane, point: CriticalPoint) -> CriticalSet:
-    """A critical point, or a line of them, in the terms of a card."""
+    """The `CriticalSet` of a critical point or of a line of critical points."""
     margin: float | None = float(point.position[0] - point.position[1])
     straight, path = True, point.path
     if path is not None:
@@ -113,9 +114,9 @@ def _in_words(plane: Plane, point: CriticalPoint) -> CriticalSet:
 def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, " 2"]:
     """The point of a line that is nearest to the reference point.
 
-    At that point the direction to the reference point is orthogonal to the tangent. Its component
-    along the tangent is brought to 0 by the secant method, with a step back onto the line after
-    each step.
+    At the nearest point, the direction to the reference point is orthogonal to the tangent. The
+    secant method finds the point at which the tangential component is 0, with a projection onto the
+    line after each step.
     """
     first = int(np.argmin(np.linalg.norm(path, axis=1)))
     position, direction = path[first], path[min(first + 1, len(path) - 1)] - path[max(first - 1, 0)]
@@ -140,7 +141,7 @@ def _nearest(plane: Plane, path: Float[np.ndarray, "k 2"]) -> Float[np.ndarray, 
 def _regions(
     plane: Plane, flat: Float[np.ndarray, "n 2"], outer: Float[np.ndarray, "m 2"]
 ) -> list[CriticalSet]:
-    """The flat region nearest to the reference point, from positions inside and outside of it."""
+    """The flat region nearest to the reference point, from points inside and outside the region."""
     if not len(flat):
         return []
     if not len(outer):

@@ -1,4 +1,4 @@
-"""The card of a loss, and its formats: text, tables, JSON."""
+"""The dynamics card of a loss, and its formats: text, tables, JSON."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,24 +52,26 @@ _BOUNDED = {True: "below", False: "no", None: "not told"}
 
 @dataclass(frozen=True)
 class Card:
-    """The flow of a loss on the log-ratio plane, u' = −K ∇L, in a few facts.
+    """A dynamics card: facts about the flow of a loss on the log-ratio plane, u' = −K ∇L.
 
     Attributes:
         loss: The loss.
         plane: The plane, with its references, lengths and kernel.
         reach: Half the side of the square around the reference point that was searched, nats.
         value: The loss at the reference point.
-        gradient: (∂L/∂u_w, ∂L/∂u_l) there.
-        speed: The length of the velocity there, nats per unit of flow time.
-        critical_sets: Where the flow rests within reach, the nearest first; empty if nowhere.
-        approach: Long-run behaviour from the reference point, for "chosen", "rejected" and
-            "margin".
-        plateau: Slow parts of the wrong side.
-        traps: Starts that flow to a wrong margin.
-        fall: Where the chosen log-ratio falls without coupling.
-        conserved: A quantity that no flow line changes, as a formula in u_w and u_l; "" if none.
-        bound: Whether the loss is bounded below.
-        crossings: The line from the reference point at margins 1, 5 and 20.
+        gradient: (∂L/∂u_w, ∂L/∂u_l) at the reference point.
+        speed: The Euclidean speed at the reference point, in nats per unit of flow time.
+        critical_sets: Critical points, lines and regions on the square, the nearest to the
+            reference point first.
+        approach: Long-run behaviour of the line from the reference point, for "chosen", "rejected"
+            and "margin".
+        plateau: The slow region where the margin is negative.
+        traps: Starts whose margin ends negative.
+        fall: The region in which the flow lowers the chosen log-ratio.
+        conserved: A quantity that is constant along every flow line, as a formula in u_w and u_l;
+            "" if none was found.
+        bound: The lower bound of the loss.
+        crossings: Crossings of margins 1, 5 and 20 by the line from the reference point.
     """
 
     loss: AbstractLoss
@@ -97,10 +99,10 @@ class Card:
         return _tables.html(repr(self), facts(self))
 
     def plot(self, *, ax: Any = None) -> Any:
-        """Draw the portrait of the loss; see `flowlab.plots.portrait`.
+        """Draw the phase portrait of the flow; see `flowlab.plots.portrait`.
 
         Args:
-            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+            ax: The matplotlib Axes to draw on; None for new ones.
         """
         from flowlab import plots
 
@@ -108,7 +110,7 @@ class Card:
 
 
 def row(name: str, card: Card) -> tuple[str, ...]:
-    """One row of the table of all cards, under `COLUMNS`."""
+    """A card as one row of a table with the header `COLUMNS`."""
     return (
         name,
         f"{card.value:.4g}",
@@ -123,17 +125,17 @@ def row(name: str, card: Card) -> tuple[str, ...]:
 
 
 def table(cards: Mapping[str, Card]) -> str:
-    """The table of cards as plain text."""
+    """A table of cards as plain text, with one row per card."""
     return _tables.table([COLUMNS, *(row(name, card) for name, card in cards.items())])
 
 
 def description(card: Card) -> str:
-    """One card as lines of plain text."""
+    """A card as plain text, with one fact per line."""
     return _tables.table(facts(card))
 
 
 def facts(card: Card) -> list[tuple[str, str]]:
-    """One card as rows of a name and a fact."""
+    """A card as pairs of a name and a fact, both as text."""
     return [
         ("loss", repr(card.loss)),
         ("plane", _stated(card)),

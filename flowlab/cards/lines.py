@@ -1,10 +1,10 @@
-"""Flow lines from all over the plane: where they end, and how the line from the reference goes.
+"""Flow lines for a card: their long-run behaviour, traps, and crossings of margins.
 
-Starts lie on rings around the reference point and on a 13 × 13 grid of the square. The unit of time
-is one over the larger of curvature and speed at the reference point; lines are followed from 1e-3
-to 1e6 units. A line that stops early is classified by its surroundings: a kink (velocities on the
-two sides oppose each other), the edge of the loss's domain, or a blow-up in finite time. A trap is
-a start whose line rests at, or tends to, a margin of the wrong sign.
+Starts are the reference point, rings around it and a 13 × 13 grid on the square. The unit of time
+is one over the larger of curvature and speed at the reference point. States are saved from 1e-3 to
+1e6 units. If a line stops early, the field around its end shows why: a kink (velocities on the two
+sides are opposite), the edge of the loss's domain, or a blow-up in finite time. A trap is a start
+whose line ends at, or tends to, a negative margin: the rejected response stays ahead.
 
 n: starts; a point is (u_chosen, u_rejected).
 """
@@ -27,6 +27,7 @@ from flowlab.ensemble import Runs, sweep
 from flowlab.until import Outcome
 
 __all__ = [
+    "DECADES",
     "MARGINS",
     "RTOL",
     "Crossing",
@@ -36,6 +37,7 @@ __all__ = [
     "crossings",
     "follow",
     "only_approached",
+    "time_unit",
     "traps",
 ]
 
@@ -43,18 +45,18 @@ MARGINS = (1.0, 5.0, 20.0)  # at which lines are compared, in nats
 _STARTS_A_SIDE = 13  # starts of the grid on the square, per side
 _RINGS = (0.01, 0.03, 0.1, 0.3)  # radii of the rings of starts, as parts of the reach
 _DIRECTIONS = 8  # starts of a ring
-_DECADES = (-3, 6)  # of the time of the reference point, in which lines are looked at
+DECADES = (-3, 6)  # decades of the unit of time, from the first to the last saved state
 _PER_DECADE = 10  # moments
-RTOL = 1e-8  # of the lines that are told of
-_ROUGH_RTOL = 1e-6  # where only the ends count: the solver for it compiles in half the time
-_BLOCK_STEPS = 5000  # of a block, enough for the slowest decay at the fastest rate a thousandfold
-_BLOCK = 32  # lines that share a step: those that start high and fast do not hold up the others
-_SUDDEN = 1e-8  # of its time, in which a line that doubles its way once more blows up
-_OUTGROWN = 1e100  # nats: what is not finite from there on has met no edge, but no numbers
-_AHEAD = 1e-3  # relative to 1 + |u|: how far ahead of its end a line may meet an edge
-_KINK = 1e-4  # relative to 1 + |u|: how far apart the two sides of a kink are looked at
-_ENOUGH = 1e-3  # of its time, which a line has to be followed for its long run to be told
-_AT_REST = 1e-3  # Newton's step, as a part of the reach, from which on a line has arrived
+RTOL = 1e-8  # of the line from the reference point
+_ROUGH_RTOL = 1e-6  # of lines of which only the ends count; its solver compiles in half the time
+_BLOCK_STEPS = 5000  # of a block: enough for decay at a thousandth of the fastest rate
+_BLOCK = 32  # lines that share a step, so that fast lines do not slow down the others
+_SUDDEN = 1e-8  # of the elapsed time: a line that doubles its distance in less blows up
+_OUTGROWN = 1e100  # nats: a line that ends beyond has overflowed, and is not at an edge
+_AHEAD = 1e-3  # relative to 1 + |u|: the distance ahead at which an edge is looked for
+_KINK = 1e-4  # relative to 1 + |u|: the distance of points on the two sides of a kink
+_ENOUGH = 1e-3  # of the last time: lines that ended before have an unclear long-run behaviour
+_AT_REST = 1e-3  # of the reach: a line with a shorter Newton step has arrived
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,9 @@ class Lines:
 
     Attributes:
         reference: The line from the reference point, saved at geometrically spaced times.
-        starts: The other starts.
-        ends: The last states of their lines.
-        gridded: Mask of the starts that belong to the grid on the square.
+        starts: The other starts, shape (n, 2).
+        ends: The final states of the lines from `starts`, shape (n, 2).
+        gridded: Mask of the starts that belong to the grid, shape (n,).
     """
 
     reference: Runs
@@ -80,9 +82,9 @@ class Crossing:
 
     Attributes:
         margin: The margin u_chosen − u_rejected, nats.
-        time: The flow time; NaN if the margin is not reached while the line is followed.
-        u_chosen: The chosen log-ratio there.
-        u_rejected: The rejected log-ratio there.
+        time: The flow time of the crossing; NaN if the line does not reach the margin.
+        u_chosen: The chosen log-ratio at the crossing.
+        u_rejected: The rejected log-ratio at the crossing.
     """
 
     margin: float
@@ -93,14 +95,14 @@ class Crossing:
 
 @dataclass(frozen=True)
 class Traps:
-    """Starts from which the margin ends with the wrong sign, as long as lines are followed.
+    """Traps: starts whose margin has the wrong sign (negative) at the end of the integration.
 
     Attributes:
-        reference: Whether the reference point is such a start.
-        fraction: The fraction of the square that they take up.
-        reference_margin: The last margin of the line from the reference point.
-        stuck: The fraction of the square whose lines ended with a wrong margin that was still
-            growing, held up by a plateau.
+        reference: Whether the reference point is a trap.
+        fraction: The fraction of the square's starts that are traps.
+        reference_margin: The final margin of the line from the reference point.
+        stuck: The fraction of the square's starts whose margin is negative at the end but still
+            growing, on a plateau; they do not count as traps.
     """
 
     reference: bool
@@ -112,16 +114,16 @@ class Traps:
 
 
 def follow(plane: Plane) -> Lines:
-    """Flow lines over nine decades of time, from 1e-3 of the scale at the reference point."""
-    unit = _unit(plane)
-    end = unit * 10.0 ** _DECADES[1]
-    count = (_DECADES[1] - _DECADES[0]) * _PER_DECADE + 1
+    """Integrate flow lines over nine decades of time, from 1e-3 to 1e6 units of time."""
+    unit = time_unit(plane)
+    end = unit * 10.0 ** DECADES[1]
+    count = (DECADES[1] - DECADES[0]) * _PER_DECADE + 1
     reference = _swept(
         plane,
         np.zeros((1, 2)),
         end,
         RTOL,
-        save_at=np.geomspace(unit * 10.0 ** _DECADES[0], end, count),
+        save_at=np.geomspace(unit * 10.0 ** DECADES[0], end, count),
         measures=[measures.margin_at(margin) for margin in MARGINS],
     )
     starts = _starts(plane)
@@ -135,7 +137,7 @@ def follow(plane: Plane) -> Lines:
 
 
 def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
-    """The long-run behaviour of chosen, rejected and margin from the reference point."""
+    """The long-run behaviour of "chosen", "rejected" and "margin" from the reference point."""
     line = lines.reference
     ending = _ending(plane, line)
     if ending is not None:
@@ -159,7 +161,7 @@ def approaches(plane: Plane, lines: Lines) -> dict[str, Approach]:
 
 
 def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
-    """The crossings of `MARGINS` by the line from the reference point."""
+    """The first crossing of each of `MARGINS` by the line from the reference point."""
     found = []
     for margin in MARGINS:
         time = lines.reference.measures[f"margin_{margin:g}_time"][0]
@@ -171,7 +173,10 @@ def crossings(plane: Plane, lines: Lines) -> tuple[Crossing, ...]:
 
 
 def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
-    """True if a margin was only crossed by rounding, at a critical point that is never reached."""
+    """True if a margin is that of a critical point, which the line only approaches.
+
+    Rounding alone then makes the line cross it.
+    """
     if not np.all(np.isfinite(crossed)):
         return False
     there = plane.field(crossed[None])
@@ -181,7 +186,7 @@ def only_approached(plane: Plane, crossed: Float[np.ndarray, " 2"]) -> bool:
 
 
 def traps(plane: Plane, lines: Lines) -> Traps:
-    """Fractions of starts whose margin ends with the wrong sign, or is still growing from one."""
+    """The traps among the starts, and the lines that are stuck on a plateau."""
     ends = np.concatenate([lines.reference.end, lines.ends])
     field = plane.field(ends)
     margin = ends[:, 0] - ends[:, 1]
@@ -213,13 +218,13 @@ def _swept(
         max_steps=_BLOCK_STEPS,
         optimise=False,
         progress=False,
-        devices=jax.local_devices()[:1],  # each device compiles for itself, which takes the longest
+        devices=jax.local_devices()[:1],  # each device compiles by itself, which takes longest
         **options,
     )
 
 
-def _unit(plane: Plane) -> float:
-    """The unit of time: 1 over the larger of curvature and speed at the reference point."""
+def time_unit(plane: Plane) -> float:
+    """The unit of time: one over the larger of curvature and speed at the reference point."""
     field = plane.reference
     curvature = np.max(np.abs(np.linalg.eigvals(plane.kernel @ field.hessian[0])))
     fastest = max(float(curvature), float(field.speed[0]))
@@ -232,7 +237,7 @@ def _starts(plane: Plane) -> Float[np.ndarray, "n 2"]:
 
 
 def _ending(plane: Plane, line: Runs) -> Kind | None:
-    """The reason why a line ended early, if the field around its end shows it."""
+    """The kind of end of a line that stopped early; None if the field at the end does not tell."""
     if line.outcome[0] not in (Outcome.non_finite, Outcome.step_limit):
         return None
     end = line.end[:1]
@@ -253,7 +258,7 @@ def _ending(plane: Plane, line: Runs) -> Kind | None:
 def _sticks(
     plane: Plane, end: Float[np.ndarray, "1 2"], ahead: Float[np.ndarray, "1 2"], apart: float
 ) -> bool:
-    """True if the velocities on the two sides of a point are opposite, however near to it."""
+    """True if velocities on the two sides of a point are opposite at ever smaller distances."""
     wide, near = (
         plane.field(end + np.array([[-1.0], [1.0]]) * far * ahead).velocity
         for far in (apart, apart / 10)
@@ -275,7 +280,7 @@ def _ended(line: Runs, kind: Kind) -> dict[str, Approach]:
 def _resting(
     line: Runs, times: np.ndarray, states: np.ndarray, rates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The saved states of a line that came to rest, continued to the last time."""
+    """The saved states of a line, with the final state repeated if the line came to rest early."""
     left = line.save_at[line.save_at > line.end_time[0]]
     still = np.repeat(line.end[:1], len(left), axis=0)
     return (

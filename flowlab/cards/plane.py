@@ -15,7 +15,7 @@ __all__ = ["Plane", "circle"]
 
 
 class Plane:
-    """A flow on the log-ratio plane, and the square of it that a card looks at.
+    """A flow on the log-ratio plane, and the square of the plane that a card describes.
 
     Args:
         flow: The flow, of a loss under a `LogRatioPlane`.
@@ -27,12 +27,12 @@ class Plane:
         self.reach = reach
 
     def field(self, points: Float[np.ndarray, "n 2"]) -> Derivatives:
-        """The loss and its flow at points, in double precision."""
+        """The loss, its derivatives and the velocity at points, in double precision."""
         return derivatives_at(self.flow, points)
 
     @cached_property
     def reference(self) -> Derivatives:
-        """The loss and its flow at the reference point alone."""
+        """The loss, its derivatives and the velocity at the reference point."""
         return self.field(np.zeros((1, 2)))
 
     @cached_property
@@ -42,7 +42,7 @@ class Plane:
 
     @cached_property
     def scale(self) -> float:
-        """A typical length of the gradient: the median near the reference point, not counting 0."""
+        """A typical gradient norm: the median of nonzero norms around the reference point."""
         near = np.concatenate([r * self.reach * circle(16) for r in (1e-3, 1e-2, 0.1, 0.3)])
         sizes = self.field(near).steepness
         known = sizes[np.isfinite(sizes) & (sizes > 0)]
@@ -50,11 +50,11 @@ class Plane:
 
     @cached_property
     def region(self) -> Float[np.ndarray, "2 2"]:
-        """Lower and upper ends of the square."""
+        """The lower and upper end of the square in each component."""
         return self.reach * np.array([[-1.0, 1.0], [-1.0, 1.0]])
 
     def rings(self) -> Float[np.ndarray, "n 2"]:
-        """Points on rings around the reference point, from 1e-5 of the reach on."""
+        """Points on rings around the reference point, of radius 1e-5 to 1e-2 of the reach."""
         return np.concatenate([r * self.reach * circle(8) for r in np.geomspace(1e-5, 1e-2, 10)])
 
     def square(self, side: int) -> Float[np.ndarray, "n 2"]:
@@ -64,6 +64,6 @@ class Plane:
 
 
 def circle(count: int) -> Float[np.ndarray, "n 2"]:
-    """Points at equal angles around the unit circle, from (1, 0) on."""
+    """Points at equal angles on the unit circle, beginning at (1, 0)."""
     angles = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)

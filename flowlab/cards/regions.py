@@ -1,11 +1,12 @@
-"""Regions of the plane on a card: plateaus, where the chosen falls, conserved quantities, bounds.
+"""Facts of a card that come from the field: plateaus, falls, conserved quantities, bounds.
 
-A plateau is where the speed is below a hundredth of that at the reference point, on a grid, away
-from critical points. The chosen falls where ∂L/∂u_chosen > 0; the set is described by an interval
-of h, u_w or u_l, whose ends are bisected, if one of these decides it. Conserved is a·u_w + b·u_l if
-all velocities on the grid are parallel (by a singular value decomposition), or a·e^{c·u_w} +
-b·e^{c·u_l} if log(−v_w/v_l) is linear in u_w − u_l. The loss is bounded below if its fall per
-decade of the radius dies out along all of 65 rays.
+On a plateau the speed is below a hundredth of the speed at the reference point, away from critical
+points; a grid is searched for such points. The chosen log-ratio falls where its component of the
+velocity v = −K ∇L is negative. If the margin h, u_w or u_l alone decides where that holds, the
+region is described by an interval of this variable, with ends from bisection. a·u_w + b·u_l is
+conserved if all velocities on the grid are parallel (by a singular value decomposition);
+a·e^{c·u_w} + b·e^{c·u_l} is conserved if log(−v_w/v_l) is linear in u_w − u_l. The loss is bounded
+below if its decrease per decade of the radius tends to 0 along each of 65 rays.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -27,13 +28,13 @@ __all__ = ["Bound", "Fall", "Plateau", "bound", "conserved", "fall", "plateau"]
 
 SLOW = 0.01  # of the speed at the reference point: slower is a plateau
 _POINTS_A_SIDE = 81  # points of the grid per side
-_CLEAR = 0.05  # of the reach: what is closer to a critical point is slow because of it
+_CLEAR = 0.05  # of the reach: states closer to a critical point are slow because of it
 _EXPONENTIAL = 1e-6  # residual of a fit that counts as exact
-_RADII = 10  # decades of radii, from the reach on, at which a ray is looked at
-_ENDLESS = 0.99  # of the fall in a decade that the next has to have for a ray without end
-_SETTLING = 0.5  # and below which the ray is known to end
-_FINER = 20  # places to each of the grid, along a variable that tells where the chosen falls
-_OFFSETS = 9  # places across a variable at which a bound on it is looked for
+_RADII = 10  # decades of radii, from the reach on
+_ENDLESS = 0.99  # of the decrease in one decade: the least in the next on an unbounded ray
+_SETTLING = 0.5  # of the decrease in one decade: the most in the next on a bounded ray
+_FINER = 20  # levels per level of the grid, of a variable that decides where the chosen falls
+_OFFSETS = 9  # offsets in the other coordinate, at which a bound is computed
 _OPEN = ""  # an end at infinity
 _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
     "h": np.array([1.0, -1.0]),
@@ -44,12 +45,13 @@ _VARIABLES: dict[str, Float[np.ndarray, " 2"]] = {
 
 @dataclass(frozen=True)
 class Plateau:
-    """The region of the plane with a wrong margin, a slow flow and no critical points.
+    """The slow region with a negative margin, away from critical points.
+
+    Slow means a speed below a hundredth of the speed at the reference point.
 
     Attributes:
-        fraction: Of the wrong side of the square, the fraction on which the speed is below a
-            hundredth of that at the reference point, away from critical points.
-        distance: Distance of the nearest such point from the reference point, nats; NaN if none.
+        fraction: Area of the region as a fraction of the part of the square with a negative margin.
+        distance: Distance of the region from the reference point, nats; NaN if it is empty.
     """
 
     fraction: float
@@ -60,14 +62,17 @@ class Plateau:
 
 @dataclass(frozen=True)
 class Fall:
-    """The region of the plane in which the chosen log-ratio falls without coupling.
+    """The region of the plane in which the flow lowers the chosen log-ratio.
+
+    If the kernel is the identity, the two responses are not coupled, and the chosen log-ratio falls
+    where ∂L/∂u_chosen > 0.
 
     Attributes:
-        fraction: Fraction of the square on which it falls.
-        reference: Whether it falls at the reference point.
-        where: A condition on the margin h, on u_w or on u_l that describes the region, such as "h >
-            100"; "" if it falls nowhere, "no simple condition" if there is none. A bound that
-            depends on the other coordinate is given as its range, as in "u_w > 5…6".
+        fraction: Area of the region as a fraction of the square.
+        reference: Whether the reference point lies in the region.
+        where: A condition on the margin h, on u_w or on u_l that describes the region, such as
+            "h > 100"; "" if the region is empty, "no simple condition" if there is none. A bound
+            that depends on the other coordinate is stated as a range, as in "u_w > 5…6".
     """
 
     fraction: float
@@ -82,9 +87,8 @@ class Bound:
     """The lower bound of a loss, as far as rays from the reference point can tell.
 
     Attributes:
-        below: Whether the loss is bounded below; None if it falls so slowly that this is not
-            decided.
-        lowest: The lowest value seen, out to 1e9 times the reach; −inf if it is not bounded.
+        below: Whether the loss is bounded below; None if the loss falls too slowly to decide.
+        lowest: The lowest value found, out to 1e9 times the reach; −inf if the loss is unbounded.
     """
 
     below: bool | None
@@ -92,7 +96,7 @@ class Bound:
 
 
 def plateau(plane: Plane, critical_sets: Sequence[CriticalSet]) -> Plateau:
-    """The slow region on the wrong side, away from critical points."""
+    """The slow region with a negative margin, away from critical points."""
     points = plane.square(_POINTS_A_SIDE)
     points = points[points[:, 0] < points[:, 1]]
     field = plane.field(points)
@@ -107,25 +111,24 @@ def plateau(plane: Plane, critical_sets: Sequence[CriticalSet]) -> Plateau:
 
 
 def fall(plane: Plane) -> Fall:
-    """The region with ∂L/∂u_chosen > 0, in which the chosen log-ratio falls without coupling."""
+    """The region in which the flow, under the kernel of the plane, lowers the chosen log-ratio."""
     points = plane.square(_POINTS_A_SIDE)
-    slope = plane.field(points).gradient[:, 0]
-    falling = np.isfinite(slope) & (slope > 0)
-    at_reference = bool(plane.reference.gradient[0, 0] > 0)
+    falling = _descent(plane, points) > 0
+    at_reference = bool(_descent(plane, np.zeros((1, 2)))[0] > 0)
     if not falling.any():
         return Fall(0.0, at_reference, "")
     return Fall(float(np.mean(falling)), at_reference, _condition(plane, points, falling))
 
 
 def conserved(plane: Plane) -> str:
-    """A quantity that no flow line changes, as a formula in u_w and u_l; "" if none was found.
+    """A quantity constant along every flow line, as a formula in u_w and u_l; "" if none is found.
 
     Two forms are tried: a·u_w + b·u_l and a·e^{c·u_w} + b·e^{c·u_l}, a sum of powers of the
     probability ratios.
     """
     field = plane.field(plane.square(_POINTS_A_SIDE))
     velocity = field.velocity[np.all(np.isfinite(field.velocity), axis=1)]
-    # What has nearly underflowed has lost its direction.
+    # Velocities that have nearly underflowed have lost their direction.
     velocity = velocity[np.linalg.norm(velocity, axis=1) > NUMBERS]
     if not len(velocity):
         return ""
@@ -138,10 +141,10 @@ def bound(
 ) -> Bound:
     """The lower bound of the loss, from its values along rays out to 1e9 times the reach.
 
-    There are 64 rays all round, and the one on which the line from the reference point ended. The
-    loss is unbounded on a ray if it falls by at least as much in each decade of the radius as in
-    the one before. It is bounded if it falls by clearly less each time; in between, nothing is
-    decided.
+    There are 64 rays in all directions, and one to the end of the line from the reference point.
+    The loss is unbounded on a ray if it decreases by at least as much in each decade of the radius
+    as in the decade before. It is bounded on the ray if it decreases by clearly less in each decade
+    than in the decade before. Otherwise `below` is None.
     """
     size = np.max(np.abs(end))
     far = end / size if np.isfinite(size) and size > 0 else np.array([1.0, 0.0])
@@ -149,7 +152,7 @@ def bound(
     radii = plane.reach * 10.0 ** np.arange(_RADII)
     values = plane.field((radii[:, None, None] * rays).reshape(-1, 2)).value
     values = values.reshape(_RADII, -1)
-    # Far out, rounding moves the last ray across, and not the others.
+    # Far out, rounding displaces points across the last ray, but not across the others.
     least = np.r_[np.full(len(rays) - 1, 1e-9), 1e-9 * radii[-1] * plane.scale]
     positions = np.array([rest.position for rest in critical_sets]).reshape(-1, 2)
     inner = plane.field(np.concatenate([plane.square(_POINTS_A_SIDE), positions])).value
@@ -168,7 +171,7 @@ def bound(
 
 
 def _rays() -> Float[np.ndarray, "n 2"]:
-    """Directions to points around a square, whose coordinates are short binary fractions."""
+    """Directions of rays: points on the edge of a square, with short binary coordinates."""
     side = np.arange(-8, 8) / 8
     edge = np.stack([side, np.ones(16)], axis=1)
     turned = np.array([[0.0, 1.0], [-1.0, 0.0]])
@@ -178,7 +181,7 @@ def _rays() -> Float[np.ndarray, "n 2"]:
 def _away(
     plane: Plane, points: Float[np.ndarray, "n 2"], critical_sets: Sequence[CriticalSet]
 ) -> Bool[np.ndarray, " n"]:
-    """Points that are far from all critical points."""
+    """A mask of the points that are far from all critical sets."""
     away = np.ones(len(points), bool)
     for rest in critical_sets:
         if rest.kind == "region":
@@ -192,7 +195,7 @@ def _away(
 def _condition(
     plane: Plane, points: Float[np.ndarray, "n 2"], falling: Bool[np.ndarray, " n"]
 ) -> str:
-    """The one of h, u_w and u_l whose bounds describe a set, and these bounds."""
+    """A condition on h, u_w or u_l that describes a set of points; see `Fall.where`."""
     for name, direction in _VARIABLES.items():
         value = np.round(points @ direction, 9)
         levels, index = np.unique(value, return_inverse=True)
@@ -200,9 +203,9 @@ def _condition(
         if np.all((inside == 0) | (inside == 1)):
             finer = np.linspace(levels[0], levels[-1], _FINER * (len(levels) - 1) + 1)
             along = direction / (direction @ direction)
-            there = _slope(plane, finer[:, None] * along) > 0
-            # Strips between two levels of the grid need the finer ones; an end that depends on the
-            # other coordinate needs the room between the coarser.
+            there = _descent(plane, finer[:, None] * along) > 0
+            # Strips between two levels of the grid need finer levels; an end that depends on the
+            # other coordinate needs the larger distance of coarse levels.
             if _flips(there) > _flips(inside == 1):
                 return " or ".join(_intervals(plane, name, finer, there))
             return " or ".join(_intervals(plane, name, levels, inside == 1))
@@ -216,7 +219,7 @@ def _flips(inside: Bool[np.ndarray, " m"]) -> int:
 def _intervals(
     plane: Plane, name: str, levels: Float[np.ndarray, " m"], inside: Bool[np.ndarray, " m"]
 ) -> list[str]:
-    """The intervals of a variable on which the chosen falls, with bisected ends."""
+    """The intervals of a variable on which the chosen log-ratio falls, with ends by bisection."""
     flips = np.flatnonzero(inside[1:] != inside[:-1])
     ends = [_end(plane, name, *levels[[i, i + 1]], falling=bool(inside[i])) for i in flips]
     lower, upper = [_OPEN, *ends], [*ends, _OPEN]
@@ -233,7 +236,7 @@ def _interval(name: str, low: str, high: str) -> str:
 
 
 def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> str:
-    """The value between two levels at which ∂L/∂u_chosen changes sign, or its range."""
+    """The value or range between two levels at which the chosen's velocity changes sign."""
     direction = _VARIABLES[name]
     along = direction / (direction @ direction)
     across = np.array([[1.0, 1.0]]) if name == "h" else 1 - np.abs(direction[None])
@@ -242,17 +245,19 @@ def _end(plane: Plane, name: str, low: float, high: float, *, falling: bool) -> 
     below, above = np.full((_OFFSETS, 1), low), np.full((_OFFSETS, 1), high)
     for _ in range(60):
         middle = (below + above) / 2
-        same = (_slope(plane, middle * along + offsets) > 0)[:, None] == falling
+        same = (_descent(plane, middle * along + offsets) > 0)[:, None] == falling
         below, above = np.where(same, middle, below), np.where(same, above, middle)
-    slope = _slope(plane, (below if falling else above) * along + offsets)
-    if np.all(slope < UNDERFLOWN * plane.scale):
+    rate = _descent(plane, (below if falling else above) * along + offsets)
+    if np.all(rate < UNDERFLOWN * plane.scale):
         return _OPEN
     first, last = _rounded(below.min()), _rounded(below.max())
     return first if first == last else f"{first}…{last}"
 
 
-def _slope(plane: Plane, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
-    return plane.field(points).gradient[:, 0]
+def _descent(plane: Plane, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, " n"]:
+    """The rate at which the chosen log-ratio falls; 0 where it is not known."""
+    rate = -plane.field(points).velocity[:, 0]
+    return np.where(np.isfinite(rate), rate, 0.0)
 
 
 def _rounded(number: float) -> str:
@@ -260,9 +265,9 @@ def _rounded(number: float) -> str:
 
 
 def _linear(directions: Float[np.ndarray, "n 2"]) -> str:
-    """The linear form that is constant along all directions, if there is one."""
-    # Twice, so that there are never fewer than two rows; the full matrix of the left is as large
-    # as the points are many, squared.
+    """The linear form that is constant along all directions; "" if there is none."""
+    # Repeated, so that there are at least two rows; the full left factor would have as many
+    # elements as the number of points, squared.
     _, sizes, axes = np.linalg.svd(np.tile(directions, (2, 1)), full_matrices=False)
     if sizes[1] > 1e-9 * sizes[0]:
         return ""
@@ -273,10 +278,10 @@ def _linear(directions: Float[np.ndarray, "n 2"]) -> str:
 
 
 def _powers(plane: Plane) -> str:
-    """The sum of powers of the ratios that the flow conserves, if there is one.
+    """The sum of powers of the ratios that the flow conserves; "" if there is none.
 
-    a·e^{c·u_w} + b·e^{c·u_l} is conserved where v_w/v_l = −(b/a)·e^{c(u_l − u_w)}: then the
-    logarithm of −v_w/v_l is a straight line in u_w − u_l.
+    a·e^{c·u_w} + b·e^{c·u_l} is conserved if v_w/v_l = −(b/a)·e^{c(u_l − u_w)}, v the velocity. The
+    logarithm of −v_w/v_l is then a linear function of u_w − u_l.
     """
     points = plane.square(_POINTS_A_SIDE) * min(1.0, 30 / plane.reach)
     velocity = plane.field(points).velocity
@@ -290,7 +295,7 @@ def _powers(plane: Plane) -> str:
     margin = (points[:, 0] - points[:, 1])[known]
     slope, level = np.polyfit(margin, ratio[known], 1)
     residual = np.max(np.abs(ratio[known] - slope * margin - level))
-    # A slope within the residual would be that of a function which is nearly constant.
+    # A slope within the residual means a function that is nearly constant.
     clear = abs(slope) * np.ptp(margin) > 1e4 * residual and abs(slope) > 1e-6
     if residual > _EXPONENTIAL * (1 + np.max(np.abs(ratio[known]))) or not clear:
         return ""
@@ -300,7 +305,7 @@ def _powers(plane: Plane) -> str:
 
 
 def _form(terms: Sequence[tuple[float, str]]) -> str:
-    """A linear form as text, without terms of weight 0."""
+    """A linear form as text, without terms whose coefficient is 0."""
     text = ""
     for weight, name in terms:
         if abs(weight) < 1e-9:

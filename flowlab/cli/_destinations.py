@@ -29,7 +29,7 @@ def file(
         ValueError: If the file exists or is a folder, if its folder does not exist, or if its
             suffix is wrong.
     """
-    path = _free(Path(default)) if given is None else given
+    path = _free(Path(_clean(default))) if given is None else given
     refuse_unless(not path.is_dir(), option, "must be a file, but {} is a folder", path)
     there = path.parent.is_dir()
     refuse_unless(there, option, "must be a file in a folder that exists, but is {}", path)
@@ -54,12 +54,17 @@ def folder(given: Path | None, default: str, mark: str, *, overwrite: bool = Fal
         ValueError: If the folder holds earlier results or other files, if it is a file, or if it
             has a file's name.
     """
-    path = _free(Path(default)) if given is None else given
+    path = _free(Path(_clean(default))) if given is None else given
     _check_name(str(path))
     check_folder(f"Option {as_flag('out')}", path, mark)
     new = overwrite or not (path / mark).exists()
     refuse_unless(new, "out", "must be a new folder, but {} holds earlier results" + _INSTEAD, path)
     return path
+
+
+def _clean(name: str) -> str:
+    """A name without the asterisks of a sum of losses, which some systems allow in no file name."""
+    return name.replace("*", "")
 
 
 def store(given: str | None, default: str) -> str:
@@ -68,7 +73,7 @@ def store(given: str | None, default: str) -> str:
     Raises:
         ValueError: If the path has the name of a file, or cannot be written to.
     """
-    out = f"{default}.zarr" if given is None else given
+    out = f"{_clean(default)}.zarr" if given is None else given
     if "://" not in out:
         _check_name(out)
         check_writable(f"Option {as_flag('out')}", Path(out))

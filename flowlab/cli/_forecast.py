@@ -11,7 +11,7 @@ from flowlab.cli._replay import pairs_of, policy_of
 from flowlab.cli._request import loss_parameters, names, trained
 from flowlab.descent import hf_order
 from flowlab.losses import AbstractLoss
-from flowlab.losses.from_options import has_beta
+from flowlab.losses.from_options import has_beta, parameters_of_each
 from flowlab.replay import Forecast
 
 __all__ = ["forecast_of", "text", "to_json"]
@@ -69,12 +69,10 @@ def _losses(asked: Mapping[str, Any]) -> dict[str, AbstractLoss]:
     for beta in betas:
         right = 0 < beta < float("inf")
         refuse_unless(right, "beta", "must be positive and finite, but is {:g}", beta)
-    parameters = loss_parameters(asked["parameters"])
-    alone = asked["loss"] is not None and len(named) == 1
-    refuse_unless(alone or not parameters, "parameters", "must come with one {loss} alone")
+    each = parameters_of_each(named, loss_parameters(asked["parameters"]))
     found: dict[str, AbstractLoss] = {}
     for name in named:
-        made = [trained(name, beta, parameters, of_batch=True) for beta in betas]
+        made = [trained(name, beta, each[name], of_batch=True) for beta in betas]
         if has_beta(made[0]):
             found |= {f"{name}, β = {b:g}": one for b, one in zip(betas, made, strict=True)}
         else:

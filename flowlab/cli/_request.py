@@ -26,7 +26,13 @@ from flowlab.flow import AbstractFlow, Flow, PreferenceFlow, preference_flow
 from flowlab.logs import Diagnosis, diagnose
 from flowlab.logs.series import read_named
 from flowlab.losses import CATALOGUE, AbstractLoss, nearest
-from flowlab.losses.from_options import has_beta, loss, loss_from_options
+from flowlab.losses.from_options import (
+    beta_of,
+    has_beta,
+    loss,
+    loss_from_options,
+    parameters_of_each,
+)
 from flowlab.policies import CoupledKernel, LogRatioPlane
 
 if TYPE_CHECKING:
@@ -112,8 +118,8 @@ def slider(flow: AbstractFlow, text: str | None) -> tuple[AbstractFlow, dict[str
     if text is None:
         if not isinstance(flow, PreferenceFlow) or not has_beta(flow.loss):
             return flow, {}
-        beta: Any = flow.loss.beta  # type: ignore[attr-defined]
-        return flow, {"beta": [float(f"{float(beta) * factor:.3g}") for factor in _BETAS]}
+        beta = beta_of(flow.loss)
+        return flow, {"beta": [float(f"{beta * factor:.3g}") for factor in _BETAS]}
     name, equals, listed = text.partition("=")
     try:
         values = [float(each) for each in listed.strip(",").split(",")]
@@ -227,11 +233,9 @@ def losses_of_displacement(
     """The losses with a given β and, for a single loss, with its hyper-parameters."""
     refuse_unless(bool(names), "loss", "must be given")
     refuse_twice("loss", names)
-    alone = len(names) == 1
-    refuse_unless(alone or not texts, "parameters", "must come with one {loss} alone")
-    parameters = loss_parameters(texts)
     asked = {"beta": beta, "offset": None}
-    found = {name: loss_from_options({**asked, "loss": name}, parameters) for name in names}
+    each = parameters_of_each(names, loss_parameters(texts))
+    found = {name: loss_from_options({**asked, "loss": name}, each[name]) for name in names}
     for name, one in found.items():
         refuse_batch(one, name, "loss")
     return found

@@ -1,7 +1,7 @@
-"""Instruments for flows: critical points, basins, slow regions, sensitivity, continuation.
+"""Analysis of flows: critical points, basins, slow regions, sensitivity, continuation.
 
-Critical points and lines of them, basins and separatrices, time beside saddles, slow regions,
-sensitivity to the start, and how critical points move with a parameter.
+This includes lines and manifolds of critical points, separatrices, the time that lines spend near
+saddles, and the motion of critical points with a parameter.
 """
 
 from flowlab.critical.basins import (

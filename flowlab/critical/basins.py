@@ -1,10 +1,10 @@
-"""Basins of attraction: the minimum, or the runaway, at which every start ends.
+"""Basins of attraction: the minimum to which each start flows, or another outcome.
 
-Each start is followed until its speed is below 1e-3 of the typical one, and, if its end is not
-clear then, below 1e-9. An end is given to a minimum if Newton's method moves it by less than a
-thousandth of the region, and to a minimum that was found; a slow end of which that is not true is
-`unresolved`. Ends on walls and edges count if the line rested there. A line five widths of the
-region outside of it is a runaway.
+Each line is followed until its speed is below 1e-3 of the typical speed and, if its outcome is not
+clear by then, below 1e-9. A line belongs to a minimum if Newton's method leads from its end to this
+minimum, over a distance of less than a thousandth of the region. A slow line for which this fails
+is `unresolved`. A minimum on a wall or an edge counts only for lines that came to rest there. A
+line that is more than five widths of the region outside of the region is a `runaway`.
 
 n: starts; d: components.
 
@@ -48,11 +48,11 @@ _NAMES = {
     SADDLE: "saddle",
     UNRESOLVED: "unresolved",
 }
-_RUN_AWAY = 5.0  # widths of the region around it, beyond which a line has run away
-_CAPTURE = 1e-3  # of the region: how near to a critical point a line has to have come to rest
-_SLOW, _SLOWEST = 1e-3, 1e-9  # of the typical speed: where a line is looked at, and looked at again
-_ON_MANIFOLD = 1e-7  # of the typical change of the potential: as far from a manifold in it as on it
-_RESTED = (  # what an end on a wall or edge comes of; not of a limit
+_RUN_AWAY = 5.0  # widths: a line so far outside the region has run away
+_CAPTURE = 1e-3  # of the region: the largest distance between the end of a line and its minimum
+_SLOW, _SLOWEST = 1e-3, 1e-9  # of the typical speed: the speeds at which lines are stopped
+_ON_MANIFOLD = 1e-7  # of the typical change of the potential: values so close are equal
+_RESTED = (  # outcomes of lines that came to rest on a wall or edge, not at a limit
     Outcome.reached,
     Outcome.started_past_target,
     Outcome.at_critical_point,
@@ -62,13 +62,14 @@ _FRACTAL = float(np.log(2))  # a boundary entropy above it cannot come from smoo
 
 
 class BasinEntropy(NamedTuple):
-    """The uncertainty of the end of a start within a box of starts.
+    """The basin entropy: the uncertainty of the outcome of a start within a box of starts.
 
     Attributes:
         basin: Mean Gibbs entropy of the boxes, in nats.
-        boundary: The same over boxes with more than one end; NaN without any.
+        boundary: Mean Gibbs entropy of the boxes with more than one outcome, in nats; NaN if there
+            are no such boxes.
         boxes: Number of boxes.
-        mixed: Boxes with more than one end.
+        mixed: Number of boxes with more than one outcome.
 
     Source: Daza, Wagemakers, Georgeot, Guéry-Odelin and Sanjuán, Scientific Reports 6, 31416
         (2016): `boundary` above log 2 shows that a boundary is fractal.
@@ -81,7 +82,7 @@ class BasinEntropy(NamedTuple):
 
     @property
     def fractal(self) -> bool:
-        """True if the boundary entropy is one that only a fractal boundary has."""
+        """True if the boundary entropy exceeds log 2, which only a fractal boundary can have."""
         return self.boundary > _FRACTAL
 
 
@@ -90,15 +91,16 @@ class Basins:
     """The basins of attraction of many starts.
 
     Attributes:
-        starts: shape (n, d).
-        labels: Index into `minima`, shape (n,), or one of `RUNAWAY` (-1: left the surroundings of
-            the region), `BOUNDARY` (-2: absorbed by an edge that is not a line of critical points,
-            or stopped at a wall without a minimum there), `SADDLE` (-3: at rest at a point that is
-            no minimum, as on a separatrix), `UNRESOLVED` (-4: not at rest within the limits,
-            perhaps on a plateau).
-        minima: The minima, and lines of minima, in which starts can end.
-        end: The states where the flow lines ended, shape (n, d).
-        shape: Of the grid that the starts form, rows of the last component fastest; None if none.
+        starts: The starts, shape (n, d).
+        labels: The outcome of each start, shape (n,): an index into `minima`, or `RUNAWAY` (-1: the
+            line went far outside the region), `BOUNDARY` (-2: absorbed by an edge that is not a
+            line of critical points, or stopped at a wall without a minimum there), `SADDLE` (-3: at
+            rest at a critical point that is not a minimum, as on a separatrix), or `UNRESOLVED`
+            (-4: not at rest within the limits, perhaps on a plateau).
+        minima: The minima, and lines of minima, to which starts can flow.
+        end: The final states of the lines, shape (n, d).
+        shape: The shape of the grid that the starts form, with the last component fastest; None if
+            they form no grid.
     """
 
     starts: Float[np.ndarray, "n d"]
@@ -109,10 +111,10 @@ class Basins:
 
     @property
     def fractions(self) -> dict[str, tuple[float, float]]:
-        """Share of the starts and its standard error, √(p(1−p)/n), by the name of the end.
+        """Fraction p of the n starts with each outcome, and its standard error √(p(1−p)/n).
 
-        The error is that of starts drawn at random; for a grid or a Sobol set it is too large,
-        since their error falls faster than with the root of their number.
+        The key is the name of the outcome. The standard error is that of random starts. It is too
+        large for a grid or a Sobol set, whose error decreases faster than 1/√n.
         """
         count = len(self.labels)
         found: dict[str, tuple[float, float]] = {}
@@ -123,7 +125,7 @@ class Basins:
         return found
 
     def __repr__(self) -> str:
-        """The share of each end, on one line."""
+        """The fraction of the starts with each outcome, on one line."""
         shares = ", ".join(f"{name} {share:.1%}" for name, (share, _) in self.fractions.items())
         return f"Basins({len(self.labels):,} starts: {shares})"
 
@@ -136,8 +138,9 @@ class Basins:
         """Draw the basins on their plane; see `flowlab.plots.basins`.
 
         Args:
-            colors: Colours of the basins, in the order of `minima` or by name; None for ours.
-            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+            colors: Colours of the basins, in the order of `minima` or by name; None for the
+                default.
+            ax: The matplotlib Axes to draw on; None for new ones.
 
         Raises:
             ValueError: If the starts form no grid on a plane.
@@ -147,7 +150,7 @@ class Basins:
         return plots.basins(self, colors=colors, ax=ax)
 
     def name(self, label: int) -> str:
-        """The name of a label."""
+        """The name of a label, such as "minimum at (1, 0)" or "runaway"."""
         if label < 0:
             return _NAMES[label]
         return f"{self.minima[label].name} at {coordinates(self.minima[label].position)}"
@@ -169,14 +172,15 @@ class Basins:
     def entropy(self, box: int = 5) -> BasinEntropy:
         """The basin entropy in nats, from boxes of the grid of starts.
 
-        It is a mean over boxes, so that it depends on how fine the grid is, and on `box`.
+        The entropy is a mean over boxes, and depends on the spacing of the grid and on `box`.
 
         Args:
-            box: Starts along the side of a box. Starts at the ends of a row that fill no box are
-                left out.
+            box: Number of starts along the side of a box. Starts at the end of a row that do not
+                fill a box are left out.
 
         Raises:
-            ValueError: If the starts form no grid, or `box` is not between 2 and its shortest side.
+            ValueError: If the starts form no grid, or `box` is not between 2 and the shortest side
+                of the grid.
         """
         labels = self.map
         if not 2 <= box <= min(labels.shape):
@@ -204,29 +208,30 @@ def basins(
     time_limit: float = np.inf,
     rtol: float = 1e-6,
 ) -> Basins:
-    """The basins of attraction: for each start, the minimum in which it ends, or that it runs away.
+    """The basins of attraction: for each start, the minimum to which it flows, or another outcome.
 
-    Each flow line is followed until it is at rest. It counts as having ended in a minimum only if
-    Newton's method leads from its end, within a thousandth of the region, to a minimum (or a line
-    of minima) that was found; if it has merely become slow on a plateau it is `unresolved`. A
-    critical point on a wall or an edge is the end only of lines that came to rest there, or were
-    stopped by the wall within 1e-4 of the region of it.
+    Each flow line is followed until it is at rest. It belongs to a minimum only if Newton's method
+    leads from its end to this minimum (or line of minima), over a distance of less than a
+    thousandth of the region. A line that is merely slow, as on a plateau, is `unresolved`. A
+    minimum on a wall or an edge counts only for lines that came to rest there, or that the wall
+    stopped within 1e-4 of the region from the minimum.
 
     Args:
         flow: The flow.
-        starts: shape (n, d), or (..., d) for a grid, as `numpy.meshgrid` makes it, stacked on the
-            last axis. Those of `starts.grid` on a plane are known as a grid as they are.
+        starts: Starts, shape (n, d). For a grid, shape (..., d): arrays from `numpy.meshgrid`,
+            stacked on the last axis. Starts from `starts.grid` on a plane are also recognised as a
+            grid.
         points: Critical points of a region, from `critical_points`; None to search for them.
-        region: Where to search; None for the smallest rectangle around the starts.
+        region: The region to search; None for the smallest rectangle around the starts.
         time_limit: Flow time at which to give up. If it is finite, lines that are slow but not at
-            rest are followed again from their starts.
+            rest are followed again from their starts, so that the limit holds for the whole line.
         rtol: Relative tolerance.
 
     Raises:
         ValueError: If the starts are not real or have the wrong shape, or `points` and `region` are
             both given.
 
-    Accuracy: a start within about `rtol` of a separatrix can fall to either side.
+    Accuracy: a start within about `rtol` of a separatrix can be assigned to either side.
     """
     given = real_starts(starts)
     if given.ndim < 2 or given.size == 0:
@@ -239,7 +244,7 @@ def basins(
         around = np.stack([flat.min(axis=0), flat.max(axis=0)], axis=1)
         points = critical_points(flow, around if region is None else region)
     elif region is not None:
-        raise ValueError("Argument `region` must be None where `points` are given, but is not.")
+        raise ValueError("Argument `region` must be None if `points` are given, but is not.")
     check_points(points)
     checked_region(points.region, flow)
     here = derivatives_at(flow, flat)
@@ -250,7 +255,7 @@ def basins(
     clock: Clock = "arc_length" if flow.domain.absorbing else "time"
     for fraction in (_SLOW, _SLOWEST):
         target = until.speed_below(max(fraction * typical, 1e-300), time_limit=time_limit)
-        begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole way
+        begin = end if np.isinf(time_limit) else flat  # so that the limit holds for the whole line
         runs = sweep(flow, begin[going], until=target, rtol=rtol, clock=clock)
         end[going] = runs.end
         labels[going] = _labelled(flow, points, runs.outcome, runs.end, scale)
@@ -308,7 +313,7 @@ def _matched(
     width: float,
     scale: float,
 ) -> Int[np.ndarray, " n"]:
-    """The label of the critical point that Newton's method finds near each end, if there is one."""
+    """The label of the critical point that Newton's method finds near each end, or `UNRESOLVED`."""
     labels = np.full(len(ends), UNRESOLVED)
     if not len(ends):
         return labels
@@ -328,7 +333,7 @@ def _matched(
 
 
 def _is_edge(flow: AbstractFlow, point: CriticalPoint) -> bool:
-    """True for a point on an absorbing edge of the domain, and not for one on a wall."""
+    """True for a critical point on an absorbing edge of the domain, False on a wall or inside."""
     return bool(flow.domain.absorbing and point.on and np.any(point.position == 0))
 
 
@@ -339,7 +344,7 @@ def _distance(
     width: float,
     scale: float,
 ) -> Float[np.ndarray, " n"]:
-    if point.dimension and _is_edge(flow, point):  # which goes on beyond the region
+    if point.dimension and _is_edge(flow, point):  # which extends beyond the region
         return np.max(np.abs(positions[:, point.position == 0]), axis=1)
     if point.dimension > 1:
         value = derivatives_at(flow, positions).value

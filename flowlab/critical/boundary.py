@@ -1,18 +1,18 @@
-"""Critical points on walls of the domain, and on edges that absorb.
+"""Critical points on walls of the domain, and on absorbing edges.
 
-On a wall a flow that slides rests at the points of Karush, Kuhn and Tucker: the gradient along the
-wall is zero, and −∇L is a combination of outward normals with positive multipliers. Every set of
-walls that can meet (with independent normals) is a face. On each, Newton's method runs with
-gradient and Hessian restricted to an orthonormal basis of the face; roots with positive multipliers
-are kept. Rates are eigenvalues of the Hessian along the face, in the metric of the flow that slides
-there, M − M Nᵀ (N M Nᵀ)⁻¹ N M.
+On a wall, a sliding flow is at rest at Karush–Kuhn–Tucker points: the gradient along the wall is
+zero, and −∇L is a combination of outward normals with positive multipliers. Each set of walls with
+linearly independent normals is a face, on which all walls of the set meet. On each face, Newton's
+method runs with gradient and Hessian restricted to an orthonormal basis of the face; roots with
+positive multipliers are kept. Rates are eigenvalues of the Hessian along the face, in the metric of
+the sliding flow, M − M Nᵀ (N M Nᵀ)⁻¹ N M, with the normals as the rows of N.
 
-An absorbing edge, x = 0 in log x, is not in the domain, and is read off beside it: at two distances
-that are as small as float64 permits. Where ∇L along the edge tends to zero as a power of the
-distance, and the flow leads onto the edge everywhere, the whole edge is critical. Else it is
-searched like a wall at both distances, and points that agree are on the edge.
+An absorbing edge x = 0 does not belong to the domain, so the field is evaluated beside it, at two
+distances that are as small as float64 permits. If ∇L along the edge tends to zero as a power of the
+distance, and the flow leads onto the edge everywhere, the whole edge is critical. Otherwise both
+distances are searched like walls, and points that agree are critical points on the edge.
 
-n: points; m: walls; d: components; k: components along what holds a point.
+n: points; m: walls; d: components; k: components along a face.
 
 Source: Nocedal and Wright, Numerical Optimization (2006), chapter 12.
 """
@@ -41,11 +41,11 @@ from flowlab.flow import AbstractFlow
 
 __all__ = ["Face", "Search", "absorbing_edges", "faces", "is_at", "settled"]
 
-_ROOT_PART = 1e-3  # of each component of a state that must be positive
-_PRESSING = 1e-13  # of the largest slope over the region: less is none
+_ROOT_PART = 1e-3  # of each component: the largest step at a root, if states must be positive
+_PRESSING = 1e-13  # of the largest slope in the region: a smaller slope exerts no pressure
 _DEEP = (1e-120, 1e-60, 1e-30, 1e-15, 1e-8, 1e-4, 1e-2)  # of the upper end: distances to an edge
-_CORNER = 1e-20  # of the upper end: what is nearer to an edge is so of any corner that is searched
-_VANISHES_AS = 1e-3  # the least power of the distance that counts as vanishing
+_CORNER = 1e-20  # of the upper end: the distance from other edges at which an edge is searched
+_VANISHES_AS = 1e-3  # the smallest power of the distance that counts as vanishing
 _ALONG = 33  # points along an edge
 
 
@@ -54,10 +54,10 @@ class Search(NamedTuple):
 
     Attributes:
         flow: The flow.
-        ends: The region, shape (d, 2).
+        ends: The region: lower and upper ends, shape (d, 2).
         guesses: Starts of the search, shape (n, d).
         scale: A typical |∇L|.
-        width: Diagonal of the region.
+        width: The length of the region's diagonal.
     """
 
     flow: AbstractFlow
@@ -73,7 +73,7 @@ class Search(NamedTuple):
         return np.all((positions >= low - slack) & (positions <= high + slack), axis=1)
 
     def clipped(self, positions: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-        """Positions, put onto the sides of the region where they are on them up to rounding."""
+        """Positions, of which those on a side of the region up to rounding are put onto it."""
         inner = np.clip(positions, self.ends[:, 0], self.ends[:, 1])
         return np.where(self.holds(positions)[:, None], inner, positions)
 
@@ -82,13 +82,13 @@ class Face(NamedTuple):
     """A face: the intersection of some walls, and the directions along it.
 
     Attributes:
-        normals: Outward, shape (m, d).
-        offsets: shape (m,).
-        along: Orthonormal directions along all of them, as columns, shape (d, k).
-        pseudo_inverse: Of the normals, shape (d, m).
-        words: The walls, as equations in text.
-        least: The fraction of the largest slope in the region above which a slope presses; 0 beside
-            an edge.
+        normals: Outward normals of the walls, shape (m, d).
+        offsets: Offsets of the walls, shape (m,).
+        along: Orthonormal directions along all walls, as columns, shape (d, k).
+        pseudo_inverse: The pseudo-inverse of the normals, shape (d, m).
+        words: The equations of the walls, as text.
+        least: The fraction of the largest slope in the region above which a slope counts as a
+            pressure on a wall; 0 beside an edge.
     """
 
     normals: Float[np.ndarray, "m d"]
@@ -100,18 +100,18 @@ class Face(NamedTuple):
 
     @classmethod
     def wall(cls, normals: np.ndarray, offsets: np.ndarray, words: tuple[str, ...]) -> "Face":
-        """The face of some walls with linearly independent normals."""
+        """The face on which several walls with linearly independent normals meet."""
         pseudo_inverse = np.linalg.pinv(normals)
         return cls(normals, offsets, null_space(normals), pseudo_inverse, words, _PRESSING)
 
     @classmethod
     def everywhere(cls, count: int) -> "Face":
-        """The face without walls, along which all directions are free."""
+        """The face of no walls: the whole space, with all directions free."""
         return cls(np.zeros((0, count)), np.zeros(0), np.eye(count), np.zeros((count, 0)), (), 0.0)
 
     @classmethod
     def edge(cls, component: int, count: int, depth: float, word: str) -> "Face":
-        """The face at a given distance from the absorbing edge of a component."""
+        """The face parallel to the absorbing edge of a component, at distance `depth`."""
         axes = np.eye(count)
         normal = -axes[[component]]
         along = np.delete(axes, component, axis=1)
@@ -137,7 +137,7 @@ class Face(NamedTuple):
 
 
 def faces(search: Search) -> list[CriticalPoint]:
-    """The critical points of the projected flow on all walls and their intersections."""
+    """The critical points of the projected flow on all walls and intersections of walls."""
     normals, offsets = search.flow.domain.walls()
     found: list[CriticalPoint] = []
     for count in range(1, min(len(normals), len(search.ends)) + 1):
@@ -154,7 +154,7 @@ def faces(search: Search) -> list[CriticalPoint]:
 
 
 def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
-    """The critical points and lines on a face against which the flow presses."""
+    """The critical points and lines on a face at which the flow presses against its walls."""
     flow, width = search.flow, search.width
     start = face.projected(search.guesses)
     positions, there, step, sure = newton(flow, start, width, face.along)
@@ -180,7 +180,10 @@ def _on_face(search: Search, face: Face) -> list[CriticalPoint]:
 def settled(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], step: Float[np.ndarray, "n d"]
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of steps that are small relative to each component, if states must be positive."""
+    """Mask of steps that are small relative to each component of a state that must be positive.
+
+    All True if states may be negative.
+    """
     if not flow.domain.absorbing:
         return np.ones(len(positions), bool)
     return np.all(np.abs(step) <= _ROOT_PART * np.abs(positions), axis=1)
@@ -199,7 +202,7 @@ def _set_on_face(
 def _held(
     search: Search, face: Face, position: np.ndarray, whole: CriticalSet | None
 ) -> CriticalPoint:
-    """A root on a face, as a critical point with its kind, spectrum and rates."""
+    """The `CriticalPoint` at a root on a face, with its kind, spectrum and rates."""
     dimension, path = 0, None
     if whole is not None:
         position, dimension, path = whole.position, whole.dimension, whole.path
@@ -218,7 +221,7 @@ def _held(
 
 
 def _inside(flow: AbstractFlow, positions: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Mask of the positions inside the other walls, and not on an edge."""
+    """Mask of the positions on a face that are inside all other walls and not on an edge."""
     normals, offsets = flow.domain.walls()
     slack = 1e-9 * (1 + np.abs(offsets))
     within = np.all(
@@ -234,23 +237,24 @@ def _constrained(spectrum: Float[np.ndarray, " k"], dimension: int, **facts: Any
     """A critical point, line or edge on the boundary, classified by the curvatures along it."""
     kind = kind_of(spectrum, dimension)
     if dimension == len(spectrum):
-        kind = "minimum"  # there is no other direction than onto the wall or edge
+        kind = "minimum"  # the only direction is onto the wall or edge
     index = int(np.sum(spectrum < 0))
     return CriticalPoint(kind=kind, index=index, spectrum=spectrum, dimension=dimension, **facts)
 
 
 def is_at(one: CriticalPoint, other: CriticalPoint, apart: float) -> bool:
-    """True if a point lies within some distance of another, or of its line."""
+    """True if a critical point lies within a distance of another one, or of the other's line."""
     return bool(distance_to(other, one.position[None])[0] < apart)
 
 
 def absorbing_edges(search: Search) -> list[CriticalPoint]:
-    """The critical points on absorbing edges, or the whole edge if it is critical.
+    """The critical points on absorbing edges, and edges that are critical as a whole.
 
-    An edge is critical as a whole if, at every point of it in the region, the flow leads onto it
-    and the gradient along it vanishes as a power of the distance. The power is read off at two tiny
-    distances, so that one as small as the β of a loss is seen. On other edges, the points are found
-    at which the gradient along the edge is zero and the flow leads onto it.
+    An edge is critical as a whole if, at all its points in the region, the flow leads onto the edge
+    and the gradient along it vanishes as a power of the distance from it. The power is estimated at
+    two tiny distances, so that a power as small as the β of a loss is detected. On other edges, the
+    critical points are those at which the gradient along the edge is zero and the flow leads onto
+    it.
     """
     if not search.flow.domain.absorbing:
         return []
@@ -262,7 +266,7 @@ def absorbing_edges(search: Search) -> list[CriticalPoint]:
 
 
 def _edge(search: Search, component: int) -> CriticalPoint | None:
-    """The edge of a component, if all of it is critical; None if not, or not decidable."""
+    """The edge of a component, if it is critical as a whole; None if not, or if undecidable."""
     flow, ends = search.flow, search.ends
     depth = _depth(search, component)
     if depth is None:
@@ -297,7 +301,7 @@ def _edge(search: Search, component: int) -> CriticalPoint | None:
 
 
 def _depth(search: Search, component: int) -> tuple[float, float] | None:
-    """Two distances from an edge, the smallest at which the slope across it does not underflow."""
+    """The two smallest distances from an edge at which the slope across it does not underflow."""
     for deep, near in itertools.pairwise(_DEEP):
         there = _beside(search, component, deep)
         across = np.abs(there.gradient[there.inside, component])
@@ -307,7 +311,7 @@ def _depth(search: Search, component: int) -> tuple[float, float] | None:
 
 
 def _beside(search: Search, component: int, fraction: float) -> Derivatives:
-    """Derivatives at positions that are closer to an edge than to any other."""
+    """Derivatives at positions beside an edge that are closer to it than to any other edge."""
     others = np.arange(len(search.ends)) != component
     high = search.ends[:, 1]
     shares = np.min(search.guesses[:, others] / high[others], axis=1, initial=1.0)
@@ -320,8 +324,8 @@ def _beside(search: Search, component: int, fraction: float) -> Derivatives:
 def _on_edge(search: Search, component: int) -> list[CriticalPoint]:
     """The points of an edge at which the gradient along it is zero and the flow leads onto it.
 
-    They are searched for beside the edge, as on a wall, at two distances; a point that is found at
-    both, at the same position, is on the edge.
+    The search runs beside the edge, as on a wall, at two distances. A point found at the same
+    position at both distances is a critical point of the edge.
     """
     depth = _depth(search, component)
     if depth is None:

@@ -1,17 +1,17 @@
-"""A critical point followed over a parameter λ, in steps that can be retraced.
+"""Continuation of a single critical point over a parameter λ.
 
-From a root y(λ) the tangent −H⁻¹ ∂∇L/∂λ predicts the root at the next λ, and Newton's method
-corrects it. The step counts if the correction is below a quarter of the predicted move and the same
-step backwards returns to the root, so that a step cannot jump from one branch to another. It is
-shortened if it fails, and doubled after two successes. On a wall all this is done along the face;
-the multipliers must stay positive.
+From a root y(λ) of the gradient, the tangent −H⁻¹ ∂∇L/∂λ, H the Hessian, predicts the root at the
+next λ, and Newton's method corrects it. A step is accepted if the correction is below a quarter of
+the predicted displacement, and if the same step backwards returns to the root, so that a step
+cannot jump from one branch to another. A rejected step is shortened; after two accepted steps, the
+step is doubled. On a wall all computations are restricted to the face, and multipliers must stay
+positive.
 
-A segment ends short of its goal where no step counts, however short: because H becomes singular
-there (two points meet: a fold or a pitchfork), because a wall is met or left, or without a reason
-that is seen. Where the index changes, the value is bisected between the two steps.
+A segment ends before its goal if even very short steps are rejected: because H becomes singular
+(two points meet: a fold or a pitchfork), because the point reaches or leaves a wall, or for an
+unknown reason. If the index changes between two steps, bisection locates the change.
 
-d: components; k: directions in which a point can move; m: walls that hold it; v: values of the
-parameter along a segment.
+d: components; k: directions in which a point can move; v: values of the parameter along a segment.
 
 Source: Allgower and Georg, Numerical Continuation Methods (1990), chapter 2.
 """
@@ -37,25 +37,28 @@ from flowlab.solve.problem import cast
 
 __all__ = ["BranchSegment", "Follower", "IndexChange"]
 
-_SHAKY = 1e-8  # of the region: how far a point may be off
-_BENT = 0.25  # of a step: what Newton's method may add to the prediction
-_SHORTEST = 2.0**-34  # of the way to the next value
-_CORRECTOR_STEPS = 20  # of Newton's method: from a prediction it needs a few, or fails
-_BISECTIONS = 50  # of a step, for where an index changes: to rounding
-_SINGULAR = 1e-2  # of the least curvature at the beginning: less at the end tells of a meeting
-_ONWARD = 1e-6  # of the way: how far on a wall is looked for
-_SHORTER = 0.45  # of a step that was in doubt: by halves a goal amid the way would be met exactly
-_AT_VALUE = 1e-6  # of the way: a segment that stops so close to a value stops at it
-_APART = 1e-4  # of the way: indices that change so close together do so at once
-_MEETING = 1e-2  # of the region: as far from where points meet as there. They part by a root of
-# what is left of the way, and a degenerate point is known to a root of rounding
+_SHAKY = 1e-8  # of the region: the largest error of a position
+_BENT = 0.25  # of a step: the largest correction
+_SHORTEST = 2.0**-34  # of the distance to the next value: the shortest step
+_CORRECTOR_STEPS = 20  # steps of Newton's method: from a good prediction it needs a few
+_BISECTIONS = 50  # of a step, to locate an index change to rounding
+_SINGULAR = 1e-2  # of the smallest initial curvature: a smaller final one means that points meet
+_ONWARD = 1e-6  # of the distance to the goal: the step that tests for a wall ahead
+_SHORTER = 0.45  # of a rejected step; halving could land exactly on a meeting point
+_AT_VALUE = 1e-6  # of the distance to the goal: values so close are equal
+_APART = 1e-4  # of the distance to the goal: index changes so close are one
+_MEETING = 1e-2  # of the region: the distance within which points meet. They separate by a root
+# of the parameter's distance, and a degenerate point is known to a root of rounding
 
 
-At = tuple[float, Float[np.ndarray, " d"]]  # a value of the parameter, and a place
+At = tuple[float, Float[np.ndarray, " d"]]  # a value of the parameter, and a position
 
 
 class _Seen(NamedTuple):
-    """Slope and Hessian along a face, and whether a root there would be critical for the flow."""
+    """Slope and Hessian along a face at a state, and whether a root there would be critical.
+
+    `held` is True if the flow presses against the walls of the face and no other wall is violated.
+    """
 
     slope: Float[np.ndarray, " k"]
     bend: Float[np.ndarray, "k k"]
@@ -66,9 +69,9 @@ class IndexChange(NamedTuple):
     """A change of the index of a critical point.
 
     Attributes:
-        value: The parameter.
-        position: The point there, shape (d,).
-        names: The names of the point below and above the value.
+        value: The value of the parameter at the change.
+        position: The position of the critical point at the change, shape (d,).
+        names: The names of the critical point below and above the value.
         within: The uncertainty of the value.
     """
 
@@ -80,17 +83,17 @@ class IndexChange(NamedTuple):
 
 @dataclass
 class BranchSegment:
-    """A critical point followed from one value of the parameter towards another.
+    """The path of a critical point from one value of a parameter (the start) to another (the goal).
 
     Attributes:
         follow: The follower.
-        point: The critical point at the first value.
-        face: The face on which it can move.
-        values: The parameter, from one value towards the other, shape (v,).
-        positions: The positions of the point at these.
-        toward: The other value less the first.
-        reached: Whether the other value was reached.
-        short: If it was not reached, the length of the last step tried.
+        point: The critical point at the start.
+        face: The face on which the point can move.
+        values: The values of the parameter, from the start towards the goal, shape (v,).
+        positions: The positions of the point at `values`.
+        toward: The goal less the start.
+        reached: Whether the goal was reached.
+        short: If the goal was not reached, the length of the last attempted step.
     """
 
     follow: "Follower"
@@ -103,12 +106,16 @@ class BranchSegment:
     short: float = 0.0
 
     def described(self, at: int) -> CriticalPoint:
-        """The critical point at one of the values, by its index."""
+        """The critical point at `values[at]`."""
         return self.follow.described(self.values[at], self.positions[at], self.point, self.face)
 
     @property
     def name(self) -> str:
-        """The name of the point at the end of the segment, judged where its index is last clear."""
+        """The name of the critical point at the end of the segment.
+
+        It is that of the first position with the same index as the last, at which the index is
+        clearer.
+        """
         index = [self._index(at) for at in range(len(self.values))]
         same = [at for at, value in enumerate(index) if value == index[-1]]
         return self.point.name if index[0] == index[-1] else self.described(same[0]).name
@@ -118,7 +125,7 @@ class BranchSegment:
         """True if the segment ends at a singular Hessian or at a wall."""
         first, last = self._curvatures(0), self._curvatures(-1)
         if not len(last):
-            return True  # in a corner nothing but the walls can be the reason
+            return True  # in a corner the walls are the only possible reason
         return bool(
             np.min(np.abs(last)) <= _SINGULAR * np.min(np.abs(first))
             or not self.follow.held_beyond(self)
@@ -128,9 +135,9 @@ class BranchSegment:
     def within(self) -> float:
         """The uncertainty of the value at which the segment ends.
 
-        Towards a meeting of points, the smallest curvature falls at least in proportion to the
-        distance in the parameter: extrapolating it linearly to zero bounds the distance that is
-        left.
+        Near a meeting of two points, the smallest curvature decreases at least in proportion to the
+        distance in the parameter. Linear extrapolation of the curvature to zero therefore bounds
+        the remaining distance.
         """
         if len(self.values) < 2 or not len(self._curvatures(-1)):
             return self.short
@@ -140,7 +147,7 @@ class BranchSegment:
         return max(self.short, left) + float(np.spacing(np.max(np.abs(self.values))))
 
     def is_at(self, value: float, other: float) -> bool:
-        """True for two values that are equal on the scale of this segment."""
+        """True if two values of the parameter are equal on the scale of this segment."""
         return abs(value - other) <= _AT_VALUE * abs(self.toward)
 
     def index_changes(self) -> list[IndexChange]:
@@ -154,7 +161,7 @@ class BranchSegment:
         ]
 
     def _changes_between(self, one: int, other: int) -> list[IndexChange]:
-        """The changes between two values: several if the index changes in steps."""
+        """The index changes between two values; several if the index changes by more than one."""
         low, high = sorted((one, other), key=lambda i: self.values[i])
         here = self.values[low], self.positions[low]
         goal = self.values[high], self.positions[high]
@@ -168,7 +175,7 @@ class BranchSegment:
         return changes
 
     def _beyond(self, before: At, change: At, goal: At) -> At:
-        """A value beyond a change at which the index is in between; the goal if there is none."""
+        """A value just beyond a change, with an index in between; the goal if there is none."""
         first, last = (self.follow.index(*at, self.face) for at in (before, goal))
         ahead = change[0] + _APART * abs(self.toward)
         if abs(first - last) < 2 or ahead >= goal[0]:
@@ -191,7 +198,7 @@ class BranchSegment:
 
 
 class Follower:
-    """A follower of critical points of a flow over one of its parameters."""
+    """A predictor–corrector method that follows critical points of a flow over a parameter."""
 
     def __init__(self, flow: AbstractFlow, parameter: str, ends: Float[np.ndarray, "d 2"]) -> None:
         self.ends, self.width = ends, diagonal(ends)
@@ -205,7 +212,7 @@ class Follower:
         )
 
     def inside(self, position: Float[np.ndarray, " d"]) -> bool:
-        """True for a position in the region, or on its side."""
+        """True for a position in the region or on one of its sides."""
         over = np.maximum(self.ends[:, 0] - position, position - self.ends[:, 1])
         return bool(np.all(over <= _SHAKY * self.width))
 
@@ -215,7 +222,10 @@ class Follower:
         point: CriticalPoint,
         others: Sequence[CriticalPoint],
     ) -> int | None:
-        """The index of the point at `position` on the walls of `point`; None if there is none."""
+        """The index in `others` of the point at `position`; None if there is none.
+
+        It must be on the same walls as `point`, and have the same dimension.
+        """
         gaps = [float(np.linalg.norm(other.position - position)) for other in others]
         alike = [
             number
@@ -226,7 +236,7 @@ class Follower:
         return min(alike, key=gaps.__getitem__, default=None)
 
     def segment(self, value: float, point: CriticalPoint, goal: float) -> BranchSegment | None:
-        """A critical point followed from one value towards another; None if that is impossible."""
+        """Follow a critical point from `value` towards `goal`; None if it cannot be followed."""
         face = self._face(point)
         if face is None:
             return None
@@ -254,7 +264,7 @@ class Follower:
     def described(
         self, value: float, position: Float[np.ndarray, " d"], point: CriticalPoint, face: Face
     ) -> CriticalPoint:
-        """The critical point that a point has become at another value and position."""
+        """The critical point at another value and position, with its new kind and spectrum."""
         flow = self.flow_at(value)
         if not point.on:
             return described(flow, position, self.width)
@@ -274,21 +284,21 @@ class Follower:
     def curvatures(
         self, value: float, position: Float[np.ndarray, " d"], face: Face
     ) -> Float[np.ndarray, " k"]:
-        """Eigenvalues of the Hessian along a face, ascending."""
+        """The eigenvalues of the Hessian along a face, ascending."""
         return np.linalg.eigvalsh(self._seen(value, position, face).bend)
 
     def index(self, value: float, position: Float[np.ndarray, " d"], face: Face) -> int:
-        """The number of directions along a face in which the potential curves down."""
+        """The index along a face: the number of negative eigenvalues of the Hessian."""
         return int(np.sum(self.curvatures(value, position, face) < 0))
 
     def is_meeting(self, point: CriticalPoint, position: Float[np.ndarray, " d"]) -> bool:
-        """True for a position so close to a degenerate point or line that the branch meets it."""
+        """True if a position is so close to a degenerate point or line that it meets a branch."""
         return float(distance_to(point, position[None])[0]) <= _MEETING * self.width
 
     def met(
         self, segment: BranchSegment, value: float, points: Sequence[CriticalPoint]
     ) -> CriticalPoint | None:
-        """The critical point at a value in which a segment ends; None if there is none."""
+        """The critical point of `points`, all at `value`, at which a segment ends; None if none."""
         position, last = segment.positions[-1], segment.point
         if not segment.is_at(segment.values[-1], value):
             return None
@@ -305,7 +315,7 @@ class Follower:
         return min(meeting, key=lambda one: distance_to(one, position[None])[0], default=None)
 
     def held_beyond(self, segment: BranchSegment) -> bool:
-        """True unless a wall is met or left just beyond the end of a segment."""
+        """True unless the point would reach or leave a wall just beyond the end of a segment."""
         onward = segment.values[-1] + _ONWARD * segment.toward
         ahead = self._predicted(segment.values[-1], segment.positions[-1], onward, segment.face)
         return ahead is not None and self._seen(onward, ahead, segment.face).held
@@ -316,7 +326,10 @@ class Follower:
         low: At,
         high: At,
     ) -> tuple[float, Float[np.ndarray, " d"], float]:
-        """The value between two at which the index changes, the position, and the uncertainty."""
+        """The value at which the index changes, the position there, and the value's uncertainty.
+
+        `low` and `high` are pairs of a value and a position on either side of the change.
+        """
         index = self.index(*low, face)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low[0] + high[0])
@@ -331,7 +344,10 @@ class Follower:
         return 0.5 * (low[0] + high[0]), 0.5 * (low[1] + high[1]), 0.5 * (high[0] - low[0])
 
     def _face(self, point: CriticalPoint) -> Face | None:
-        """The face on which a point can move; None for lines, manifolds and degenerate points."""
+        """The face on which a critical point can move; None if it cannot be followed.
+
+        Lines, manifolds and degenerate points cannot be followed.
+        """
         size = len(point.position)
         if point.dimension or point.kind == "degenerate":
             return None
@@ -349,7 +365,7 @@ class Follower:
     def _stepped(
         self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """The position of a point one step further; None if the step is not certain."""
+        """The position of a critical point at `goal`, by one step; None if it is rejected."""
         shaky = _SHAKY * self.width
         ahead = self._predicted(value, position, goal, face)
         if ahead is None:
@@ -367,7 +383,7 @@ class Follower:
     def _predicted(
         self, value: float, position: Float[np.ndarray, " d"], goal: float, face: Face
     ) -> Float[np.ndarray, " d"] | None:
-        """The predicted position: a Newton step with the slope at the goal and the Hessian here."""
+        """The predicted position at `goal`: a Newton step with slope there and Hessian here."""
         here, there = self._seen(value, position, face), self._seen(goal, position, face)
         step = _newton(there.slope, here.bend, self.width)
         if step is None or np.linalg.norm(step) > self.width:
@@ -377,7 +393,7 @@ class Follower:
     def root(
         self, value: float, guess: Float[np.ndarray, " d"], face: Face, room: float
     ) -> Float[np.ndarray, " d"] | None:
-        """The root that Newton's method finds within a distance of a guess, or None."""
+        """The root that Newton's method finds within a distance `room` of a guess, or None."""
         position, length = guess, np.inf
         for _ in range(_CORRECTOR_STEPS):
             seen = self._seen(value, position, face)
@@ -411,7 +427,7 @@ def _newton(
 
 
 def _in_arrays(flow: AbstractFlow) -> AbstractFlow:
-    """A flow whose numbers are arrays, so that one compiled program serves for all their values."""
+    """A flow with its numbers as arrays, so that one compiled program serves for all values."""
     with jax.enable_x64(True):
         return cast(flow, np.float64)
 
@@ -421,7 +437,7 @@ def _as_it_is(flow: AbstractFlow) -> AbstractFlow:
 
 
 def _takes_arrays(flow: AbstractFlow, size: int) -> bool:
-    """False for a flow that needs a number as a Python value, as in an `if`."""
+    """False if the flow needs a number as a Python value, for example in an `if`."""
     state = jax.ShapeDtypeStruct((size,), np.float64)
     with jax.enable_x64(True):
         try:

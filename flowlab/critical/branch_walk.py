@@ -1,10 +1,10 @@
 """The assembly of branches and events, from one value of the parameter to the next.
 
-The points that a search finds at a value are linked to those at the value before: each is followed
-forward (`branch_tracking`), and takes the point that it arrives at. Points that nothing arrived at
-are followed backward, to where they come from. A branch that reaches a place at which the search
-found nothing adds that point. Lines, manifolds and degenerate points are not followed, but linked
-to the nearest of their kind. What begins, ends or changes its index is noted as an event.
+The critical points at a value are linked to those at the previous value. Each branch is followed
+forward (`branch_tracking`) and linked to the critical point at which it arrives. If the search has
+missed that point, it is added. Points at which no branch arrived are followed backward to their
+origin. Lines, manifolds and degenerate points cannot be followed; they are linked to the nearest
+of their kind. Beginnings and ends of branches and changes of the index are recorded as events.
 
 m: values of the parameter; d: components.
 """
@@ -22,7 +22,7 @@ from flowlab.critical.types import CriticalPoint
 
 __all__ = ["FARTHEST_LINK", "Event", "OpenBranch", "Walk", "is_linked", "sort_of"]
 
-FARTHEST_LINK = 0.1  # of the region: how far a degenerate point may move from one value to the next
+FARTHEST_LINK = 0.1  # of the region: the largest move of a degenerate point between two values
 
 What = Literal["appears", "vanishes", "changes index", "is lost"]
 
@@ -32,14 +32,15 @@ class Event:
     """A change of the set of critical points.
 
     Attributes:
-        value: The parameter at which it happens.
-        what: "appears" or "vanishes" (in the order of rising values), where the Hessian is singular
-            or a wall is met; "changes index"; or "is lost": the point could not be followed any
-            further down (`before` is "") or up, though neither is the case.
-        position: The point there, shape (d,).
+        value: The value of the parameter at which the event happens.
+        what: "appears" or "vanishes", for increasing values of the parameter: the Hessian is
+            singular, or the point reaches or leaves a wall. "changes index". "is lost": the point
+            could not be followed any further for an unknown reason, towards larger values or, if
+            `before` is "", towards smaller ones.
+        position: The position of the point at the event, shape (d,).
         branch: Index of the branch.
-        before: Name of the point below the value; "" for one that is not there.
-        after: Name of the point above the value; "" for one that is not there.
+        before: Name of the point below the value; "" if it does not exist there.
+        after: Name of the point above the value; "" if it does not exist there.
         within: The uncertainty of the value.
     """
 
@@ -56,7 +57,10 @@ class Event:
 
 @dataclass
 class OpenBranch:
-    """A branch that is still being followed."""
+    """A branch under construction: values, points, and whether it has ended.
+
+    `enters` and `leaves` say whether it comes from or goes outside the region.
+    """
 
     values: list[float]
     points: list[CriticalPoint]
@@ -66,7 +70,7 @@ class OpenBranch:
 
 
 class Walk:
-    """The branches and events so far, taken from one value to the next."""
+    """The branches and events up to a value of the parameter, extended value by value."""
 
     def __init__(self, follow: Follower, values: Float[np.ndarray, " m"]) -> None:
         self.follow, self.values = follow, values
@@ -74,7 +78,7 @@ class Walk:
         self.events: list[Event] = []
 
     def to(self, step: int, points: list[CriticalPoint]) -> None:
-        """Extend the branches to the next value, given the points found there."""
+        """Extend the branches to `values[step]`, with the critical points found at that value."""
         value = float(self.values[step])
         if not step:
             self.branches = [OpenBranch([value], [point]) for point in points]
@@ -91,16 +95,16 @@ class Walk:
                 self._begin(point, behind.get(index), step)
 
     def _ongoing(self, value: float) -> list[tuple[int, OpenBranch]]:
-        """Indices of the open branches that have no point at a value yet."""
+        """The open branches that have no point at `value` yet, with their indices."""
         numbered = enumerate(self.branches)
         return [(n, b) for n, b in numbered if not b.closed and b.values[-1] < value]
 
     def _forward(
         self, before: float, value: float, points: list[CriticalPoint]
     ) -> dict[int, BranchSegment]:
-        """Link branches that lead to a point found at the value; the segments of the others.
+        """Follow branches forward, link those that arrive, and return the other segments.
 
-        A point that a segment leads to, and that the search has missed, is added to those found.
+        A point that the search has missed, and at which a segment arrives, is added to `points`.
         """
         segments: dict[int, BranchSegment] = {}
         led: dict[int, list[int]] = {}
@@ -133,7 +137,7 @@ class Walk:
         points: list[CriticalPoint],
         ahead: dict[int, BranchSegment],
     ) -> dict[int, BranchSegment]:
-        """Link points that no branch led to, but that lead back to one; the others' segments."""
+        """Follow unlinked points backward, link those that reach a branch; the other segments."""
         segments: dict[int, BranchSegment] = {}
         taken = [branch.points[-1] for branch in self.branches if branch.values[-1] == value]
         for index, point in enumerate(points):
@@ -183,7 +187,7 @@ class Walk:
     def _link(
         self, number: int, value: float, point: CriticalPoint, segment: BranchSegment
     ) -> None:
-        """Extend a branch to a point, along a segment in either direction."""
+        """Extend a branch to a point at `value`, along a segment in either direction."""
         self.branches[number].values.append(value)
         self.branches[number].points.append(point)
         self.note_index_changes(number, segment)
@@ -191,7 +195,7 @@ class Walk:
     def note_index_changes(
         self, number: int, segment: BranchSegment, before: float | None = None
     ) -> None:
-        """Note the index changes along a segment, except one at a degenerate point at its end."""
+        """Record the index changes along a segment, except those at the value `before`."""
         for change in segment.index_changes():
             if before is not None and segment.is_at(change.value, before):
                 continue
@@ -200,7 +204,10 @@ class Walk:
             )
 
     def note_stop(self, number: int, segment: BranchSegment, rises: bool) -> None:
-        """Note that a branch ends where its segment stops, for rising or for falling values."""
+        """Record that a branch ends at the end of a segment.
+
+        `rises` says whether the segment runs towards larger values of the parameter.
+        """
         what: What = "vanishes" if rises else "appears"
         names = (segment.name, "") if rises else ("", segment.name)
         kept = what if segment.reached or segment.ends else "is lost"
@@ -210,14 +217,14 @@ class Walk:
     def note_between(
         self, number: int, point: CriticalPoint, value: float, other: float, rises: bool
     ) -> None:
-        """Note that a point which cannot be followed exists at one value, but not at another."""
+        """Record that a point that cannot be followed exists at `value`, but not at `other`."""
         vague, gap = point.dimension > 0, abs(other - value)
         at, within = (0.5 * (value + other), 0.5 * gap) if vague else (value, gap)
         names = (point.name, "") if rises else ("", point.name)
         self._note(number, "vanishes" if rises else "appears", at, point.position, names, within)
 
     def _end(self, number: int, segment: BranchSegment | None, before: float, value: float) -> None:
-        """Close a branch that nothing continues, and note where it ends."""
+        """Record the end of a branch that has no continuation."""
         if segment is None:
             self.note_between(number, self.branches[number].points[-1], before, value, rises=True)
             return
@@ -225,7 +232,7 @@ class Walk:
         self.note_stop(number, segment, rises=True)
 
     def _begin(self, point: CriticalPoint, segment: BranchSegment | None, step: int) -> None:
-        """Begin a branch at a point, follow it back to its origin, and note that."""
+        """Begin a branch at a point, follow it back to its origin, and record the events."""
         value, before = float(self.values[step]), float(self.values[step - 1])
         number = len(self.branches)
         branch = OpenBranch([value], [point])
@@ -281,16 +288,16 @@ class Walk:
 
 
 def _misfit(segment: BranchSegment, point: CriticalPoint) -> tuple[bool, float]:
-    """The distance between the end of a segment and a point, to choose the best link by."""
+    """The sort key of a link from a segment to a point: index changed, distance from its end."""
     gap = float(np.linalg.norm(segment.positions[-1] - point.position))
     return segment.point.index != point.index, gap
 
 
 def is_linked(point: CriticalPoint) -> bool:
-    """True for a line, a manifold or a degenerate point, which are linked and not followed."""
+    """True for a line, a manifold or a degenerate point, which cannot be followed."""
     return point.dimension > 0 or point.kind == "degenerate"
 
 
 def sort_of(point: CriticalPoint) -> tuple[bool, int, tuple[str, ...]]:
-    """The properties that two points must share to be linked without being followed."""
+    """The properties that two points must share to be linked as of one kind."""
     return is_linked(point), point.dimension, point.on

@@ -1,8 +1,9 @@
-"""Continuation: critical points that move, appear, vanish or change over a parameter.
+"""Continuation of critical points: how they move, appear, vanish or change with a parameter.
 
-At every given value all critical points of the region are searched for (`points`). Between two
-values each point is followed by a predictor and a corrector (`branch_tracking`); `branch_walk`
-links what is followed with what was found, and `momentary` passes values at which points meet.
+At each of the parameter's values, all critical points of the region are searched for (`points`).
+Between two values each point is followed by a predictor–corrector method (`branch_tracking`).
+`branch_walk` links the followed points to those of the search, and `momentary` handles values at
+which points meet.
 
 m: values of the parameter; k: values along a branch; d: components.
 """
@@ -30,18 +31,18 @@ from flowlab.solve.progress import bar_options
 
 __all__ = ["Branch", "Continuation", "Event", "continuation"]
 
-_SHARP = 1e-6  # of the range of values: what an event is known to without a word about it
+_SHARP = 1e-6  # of the range of values: a smaller uncertainty of an event is not printed
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A critical point, or a line of them, followed over the parameter.
+    """A critical point, or a line of critical points, as a function of the parameter.
 
     Attributes:
-        values: The parameter, ascending, shape (k,).
+        values: The values of the parameter, ascending, shape (k,).
         points: The critical point at each value.
-        enters: True if it comes into the region from outside, before the first value.
-        leaves: True if it goes out of the region, after the last value.
+        enters: Whether the point enters the region from outside before the first value.
+        leaves: Whether the point leaves the region after the last value.
     """
 
     values: Float[np.ndarray, " k"]
@@ -58,17 +59,17 @@ class Branch:
 
     @property
     def index(self) -> Int[np.ndarray, " k"]:
-        """Directions in which the potential curves down, at each value."""
+        """The index at each value: the number of directions of negative curvature, shape (k,)."""
         return np.array([point.index for point in self.points])
 
     @property
     def kind(self) -> tuple[str, ...]:
-        """The kind at each value."""
+        """The kind of the critical point at each value."""
         return tuple(point.kind for point in self.points)
 
     @property
     def stretches(self) -> tuple[tuple[str, float, float], ...]:
-        """Name, first and last value of each run of values with the same name."""
+        """Name, first and last value for each stretch of values with the same name."""
         named = zip((point.name for point in self.points), self.values.tolist(), strict=True)
         runs = [(name, [v for _, v in run]) for name, run in groupby(named, itemgetter(0))]
         return tuple((name, run[0], run[-1]) for name, run in runs)
@@ -76,15 +77,15 @@ class Branch:
 
 @dataclass(frozen=True)
 class Continuation:
-    """Critical points over a parameter.
+    """Critical points as functions of a parameter.
 
     Attributes:
-        parameter: Its name.
+        parameter: The name of the parameter.
         values: The values at which all points were searched for, ascending, shape (m,).
-        branches: The points, followed.
-        events: The values at which one appears, vanishes, changes its index or is lost, in their
-            order. A point that enters or leaves the region is not an event: its branch says so.
-        components: Names of the components of a state, if they have names.
+        branches: The branches of critical points.
+        events: Events in the order of their values: a point appears, vanishes, changes its index or
+            is lost. If a point enters or leaves the region, its branch says so; this is no event.
+        components: Names of the components of a state; None if they have none.
     """
 
     parameter: str
@@ -111,7 +112,7 @@ class Continuation:
         ]
 
     def __str__(self) -> str:
-        """A line for each branch and for each event."""
+        """A text with one line for each branch and each event."""
         lines = [
             f"branch {number}: {self._told(branch)}" for number, branch in enumerate(self.branches)
         ] or ["no critical point at any value"]
@@ -126,7 +127,7 @@ class Continuation:
         return "\n".join(lines)
 
     def _told(self, branch: Branch) -> str:
-        """Description of a branch: its kind, and the values that it spans."""
+        """A description of a branch: its kind, and the range of its values."""
         parts = []
         for name, first, last in branch.stretches:
             span = f"{first:.6g}" if first == last else f"{first:.6g} to {last:.6g}"
@@ -149,38 +150,40 @@ def continuation(
     starts: int = 128,
     progress: bool | None = None,
 ) -> Continuation:
-    """Critical points followed over a hyper-parameter of a flow, with the events on the way.
+    """Follow critical points over a hyper-parameter of a flow, and record events.
 
-    At every value all points of the region are searched for. Each point is followed from one value
-    to the next: the tangent −H⁻¹ ∂∇L/∂λ predicts, and Newton's method corrects. A step is accepted
-    if the correction is small compared with it and the step back returns to its beginning; else it
-    is shortened. Where even the shortest step fails, the Hessian is singular (two points meet), a
-    wall is met, or the point is lost. Points on walls are followed along them. Points that are
-    linked in this way form a branch; branches share a point only where they meet.
+    At each value of the parameter λ, all critical points of the region are searched for. Each point
+    is followed from one value to the next: the tangent −H⁻¹ ∂∇L/∂λ, H the Hessian, predicts the
+    next position, and Newton's method corrects it. A step is accepted if the correction is small
+    compared with the step, and if a step back returns to the beginning; otherwise it is shortened.
+    If even the shortest step fails, the Hessian is singular (two points meet), the point reaches or
+    leaves a wall, or the point is lost. Points on walls are followed along the walls. Points linked
+    in this way form a branch; branches share a point only where they meet.
 
-    If points meet at one of the given values, the search finds a single degenerate point or a line
-    there. Branches are then followed from the value before to the value after, and those that meet
-    share the point at this value. Lines and manifolds, and points that are degenerate at every
-    value, are not followed but linked to the nearest of their kind.
+    If points meet at one of `values`, the search finds a single degenerate point or a line at this
+    value. Branches are then followed from the value before to the value after, and branches that
+    meet share the point. Lines and manifolds, and points that are degenerate at every value, cannot
+    be followed, and are linked to the nearest of their kind.
 
     Args:
         flow: A flow whose states are vectors.
-        parameter: Name of a hyper-parameter, as of `sweep(over=...)`.
-        values: Increasing values, at least two.
+        parameter: Name of a hyper-parameter, as for `sweep(over=...)`.
+        values: Increasing values of the parameter, at least two.
         region: Lower and upper end of every component, shape (d, 2).
-        starts: Starts of each search.
-        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+        starts: Number of starts of each search.
+        progress: Whether to show a progress bar; None shows one on a terminal if the work takes
+            long.
 
     Raises:
         ValueError: If the values do not increase, the flow has no such hyper-parameter, or the
             region does not fit the flow.
 
     Accuracy: events are located to 1e-10 of the distance between two values, unless rounding hides
-        the difference of two points that are about to meet; events of lines and manifolds to half
-        that distance, and those of degenerate points to the whole distance. `within` gives the
-        uncertainty of each. A pair that appears and vanishes between two values is missed, and so
-        is an index that changes and changes back. Index changes within 1e-4 of that distance are
-        reported as one.
+        the difference of two points that are about to meet. Events of lines and manifolds are
+        located to half the distance between two values, those of degenerate points to the whole
+        distance. `Event.within` states the uncertainty. A pair of points that appears and vanishes
+        between two values is missed, as is an index that changes and changes back. Index changes
+        within 1e-4 of the distance between two values are reported as one.
 
     Source: Allgower and Georg, Numerical Continuation Methods (Springer 1990), chapter 2.
     """

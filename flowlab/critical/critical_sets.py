@@ -1,13 +1,13 @@
 """Lines and manifolds of critical points, traced from one of their points.
 
-At a root with a direction of no curvature there may be a line of roots. It is traced by a
-predictor and a corrector: a step of 0.005 of the region's diagonal along the null vector of the
-Hessian, then Newton's method back to a root, in both directions until a side of the region is met
-or the line closes. A root that does not go on (the corrector returns to it, or fails) is an
-isolated degenerate point. A path along which the slope, though below rounding beside the curvature
-across, has one sign and only falls is a tail of the potential and no line. The path is cut where
-the number of positive or negative curvatures across it changes. Of manifolds of more dimensions one
-point is given; other roots belong to it if a walk along the flat directions leads from them to it.
+A root at which the Hessian has a null vector may belong to a line of roots. A predictor–corrector
+method traces this line in both directions, until it reaches a side of the region or closes: a step
+of 0.005 of the region's diagonal along the null vector, then Newton's method back to a root. If the
+corrector fails or returns to the first root, the root is an isolated degenerate point. A path can
+also be a tail of the potential: the slope along it is hidden by rounding of the curvature across
+it, but has one sign and decreases monotonically. A path is cut where the number of positive or
+negative curvatures across it changes. A manifold of higher dimension is represented by one of its
+points; other roots belong to it if a walk along flat directions leads from them to this point.
 
 k: points of a path; d: components.
 
@@ -35,19 +35,19 @@ from flowlab.flow import AbstractFlow
 
 __all__ = ["CriticalSet", "critical_set", "distance_to", "distance_to_path"]
 
-_STEP = 5e-3  # of the region, with which a line is traced
-_LONGEST = 800  # such steps each way
-_CORRECTIONS = 4  # of Newton's method, at each
-_STRAYED = 0.3  # of a step: a correction so long has gone elsewhere
-_ALIGNED = 0.9  # the least cosine between a tangent and the step that led to it
-_SETTLED = 2e-2  # of a step: the last of Newton's steps on a line
-_NO_SLOPE = 1e-13  # of the typical gradient: what is below it is rounding
-_SHORT = 0.1  # of the region: what ends sooner, inside of it, is one very flat point
-_TOLD = 10  # slopes along a path, from which on they tell of a tail
-_BESIDE_LINE = 1e-2  # of the region: roots so near to a traced line belong to it
-_LEVEL = 1e-6  # of the largest curvature: a direction with less may be one of a manifold
-_WALK, _WALKS = 0.05, 100  # of the region, and so often: how a manifold is walked on
-_TELLING = 1e-8  # of the largest curvature around: less across a line does not tell its kind
+_STEP = 5e-3  # of the region: the step along a line
+_LONGEST = 800  # steps in each direction
+_CORRECTIONS = 4  # steps of Newton's method at each point
+_STRAYED = 0.3  # of a step: a longer correction has left the line
+_ALIGNED = 0.9  # the smallest cosine between a tangent and the step before it
+_SETTLED = 2e-2  # of a step: the largest final step of Newton's method
+_NO_SLOPE = 1e-13  # of the typical gradient: a smaller slope is rounding
+_SHORT = 0.1  # of the region: a shorter path inside it is a very flat point
+_TOLD = 10  # the number of slopes along a path from which a tail is recognised
+_BESIDE_LINE = 1e-2  # of the region: roots so close to a traced line belong to it
+_LEVEL = 1e-6  # of the largest curvature: a direction with less may belong to a manifold
+_WALK, _WALKS = 0.05, 100  # of the region: the step of a walk on a manifold; the number of steps
+_TELLING = 1e-8  # of the largest curvature nearby: a smaller one does not decide the kind
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class CriticalSet:
     """A connected set of critical points: a line or a manifold.
 
     Attributes:
-        position: The one nearest to the middle of the region.
-        dimension: 1 for a line.
-        path: Points along a line; None for more dimensions.
+        position: The point nearest to the middle of the region.
+        dimension: 1 for a line, 2 or more for a manifold.
+        path: Points along a line; None for a manifold.
         pieces: The path, cut where the signs of the curvatures across the line change.
-        width: Typical distance in the region.
-        tail: Whether it is not a critical set but a tail of the potential, along which the slope
-            has one sign and falls monotonically, though below the rounding of the slope across.
+        width: A typical distance in the region.
+        tail: Whether the path is not a critical set but a tail of the potential: the slope along it
+            has one sign and decreases monotonically, although rounding hides it.
     """
 
     position: Float[np.ndarray, " d"]
@@ -74,7 +74,8 @@ class CriticalSet:
     def holds(self, flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Bool[np.ndarray, " n"]:
         """Mask of the roots that belong to the set: close to its line, or connected by a walk.
 
-        A root beside a line at which the curvature has the other sign is on another line close by.
+        A root close to the line whose largest curvature has the opposite sign belongs to another
+        line.
         """
         if self.path is None:
             return _walked(flow, points, self.position, self.dimension, self.width)
@@ -86,12 +87,12 @@ class CriticalSet:
 
 @dataclass(frozen=True)
 class _Tracer:
-    """A tracer of lines of critical points, with the data that all its steps share.
+    """A predictor–corrector method for lines of critical points, with the data that it needs.
 
     Attributes:
         flow: The flow.
-        ends: The region.
-        width: Its diagonal.
+        ends: The region: lower and upper ends.
+        width: The length of the region's diagonal.
         scale: A typical |∇L|.
         along: Directions of the face that the line lies on, as columns.
         admits: A further condition on roots.
@@ -115,13 +116,13 @@ class _Tracer:
         return np.concatenate([one, -one, walls]), known
 
     def seen(self, position: Float[np.ndarray, " d"]) -> tuple[Any, Any, Any]:
-        """Slope and Hessian along the face at a position, and the least curvature that counts."""
+        """Slope and Hessian along the face at a position, and the scale of rounding or None."""
         return restricted(derivatives_at(self.flow, position[None]), self.along, self.width)
 
     def corrected(
         self, position: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, " d"], float, Float[np.ndarray, "1 k k"]]:
-        """The root near a position, the length of the next Newton step there, and the Hessian."""
+        """The root near a position, the length of the next Newton step, and the Hessian there."""
         left = np.inf
         for _ in range(_CORRECTIONS):
             slope, bend, floor = self.seen(position)
@@ -137,7 +138,7 @@ class _Tracer:
         return position, left, self.seen(position)[1]
 
     def goes_on(self, root: Float[np.ndarray, " d"], step: Float[np.ndarray, " d"]) -> bool:
-        """True if Newton's method from a step away finds another root about a step away."""
+        """True if Newton's method, started one step from a root, finds another root about there."""
         there, left, _ = self.corrected(root + step)
         length = float(np.linalg.norm(step))
         moved = float(np.linalg.norm(there - root))
@@ -147,7 +148,10 @@ class _Tracer:
     def traced(
         self, root: Float[np.ndarray, " d"], direction: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, "k d"], bool]:
-        """The line through a root, in both directions, and whether it ends at sides or closes."""
+        """The line through a root in both directions, and whether it is complete.
+
+        A complete line closes or ends at sides of the region.
+        """
         first, whole = self.half(root, direction)
         if whole and len(first) > 1 and np.all(first[0] == first[-1]):
             return first, True
@@ -157,7 +161,7 @@ class _Tracer:
     def half(
         self, root: Float[np.ndarray, " d"], direction: Float[np.ndarray, " d"]
     ) -> tuple[Float[np.ndarray, "k d"], bool]:
-        """The line in one direction, and whether it came to a side of the region or closed."""
+        """The line from a root in one direction, and whether it is complete (see `traced`)."""
         step = _STEP * self.width
         normals, offsets = self.sides
         path = [root]
@@ -176,7 +180,7 @@ class _Tracer:
             values, vectors = spectrum(bend)
             tangent = self.along @ vectors[0][:, np.argmin(np.abs(values[0]))]
             moved = position - path[-2]
-            # Where no curvature is left across, nothing tells the tangent from other directions.
+            # Without curvature across the line, its tangent is not determined.
             known = abs(tangent @ moved) > _ALIGNED * np.linalg.norm(moved)
             direction = (
                 tangent * np.sign(tangent @ direction) if known else moved / np.linalg.norm(moved)
@@ -198,11 +202,11 @@ def critical_set(
 
     Args:
         flow: The flow.
-        root: One of its critical points.
-        flat: The directions there without curvature, as columns.
-        ends: The region.
+        root: A critical point of the flow.
+        flat: The directions without curvature at the root, as columns.
+        ends: The region: lower and upper ends.
         scale: A typical |∇L|.
-        along: The directions of the face that holds the root, as columns; None for all.
+        along: The directions of the face on which the root lies, as columns; None for all.
         admits: A further condition on the roots of the set.
     """
     width = diagonal(ends)
@@ -229,13 +233,13 @@ def critical_set(
 
 
 def _signs(flow: AbstractFlow, points: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    """The sign of the largest curvature at points."""
+    """The sign, at each point, of the curvature of largest magnitude."""
     values = spectrum(derivatives_at(flow, points).hessian)[0]
     return np.sign(values[np.arange(len(values)), np.argmax(np.abs(values), axis=1)])
 
 
 def _falls(flow: AbstractFlow, path: Float[np.ndarray, "k d"]) -> bool:
-    """True for a path along which the slope has one sign and is monotonic."""
+    """True for a path along which the slope of the potential has one sign and is monotonic."""
     inner = path[1:-1]
     slope = np.sum(derivatives_at(flow, inner).gradient * (path[2:] - path[:-2]), axis=1)
     told = slope[slope != 0]
@@ -262,7 +266,7 @@ def _pieces(
     told = np.any(signs != 0, axis=1)
     if not told.any():
         return (path,)
-    # What is too near to a change to tell belongs to the piece before it, or to the first.
+    # Points too close to a change to decide belong to the piece before, or to the first.
     last = np.maximum.accumulate(np.where(told, np.arange(len(path)), -1))
     signs = signs[np.where(last < 0, np.argmax(told), last)]
     cuts = 1 + np.flatnonzero(np.any(np.diff(signs, axis=0) != 0, axis=1))
@@ -276,7 +280,7 @@ def _pieces(
 def distance_to_path(
     points: Float[np.ndarray, "n d"], path: Float[np.ndarray, "k d"]
 ) -> Float[np.ndarray, " n"]:
-    """Distance of points from a polygonal path."""
+    """The distance of each point from a polygonal path."""
     if len(path) == 1:
         return np.linalg.norm(points - path[0], axis=1)
     starts, pieces = path[:-1], np.diff(path, axis=0)
@@ -289,7 +293,7 @@ def distance_to_path(
 def distance_to(
     point: CriticalPoint, positions: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, " n"]:
-    """Distance of positions from a critical point, or from its line."""
+    """The distance of each position from a critical point, or from its line."""
     return distance_to_path(positions, point.position[None] if point.path is None else point.path)
 
 
@@ -300,9 +304,10 @@ def _walked(
     dimension: int,
     width: float,
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of the roots from which a walk on a manifold leads to one of its points.
+    """Mask of the roots from which a walk on a manifold of roots leads to a goal.
 
-    Each step goes towards the goal within the flattest directions, and then back to a root.
+    Each step goes towards the goal, within the flattest directions, and is followed by Newton's
+    method back to a root.
     """
     here, step = np.array(points, float), _WALK * width
     sizes = np.sort(np.abs(spectrum(derivatives_at(flow, here).hessian)[0]), axis=1)
@@ -336,7 +341,7 @@ def _walked(
 def _cut(
     inside: np.ndarray, outside: np.ndarray, normals: np.ndarray, offsets: np.ndarray
 ) -> Float[np.ndarray, " d"]:
-    """The point at which the segment from a point inside to one outside leaves the region."""
+    """The point at which a segment, from a point inside to a point outside, leaves the region."""
     direction = outside - inside
     rises, room = normals @ direction, offsets - normals @ inside
     leaves = rises > 1e-9 * np.linalg.norm(direction)

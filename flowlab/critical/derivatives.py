@@ -1,11 +1,11 @@
 """Gradient, Hessian and metric of a flow at many states, and Newton's step, in float64.
 
 Derivatives are exact, by automatic differentiation (Hessians forward over reverse), and evaluated
-for many states by one program. `root_step` is Newton's step −H⁻¹∇L in the eigenbasis of H. In a
-direction whose curvature is below rounding of the largest one, it is left out if the slope is
-within rounding too, and is long if it is not. `curvatures` sets an eigenvalue to 0 where it is
-below 1e-12 of the largest curvature in the surroundings, or where it changes by half within the
-distance by which the root may be off.
+for many states by one program. `root_step` is Newton's step −H⁻¹∇L in the eigenbasis of the Hessian
+H. Consider a direction whose curvature is below rounding of the largest curvature: if its slope is
+also within rounding, the direction is left out; if not, the step is long. `curvatures` sets an
+eigenvalue to 0 if it is below 1e-12 of the largest curvature nearby, or if it changes by half
+within the uncertainty of the root.
 
 n: states; d: components.
 """
@@ -24,7 +24,7 @@ from flowlab.critical.tolerances import AROUND, NEWTON_STEPS
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
 from flowlab.policies import WallRule
-from flowlab.solve import Program, operations_at
+from flowlab.solve import Program, check_potential, operations_at
 
 __all__ = [
     "Enclosed",
@@ -46,13 +46,13 @@ __all__ = [
     "spectrum",
 ]
 
-_HIDDEN = 1e-13  # of the largest: an eigenvalue, or slope over a length, that rounding may make
-_ROUNDED = 1e-15  # of the largest: a slope over a length that rounding does make
-_NO_CURVATURE = 1e-12  # of the largest around a root: an eigenvalue below it is zero
-_WEAK = 1e-6  # of the same: below it an eigenvalue has to stay what it is nearby
-_ENDED = (1e-15, 1e3)  # of the region: steps that are rounding alone, and those that lead nowhere
-_LONGEST_STEP = 0.1  # of the region: what is longer may jump over a root
-_AT_ONCE = 512  # states: on a plane as quickly evaluated as one, and few enough for any memory
+_HIDDEN = 1e-13  # of the largest eigenvalue: eigenvalues and slopes that may be rounding
+_ROUNDED = 1e-15  # of the largest eigenvalue: slopes that are rounding
+_NO_CURVATURE = 1e-12  # of the largest eigenvalue around a root: smaller ones are zero
+_WEAK = 1e-6  # likewise: smaller ones must be constant nearby
+_ENDED = (1e-15, 1e3)  # of the region: steps that are rounding alone, and steps that diverge
+_LONGEST_STEP = 0.1  # of the region: a longer step may jump over a root
+_AT_ONCE = 512  # states: evaluated as fast as one on a plane, with little memory
 
 
 class Derivatives(NamedTuple):
@@ -61,8 +61,8 @@ class Derivatives(NamedTuple):
     Attributes:
         value: The potential, shape (n,).
         gradient: ∇L, shape (n, d).
-        hessian: shape (n, d, d).
-        metric: M as a matrix, shape (n, d, d).
+        hessian: The Hessian of L, shape (n, d, d).
+        metric: The metric M as a matrix, shape (n, d, d).
         inside: Whether the state lies in the domain, shape (n,).
     """
 
@@ -74,18 +74,18 @@ class Derivatives(NamedTuple):
 
     @property
     def steepness(self) -> Float[np.ndarray, " n"]:
-        """|∇L|, infinite where it is not a number."""
+        """The norm |∇L|, infinite if it is not a number."""
         return _length(self.gradient)
 
     @property
     def velocity(self) -> Float[np.ndarray, "n d"]:
-        """−M∇L, regardless of walls."""
+        """The free velocity −M∇L, which takes no account of walls."""
         with np.errstate(all="ignore"):
             return -np.einsum("nij,nj->ni", self.metric, self.gradient)
 
     @property
     def speed(self) -> Float[np.ndarray, " n"]:
-        """Euclidean length of the velocity."""
+        """The Euclidean length of the free velocity."""
         with np.errstate(all="ignore"):
             return np.linalg.norm(self.velocity, axis=1)
 
@@ -111,10 +111,10 @@ def derivatives_at(flow: AbstractFlow, states: npt.ArrayLike) -> Derivatives:
 
 
 def _lanes(count: int, size: int) -> int:
-    """The number of states that are evaluated at once, from a few values to limit compilation.
+    """The number of states that one call evaluates: one of a few numbers, to limit compilations.
 
     In a plane the number is always the same, since superfluous evaluations cost less than a call.
-    With more components Hessians cost more, and batches are padded to 2, 8, 32, 128 or 512.
+    With more components Hessians cost more, and batches are padded to 2, 8, 32, 128 or 512 states.
     """
     cheap = 4 * _AT_ONCE // size**2
     wanted = min(max(count, cheap, 1), _AT_ONCE)
@@ -139,15 +139,15 @@ def root_step(
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, " n"]]:
     """Newton's step to a zero of the gradient, and its length without the part due to rounding.
 
-    A direction is left out only if both its curvature and its slope are within rounding; a slope
-    without curvature gives a long step, or one that is not finite. Directions whose slope may be
+    A direction is left out only if both its curvature and its slope are within rounding. A slope
+    without curvature gives a step that is long or not finite. Directions whose slope may be
     rounding alone do not count in the length, so that a length near zero means a root.
 
     Args:
-        gradient: Slopes.
-        hessian: Curvatures.
-        size: The magnitude of coordinates, which sets that of rounding errors.
-        floor: The least that counts as the largest curvature; None for none.
+        gradient: Gradients, shape (n, d).
+        hessian: Hessians, shape (n, d, d).
+        size: The magnitude of coordinates, which determines the size of rounding errors.
+        floor: A lower bound on the largest curvature in estimates of rounding; None for none.
     """
     values, vectors = spectrum(hessian)
     largest = np.max(np.abs(values), axis=1, keepdims=True, initial=0)
@@ -173,9 +173,9 @@ def curvatures(
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
     """Eigenvalues of the Hessian at a root, ascending, and its eigenvectors as columns.
 
-    An eigenvalue is set to 0 if it is below rounding, 1e-12 of the largest within a hundredth of
-    the region; or if it is not constant over the uncertainty of the root, four Newton steps in its
-    direction, rounding of the slope included.
+    An eigenvalue is set to 0 if it is below rounding: 1e-12 of the largest eigenvalue within a
+    hundredth of the region. It is also set to 0 if it is not constant over the uncertainty of the
+    root: four Newton steps in the eigenvalue's direction, rounding of the slope included.
 
     Args:
         flow: The flow.
@@ -213,10 +213,10 @@ def curvatures(
 def restricted(
     there: Derivatives, along: Float[np.ndarray, "d k"], width: float
 ) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k k"], Float[np.ndarray, " n"] | None]:
-    """Slopes and Hessians along a face, and the least that counts as the largest curvature.
+    """Slopes and Hessians along a face, and the argument `floor` of `root_step`.
 
-    The last is None without walls. On a wall, the slope that presses against it sets the scale of
-    the rounding along it.
+    On a wall, rounding of the slope that presses against the wall determines `floor`. It is None
+    without walls.
     """
     with np.errstate(all="ignore"):
         slope = there.gradient @ along
@@ -241,12 +241,12 @@ def newton(
 
     Args:
         flow: The flow.
-        positions: Where to begin.
+        positions: The initial positions.
         width: A typical distance.
         along: Directions, as columns, to which gradient and steps are restricted; None for all.
 
     Returns:
-        The positions at which it ended, the derivatives there, the next step, and its length
+        The final positions, the derivatives there, the next step, and the length of this step
             without the part due to rounding.
     """
     there = derivatives_at(flow, positions)
@@ -279,7 +279,7 @@ def _newton_step(
 def onto_walls(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], slack: float
 ) -> Float[np.ndarray, "n d"]:
-    """Positions, of which those beyond a wall by no more than `slack` are put onto it."""
+    """Positions, of which those at most `slack` beyond a wall are put onto the wall."""
     for normal, offset in zip(*flow.domain.walls(), strict=True):
         length = float(np.linalg.norm(normal))
         beyond = (positions @ normal - offset) / length
@@ -289,7 +289,7 @@ def onto_walls(
 
 
 def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.ndarray, "m d"]:
-    """The points without those that are closer than a distance to an earlier one."""
+    """The points without those that are closer than `apart` to an earlier point."""
     kept, left = [], points
     while len(left):
         kept.append(left[0])
@@ -298,7 +298,7 @@ def first_of_each(points: Float[np.ndarray, "n d"], apart: float) -> Float[np.nd
 
 
 def capped(step: Float[np.ndarray, "n d"], longest: float) -> Float[np.ndarray, "n d"]:
-    """Steps, shortened to a maximal length; 0 where they are not finite."""
+    """Steps, shortened to at most the length `longest`; 0 if they are not finite."""
     with np.errstate(all="ignore"):
         length = np.linalg.norm(step, axis=1, keepdims=True)
         step = np.where(length > longest, step * (longest / length), step)
@@ -306,7 +306,7 @@ def capped(step: Float[np.ndarray, "n d"], longest: float) -> Float[np.ndarray, 
 
 
 def diagonal(region: Float[np.ndarray, "d 2"]) -> float:
-    """The length of the diagonal of a region, which is the unit of the distances in it."""
+    """The length of the diagonal of a region, the unit of distances in it."""
     return float(np.linalg.norm(region[:, 1] - region[:, 0]))
 
 
@@ -321,7 +321,7 @@ def rates_of(
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d d"]]:
     """Eigenvalues of M·Hessian, ascending, and its eigenvectors as columns.
 
-    They are real, since the metric is symmetric and positive semidefinite.
+    The eigenvalues are real, since the metric is symmetric and positive semidefinite.
     """
     if not hessian.size:
         return np.zeros(0), np.zeros((0, 0))
@@ -334,7 +334,7 @@ def real_starts(starts: npt.ArrayLike) -> Float[np.ndarray, "..."]:
     """Starts in float64.
 
     Raises:
-        ValueError: If they are not real numbers.
+        ValueError: If `starts` does not hold real numbers.
     """
     return real("starts", starts).astype(np.float64)
 
@@ -343,8 +343,8 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
     """A region as an array of lower and upper ends.
 
     Raises:
-        ValueError: If it is not of shape (d, 2), or the states of the flow are not vectors of
-            length d.
+        ValueError: If `region` does not have shape (d, 2), or the states of the flow are not
+            vectors of length d.
     """
     try:
         ends = np.asarray(region, dtype=float)
@@ -356,21 +356,17 @@ def checked_region(region: npt.ArrayLike, flow: AbstractFlow) -> np.ndarray:
             "Argument `region` must give a lower and an upper end for every component, as "
             f"[(0, 1), (0, 1)] does, but is {region!r}."
         )
-    if not _takes_vectors(flow, len(ends)):
-        raise ValueError(
-            "Argument `flow` must have states that are vectors with as many components as `region` "
-            f"has ranges, but {flow!r} takes no vectors of length {len(ends)}."
-        )
+    _check_vectors(flow, len(ends))
     return ends
 
 
 def enclosed(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float) -> AbstractFlow:
-    """A flow whose lines stop at the sides of a region, widened by a fraction of its width."""
+    """A flow whose lines stop at the sides of a region that is widened by a fraction `margin`."""
     return Enclosed(flow=flow, domain=enclosure(flow, region, margin), wall="stop")
 
 
 def enclosure(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: float) -> Enclosure:
-    """The domain of a flow with walls at the sides of a region, widened by a part of its width."""
+    """The domain of a flow, with walls at the sides of a region widened by a fraction `margin`."""
     room = margin * (region[:, 1] - region[:, 0])
     lower, upper = region[:, 0] - room, region[:, 1] + room
     if flow.domain.absorbing:
@@ -379,7 +375,7 @@ def enclosure(flow: AbstractFlow, region: Float[np.ndarray, "d 2"], margin: floa
 
 
 class Enclosed(AbstractFlow):
-    """A flow restricted to part of its domain."""
+    """A flow restricted to a part of its domain."""
 
     flow: AbstractFlow
     domain: AbstractDomain
@@ -396,17 +392,24 @@ class Enclosed(AbstractFlow):
         return Enclosed(flow=flow, domain=self.domain, wall=self.wall)
 
 
-def _takes_vectors(flow: AbstractFlow, count: int) -> bool:
-    if flow.state_shape is not None:
-        return flow.state_shape == (count,)
-    if flow.reference_state is not None:
-        return np.shape(flow.reference_state) == (count,)
+def _check_vectors(flow: AbstractFlow, count: int) -> None:
+    shape = flow.state_shape
+    if shape is None and flow.reference_state is not None:
+        shape = np.shape(flow.reference_state)
+    one = jax.ShapeDtypeStruct((count,), np.float64)
     try:
-        with jax.enable_x64(True):
-            value = jax.eval_shape(flow.potential, jax.ShapeDtypeStruct((count,), np.float64))
-    except (TypeError, ValueError, IndexError):
-        return False
-    return getattr(value, "shape", None) == ()
+        if shape is None:
+            check_potential(flow, one)
+        fits = shape in (None, (count,))
+    except (TypeError, IndexError) as error:
+        fits, cause = False, error
+    else:
+        cause = None
+    if not fits:
+        raise ValueError(
+            "Argument `flow` must have states that are vectors with as many components as `region` "
+            f"has ranges, but {flow!r} takes no vectors of length {count}."
+        ) from cause
 
 
 def _length(vectors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:

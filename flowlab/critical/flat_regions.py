@@ -1,9 +1,9 @@
-"""Flat regions of a potential: neither gradient nor curvature, up to a rim.
+"""Flat regions of a potential, in which gradient and Hessian are exactly zero.
 
-A hinge is flat beyond its threshold: all of its gradient and Hessian are exactly 0. So they are
-where a gradient has underflowed, which is not a critical region. The two are told apart on the way
-out of the region: bisection finds the last point without gradient; at the rim of a flat region the
-gradient jumps to a number of the usual size, while an underflowed one rises from 1e-300.
+A hinge loss is flat beyond its threshold. Gradient and Hessian are also zero where they have
+underflowed, but this is not a critical region. The rim of the region distinguishes the two cases.
+Bisection on a segment out of the region locates the last point without gradient: at the rim of a
+flat region the gradient jumps to a typical size, while an underflowed gradient rises from 1e-300.
 
 n: positions; d: components.
 """
@@ -17,7 +17,7 @@ from flowlab.flow import AbstractFlow
 
 __all__ = ["beside_flat", "flat_around", "is_flat", "rims"]
 
-_HALVINGS = 60  # of the way to a rim: to rounding
+_HALVINGS = 60  # bisections that locate a rim to rounding
 
 
 def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:
@@ -29,7 +29,7 @@ def is_flat(there: Derivatives) -> Bool[np.ndarray, " n"]:
 def flat_around(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], radius: float
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of positions that are flat, as are their neighbours along every axis."""
+    """Mask of positions that are flat together with their neighbours along every axis."""
     flat = is_flat(derivatives_at(flow, positions))
     around = _neighbours(positions[flat], radius)
     beside = is_flat(derivatives_at(flow, around.reshape(-1, positions.shape[1])))
@@ -40,7 +40,7 @@ def flat_around(
 def beside_flat(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], radius: float
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of positions inside a flat region or on its rim: a neighbour along an axis is flat."""
+    """Mask of positions in a flat region or on its rim: a neighbour along an axis is flat."""
     around = _neighbours(positions, radius)
     flat = flat_around(flow, around.reshape(-1, positions.shape[1]), radius / 2)
     return np.any(flat.reshape(around.shape[:2]), axis=1)
@@ -58,20 +58,20 @@ def rims(
     outside: Float[np.ndarray, "n d"],
     scale: float,
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"], Bool[np.ndarray, " n"]]:
-    """The rims of flat regions, on straight segments from flat positions to others.
+    """The rims of flat regions, on straight segments from flat positions to positions outside.
 
-    An underflowed gradient is zero too, but next to it are ever smaller values; at the rim of a
-    flat region the gradient jumps.
+    At the rim of a flat region the gradient jumps. Where a gradient underflows it does not: it
+    decreases through ever smaller values to zero.
 
     Args:
         flow: The flow.
         inside: Flat positions.
-        outside: For each, a position that is not flat.
+        outside: For each flat position, a position that is not flat.
         scale: A typical |∇L|.
 
     Returns:
-        On each segment, the last position without a gradient, the first with one, and whether the
-            gradient jumps there.
+        On each segment, the last position without gradient, the first position with a gradient,
+            and whether the gradient jumps between them.
     """
     for _ in range(_HALVINGS):
         middle = (inside + outside) / 2

@@ -1,9 +1,8 @@
-"""Values of a parameter at which critical points meet, and what is found at that value alone.
+"""Values of a parameter at which critical points meet: pitchforks, folds and crossings.
 
-If such a value (of a pitchfork, a fold or a crossing) is among those that are looked at, the search
-finds one degenerate point there, or a line, which no step can lead to or from, since the Hessian is
-singular. Branches are therefore followed past such a value, from the one before to the one after,
-and are given the point that they pass through.
+If the search runs at exactly such a value, it finds a degenerate point or a line. No step can lead
+to or from it, since the Hessian is singular. Branches are therefore followed past such a value,
+from the value before to the value after, and the point that they pass through is added to them.
 """
 
 from collections.abc import Sequence
@@ -21,10 +20,10 @@ PointsAt = Sequence[Sequence[CriticalPoint]]
 
 
 def is_momentary(points_at: PointsAt, at: int, width: float) -> bool:
-    """True if a degenerate point or line is found at a value, but not at the values beside it.
+    """True if there is a degenerate point or line at a value, but not at neighbouring values.
 
     Args:
-        points_at: The critical points at each value.
+        points_at: The critical points at each value of the parameter.
         at: The index of the value.
         width: A typical distance in the region.
     """
@@ -41,12 +40,12 @@ def is_momentary(points_at: PointsAt, at: int, width: float) -> bool:
 
 
 def fill(walk: Walk, values: Float[np.ndarray, " m"], points_at: PointsAt) -> None:
-    """Add to the branches of a walk the points found at the values that it has skipped.
+    """Add to the branches of a walk the critical points at values that the walk has skipped.
 
     Args:
-        walk: A walk over some of the values, at its end.
-        values: All values, ascending.
-        points_at: The critical points at each of them.
+        walk: A complete walk over some of the values.
+        values: All values of the parameter, ascending.
+        points_at: The critical points at each value.
     """
     followed = set(walk.values.tolist())
     for at, value in enumerate(map(float, values)):
@@ -55,7 +54,7 @@ def fill(walk: Walk, values: Float[np.ndarray, " m"], points_at: PointsAt) -> No
 
 
 class _Passed:
-    """A value that a walk has skipped, with the points found there."""
+    """A value of the parameter that a walk has skipped, with the critical points at this value."""
 
     def __init__(
         self,
@@ -72,7 +71,7 @@ class _Passed:
         self.ends = (below[-1] if len(below) else np.inf, above[0] if len(above) else -np.inf)
 
     def fill(self) -> None:
-        """Link the branches that pass, begin or end here; begin new ones for the other points."""
+        """Link branches that pass, begin or end at the value; begin branches for other points."""
         taken = [self._linked(number) for number in range(len(self.walk.branches))]
         taken = [point for point in taken if point is not None]
         for point in self.points_at:
@@ -81,7 +80,7 @@ class _Passed:
                 self._alone(point)
 
     def _linked(self, number: int) -> CriticalPoint | None:
-        """The branch with its critical point at the value added; None where it ends before."""
+        """Add to a branch its critical point at the value, and return it; None if there is none."""
         branch = self.walk.branches[number]
         position = int(np.searchsorted(branch.values, self.value))
         if position == 0 and branch.values[0] != self.ends[1]:
@@ -100,20 +99,20 @@ class _Passed:
         return point
 
     def _at(self, segment: BranchSegment) -> CriticalPoint | None:
-        """The critical point that a segment leads to."""
+        """The critical point at the value at which a segment arrives; None if there is none."""
         point = self.walk.follow.met(segment, self.value, self.points_at)
         inside = self.walk.follow.inside(segment.positions[-1])
         return segment.described(-1) if point is None and segment.reached and inside else point
 
     def _nearest_alike(self, last: CriticalPoint) -> CriticalPoint | None:
-        """The nearest critical point of the same kind as one that cannot be followed."""
+        """The nearest critical point at the value of the same kind as `last`; None if none."""
         alike = [point for point in self.points_at if sort_of(point) == sort_of(last)]
         return min(alike, key=lambda point: _gap(point, last), default=None)
 
     def _note_end(
         self, number: int, segment: BranchSegment | None, last: CriticalPoint, start: float
     ) -> None:
-        """Note the events of a branch on its way to the first or last of all values."""
+        """Record the events of a branch between its last point and this first or last value."""
         rises = self.value > start
         if segment is None:
             if self._nearest_alike(last) is None:
@@ -124,7 +123,7 @@ class _Passed:
             self.walk.note_stop(number, segment, rises)
 
     def _alone(self, point: CriticalPoint) -> None:
-        """Begin a branch of a single value, and note how its point appears and vanishes."""
+        """Begin a branch of a single value, and record how its point appears and vanishes."""
         number = len(self.walk.branches)
         self.walk.branches.append(OpenBranch([self.value], [point], closed=True))
         for goal in self.beside:
@@ -136,7 +135,7 @@ class _Passed:
                 self.walk.note_stop(number, segment, rises)
 
     def _is_same(self, point: CriticalPoint, other: CriticalPoint) -> bool:
-        """True for two points of one kind at which branches meet, apart only by rounding."""
+        """True if two degenerate points of one kind are equal up to rounding."""
         both = is_linked(point) and sort_of(point) == sort_of(other) and not point.dimension
         return both and self.walk.follow.is_meeting(point, other.position)
 

@@ -1,9 +1,9 @@
-"""A census of the slow regions of a plane: how large they are, and how long they hold a line.
+"""Plateaus, the slow regions of a plane: their sizes, and the time that flow lines spend on them.
 
-The speed is evaluated at the centres of a grid of cells. Cells slower than a threshold, and not yet
-past the target, form plateaus, one for each component of cells that share a side. A flow line from
-every cell of a plateau, and from the ring of cells around it, then gives the residence (flow time
-below the threshold) and the arrival at the target, of both of which the median is told.
+The speed is evaluated at the centres of a grid of cells. Cells with a speed below a threshold, and
+before the target, form plateaus: connected components of cells that share a side. Flow lines start
+at every cell of a plateau and of the ring of cells around it. The results are medians of the
+residence (flow time below the threshold) and of the arrival time at the target.
 
 a, b: cells along the two components; n: cells in a list.
 """
@@ -36,26 +36,27 @@ __all__ = ["Plateau", "Plateaus", "plateaus"]
 
 @dataclass(frozen=True, eq=False)
 class Plateau:
-    """A connected region of states before the target in which a flow is slow.
+    """A plateau: a connected region of states before the target in which a flow is slow.
 
     Attributes:
-        label: Its number in `Plateaus.labels`.
+        label: The number of the plateau in `Plateaus.labels`.
         cells: Number of cells.
-        area: In the state's coordinates; only of the part inside the region that was searched.
-        centre: Mean of the cells, shape (2,).
-        at_side: Whether it reaches a side of the region, and may go on beyond it.
+        area: Area within the region that was searched, in the state's coordinates.
+        centre: Mean of the cells' centres, shape (2,).
+        at_side: Whether the plateau reaches a side of the region, and may extend beyond it.
         smallest_speed: The smallest speed of a cell.
-        smallest_at: Where that is, shape (2,).
-        residence: Median of the flow times that lines from its cells spend below the speed; a lower
-            bound if most of them end at a limit.
-        arrival: Median flow time from its cells to the target; infinite if at least half of the
-            lines do not reach it.
-        arrival_around: The same for the ring of cells around it; NaN if there are none.
-        outcomes: Number of its lines with each outcome, by the names of `until.Outcome`.
-            `at_critical_point` requires that the gradient vanishes at the end; other lines that
-            came to rest, or nearly, are `unresolved`.
-        holds_rest: Whether lines from its cells end at a critical point inside it. It is then the
-            neighbourhood of that point, which is slow in every flow.
+        smallest_at: The centre of the cell with the smallest speed, shape (2,).
+        residence: Median flow time that lines from the plateau's cells spend below the threshold; a
+            lower bound if most of these lines end at a limit.
+        arrival: Median flow time from the plateau's cells to the target; infinite if at least half
+            of the lines do not reach it.
+        arrival_around: Median flow time from the ring of cells around the plateau to the target;
+            NaN if there are no such cells.
+        outcomes: Number of lines from the plateau with each outcome, by the names of
+            `until.Outcome`. Lines that came to rest, or nearly, but not at a critical point, count
+            as `unresolved`.
+        holds_rest: Whether lines from the plateau end at a critical point inside it. The plateau is
+            then a neighbourhood of this point, which is slow in every flow.
     """
 
     label: int
@@ -73,23 +74,23 @@ class Plateau:
 
     @property
     def later(self) -> float:
-        """The arrival from its cells less that from the cells around it; NaN if neither arrive."""
+        """`arrival` less `arrival_around`; NaN if both are infinite."""
         with np.errstate(invalid="ignore"):
             return float(np.subtract(self.arrival, self.arrival_around))
 
     @property
     def later_ratio(self) -> float:
-        """The arrival from its cells over that from the cells around it; NaN if neither arrive."""
+        """`arrival` divided by `arrival_around`; NaN if both are infinite."""
         with np.errstate(invalid="ignore", divide="ignore"):
             return float(np.divide(self.arrival, self.arrival_around))
 
     @property
     def reached(self) -> float:
-        """Fraction of its lines that reach the target."""
+        """The fraction of the lines from the plateau that reach the target."""
         return self.outcomes.get("reached", 0) / self.cells
 
     def __str__(self) -> str:
-        """The slow region, on one line."""
+        """A description of the plateau on one line."""
         what = "slow region around a critical point" if self.holds_rest else "plateau"
         beyond = ", to the side of the region" if self.at_side else ""
         around = f"{self.arrival:.4g} against {self.arrival_around:.4g} around it"
@@ -102,17 +103,18 @@ class Plateau:
 
 @dataclass(frozen=True, eq=False)
 class Plateaus:
-    """The slow regions of a plane, perhaps none, and the speeds from which they were found.
+    """The plateaus of a plane, and the grid of speeds from which they were found.
 
     Attributes:
-        plateaus: The slow regions, the largest first.
+        plateaus: The plateaus, the largest first; empty if there are none.
         region: Lower and upper ends, shape (2, 2).
         below: The speed below which a cell is slow.
         axes: Centres of the cells along each component, shapes (a,) and (b,).
-        speed: Speed at the centres, NaN outside of the domain, shape (a, b).
-        past: Whether a cell is past the target from the start, and so in no plateau, shape (a, b).
-        labels: Number of the plateau that a cell is in, 0 for none, shape (a, b).
-        components: Names of the components of a state, if they have names.
+        speed: Speed at the centres, NaN outside the domain, shape (a, b).
+        past: Mask of the cells whose centre is past the target; these belong to no plateau, shape
+            (a, b).
+        labels: The label of each cell's plateau, 0 for none, shape (a, b).
+        components: Names of the components of a state; None if they have none.
     """
 
     plateaus: tuple[Plateau, ...]
@@ -137,7 +139,7 @@ class Plateaus:
 
     @property
     def fraction(self) -> float:
-        """Fraction of the cells of the domain that lie in a plateau."""
+        """The fraction of the cells in the domain that belong to a plateau."""
         return float(np.sum(self.labels > 0) / max(1, np.sum(np.isfinite(self.speed))))
 
     @property
@@ -147,7 +149,7 @@ class Plateaus:
         return float(np.nanmin(ahead)) if np.isfinite(ahead).any() else float("nan")
 
     def __str__(self) -> str:
-        """One line for each plateau, or a sentence that there is none."""
+        """A text with one line for each plateau, or a sentence that there is none."""
         none = f"no plateau: the speed is at least {self.smallest_speed:.4g}, not {self.below:g}"
         return "\n".join(map(str, self.plateaus)) or none
 
@@ -162,17 +164,17 @@ def plateaus(
     cells: int | tuple[int, int] = 128,
     **options: Any,
 ) -> Plateaus:
-    """The connected regions of a plane in which a flow is slower than a given speed.
+    """Find the plateaus of a plane: connected regions in which the speed is below a threshold.
 
-    Cells that are past the target belong to no plateau. A line on a plateau has not arrived,
-    however slow it is; as it may never arrive, give `until` a time limit.
+    Cells that are past the target belong to no plateau. Lines from a plateau may never reach the
+    target, so `until` should have a time limit.
 
     Args:
         flow: A flow whose states are vectors of two components.
         region: Lower and upper end of both components, shape (2, 2).
-        below: The speed, positive, in the state's coordinates per unit of flow time.
+        below: The threshold, positive, in the state's coordinates per unit of flow time.
         until: The target, with a time limit.
-        cells: Cells along each component, at whose centres the lines start.
+        cells: Number of cells along each component; lines start at their centres.
         options: Further options of `sweep`, such as `rtol` or `progress`.
 
     Raises:
@@ -180,7 +182,7 @@ def plateaus(
             invalid, `below` is not positive and finite, or `cells` is below 2.
 
     Accuracy: areas are accurate to the cells on the edge of a plateau, and regions narrower than a
-        cell are not seen; see `measures.dwell` for the residence.
+        cell are missed; see `measures.dwell` for the residence.
     """
     ends = checked_region(region, flow)
     shape = _checked_cells(cells, ends)
@@ -207,13 +209,13 @@ def plateaus(
 
 @dataclass(frozen=True)
 class _OnGrid:
-    """Results of the lines from the cells, on the grid; shapes (a, b).
+    """The results of the lines from the cells, arranged on the grid; shapes (a, b).
 
     Attributes:
-        dwell: Time below the speed.
-        arrival: Time to the target, infinite where it was not reached.
-        word: How the line ended.
-        ends: Cell of the end of a line, shape (2, a, b).
+        dwell: Flow time below the threshold.
+        arrival: Flow time to the target, infinite if it was not reached.
+        word: The name of the outcome.
+        ends: The cell in which a line ends, shape (2, a, b).
     """
 
     dwell: Float[np.ndarray, "a b"]
@@ -249,7 +251,7 @@ class _OnGrid:
 
 
 def _outcome_names(flow: AbstractFlow, runs: Runs, region: Float[np.ndarray, "2 2"]) -> np.ndarray:
-    """The names of the outcomes; at rest without a vanishing gradient is `unresolved`."""
+    """The names of the outcomes; `unresolved` for lines at rest where the gradient is not zero."""
     words = np.array([Outcome(code).name for code in runs.outcome], dtype=object)
     resting = np.flatnonzero(runs.outcome == Outcome.at_critical_point)
     if len(resting):
@@ -296,7 +298,7 @@ def _plateau(
 
 
 def _median(values: np.ndarray) -> float:
-    """The median, with infinite values the largest; NaN of an empty array."""
+    """The median of numbers that may be infinite; NaN for an empty array."""
     ordered = np.sort(values)
     if not len(ordered):
         return float("nan")
@@ -305,7 +307,7 @@ def _median(values: np.ndarray) -> float:
 
 
 def _ring(mask: Bool[np.ndarray, "a b"], free: Bool[np.ndarray, "a b"]) -> Bool[np.ndarray, "a b"]:
-    """The cells around a region, corners included, that are in no other region."""
+    """The cells around a plateau, corners included, that belong to no other plateau."""
     around = ndimage.binary_dilation(mask, np.ones((3, 3), bool))
     return around & ~mask & free
 
@@ -332,7 +334,7 @@ def _centres(ends: Float[np.ndarray, " 2"], count: int) -> Float[np.ndarray, " a
 def _seen(
     flow: AbstractFlow, target: AbstractTarget, states: Float[np.ndarray, "n 2"]
 ) -> tuple[Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """Speeds, NaN outside of the domain, and which states are past the target."""
+    """The speed at states, NaN outside the domain, and a mask of the states past the target."""
     with jax.enable_x64(True):
         found = _looked_at(flow, target, states, operations=operations_at(flow, states))
         speed, past = map(np.asarray, found)

@@ -1,28 +1,30 @@
-"""Critical points of a flow in a region: the search for all of them.
+"""The search for all critical points of a flow in a region.
 
-A critical point is a zero of ∇L; the metric does not move it. The search has four stages.
+A critical point is a zero of ∇L; it does not depend on the metric. The search has four stages.
 
-1. Candidates. From a Sobol set of starts over the region and on its sides, Levenberg and
-   Marquardt's method minimises |∇L|². From the same starts, 64 steps of at most 0.02 of the region
-   go downhill on L (Newton's, with the absolute values of the curvatures), since around a narrow
-   well |∇L|² leads away from it.
-2. Roots. Newton's method on ∇L from every candidate. A root is accepted if the last step is below
-   1e-7 of the region's diagonal. On a tail, along which ∇L tends to zero without a root, Newton's
-   step does not shrink (for e^−y it is always 1), so that tails are not taken for roots.
+1. Candidates. From a Sobol set of starts in the region and on its sides, the Levenberg–Marquardt
+   method minimises |∇L|². From the same starts, 64 downhill steps on L are taken, each at most 0.02
+   of the region (Newton's, with the absolute values of the curvatures). These find narrow wells,
+   from whose surroundings |∇L|² decreases outwards.
+2. Roots. Newton's method on ∇L starts at every candidate. A root is accepted if the last step is
+   below 1e-7 of the region's diagonal. On a tail, ∇L only tends to zero at infinity. Newton's step
+   then does not become small (for e^−y it is always 1), so that tails are not mistaken for roots.
    Directions in which rounding hides both slope and curvature are left out of the step.
-3. Merging. Roots within 1e-5 of each other are one. A root with directions of no curvature is
-   followed along them (`critical_sets`): it may belong to a line or a manifold.
-4. Classification by the eigenvalues of the Hessian, with 0 for those that rounding, or the
-   uncertainty of the root, leaves open; rates are the eigenvalues of M·Hessian.
+3. Merging. Roots within 1e-5 of each other are identified. A root with directions of zero curvature
+   may belong to a line or a manifold of roots, and is continued along these directions
+   (`critical_sets`).
+4. Classification by the signs of the eigenvalues of the Hessian. An eigenvalue counts as 0 if
+   rounding or the uncertainty of the root hides its sign. Rates are the eigenvalues of M·Hessian, M
+   the metric.
 
-Points on walls, and on edges that absorb, are searched for in the same way along each face
-(`boundary`). No search from finitely many starts is exhaustive: Accuracy of `critical_points` says
-what can be missed.
+Points on walls and on absorbing edges are searched for in the same way along each face
+(`boundary`). No search from finitely many starts is exhaustive: the docstring of `critical_points`
+says, under Accuracy, which points can be missed.
 
 n: points; d: components.
 
-Source: Nocedal and Wright, Numerical Optimization (2006), sections 10.3 (Levenberg and Marquardt)
-and 3.4 (Newton's method with modified curvatures).
+Source: Nocedal and Wright, Numerical Optimization (2006), sections 10.3 (Levenberg–Marquardt) and
+3.4 (Newton's method with modified curvatures).
 """
 
 from functools import partial
@@ -66,55 +68,58 @@ from flowlab.solve import compiled, one_call, operations_at
 __all__ = ["critical_points", "described", "distinct", "refined"]
 
 _SEED = 2404_04626
-_SEARCH_STEPS = 64  # of Levenberg and Marquardt's method, from each start
-_MILD = 1e-2  # of the typical gradient: its unit in the search, where the damping is 1 at first
-_STEEPEST = 1e-8  # of the largest gradient: the least that counts as the typical one
+_SEARCH_STEPS = 64  # of the Levenberg–Marquardt method, from each start
+_MILD = 1e-2  # of the typical gradient: the unit of gradients, as the damping begins at 1
+_STEEPEST = 1e-8  # of the largest gradient: a lower bound on the typical one
 _DESCENT_STEPS = 64  # downhill, from each start
-_DESCENT_STEP = 0.02  # of the region: the longest of them
-_LONGER = 4.0  # times Newton's step: where the potential curves down along the gradient
-_ALIKE = 1e-12  # of the typical change of the potential: values so close are one
-_NEAR = 5e-2  # of the region: what is so close to a point is not away from it
-_BLURRED = 5e-2  # of the region: the farthest that rounding may take one degenerate root apart
+_DESCENT_STEP = 0.02  # of the region: the longest step downhill
+_LONGER = 4.0  # times Newton's step: if the curvature along the gradient is negative
+_ALIKE = 1e-12  # of the typical change of the potential: values so close are equal
+_NEAR = 5e-2  # of the region: states so close to a critical point are not away from it
+_BLURRED = 5e-2  # of the region: the largest distance of roots that are one degenerate root
 
 
 @one_call()
 def critical_points(
     flow: AbstractFlow, region: npt.ArrayLike, *, starts: int = 256
 ) -> CriticalPoints:
-    """The critical points of a flow in a region, by a search from many starts.
+    """Find the critical points of a flow in a region, by a search from many starts.
 
     A point is critical if Newton's method on the gradient converges to it: the last step must be
-    small compared with the width of the region, and with each component if states must be positive.
-    A tail, along which the gradient tends to zero, contains no critical point, since Newton's step
-    does not shrink there. If the curvature across a tail is so large that rounding hides its slope,
-    it is told from a line by a slope of one sign that falls monotonically. Roots that are connected
-    along directions without curvature form a line, or a manifold; a line along which the kind
-    changes counts once for each kind.
+    small compared with the width of the region and, if states must be positive, with each
+    component. A tail, on which the gradient only tends to zero at infinity, has no critical point,
+    since Newton's step does not become small. If the curvature across a tail is so large that
+    rounding hides the slope along it, the tail is still distinguished from a line of critical
+    points: its slope has one sign and decreases monotonically. Roots that are connected along
+    directions without curvature form a line or a manifold. A line along which the kind changes
+    counts once for each kind.
 
-    On walls of the domain the critical points are those of Karush, Kuhn and Tucker: the gradient
-    along the wall is zero, and the flow presses outward. An absorbing edge (an axis of a quadrant)
-    is critical as a whole if the flow leads onto it and the gradient along it tends to zero;
-    otherwise its critical points are those at which the gradient along the edge is zero and the
-    flow leads onto it. An edge at which the slope across underflows at every distance has none.
+    On walls of the domain the critical points are Karush–Kuhn–Tucker points: the gradient along the
+    wall is zero, and the flow presses outward. An absorbing edge (an axis of a quadrant) is
+    critical as a whole if the flow leads onto it and the gradient along it tends to zero. Otherwise
+    its critical points are the points at which the gradient along the edge is zero and the flow
+    leads onto it. An edge has no critical points if the slope across it underflows at every
+    distance.
 
     Args:
         flow: A flow whose states are vectors.
         region: Lower and upper end of every component, shape (d, 2), finite.
-        starts: Starts of the search, in a Sobol set over the region and on its sides.
+        starts: Number of starts of the search, a Sobol set in the region and on its sides.
 
     Raises:
         ValueError: If the states of the flow are not vectors of the region's length, a range is not
             (lower, upper), or the domain of the flow has no point in the region.
 
-    Accuracy: isolated points with curvature are accurate to rounding times the condition number of
-        the Hessian. Degenerate ones are accurate to the distance at which rounding hides the slope:
-        2e-6 for y0⁴ + 100 y1² on a square of side 2, and more for flatter ones. Curvature is
-        resolved down to 1e-12 of the largest nearby. Points within 1e-7 of the width of the region
-        from a side are put onto it. Points can be missed if their basin of Newton's method is
-        smaller than 1/`starts` of the region, or if they are in a well narrower than 1/50 of it.
+    Accuracy: isolated non-degenerate points are accurate to rounding times the condition number of
+        the Hessian. Degenerate points are accurate to the distance at which rounding hides the
+        slope: 2e-6 for y0⁴ + 100 y1² on a square of side 2, and more for flatter potentials.
+        Curvature is resolved down to 1e-12 of the largest curvature nearby. Points within 1e-7 of
+        the region's width from a side are put onto the side. Points can be missed if their basin of
+        attraction under Newton's method is smaller than 1/`starts` of the region, or if they lie in
+        a well narrower than 1/50 of the region.
 
-    Source: Levenberg and Marquardt's method on the gradient, by optimistix, and steps downhill;
-        then Newton's method.
+    Source: the Levenberg–Marquardt method on the gradient, by optimistix, and downhill steps; then
+        Newton's method.
     """
     ends = checked_region(region, flow)
     guesses, here = _fit_guesses(flow, ends, starts)
@@ -143,7 +148,7 @@ def critical_points(
 
 
 def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, ...]:
-    """Points ordered by their potential, and by position where that is equal up to rounding."""
+    """Points ordered by potential, and by position if potentials are equal up to rounding."""
     level = _ALIKE * scale or 1.0
     return tuple(sorted(points, key=lambda p: (np.round(p.value / level), *p.position)))
 
@@ -151,11 +156,11 @@ def _ordered(points: list[CriticalPoint], scale: float) -> tuple[CriticalPoint, 
 def refined(
     flow: AbstractFlow, positions: Float[np.ndarray, "n d"], scale: float, width: float
 ) -> tuple[Float[np.ndarray, "n d"], Derivatives, Bool[np.ndarray, " n"]]:
-    """Positions after Newton's method, the derivatives there, and a mask of those that are roots.
+    """Positions after Newton's method, the derivatives there, and a mask of the roots among them.
 
     Args:
         flow: The flow.
-        positions: Where to begin.
+        positions: The initial positions.
         scale: A typical |∇L|.
         width: A typical distance.
     """
@@ -176,16 +181,16 @@ def _fit_guesses(
     fit = here.inside & np.isfinite(here.steepness)
     if not fit.any():
         raise ValueError(
-            "Argument `region` must hold states at which the flow is defined, but it is at "
+            "Argument `region` must hold states at which the flow is defined, but it is defined at "
             f"none of {len(guesses)} starts in {ends.tolist()}."
         )
     return guesses[fit], here.at(fit)
 
 
 def _guesses(flow: AbstractFlow, ends: np.ndarray, count: int) -> Float[np.ndarray, "n d"]:
-    """Starts of the search all over the region, and on each of its sides."""
+    """The starts of the search: Sobol sets in the region and on each of its sides."""
     low, high = ends.T
-    if flow.domain.absorbing and np.all(high > 0):  # an edge of the domain is no state
+    if flow.domain.absorbing and np.all(high > 0):  # a state on an edge is not in the domain
         low = np.maximum(low, 1e-9 * high)
     inner = starts_module.sobol(count, low, high, seed=_SEED)
     few = inner[: max(1, count // (4 * len(ends)))]
@@ -204,13 +209,13 @@ def _searched(
     steepness: Float[np.ndarray, " n"],
     width: float,
 ) -> Float[np.ndarray, "n d"]:
-    """The ends of Levenberg and Marquardt's method on the gradient, from each guess.
+    """The final positions of the Levenberg–Marquardt method on the gradient, from each guess.
 
-    The unknowns are scaled by the region and its gradients, since the method's initial damping is
-    absolute.
+    Unknowns and gradients are scaled by the region and by typical gradients, since the initial
+    damping of the method is absolute.
     """
     slope = _MILD * max(float(np.median(steepness)), _STEEPEST * float(np.max(steepness))) or 1.0
-    unit = 1.0 if flow.domain.absorbing else width  # logarithms have one
+    unit = 1.0 if flow.domain.absorbing else width  # logarithms have the unit 1
     with jax.enable_x64(True):
         units = np.float64(slope), np.float64(unit)
         operations = operations_at(flow, guesses)
@@ -246,11 +251,12 @@ def _least_squares(
 def _descended(
     flow: AbstractFlow, guesses: Float[np.ndarray, "n d"], width: float
 ) -> Float[np.ndarray, "n d"]:
-    """The ends of a number of steps downhill from each guess.
+    """The final positions of a number of downhill steps from each guess.
 
-    This finds minima in narrow wells, away from which a search for small gradients leads: beyond
-    the inflection of a well the gradient falls outwards. Steps are Newton's with absolute
-    curvatures, and four times as long where the potential curves down along the gradient.
+    They find minima in narrow wells, which a search for small gradients misses: beyond the
+    inflection of a well, the gradient decreases outwards. The steps are Newton's with the absolute
+    values of the curvatures, and four times as long if the curvature along the gradient is
+    negative.
     """
     positions = guesses
     for _ in range(_DESCENT_STEPS):
@@ -297,7 +303,7 @@ def distinct(
 def _members(
     flow: AbstractFlow, whole: CriticalSet, ends: np.ndarray, width: float
 ) -> list[CriticalPoint]:
-    """A critical set as critical points: one for each kind that occurs along a line."""
+    """The critical points that represent a critical set: one for each kind along a line."""
     if len(whole.pieces) < 2:
         return [described(flow, whole.position, width, whole.dimension, whole.path)]
     points: list[CriticalPoint] = []
@@ -309,7 +315,7 @@ def _members(
 
 
 def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> bool:
-    """True for a degenerate point that lies on a line which was found."""
+    """True for a degenerate point that lies on one of the lines in `paths`."""
     if point.dimension or point.kind != "degenerate":
         return False
     return any(distance_to_path(point.position[None], path)[0] < ON_POINT * width for path in paths)
@@ -318,7 +324,7 @@ def _lies_on(point: CriticalPoint, paths: list[np.ndarray], width: float) -> boo
 def _blurred(
     flow: AbstractFlow, root: Float[np.ndarray, " d"], others: np.ndarray, width: float
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of the roots that are the same degenerate root: the midpoint is a root too."""
+    """Mask of the roots that equal a degenerate root: the midpoint of both is also a root."""
     close = np.linalg.norm(others - root, axis=1) < _BLURRED * width
     middle = derivatives_at(flow, (others + root) / 2)
     sure = root_step(middle.gradient, middle.hessian, width)[1]
@@ -332,11 +338,11 @@ def described(
     dimension: int = 0,
     path: Float[np.ndarray, "k d"] | None = None,
 ) -> CriticalPoint:
-    """A root as a critical point, with its kind, spectrum and rates."""
+    """The `CriticalPoint` at a root, with its kind, spectrum and rates."""
     here = derivatives_at(flow, position[None])
     values = curvatures(flow, position, width)[0]
     rates = rates_of(here.metric[0], here.hessian[0])[0]
-    rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # the metric only turns directions
+    rates[np.argsort(np.abs(rates))[: np.sum(values == 0)]] = 0  # as many as of the Hessian
     return CriticalPoint(
         position=position,
         kind=kind_of(values, dimension),
@@ -351,7 +357,7 @@ def described(
 
 
 def _among(held: CriticalPoint, found: list[CriticalPoint], width: float) -> bool:
-    """True for a point on a wall that is critical without the wall, and was found before."""
+    """True for a point on a wall that is critical even without the wall, and is among `found`."""
     return held.dimension == 0 and any(
         is_at(held, point, (ROOTS_APART if point.path is None else ON_POINT) * width)
         for point in found
@@ -364,7 +370,7 @@ def _plains(
     there: Derivatives,
     steep: Float[np.ndarray, "m d"],
 ) -> Bool[np.ndarray, " n"]:
-    """Mask of positions in a flat region that ends at a rim, towards the nearest steep guess."""
+    """Mask of positions in a flat region; its rim is located towards the nearest steep guess."""
     flat = is_flat(there)
     if not (flat.any() and len(steep)):
         return np.zeros(len(positions), bool)
@@ -382,7 +388,7 @@ def _smallest(
     flow: AbstractFlow,
     width: float,
 ) -> tuple[float, Float[np.ndarray, " d"]]:
-    """The smallest gradient that was met away from the critical points, and its position."""
+    """The smallest gradient norm away from the critical points, and its position."""
     states, steepness = guesses, here.steepness
     if len(ended):
         states = np.concatenate([states, ended])

@@ -1,9 +1,10 @@
-"""Derivatives of end and arrival time by the start, and Lyapunov exponents.
+"""Derivatives of ends and arrival times with respect to the start, and Lyapunov exponents.
 
-The flow map takes a start y₀ to the end Φ(y₀), at a target or at a fixed flow time T, and the start
-to its arrival time τ(y₀). DΦ and ∇τ come from forward-mode differentiation of the integration
-(`solve.tangents`), events included: at a level, dτ follows from the implicit function theorem. The
-exponent is (1/T) log σ_max(DΦ), the finite-time Lyapunov exponent.
+The flow map Φ maps a start y₀ to the end of its line, at a target or at a fixed flow time T; τ(y₀)
+is the time of arrival at the target. DΦ and ∇τ come from forward-mode differentiation of the
+integration (`solve.tangents`), events included: at a level, ∇τ follows from the implicit function
+theorem. The finite-time Lyapunov exponent is (1/T) log σ_max(DΦ), with σ_max the largest singular
+value.
 
 n: starts; d: components of a state; k: components of an end.
 
@@ -44,22 +45,22 @@ __all__ = ["Exponents", "Sensitivity", "lyapunov", "sensitivity"]
 
 _PROGRAMS = BlockPrograms(first_with_tangents, later_with_tangents, enough_blocks=512)
 _SOLVED = ("outcome", "time", "end", "by_start", "time_by_start")  # as in `Sensitivity`
-_WIDTH = 8  # numbers that a processor takes at once, at most
+_WIDTH = 8  # numbers per vector instruction of a processor, at most
 
 
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
-    """Derivatives of the ends of flow lines and of their times of arrival by the starts.
+    """Derivatives of ends and arrival times of flow lines with respect to their starts.
 
     Attributes:
-        starts: Shape (n, d).
-        of: The space that starts and ends are differentiated in.
-        outcome: What became of each start, a code of `until.Outcome`, shape (n,).
-        time: Flow time at which the target was reached, NaN where it was not, shape (n,).
-        end: Where each line ended, in the coordinates of the space, shape (n, k).
-        jacobian: ∂ end_i / ∂ start_j, shape (n, k, d); NaN where it is undefined.
-        time_gradient: ∂ time / ∂ start_j, shape (n, d); NaN where it is undefined, and 0 where the
-            target is a time.
+        starts: The starts, shape (n, d).
+        of: The space whose coordinates starts and ends are differentiated in.
+        outcome: The outcome of each start, a code of `until.Outcome`, shape (n,).
+        time: Flow time at which the target was reached, NaN if it was not, shape (n,).
+        end: The end of each line, in the coordinates of the space, shape (n, k).
+        jacobian: ∂ end_i / ∂ start_j, shape (n, k, d); NaN if it is undefined.
+        time_gradient: ∂ time / ∂ start_j, shape (n, d); NaN if it is undefined, and 0 if the target
+            is a time.
     """
 
     starts: Float[np.ndarray, "n d"]
@@ -79,33 +80,33 @@ class Sensitivity:
 
     @property
     def undefined(self) -> int:
-        """Number of starts without derivatives."""
+        """The number of starts without derivatives."""
         return int(np.sum(~self.defined))
 
     @property
     def growth(self) -> Float[np.ndarray, " n"]:
-        """σ_max of each Jacobian: the largest factor by which a small change of the start grows."""
+        """The largest singular value of each Jacobian: the largest growth of a small change."""
         growth = np.full(len(self.starts), np.nan, self.jacobian.dtype)
         whole = np.all(np.isfinite(self.jacobian), axis=(1, 2))
         growth[whole] = np.linalg.norm(self.jacobian[whole], ord=2, axis=(1, 2))
         return growth
 
     def __repr__(self) -> str:
-        """The number of starts, and of those whose derivatives are undefined."""
+        """A summary on one line: the number of starts, and of starts without derivatives."""
         size = len(self.starts)
         return f"Sensitivity({size} starts in {self.of!r}, undefined at {self.undefined})"
 
 
 @dataclass(frozen=True, eq=False)
 class Exponents:
-    """Largest finite-time Lyapunov exponents; NumPy treats this as an array of them.
+    """Largest finite-time Lyapunov exponents; NumPy functions use it as the array `values`.
 
     Attributes:
-        values: Per unit of flow time, shape (n,); NaN where undefined.
-        starts: Shape (n, d).
+        values: The exponents, per unit of flow time, shape (n,); NaN if undefined.
+        starts: The starts, shape (n, d).
         time: The flow time T.
         of: The space in which distances are measured.
-        outcome: What became of each start, a code of `until.Outcome`, shape (n,).
+        outcome: The outcome of each start, a code of `until.Outcome`, shape (n,).
     """
 
     values: Float[np.ndarray, " n"]
@@ -116,7 +117,7 @@ class Exponents:
 
     @property
     def undefined(self) -> int:
-        """Number of starts without an exponent: they ended before T, failed or underflowed."""
+        """The number of starts without an exponent: they ended before T, failed or underflowed."""
         return int(np.sum(np.isnan(self.values)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -124,7 +125,7 @@ class Exponents:
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:
-        """The number of starts, and of those whose exponent is undefined."""
+        """A summary on one line: the number of starts, and of starts without an exponent."""
         size = len(self.values)
         return f"Exponents({size} starts at time {self.time:g}, undefined at {self.undefined})"
 
@@ -144,54 +145,57 @@ def sensitivity(
     max_steps: int = 4096,
     optimise: bool | None = None,
 ) -> Sensitivity:
-    """Derivatives of the end of a flow line, and of its time of arrival, by its start.
+    """Derivatives of the end of a flow line, and of its arrival time, with respect to its start.
 
-    If the target is a level (of the loss, a margin, a speed) the end stays on that level when the
-    start changes, and the time changes: the event is differentiated by the implicit function
-    theorem. If the target is a time, the time is fixed. With `of="u"` for a preference flow, the
-    Jacobian is that of the log-ratios of chosen and rejected at the target by those at the start.
-    If a target has several levels, the last one counts.
+    If the target is a level (of the loss, a margin, a speed), the end stays on that level when the
+    start changes, and the arrival time changes: the event is differentiated by the implicit
+    function theorem. If the target is a time, the time is fixed. With `of="u"` for a preference
+    flow, the Jacobian maps changes of the initial log-ratios of chosen and rejected to changes of
+    their final log-ratios. If a target has several levels, the last one counts.
 
     Derivatives are undefined, NaN, if the target was not reached: because the line was absorbed by
-    the boundary, stopped at a wall, came to rest, or started past the target. Their number is
-    given. A start that is a critical point has the derivative exp(−T·D(M∇L)) at a fixed time T.
+    the boundary, stopped at a wall, came to rest, or started past the target.
+    `Sensitivity.undefined` counts such starts. A start that is a critical point has the derivative
+    exp(−T·D(M∇L)) at a fixed time T, with the metric M and the potential L.
 
-    For lines that slide along a wall, the derivatives are those among lines that do the same. They
-    are one-sided if a line just touches a wall or starts on it, since its neighbours on one side
-    slide and those on the other do not. After sliding the Jacobian is singular, because neighbours
-    have merged.
+    For a line that slides along a wall, derivatives are with respect to starts whose lines also
+    slide. They are one-sided if a line just touches a wall or starts on it, since neighbours on one
+    side slide and neighbours on the other side do not. After sliding the Jacobian is singular,
+    because neighbouring lines have merged.
 
     Args:
-        flow: What to follow.
-        starts: Shape (n, d). Its dtype, float32 or float64, is the dtype of the work.
-        until: When to stop, from `flowlab.until`.
-        of: The space that starts and ends are differentiated in: `"state"`; for a preference flow
-            whose pairs have as many coordinates as its state, also `"x"` (ratios), `"u"`
-            (log-ratios) or `"probability"`.
-        clock: The independent variable; None for the target's own.
-        rtol: Relative tolerance of state and flow time; None for 1e-6, or 1e-4 for float32.
+        flow: The flow.
+        starts: Starts, shape (n, d). Lines are integrated in their dtype, float32 or float64.
+        until: The target at which lines end, from `flowlab.until`.
+        of: The space whose coordinates starts and ends are differentiated in: `"state"`; for a
+            preference flow whose pairs have as many coordinates as its state, also `"x"` (ratios),
+            `"u"` (log-ratios) or `"probability"`.
+        clock: The independent variable; None for the default of the target.
+        rtol: Relative tolerance of state and flow time; None for 1e-6, or 1e-4 in float32.
         atol: Absolute tolerance of the state; None as in `sweep`.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
-            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
-            under the clock of time; None for Tsit5, or Dopri8 where rtol < 3e-8.
-        block_size: Starts that share a step; None for that of `sweep`, divided by the number of
-            components.
+        solver: An explicit Runge–Kutta solver of diffrax with an error estimate, or `solve.ROCK4()`
+            or `solve.RKC2()` for stiff flows with a constant metric, with time as the default
+            clock. None for Tsit5, or Dopri8 if rtol < 3e-8.
+        block_size: Number of starts that share a step; None for the default of `sweep`, divided by
+            the number of components.
         devices: JAX devices to use; None for all local ones.
-        max_steps: Steps that a block tries before the outcome is `step_limit`.
-        optimise: Whether the compiler optimises its code; None for yes from 4,000 starts on.
+        max_steps: Number of attempted steps of a block after which the outcome is `step_limit`, as
+            in `sweep`.
+        optimise: Whether the compiler optimises its code; None optimises from 4,000 starts on.
 
     Raises:
-        ValueError: If the starts have the wrong shape, the space has no meaning for the flow, or an
-            option is out of its range.
+        ValueError: If the starts have the wrong shape, the space is not defined for the flow, or an
+            option is out of range.
 
-    Accuracy: the derivatives are those of the discrete flow line with its steps held fixed. The
-        step control keeps the error of the state in a step below `rtol`, and that of the
-        derivatives below ten times that, relative to the largest of them; near a minimum, where
-        derivatives keep falling, steps are therefore shorter than the state would need. Measured at
-        rtol = 1e-6 (median and worst), relative to the norm of a Jacobian: at a level of DPO on the
-        ratio plane 1e-7 and 1e-6 by the margin, 2e-6 and 5e-5 by arc length; at a fixed time 2e-7
-        and 2e-5 on Himmelblau's function, 1e-6 and 6e-4 on the ratio plane, worst where a line is
-        about to be absorbed. With rtol = 1e-8 they fall to a hundredth and less.
+    Accuracy: the derivatives are those of the discrete flow line, with its step sizes treated as
+        constants. The step-size control keeps the relative error of the state in a step below
+        `rtol`, and that of the derivatives, relative to the largest of them, below 10·rtol. Near a
+        minimum, where derivatives decay, steps are therefore shorter than the state alone needs.
+        Measured errors at rtol = 1e-6 (median and worst), relative to the norm of a Jacobian: at a
+        level of DPO on the ratio plane, 1e-7 and 1e-6 with the clock `margin`, 2e-6 and 5e-5 with
+        `arc_length`; at a fixed time, 2e-7 and 2e-5 on Himmelblau's function, 1e-6 and 6e-4 on the
+        ratio plane, the worst for lines that are about to be absorbed. At rtol = 1e-8 the errors
+        are a hundredth of these or less.
     """
     check_counts(block_size, max_steps)
     check_space(of)
@@ -229,31 +233,33 @@ def lyapunov(
     rtol: float | None = None,
     **options: Any,
 ) -> Exponents:
-    """Largest finite-time Lyapunov exponents: the highest rate at which neighbours separate.
+    """Largest finite-time Lyapunov exponents: the largest rate at which neighbours separate.
 
-        (1/T) log σ_max(DΦ_T),   Φ_T the flow map over the flow time T
+        (1/T) log σ_max(DΦ_T),   Φ_T the flow map over the flow time T, σ_max the largest
+                                 singular value
 
-    Positive where neighbouring starts separate, as beside a saddle or across the boundary between
-    two basins, where a map of the exponent has ridges.
+    The exponent is positive where neighbouring starts separate, for example near a saddle. A map of
+    the exponent has ridges along the boundaries between basins.
 
-    Undefined, NaN, if a line ends before T, absorbed by the boundary (on the ratio plane,
-    extinction) or stopped at a wall; and if σ_max underflows, below 1e-291 in float64 and 1e-30 in
-    float32, as near a minimum after long times. `undefined` counts these.
+    The exponent is undefined, NaN, if the line ends before T, absorbed by the boundary (on the
+    ratio plane, extinction) or stopped at a wall. It is also undefined if σ_max underflows, below
+    1e-291 in float64 and 1e-30 in float32, as near a minimum after long times.
+    `Exponents.undefined` counts such starts.
 
     Args:
-        flow: What to follow.
-        starts: Shape (n, d).
+        flow: The flow.
+        starts: Starts, shape (n, d).
         time: The flow time T, positive.
         of: The space in which distances are measured at both ends, as in `sensitivity`.
-        rtol: Relative tolerance of state and flow time; None for 1e-6, or 1e-4 for float32.
-        options: As in `sensitivity`.
+        rtol: Relative tolerance of state and flow time; None for 1e-6, or 1e-4 in float32.
+        options: Further options of `sensitivity`.
 
     Raises:
-        ValueError: If `time` is not positive and finite, and as `sensitivity`.
+        ValueError: If `time` is not positive and finite, and as of `sensitivity`.
 
     Source: Shadden, Lekien and Marsden, Physica D 212 (2005), 271–304, definition 2.1.
 
-    Accuracy: the relative error of σ_max (see `sensitivity`) over T.
+    Accuracy: the error is the relative error of σ_max (see `sensitivity`) divided by T.
     """
     duration = positive("time", time)
     moved = sensitivity(flow, starts, until=targets.time(duration), of=of, rtol=rtol, **options)
@@ -273,7 +279,7 @@ def _solved(
     max_steps: int,
     optimise: bool | None,
 ) -> dict[str, Any]:
-    """Ends and their derivatives by the start, NaN where undefined."""
+    """Ends and their derivatives with respect to the start, NaN if undefined."""
     used = jax.local_devices() if devices is None else list(devices)
     size = block_size or _block_size(used[0], starts.shape[1])
     found = solved(
@@ -292,7 +298,7 @@ def _solved(
 
 
 def _block_size(device: Device, components: int) -> int:
-    """The number of starts that share a step: each takes as many lanes as it has components."""
+    """The number of starts that share a step; each start takes one lane per component."""
     return max(block_size_on(device) // components // _WIDTH, 1) * _WIDTH
 
 
@@ -300,8 +306,8 @@ def _matrix(starts: Any) -> Float[np.ndarray, "n d"]:
     if not isinstance(starts, np.ndarray) or starts.ndim != 2 or not starts.size:
         shape = starts.shape if isinstance(starts, np.ndarray) else "that of a PyTree"
         raise ValueError(
-            "Argument `starts` must have shape (n, d), with a vector for a state that derivatives "
-            f"can be taken by, but its shape is {shape}."
+            "Argument `starts` must have shape (n, d), since derivatives are taken with respect to "
+            f"vectors, but has shape {shape}."
         )
     return starts
 
@@ -317,14 +323,14 @@ def _check_square(flow: AbstractFlow, starts: Float[np.ndarray, "n d"], of: Spac
     if coordinates != starts.shape[1]:
         raise ValueError(
             f'Argument `of` must be "state" here, but is {of!r}, and the {coordinates} coordinates '
-            f"of the pairs do not say which of the states of {starts.shape[1]} components is meant."
+            f"of the pairs do not determine a state of {starts.shape[1]} components."
         )
 
 
 def _at_rest(
     problem: Problem, starts: Float[np.ndarray, "n d"], duration: float, found: dict[str, Any]
 ) -> None:
-    """Fill in the derivatives at a fixed time for starts that are critical points."""
+    """Fill in the derivatives, at a fixed time, of starts that are critical points."""
     resting = (found["outcome"] == Outcome.at_critical_point) & (found["steps"] == 0)
     if not np.any(resting):
         return
@@ -337,7 +343,7 @@ def _at_rest(
 def _in_space(
     problem: Problem, starts: Float[np.ndarray, "n d"], of: Space, found: dict[str, Any]
 ) -> None:
-    """Ends and derivatives in the coordinates of a space: P'(end)·J·P'(start)⁻¹."""
+    """Transform ends and Jacobians J to the coordinates P of a space: P'(end)·J·P'(start)⁻¹."""
     positions = partial(_positions, problem.flow, operations=problem.operations)
     _, at_start = map(np.asarray, positions(starts, of))
     end, at_end = map(np.asarray, positions(found["end"], of))
@@ -360,7 +366,7 @@ def _field_by_state(flow: AbstractFlow, states: Float[Array, "n d"]) -> Float[Ar
 def _positions(
     flow: AbstractFlow, states: Float[Array, "n d"], of: Space
 ) -> tuple[Float[Array, "n k"], Float[Array, "n k d"]]:
-    """States in the coordinates of a space, and the derivatives of these by the state."""
+    """States in the coordinates of a space, and the derivatives of these coordinates."""
 
     def place(state: Float[Array, " d"]) -> Float[Array, " k"]:
         return jnp.ravel(position(flow, state, of))

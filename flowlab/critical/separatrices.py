@@ -1,9 +1,9 @@
-"""Separatrices: the curves that part the basins of a flow on a plane.
+"""Separatrices: the curves that separate the basins of a flow on a plane.
 
-They are the stable manifolds of the saddles. Each half is a flow line followed backwards in time,
-from a start 1e-5 of the region's diagonal off the saddle, along the eigenvector of M·Hessian with
-the positive eigenvalue. Backwards in time the flow contracts neighbours onto the manifold, so that
-the error of the start shrinks along the curve.
+They are the stable manifolds of the saddles. Each half is a flow line followed backwards in time.
+It starts near the saddle, at a distance of 1e-5 of the region's diagonal, in the direction of the
+eigenvector of M·Hessian (M the metric) with the positive eigenvalue. Backwards in time the flow
+contracts neighbours onto the manifold, so that the error of the start decreases along the curve.
 
 k: points of a curve.
 
@@ -30,18 +30,18 @@ from flowlab.solve import flow_line, one_call
 
 __all__ = ["Separatrix", "separatrices"]
 
-_OFF = 1e-5  # of the region: how far from a saddle a curve begins; its error is the square of it
-ROOM = 0.02  # of the region, by which curves may leave it before they are cut
-_RATES = 40.0  # times the slowest rate that is not zero: e^−40 of a distance is left of it
+_OFF = 1e-5  # of the region: the distance of a start from the saddle; its error is the square
+ROOM = 0.02  # of the region: the distance outside the region at which curves are cut
+_RATES = 40.0  # time constants of the slowest nonzero rate: a distance falls to e^−40
 
 
 @dataclass(frozen=True)
 class Separatrix:
-    """One half of the stable manifold of a saddle, from the saddle backwards in time.
+    """One half of the stable manifold of a saddle, traced backwards in time.
 
     Attributes:
-        saddle: The saddle in which it ends, forwards in time.
-        path: Points along it, the saddle first, shape (k, 2).
+        saddle: The saddle.
+        path: Points along the curve, the saddle first, shape (k, 2).
     """
 
     saddle: CriticalPoint
@@ -56,28 +56,29 @@ def separatrices(
     *,
     rtol: float = 1e-8,
 ) -> tuple[Separatrix, ...]:
-    """The stable manifolds of the saddles of a plane, in two halves each, within a region.
+    """Trace the stable manifolds of the saddles of a flow on a plane, each in two halves.
 
-    They are followed backwards in time from the saddle, along its stable direction, until they
-    leave the region or come close to a maximum.
+    Each half is followed backwards in time from the saddle, along its stable direction, until it
+    leaves the region or comes close to a maximum.
 
     Args:
         flow: A flow on a plane.
-        points: Its critical points, from `critical_points`.
-        region: Where to follow them; None for the region of the points.
+        points: The critical points of the flow, from `critical_points`.
+        region: The region in which to follow the manifolds; None for the region of the points.
         rtol: Relative tolerance.
 
     Raises:
         ValueError: If the states are not vectors of two components, or `points` has another type.
 
-    Accuracy: a curve begins on the tangent, 1e-5 of the region off the saddle. Backwards in time
-        the flow attracts neighbours to the curve, so that the error of its beginning shrinks.
+    Accuracy: a curve starts on the tangent, at a distance of 1e-5 of the region from the saddle.
+        Backwards in time the flow attracts neighbours to the curve, so that the initial error
+        decreases.
     """
     check_points(points)
     ends = checked_region(points.region if region is None else region, flow)
     if len(ends) != 2:
         raise ValueError(
-            f"Argument `flow` must be one on a plane, but its states have {len(ends)} components."
+            f"Argument `flow` must be on a plane, but its states have {len(ends)} components."
         )
     inside = enclosed(flow, ends, ROOM)
     found: list[Separatrix] = []
@@ -107,7 +108,7 @@ def separatrices(
 
 
 def _stable_direction(flow: AbstractFlow, point: CriticalPoint) -> Float[np.ndarray, " 2"]:
-    """The unit vector of a saddle's stable direction."""
+    """The stable direction of a saddle, as a unit vector."""
     here = derivatives_at(flow, point.position[None])
     direction = rates_of(here.metric[0], here.hessian[0])[1][:, -1]
     return direction / np.linalg.norm(direction)

@@ -1,10 +1,11 @@
-"""The time that flow lines spend beside critical points, measured and predicted.
+"""The time that flow lines spend near critical points, measured and predicted.
 
-Measured is the flow time within a radius r of each point, as a measure along the line. Predicted is
-the passage of a saddle in its linearisation: with μ the rate at which the unstable coordinate
-grows, a line that enters with that coordinate at δ leaves after (1/μ) log(r/δ). The coordinate is
-taken by the left eigenvector of M·Hessian, at the line's closest approach, and carried back to the
-entry by e^(−μt), as the stable manifold of the full flow bends away from its tangent further out.
+A measure along each line gives the flow time within a radius r of each point. The prediction is the
+time of passage of a saddle in the linearised flow. Let μ be the rate at which the unstable
+coordinate grows; a line that enters with the unstable coordinate δ leaves after (1/μ) log(r/δ). The
+unstable coordinate is computed with the left eigenvector of M·Hessian (M the metric) at the line's
+closest approach, and extrapolated back to the entry by e^(−μt), since the stable manifold of the
+full flow bends away from its tangent further out.
 
 n: starts; p: points; d: components.
 
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Slowdown", "slowdown"]
 
-_SADDLE_RTOL = 1e-10  # errors grow e-fold with each unit of time beside a saddle
-_NO_RATE = 1e-6  # of the largest rate: less is none, and the linearisation says nothing
+_SADDLE_RTOL = 1e-10  # errors grow exponentially near a saddle
+_NO_RATE = 1e-6  # of the largest rate: a smaller rate counts as zero, without a prediction
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,26 +46,28 @@ class Slowdown:
     Attributes:
         runs: The runs from all starts; their measures include the slowest state of each line.
         positions: The critical points, shape (p, d).
-        names: What each is, such as "saddle of index 1".
+        names: The name of each point, such as "saddle of index 1".
         radius: Radius of the neighbourhood of each point, shape (p,).
         spent: Flow time within the neighbourhood, shape (n, p).
-        entry_time: Flow time at which a line first came into it, NaN if it never did, (n, p).
-        entry_state: The state there, shape (n, p, d).
-        approach: The closest approach, shape (n, p).
-        approach_time: Flow time of it, shape (n, p).
+        entry_time: Flow time at which a line first enters the neighbourhood, shape (n, p); NaN if
+            it never does.
+        entry_state: The state at the entry, shape (n, p, d).
+        approach: The smallest distance from the point, shape (n, p).
+        approach_time: Flow time of the smallest distance, shape (n, p).
         left: Whether the line ended outside the neighbourhood, so that its whole stay was measured,
             shape (n, p).
-        approach_state: The state there, shape (n, p, d).
-        entry_offset: The coordinate along the unstable direction at the entry, in the
-            linearisation, shape (n, p). It is δ where the stable manifold is straight.
-        offset: δ, the distance from the stable manifold on entry, shape (n, p): the coordinate
-            along the unstable direction at the closest approach, carried back to the entry with
-            e^(−μt). NaN without an entry or an unstable direction.
-        rate: μ, the rate at which that coordinate grows, per unit of flow time, shape (n, p).
-        predicted: (1/μ) log(radius/δ), shape (n, p).
-        below: The speed below which a line dwells; None if none was given.
-        dwell: Flow time below that speed, shape (n,); None without it.
-        dwell_share: The fraction of a line's time that this is, shape (n,); None without it.
+        approach_state: The state at the smallest distance, shape (n, p, d).
+        entry_offset: The unstable coordinate of the linearised flow at the entry, shape (n, p). It
+            equals δ if the stable manifold is straight.
+        offset: δ, the distance from the stable manifold at the entry, shape (n, p): the unstable
+            coordinate at the smallest distance, extrapolated back to the entry by e^(−μt). NaN
+            without an entry or an unstable direction.
+        rate: μ, the rate at which the unstable coordinate grows, per unit of flow time, shape
+            (n, p).
+        predicted: The predicted time, (1/μ) log(radius/δ), shape (n, p).
+        below: The speed threshold of `dwell`; None if there is none.
+        dwell: Flow time with a speed below the threshold, shape (n,); None without a threshold.
+        dwell_share: `dwell` as a fraction of the line's time, shape (n,); None without a threshold.
     """
 
     runs: Runs
@@ -89,7 +92,10 @@ class Slowdown:
     places = FormerName("positions")
 
     def to_xarray(self) -> "xarray.Dataset":
-        """The runs as `Runs.to_xarray` gives them, and the attributes along a dimension `point`."""
+        """The runs as an xarray Dataset (`Runs.to_xarray`), with the attributes of each point.
+
+        The attributes of points have a dimension `point`.
+        """
         data = self.runs.to_xarray(grid=False)
         stale = [name for name in data.data_vars if str(name).startswith("near_")]
         names = ("spent", "entry_time", "approach", "approach_time", "left")
@@ -106,7 +112,7 @@ class Slowdown:
         )
 
     def __str__(self) -> str:
-        """A line for each point, and one for the time below the speed."""
+        """A text with one line for each point, and one for the time below the speed threshold."""
         lines = [self._line(index) for index in range(len(self.names))]
         if self.dwell is not None and self.dwell_share is not None:
             slow, share = (float(np.nanmedian(x)) for x in (self.dwell, self.dwell_share))
@@ -147,24 +153,27 @@ def slowdown(
 ) -> Slowdown:
     """Times that flow lines spend near each critical point, measured and predicted.
 
-    A line that enters the neighbourhood of a saddle at a distance δ from its stable manifold leaves
-    it, in the linearisation, when the coordinate along the unstable direction has grown from δ to
-    the radius: after (1/μ) log(radius/δ), μ the unstable rate, −1 × the negative eigenvalue of
-    M·Hessian. The coordinate is read with the left eigenvector, so that it vanishes on the tangent
-    of the stable manifold, and is scaled to lengths along the unstable direction. Where a curved
-    stable manifold enters the neighbourhood, it is further from its tangent than many lines are
-    from it; δ is therefore read at the closest approach and carried back to the entry. If there are
-    several unstable directions, the first whose coordinate reaches the radius counts.
+    Consider a line that enters the neighbourhood of a saddle at a distance δ from the stable
+    manifold. In the linearised flow it leaves when the unstable coordinate has grown from δ to the
+    radius: after (1/μ) log(radius/δ), where −μ is the negative eigenvalue of M·Hessian, M the
+    metric. The unstable coordinate is computed with the left eigenvector, so that it vanishes on
+    the tangent of the stable manifold, and is scaled to lengths along the unstable direction. At
+    the entry, a curved stable manifold may be further from its tangent than the line is from the
+    manifold. The coordinate is therefore computed at the closest approach and extrapolated back to
+    the entry. If there are several unstable directions, the one whose coordinate reaches the radius
+    first counts.
 
-    The measured time is that of all visits; the prediction is for the first.
+    The measured time is that of all visits; the prediction is for the first visit.
 
     Args:
         flow: A flow whose states are vectors.
-        starts: Shape (n, d); computed with in float64.
+        starts: Starts, shape (n, d); lines are integrated in float64.
         points: Critical points (lines and manifolds are left out), or positions, shape (p, d).
-        radius: Of the neighbourhoods, in the state's coordinates; one for all, or one for each.
-        until: When to stop, from `flowlab.until`; with a time limit, since a line may never arrive.
-        below: A speed below which the time is measured too; None for none.
+        radius: Radius of the neighbourhoods, in the state's coordinates: one for all points, or one
+            for each.
+        until: The target at which lines end, from `flowlab.until`, with a time limit, since a line
+            may never reach it.
+        below: A speed threshold; the time with a speed below it is also measured. None for none.
         rtol: Relative tolerance.
         options: Further options of `sweep`, such as `atol` or `progress`.
 
@@ -172,9 +181,10 @@ def slowdown(
         ValueError: If the starts are not real, the points are not states of the flow, or a radius
             is not positive.
 
-    Accuracy: of the measured times, see `measures.near`. The prediction neglects the nonlinearity
-        of the flow on its way out, a time of the order of radius/μ that does not depend on δ, and
-        the rest of the stable coordinate, of relative order (δ/radius)^(2·stable/unstable).
+    Accuracy: see `measures.near` for the measured times. The prediction neglects the nonlinearity
+        of the flow up to the exit, an error of the order of radius/μ that does not depend on δ. It
+        also neglects the remaining stable coordinate, an error of relative order
+        (δ/radius)^(2·stable/unstable), with the stable and the unstable rate.
     """
     positions, names, free = _places(points)
     sizes = _radii(radius, len(positions))
@@ -205,7 +215,7 @@ def slowdown(
 
 
 def _places(points: Any) -> tuple[np.ndarray, tuple[str, ...], np.ndarray]:
-    """Positions, names, and a mask of the points that are on no wall or edge."""
+    """Positions and names of points, and a mask of the points that are on no wall or edge."""
     listed = list(points)
     if listed and all(isinstance(point, CriticalPoint) for point in listed):
         single = [point for point in listed if point.dimension == 0]
@@ -246,7 +256,7 @@ def _measures(
 
 
 def _gathered(runs: Runs, count: int, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Results of the measure `near`, with the points on the second axis."""
+    """The results of the measures `near`, stacked with the points on the second axis."""
     words = {
         "spent": "time",
         "entry_time": "entry_time",
@@ -273,7 +283,7 @@ def _predictions(
     radius: Float[np.ndarray, " p"],
     seen: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Predictions of the linearisation; arrays of shape (n, p)."""
+    """The predictions of the linearised flow by name, arrays of shape (n, p)."""
     names = ("entry_offset", "offset", "rate", "predicted")
     told = {name: np.full(seen["spent"].shape, np.nan) for name in names}
     around = derivatives_at(flow, positions) if len(positions) else None
@@ -283,7 +293,7 @@ def _predictions(
         unstable = np.flatnonzero(rates < -_NO_RATE * np.max(np.abs(rates)))
         if not len(unstable):
             continue
-        # Rows of the inverse read coordinates along the eigenvectors, which have length 1.
+        # Rows of the inverse give the coordinates along the eigenvectors, which have length 1.
         readers, growth = np.linalg.inv(directions)[unstable], -rates[unstable]
         at_entry, closest = (
             np.abs((seen[name][:, index] - positions[index]) @ readers.T)

@@ -1,4 +1,4 @@
-"""The result types of a search: one critical point, and all of a region.
+"""The result types of a search: a critical point, and the critical points of a region.
 
 d: components.
 """
@@ -19,8 +19,8 @@ __all__ = ["CriticalPoint", "CriticalPoints", "Kind", "check_points", "kind_of"]
 Kind = Literal["minimum", "saddle", "maximum", "degenerate"]
 
 _NONE = "no critical point in the region"
-_ROUNDING = 1e-12  # of a coordinate: what is smaller is shown as 0
-_SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: what is smaller is shown as 0
+_ROUNDING = 1e-12  # of a coordinate: smaller numbers are shown as 0
+_SHOWN_AS_ZERO = 1e-12  # of the largest rate at a point: smaller rates are shown as 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,21 +28,22 @@ class CriticalPoint:
     """A critical point of a flow, or one point of a line or manifold of critical points.
 
     Attributes:
-        position: The state, shape (d,). Of a line, its point nearest to the middle of the region;
-            of a manifold, one of its points.
-        kind: "minimum", "saddle", "maximum", or "degenerate" (some curvature is zero). For a line
-            or manifold, and on walls, only the other directions count.
-        index: Directions in which the potential curves down.
-        value: The potential there.
-        gradient_norm: |∇L| there, without its component across walls that hold the point.
-        spectrum: Eigenvalues of the Hessian, ascending, 0 where rounding hides them; on walls, of
-            the Hessian along them.
-        rates: Eigenvalues of M·Hessian, ascending, per unit of flow time; as many are 0 as in the
-            spectrum. Small deviations from the point decay as e^{−rate·t}, or grow if the rate is
-            negative. On walls, those of the flow that slides along them.
+        position: The state, shape (d,). For a line, its point nearest to the middle of the region;
+            for a manifold, one of its points.
+        kind: "minimum", "saddle", "maximum", or "degenerate" (some curvature is zero). Directions
+            along a line or manifold, and across walls, do not count.
+        index: Number of directions of negative curvature.
+        value: The potential at the point.
+        gradient_norm: |∇L| at the point, without the component across walls that hold the point.
+        spectrum: Eigenvalues of the Hessian, ascending, with 0 for those that rounding hides. On
+            walls, eigenvalues of the Hessian along the walls.
+        rates: Eigenvalues of M·Hessian (M the metric), ascending, per unit of flow time, with as
+            many zeros as the spectrum. Small deviations from the point decay as e^{−rate·t}, or
+            grow if the rate is negative. On walls, the rates of the flow that slides along them.
         dimension: 0 for an isolated point, 1 for a line, 2 or more for a manifold.
-        path: Points along a line, to the sides of the region or closed, shape (k, d).
-        on: The walls or edges that hold it, such as "x_rejected = 0".
+        path: Points along a line, which is closed or ends at sides of the region, shape (k, d);
+            None for a point or manifold.
+        on: Equations of the walls or edges that hold the point, such as "x_rejected = 0".
     """
 
     position: Float[np.ndarray, " d"]
@@ -75,17 +76,17 @@ class CriticalPoint:
 
 @dataclass(frozen=True)
 class CriticalPoints:
-    """The critical points of a region, perhaps none, and the smallest gradient away from them.
+    """The critical points of a region, and the smallest gradient away from them.
 
     Attributes:
-        points: The critical points, ordered by their potential, and by position where that is
-            equal.
+        points: The critical points, ordered by potential, and by position if potentials are equal;
+            empty if there are none.
         region: Lower and upper ends, shape (d, 2).
-        smallest_gradient: The smallest |∇L| met in the region away from the points: at the starts
-            of the search and where it ended without a root.
-        smallest_at: The state there.
-        searched: Starts of the search.
-        components: Names of the components of a state, if they have names.
+        smallest_gradient: The smallest |∇L| that the search found in the region away from the
+            points: at its starts, and at its ends that are not roots.
+        smallest_at: The state with the smallest gradient.
+        searched: Number of starts of the search.
+        components: Names of the components of a state; None if they have none.
     """
 
     points: tuple[CriticalPoint, ...]
@@ -105,7 +106,7 @@ class CriticalPoints:
         return self.points[index]
 
     def of(self, kind: Kind) -> tuple[CriticalPoint, ...]:
-        """The points of a kind."""
+        """The points of a kind, such as "minimum"."""
         return tuple(point for point in self.points if point.kind == kind)
 
     @property
@@ -114,7 +115,7 @@ class CriticalPoints:
         return tuple(point for point in self.points if not point.on)
 
     def __str__(self) -> str:
-        """One line for each point, or a sentence that there is none; and the smallest gradient."""
+        """A text with one line for each point, and a line with the smallest gradient."""
         lines = [_line(point) for point in self.points] or [_NONE]
         return "\n".join([*lines, self._elsewhere()])
 
@@ -134,10 +135,10 @@ class CriticalPoints:
         """Draw the points on their plane; see `flowlab.plots.critical_points`.
 
         Args:
-            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+            ax: The matplotlib Axes to draw on; None for new ones.
 
         Raises:
-            ValueError: If the states do not lie in a plane.
+            ValueError: If the states do not have two components.
         """
         from flowlab import plots
 
@@ -157,7 +158,10 @@ def coordinates(position: Float[np.ndarray, " d"], digits: int = 4) -> str:
 
 
 def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
-    """The kind of a point, by the eigenvalues of its Hessian; those of a set include zeros."""
+    """The kind of a critical point, from the eigenvalues of its Hessian.
+
+    For a set of dimension `dimension`, as many zero eigenvalues do not count.
+    """
     up, down, none = (int(np.sum(sign)) for sign in (values > 0, values < 0, values == 0))
     if none > dimension or up + down == 0:
         return "degenerate"
@@ -167,10 +171,10 @@ def kind_of(values: Float[np.ndarray, " d"], dimension: int) -> Kind:
 
 
 def check_points(points: Any) -> None:
-    """Refuse what is not a result of `critical_points`.
+    """Refuse an argument `points` that is not a result of `critical_points`.
 
     Raises:
-        ValueError: If `points` is anything else.
+        ValueError: If `points` is not a `CriticalPoints`.
     """
     if not isinstance(points, CriticalPoints):
         raise ValueError(
@@ -187,7 +191,7 @@ def _line(point: CriticalPoint) -> str:
 
 
 def _cells(point: CriticalPoint) -> tuple[str, ...]:
-    """The name, position, potential, slope and rates of a point, as text."""
+    """The name, position, potential, gradient norm and rates of a point, as text."""
     where = coordinates(point.position, 6)
     largest = np.max(np.abs(point.rates), initial=0.0)
     known = np.where(np.abs(point.rates) > _SHOWN_AS_ZERO * largest, point.rates, 0.0)

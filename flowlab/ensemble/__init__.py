@@ -1,4 +1,4 @@
-"""Flow lines from many starts: the verb `sweep`, and its result `Runs`."""
+"""Flow lines from many starts: the function `sweep`, and its result `Runs`."""
 
 from flowlab.ensemble.audit import Deviations, audited, chosen_for_audit, joined
 from flowlab.ensemble.backends import default_backend

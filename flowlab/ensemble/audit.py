@@ -1,7 +1,8 @@
-"""The audit: some starts solved again at tighter tolerances, and how far the results differ.
+"""The audit: an estimate of errors, from starts integrated again at tighter tolerances.
 
-The tolerances of the second solution are a hundred times smaller, so that the difference is the
-error of the first one, but for a few per cent where the method has the order that it should have.
+The tolerances of the second solution are a hundred times smaller. If the error scales with the
+tolerance as it should, the difference of the two solutions is the error of the first, up to a few
+per cent.
 
 f: runs with the same outcome; r: runs that reached the target in both.
 """
@@ -35,11 +36,12 @@ class Deviations:
     """Deviations of runs from the same runs at tighter tolerances.
 
     Attributes:
-        rtol: The tolerance of the second solution.
-        times: |time − time'| / time' of the runs that reached the target in both.
-        ends: |end − end'| / |end'| of the runs with the same outcome.
-        outcomes_differ: Runs whose outcome differs.
-        count: Runs solved again.
+        rtol: The relative tolerance of the second solution.
+        times: |time − time'| / time', for runs that reached the target in both solutions; a prime
+            marks the second solution.
+        ends: |end − end'| / |end'|, for runs with the same outcome other than `step_limit`.
+        outcomes_differ: Number of runs whose outcome differs.
+        count: Number of runs that were integrated again.
     """
 
     rtol: float
@@ -74,13 +76,13 @@ def audited(
         until: The target.
         clock: The independent variable.
         rtol: The relative tolerance of the runs.
-        atol: Their absolute tolerance.
-        solver: Their solver.
-        save_at: Flow times at which their states were kept.
-        block_size: Starts that share a step.
+        atol: The absolute tolerance of the runs.
+        solver: The solver of the runs.
+        save_at: Flow times at which states of the runs were saved.
+        block_size: Number of starts that share a step.
         devices: JAX devices to use.
-        backend: What solves them.
-        max_steps: Steps that a block tries.
+        backend: The name of the backend.
+        max_steps: Largest number of attempted steps of a block.
     """
     starts, dtype = check_states("starts", starts, flow, batched=True)
     rtol = default_rtol(dtype) if rtol is None else rtol
@@ -114,7 +116,11 @@ def audit_of(
     results: Sequence[Mapping[str, Any]],
     options: Mapping[str, Any],
 ) -> Audit:
-    """The audit of a random sample of the results for some flows; options as of `audited`."""
+    """The audit of a random sample of the results for several flows.
+
+    `part` is the fraction of the starts in the sample; `options` are further arguments of
+    `audited`.
+    """
     chosen = chosen_for_audit(len(jax.tree.leaves(starts)[0]), part)
 
     def taken(tree: Any) -> Any:
@@ -125,13 +131,13 @@ def audit_of(
 
 
 def chosen_for_audit(count: int, part: float) -> Int[np.ndarray, " r"]:
-    """The indices, ascending, of a random sample of the starts, to be solved again."""
+    """The indices, ascending, of a random sample of the starts."""
     number = min(count, max(1, round(part * count)))
     return np.sort(np.random.default_rng(_SEED).choice(count, number, replace=False))
 
 
 def joined(audits: Sequence["Deviations"]) -> Audit:
-    """The audit of several cases as one."""
+    """One audit from the deviations of several sets of runs."""
     times = np.concatenate([each.times for each in audits])
     ends = np.concatenate([each.ends for each in audits])
     return Audit(

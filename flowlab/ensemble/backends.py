@@ -1,8 +1,8 @@
-"""The choice of a backend: `kernel` on GPUs and TPUs where it can be had, else `blocks`.
+"""The choice of a backend: `kernel` on GPUs and TPUs if it can be compiled, else `blocks`.
 
-A backend solves a problem from many starts. It is given functions of one lane (begin, field,
-signals, effect of an event, finish), and decides which lanes share a step and what runs where.
-Targets, clocks, domains, measures and losses do not know which one runs.
+A backend integrates a problem from many starts. It calls functions of one lane (begin, field,
+signals, effect of an event, finish), and decides which lanes share a step and which device
+integrates which lanes. Targets, clocks, domains, measures and losses do not depend on the backend.
 """
 
 import logging
@@ -21,7 +21,7 @@ from flowlab.starts import DrawnStarts
 
 __all__ = ["Worker", "default_backend", "worker"]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def default_backend(
     """The name of the default backend.
 
     Args:
-        block_size: Starts that share a step; a number chooses the blocks.
+        block_size: Number of starts that share a step; if it is given, the default is `blocks`.
         devices: JAX devices to use; None for all local ones.
     """
     devices = jax.local_devices() if devices is None else devices
@@ -50,11 +50,14 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> "Worker":
-    """A solver of problems from a number of starts, with a number of runs in all.
+    """The function that integrates problems from many starts, by a backend.
+
+    `count` is the number of starts of a problem, `runs` the total number of runs of all problems;
+    the other arguments are those of `sweep`.
 
     Raises:
-        ValueError: If the backend is unknown, does not exist on the devices, or leaves another
-            option without effect.
+        ValueError: If the backend is unknown or not available on the devices, or another option has
+            no effect on it.
     """
     devices = jax.local_devices() if devices is None else list(devices)
     if backend is not None:
@@ -82,11 +85,11 @@ def _check_kernel(devices: Sequence[Device], block_size: int | None, optimise: b
 
 
 class Worker:
-    """A solver by the backend asked for, or by blocks where that is not possible.
+    """A callable that integrates problems by the wanted backend, or by blocks if that is refused.
 
     Attributes:
-        backend: The name of the backend that solved the last problem.
-        max_steps: Steps that a block, or a lane, tries.
+        backend: The name of the backend that integrated the last problem.
+        max_steps: Largest number of attempted steps of a block, or of a lane in a kernel.
     """
 
     def __init__(
@@ -125,9 +128,10 @@ class Worker:
         return self._in_blocks(problem, method, whole(starts), progress=progress)
 
     def again(self, problem: Problem, method: Method, starts: PyTree[np.ndarray]) -> dict[str, Any]:
-        """The results for a few starts that are left over, in blocks that are no larger than they.
+        """The results for a few starts that are integrated again, in small blocks.
 
-        The size of these is a power of two, so that few programs are compiled.
+        The size of a block is the number of starts, rounded up to a power of two so that few
+        programs are compiled.
         """
         count = len(jax.tree.leaves(starts)[0])
         size = min(1 << (count - 1).bit_length(), blocks.block_size_on(self._devices[0]))

@@ -1,19 +1,23 @@
-"""The backend `blocks`: lanes that share steps, compiled by XLA, on any device.
+"""The backend `blocks`: blocks of lanes that share steps, compiled by XLA, on any device.
 
-A block wastes work where its lanes need different steps, or end at different times. So the starts
-are dealt out to slabs, each a fair sample of all; in a slab they are sorted by their potential, and
-cut into blocks of consecutive starts, whose lanes are then alike. Eight blocks are solved by one
-call, one after the other, in compiled code; calls run on several threads, and on several devices.
+A lane is one flow line during its integration. A block wastes work if its lanes need different
+steps, or end at different times. The starts are therefore distributed over slabs, each a fair
+sample of all. Each slab is sorted by the potential and cut into blocks of consecutive starts, whose
+lanes are then similar. On CPUs one call of compiled code integrates eight blocks one after the
+other; calls run on several threads, and on several devices.
 
-What a block does not finish is pooled. A block ends when one lane in 16 is still running; those
-lanes are gathered into blocks of their own, and go on from where they stand. Lanes that were
-evicted because they alone needed small steps (`solve.engine`) go on under the arc-length clock, and
-lanes whose clock had led them past their level begin again under it.
+A block ends when only one lane in 16 is still running. The unfinished lanes of all blocks are
+collected into new blocks, and continue from their present states. Lanes that were evicted because
+they alone needed small steps (`solve.engine`) continue under the arc-length clock. Lanes that went
+past their level under the clock of loss or margin start again under the arc-length clock. Lanes
+whose block has used up its steps continue in small blocks, in which few others hold them up, for as
+many steps again: first those of a sample of these blocks, and more as long as half of the lanes of
+the last ones arrive.
 
-The lanes of a block and their order are fixed by the starts alone: identical blocks give identical
-bits. Otherwise the results agree to the tolerance, as another block takes other steps.
+The starts alone determine the lanes of a block and their order, and identical blocks give identical
+bits. Other blocks take other steps, and their results agree to the tolerance.
 
-n: starts; b: blocks of a batch.
+n: starts; b: blocks of a batch; s: lanes of a block.
 """
 
 import dataclasses
@@ -57,28 +61,40 @@ __all__ = [
     "worth_optimising",
 ]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 BACKEND = "blocks"
-"""The name of this way to solve a problem: lanes share a step, compiled by XLA."""
+"""The name of this backend, in which lanes share a step, compiled by XLA."""
 
-_BLOCK_ON_CPU = 992  # a step's arrays fit the caches of a core; rows that lie a power of two apart
-# would all fall into the same few lines of a cache, which costs a third to three quarters
+_BLOCK_ON_CPU = 992  # arrays of a step fit into the caches of a core; rows at distances of a power
+# of two would share a few lines of a cache, at a third to three quarters more time
 _BLOCK_ON_ACCELERATOR = 65536
-_BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost is that of some thousand starts
-_BLOCKS_OF_A_SLAB = 32  # enough for alike blocks, few enough to be sorted in a cache
-_LEFT_FOR_LATER = 16  # a block ends when one lane in so many still runs; those go on together
+_BATCH_ON_CPU = 8  # blocks of a call, whose fixed cost equals that of a few thousand starts
+_BLOCKS_OF_A_SLAB = 32  # enough for similar lanes in a block, few enough to be sorted in a cache
+_LEFT_FOR_LATER = 16  # a block ends when one lane in 16 still runs; these lanes continue together
+_FEW_ON_CPU = 8  # lanes of a small block: lanes cross a kink at different times, and then all take
+# small steps; with fewer lanes the registers of a core would be half empty
+_FEW_ON_ACCELERATOR = 512  # lanes of a small block, which takes a step in the time of a single lane
+_FIRST = 2  # small blocks that continue first, as a sample
+_MORE = 4  # times as many small blocks in each round as in the round before
+_ARRIVING = 0.5  # of the lanes of a round: if fewer arrive, there is no further round
+_SEED = 0  # of the order of small blocks
 _ENOUGH_BLOCKS = 32
 _WORTH_OPTIMISING = 4_000  # runs
 
 
 class BlockPrograms(NamedTuple):
-    """The two programs that solve blocks; functions of a problem, of blocks, and of two limits.
+    """The two programs that integrate blocks.
+
+    Both are functions of (problem, method), of starts or lanes, of the number of running lanes at
+    which a block ends, and of the largest number of attempted steps.
 
     Attributes:
-        first: From the starts of a batch of blocks to their results, lanes, and the steps tried.
-        later: The same, from the unfinished lanes of one block.
-        enough_blocks: The number of blocks from which on a later pass is worth its compilation.
+        first: From the starts of a batch of blocks to results, lanes, and numbers of attempted
+            steps.
+        later: From the unfinished lanes of one block to results, lanes, and number of attempted
+            steps.
+        enough_blocks: The number of blocks from which a later pass is worth its compilation.
     """
 
     first: Callable[..., Any]
@@ -93,9 +109,23 @@ class _UnfinishedLanes(NamedTuple):
     lanes: Lanes | TangentLanes
 
 
+class _Left(NamedTuple):
+    """Lanes that have not ended, in groups that go on in different ways.
+
+    Attributes:
+        running: Lanes that others of their block have left behind.
+        evicted: Lanes that alone needed small steps, or that their clock has led astray.
+        spent: Lanes whose block has used up its steps.
+    """
+
+    running: list[_UnfinishedLanes]
+    evicted: list[_UnfinishedLanes]
+    spent: list[_UnfinishedLanes]
+
+
 @dataclass(frozen=True)
 class _Work:
-    """A problem, what it is solved with, and the results of all starts so far."""
+    """A problem, the means to integrate it, and the results of the starts so far."""
 
     problem: Problem
     method: Method
@@ -114,7 +144,7 @@ def block_size_on(device: Device) -> int:
 
 
 def worth_optimising(runs: int) -> bool:
-    """True if there are enough runs for optimising the program to pay."""
+    """True if there are so many runs that an optimised program saves time."""
     return runs >= _WORTH_OPTIMISING
 
 
@@ -126,7 +156,7 @@ def worker(
     max_steps: int,
     optimise: bool | None,
 ) -> Callable[..., dict[str, Any]]:
-    """The function `solved` with everything but problem, method and starts given."""
+    """The function `solved` with all arguments bound except problem, method, starts, progress."""
     devices = jax.local_devices() if devices is None else list(devices)
     return partial(
         solved,
@@ -158,35 +188,73 @@ def solved(
         problem, method, programs, devices, size, max_steps, optimise, progress, _Collected(count)
     )
     order = _ordered(work, starts, count)
-    running, evicted = _first_passes(work, starts, order)
-    evicted += _later_passes(work, problem, running)
+    first = _first_passes(work, starts, order)
+    evicted = first.evicted + _to_the_end(work, problem, first)
     if evicted:
         _under_safe_clock(work, starts, evicted)
     return work.collected.results
 
 
+def _to_the_end(work: _Work, problem: Problem, left: _Left) -> list[_UnfinishedLanes]:
+    """Continue lanes until all have ended or are evicted; the evicted ones."""
+    later = _later_passes(work, problem, left.running)
+    return later.evicted + _in_small_blocks(work, problem, left.spent + later.spent)
+
+
 def _under_safe_clock(
     work: _Work, starts: PyTree[np.ndarray], evicted: list[_UnfinishedLanes]
 ) -> None:
-    """Continue evicted lanes under the arc-length clock; begin strayed ones again."""
+    """Continue evicted lanes under the arc-length clock; start strayed lanes again."""
     safe = dataclasses.replace(work, problem=safe_problem(work.problem))
     strayed = [part.indices[np.asarray(part.lanes.strayed)] for part in evicted]
-    again, going = np.concatenate(strayed), []
+    again, first = np.concatenate(strayed), _Left([], [], [])
     if len(again):
-        going, _ = _first_passes(safe, starts, again)
+        first = _first_passes(safe, starts, again)
         evicted = [_kept(part, ~np.asarray(part.lanes.strayed)) for part in evicted]
         evicted = [part for part in evicted if len(part.indices)]
-    _later_passes(safe, safe.problem, evicted + going)
+    _to_the_end(safe, safe.problem, first._replace(running=evicted + first.running))
+
+
+def _in_small_blocks(
+    work: _Work, problem: Problem, spent: list[_UnfinishedLanes]
+) -> list[_UnfinishedLanes]:
+    """Continue lanes that their block has left no steps in small blocks; the evicted ones.
+
+    Their outcome is known as `step_limit`, and stays so where these do not lead to an end either.
+    """
+    few = _FEW_ON_CPU if _on_cpu(work.devices) else _FEW_ON_ACCELERATOR
+    evicted: list[_UnfinishedLanes] = []
+    if not spent or work.size <= few:
+        return evicted
+    alone = dataclasses.replace(work, size=few, progress=lambda n: None)
+    pool = _joined(spent)
+    blocks = np.random.default_rng(_SEED).permutation(-(-len(pool.indices) // few))
+    number = _FIRST
+    while len(blocks):
+        lanes = (blocks[:number, None] * few + np.arange(few)).ravel()
+        part = _kept(pool, lanes[lanes < len(pool.indices)])
+        left = _later_passes(alone, problem, [part], resized=number == _FIRST)
+        evicted += left.evicted
+        if sum(len(one.indices) for one in left.spent) > (1 - _ARRIVING) * len(part.indices):
+            break
+        blocks, number = blocks[number:], _MORE * number
+    return evicted
+
+
+def _joined(parts: list[_UnfinishedLanes]) -> _UnfinishedLanes:
+    lanes = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *(part.lanes for part in parts))
+    return _UnfinishedLanes(np.concatenate([part.indices for part in parts]), lanes)
 
 
 def _kept(part: _UnfinishedLanes, chosen: np.ndarray) -> _UnfinishedLanes:
+    """The lanes of a mask, or of indices."""
     return _UnfinishedLanes(
         part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes)
     )
 
 
 class _Collected:
-    """Results of all starts, filled in as their lanes arrive."""
+    """The results of all starts, filled in as lanes end."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -194,7 +262,7 @@ class _Collected:
         self._lock = threading.Lock()
 
     def put(self, indices: np.ndarray, results: dict[str, Any], lanes: Any) -> None:
-        """Put in the results of some lanes (first axis) under the indices of their starts."""
+        """Store the results of the lanes `lanes` (first axis) at the indices of their starts."""
         with self._lock:
             if not self.results:
                 self.results = jax.tree.map(
@@ -208,7 +276,7 @@ class _Collected:
 
 
 def _as_rows(array: np.ndarray) -> np.ndarray:
-    """A view of an array in whole rows, which NumPy moves ten times as fast as parts of rows."""
+    """A view of an array whose elements are whole rows, which NumPy copies ten times as fast."""
     length = math.prod(array.shape[1:])
     if not length:
         return array
@@ -217,7 +285,7 @@ def _as_rows(array: np.ndarray) -> np.ndarray:
 
 
 def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndarray, " n"]:
-    """The indices of the starts, slab after slab, sorted by the potential in each; NaN last.
+    """The indices of the starts, slab by slab, sorted by the potential within a slab; NaN last.
 
     The starts of a single block are not sorted, since its lanes share a step in any order.
     """
@@ -238,7 +306,7 @@ def _ordered(work: _Work, starts: PyTree[np.ndarray], count: int) -> Int[np.ndar
 def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np.ndarray, " n"]:
     """The potential at the starts, in their given order."""
     length = min(work.size * _BLOCKS_OF_A_SLAB, count)
-    # The last part, as long as the others, overlaps the one before.
+    # The last part is as long as the others, and overlaps the part before.
     firsts = [min(first, count - length) for first in range(0, count, length)]
     program = Program(potentials, work.problem, optimise=work.optimise)
 
@@ -254,10 +322,8 @@ def _potentials(work: _Work, starts: PyTree[np.ndarray], count: int) -> Float[np
     return values
 
 
-def _first_passes(
-    work: _Work, starts: PyTree[np.ndarray], order: np.ndarray
-) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """Solve every start in its first block; the unfinished lanes, and the evicted ones."""
+def _first_passes(work: _Work, starts: PyTree[np.ndarray], order: np.ndarray) -> _Left:
+    """Integrate every start in its first block; return the lanes that have not ended."""
     blocks = -(-len(order) // work.size)
     together = _BATCH_ON_CPU if _on_cpu(work.devices) and blocks >= 2 * _BATCH_ON_CPU else 1
     keep = 0 if blocks < work.programs.enough_blocks else work.size // _LEFT_FOR_LATER
@@ -266,7 +332,7 @@ def _first_passes(
     program = Program(work.programs.first, (work.problem, work.method), optimise=work.optimise)
     limits = (np.int32(keep), np.int32(work.max_steps))
 
-    def first(batch: np.ndarray, device: Device) -> tuple[int, list[_UnfinishedLanes]]:
+    def first(batch: np.ndarray, device: Device) -> tuple[int, _Left]:
         chosen = jax.tree.map(lambda x: _in_blocks(x, batch, together, work.size), starts)
         return _sorted_out(work, batch, *program(jax.device_put(chosen, device), *limits))
 
@@ -274,24 +340,25 @@ def _first_passes(
 
 
 def _later_passes(
-    work: _Work, problem: Problem, pool: list[_UnfinishedLanes]
-) -> list[_UnfinishedLanes]:
-    """Continue the unfinished lanes in blocks of their own until all have ended."""
-    evicted: list[_UnfinishedLanes] = []
+    work: _Work, problem: Problem, pool: list[_UnfinishedLanes], *, resized: bool = False
+) -> _Left:
+    """Continue unfinished lanes in new blocks until all have ended or cannot go on in these.
+
+    `resized`: the blocks are the first ones of their size, for which the program is compiled anew.
+    """
+    left = _Left([], [], [])
     program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
-    fresh, size = program.fresh, work.size
+    fresh, size = program.fresh or resized, work.size
     while pool:
-        indices = np.concatenate([part.indices for part in pool])
-        parts = (part.lanes for part in pool)
-        lanes = jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *parts)
+        indices, lanes = _joined(pool)
         places = [np.arange(i, min(i + size, len(indices))) for i in range(0, len(indices), size)]
         keep = 0 if len(places) == 1 else size // _LEFT_FOR_LATER
         limits = (np.int32(keep), np.int32(work.max_steps))
         go_on = partial(_go_on, work, program, limits, indices, lanes)
-        pool, late = _gathered(work, _in_parallel(go_on, places, work, fresh))
-        fresh = False
-        evicted += late
-    return evicted
+        later = _gathered(work, _in_parallel(go_on, places, work, fresh))
+        pool, fresh = later.running, False
+        left = _Left([], left.evicted + later.evicted, left.spent + later.spent)
+    return left
 
 
 def _go_on(
@@ -302,7 +369,7 @@ def _go_on(
     lanes: Any,
     index: np.ndarray,
     device: Device,
-) -> tuple[int, list[_UnfinishedLanes]]:
+) -> tuple[int, _Left]:
     chosen = jax.tree.map(lambda x: x[..., filled(index, work.size)], lanes)
     solution = program(jax.device_put(chosen, device), *limits)
     apart = jax.tree.map(lambda x: np.asarray(x)[None], solution)
@@ -311,23 +378,27 @@ def _go_on(
 
 def _sorted_out(
     work: _Work, batch: np.ndarray, results: Any, lanes: Any, tries: Int[Array, " b"]
-) -> tuple[int, list[_UnfinishedLanes]]:
-    """Collect the lanes that have ended; their number, the unfinished lanes, and the evicted."""
+) -> tuple[int, _Left]:
+    """Store the results of lanes that have ended; return their number, and the other lanes."""
     results = jax.tree.map(_starts_first, results)
     outcome, evicted = (_starts_first(x)[: len(batch)] for x in (lanes.outcome, lanes.evicted))
     exhausted = np.repeat(np.asarray(tries) >= work.max_steps, work.size)[: len(batch)]
     evicted = evicted & (outcome == 0)
     running = (outcome == 0) & ~evicted
-    if np.any(exhausted & running):
-        spent = np.zeros(len(results["outcome"]), bool)
-        spent[: len(batch)] = exhausted & running
-        results["outcome"] = np.where(spent, np.int32(Outcome.step_limit), results["outcome"])
-        running = running & ~exhausted
+    spent = running & exhausted
+    if np.any(spent):
+        limited = np.zeros(len(results["outcome"]), bool)
+        limited[: len(batch)] = spent
+        results["outcome"] = np.where(limited, np.int32(Outcome.step_limit), results["outcome"])
+    running = running & ~exhausted
     late = running | evicted
     ended = np.flatnonzero(~late) if np.any(late) else slice(0, len(batch))
     work.collected.put(batch[ended], results, ended)
-    left = [_left_behind(batch, lanes, np.flatnonzero(chosen)) for chosen in (running, evicted)]
-    return int(len(batch) - np.sum(late)), left
+    groups = (running, evicted, spent)
+    left = [_left_behind(batch, lanes, np.flatnonzero(chosen)) for chosen in groups]
+    return int(len(batch) - np.sum(late)), _Left(
+        *([one] if len(one.indices) else [] for one in left)
+    )
 
 
 def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _UnfinishedLanes:
@@ -343,24 +414,22 @@ def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _Unfinish
     return _UnfinishedLanes(batch[chosen], jax.tree.map(picked, lanes))
 
 
-def _gathered(
-    work: _Work, done: Iterator[tuple[int, list[_UnfinishedLanes]]]
-) -> tuple[list[_UnfinishedLanes], list[_UnfinishedLanes]]:
-    """All unfinished lanes, and all evicted ones."""
-    running, evicted = [], []
-    for ended, (still, held_up) in done:
+def _gathered(work: _Work, done: Iterator[tuple[int, _Left]]) -> _Left:
+    """All lanes that have not ended in passes that are done."""
+    gathered = _Left([], [], [])
+    for ended, left in done:
         work.progress(ended)
-        running += [still] if len(still.indices) else []
-        evicted += [held_up] if len(held_up.indices) else []
-    return running, evicted
+        for all_, some in zip(gathered, left, strict=True):
+            all_ += some
+    return gathered
 
 
 def _in_blocks(
     starts: np.ndarray, chosen: np.ndarray, blocks: int, size: int
 ) -> Float[np.ndarray, "b ... s"]:
-    """Chosen starts as blocks, each with its lanes on the last axis.
+    """Chosen starts as blocks, with the lanes of a block on the last axis.
 
-    Blocks are padded with NaN, which ends at once.
+    Blocks are padded with starts of NaN, whose lanes end at once.
     """
     taken = np.take(starts, filled(chosen, blocks * size), axis=0)
     taken[len(chosen) :] = np.nan
@@ -368,7 +437,7 @@ def _in_blocks(
 
 
 def _starts_first(array: Any) -> np.ndarray:
-    """Blocks first and lanes last as starts first: (b, ..., s) to (b·s, ...)."""
+    """An array with blocks first and lanes last, reshaped: (b, ..., s) to (b·s, ...)."""
     moved = np.moveaxis(np.asarray(array), -1, 1)
     return moved.reshape(moved.shape[0] * moved.shape[1], *moved.shape[2:])
 
@@ -400,8 +469,8 @@ def _in_parallel(
 ) -> Iterator[Any]:
     """The results of a task on all items, in the order of the items.
 
-    If the program of the task is not compiled yet, the first item goes alone, so that two threads
-    do not compile the same.
+    If the program of the task is not compiled yet, the first item runs alone, so that two threads
+    do not compile the same program.
     """
     wide = work.problem.rtol.dtype == np.float64
     devices = work.devices

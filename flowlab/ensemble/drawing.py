@@ -1,9 +1,9 @@
-"""Starts of a chunk on the device that solves them, transferred or drawn there by index.
+"""Chunks of starts on a device, either transferred from the host or drawn on the device.
 
-A start drawn on a device has the same bits as from `flowlab.starts` on the host. NumPy's Philox
-generator maps a counter and a key to four numbers by ten rounds of multiplications, so that any
-part of its sequence can be computed separately; these rounds are carried out here in 64-bit
-integers.
+A start that is drawn on a device has the same bits as a start from `flowlab.starts` on the host.
+NumPy's Philox generator maps a counter and a key to four numbers by ten rounds of multiplications,
+so that any part of its sequence can be computed separately. This module computes the rounds in
+64-bit integers.
 
 Source: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (2011).
 
@@ -24,7 +24,7 @@ from flowlab.starts import DrawnStarts, grid
 
 __all__ = ["chunk_on", "count_of", "drawn_on_device", "first_of", "whole"]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 _MULTIPLIERS = np.uint64(0xD2E7470EE14C6C93), np.uint64(0xCA5A826395121157)
 _WEYL = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBB67AE8584CAA73B)
@@ -40,7 +40,7 @@ def count_of(starts: PyTree[np.ndarray] | DrawnStarts) -> int:
 
 
 def first_of(starts: PyTree[np.ndarray] | DrawnStarts) -> PyTree[np.ndarray]:
-    """The starts, or the first ones if they are drawn, to take shapes and dtype from."""
+    """Some starts, for their shapes and dtype: all if they are arrays, else the first ones."""
     return starts.part(0, 1) if isinstance(starts, DrawnStarts) else starts
 
 
@@ -50,14 +50,14 @@ def whole(starts: PyTree[np.ndarray] | DrawnStarts) -> PyTree[np.ndarray]:
 
 
 def drawn_on_device(starts: PyTree[np.ndarray] | DrawnStarts) -> bool:
-    """True if starts can be drawn on the device: those of a grid, and uniform ones."""
+    """True if starts can be drawn on the device: `DrawnStarts` of a grid, or uniform ones."""
     return isinstance(starts, DrawnStarts) and starts.kind in ("grid", "uniform")
 
 
 def chunk_on(
     device: Device, starts: PyTree[np.ndarray] | DrawnStarts, first: int, size: int
 ) -> PyTree[Float[Array, "m ..."]]:
-    """A chunk of starts from an index on, on a device; NaN beyond the last."""
+    """`size` starts from index `first`, on a device; NaN beyond the last start."""
     if drawn_on_device(starts):
         return _drawn(device, starts, first, size)
     last = min(first + size, count_of(starts))
@@ -75,11 +75,11 @@ def chunk_on(
 
 
 def _drawn(device: Device, starts: DrawnStarts, first: int, size: int) -> Float[Array, "m d"]:
-    with jax.enable_x64(True):  # whatever the dtype: what is drawn is rounded to it at the end
+    with jax.enable_x64(True):  # for any dtype: the numbers are rounded to it at the end
         numbers = (np.int64(first), np.int64(starts.count))
         if starts.kind == "grid":
             shape = starts.size if isinstance(starts.size, tuple) else (starts.size,)
-            shape *= len(starts.lower) // len(shape)  # one number stands for all
+            shape *= len(starts.lower) // len(shape)  # one number holds for all components
             sides = zip(shape, starts.lower, starts.upper, strict=True)
             axes = [grid(n, (low,), (high,), dtype=starts.dtype)[:, 0] for n, low, high in sides]
             return _grid(*jax.device_put((*numbers, axes), device), size=size)
@@ -91,7 +91,7 @@ def _drawn(device: Device, starts: DrawnStarts, first: int, size: int) -> Float[
 
 @partial(jax.jit, static_argnames="size")
 def _grid(first: Array, count: Array, axes: list[Array], *, size: int) -> Float[Array, "m d"]:
-    """The starts of a grid from an index on, from its values along each axis."""
+    """`size` starts of a grid from index `first`, from the grid's values along each axis."""
     indices = first + jnp.arange(size)
     positions = jnp.unravel_index(indices, tuple(len(axis) for axis in axes))
     points = [axis[position] for axis, position in zip(axes, positions, strict=True)]
@@ -110,10 +110,10 @@ def _uniform(
     size: int,
     dtype: str,
 ) -> Float[Array, "m d"]:
-    """The starts of `flowlab.starts.uniform` from an index on."""
+    """`size` starts of `flowlab.starts.uniform` from index `first`."""
     width = lower.size
     before = first * width
-    counters = -(-size * width // _WORDS) + 1  # one more, since a start may begin amid four
+    counters = -(-size * width // _WORDS) + 1  # one more: a start may begin within a group of four
     numbers = _philox(before // _WORDS, counters, key)
     bits = lax.dynamic_slice(numbers, (before % _WORDS,), (size * width,))
     unit = (bits >> np.uint64(11)).astype(float) * 2.0**-53
@@ -124,8 +124,9 @@ def _uniform(
 def _scaled(unit: Array, present: Array, lower: Array, upper: Array, zero: Array) -> Array:
     """Points of the unit cube scaled to a box, with the rounding of NumPy.
 
-    A compiler would fuse the product and the sum into one operation with one rounding. It cannot,
-    because the bits of the product pass through an operation with a zero that it does not know.
+    A compiler could fuse product and sum into one operation with a single rounding. To prevent
+    this, the bits of the product pass through an operation with `zero`, whose value the compiler
+    does not know.
     """
     product = (upper - lower)[None] * unit
     bits = lax.bitcast_convert_type(product, jnp.uint64) ^ zero
@@ -135,7 +136,7 @@ def _scaled(unit: Array, present: Array, lower: Array, upper: Array, zero: Array
 
 def _philox(first: Array, counters: int, key: Array) -> UInt[Array, " 4*c"]:
     """The numbers of NumPy's Philox generator for successive values of the counter."""
-    # NumPy counts up before it draws.
+    # NumPy increments the counter before it draws.
     counter = first.astype(jnp.uint64) + jnp.arange(1, counters + 1, dtype=jnp.uint64)
     words = [counter, *(jnp.zeros_like(counter),) * 3]
     keys = [key[0], key[1]]

@@ -1,4 +1,4 @@
-"""The verb `sweep`: checks of its arguments, and sweeps over hyper-parameters.
+"""The function `sweep`: flow lines from many starts, for one or several hyper-parameters.
 
 n: starts; k: levels of the target; s: times to save at; v: values of a swept hyper-parameter.
 """
@@ -61,55 +61,62 @@ def sweep(
     audit: float = 0.0,
     progress: bool | None = None,
 ) -> Runs:
-    """Flow lines from many starts, until a target.
+    """Integrate flow lines (trajectories) from many starts, up to a target.
 
-    The starts are sorted by their potential and solved in blocks that share a step, so that the
-    lanes of a block are alike; on a GPU or a TPU each is solved by itself in a kernel. A start that
-    fails gets an outcome, and affects no other.
+    On a CPU the starts are sorted by their potential and integrated in blocks of similar lines,
+    which share their steps; on a GPU or a TPU a kernel integrates each line with its own steps. A
+    start that fails gets an outcome, and does not affect others.
 
     Args:
-        flow: What to follow.
-        starts: Shape (n, d), or a PyTree with a leading axis n. Its dtype, float32 or float64, is
-            the dtype of the work. Or `starts.DrawnStarts`, which a kernel draws on the device chunk
-            by chunk, so that they are never held all at once.
-        until: When to stop, from `flowlab.until`.
-        over: Hyper-parameters of the flow to sweep, by name: each becomes a labelled leading axis.
-            All values share one compiled program.
-        measures: What to measure, from `flowlab.measures`.
-        save_at: Flow times at which to keep the states, positive and increasing.
-        clock: The independent variable; None for the target's own.
-        rtol: Relative tolerance, of the state and of the flow time; None for 1e-6, or 1e-4 where
-            the dtype is float32.
-        atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, or for
-            no absolute tolerance on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
-            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, by default
-            under the clock of time, or `solve.Rodas5P()` for small states. None for Tsit5, or
-            Dopri8 where rtol < 3e-8; starts whose steps only stability kept so short that they ran
-            out are solved again by one of these, and `Runs.solved_by` says which was by which.
-        block_size: Starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
-        devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread for
-            each core, without any flag.
+        flow: The flow.
+        starts: Starts, shape (n, d), or a PyTree with a leading axis n. Lines are integrated in
+            their dtype, float32 or float64. Or `starts.DrawnStarts`, which a kernel draws on the
+            device chunk by chunk, so that all starts are never in memory at once.
+        until: The target at which lines end, from `flowlab.until`.
+        over: Hyper-parameters of the flow to sweep, by name, with lists of values: each becomes a
+            labelled leading axis. All values share one compiled program.
+        measures: Measures to evaluate along the lines, from `flowlab.measures`.
+        save_at: Flow times at which to save the states, positive and increasing.
+        clock: The independent variable; None for the default of the target. Results do not depend
+            on it: lanes that alone need small steps under it, or that it leads astray, continue
+            under arc length; stiff starts are integrated again under time, or under arc length on a
+            domain whose boundary absorbs.
+        rtol: Relative tolerance of the state and of the flow time; None for 1e-6, or 1e-4 in
+            float32.
+        atol: Absolute tolerance of the state. None for rtol × 1e-3 × smallest nonzero component of
+            the start, or for no absolute tolerance on a domain of positive components.
+        solver: An explicit Runge–Kutta solver of diffrax with an error estimate; `solve.ROCK4()` or
+            `solve.RKC2()` for stiff flows with a constant metric; or `solve.Rodas5P()` for small
+            stiff states. The last three use time as the default clock. None for Tsit5, or Dopri8 if
+            rtol < 3e-8. If stability, and not accuracy, keeps the steps of Tsit5 or Dopri8 so short
+            that starts use up `max_steps`, these starts are integrated again with a stiff solver;
+            `Runs.solved_by` holds the solver of each start.
+        block_size: Number of starts that share a step; None for 992 on a CPU and 65,536 elsewhere.
+        devices: JAX devices to use; None for all local ones. On CPUs, blocks run on one thread per
+            core, without any flag.
         backend: "blocks", on any device, or "kernel", on GPUs and TPUs: a single program that takes
-            all steps. Where the kernel cannot be compiled, blocks are used; `Runs.backend` says
-            which, and a debug message why. None for the kernel on GPUs and TPUs, and for blocks
-            elsewhere or if `block_size` is given.
-        max_steps: Steps that a block tries before the outcome is `step_limit`. The count begins
-            again when a lane that held up the block has left it.
-        optimise: Whether the compiler optimises its code. It then takes two or three times as long,
-            and the run is several times as fast. None for yes from 4,000 runs on. A kernel is
-            always optimised.
-        audit: Fraction of the starts, chosen at random, to solve again at tolerances a hundred
+            all steps of a line. If the kernel cannot be compiled, blocks are used; `Runs.backend`
+            names the backend, and a debug message the reason. None for the kernel on GPUs and TPUs,
+            and for blocks elsewhere or if `block_size` is given.
+        max_steps: Number of attempted steps of a block. The count restarts when a line that slowed
+            down the block has been removed from it. Lines that are then still running continue in
+            small blocks, of 8 on a CPU and 512 elsewhere, for as many steps again, as long as half
+            of them arrive; the outcome of the others is `step_limit`.
+        optimise: Whether the compiler optimises its code. Compilation then takes two or three times
+            as long, and the run is several times as fast. None optimises from 4,000 runs on. A
+            kernel is always optimised.
+        audit: Fraction of the starts, chosen at random, to integrate again at tolerances a hundred
             times tighter.
-        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+        progress: Whether to show a progress bar; None shows one on a terminal if the work takes
+            long.
 
     Raises:
         ValueError: If the starts have the wrong shape, a hyper-parameter is unknown or out of its
-            range, a tolerance is below what the dtype can hold, or an option is out of range.
+            range, a tolerance is too small for the dtype, or an option is out of range.
 
-    Accuracy: `rtol` per step, relative to state and time. Compared with closed forms on the ratio
-        plane, the errors of times are below 10·rtol in the median and 100·rtol at worst. Results
-        agree to the tolerance whatever the blocks, their order, their neighbours and the devices;
+    Accuracy: the relative error per step of state and time is `rtol`. Compared with closed forms on
+        the ratio plane, errors of times are below 10·rtol in the median and below 100·rtol at
+        worst. Results agree to the tolerance for any division into blocks and any devices;
         identical blocks give identical bits.
     """
     check_counts(block_size, max_steps)
@@ -142,9 +149,9 @@ def _problems(
     common: Mapping[str, Any],
     solver: Any,
 ) -> list[Problem]:
-    """The problems of all flows, made and checked before any is solved.
+    """The problems of all flows, checked before any of them is integrated.
 
-    Functions are checked once for all values of the hyper-parameters.
+    The user's functions are checked once for all values of the hyper-parameters.
     """
     state = one_of(starts)
     with jax.enable_x64(dtype == np.float64), one_call():
@@ -160,7 +167,7 @@ def _solutions(
     solve: Callable[..., dict[str, Any]],
     progress: bool | None,
 ) -> list[dict[str, Any]]:
-    """The results of all problems, solved one after the other under a common progress bar."""
+    """The results of all problems, integrated one after the other with one progress bar."""
     total = len(problems) * count_of(starts)
     results = []
     with tqdm(total=total, unit="start", unit_scale=True, **bar_options(progress)) as bar:
@@ -178,7 +185,7 @@ def _gathered(
     measures: Sequence[Measure],
     common: Mapping[str, Any],
 ) -> Runs:
-    """The runs of all cases, with the names of their axes."""
+    """The `Runs` of a sweep, from the results for all values of the hyper-parameters."""
     save_at = common["save_at"]
     return Runs(
         starts,
@@ -201,7 +208,7 @@ def _with_parameters(
 
 
 def _stacked(results: list[dict[str, Any]], values: list[list[float]]) -> dict[str, Any]:
-    """The results of all cases, with hyper-parameters as leading axes."""
+    """The results for all values of the hyper-parameters, which become leading axes."""
     lead = tuple(len(v) for v in values)
     if not lead:
         return results[0]
@@ -214,7 +221,7 @@ def checked_over(
     """The values of swept hyper-parameters as lists of numbers, each checked against the flow.
 
     Raises:
-        ValueError: If they are not lists of numbers, or the flow refuses a value.
+        ValueError: If `over` does not map names to lists of numbers, or the flow refuses a value.
     """
     values: dict[str, list[float]] = {}
     if over is not None and not isinstance(over, Mapping):

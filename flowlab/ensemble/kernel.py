@@ -1,13 +1,14 @@
 """The backend `kernel`: every lane takes its own steps, in a Pallas kernel on a GPU or TPU.
 
-The problem, the method, the events and the loop over steps are those of a block with a single lane
-(`solve.engine`); `solve.row_control` rewrites that program for a row of lanes side by side, each
-with its own step. A loop runs until the last lane of the row has left it, and lanes that have are
-unchanged. Nothing else passes between lanes, so that a lane has the same bits whatever lies beside
-it. Lanes that stray under the clock of a level begin again under the arc-length clock, as in
-`blocks`.
+A lane is one flow line during its integration. The program of a lane is that of a block with a
+single lane (`solve.engine`), with the same problem, method, events and loop over steps.
+`solve.row_control` rewrites this program for a row of lanes side by side, each with its own step. A
+loop runs until the last lane of the row has left it; it does not change lanes that have left it
+before. Lanes do not interact otherwise, so that the bits of a lane do not depend on the other lanes
+of its row. Lanes that go wrong under the clock of loss or margin start again under the arc-length
+clock, as in `blocks`.
 
-n: starts; r: elements of what a lane reads or leaves behind.
+n: starts.
 """
 
 import math
@@ -34,25 +35,26 @@ from flowlab.until import Outcome
 
 __all__ = ["BACKEND", "CHIPS", "Chip", "RefusedError", "refusal", "solved"]
 
-Device = Any  # jax.Device, which is no type to a type checker
+Device = Any  # jax.Device, which type checkers do not accept as a type
 
 BACKEND = "kernel"
-"""The name of this way to solve a problem: lanes take all their steps in one program, by Pallas."""
+"""The name of this backend, in which each lane takes all its steps in one Pallas program."""
 
-_CHUNK = 2**21  # starts of a call: some times as many as a chip has at work at once
-_CHUNK_BYTES = 2**30  # that a call may leave behind
-_AHEAD = 2  # calls on their way to each device while the results of one before are collected
-_SMALLEST = 1024  # starts up to which a call is filled up, so that few sizes are compiled
+_CHUNK = 2**21  # starts of a call: several times as many as a chip handles at once
+_CHUNK_BYTES = 2**30  # the most memory for the results of a call
+_AHEAD = 2  # calls queued on each device while results are collected
+_SMALLEST = 1024  # the fewest starts of a call, padded, so that few sizes are compiled
 
 
 class Chip(NamedTuple):
-    """A kind of device, and how kernels are written for it.
+    """A kind of device, and the form of kernels for it.
 
     Attributes:
-        platform: Its name in lowerings.
-        lanes: Shape of the lanes of a program.
-        kind: A device of the kind, by the name that its maker gives it.
-        lacking: Functions that its compiler does not know, and that others must express.
+        platform: The name of the platform that JAX lowers for.
+        lanes: Shape of the row of lanes that one program integrates.
+        kind: The maker's name of a device of this kind.
+        lacking: Functions that the device's compiler does not support, and that must be expressed
+            by others.
     """
 
     platform: str
@@ -62,14 +64,14 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "gpu": Chip("cuda", (32,), "NVIDIA H100"),  # as many lanes as a warp has
+    "gpu": Chip("cuda", (32,), "NVIDIA H100"),  # the lanes of a warp
     "tpu": Chip("tpu", (8, 128), "TPU v5 lite", ("expm1",)),  # the registers of its vector unit
 }
-"""By the platform of a device, how it is programmed."""
+"""The chips with kernels, by the platform of a device."""
 
 
 class RefusedError(Exception):
-    """The error for a problem that cannot be compiled to a kernel; the text says why."""
+    """The error for a problem that cannot be compiled to a kernel; the message gives the reason."""
 
 
 def solved(
@@ -86,14 +88,14 @@ def solved(
     """The results for all starts, first axis n, in the order of the starts.
 
     Args:
-        problem: What to solve.
-        method: What makes and chooses the steps.
-        starts: Leaves of shape (n, ...), or how they are drawn.
+        problem: The problem.
+        method: The solver and its step-size controller.
+        starts: Leaves of shape (n, ...), or `DrawnStarts`.
         devices: Devices of one kind.
-        max_steps: Steps that a lane tries.
-        progress: Called with the number of starts that have ended since.
-        elsewhere: The solver for lanes that begin again, where their problem cannot be compiled to
-            a kernel.
+        max_steps: Largest number of attempted steps of a lane.
+        progress: Called with the number of starts that have ended since the last call.
+        elsewhere: The function that integrates lanes that start again, if their problem cannot be
+            compiled to a kernel.
         interpret: Whether to interpret the kernel operation by operation, on any device; slow.
 
     Raises:
@@ -125,13 +127,13 @@ def solved(
 
 
 def refusal(problem: Problem, method: Method, starts: PyTree[np.ndarray], chip: Chip) -> str | None:
-    """The reason why a problem cannot be lowered for a chip, present or not; None if it can.
+    """The reason why a problem cannot be lowered for a chip; None if it can.
 
     Args:
-        problem: What to solve.
-        method: What makes and chooses the steps.
+        problem: The problem.
+        method: The solver and its step-size controller.
         starts: Some starts, leaves of shape (n, ...).
-        chip: The chip.
+        chip: The chip, which need not be present.
     """
     run = _Chunks(problem, method, starts, chip, False)
     try:
@@ -147,7 +149,7 @@ def _put(index: Any, target: np.ndarray, source: np.ndarray) -> None:
 
 
 class _Chunks:
-    """Starts in chunks of one size, each of them solved in one call."""
+    """Starts in chunks of equal size; one call of the kernel integrates a chunk."""
 
     def __init__(
         self,
@@ -169,7 +171,7 @@ class _Chunks:
         )
 
     def shapes(self, device: Device | None) -> tuple[Any, Any]:
-        """The arguments of a call, as shapes on a device: starts and the number of steps."""
+        """Shapes and dtypes of the arguments of a call on a device: starts, number of steps."""
         place = None if device is None else jax.sharding.SingleDeviceSharding(device)
 
         def shape(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -182,9 +184,9 @@ class _Chunks:
     def results(
         self, devices: Sequence[Device], max_steps: int
     ) -> Iterator[tuple[slice, dict[str, Any], Bool[np.ndarray, " n"], PyTree[np.ndarray]]]:
-        """For each chunk: its indices, its results, and the starts to begin again, with a mask.
+        """For each chunk: indices, results, a mask of the lanes to start again, their starts.
 
-        While one is collected, the next ones are solved.
+        While one chunk is collected, the next chunks are being integrated.
         """
         with jax.enable_x64(self.wide):
             calls = [_compiled(self, device) for device in devices]
@@ -211,15 +213,15 @@ class _Chunks:
         return index, results, evicted, again
 
 
-_EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # and why others are none
+_EXECUTABLES: OrderedDict[tuple[Any, ...], Any] = OrderedDict()  # or errors
 _MOST_EXECUTABLES = 256  # as many programs as `solve.compilation` knows
 
 
 def _compiled(run: _Chunks, device: Device) -> Callable[..., Any]:
-    """The program of some chunks, compiled for a device; a failure is remembered.
+    """The program of some chunks, compiled for a device; programs and failures are cached.
 
     Raises:
-        RefusedError: If it cannot be lowered or compiled.
+        RefusedError: If the program cannot be lowered or compiled.
     """
     given = run.shapes(device)
     shapes = tuple((leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(given))
@@ -238,11 +240,11 @@ def _compiled(run: _Chunks, device: Device) -> Callable[..., Any]:
     return found
 
 
-_NOTES = ("JaxStackTraceBeforeTransformation",)  # causes by which JAX says where it was
+_NOTES = ("JaxStackTraceBeforeTransformation",)  # causes that only say where an error was
 
 
 def _reason(error: BaseException) -> str:
-    """The reason of an error while lowering; the name of the primitive if one caused it."""
+    """The reason of an error in lowering: the name of the unsupported primitive, or the message."""
     while error.__cause__ is not None and type(error.__cause__).__name__ not in _NOTES:
         error = error.__cause__
     if isinstance(error, NoRowsError):
@@ -261,7 +263,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _as_if_on(chip: Chip) -> Any:
-    """A context in which newer releases of JAX lower for a chip that is not here."""
+    """A context in which newer releases of JAX lower for a chip that is not present."""
     abstract = getattr(jax.sharding, "AbstractDevice", None)
     if abstract is None or not hasattr(jax.sharding, "use_abstract_mesh"):
         return nullcontext()
@@ -271,7 +273,7 @@ def _as_if_on(chip: Chip) -> Any:
 
 
 def _compiler_options(chip: Chip) -> dict[str, Any]:
-    """The Pallas backend that lowers for a chip, with its options: chosen here and nowhere else."""
+    """The options of `pallas_call` for a chip; they also choose the Pallas backend."""
     if chip.platform != "cuda":
         return {}
     from jax.experimental.pallas import triton
@@ -281,14 +283,14 @@ def _compiler_options(chip: Chip) -> dict[str, Any]:
 
 @cache
 def _for_chip(chip: Chip, interpret: bool) -> Callable[..., Any]:
-    """The function `_all_steps` for a chip; the same object each time, to cache programs by."""
+    """The function `_all_steps` for a chip; the same object each time, as a key of caches."""
     return partial(_all_steps, chip, interpret)
 
 
 class _Packing:
-    """The layout of the elements of several arrays in one array for each dtype.
+    """A layout that packs the elements of several arrays into one array per dtype.
 
-    Booleans stand as integers.
+    Booleans are stored as integers.
     """
 
     def __init__(self, arrays: Sequence[Any]) -> None:
@@ -301,7 +303,10 @@ class _Packing:
             self.sizes[name] = self.firsts[-1] + int(np.prod(array.shape))
 
     def joined(self, arrays: Sequence[Array], name: str, lead: tuple[int, ...]) -> Array:
-        """The elements of one dtype, of arrays with further trailing axes."""
+        """The elements of all arrays that are stored as the dtype `name`, on the first axis.
+
+        The arrays may have further trailing axes, of shape `lead`.
+        """
         chosen = [
             jnp.reshape(array, (-1, *lead)).astype(name)
             for array, packed in zip(arrays, self.arrays, strict=True)
@@ -310,7 +315,7 @@ class _Packing:
         return jnp.concatenate(chosen)
 
     def read(self, element: Callable[[str, int], Any]) -> list[np.ndarray]:
-        """The arrays with their elements as objects."""
+        """The arrays as object arrays, with elements from `element(dtype, position)`."""
         found = []
         for array, first in zip(self.arrays, self.firsts, strict=True):
             name = _stored(array.dtype)
@@ -329,7 +334,7 @@ def _stored(dtype: Any) -> str:
 def _lane(
     solved: tuple[Problem, Method], start: PyTree[Array], max_steps: Int[Array, ""]
 ) -> tuple[dict[str, Any], Bool[Array, ""]]:
-    """The results of one start, and a flag that it must begin again under another clock."""
+    """The results of one start, and a flag that it must start again under another clock."""
     problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda leaf: leaf[..., None], start))
     lanes, tries, _ = advance(problem, method, lanes, max_steps=max_steps)
@@ -346,7 +351,7 @@ def _all_steps(
     starts: PyTree[Array],
     max_steps: Int[Array, ""],
 ) -> tuple[dict[str, Any], Bool[Array, " n"]]:
-    """The results of starts (first axis), and a mask of those to begin again: one kernel."""
+    """The results of starts (first axis), and a mask of those to start again, by one kernel."""
     shared, rest = eqx.partition((solved, max_steps), eqx.is_array)
     numbers, structure = jax.tree.flatten(shared)
     leaves, of_starts = jax.tree.flatten(starts)
@@ -364,7 +369,7 @@ def _all_steps(
 
 
 def _in_rows(chip: Chip, program: Any, packed: tuple[_Packing, ...]) -> Callable[..., None]:
-    """The program of one lane as a kernel for a row of lanes, with packed arrays."""
+    """A kernel that runs the program of one lane for a row of lanes, on packed arrays."""
     of_numbers, of_starts, of_results = packed
 
     def kernel(*refs: Any) -> None:
@@ -390,7 +395,7 @@ def _called(
     numbers: list[Array],
     leaves: list[Array],
 ) -> list[Array]:
-    """The results of a kernel for the program of one lane, with starts first."""
+    """The results of a kernel for the program of one lane, with starts on the first axis."""
     from jax.experimental import pallas
 
     of_numbers, of_starts, of_results = packed
@@ -417,7 +422,7 @@ def _called(
 
 
 def _apart(packing: _Packing, made: Sequence[Array], count: int) -> list[Array]:
-    """The arrays that rows of so many lanes were made of, starts first."""
+    """The arrays of a packing, unpacked from rows, with starts on the first axis."""
     whole = dict(zip(packing.sizes, made, strict=True))
     arrays = []
     for array, first in zip(packing.arrays, packing.firsts, strict=True):
@@ -434,7 +439,7 @@ def _padded(numbers: Array) -> Array:
 
 
 def _of_all(chip: Chip, operand: Array) -> Any:
-    """The block specification of an array that every program reads as a whole."""
+    """The Pallas block specification of an array that every program reads as a whole."""
     from jax.experimental import pallas
 
     if chip.platform == "tpu":
@@ -445,7 +450,7 @@ def _of_all(chip: Chip, operand: Array) -> Any:
 
 
 def _of_rows(chip: Chip, size: int) -> Any:
-    """The block specification of an array of which a program reads or writes its own rows."""
+    """The Pallas block specification of an array of rows, one per element, for each program."""
     from jax.experimental import pallas
 
     after = (0,) * (len(chip.lanes) - 1)

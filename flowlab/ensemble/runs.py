@@ -24,21 +24,28 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "Runs"]
 
+_CLOCK_OF_STIFF = (
+    "solvers but the first were under the clock of time, or of arc length on a domain whose "
+    "boundary absorbs, whatever was asked for"
+)
+
 
 @dataclass(frozen=True)
 class Audit:
     """Deviations of a random sample of the runs from the same runs at tighter tolerances.
 
-    Solved in float64 at tolerances a hundred times tighter (not below 1e-13).
+    The second solution, marked by a prime, is computed in float64 at tolerances a hundred times
+    tighter (not below 1e-13).
 
     Attributes:
-        count: Runs solved again.
-        rtol: The tolerance of the second solution.
+        count: Number of runs that were integrated again.
+        rtol: The relative tolerance of the second solution.
         time_median: Median of |time − time'| / time', over runs that reached the target in both.
-        time_largest: The largest of them.
-        end_median: Median of |end − end'| / |end'|, over runs with the same outcome.
-        end_largest: The largest of them.
-        outcomes_differ: Runs whose outcome differs.
+        time_largest: Largest |time − time'| / time' of these runs.
+        end_median: Median of |end − end'| / |end'|, over runs with the same outcome other than
+            `step_limit`.
+        end_largest: Largest |end − end'| / |end'| of these runs.
+        outcomes_differ: Number of runs whose outcome differs.
     """
 
     count: int
@@ -55,28 +62,34 @@ class Runs:
     """Results of many starts, as NumPy arrays; swept hyper-parameters are leading axes.
 
     Attributes:
-        given: The starts as they were given to `sweep`: arrays, or `DrawnStarts`.
+        given: The starts as they were passed to `sweep`: arrays, or `DrawnStarts`.
         outcome: A code of `until.Outcome` for every start, shape (*v, n).
-        time: Flow time at which the target (its last level) was reached; NaN where it was not.
-        end_time: Flow time at which the line ended, for whatever reason; NaN for unfit starts.
-        end: State there, leaves of shape (*v, n, ...); an absorbed component is 0.
-        level_times: Flow time at which each level was met, shape (*v, n, k).
-        saved: States at the times to save at, leaves of shape (*v, n, s, ...); None without any.
-        measures: What was measured, by name, shape (*v, n) or (*v, n, ...).
-        steps: Accepted steps, shape (*v, n).
+        time: Flow time at which the target (its last level) was reached, shape (*v, n); NaN if it
+            was not.
+        end_time: Flow time at which the line ended, for whatever reason, shape (*v, n); NaN for
+            starts that are not finite or outside the domain.
+        end: State at the end, leaves of shape (*v, n, ...); an absorbed component is 0.
+        level_times: Flow time at which each level was reached, shape (*v, n, k).
+        saved: States at the times to save at, leaves of shape (*v, n, s, ...); None if there are no
+            such times.
+        measures: Results of the measures, by name, shape (*v, n) or (*v, n, ...).
+        steps: Number of accepted steps, shape (*v, n), in all blocks that a start was in; for a
+            start that was integrated again, of the integration that is kept.
         over: The values of the swept hyper-parameters, by name, in the order of the axes.
-        save_at: The times to save at.
+        save_at: The times to save at, shape (s,).
         rtol: Relative tolerance.
-        audit: Deviation from tighter tolerances, if asked for.
-        components: Names of the components of a state, if it is one array and they have names.
-        measure_axes: The meaning of a measure's extra axis, `pair` or `response`, by the name of
-            the measure; for others, it is the components of a state.
-        domain: The domain of the flow; None where it is not known.
-        solver: The name of the method; empty if it is not known. For starts that are not stiff, if
-            others were solved again by another.
-        solved_by: Codes of the solvers of all starts, shape (*v, n): indices into `solvers`; None
-            if all are by `solver`, as asked for.
-        backend: The backend that solved them, `blocks` or `kernel`; empty if it is not known.
+        audit: Deviations from a solution at tighter tolerances; None if no audit was asked for.
+        components: Names of the components of a state; None if they have none or the state is a
+            PyTree.
+        measure_axes: The meaning of a result's extra axis, `pair` or `response`, by the name of the
+            result; for other results, the axis is that of the components of a state.
+        domain: The domain of the flow; None if it is not known.
+        solver: The name of the solver, "" if it is not known. If stiff starts were integrated again
+            with other solvers, the solver of the other starts.
+        solved_by: The solver of each start, shape (*v, n), as an index into `solvers`; None if
+            `solver` integrated all. For indices other than 0 the clock was time, or arc length on a
+            domain whose boundary absorbs, whatever clock was asked for.
+        backend: The backend, `blocks` or `kernel`; "" if it is not known.
     """
 
     given: PyTree[Float[np.ndarray, "n ..."]] | DrawnStarts
@@ -101,14 +114,14 @@ class Runs:
 
     @cached_property
     def starts(self) -> PyTree[Float[np.ndarray, "n ..."]]:
-        """The starts, shape (n, d), or a PyTree of leaves (n, ...), drawn when they are asked for.
+        """The starts, shape (n, d), or a PyTree of leaves (n, ...).
 
-        Those that `sweep` was given as `DrawnStarts` have the bits of the ones that were solved.
+        `DrawnStarts` are drawn at first access, with the bits of the starts that were integrated.
         """
         return whole(self.given)
 
     def __repr__(self) -> str:
-        """A summary on one line: the starts, and how many had each outcome."""
+        """A summary on one line: the number of starts, and of each outcome."""
         over = "".join(f", {name} of {values.tolist()}" for name, values in self.over.items())
         told = told_of_domain(self.domain, self.outcome, self.end, self.end_time, self.components)
         return (
@@ -116,33 +129,34 @@ class Runs:
         )
 
     def _stiff(self) -> str:
-        """The numbers of the runs that were solved by the solvers of stiff flows, in words."""
+        """The numbers of runs integrated by solvers for stiff flows, as text."""
         codes = [] if self.solved_by is None else self.solved_by
         counts = [(name, int(np.sum(codes == i))) for i, name in enumerate(self.solvers)][1:]
         return "".join(f", {count:,} by {name}" for name, count in counts if count)
 
     @property
     def solvers(self) -> tuple[str, ...]:
-        """The names of the solvers of which `solved_by` holds the codes."""
+        """The names of the solvers, in the order of the indices in `solved_by`."""
         return (self.solver, *SOLVERS)
 
     def counts(self) -> dict[str, int]:
-        """Number of runs with each outcome, by name; outcomes that did not occur are left out."""
+        """The number of runs with each outcome, by its name, without outcomes that do not occur."""
         return counted(self.outcome)
 
     def to_xarray(self, *, grid: bool = True) -> "xarray.Dataset":
         """The runs as an xarray Dataset with named dimensions, long names and units.
 
-        The components of the starts are coordinates, `x_chosen` and `x_rejected` on the ratio
-        plane. Starts that form a grid on a plane have these as their two dimensions, so that
-        `dataset.time.plot()` is the map; all others have one dimension `start`. Outcomes are the
+        The components of the starts are coordinates, such as `x_chosen` and `x_rejected` on the
+        ratio plane. If the starts form a grid on a plane, these are the two dimensions, so that
+        `dataset.time.plot()` draws a map; otherwise there is one dimension, `start`. Outcomes are
         codes of `until.Outcome`, as in `dataset.where(dataset.outcome == until.Outcome.reached)`;
-        their names are in the attributes of the variable. Measures of each pair or response have a
-        dimension `pair` or `response`, counted from 0. For states that are PyTrees, each leaf is a
-        variable, such as `end_readout`. `store.write` and `store.read` keep a Dataset on disk.
+        their names are in the attributes of the variable. Results with one value per pair or
+        response have a dimension `pair` or `response`, counted from 0. For states that are PyTrees,
+        each leaf is a variable, such as `end_readout`. `store.write` and `store.read` keep a
+        Dataset on disk.
 
         Args:
-            grid: Whether a grid gets two dimensions; if not, its starts have one dimension as well.
+            grid: Whether starts on a grid get two dimensions; False for the dimension `start`.
         """
         import xarray
 
@@ -184,10 +198,11 @@ class Runs:
         return found if sides is None else _unfolded(found, *sides, self.components)
 
     def _solvers_told(self, lead: tuple[str, ...]) -> dict[str, Any]:
-        """The variable of the solvers of all starts, where they are known."""
+        """The Dataset variable with the solver of each start; empty if `solved_by` is None."""
         if self.solved_by is None:
             return {}
         told = {"long_name": "solver", **_meanings(range(len(self.solvers)), self.solvers)}
+        told["comment"] = _CLOCK_OF_STIFF
         return {"solved_by": (lead, self.solved_by, told)}
 
     def _measured(self, name: str, values: Any, lead: tuple[str, ...]) -> dict[str, Any]:
@@ -233,7 +248,7 @@ def _component(name: str) -> dict[str, str]:
 
 
 def _by_leaf(name: str, tree: Any, lead: tuple[str, ...], meaning: str) -> dict[str, Any]:
-    """States as variables: an array under its name, the leaves of a PyTree with suffixes."""
+    """States as Dataset variables: an array as `name`, the leaves of a PyTree with suffixes."""
     if isinstance(tree, np.ndarray):
         further = (f"component_{i}" for i in range(1, tree.ndim - len(lead)))
         axes = ("component", *further) if tree.ndim > len(lead) else ()
@@ -249,7 +264,7 @@ def _by_leaf(name: str, tree: Any, lead: tuple[str, ...], meaning: str) -> dict[
 def _unfolded(
     flat: "xarray.Dataset", first: np.ndarray, second: np.ndarray, components: Any
 ) -> "xarray.Dataset":
-    """A Dataset with the starts unfolded along their two components, the first one across."""
+    """A Dataset in which the dimension `start` is replaced by two, the components of a grid."""
     across, up = components or ("y_1", "y_2")
     bare = flat.drop_vars([name for name in (across, up) if name in flat.coords])
     sides = {across: (across, first, _component(across)), up: (up, second, _component(up))}
@@ -262,7 +277,7 @@ def _unfolded(
 
 
 def _behind(held: Any) -> list[str]:
-    """The dimensions behind that of the starts."""
+    """The names of the dimensions after that of the starts."""
     return list(held.dims[held.dims.index("start") + 1 :])
 
 
@@ -272,6 +287,6 @@ def _flags() -> dict[str, Any]:
 
 
 def _meanings(codes: Iterable[int], names: Iterable[str], dtype: Any = np.int8) -> dict[str, Any]:
-    """Attributes of a variable of codes that say what these mean."""
+    """Attributes of a Dataset variable of codes: the codes and their names."""
     values = np.asarray([int(code) for code in codes], dtype)
     return {"flag_values": values, "flag_meanings": " ".join(names)}

@@ -1,8 +1,8 @@
 """Starts that stability held up, solved again by solvers of stiff flows.
 
-A block, or a lane, that has used up its steps is looked at: where these were as long as the fastest
-rate lets them be stable, its starts are solved once more, in blocks of their own. Starts that have
-arrived are left alone, and cost nothing more.
+Lanes that have used up their steps are looked at, each alone, for some more: those that take them,
+in the mean, as long as the fastest rate lets them be stable are solved once more, in blocks of
+their own. Other starts are left alone, and cost nothing more.
 
 n: starts.
 """
@@ -16,14 +16,25 @@ import numpy as np
 from jaxtyping import Bool, Int, PyTree
 
 from flowlab.ensemble.drawing import whole
-from flowlab.solve import Method, Problem, bounded_rate, filled, make_method, steady, stiff_solvers
+from flowlab.solve import (
+    Method,
+    Problem,
+    bounded_rates,
+    filled,
+    make_method,
+    steady,
+    steps_alone,
+    stiff_solvers,
+)
 from flowlab.starts import DrawnStarts
 from flowlab.until import Outcome
 
 __all__ = ["SOLVERS", "solved_by_choice"]
 
 SOLVERS = ("Rodas5P", "ROCK4", "RKC2")
-"""The solvers that are chosen for stiff starts: codes 1, 2 and 3, where 0 is that of the others."""
+"""The solvers for stiff starts, with the codes 1, 2 and 3; code 0 is the solver of other starts."""
+
+_TOGETHER = 4096  # lanes that are looked at together, so that they fit in memory
 
 
 def solved_by_choice(
@@ -34,26 +45,29 @@ def solved_by_choice(
     *,
     progress: Callable[[int], Any] = lambda n: None,
 ) -> dict[str, Any]:
-    """Results as a backend gives them, with those of stiff starts solved again; and `solved_by`.
+    """The results of a backend, in which stiff starts are integrated again by stiff solvers.
+
+    The entry `solved_by` of the results is the code of each start's solver.
 
     Args:
-        solve: The backend, as `ensemble.backends.worker` gives it.
-        problem: What to solve.
-        method: What solves it where it is not stiff.
-        starts: Leaves of shape (n, ...), or how they are drawn.
-        progress: Called with the number of starts that have ended since.
+        solve: The backend, from `ensemble.backends.worker`.
+        problem: The problem.
+        method: The method for starts that are not stiff.
+        starts: Leaves of shape (n, ...), or `DrawnStarts`.
+        progress: Called with the number of starts that have ended since the last call.
     """
     results = solve(problem, method, starts, progress=progress)
     results["solved_by"] = np.zeros(len(results["outcome"]), np.int8)
-    left = np.flatnonzero(results["outcome"] == Outcome.step_limit)
-    rate = _bounded_rate(problem, results, left) if len(left) else None
-    if rate is None:
+    if not np.any(results["outcome"] == Outcome.step_limit):
         return results
     given = whole(starts)
+    left, rate = _stiff(problem, method, given, results)
+    if not len(left):
+        return results
     one = jax.tree.map(lambda x: x[0], given)
     for solver in stiff_solvers(problem, one, rate=rate, max_steps=solve.max_steps):
         again = make_method(solver, rtol=float(problem.rtol))
-        part = jax.tree.map(partial(np.take, indices=left, axis=0), given)
+        part = jax.tree.map(partial(_at, left), given)
         found = solve.again(steady(problem), again, part)
         found["solved_by"] = np.full(len(left), 1 + SOLVERS.index(again.name), np.int8)
         ended = ~np.isin(found["outcome"], (Outcome.step_limit, Outcome.non_finite))
@@ -64,15 +78,26 @@ def solved_by_choice(
     return results
 
 
-def _bounded_rate(
-    problem: Problem, results: dict[str, Any], left: Int[np.ndarray, " n"]
-) -> float | None:
-    """The fastest rate, if steps of some starts were, in the mean, as long as theirs allows."""
-    # A number of states that is a power of two, so that few programs are compiled.
-    some = filled(left, 1 << int(len(left) - 1).bit_length())
-    ends = jax.tree.map(lambda x: x[some], results["end"])
-    steps = np.maximum(results["steps"][some], 1)
-    return bounded_rate(problem, ends, results["end_time"][some] / steps)
+def _stiff(
+    problem: Problem, method: Method, starts: PyTree[np.ndarray], results: dict[str, Any]
+) -> tuple[Int[np.ndarray, " n"], float]:
+    """The starts whose lanes only stability holds up where they stand, and their fastest rate.
+
+    They are looked at in parts whose sizes are powers of two, so that few programs are compiled.
+    """
+    left = np.flatnonzero(results["outcome"] == Outcome.step_limit)
+    rates = np.zeros(len(left))
+    for i in range(0, len(left), _TOGETHER):
+        part = left[i : i + _TOGETHER]
+        some = filled(part, 1 << int(len(part) - 1).bit_length())
+        began, ends = (jax.tree.map(partial(_at, some), of) for of in (starts, results["end"]))
+        found = bounded_rates(problem, *steps_alone(problem, method, began, ends))
+        rates[i : i + _TOGETHER] = found[: len(part)]
+    return left[rates > 0], float(np.max(rates))
+
+
+def _at(indices: Int[np.ndarray, " m"], leaf: np.ndarray) -> np.ndarray:
+    return np.take(leaf, indices, axis=0)
 
 
 def _put(

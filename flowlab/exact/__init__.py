@@ -1,10 +1,9 @@
 """Closed-form solutions of flows, without a solver.
 
-They use only NumPy and SciPy, in float64, so that they are independent of everything that is
-compared with them. A start is an array whose last axis holds the two components; every other
-argument broadcasts against the axes before it, and the results have the shape of that broadcast.
-Times are flow times: learning rate times number of plain gradient-descent steps, in the limit of
-small steps.
+They use only NumPy and SciPy, in float64, and none of the code that is tested against them. A start
+is an array whose last axis holds the two components. The other arguments broadcast against the
+leading axes of the start, and results have the broadcast shape. Times are flow times: learning rate
+times number of plain gradient-descent steps, in the limit of small steps.
 """
 
 from flowlab.exact.classical import (

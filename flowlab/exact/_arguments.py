@@ -13,24 +13,24 @@ __all__ = ["Points", "Values", "pairs", "quiet", "ratios", "values"]
 Values: TypeAlias = Float[np.ndarray, "..."]
 Points: TypeAlias = Float[np.ndarray, "... 2"]
 
-# Infinite log-ratios and times are values here; what has no value is given as NaN by choice.
+# Infinite log-ratios and times are valid here; NaN marks a missing value.
 quiet = np.errstate(divide="ignore", over="ignore", invalid="ignore")
 
 
 def values(name: str, given: ArrayLike) -> Values:
-    """Real numbers of any shape, in float64; NaN and infinity pass.
+    """Real numbers of any shape, in float64; NaN and infinity are allowed.
 
     Raises:
-        ValueError: If something else is among them.
+        ValueError: If `given` does not hold real numbers.
     """
     return real(name, given).astype(np.float64)
 
 
 def pairs(points: ArrayLike, name: str) -> Points:
-    """Points of two components each.
+    """Points with two components, in float64, shape (..., 2).
 
     Raises:
-        ValueError: If they have another shape, or are not real numbers.
+        ValueError: If `points` has another shape, or does not hold real numbers.
     """
     held = values(name, points)
     if held.shape[-1:] != (2,):
@@ -39,7 +39,11 @@ def pairs(points: ArrayLike, name: str) -> Points:
 
 
 def ratios(start: ArrayLike, name: str = "start") -> tuple[Values, Values]:
-    """Both components, checked; NaN passes, and gives NaN."""
+    """The two components of points: finite, not negative, not both 0; NaN is allowed.
+
+    Raises:
+        ValueError: If a component is negative or infinite, or a point is the origin.
+    """
     held = pairs(start, name)
     wrong = np.any((held < 0) | np.isinf(held), axis=-1)
     if np.any(wrong):

@@ -1,10 +1,11 @@
 """The integrals behind the times on the ratio plane, computed as differences.
 
 With y = log(x2/x1) they are all integrals of e^(-tilt v) (s (1 - s))^order dv, with v linear in y
-and s = 1 / (1 + e^-v): differences of two incomplete beta functions. To compute these two
-separately would lose digits where the ends are close, where s underflows, and where order - tilt is
-small, and is not defined where that is negative. The integral is therefore computed as a whole, by
-the terms of its binomial series where |v| > 2 and by a Gauss-Legendre rule in between.
+and s = 1 / (1 + e^-v). Such an integral is a difference of two incomplete beta functions. Computing
+the two functions separately would lose digits if the limits are close, if s underflows, or if
+order - tilt is small, and they are not defined if order - tilt is negative. The integral is
+therefore computed as a whole: by a binomial series for |v| > 2 and by a Gauss-Legendre rule in
+between.
 """
 
 from math import comb
@@ -22,14 +23,17 @@ NODES = np.polynomial.legendre.leggauss(32)
 
 
 def log_quotient(above: Values, below: Values) -> Values:
-    """log(above / below): of the quotient where it is a normal number, else of each."""
+    """log(above / below), or log(above) - log(below) if the quotient over- or underflows."""
     quotient = above / below
     normal = (quotient > 1e-300) & (quotient < 1e300)
     return np.where(normal, np.log(quotient), np.log(above) - np.log(below))
 
 
 def circle_time(squared_radius: Values, beta: Values, here: Values, there: Values) -> Values:
-    """Time on a circle from log(x2/x1) = here down to there; NaN where there is above."""
+    """Time on a circle about the origin, while log(x2/x1) falls from `here` to `there`.
+
+    NaN if `there` is above `here`.
+    """
     share = special.expit(2 * here) * special.expit(-2 * there) * -np.expm1(2 * (there - here))
     weighted = beta_between(1, beta / 2, 2 * there, 2 * here)
     time = squared_radius / (2 * beta) * (share + weighted)
@@ -40,8 +44,9 @@ def circle_time(squared_radius: Values, beta: Values, here: Values, there: Value
 def beta_between(order: int, tilt: Values, low: Values, high: Values) -> Values:
     """Integral over [low, high] of e^(-tilt v) (s (1 - s))^order dv, with s = 1 / (1 + e^-v).
 
-    This is B_s(order - tilt, order + tilt) between the ends, formed without cancellation and for
-    every tilt. All its terms are relative to the integral, so a short interval loses nothing.
+    This is the difference of B_s(order - tilt, order + tilt) between the two limits, computed for
+    every tilt and without cancellation: its relative accuracy does not suffer from a short
+    interval.
     """
     left = np.minimum(low, -SERIES_FROM), np.minimum(high, -SERIES_FROM)
     right = np.maximum(low, SERIES_FROM), np.maximum(high, SERIES_FROM)
@@ -62,7 +67,7 @@ def exponential_between(rate: Values | float, low: Values, high: Values) -> Valu
 
 
 def _middle(order: int, tilt: Values, low: Values, high: Values) -> Values:
-    """The part of `beta_between` within +-SERIES_FROM, by the Gauss-Legendre rule."""
+    """The part of `beta_between` over |v| <= SERIES_FROM, by the Gauss-Legendre rule."""
     low, high = (np.clip(end, -SERIES_FROM, SERIES_FROM) for end in (low, high))
     half, centre = (high - low) / 2, (high + low) / 2
     total = np.zeros(())

@@ -1,4 +1,4 @@
-"""Bowl and saddle: linear flows, whose times depend on starts logarithmically."""
+"""Bowl and saddle: linear flows, whose times depend logarithmically on the start."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,12 +31,14 @@ def bowl_state(time: ArrayLike, start: ArrayLike, curvature: ArrayLike) -> Value
 
 @quiet
 def bowl_time(start: ArrayLike, curvature: ArrayLike, *, gradient_norm: ArrayLike) -> Values:
-    """Time until the bowl's gradient has norm `gradient_norm`: log(curvature |start| / it) / curv.
+    """Time until the gradient of a bowl has a given norm.
+
+    T = log(curvature |start| / gradient_norm) / curvature
 
     Args:
         start: (..., d), any d.
         curvature: positive.
-        gradient_norm: Euclidean norm that ends the time, positive.
+        gradient_norm: Euclidean norm of the gradient at the end, positive.
 
     Returns:
         Times; NaN where the start is past the target.
@@ -74,19 +76,19 @@ def saddle_state(
 def saddle_exit_time(distance: ArrayLike, radius: ArrayLike, unstable: ArrayLike) -> Values:
     """Time from |x| = `distance` to |x| = `radius` beside a saddle: log(radius/distance)/unstable.
 
-    Against log(1/distance) this is a line of slope 1/unstable.
+    As a function of log(1/distance), the time is a straight line of slope 1/unstable.
 
     Args:
-        distance: from the stable manifold on entry (not the closest approach to the saddle), not
-            negative; 0 never leaves (inf).
-        radius: at exit, positive.
+        distance: |x| on entry: the distance from the stable manifold, not the closest approach to
+            the saddle; not negative. At 0 the line never leaves: the time is inf.
+        radius: |x| at the exit, positive.
         unstable: rate at which x grows, positive.
 
     Returns:
         Times; NaN where `distance` exceeds `radius`.
 
     Raises:
-        ValueError: if an argument is not as above.
+        ValueError: if an argument is negative, or `radius` or `unstable` is 0.
     """
     entry, leave = within("distance", distance, "[0, inf]"), within("radius", radius, "(0, inf)")
     time = (np.log(leave) - np.log(entry)) / within("unstable", unstable, "(0, inf)")

@@ -1,6 +1,8 @@
-"""Constant kernels on the plane of log-ratios, under DPO and IPO, in terms of the margin.
+"""Flows with a constant kernel on the log-ratio plane, under DPO and IPO.
 
-u' = -K L'(h) (1, -1), so h' = -c L'(h) with c = k_ww + k_ll - 2 k_wl, and u moves on a line.
+The log-ratios u = (u_w, u_l) obey u' = -K L'(h) (1, -1), K the kernel and L the loss as a function
+of the margin h = u_w - u_l. So h' = -c L'(h) with c = k_ww + k_ll - 2 k_wl, and u moves on a
+straight line.
 """
 
 import numpy as np
@@ -27,7 +29,7 @@ LARGE_Z = 40.0
 
 
 def dpo_margin_at(level: ArrayLike, beta: ArrayLike) -> Values:
-    """Margin h = u_w - u_l where the DPO loss log(1 + e^(-beta h)) equals `level`.
+    """Margin h = u_w - u_l at which the DPO loss log(1 + e^(-beta h)) equals `level`.
 
     Args:
         level: value of the loss, not negative; 0 gives inf.
@@ -40,16 +42,17 @@ def dpo_margin_at(level: ArrayLike, beta: ArrayLike) -> Values:
 
 
 def kernel_contraction(kernel: ArrayLike) -> Values:
-    """Rate c = k_ww + k_ll - 2 k_wl at which a kernel turns loss into margin: h' = -c L'(h).
+    """Factor c = k_ww + k_ll - 2 k_wl in the equation of the margin, h' = -c L'(h).
 
-    2 on the log-ratio plane and for one pair under tabular softmax; c/n for n disjoint pairs over
-    separate prompts and their mean loss. 0 where both log-probabilities have the same gradient.
+    c is 2 on the log-ratio plane and for one pair under tabular softmax, and 0 if both
+    log-probabilities have the same gradient. Under the mean loss of n pairs with separate prompts,
+    the margin of each pair has c/n in place of c.
 
     Args:
         kernel: (..., 2, 2), symmetric and positive semi-definite, in the order chosen, rejected.
 
     Raises:
-        ValueError: if `kernel` is not as above.
+        ValueError: if `kernel` has another shape, or is not symmetric and positive semi-definite.
     """
     held = values("kernel", kernel)
     if held.shape[-2:] != (2, 2):
@@ -71,19 +74,20 @@ def kernel_contraction(kernel: ArrayLike) -> Values:
 
 @quiet
 def kernel_margin(time: ArrayLike, margin: ArrayLike, beta: ArrayLike, kernel: ArrayLike) -> Values:
-    """Margin at `time` that was `margin` at the start, under DPO with a constant kernel.
+    """Margin at `time`, from the margin at time 0, under DPO with a constant kernel.
 
-    With z = beta h, z + e^z grows at the constant rate beta^2 c, so
-    z = log omega(z0 + e^z0 + beta^2 c t), omega the Wright omega function.
+    Let z = beta h, h the margin, and c as in `kernel_contraction`. Then z + e^z grows at the
+    constant rate beta^2 c, so z = log omega(z0 + e^z0 + beta^2 c t), omega the Wright omega
+    function.
 
     Args:
         time: not negative.
         margin: h at time 0, of either sign.
         beta: DPO's beta, positive.
-        kernel: (..., 2, 2), see `kernel_contraction`; where c = 0 the margin stays.
+        kernel: (..., 2, 2), see `kernel_contraction`; if c = 0 the margin does not change.
 
     Raises:
-        ValueError: if an argument is not as above.
+        ValueError: if `time` is negative, `beta` is not positive, or `kernel` is not valid.
 
     Accuracy:
         A few units in the last place of the larger of |z0|, z and 1, without overflow.
@@ -104,22 +108,23 @@ def kernel_time(
 ) -> Values:
     """Time from `margin` to `target_margin`, under DPO with a constant kernel.
 
-    t = (z1 - z0 + e^z1 - e^z0) / (beta^2 c) with z = beta h; it grows like e^z1, without end.
+    t = (z1 - z0 + e^z1 - e^z0) / (beta^2 c) with z = beta h, h the margin, from z0 to z1; c is as
+    in `kernel_contraction`. For large z1 the time grows like e^z1.
 
     Args:
         margin: h at the start, of either sign.
-        target_margin: h that ends the time; of a loss level, `dpo_margin_at`.
+        target_margin: h at the end; `dpo_margin_at` converts a value of the loss.
         beta: DPO's beta, positive.
-        kernel: (..., 2, 2), see `kernel_contraction`; where c = 0 no other margin is reached (inf).
+        kernel: (..., 2, 2), see `kernel_contraction`; if c = 0 no other margin is reached: inf.
 
     Returns:
         Times; 0 where the start is on the target, NaN where it is past the target.
 
     Raises:
-        ValueError: if `beta` or `kernel` is not as above.
+        ValueError: if `beta` is not positive or `kernel` is not valid.
 
     Accuracy:
-        A few units in the last place, times |z1|; differences are formed without cancellation.
+        |z1| times a few units in the last place; differences are computed without cancellation.
     """
     scale = within("beta", beta, "(0, inf)")
     rate = scale**2 * kernel_contraction(kernel)
@@ -131,19 +136,20 @@ def kernel_time(
 
 @quiet
 def kernel_state(time: ArrayLike, start: ArrayLike, beta: ArrayLike, kernel: ArrayLike) -> Points:
-    """Log-ratios (u_w, u_l) at `time`, under DPO with a constant kernel: on a straight line.
+    """Log-ratios (u_w, u_l) at `time`, on a straight line, under DPO with a constant kernel.
 
-    u = u0 + (h - h0) / c (k_ww - k_wl, k_wl - k_ll), h from `kernel_margin`. The chosen log-ratio
-    falls exactly where k_wl > k_ww.
+    u = u0 + (h - h0) / c (k_ww - k_wl, k_wl - k_ll), with h from `kernel_margin` and c from
+    `kernel_contraction`. The chosen log-ratio falls if and only if k_wl > k_ww.
 
     Args:
         time: not negative, shape (...).
         start: (..., 2), log-ratios at time 0, of either sign.
         beta: DPO's beta, positive.
-        kernel: (..., 2, 2), see `kernel_contraction`; where c = 0 nothing moves.
+        kernel: (..., 2, 2), see `kernel_contraction`; if c = 0 the log-ratios do not change.
 
     Raises:
-        ValueError: if an argument is not as above.
+        ValueError: if `time` is negative, `start` is not a pair, `beta` is not positive, or
+            `kernel` is not valid.
     """
     points, held = pairs(start, "start"), values("kernel", kernel)
     contraction, margin = kernel_contraction(kernel), points[..., 0] - points[..., 1]
@@ -161,10 +167,10 @@ def ipo_margin(
         time: not negative.
         margin: h0, of either sign.
         tau: IPO's tau, positive; the loss is (h - 1/(2 tau))^2.
-        contraction: c, see `kernel_contraction`, not negative; where 0 the margin stays.
+        contraction: c, see `kernel_contraction`, not negative; if 0 the margin does not change.
 
     Raises:
-        ValueError: if an argument is not as above.
+        ValueError: if `time` or `contraction` is negative, or `tau` is not positive.
     """
     first, wanted = values("margin", margin), 0.5 / within("tau", tau, "(0, inf)")
     decay = within("contraction", contraction, "[0, inf]") * within("time", time, "[0, inf]")

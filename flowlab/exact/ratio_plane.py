@@ -36,7 +36,7 @@ LOG_2_REST = 2.3190468138462996e-17
 
 @quiet
 def ratio_plane_log_ratio_at(level: ArrayLike, beta: ArrayLike) -> Values:
-    """log(x2/x1) where the DPO loss equals `level`: log(e^level - 1) / beta.
+    """log(x2/x1) at a value of the DPO loss: log(e^level - 1) / beta.
 
     Args:
         level: value of the loss, not negative; 0 gives -inf (extinction).
@@ -46,7 +46,7 @@ def ratio_plane_log_ratio_at(level: ArrayLike, beta: ArrayLike) -> Values:
         ValueError: if `level` is negative or `beta` is not positive.
 
     Accuracy:
-        Four units in the last place, also beside level = log 2, where the result is 0.
+        Four units in the last place, also near level = log 2, where the result is 0.
     """
     loss, scale = within("level", level, "[0, inf]"), within("beta", beta, "(0, inf)")
     from_middle = (loss - LOG_2) - LOG_2_REST
@@ -60,9 +60,10 @@ def ratio_plane_log_ratio_at(level: ArrayLike, beta: ArrayLike) -> Values:
 
 @quiet
 def ratio_plane_ratio_at(level: ArrayLike, beta: ArrayLike) -> Values:
-    """Ratio x2/x1 where the DPO loss equals `level`: (e^level - 1)^(1/beta).
+    """Ratio x2/x1 at a value of the DPO loss: (e^level - 1)^(1/beta).
 
-    Underflows to 0 or overflows to inf for small beta: `ratio_plane_log_ratio_at` does not.
+    For small beta the ratio underflows to 0 or overflows to inf; its logarithm,
+    `ratio_plane_log_ratio_at`, does not.
 
     Args:
         level: value of the loss, not negative.
@@ -85,28 +86,29 @@ def ratio_plane_time(
     """Time from `start` to a loss level or to a ratio, on the ratio plane without walls, under DPO.
 
     T = r^2 / (2 beta) [G(s0) - G(s1)], see the module's docstring. Level 0, or ratio 0, is
-    extinction (x2 = 0): reached in finite time for beta < 2, never (inf) for beta >= 2.
+    extinction (x2 = 0). It is reached in finite time for beta < 2 and never (inf) for beta >= 2.
 
     Args:
         start: (..., 2), the ratios x1 (chosen) and x2 (rejected), not negative, not both 0.
         beta: DPO's beta, positive.
-        level: value of the loss that ends the time; or
-        ratio: value of x2/x1 that ends it. A ratio of 1e-308 and less needs `level`.
+        level: value of the loss at the end; either this or `ratio` must be given.
+        ratio: value of x2/x1 at the end; for a value of 1e-308 or less, give `level` instead.
 
     Returns:
         Times; 0 where the start is on the target, NaN where it is past the target.
 
     Raises:
-        ValueError: if `start` or `beta` is not as above, or not exactly one of `level` and `ratio`
-            is given, or it is negative.
+        ValueError: if `start` or `beta` is out of range, if both `level` and `ratio` are given or
+            neither is, or if the given one is negative.
 
     Source:
         Integrated from the gradient in arXiv 2404.04626, Theorem 1.
 
     Accuracy:
-        1e-13 relative to the larger of T and 1e-3 r^2/beta, for beta from 0.05 to 1.9, and to T for
-        longer ways and beta up to 20. Where start and target nearly coincide, the rounding of their
-        log-ratios y remains: 1e-16 max(1, |y|) times the density in the module's docstring.
+        For beta from 0.05 to 1.9, the error is 1e-13 of T or of 1e-3 r^2/beta, whichever is larger;
+        for longer times and beta up to 20, it is 1e-13 of T. If start and target nearly coincide,
+        it is 1e-16 max(1, |y|) |dt/dy|, with y and dt/dy as in the module's docstring, from
+        rounding of y.
     """
     chosen, rejected = ratios(start)
     scale = within("beta", beta, "(0, inf)")
@@ -119,16 +121,16 @@ def ratio_plane_time(
 def ratio_plane_state(start: ArrayLike, *, ratio: ArrayLike) -> Points:
     """The point (x1, x2) at which the flow line of `start` has x2/x1 = `ratio`.
 
-    The flow line is the circle of radius r = |start|, for every beta and every loss that depends
-    only on the margin
-    alone: r (1, q) / sqrt(1 + q^2). Ratios above the start's give the flow line's past.
+    The point is r (1, q) / sqrt(1 + q^2) with q = `ratio` and r = |start|: for every beta, and
+    every loss that depends on the margin alone, the flow line is an arc of the circle of radius r.
+    A ratio above the start's gives a point in the past of the flow line.
 
     Args:
         start: (..., 2), not negative, not both 0.
         ratio: x2/x1, not negative, shape (...).
 
     Raises:
-        ValueError: if `start` or `ratio` is not as above.
+        ValueError: if `start` or `ratio` is out of range.
     """
     radius, wanted = np.hypot(*ratios(start)), within("ratio", ratio, "[0, inf]")
     chosen = radius / np.hypot(1.0, wanted)
@@ -137,13 +139,13 @@ def ratio_plane_state(start: ArrayLike, *, ratio: ArrayLike) -> Points:
 
 
 def ratio_plane_total_change(start: ArrayLike) -> tuple[Values, Values]:
-    """Rise of x1 and fall of x2 from `start` to extinction: (r - x1, x2), both sizes.
+    """Rise of x1 and fall of x2 from `start` to extinction: r - x1 and x2, where r = |start|.
 
     Args:
         start: (..., 2), not negative, not both 0.
 
     Raises:
-        ValueError: if `start` is not as above.
+        ValueError: if `start` is out of range.
 
     Accuracy:
         A few units in the last place; r - x1 is computed as x2^2 / (r + x1).
@@ -154,15 +156,16 @@ def ratio_plane_total_change(start: ArrayLike) -> tuple[Values, Values]:
 
 
 def ratio_plane_change_ratio(start: ArrayLike) -> Values:
-    """Total rise of x1 over total fall of x2, up to extinction: tan(theta0 / 2), at most 1.
+    """Total rise of x1 divided by total fall of x2, up to extinction: tan(theta0 / 2), at most 1.
 
-    theta0 is the start's angle, tan theta0 = x2/x1. A start at extinction has the limit, 0.
+    theta0 is the polar angle of the start: tan theta0 = x2/x1. A start at extinction has the limit,
+    0.
 
     Args:
         start: (..., 2), not negative, not both 0.
 
     Raises:
-        ValueError: if `start` is not as above.
+        ValueError: if `start` is out of range.
     """
     chosen, rejected = ratios(start)
     return np.asarray(rejected / (np.hypot(chosen, rejected) + chosen))
@@ -170,16 +173,16 @@ def ratio_plane_change_ratio(start: ArrayLike) -> Values:
 
 @quiet
 def ratio_plane_speed(state: ArrayLike, beta: ArrayLike) -> Values:
-    """Euclidean speed |L's gradient| of the DPO flow at `state`: beta s r / (x1 x2).
+    """Euclidean speed of the DPO flow at `state`: beta s r / (x1 x2).
 
-    s = q^beta / (1 + q^beta) is the pair's weight, q = x2/x1.
+    s = q^beta / (1 + q^beta) is the pair's weight, with q = x2/x1; r is the norm of the state.
 
     Args:
-        state: (..., 2), not negative, not both 0; on an axis the limit is given.
+        state: (..., 2), not negative, not both 0; on an axis the result is the limit.
         beta: DPO's beta, positive.
 
     Raises:
-        ValueError: if `state` or `beta` is not as above.
+        ValueError: if `state` or `beta` is out of range.
     """
     chosen, rejected = ratios(state, "state")
     scale = within("beta", beta, "(0, inf)")
@@ -192,14 +195,14 @@ def ratio_plane_speed(state: ArrayLike, beta: ArrayLike) -> Values:
 
 
 def ratio_plane_hessian_determinant(state: ArrayLike, beta: ArrayLike) -> Values:
-    """Determinant of the DPO loss's Hessian at `state`: -|gradient|^2 / r^2, never positive.
+    """Determinant of the Hessian of the DPO loss at `state`: -|gradient|^2 / r^2, r = |state|.
 
     Args:
         state: (..., 2), not negative, not both 0.
         beta: DPO's beta, positive.
 
     Raises:
-        ValueError: if `state` or `beta` is not as above.
+        ValueError: if `state` or `beta` is out of range.
     """
     radius = np.hypot(*ratios(state, "state"))
     return np.asarray(-((ratio_plane_speed(state, beta) / radius) ** 2))
@@ -207,7 +210,7 @@ def ratio_plane_hessian_determinant(state: ArrayLike, beta: ArrayLike) -> Values
 
 def _target_log_ratio(beta: Values, level: ArrayLike | None, ratio: ArrayLike | None) -> Values:
     if level is not None and ratio is not None:
-        raise ValueError("Argument `level` or `ratio` must be given, but both are; drop one.")
+        raise ValueError("Argument `level` must not be given with `ratio`, but both are; drop one.")
     if level is not None:
         return ratio_plane_log_ratio_at(level, beta)
     if ratio is not None:

@@ -1,6 +1,7 @@
-"""The ratio plane under DPO, with walls: circles, slides along a wall, release from it.
+"""Closed-form times on the ratio plane with walls, under DPO.
 
-The flow is projected: at a wall, only the outward component of the velocity is dropped.
+Flow lines are circular arcs inside the domain. The flow is projected: at a wall, only the outward
+component of the velocity is dropped, and a line slides along the wall until it is released.
 """
 
 from typing import NamedTuple
@@ -25,14 +26,17 @@ ON_WALL = 8 * np.finfo(np.float64).eps
 
 
 class BoxTimes(NamedTuple):
-    """Times since the start: `arrival` at the wall (NaN: never met) and `total` to the level."""
+    """Times since the start: of arrival at the wall, NaN if none, and of arrival at the level."""
 
     arrival: Values
     total: Values
 
 
 class SimplexTimes(NamedTuple):
-    """Times since the start: `arrival` at the wall, `release` from it (NaN: not so), `total`."""
+    """Times since the start: of arrival at the wall, release from the wall, arrival at the level.
+
+    The first two are NaN if they do not happen.
+    """
 
     arrival: Values
     release: Values
@@ -43,25 +47,25 @@ class SimplexTimes(NamedTuple):
 def box_time(start: ArrayLike, beta: ArrayLike, *, wall: ArrayLike, level: ArrayLike) -> BoxTimes:
     """Times to the wall x1 = `wall` and to a loss level, under DPO's flow projected on x1 <= wall.
 
-    The circle is followed to the wall. There the outward component is dropped, and
-    x2' = -beta x2^(beta-1) / (wall^beta + x2^beta) is integrated down to the level.
+    The flow line is a circular arc up to the wall. On the wall the outward component of the
+    velocity is dropped, and x2' = -beta x2^(beta-1) / (wall^beta + x2^beta) down to the level.
 
     Args:
         start: (..., 2), not negative, not both 0, x1 at most `wall`.
         beta: DPO's beta, positive.
         wall: largest x1 allowed, positive.
-        level: value of the loss that ends the time; 0 is extinction.
+        level: value of the loss at the end; 0 is extinction.
 
     Returns:
-        `arrival` at the wall, 0 for starts on it, NaN where the level comes first or at once; and
-        `total`, as `ratio_plane_time` gives it.
+        `arrival`, the time to the wall: 0 for starts on the wall, NaN if the level is reached
+        before or at the same time; and `total`, the time to the level, as in `ratio_plane_time`.
 
     Raises:
-        ValueError: if an argument is not as above.
+        ValueError: if an argument is out of range.
 
     Accuracy:
-        As `ratio_plane_time`, but for starts whose radius exceeds `wall` by little: there, rounding
-        of the start decides where the wall is met.
+        As of `ratio_plane_time`, except for starts whose radius exceeds `wall` by little: their
+        point of arrival at the wall is sensitive to rounding of the start.
     """
     chosen, rejected = ratios(start)
     scale, limit = within("beta", beta, "(0, inf)"), within("wall", wall, "(0, inf)")
@@ -90,10 +94,11 @@ def simplex_time(
     """Times to the wall p1 x1 + p2 x2 = 1, to the release from it, and to a loss level, under DPO.
 
     The flow is projected on the simplex (p1, p2 the reference probabilities), in the Euclidean
-    metric of x. It follows the circle to the wall, slides along while x2/x1 > p2/p1, leaves at
-    (p1, p2) / (p1^2 + p2^2), where a circle is tangent to the wall, and follows that circle. A
-    circle that would leave the simplex and return slides from its first crossing. On the wall
-    x1' = beta s p2 / ((p1^2 + p2^2) x1 x2), s the pair's weight, so a slide from y0 to y1 takes
+    metric of x. A line follows a circle about the origin to the wall and slides along the wall
+    while x2/x1 > p2/p1. It leaves the wall at (p1, p2) / (p1^2 + p2^2), where a circle is tangent
+    to the wall, and follows that circle. A circle that would leave the simplex and return is left
+    at its first crossing of the wall. On the wall x1' = beta s p2 / ((p1^2 + p2^2) x1 x2), with the
+    pair's weight s = x2^beta / (x1^beta + x2^beta), so a slide from y0 to y1 takes
 
         (1/p1^2 + 1/p2^2) / beta  integral (1 + e^(-beta y)) e^(2v) / (1 + e^v)^4 dy,
 
@@ -101,23 +106,25 @@ def simplex_time(
     [F(1/2) - F(p)] / beta with F(x) = x^2 - 2/3 x^3 + 2 B_x(2 + beta, 2 - beta).
 
     Args:
-        start: (..., 2), not negative, not both 0, p1 x1 + p2 x2 at most 1 but for rounding.
+        start: (..., 2), not negative, not both 0, p1 x1 + p2 x2 at most 1 up to rounding.
         beta: DPO's beta, positive.
-        level: value of the loss that ends the time; 0 is extinction.
+        level: value of the loss at the end; 0 is extinction.
         ref_prob_chosen: p1, in (0, 1].
-        ref_prob_rejected: p2, in (0, 1]. Both 1: 1 is a unit of scale.
+        ref_prob_rejected: p2, in (0, 1]. Both may be 1, as in the paper, where ratios are in units
+            of the wall.
 
     Returns:
-        `arrival` at the wall, 0 for starts that it holds back at once, NaN where it is not met
-        before the level; `release`, NaN too where the level is reached on the wall; `total`, as
-        `ratio_plane_time` gives it.
+        `arrival`, the time to the wall: 0 for starts that slide at once, NaN if the line does not
+        reach the wall before the level; `release`, the time at which the line leaves the wall: NaN
+        if it never slides, or slides until the level; `total`, the time to the level, as in
+        `ratio_plane_time`.
 
     Raises:
-        ValueError: if an argument is not as above.
+        ValueError: if an argument is out of range.
 
     Accuracy:
-        1e-12, relative, for `total`; for `arrival` less where the circle all but grazes the wall,
-        since rounding of the start then decides where it is met.
+        The relative error of `total` is 1e-12. That of `arrival` is larger if the circle almost
+        grazes the wall, since the crossing is then sensitive to rounding of the start.
     """
     chosen, rejected = ratios(start)
     scale = within("beta", beta, "(0, inf)")
@@ -153,10 +160,10 @@ def _check_in_simplex(mass: Values) -> None:
 
 
 def _simplex_hit(chosen: Values, rejected: Values, p1: Values, p2: Values) -> Values:
-    """log(x2/x1) where the circle first meets p1 x1 + p2 x2 = 1; NaN where it never does.
+    """log(x2/x1) at the circle's first crossing of p1 x1 + p2 x2 = 1; NaN if there is none.
 
-    The circle's direction of closest approach is (p1, p2), and `opening` is the tangent of the
-    angle from there to either crossing.
+    Seen from the origin, the wall is closest in the direction (p1, p2). `opening` is the tangent of
+    the angle between this direction and either crossing.
     """
     mass, lead = p1 * chosen + p2 * rejected, p1 * rejected - p2 * chosen
     squared = lead**2 - (1 - mass) * (1 + mass)
@@ -171,7 +178,7 @@ def _simplex_hit(chosen: Values, rejected: Values, p1: Values, p2: Values) -> Va
 
 
 def _simplex_slide(beta: Values, p1: Values, p2: Values, here: Values, there: Values) -> Values:
-    """Time on the wall from log(x2/x1) = here down to there, see `simplex_time`."""
+    """Time on the wall while log(x2/x1) falls from `here` to `there`, see `simplex_time`."""
     shift = log_quotient(p2, p1)
     low, high = there + shift, here + shift
     integral = beta_between(2, np.zeros(()), low, high)

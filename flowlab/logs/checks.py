@@ -7,7 +7,7 @@ from flowlab.logs.slopes import LENGTHS, UNKNOWN, loss_values, without_reference
 from flowlab.logs.windows import windows
 from flowlab.losses import AbstractLoss
 
-__all__ = ["doubts", "fitted", "reference_shown"]
+__all__ = ["beta_doubt", "doubts", "fitted", "reference_shown"]
 
 _SURE = 0.999  # of an interval that leaves a β out: a doubt is to be rare where all is well
 _CLOSE = 0.02  # relative: a difference of β too small to matter
@@ -27,13 +27,25 @@ def fitted(log: TrainingLog) -> tuple[TrainingLog, str | None]:
 
     Accuracy: with a reference, β has an error from the noise of batches, usually a few per cent.
     """
-    found = _beta_without_reference(log) if log.reference_free else _beta_of_sides(log)
+    found = _shown_beta(log)
     if found is None:
         return log, None
     beta, sentence = found
     return log.with_beta(beta), (
         f"{sentence} The following is computed with β = {beta:g}, not with the given {log.beta:g}."
     )
+
+
+def beta_doubt(log: TrainingLog) -> str | None:
+    """A sentence on the β that the rows of a log show, if it is not the log's.
+
+    Args:
+        log: A log.
+
+    Accuracy: that of `fitted`.
+    """
+    found = _shown_beta(log)
+    return None if found is None else found[1]
 
 
 def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
@@ -69,6 +81,10 @@ def reference_shown(log: TrainingLog) -> str | None:
     both = np.all(np.isfinite(ratios) & np.isfinite(told), axis=1)
     # Were they one multiple of the log-probabilities, the log would be one without a reference.
     return "they are not a multiple of the log-probabilities" if np.sum(both) >= 2 else None
+
+
+def _shown_beta(log: TrainingLog) -> tuple[float, str] | None:
+    return _beta_without_reference(log) if log.reference_free else _beta_of_sides(log)
 
 
 def _beta_without_reference(log: TrainingLog) -> tuple[float, str] | None:

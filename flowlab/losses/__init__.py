@@ -148,24 +148,42 @@ _OTHER_NAMES = {
 
 
 def named(name: str, **parameters: Any) -> AbstractLoss:
-    """The loss with a given name.
+    """The loss with a given name, or a weighted sum of losses, such as "dpo + 0.5*sft".
 
     Args:
         name: A name of the catalogue, of a class, or of a `loss_type` of TRL's DPO trainer; case,
-            hyphens and underscores do not matter.
-        **parameters: Hyper-parameters in place of the defaults.
+            hyphens and underscores do not matter. Of a sum, such names with their weights.
+        **parameters: Hyper-parameters in place of the defaults; in a sum, of each loss that has
+            one of that name.
 
     Raises:
         ValueError: If no loss has this name, the loss lacks a hyper-parameter that is given, or a
             value is out of its range; the message lists the names that exist.
     """
-    keys = _keys()
-    if key(str(name)) not in keys:
-        listed, near = ", ".join(CATALOGUE), nearest(str(name))
-        end = near or "."
-        raise ValueError(f"Argument `name` must be one of {listed}, but is {name!r}{end}")
-    loss = CATALOGUE[keys[key(str(name))]]
+    terms = [_term(text) for text in str(name).split("+")]
+    (weight, single), *others = terms
+    loss: AbstractLoss = single
+    if others or weight is not None:
+        weights = [1.0 if weight is None else weight for weight, _ in terms]
+        loss = WeightedSum([part for _, part in terms], weights)
     return _with(loss, parameters) if parameters else loss
+
+
+def _term(text: str) -> tuple[float | None, AbstractLoss]:
+    """The weight, if there is one, and the loss of a term such as "0.5*sft"."""
+    before, times, name = text.rpartition("*")
+    keys = _keys()
+    if key(name.strip()) not in keys:
+        listed, near = ", ".join(CATALOGUE), nearest(name.strip())
+        end = near or "."
+        raise ValueError(f"Argument `name` must be one of {listed}, but is {name.strip()!r}{end}")
+    try:
+        weight = float(before) if times else None
+    except ValueError:
+        raise ValueError(
+            f"Argument `name` must have a number before each `*`, but has {before.strip()!r}."
+        ) from None
+    return weight, CATALOGUE[keys[key(name.strip())]]
 
 
 def nearest(name: str) -> str:

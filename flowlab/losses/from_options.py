@@ -2,13 +2,14 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowlab._options import OptionError, refuse_unless
-from flowlab.losses import CATALOGUE, ODPO, AbstractLoss, named, nearest
+from flowlab._parameters import parameter_names
+from flowlab.losses import ODPO, AbstractLoss, WeightedSum, named
 
-__all__ = ["has_beta", "loss", "loss_from_options"]
+__all__ = ["beta_of", "has_beta", "loss", "loss_from_options", "parameters_of_each"]
 
 
 def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> AbstractLoss:
@@ -19,26 +20,57 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
     )
     try:
         plain = named(name)
-    except ValueError:
-        known, near = ", ".join(CATALOGUE), nearest(name)
-        raise OptionError(option, "must be one of {}, but is {!r}{}", known, name, near) from None
+    except ValueError as error:
+        raise OptionError(option, "{}", _said(error)[2]) from None
     for key in parameters:
         number = not dataclasses.is_dataclass(getattr(plain, key, None))
         refuse_unless(number, "parameters", "must set numbers, but {} is not a number", key)
     try:
         return named(name, **parameters)
     except ValueError as error:
-        said = re.match(r"Argument `(\w+)` (.*?)\.?$", str(error), re.DOTALL)
-        if said is None or said[1] not in ("parameters", *parameters):
+        said = _said(error)
+        if said[1] not in ("parameters", *parameters):
             raise
         named_so = "" if said[1] == "parameters" else f"{said[1]} "
         asked = "beta" if said[1] == "beta" else "parameters"  # which has an option of its own
         raise OptionError(asked, "{}", said[2] if asked == "beta" else named_so + said[2]) from None
 
 
+def _said(error: ValueError) -> re.Match[str]:
+    """The argument and the rest of a message about it, without a full stop."""
+    said = re.match(r"Argument `(\w+)` (.*?)\.?$", str(error), re.DOTALL)
+    if said is None:
+        raise error
+    return said
+
+
 def has_beta(loss: AbstractLoss) -> bool:
-    """True if a loss has a hyper-parameter beta."""
-    return hasattr(loss, "beta")
+    """True if a loss, or one of a sum of losses, has a hyper-parameter beta."""
+    return "beta" in parameter_names(loss)
+
+
+def beta_of(loss: AbstractLoss) -> float:
+    """The β of a loss that has one; of a sum, that of its first loss that has one."""
+    if isinstance(loss, WeightedSum):
+        return beta_of(next(part for part in loss.losses if has_beta(part)))
+    return float(loss.beta)  # type: ignore[attr-defined]
+
+
+def parameters_of_each(
+    names: Sequence[str], parameters: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """The hyper-parameters of each of several losses, out of those given for all of them.
+
+    Raises:
+        OptionError: If none of several losses has one of them; a loss that is alone is given all.
+    """
+    if len(names) == 1:
+        return {names[0]: dict(parameters)}
+    own, listed = {n: parameter_names(loss(n, {})) for n in names}, ", ".join(names)
+    for one in parameters:
+        known = any(one in held for held in own.values())
+        refuse_unless(known, "parameters", "must name what one of {} has, but is {}", listed, one)
+    return {n: {k: v for k, v in parameters.items() if k in held} for n, held in own.items()}
 
 
 def loss_from_options(asked: Mapping[str, Any], parameters: Mapping[str, float]) -> AbstractLoss:

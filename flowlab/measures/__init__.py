@@ -1,8 +1,9 @@
 """Measures of flow lines.
 
-A measure gives any of: a smooth rate, integrated with the flow line as a further component of its
-state; a fold over the accepted steps, read from their interpolants; values at the end. Each is made
-by a function from `Measure`, as one of your own would be.
+A measure consists of any of three parts: a smooth rate, integrated with the flow line as a further
+component of the state; a fold over the accepted steps, which sees their interpolants; and values
+at the end of the line. Each function here returns a `Measure`; construct a `Measure` for one of
+your own.
 """
 
 from flowlab._names import former_names

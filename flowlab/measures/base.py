@@ -1,4 +1,4 @@
-"""Measures, what they see of a flow line, and the spaces in which they can measure.
+"""The class of measures, the data they get of a flow line, and the spaces they can measure in.
 
 d: components of a state; k: nodes of a step.
 """
@@ -31,7 +31,7 @@ Space = Literal["state", "x", "u", "probability"]
 
 
 class Nodes(eqx.Module):
-    """A step of one flow line at equally spaced values of the independent variable.
+    """One step of a flow line, at k nodes equally spaced in the independent variable.
 
     Attributes:
         time: Flow times, shape (k,).
@@ -49,9 +49,9 @@ class Ends(eqx.Module):
 
     Attributes:
         start: State at the start.
-        start_velocity: Velocity there.
+        start_velocity: Velocity at the start.
         last: The last state that was integrated.
-        last_velocity: Velocity there.
+        last_velocity: Velocity at `last`.
         end: State at the end: `last`, or the point at which the boundary absorbed the line.
         time: Flow time between start and end.
         tail: Flow time between `last` and `end`.
@@ -82,9 +82,9 @@ def _as_found(_flow: AbstractFlow, _ends: Ends, *found: Any) -> tuple[Array, ...
 class Measure(eqx.Module):
     """A measure along a flow line: a rate, a fold over its steps, or values at its end.
 
-    Its functions are traced, for one flow line at a time. Bind further values to them by
-    `equinox.Partial`, numbers as arrays: measures with the same functions then share a compiled
-    program for all numbers. The height that a line climbs, for instance:
+    The functions of a measure are traced by JAX, and handle one flow line at a time. Bind further
+    values to them with `equinox.Partial`, numbers as arrays: measures that differ only in such
+    numbers then share a compiled program. As an example, the height that a line climbs:
 
         def climb(flow, state, velocity):
             return jnp.maximum(velocity[1], 0)
@@ -93,21 +93,21 @@ class Measure(eqx.Module):
 
     Args:
         names: Names of the results.
-        rate: `rate(flow, state, velocity)`, the rate of change per unit of flow time, a number. It
-            is integrated with the flow line.
-        begin: `begin(flow, state)`, the carry of the fold before the first step: a PyTree of
-            arrays, or a tuple if it holds several results.
-        fold: `fold(flow, carry, nodes)`, the carry after one more step, given at `Nodes`.
-        at_end: `at_end(flow, ends, ...)`, the results in the order of `names`, from the two `Ends`,
-            followed by the integral of the rate and the carry of the fold, if there are any. By
-            default, the results are the integral and the carry.
-        check: `check(flow)` raises a ValueError if the measure is not defined for a flow.
-        axis: `pair` or `response`, for results with one value for each; None for results with the
-            axis of the state.
+        rate: `rate(flow, state, velocity)` returns a number, the rate of change per unit of flow
+            time. It is integrated with the flow line.
+        begin: `begin(flow, state)` returns the carry of the fold before the first step: a PyTree of
+            arrays.
+        fold: `fold(flow, carry, nodes)` returns the carry after one more step, from its `Nodes`.
+        at_end: `at_end(flow, ends, ...)` returns the results as a tuple in the order of `names`.
+            After the `Ends` of the line it gets the integral of the rate, if there is a rate, and
+            the carry, if there is a fold. By default these are the results.
+        check: `check(flow)` raises a ValueError if the measure is not defined for the flow.
+        axis: `pair` or `response` if the results have one value for each of them; None if the axis
+            of the results is that of the state.
 
     Raises:
-        ValueError: If `names` is not made of texts, there is nothing to measure, or only one of
-            `begin` and `fold` is given.
+        ValueError: If `names` is not a tuple of strings, if none of `rate`, `fold` and `at_end` is
+            given, or only one of `begin` and `fold`.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -121,7 +121,7 @@ class Measure(eqx.Module):
 
     def __check_init__(self) -> None:
         if not (isinstance(self.names, tuple) and all(isinstance(n, str) for n in self.names)):
-            raise ValueError(f"Argument `names` must be a tuple of texts, but is {self.names!r}.")
+            raise ValueError(f"Argument `names` must be a tuple of strings, but is {self.names!r}.")
         if (self.begin is _nothing) != (self.fold is _unchanged):
             raise ValueError("Arguments `begin` and `fold` must be given together or not at all.")
         if self.rate is _nothing and self.fold is _unchanged and self.at_end is _as_found:
@@ -134,7 +134,7 @@ class Measure(eqx.Module):
         carry: PyTree[Array] | None,
         ends: Ends,
     ) -> dict[str, Array]:
-        """The results by name, from the integral of the rate, the carry, and the two ends.
+        """The results by name, from the integral of the rate, the carry, and the line's `Ends`.
 
         Raises:
             ValueError: If there is not one result for each name.
@@ -155,7 +155,7 @@ def shapes(measure: Measure, flow: AbstractFlow, state: Any) -> dict[str, tuple[
     Args:
         measure: The measure.
         flow: A flow.
-        state: One of its states, or its shape and dtype.
+        state: A state of the flow, or its shape and dtype.
     """
 
     def found(at: PyTree[Array]) -> dict[str, Array]:
@@ -169,16 +169,16 @@ def shapes(measure: Measure, flow: AbstractFlow, state: Any) -> dict[str, tuple[
 
 
 def check_space(of: str) -> Any:
-    """The name of a space, checked.
+    """The name of a space, unchanged.
 
     Raises:
-        ValueError: If it is not valid.
+        ValueError: If `of` is not the name of a space.
     """
     return choice("of", of, "state", "x", "u", "probability")
 
 
 def needs_space(of: Space) -> Callable[[AbstractFlow], None]:
-    """The check that a flow has a space: all spaces except that of the state need pairs."""
+    """A `check` for a `Measure`: every space except `"state"` needs a flow with pairs."""
     return eqx.Partial(_check_space_of, of=of)
 
 
@@ -191,7 +191,10 @@ def _check_space_of(flow: AbstractFlow, *, of: Space) -> None:
 
 
 def position(flow: Any, state: PyTree[Array], of: Space) -> PyTree[Array]:
-    """A state in the coordinates of a space; for a pair, (chosen, rejected) on the first axis."""
+    """A state in the coordinates of a space; other than `"state"`, they begin with an axis of two.
+
+    The axis of two holds the chosen and the rejected response.
+    """
     if of == "state":
         return state
     pairs = flow.pairs(state)

@@ -1,6 +1,6 @@
-"""Measures of displacement: how far the chosen response falls on the way, and who gains instead.
+"""Measures of displacement: the fall of the chosen response, and the responses that gain instead.
 
-k: nodes of a step; p: pairs, none for a single one; r: responses.
+k: nodes of a step; p: pairs, an axis that a single pair does not have; r: responses.
 """
 
 from typing import Any
@@ -18,27 +18,27 @@ from flowlab.policies import AbstractResponses
 
 __all__ = ["dip", "mass"]
 
-_ROUNDING = 64.0  # units in the last place: what logits and softmax make of a log-probability
+_ROUNDING = 64.0  # units in the last place: the error of a log-probability by logits and softmax
 
 
 def dip() -> Measure:
-    """Depth and times of a fall of the chosen log-probability: `dip_depth`, `dip_time`, ...
+    """Depth and times of a fall of the chosen log-probability.
 
-    - `dip_depth`: its value at the start less its lowest value, nats, at least 0;
-    - `dip_time`: the flow time of its lowest point; NaN where it never falls below the start;
-    - `recovery_time`: the first flow time after its lowest point at which it is back at the value
-      of the start; NaN if it is not until the end, or never falls.
+    - `dip_depth`: initial less lowest chosen log-probability, in nats, at least 0;
+    - `dip_time`: the flow time of the lowest value; NaN if it never falls below the initial one;
+    - `recovery_time`: the first flow time after the lowest value at which the initial value is
+      regained; NaN if it never falls, or is not regained before the end.
 
-    One value for each pair: shape (p,) for p pairs, () for a single one. Where the start has no
-    finite log-probability the depth is NaN.
+    Each result has one value per pair: shape (p,) for p pairs, () for a single pair. The depth is
+    NaN if the log-probability is not finite at the start.
 
     A step counts only if the rate of the chosen log-probability, computed from the flow, is
     negative at one of its seven nodes, so that errors of the solver do not appear as dips. A depth
     of up to 64 units in the last place of the log-probability (or of 1 nat, if that is larger)
     counts as rounding: 3e-13 nats at −20 nats in float64, 2e-4 in float32.
 
-    Accuracy: the lowest point and the recovery are read off a polynomial through seven points of
-        each step, to about the tolerance of the flow line.
+    Accuracy: the lowest value and the recovery are computed from a polynomial through seven points
+        of each step, to about the tolerance of the flow line.
     """
     return Measure(
         ("dip_depth", "dip_time", "recovery_time"),
@@ -53,21 +53,22 @@ def dip() -> Measure:
 def mass() -> Measure:
     """Gains and peaks of the probability of each response, and the largest gain outside the pairs.
 
-    - `mass_gained`: probability at the end less that at the start, shape (r,);
-    - `mass_peak`: the highest probability on the way, shape (r,), the ends included;
-    - `mass_peak_time`: the flow time of that; 0 for a response that never rises above its start;
-    - `mass_gained_others`: what all responses outside the pairs gained together, those that the
-      policy does not list included: less the sum of `mass_gained` over the responses in pairs,
-      since the probabilities of a prompt sum to 1;
-    - `mass_gainer`: which listed response outside the pairs gained most, counted from 0, as a
-      float; −1 where there is none, or none of them gained. Gains within the tolerance of the flow
-      line mean nothing here.
+    - `mass_gained`: final less initial probability, shape (r,);
+    - `mass_peak`: highest probability along the line, ends included, shape (r,);
+    - `mass_peak_time`: flow time of the peak, shape (r,); 0 if the probability never exceeds its
+      initial value;
+    - `mass_gained_others`: total gain of all responses outside the pairs, including responses that
+      the policy does not list. It equals minus the sum of `mass_gained` over the responses in
+      pairs, since the probabilities of a prompt sum to 1;
+    - `mass_gainer`: index, as a float, of the listed response outside the pairs with the largest
+      gain, counted from 0; −1 if no such response gains. It has no meaning if that gain is within
+      the tolerance of the flow line.
 
-    For policies over a list of different responses. A response counts as in a pair if any pair
-    names it. With several prompts responses are counted on from one to the next, and
-    `mass_gained_others` is the sum over prompts.
+    The measure needs a policy over a list of different responses. A response is in a pair if any
+    pair names it. With several prompts, the indices of responses run on from one prompt to the
+    next, and `mass_gained_others` is the sum over prompts.
 
-    Accuracy: as for `dip`; the gains are differences of the two ends.
+    Accuracy: as for `dip`; the gains are differences of probabilities at the two ends.
     """
     return Measure(
         ("mass_gained", "mass_peak", "mass_peak_time", "mass_gained_others", "mass_gainer"),
@@ -84,9 +85,9 @@ class _Fall(eqx.Module):
 
     Attributes:
         start: The chosen log-probability at the start.
-        lowest: Its lowest value so far, less `start`; at most 0.
-        time: When it was lowest.
-        recovery: When it was first back at the start since, or NaN.
+        lowest: The lowest chosen log-probability so far, less `start`; at most 0.
+        time: The flow time of the lowest value.
+        recovery: The first flow time after `time` at which `start` was regained; NaN if none.
     """
 
     start: Float[Array, "*p"]
@@ -120,7 +121,7 @@ def _depth_and_times(_flow: Any, _ends: Ends, carry: _Fall) -> tuple[Array, Arra
 
 
 class _Peak(eqx.Module):
-    """The highest log-probability of each response so far, and its time; shape (r,)."""
+    """The highest log-probability of each response so far, and its flow time; shape (r,)."""
 
     highest: Float[Array, " r"]
     time: Float[Array, " r"]
@@ -149,7 +150,7 @@ def _gains(flow: Any, ends: Ends, carry: _Peak) -> tuple[Array, ...]:
     before, after = (jnp.exp(flow.policy.log_probs(state)) for state in (ends.start, ends.end))
     gained = after - before
     paired = np.isin(np.arange(len(gained)), flow.policy.indices)
-    # What no listed response holds counts with the others: a prompt's probabilities sum to 1.
+    # Unlisted responses count as others: the probabilities of a prompt sum to 1.
     others = -jnp.sum(jnp.where(paired, gained, 0))
     outside = jnp.where(paired, -jnp.inf, gained)
     grown = jnp.max(outside) > _rounding(jnp.ones_like(outside[0]))

@@ -1,4 +1,4 @@
-"""The neighbourhood of a point: when a flow line enters it, how long it stays, how close it comes.
+"""A measure of a flow line near a point: time of entry, time spent, closest approach.
 
 k: nodes of a step; m: positions in a step.
 """
@@ -21,38 +21,40 @@ from flowlab.measures.steps import NODES, at, coefficients
 __all__ = ["near"]
 
 _GRID = np.linspace(0.0, 1.0, NODES)
-_SHORT = 8  # components up to which each is a number of its own
-_NEWTON_STEPS = 5  # from guesses within a sixth of a step
+_SHORT = 8  # components up to which they are separate numbers
+_NEWTON_STEPS = 5  # from initial guesses within a sixth of a step
 
 
 def near(point: PyTree[Float[ArrayLike, "..."]], radius: float, *, label: str) -> Measure:
-    """The neighbourhood of a point: the time in it, the first entry, and the closest approach.
+    """Time spent near a point, first entry into its neighbourhood, and closest approach.
 
-    With `label` "saddle":
+    The names of the results contain `label`, here "saddle":
 
-    - `near_saddle_time`: flow time within the radius, over all visits;
-    - `near_saddle_entry_time`, `near_saddle_entry_state`: when and where the line first comes
-      within the radius; time 0 and the start where that lies inside, NaN if it never does;
-    - `near_saddle_distance`, `near_saddle_distance_time`, `near_saddle_distance_state`: the closest
-      approach, when, and where.
+    - `near_saddle_time`: total flow time within the radius;
+    - `near_saddle_entry_time`, `near_saddle_entry_state`: flow time and state at which the line
+      first comes within the radius; NaN if it never does. A line that starts within the radius
+      enters at time 0;
+    - `near_saddle_distance`, `near_saddle_distance_time`, `near_saddle_distance_state`: the
+      smallest distance from the point, its flow time, and the state there.
 
     Distances are Euclidean, in the state's own coordinates.
 
     Args:
-        point: A state, such as a critical point's.
+        point: A state, such as a critical point.
         radius: The radius of the neighbourhood, positive.
         label: The name of the point in the names of the results.
 
     Raises:
         ValueError: If the point is not finite, the radius is not positive and finite, or the label
-            is not made of letters, digits and underscores.
+            contains anything but letters, digits and underscores.
 
-    Accuracy: crossings are located in the interpolant of the step, also if a line enters and leaves
-        within one. For lines that pass a linear saddle at a distance between 1e-1 and 1e-12 from
-        its stable manifold, the time in the neighbourhood has a relative error of 1e-7 at rtol 1e-6
-        and of 1e-9 at rtol 1e-10, and the closest approach one of 2e-6 and 1e-8, if `atol` is far
-        below that distance (as the default is for a saddle at the origin). Elsewhere the error of a
-        distance is at least `rtol` times the size of the state.
+    Accuracy: crossings of the radius are located in the interpolant of each step, even if a line
+        enters and leaves within one step. Consider lines that pass a linear saddle at a distance
+        between 1e-1 and 1e-12 from its stable manifold, with `atol` far below that distance (as
+        the default is for a saddle at the origin). The relative error of the time spent is 1e-7 at
+        rtol 1e-6 and 1e-9 at rtol 1e-10, that of the smallest distance 2e-6 and 1e-8. For points
+        away from the origin, the error of a distance is at least `rtol` times the size of the
+        state.
     """
     held = jax.tree.map(lambda leaf: np.asarray(leaf, dtype=float), point, is_leaf=_is_list)
     if not all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(held)):
@@ -83,11 +85,11 @@ class _Visit(eqx.Module):
 
     Attributes:
         spent: Flow time within the radius.
-        entry_time: Flow time of the first entry; NaN before.
-        entry: The state then; NaN before.
-        square: The smallest square of the distance.
+        entry_time: Flow time of the first entry; NaN before it.
+        entry: The state at the first entry; NaN before it.
+        square: The smallest squared distance.
         closest_time: Flow time of the closest approach.
-        closest: The state then.
+        closest: The state at the closest approach.
     """
 
     spent: Float[Array, ""]
@@ -177,15 +179,15 @@ def _chosen(which: Bool[Array, ""], new: PyTree[Array], old: PyTree[Array]) -> P
 
 
 class _Step(eqx.Module):
-    """A step relative to the point: the components of the offset as polynomials on [0, 1].
+    """The offset of a line from the point during one step, as polynomials on [0, 1].
 
-    The squared distance is computed from these polynomials, which are the solver's interpolant; a
+    The squared distance is computed from these polynomials, which are the solver's interpolant. A
     polynomial of the same degree through values of the squared distance would be less accurate.
 
     Attributes:
-        offsets: Coefficients of each part of the offset, highest first; the components of a short
-            vector are separate parts.
-        times: Coefficients of the time.
+        offsets: Coefficients of each part of the offset, highest power first; the components of a
+            short vector are separate parts.
+        times: Coefficients of the flow time since the step began.
     """
 
     offsets: tuple[tuple[Float[Array, "..."], ...], ...]
@@ -193,16 +195,16 @@ class _Step(eqx.Module):
 
     @classmethod
     def of(cls, offsets: PyTree[Float[Array, "k ..."]], times: Float[Array, " k"]) -> "_Step":
-        """The polynomials through offsets from the point, and times, at the nodes."""
+        """The polynomials that interpolate the offsets and the times at the nodes."""
         parts = [part for leaf in jax.tree.leaves(offsets) for part in _split(leaf)]
         return cls(tuple(_powers(part) for part in parts), _powers(times))
 
     def time(self, position: Float[Array, ""]) -> Float[Array, ""]:
-        """The time since the step began."""
+        """The flow time since the step began, at a position in [0, 1]."""
         return _taylor(self.times, position)[0]
 
     def square(self, position: Float[Array, ""]) -> tuple[Array, Array, Array]:
-        """|y − p|² at a position, and its first two derivatives."""
+        """The squared distance at a position in [0, 1], and its first two derivatives."""
         parts = [_taylor(part, position) for part in self.offsets]
         here, rate, half = ([part[i] for part in parts] for i in range(3))
         bend = 2 * inner(rate, rate) + 4 * inner(here, half)
@@ -238,7 +240,7 @@ def _iterated(
 
 
 def _lowest(step: _Step, squares: Float[Array, " k"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The position on [0, 1] at which the distance is least, and its square there."""
+    """The position in [0, 1] of the smallest distance, and the square of that distance."""
     least, node = squares[0], jnp.zeros_like(squares[0])
     for index in range(1, NODES):
         node = jnp.where(squares[index] < least, _GRID[index], node)
@@ -262,10 +264,10 @@ def _passage(
     least: tuple[Float[Array, ""], Float[Array, ""]],
     limit: Float[Array, ""],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The time that a step spends within the limit, and the position of its first entry, or NaN.
+    """The time that a step spends within the radius, and the position of its first entry, or NaN.
 
-    Between its nodes and its closest point a step is assumed to cross the limit at most once in and
-    once out; a line that turned back more often would have shorter steps.
+    `limit` is the squared radius. A step is assumed to enter at most once and to leave at most
+    once; a line that turned back more often would have shorter steps.
     """
     low, lowest = least
     grid = jnp.asarray(_GRID, squares.dtype)
@@ -291,7 +293,7 @@ def _passage(
 def _with_one_more(
     grid: Float[Array, " k"], values: Float[Array, " k"], position: Float[Array, ""], value: Array
 ) -> Float[Array, " k+1"]:
-    """Values at the nodes, with the value at one more position inserted."""
+    """Values at the nodes, with the value at a further position inserted in order."""
     before = jnp.concatenate([grid <= position, jnp.zeros(1, bool)])
     behind = jnp.concatenate([jnp.zeros(1, bool), grid > position])
     kept = jnp.where(before, jnp.concatenate([values, values[-1:]]), value)
@@ -314,10 +316,11 @@ def _crossing(
     positions: tuple[Float[Array, " m"], Float[Array, " m"]],
     heights: tuple[Float[Array, " m"], Float[Array, " m"]],
 ) -> Float[Array, ""]:
-    """The position at which the limit is crossed in the first marked interval.
+    """The position at which the squared distance crosses `limit`, in the first marked interval.
 
-    The ends of an interval are (inner, outer). From the inner end, the distance grows linearly, or
-    quadratically if it is least there.
+    `positions` and `heights` hold the inner ends of the intervals, then the outer ends. The initial
+    guess takes the squared distance to grow linearly from the inner end, or quadratically if the
+    inner end is the point of closest approach (`low`).
     """
     inside, outside = (_first(which, ends) for ends in positions)
     depth, height = (_first(which, ends) for ends in heights)

@@ -1,4 +1,4 @@
-"""Measures of the way itself: its length, its slow parts, the margins it crosses, its ends.
+"""Measures of a whole flow line: length, slow parts, margins crossed, total changes.
 
 k: nodes of a step.
 """
@@ -39,16 +39,16 @@ _PAIR_SPACES = ("x", "u", "probability")
 
 
 def path_length(of: Space = "state") -> Measure:
-    """Length of the flow line, as `path_length`, or `path_length_x`, `_u`, `_probability`.
+    """Length of the flow line: the result `path_length`, or `path_length_x` for `of="x"`.
 
     Args:
         of: The space in which the length is Euclidean: the state's own coordinates, the ratios x,
             the log-ratios u (comparable between policies), or the probabilities of the two
             responses.
 
-    Accuracy: integrated with the flow line, to the same tolerance. A line that ends on the
-        absorbing boundary is integrated to 1e-12 of its start; its length in u, which is infinite,
-        is cut off there.
+    Accuracy: the length is integrated with the flow line, to the same tolerance. A line that ends
+        on the absorbing boundary is integrated until a component is 1e-12 of its initial value;
+        its length in u, which is infinite, is cut off there.
     """
     of = check_space(of)
     name = f"path_length{_suffix(of)}"
@@ -56,17 +56,17 @@ def path_length(of: Space = "state") -> Measure:
 
 
 def dwell(below: float, *, of: Space = "state") -> Measure:
-    """Flow time spent below a speed, and its share of the whole, as `dwell` and `dwell_share`.
+    """Flow time spent below a speed, `dwell`, and as a fraction of the whole, `dwell_share`.
 
     Args:
-        below: The speed, positive, in units of `of` per unit of flow time.
-        of: As for `path_length`.
+        below: The speed, positive, in units of the space per unit of flow time.
+        of: The space in which the speed is Euclidean, as for `path_length`.
 
     Raises:
         ValueError: If `below` is not positive and finite.
 
-    Accuracy: the crossings of the speed are located in a polynomial through seven points of each
-        step; 1e-5 of the total time or better at rtol 1e-6.
+    Accuracy: crossings of the speed are located in a polynomial through seven points of each step.
+        The error is at most 1e-5 of the total time at rtol 1e-6.
     """
     of = check_space(of)
     slow = {"below": np.asarray(positive("below", below)), "of": of}
@@ -80,7 +80,11 @@ def dwell(below: float, *, of: Space = "state") -> Measure:
 
 
 def slowest(of: Space = "state") -> Measure:
-    """The slowest point: `slowest_speed`, `slowest_time`, `slowest_state`."""
+    """The slowest point of a line: `slowest_speed`, `slowest_time`, `slowest_state`.
+
+    Args:
+        of: The space in which the speed is Euclidean, as for `path_length`.
+    """
     of = check_space(of)
     return Measure(
         tuple(f"slowest_{what}{_suffix(of)}" for what in ("speed", "time", "state")),
@@ -91,18 +95,21 @@ def slowest(of: Space = "state") -> Measure:
 
 
 def margin_zero() -> Measure:
-    """First crossing of a mean margin of 0: `margin_zero_time`, `margin_zero_state`; NaN if none.
+    """First time and state at which the mean margin crosses 0; NaN if it never does.
 
-    A line that starts on the line margin = 0 does not cross it.
+    The results are `margin_zero_time` and `margin_zero_state`.
+
+    A line that starts at margin 0 does not cross it at its start.
     """
     return _margin(np.zeros(()), "zero")
 
 
 def margin_at(level: float) -> Measure:
-    """First crossing of a mean margin: `margin_5_time`, `margin_5_state` for level 5.
+    """First time and state at which the mean margin crosses a level; NaN if it never does.
 
-    NaN if it never does; a line that starts on the level does not cross it. Several of these
-    measures compare flow lines at equal margins in one pass.
+    The results are `margin_5_time` and `margin_5_state` for level 5. A line that starts at the
+    level does not cross it at its start. To compare flow lines at several equal margins, pass
+    several of these measures to one call.
 
     Args:
         level: The margin u_chosen − u_rejected, in nats, without β.
@@ -115,10 +122,10 @@ def margin_at(level: float) -> Measure:
 
 
 def change(of: Space = "x") -> Measure:
-    """Change of chosen and rejected, end less start: `change_chosen_x`, `change_rejected_x`, ...
+    """Final less initial values of both responses: `change_chosen_x`, `change_rejected_x`.
 
     Args:
-        of: Ratios x, log-ratios u, or probabilities.
+        of: The values: ratios x, log-ratios u, or probabilities. It is the suffix of the names.
     """
     of = choice("of", of, *_PAIR_SPACES)
     return Measure(
@@ -130,10 +137,10 @@ def change(of: Space = "x") -> Measure:
 
 
 def rate_ratio(of: Space = "x") -> Measure:
-    """|rate of chosen| / |rate of rejected|: `rate_ratio_x_start`, `_end`, and `_total`.
+    """|rate of chosen| / |rate of rejected| at both ends, and the ratio of the total changes.
 
-    `_total` is the ratio of the total changes. On the paper's plane the ratio of the rates is x2/x1
-    (Corollary 1).
+    The results are `rate_ratio_x_start`, `rate_ratio_x_end` and `rate_ratio_x_total` for `of="x"`.
+    On the paper's plane the ratio of the rates is x2/x1 (Corollary 1).
 
     Args:
         of: Rates of the ratios x, the log-ratios u, or the probabilities.

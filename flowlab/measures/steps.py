@@ -1,4 +1,4 @@
-"""A step of a flow line as polynomials through what is known at its nodes.
+"""A step of a flow line as polynomials that interpolate values at its nodes.
 
 k: nodes of a step.
 """
@@ -10,28 +10,28 @@ from jaxtyping import Array, Float, PyTree
 
 __all__ = ["NODES", "argmin", "at", "coefficients", "first_rise", "first_root", "time_below"]
 
-NODES = 7  # points of a step at which folds see the flow line, through which a sextic is laid
+NODES = 7  # points of a step that folds get, interpolated by a polynomial of degree six
 _GRID = np.linspace(0.0, 1.0, NODES)
 _TO_COEFFICIENTS = np.linalg.inv(
     np.vander(_GRID)
-)  # values at the nodes -> coefficients, highest first
+)  # values at the nodes -> coefficients, highest power first
 _FINE = np.linspace(0.0, 1.0, 4 * (NODES - 1) + 1)
 _NEWTON_STEPS = 6  # from a linear guess between nodes, more than enough for the polynomial
 
 
 def coefficients(values: Float[Array, "k ..."]) -> Float[Array, "k ..."]:
-    """The coefficients of the polynomial through values at the nodes, highest first."""
+    """The coefficients of the polynomial through values at the nodes, highest power first."""
     return jnp.tensordot(jnp.asarray(_TO_COEFFICIENTS, values.dtype), values, axes=1)
 
 
 def at(values: PyTree[Float[Array, "k ..."]], position: Float[Array, ""]) -> PyTree[Array]:
-    """The polynomial through values at the nodes, at a position in [0, 1]."""
+    """The polynomial through values at the nodes, evaluated at a position in [0, 1]."""
     powers = jnp.stack([position**power for power in range(NODES - 1, -1, -1)])
     return jax.tree.map(lambda leaf: jnp.tensordot(powers, coefficients(leaf), axes=1), values)
 
 
 def _roots(values: Float[Array, " k"]) -> Float[Array, " k-1"]:
-    """The root of the polynomial in each interval between nodes with a change of sign."""
+    """A root of the polynomial in each interval between nodes; valid where the sign changes."""
     left, right = (jnp.asarray(edge, values.dtype) for edge in (_GRID[:-1], _GRID[1:]))
     rise = values[1:] - values[:-1]
     guess = left - values[:-1] / jnp.where(rise == 0, 1, rise) * (right - left)
@@ -54,7 +54,7 @@ def _refined(
 
 
 def time_below(values: Float[Array, " k"], time: Float[Array, " k"]) -> Float[Array, ""]:
-    """The time during which the polynomial through the values is negative."""
+    """The time for which the polynomial through values at the nodes is negative."""
     at_roots = jax.vmap(lambda position: at(time, position))(_roots(values))
     low = values < 0
     falls, rises = low[1:] & ~low[:-1], low[:-1] & ~low[1:]
@@ -64,7 +64,7 @@ def time_below(values: Float[Array, " k"], time: Float[Array, " k"]) -> Float[Ar
 
 
 def argmin(values: Float[Array, " k"]) -> Float[Array, ""]:
-    """The position on [0, 1] at which the polynomial through the values is lowest."""
+    """The position in [0, 1] of the minimum of the polynomial through values at the nodes."""
     powers = coefficients(values)
     fine = jnp.asarray(_FINE, values.dtype)
     position = fine[jnp.argmin(jnp.polyval(powers, fine))]
@@ -79,7 +79,10 @@ def argmin(values: Float[Array, " k"]) -> Float[Array, ""]:
 
 
 def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
-    """The first sign change of the polynomial: a flag that there is one, and its position."""
+    """The first sign change of the polynomial through values at the nodes.
+
+    Returns a flag that there is a sign change, and its position in [0, 1].
+    """
     changes = (values[:-1] != 0) & (jnp.sign(values[1:]) != jnp.sign(values[:-1]))
     return jnp.any(changes), _roots(values)[jnp.argmax(changes)]
 
@@ -87,9 +90,10 @@ def first_root(values: Float[Array, " k"]) -> tuple[Array, Float[Array, ""]]:
 def first_rise(
     values: Float[Array, " k"], after: Float[Array, ""]
 ) -> tuple[Array, Float[Array, ""]]:
-    """The first return of the polynomial to 0: a flag that there is one, and its position.
+    """The first return to 0 of the polynomial through values at the nodes, after a position.
 
-    `after` is a position in [0, 1] at which the polynomial is negative.
+    The polynomial is negative at the position `after`. Returns a flag that there is a return to 0,
+    and its position in [0, 1].
     """
     powers, fine = coefficients(values), jnp.asarray(_FINE, values.dtype)
     heights = jnp.polyval(powers, fine)

@@ -35,7 +35,7 @@ from flowlab._options import (
     spelled,
 )
 from flowlab.flow import preference_flow
-from flowlab.losses.from_options import has_beta, loss, loss_from_options
+from flowlab.losses.from_options import beta_of, has_beta, loss, loss_from_options
 from flowlab.plans import builders
 from flowlab.plans.plan import Plan
 from flowlab.policies import AbstractPolicy
@@ -215,5 +215,5 @@ def _described(asked: dict[str, Any]) -> dict[str, Any]:
     if not asked["beta"] and isinstance(asked["loss"], str):
         found = loss(asked["loss"], {})
         if has_beta(found):
-            said["beta"] = [float(found.beta)]  # type: ignore[attr-defined]
+            said["beta"] = [beta_of(found)]
     return said

@@ -1,9 +1,10 @@
-"""Figures: every function draws on one matplotlib Axes and returns it, so that they compose.
+"""Figures of flows, on matplotlib Axes.
 
-Nothing here uses pyplot or touches matplotlib's global style. Where no Axes is given, a new Figure
-is made; it is reached as `ax.figure`. Axes are named for what they show unless they have names
-already, and the legend above an Axes gathers the entries of everything that was drawn on it.
-`interactive_portrait` alone makes a page instead, by plotly.
+Most functions draw on one Axes and return it, so that several can draw on the same Axes. They do
+not use pyplot or change matplotlib's global style. Without an Axes, a function makes a new Figure,
+available as `ax.figure`. Axes are labelled unless they have labels already, and the legend above an
+Axes contains the entries of everything drawn on it. `interactive_portrait` makes an HTML page with
+plotly instead.
 """
 
 from typing import TYPE_CHECKING

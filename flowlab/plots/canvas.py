@@ -1,9 +1,10 @@
-"""Helpers of all figures: figures without pyplot, names of axes, legends, shades."""
+"""Helpers of all figures: figures without pyplot, labels of axes, legends, shading."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, Shaped
 from matplotlib.axes import Axes
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from flowlab.flow import AbstractFlow
+from flowlab.solve import check_potential
 
 __all__ = [
     "LOG_RATIOS",
@@ -57,11 +59,11 @@ Span = tuple[float, float]
 
 
 class Named(Protocol):
-    """A protocol for objects with names of components, such as a flow or its runs."""
+    """A protocol for objects with names of the state's components, such as a flow or its runs."""
 
     @property
     def components(self) -> tuple[str, ...] | None:
-        """Names of the components, or None."""
+        """Names of the components of a state; None if they have none."""
         ...
 
 
@@ -76,11 +78,11 @@ def panels(
     """A new Figure that is not registered with pyplot, and its Axes, row by row.
 
     Args:
-        rows: Rows of Axes.
-        columns: Columns of Axes.
-        size: Width and height of one Axes with its labels, inches.
-        share: Whether all Axes show the same ranges.
-        projection: A projection of matplotlib such as `"3d"`.
+        rows: Number of rows of Axes.
+        columns: Number of columns of Axes.
+        size: Width and height of one Axes with its labels, in inches.
+        share: Whether all Axes have the same ranges.
+        projection: A matplotlib projection such as `"3d"`.
     """
     figure = Figure(figsize=(columns * size[0], rows * size[1]), layout="constrained")
     axes = figure.subplots(
@@ -101,9 +103,9 @@ def sheet(
 
     Args:
         count: Number of Axes.
-        columns: Axes in a row.
-        size: Width and height of one Axes with its labels, inches.
-        share: Whether all Axes show the same ranges.
+        columns: Number of Axes in a row.
+        size: Width and height of one Axes with its labels, in inches.
+        share: Whether all Axes have the same ranges.
     """
     figure, axes = panels(-(-count // columns), columns, size=size, share=share)
     for spare in axes[count:]:
@@ -112,7 +114,7 @@ def sheet(
 
 
 def name_outer_axes(axes: Sequence[Axes], columns: int, names: tuple[str, str]) -> None:
-    """Label the axes of a sheet at the left, and below the last Axes of each column."""
+    """Label the axes of a sheet only at its left side and below the last Axes of each column."""
     for index, ax in enumerate(axes):
         ax.set_xlabel(names[0] if index + columns >= len(axes) else "")
         ax.set_ylabel(names[1] if index % columns == 0 else "")
@@ -135,12 +137,12 @@ def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
 
     Args:
         figure: The figure.
-        stem: Their path, without `.png` and `.svg`.
+        stem: The path of both files, without `.png` and `.svg`.
         dpi: Pixels per inch.
     """
     files = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     figure.savefig(files[0], dpi=dpi)
-    figure.set_layout_engine("none")  # what the first file was laid out to, the second keeps
+    figure.set_layout_engine("none")  # the second file keeps the layout of the first
     figure.savefig(files[1], dpi=dpi)
     return files
 
@@ -148,7 +150,7 @@ def save(figure: Figure, stem: Path, *, dpi: int = 150) -> tuple[Path, Path]:
 def target_axes(
     ax: Axes | None, *, size: tuple[float, float] = _ALONE, projection: str | None = None
 ) -> Axes:
-    """The given Axes, or those of a new Figure."""
+    """The Axes `ax`, or new ones in a new Figure if it is None."""
     return panels(size=size, projection=projection)[1][0] if ax is None else ax
 
 
@@ -163,9 +165,9 @@ def finish(
 
     Args:
         ax: The Axes.
-        names: Names of the axes; existing labels are kept.
+        names: Labels of the axes; existing labels are kept.
         spans: Ranges of the axes; None to leave them unchanged.
-        columns: Columns of the legend.
+        columns: Number of columns of the legend.
     """
     name_axes(ax, names)
     if spans is not None:
@@ -180,13 +182,13 @@ def finish(
 
 
 class _AtLegend:
-    """The place of Axes that lie where the legend of others is, for matplotlib to ask for."""
+    """A locator of matplotlib that puts Axes where the legend of other Axes is."""
 
     def __init__(self, ax: Axes) -> None:
         self.ax = ax
 
     def __call__(self, beside: Any, renderer: Any) -> Bbox:
-        """The place, as parts of the figure."""
+        """The bounding box of the legend, in fractions of the figure."""
         del beside
         legend, figure = self.ax.get_legend(), self.ax.get_figure(root=True)
         assert figure is not None
@@ -195,7 +197,7 @@ class _AtLegend:
 
 
 def _raise_title(ax: Axes) -> None:
-    """Keep a title, whenever it is set, above the legend: matplotlib has it above inset Axes."""
+    """Keep a title that is set later above the legend, by invisible inset Axes at the legend."""
     if any(isinstance(child.get_axes_locator(), _AtLegend) for child in ax.child_axes):
         return
     inset = ax.inset_axes((0.0, 1.0, 1.0, 0.0))
@@ -213,7 +215,7 @@ def legend_beside(ax: Axes, wanted: bool = True) -> None:
 
 
 def _gathered(axes: Sequence[Axes]) -> tuple[list[Any], list[str]]:
-    """The entries of the legends of Axes, without repetition; the legends are removed."""
+    """Remove the legends of Axes, and return their entries without repetition."""
     entries: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -238,13 +240,13 @@ def draw_line(
     """Draw one flow line, with an arrowhead halfway along its visible part.
 
     Args:
-        ax: Where to draw.
-        path: Successive states.
+        ax: The Axes to draw on.
+        path: Successive states, shape (k, 2).
         color: Colour of the line.
-        width: Width of the line, points.
-        order: Drawing order, as matplotlib's `zorder`.
-        dot: Whether to mark its start with a dot.
-        spans: The ranges.
+        width: Width of the line, in points.
+        order: Drawing order, matplotlib's `zorder`.
+        dot: Whether to mark the start with a dot.
+        spans: Ranges of the axes.
         shortest: Length of the visible part below which there is no arrowhead.
     """
     ax.plot(*path.T, color=color, linewidth=width, zorder=order)
@@ -261,7 +263,7 @@ def draw_line(
 
 
 def cell_edges(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " m"]:
-    """The edges of cells around values, halfway between neighbours."""
+    """The edges of cells around values: halfway between neighbouring values."""
     if len(values) == 1:
         return values[0] + np.array([-0.5, 0.5])
     middle = (values[1:] + values[:-1]) / 2
@@ -279,18 +281,18 @@ def shade(
     edge: str = "none",
     order: float = 0.6,
 ) -> bool:
-    """Shade a region of a plane, with a legend entry; returns whether it is not empty.
+    """Shade a region of a plane, with a legend entry, and return False if the region is empty.
 
     Args:
-        ax: Where to draw.
-        axes: Coordinates along x, shape (m,), and along y, shape (k,).
-        part: A mask of the points in it; or a function, at most 1, that is positive inside, whose
-            zero line is the outline.
-        label: Entry in the legend.
+        ax: The Axes to draw on.
+        axes: Coordinates of a grid along x, shape (m,), and along y, shape (k,).
+        part: A mask of the grid points in the region; or the values of a function, at most 1, that
+            is positive inside, so that its zero line is the outline.
+        label: The legend entry.
         face: Colour.
         hatch: Pattern.
         edge: Colour of the pattern.
-        order: Drawing order, as matplotlib's `zorder`.
+        order: Drawing order, matplotlib's `zorder`.
     """
     height = np.where(part, 0.5, -0.5) if part.dtype == bool else part
     if not np.any(height > 0):
@@ -309,8 +311,8 @@ def shade_cells(
     label: str,
     **look: Any,
 ) -> None:
-    """Shade the cells of a mask, as `shade` does, to their edges."""
-    # Twice as many points as cells, so that an area ends where its cells do.
+    """Shade the cells of a mask up to their edges, in the style of `shade`."""
+    # Two points per cell, so that an area ends at the edges of its cells.
     axes = [np.sort(np.concatenate([e[:-1] + 1e-9, e[1:] - 1e-9])) for e in edges]
     shade(ax, axes, np.repeat(np.repeat(mask.T, 2, axis=0), 2, axis=1), label, **look)
 
@@ -322,11 +324,13 @@ def patch_entry(ax: Axes, label: str, **look: Any) -> None:
 
 
 def check_plane(flow: AbstractFlow) -> None:
-    """Refuse a flow whose states are known not to lie on a plane."""
+    """Refuse a flow that is not on a plane, or whose potential does not give a single number."""
     if flow.state_shape not in (None, (2,)):
         raise ValueError(
-            f"Argument `flow` must be one on a plane, but its states have shape {flow.state_shape}."
+            f"Argument `flow` must be on a plane, but its states have shape {flow.state_shape}."
         )
+    if flow.state_shape is None:
+        check_potential(flow, jax.ShapeDtypeStruct((2,), np.float64))
 
 
 def name_axes(ax: Axes, names: tuple[str, str]) -> None:
@@ -336,22 +340,22 @@ def name_axes(ax: Axes, names: tuple[str, str]) -> None:
 
 
 def names_for(named: Named | None) -> tuple[str, str]:
-    """Names of the two axes of a plane of states."""
+    """The labels of the two axes of a plane of states."""
     return axis_name(named, 0), axis_name(named, 1)
 
 
 def axis_name(named: Named | None, component: int) -> str:
-    """The axis label of one component: its name, or else its index."""
+    """The axis label of a component: its name, or its index if it has no name."""
     components = None if named is None else named.components
     name = f"$y_{{{component + 1}}}$" if components is None else components[component]
     return _NAMES.get(name, name)
 
 
 def checked_states(name: str, states: ArrayLike) -> Float[np.ndarray, "n 2"]:
-    """States on a plane, checked.
+    """States on a plane as an array of shape (n, 2).
 
     Raises:
-        ValueError: If the shape is not (n, 2).
+        ValueError: If `states` has another shape.
     """
     array = np.asarray(states, dtype=float)
     if array.ndim != 2 or array.shape[1] != 2:

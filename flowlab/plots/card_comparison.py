@@ -25,18 +25,18 @@ _TICKS = (-1000, -100, -10, -1, 0, 1, 10, 100, 1000)  # nats
 
 
 def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) -> list[Axes]:
-    """Flow lines of several losses from the reference point, in three panels.
+    """Draw flow lines of several losses from the reference point, in three panels.
 
-    They show the margin over flow time, the chosen log-ratio over flow time, and the chosen
-    log-ratio over the margin, with dots at the margins compared. A line that ends before the last
-    time, at rest or where its loss is no longer defined, ends in a cross.
+    The panels show the margin over flow time, the chosen log-ratio over flow time, and the chosen
+    log-ratio over the margin, with dots at `comparison.margins`. A cross marks a line that ends
+    before the last time, at rest or where its loss is no longer defined.
 
     Args:
         comparison: The result of `cards.compare`.
         axes: Three Axes; None for a new Figure, with one legend below.
 
     Raises:
-        ValueError: If `axes` are not three.
+        ValueError: If `axes` does not hold three Axes.
     """
     if axes is not None and len(axes) != 3:
         raise ValueError(f"Argument `axes` must hold three Axes, but holds {len(axes)}.")
@@ -49,7 +49,7 @@ def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) ->
         style: dict[str, Any] = dict(
             color=_COLORS[index % len(_COLORS)], linestyle=_DASHES[index % len(_DASHES)], label=name
         )
-        # Where lines coincide, the wider ones show from under the others.
+        # If lines coincide, the wider lines remain visible under the others.
         style["linewidth"] = 1.3 + 2.0 * (1 - (index + 1) / count)
         _compared(drawn[0], comparison.times, margin[index], style)
         _compared(drawn[1], comparison.times, chosen[index], style)
@@ -70,7 +70,7 @@ def comparison(comparison: Comparison, *, axes: Sequence[Axes] | None = None) ->
 def _compared(
     ax: Axes, x: Float[np.ndarray, " k"], y: Float[np.ndarray, " k"], style: dict[str, Any]
 ) -> None:
-    """Draw one line, with a cross if it ends before the others."""
+    """Draw one line, with a cross at its end if it ends before the last time."""
     ax.plot(x, y, **style)
     known = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
     if len(known) and known[-1] < len(y) - 1:

@@ -1,4 +1,4 @@
-"""Phase portraits of losses, with what their cards say.
+"""Phase portraits of losses, with the results of their cards.
 
 n: points; a point is (u_chosen, u_rejected).
 """
@@ -46,21 +46,21 @@ from flowlab.solve import flow_line
 
 __all__ = ["portrait", "portraits"]
 
-_SLOW = 0.01  # of the speed at the reference point: slower is a plateau, as on a card
-_CLEAR = 0.03  # of the width: what is closer to a critical point is slow because of it
-_RING = 0.9  # of the axes, from their middle: where flow lines start
-_OFFSET = 0.31  # of a gap: lines that cross the whole plane then do not end on another's start
-_LONG = 1e4  # times what the way across takes at the speed of the reference point
+_SLOW = 0.01  # of the speed at the reference point: a lower speed is a plateau, as on a card
+_CLEAR = 0.03  # of the width: states closer to a critical point are slow because of it
+_RING = 0.9  # of the axes: the distance of the ring of starts from the middle
+_OFFSET = 0.31  # of a gap: an offset, so that lines do not end on the start of another line
+_LONG = 1e4  # times the time to cross the axes at the speed of the reference point
 _SHORTEST = 0.04  # of the width: a shorter line has no arrowhead
 _SPACING = 0.003  # of the width, between the points drawn along a line of critical points
-_OUTSIDE = 44  # letters on a line of what lies outside of the axes
+_OUTSIDE = 44  # letters per line of the list of points outside the axes
 _REFERENCE = "#0072b2"
 _FALL = "#f3e3b3"
 _PLATEAU = "wrong side, and speed below\n1 % of that at (0, 0)"
 _KINDS = {"stable": "minimum", "unstable": "maximum", "saddle": "saddle", "neutral": "degenerate"}
 
 Spans = tuple[Span, Span]
-# Critical points, lines and regions of a card, each with the points that are drawn of it.
+# Critical points, lines and regions of a card, each with the points to draw.
 CriticalSets = Sequence[tuple[CriticalSet, Float[np.ndarray, "k 2"]]]
 
 
@@ -73,27 +73,27 @@ def portrait(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """The phase portrait of one loss on the log-ratio plane.
+    """Draw the phase portrait of a loss on the log-ratio plane.
 
-    It has arrows of the velocity (their length grows with the logarithm of the speed), flow lines
-    from a ring of starts and from the reference point, and the critical points of the card, by kind
-    and stability; those outside the axes are listed. Shaded are the region in which the chosen
-    log-ratio falls without coupling, plateaus (a wrong margin, and a speed below 1 % of that at the
-    reference point), and where the loss is not defined.
+    The portrait shows arrows of the velocity (their length grows with the logarithm of the speed),
+    flow lines from a ring of starts and from the reference point, and the critical points of the
+    card with kind and stability. Critical points outside the axes are listed. Three regions are
+    shaded: where the chosen log-ratio falls without coupling; plateaus (negative margin, and a
+    speed below 1 % of the speed at the reference point); and where the loss is not defined.
 
     Args:
         card: The card of a loss, from `cards.card`.
-        x: Range of the chosen log-ratio, nats.
-        y: Range of the rejected log-ratio, nats.
-        lines: Flow lines besides that of the reference point.
-        legend: Whether to write a legend to the right of the Axes.
-        ax: Where to draw; None for a new Figure.
+        x: Range of the chosen log-ratio, in nats.
+        y: Range of the rejected log-ratio, in nats.
+        lines: Number of flow lines from the ring.
+        legend: Whether to add a legend to the right of the Axes.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If a range is not (lower, upper), or `lines` is negative.
 
-    Accuracy: shaded regions are read off a grid of 239 × 239 points; critical points are those of
-        the card, and lines of them are cubic splines through its points.
+    Accuracy: shaded regions are computed on a grid of 239 × 239 points. Lines of critical points
+        are cubic splines through the points of the card.
     """
     spans = checks.span("x", x), checks.span("y", y)
     checks.integer("lines", lines, 0)
@@ -122,13 +122,13 @@ def portraits(
     y: Span = (-20.0, 20.0),
     columns: int = 4,
 ) -> tuple[Figure, list[Axes]]:
-    """Phase portraits side by side, on the same axes and under one legend.
+    """Draw phase portraits side by side, with the same ranges and one legend.
 
     Args:
-        cards: Cards, by title.
-        x: Range of the chosen log-ratio, nats.
-        y: Range of the rejected log-ratio, nats.
-        columns: Portraits in a row.
+        cards: Cards, by the title of their portrait.
+        x: Range of the chosen log-ratio, in nats.
+        y: Range of the rejected log-ratio, in nats.
+        columns: Number of portraits in a row.
 
     Returns:
         The Figure, and one Axes for each card.
@@ -151,7 +151,7 @@ def portraits(
 
 
 def _points_of(critical: CriticalSet, spacing: float) -> Float[np.ndarray, "k 2"]:
-    """A point, or points along a spline through the line of the card."""
+    """The position of a critical point, or points along a spline through a critical line."""
     path = np.array([critical.position]) if critical.path is None else critical.path
     lengths = np.hypot(*np.diff(path, axis=0).T)
     path = path[np.append(True, lengths > 0)]
@@ -164,7 +164,7 @@ def _points_of(critical: CriticalSet, spacing: float) -> Float[np.ndarray, "k 2"
 
 
 def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, critical_sets: CriticalSets) -> None:
-    """Shade where the chosen log-ratio falls, plateaus, flat regions, and undefined regions."""
+    """Shade regions: a falling chosen log-ratio, plateaus, flat regions, undefined regions."""
     defined = np.all(np.isfinite(grid.gradient), axis=-1)
     region = next((critical for critical, _ in critical_sets if critical.kind == "region"), None)
     flat = np.all(grid.gradient == 0, axis=-1) & (region is not None)
@@ -190,7 +190,7 @@ def _beside(grid: SampledFlow, critical_sets: CriticalSets) -> Bool[np.ndarray, 
 
 
 def _draw_margin_zero(ax: Axes, spans: Spans) -> None:
-    """The line u_chosen = u_rejected, if it crosses the axes."""
+    """Draw the line u_chosen = u_rejected, if it crosses the axes."""
     (left, right), (low, high) = spans
     if max(left, low) < min(right, high):
         style: dict[str, Any] = dict(linestyle=":", color="0.35", linewidth=0.9, zorder=2)
@@ -200,7 +200,7 @@ def _draw_margin_zero(ax: Axes, spans: Spans) -> None:
 def _draw_flow_lines(
     ax: Axes, flow: AbstractFlow, spans: Spans, count: int, duration: float
 ) -> None:
-    """Draw thin flow lines from a ring, and over them that from the reference point."""
+    """Draw thin flow lines from a ring, and a thick line from the reference point over them."""
     options: dict[str, Any] = dict(until=until.time(duration), clock="arc_length", rtol=FINE_RTOL)
     look: dict[str, Any] = dict(spans=spans, shortest=_SHORTEST * _width(spans))
     starts = _ring(spans, count)
@@ -222,7 +222,7 @@ def _draw_flow_lines(
 
 
 def _ring(spans: Spans, count: int) -> Float[np.ndarray, "n 2"]:
-    """Starts all along a rectangle within the axes."""
+    """Starts along the sides of a rectangle within the axes."""
     side = 4 * (np.arange(count) + _OFFSET) / max(count, 1)
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1), (-1, -1)]) * _RING
     ring = [np.interp(side, np.arange(5), corner) for corner in corners.T]
@@ -232,9 +232,9 @@ def _ring(spans: Spans, count: int) -> Float[np.ndarray, "n 2"]:
 
 
 def _draw_critical_points(ax: Axes, critical_sets: CriticalSets, spans: Spans) -> None:
-    """Mark critical points within the axes, and name those outside in the lower left corner.
+    """Mark critical points within the axes, and list those outside in the lower left corner.
 
-    A flat region is shaded already, or lies outside.
+    Flat regions are not marked, since they are shaded.
     """
     outside = []
     for critical, points in critical_sets:
@@ -266,7 +266,7 @@ def _name_of(critical: CriticalSet) -> str:
 
 
 def _legend_entry(critical: CriticalSet) -> str:
-    """The kind and position of a critical point outside the axes."""
+    """The text that lists a critical point outside the axes: kind and position."""
     at = f"({critical.position[0]:.4g}, {critical.position[1]:.4g})"
     if critical.kind == "line" and critical.margin is not None:
         at = f"at margin {critical.margin:.4g}"

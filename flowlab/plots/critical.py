@@ -1,4 +1,4 @@
-"""Figures of what `flowlab.critical` finds: critical points, separatrices, basins, branches.
+"""Figures of the results of `flowlab.critical`: critical points, separatrices, basins, branches.
 
 n: starts; k: points of a path, or values of a parameter; m: cells of a side.
 """
@@ -48,15 +48,15 @@ __all__ = [
     "separatrices",
 ]
 
-Colors = Sequence[Any] | Mapping[str, Any]  # of basins: each as matplotlib takes a colour
+Colors = Sequence[Any] | Mapping[str, Any]  # of basins, as colours of matplotlib
 POINT_COLOR = "#d55e00"  # vermilion, blue and so on: Okabe and Ito's colours for the colour-blind
 _ON_WALL = "#0072b2"
 _HALO = effects.withStroke(linewidth=3.5, foreground="white")
 _HOLLOW = ("maximum", "degenerate")
 _MARKERS = {"minimum": "o", "saddle": "X", "maximum": "o", "degenerate": "s"}
 _LINE_STYLES = {"minimum": "-", "saddle": "-.", "maximum": (0, (4, 2)), "degenerate": ":"}
-# The light colours of Paul Tol's qualitative schemes: fills that the colour-blind tell apart, and
-# on which black lines and marks are read.
+# The light colours of Paul Tol's qualitative schemes: fills that the colour-blind distinguish, and
+# on which black lines and marks are visible.
 _FILLS = ("#77aadd", "#eedd88", "#ffaabb", "#44bb99", "#99ddff", "#bbcc33", "#ee8866", "#aaaa00")
 _NEUTRAL: dict[int, tuple[str, str, str | None]] = {
     RUNAWAY: ("runs away", "0.95", "///"),
@@ -74,13 +74,13 @@ _BRANCHES: dict[str, tuple[str, dict[str, Any]]] = {
 _EVENTS = {
     "appears": {"marker": ">", "markersize": 6},
     "vanishes": {"marker": "X", "markersize": 6},
-    "changes index": {"marker": "s", "markersize": 13, "zorder": 4},  # around what else falls there
+    "changes index": {"marker": "s", "markersize": 13, "zorder": 4},  # around other marks
     "is lost": {"marker": "d", "markersize": 6},
 }
 
 
 def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
-    """Critical points, marked by kind, and lines of critical points.
+    """Draw critical points, marked by kind, and lines of critical points.
 
     A minimum is a filled circle, a saddle a cross, a maximum an open circle, a degenerate point an
     open square. Points on a wall or edge have a blue rim, and the legend names the wall. If there
@@ -88,7 +88,7 @@ def critical_points(points: CriticalPoints, *, ax: Axes | None = None) -> Axes:
 
     Args:
         points: The result of `critical.critical_points`.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If a point does not lie on a plane.
@@ -113,15 +113,15 @@ def separatrices(
     names: tuple[str, str] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Separatrices as curves: the flow lines that end at a saddle, between the basins.
+    """Draw separatrices: the flow lines that end at a saddle, and separate the basins.
 
     Args:
         separatrices: The result of `critical.separatrices`.
-        names: Names of the axes.
-        ax: Where to draw; None for a new Figure.
+        names: Labels of the axes.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If one is not on a plane.
+        ValueError: If a separatrix does not lie on a plane.
     """
     for one in separatrices:
         _check_plane("separatrices", one.path)
@@ -139,22 +139,23 @@ def basins(
     colors: Colors | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The basin of each start: a map for starts on a grid, else a dot for each.
+    """Draw the basin of each start: a map for starts on a grid, otherwise one dot per start.
 
-    Basins of minima have colours; starts that run away, end on the boundary or at a saddle, or
-    whose end is not known, are grey. The legend gives the share of each, and its standard error for
-    scattered starts.
+    Basins of minima have colours. Starts are grey if they run away, end on the boundary or at a
+    saddle, or are unresolved. The legend states the fraction of each outcome, for scattered starts
+    with its standard error.
 
     Args:
         basins: The result of `critical.basins`.
-        names: Names of the axes.
-        colors: Colours of matplotlib: one for each of `basins.minima`, in their order; or by name,
-            as in `basins.fractions`, for some of the ends, "runaway" among them. None for ours.
-        ax: Where to draw; None for a new Figure.
+        names: Labels of the axes.
+        colors: Colours of matplotlib: either one for each of `basins.minima`, in their order; or a
+            mapping from names of outcomes, as in `basins.fractions` (such as "runaway"), to their
+            colours. None for the default colours.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If the starts do not lie on a plane, or `colors` names another end, is not a
-            colour or not one for each minimum.
+        ValueError: If the starts do not lie on a plane, or `colors` holds an unknown name, an
+            invalid colour, or a wrong number of colours.
     """
     _check_plane("basins", basins.starts)
     own = _own_colors(basins, colors)
@@ -181,15 +182,15 @@ def basins(
 
 
 def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None = None) -> Axes:
-    """A bifurcation diagram: one component of the critical points over a parameter.
+    """Draw a bifurcation diagram: one component of the critical points over a parameter.
 
-    Minima, which are stable, are solid lines, all other points dashed ones. Marks show where a
-    critical point appears, vanishes, changes its index, or could not be followed further.
+    Minima, which are stable, are solid lines; all other points are dashed lines. Marks show where a
+    critical point appears, vanishes, changes its index, or could not be followed any further.
 
     Args:
         continuation: The result of `critical.continuation`.
-        component: The component of the state to draw.
-        ax: Where to draw; None for a new Figure.
+        component: Index of the component of the state to draw, counted from 0.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If there is no such component.
@@ -220,7 +221,7 @@ def branches(continuation: Continuation, *, component: int = 0, ax: Axes | None 
 def draw_point(
     ax: Axes, position: Float[np.ndarray, "*k 2"], kind: str, label: str, *, rim: str = POINT_COLOR
 ) -> None:
-    """Mark a critical point by its kind."""
+    """Draw the marker of a critical point, by its kind."""
     face = "white" if kind in _HOLLOW else POINT_COLOR
     style: dict[str, Any] = dict(marker=_MARKERS[kind], markersize=9, linestyle="none")
     style |= dict(markerfacecolor=face, markeredgecolor=rim, markeredgewidth=1.6, zorder=6)
@@ -230,14 +231,14 @@ def draw_point(
 def draw_line_of_points(
     ax: Axes, path: Float[np.ndarray, "k 2"], kind: str, label: str, *, width: float = 5.0
 ) -> None:
-    """Draw a line of critical points, by default broad enough to show nullclines on it."""
+    """Draw a line of critical points, by default so broad that nullclines on it remain visible."""
     style: dict[str, Any] = dict(linestyle=_LINE_STYLES[kind], linewidth=width, zorder=2.4)
     style |= dict(color=POINT_COLOR, alpha=0.75, solid_capstyle="butt")
     ax.plot(*path.T, label=label, **style)
 
 
 def _own_colors(basins: Basins, colors: Colors | None) -> dict[str, Any]:
-    """The colours that a user gave, by the names of the ends."""
+    """The user's colours of basins, by the names of the outcomes."""
     if colors is None:
         return {}
     if isinstance(colors, Mapping):
@@ -245,7 +246,7 @@ def _own_colors(basins: Basins, colors: Colors | None) -> dict[str, Any]:
         strangers = [name for name in own if name not in known]
         if strangers:
             raise ValueError(
-                f"Argument `colors` must name ends among {', '.join(sorted(known))}, but names "
+                f"Argument `colors` must name some of {', '.join(sorted(known))}, but names "
                 f"{strangers[0]!r}{did_you_mean(str(strangers[0]), known) or '.'}"
             )
     elif isinstance(colors, str) or len(colors) != len(basins.minima):
@@ -266,14 +267,14 @@ def _own_colors(basins: Basins, colors: Colors | None) -> dict[str, Any]:
 
 
 def _labels(basins: Basins) -> list[int]:
-    """All labels that starts can have."""
+    """All labels that starts can have, those of minima first."""
     return [*range(len(basins.minima)), *_NEUTRAL]
 
 
 def _look(basins: Basins, label: int, own: Mapping[str, Any]) -> tuple[str, Any, str | None]:
-    """Legend entry, colour and pattern of a label."""
+    """The legend entry, colour and pattern of a label of `basins`."""
     fraction, error = basins.fractions[basins.name(label)]
-    # On a grid the error of starts drawn at random says nothing.
+    # On a grid the standard error of random starts has no meaning.
     within = "" if basins.shape else f" ± {100 * error:.1f}"
     percent = f"{100 * fraction:.1f}{within} %"
     if label < 0:
@@ -295,7 +296,7 @@ def _fill(
     present: Sequence[int],
     looks: Sequence[tuple[str, Any, str | None]],
 ) -> None:
-    """The cells of a grid in the colours and patterns of their labels."""
+    """Fill the cells of a grid with the colours and patterns of their labels."""
     shape = basins.shape
     assert shape is not None
     states = basins.starts.reshape(*shape, 2)
@@ -317,7 +318,7 @@ def _fill(
 def _stretches(
     branch: Branch, events: Sequence[Event], component: int
 ) -> Iterator[tuple[str, list[float], list[float]]]:
-    """The stretches of a branch with one kind, events at their ends included: kind, x and y."""
+    """Kind, x and y of each stretch of a branch with one kind, with the events at its ends."""
     samples = list(zip(branch.values, branch.positions[:, component], strict=True))
     marks = [(event.value, event.position[component]) for event in events]
     changes = [k for k in range(1, len(branch.kind)) if branch.kind[k] != branch.kind[k - 1]]

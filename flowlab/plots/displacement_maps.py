@@ -1,4 +1,4 @@
-"""Maps of likelihood displacement: where, and how far, the chosen log-probability falls.
+"""Maps of likelihood displacement, the fall of the chosen log-probability.
 
 n: starts; v: ratios k_wl/k_ww.
 """
@@ -30,12 +30,12 @@ from flowlab.until import Outcome
 
 __all__ = ["displacement", "displacements"]
 
-_SHALLOWEST = 0.01  # nats: the colour of all dips up to here
-_DEEPEST = 10.0  # nats: the end of the colours, unless dips are deeper
+_SHALLOWEST = 0.01  # nats: all smaller falls have the same colour
+_DEEPEST = 10.0  # nats: the end of the colour scale, unless falls are deeper
 _STILL = "#dde8f1"
 _NO_LINE = "0.75"
 _BOUNDARY = "#0072b2"
-_TITLE = 52  # letters on a line
+_TITLE = 52  # letters per line
 _NAMES = (
     "margin of the start, $h = u_w - u_l$ (nats)",
     r"coupling of rejected to chosen, $k_{wl}/k_{ww}$",
@@ -54,20 +54,21 @@ def displacement(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """A map of the fall of the chosen log-probability, over initial margin and coupling.
+    """Draw a map of the fall of the chosen log-probability, over initial margin and coupling.
 
-    The colour is the depth of the fall on a logarithmic scale, light where there is none. Starts
-    from which the chosen has recovered by the end, and those whose line ends early, are hatched.
-    Lines show k_wl = k_ww, the boundary for every loss that depends only on the margin, and the
-    boundary r* of this loss, on which the chosen response does not move at the start.
+    The colour is the depth of the fall on a logarithmic scale, light if there is no fall. Two kinds
+    of start are hatched: the chosen log-probability recovers by the end, or the line ends early.
+    One curve is k_wl = k_ww, the boundary of displacement for every loss that depends only on the
+    margin. The other is the boundary r* of this loss, on which the initial rate of the chosen
+    log-probability is zero.
 
     Args:
         displacement: The result of `displacement.displacement`.
-        limit: Depth at the end of the colour scale, nats; None for 10, or the deepest fall if that
-            is deeper.
+        limit: Depth at the end of the colour scale, in nats; None for 10, or for the deepest fall
+            if that is deeper.
         color_bar: Whether to add a colour bar.
-        legend: Whether to write a legend to the right of the Axes.
-        ax: Where to draw; None for a new Figure.
+        legend: Whether to add a legend to the right of the Axes.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If the margins of the starts do not increase, or there are fewer than two starts
@@ -76,7 +77,7 @@ def displacement(
     _check_grid(displacement)
     ax = target_axes(ax, size=WITH_LEGEND)
     edges = cell_edges(displacement.margins), cell_edges(displacement.ratios)
-    # The lightest colours of the map would pass for those of starts from which nothing falls.
+    # The lightest colours of the map would look like starts without a fall.
     colors = ListedColormap(colormaps["inferno_r"](np.linspace(0.12, 1, 256)))
     deepest = _deepest(displacement) if limit is None else limit
     image = ax.pcolormesh(
@@ -104,17 +105,18 @@ def displacement(
 def displacements(
     displacements: Mapping[str, Displacement], *, columns: int = 3
 ) -> tuple[Figure, list[Axes]]:
-    """Maps of displacement side by side, in the same colours and under one legend.
+    """Draw maps of displacement side by side, with the same colour scale and one legend.
 
     Args:
-        displacements: Displacements, by title.
-        columns: Maps in a row.
+        displacements: Displacements, by the title of their map.
+        columns: Number of maps in a row.
 
     Returns:
         The Figure, and one Axes for each map.
 
     Raises:
-        ValueError: If there is no displacement, `columns` is below 1, or one cannot be drawn.
+        ValueError: If there is no displacement, `columns` is below 1, or a displacement cannot be
+            drawn.
     """
     if not displacements:
         raise ValueError(
@@ -144,7 +146,7 @@ def _shade_starts(
     displacement: Displacement,
     edges: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " v"]],
 ) -> None:
-    """Shade starts without a fall, with a recovery, or whose line ends early."""
+    """Shade three kinds of start: without a fall, with a recovery, with a line that ends early."""
     still = displacement.known & ~(displacement.dip_depth > 0)
     shade_cells(ax, edges, still, "never below its start", face=_STILL)
     shade_cells(
@@ -164,7 +166,7 @@ def _draw_boundaries(ax: Axes, displacement: Displacement) -> None:
     style: dict[str, Any] = dict(color="black", linestyle=(0, (5, 3)), linewidth=1.1, zorder=3)
     ax.axhline(1.0, label="$k_{wl} = k_{ww}$", **style)
     shown = np.isfinite(displacement.boundary)
-    # Beyond the axes the boundary is cut off, so that poles of it make no line across them.
+    # The boundary is cut off at the axes, so that its poles do not draw lines across.
     low, high = displacement.ratios[[0, -1]]
     margin = high - low
     inside = (

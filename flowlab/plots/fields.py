@@ -1,4 +1,4 @@
-"""A loss and its negative gradient over a plane, on a grid and drawn.
+"""The loss and the velocity of a flow on a plane: evaluation on a grid, and figures.
 
 m: points of a side of the grid.
 """
@@ -32,7 +32,7 @@ __all__ = ["SampledFlow", "draw_field", "evaluate", "field", "loss_surface", "sa
 
 _CELLS = 119  # per side: an odd number of them has a centre for each of 7 or 17 arrows
 _MOST_ARROWS = 39
-_INSET = 1e-9  # of the width: an edge of the axes may be no state, and what is beside it is
+_INSET = 1e-9  # of the width: a side of the axes may lie outside the domain, but not beside it
 _CELL_FILLED = 0.95  # the longest arrow, in cells
 _SHORTEST = 0.4  # the shortest arrow, in lengths of the longest
 _ZOOM = 0.82  # matplotlib lays a 3-D box out without its labels: leave room for them
@@ -45,16 +45,16 @@ _ARROW = Path([(-1, 0), (1, 0), (0.45, 0.4), (1, 0), (0.45, -0.4)], [1, 2, 1, 2,
 
 @dataclass(frozen=True)
 class SampledFlow:
-    """A flow on a grid over the axes, evaluated once for all layers of a figure.
+    """A flow evaluated on a grid over the axes, once for all layers of a figure.
 
     Values outside the domain are NaN. The first axis of arrays is that of x.
 
     Attributes:
         flow: The flow.
-        axes: The coordinates of the points, shape (m,) each.
+        axes: The coordinates of the grid points along x and y, shape (m,) each.
         loss: The potential, shape (m, m).
-        gradient: Its gradient, shape (m, m, 2).
-        velocity: Shape (m, m, 2).
+        gradient: The gradient of the potential, shape (m, m, 2).
+        velocity: The velocity, shape (m, m, 2).
     """
 
     flow: AbstractFlow
@@ -65,7 +65,7 @@ class SampledFlow:
 
     @property
     def centres(self) -> "SampledFlow":
-        """Every other grid point: the centres of cells that fill the axes."""
+        """The flow at every other grid point, at the centres of cells that fill the axes."""
         x, y = (axis[1::2] for axis in self.axes)
         arrays = (self.loss, self.gradient, self.velocity)
         return SampledFlow(self.flow, (x, y), *(array[1::2, 1::2] for array in arrays))
@@ -82,10 +82,10 @@ class SampledFlow:
 
 
 def sample(flow: AbstractFlow, x: Span, y: Span) -> SampledFlow:
-    """A flow on a grid of 239 × 239 points.
+    """Evaluate a flow on a grid of 239 × 239 points.
 
     Raises:
-        ValueError: If the flow is not one on a plane, or a range is not (lower, upper).
+        ValueError: If the flow is not on a plane, or a range is not (lower, upper).
     """
     check_plane(flow)
     spans = checks.span("x", x), checks.span("y", y)
@@ -99,7 +99,7 @@ def sample(flow: AbstractFlow, x: Span, y: Span) -> SampledFlow:
 def evaluate(
     flow: AbstractFlow, states: Float[np.ndarray, "*m 2"]
 ) -> tuple[Float[np.ndarray, "*m"], Float[np.ndarray, "*m 2"], Float[np.ndarray, "*m 2"]]:
-    """Potential, gradient and velocity at states, in float64; NaN outside of the domain."""
+    """Potential, gradient and velocity at states, in float64; NaN outside the domain."""
     with jax.enable_x64(True):
         rows = np.reshape(states, (-1, np.shape(states)[-1]))
         values = _values(flow, states, operations=operations_at(flow, rows))
@@ -120,7 +120,7 @@ def _values(flow: AbstractFlow, states: Float[ArrayLike, "*m 2"]) -> tuple[Array
 def loss_surface(
     flow: AbstractFlow, *, x: Span = (0.0, 1.0), y: Span = (0.0, 1.0), ax: Axes | None = None
 ) -> Axes:
-    """The loss as a surface over the plane of states, coloured by its height.
+    """Draw the loss as a surface over the plane of states, coloured by height.
 
     Args:
         flow: A flow on a plane.
@@ -129,7 +129,7 @@ def loss_surface(
         ax: A 3-D Axes (`projection="3d"`); None for a new one.
 
     Raises:
-        ValueError: If the flow is not one on a plane, a range is not (lower, upper), or `ax` is not
+        ValueError: If the flow is not on a plane, a range is not (lower, upper), or `ax` is not
             three-dimensional.
 
     Source: arXiv 2404.04626, figure 1(a), which has the default ranges.
@@ -137,7 +137,7 @@ def loss_surface(
     grid = sample(flow, x, y).centres
     canvas: Any = target_axes(ax, projection="3d")
     if canvas.name != "3d":
-        raise ValueError('Argument `ax` must be made with projection="3d", but is flat.')
+        raise ValueError('Argument `ax` must have projection="3d", but is flat.')
     style: dict[str, Any] = dict(cmap="viridis", rcount=60, ccount=60, linewidth=0)
     surface = canvas.plot_surface(*np.moveaxis(grid.states, -1, 0), grid.loss, **style)
     surface.set_rasterized(True)
@@ -161,24 +161,25 @@ def field(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Arrows of the velocity −M∇L, the negative gradient, over level lines of the loss.
+    """Draw arrows of the velocity −M∇L (M the metric) over level lines of the loss L.
 
-    The length of an arrow grows with the logarithm of the speed, from two fifths of the longest;
-    the legend shows three speeds. The colour also gives the speed, unless `color` is set.
+    The length of an arrow grows with the logarithm of the speed; the shortest arrow has two fifths
+    of the length of the longest. The legend shows three speeds. The colour also shows the speed,
+    unless `color` is set.
 
     Args:
-        flow: A flow on a plane. States outside of its domain have no arrow and no level.
+        flow: A flow on a plane. Outside its domain there are no arrows and level lines.
         x: Range of the first component.
         y: Range of the second component.
-        arrows: Arrows per side, 2 to 39; odd numbers work best.
+        arrows: Number of arrows per side, 2 to 39; odd numbers work best.
         levels: Approximate number of level lines; 0 for none.
         color: One colour for all arrows; None colours them by speed and adds a colour bar.
-        legend: Whether the legend shows the meaning of the lengths of arrows.
-        ax: Where to draw; None for a new Figure.
+        legend: Whether the legend explains the lengths of arrows.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If the flow is not one on a plane, a range is not (lower, upper), or `arrows` is
-            not between 2 and 39.
+        ValueError: If the flow is not on a plane, a range is not (lower, upper), or `arrows` is not
+            between 2 and 39.
 
     Source: arXiv 2404.04626, figure 1(b).
     """
@@ -195,7 +196,7 @@ def field(
 def draw_field(
     ax: Axes, grid: SampledFlow, *, arrows: int = 17, levels: int = 6, color: str | None = None
 ) -> Span | None:
-    """Draw arrows over level lines; returns the lowest and highest speed, None if all are 0."""
+    """Draw arrows over level lines, and return the lowest and highest speed, None if all are 0."""
     cells = grid.centres
     if levels:
         of = "loss (nats)" if isinstance(grid.flow, PreferenceFlow) else "potential"
@@ -210,7 +211,7 @@ def _level_lines(ax: Axes, grid: SampledFlow, levels: int, label: str) -> None:
     known = grid.loss[np.isfinite(grid.loss)]
     if known.size == 0 or known.min() == known.max():
         return
-    # A loss may tend to infinity at an edge; its bulk is what the levels are for.
+    # A loss may tend to infinity at an edge; the levels are for most of its values.
     values = MaxNLocator(levels).tick_values(*np.quantile(known, (0.01, 0.99)))
     drawn = ax.contour(*grid.axes, grid.loss.T, values, colors="0.6", linewidths=0.8, zorder=1)
     ax.clabel(drawn, fontsize="x-small", colors="0.3")
@@ -220,7 +221,7 @@ def _level_lines(ax: Axes, grid: SampledFlow, levels: int, label: str) -> None:
 def _arrows(
     ax: Axes, states: np.ndarray, velocity: np.ndarray, color: str | None, across: int
 ) -> Span | None:
-    """Draw the arrows; returns the lowest and highest speed, None if all are 0."""
+    """Draw arrows, and return the lowest and highest speed, None if all are 0."""
     speed = np.hypot(*velocity.T)
     fit = np.isfinite(speed) & (speed > 0)
     if not fit.any():
@@ -245,12 +246,12 @@ def _arrows(
 
 
 def _explain(ax: Axes, speeds: Span | None, color: str | None) -> None:
-    """Add legend entries for the shortest, a middle and the longest arrow."""
+    """Add legend entries for the shortest, a medium and the longest arrow."""
     if speeds is None:
         return
     lowest, highest = speeds
     shown = (lowest, np.sqrt(lowest * highest), highest) if highest > 1.05 * lowest else (highest,)
-    if color is None:  # the colour bar tells the speeds
+    if color is None:  # the colour bar shows the speeds
         shown = shown[-1:]
     for value in shown:
         style: dict[str, Any] = dict(marker=_ARROW, markerfacecolor="none")

@@ -1,4 +1,4 @@
-"""An interactive portrait: one page that opens without a network, with a slider and clicks."""
+"""An interactive portrait: a self-contained HTML page with a slider and clickable flow lines."""
 
 import html as markup
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["InteractivePortrait", "interactive_portrait"]
 
-_SIDE = 8  # of the grid of starts: lines that are told apart on a phone
-_MOST_LINES = 24  # of a side: more make a page that is slow
-_MOST_VALUES = 21  # of the slider: each adds about a quarter of a megabyte
+_SIDE = 8  # starts per side of the grid: lines that can be distinguished on a phone
+_MOST_LINES = 24  # starts per side: more make the page slow
+_MOST_VALUES = 21  # values of the slider: each adds about a quarter of a megabyte
 _DIGITS = 6  # of numbers on the page
 _TRACES = 3  # of a view: its field, its lines, its critical points
-_BULK = (0.01, 0.99)  # the quantiles of the speeds that are told apart by colour
-_LEAST = 0.01  # of a power of ten, between the ends of the colours
+_BULK = (0.01, 0.99)  # quantiles of the speeds between which colours differ
+_LEAST = 0.01  # of a decade: the smallest range of the colours
 _NAMES = {
     "x_chosen": "x<sub>1</sub>, chosen ratio π/π<sub>ref</sub>",
     "x_rejected": "x<sub>2</sub>, rejected ratio π/π<sub>ref</sub>",
@@ -42,18 +42,18 @@ _NAMES = {
 }
 _SHAPES = {"minimum": "circle", "saddle": "x", "maximum": "circle-open", "degenerate": "square"}
 _LINE_COLOR, _CLICKED_COLOR, _POINT_COLOR = "rgba(40,40,40,0.55)", "#0072b2", "#d55e00"
-# From pale to dark, so that lines are seen on all of it.
+# From pale to dark, so that lines are visible on all colours.
 _SPEEDS = [[0.0, "#fff7d6"], [0.35, "#fdd49e"], [0.7, "#e78a8a"], [1.0, "#9b6fb0"]]
 
 
 @dataclass(frozen=True)
 class InteractivePortrait:
-    """An interactive portrait, which a notebook shows.
+    """An interactive portrait, displayed by notebooks.
 
     Attributes:
-        title: What it is of.
-        over: The name of the hyper-parameter on the slider, with its values; empty without one.
-        views: What it shows at each of them: the field on a grid, critical points, flow lines.
+        title: The title: the loss and its kernel, or the potential.
+        over: The hyper-parameter of the slider, by name, with its values; empty without a slider.
+        views: For each value, the field on a grid, critical points and flow lines.
     """
 
     title: str
@@ -61,18 +61,18 @@ class InteractivePortrait:
     views: tuple[View, ...]
 
     def __repr__(self) -> str:
-        """The title, the slider and the number of lines, on one line."""
+        """A summary on one line: the title, the slider and the number of flow lines."""
         lines = sum(len(view.lines) for view in self.views)
         slider = "".join(f", {name} at {len(held)} values" for name, held in self.over.items())
         return f"InteractivePortrait({self.title}{slider}, {lines} flow lines)"
 
     @cached_property
     def figure(self) -> "Figure":
-        """The figure of plotly: hover and slider work in it, but clicks in the page alone."""
+        """The plotly Figure, with hover texts and slider; clicks work only on the page."""
         return _library().Figure(_figure(self))
 
     def html(self) -> str:
-        """The page, in which all that it needs is contained: some five megabytes."""
+        """The HTML text of the self-contained page, about five megabytes."""
         from plotly.offline import get_plotlyjs
 
         return rendered(
@@ -85,13 +85,13 @@ class InteractivePortrait:
         )
 
     def save(self, path: str | Path) -> Path:
-        """Write the page to a file; its path.
+        """Write the page to a file, and return its path.
 
         Args:
-            path: The file, which ends in .html.
+            path: The path of the file, which ends in .html.
 
         Raises:
-            ValueError: If it ends otherwise.
+            ValueError: If the path does not end in .html.
         """
         path = Path(path)
         if path.suffix.lower() not in (".html", ".htm"):
@@ -100,7 +100,7 @@ class InteractivePortrait:
         return path
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own, so that nothing of the notebook's reaches into it."""
+        """The page in a frame of its own, isolated from the notebook's scripts and styles."""
         page = markup.escape(self.html(), quote=True)
         return f'<iframe srcdoc="{page}" style="width:100%;height:760px;border:0"></iframe>'
 
@@ -115,12 +115,12 @@ def interactive_portrait(
     measures: Sequence[Measure] = (),
     side: int = _SIDE,
 ) -> InteractivePortrait:
-    """A portrait to hover over and to click, with a slider: a page that needs no network.
+    """Make an interactive portrait of a flow, as a self-contained HTML page.
 
-    The colour is the speed, and under the pointer stand loss, speed and velocity. A click shows the
-    nearest of the flow lines, which are followed beforehand from a grid of starts at each value of
-    the slider, with its times, losses and measures. `.save("portrait.html")` writes the page, and a
-    notebook shows it. Needs the extra `interactive`, which is plotly.
+    The colour shows the speed; the pointer shows loss, speed and velocity. Flow lines from a grid
+    of starts are computed beforehand, for each value of the slider. A click shows the nearest of
+    them with its times, losses and measures. `.save("portrait.html")` writes the page, and
+    notebooks display the result. Needs plotly, from the extra `interactive`.
 
     Args:
         flow: A flow on a plane.
@@ -129,21 +129,22 @@ def interactive_portrait(
         over: One hyper-parameter of the flow with the values of the slider, such as
             `{"beta": [0.1, 0.3, 1]}`, or `{"ratio": [0, 0.5, 0.9, 1.1]}` for k_wl/k_ww of
             `LogRatioPlane(CoupledKernel())`; None for no slider.
-        until: Where flow lines end, from `flowlab.until`; None for the sides of the axes, or a
-            critical point.
-        measures: What to measure along them besides the path length and, where there are pairs,
-            the changes of both log-probabilities and the deepest fall of the chosen one.
-        side: Starts on each side of their grid.
+        until: The target at which flow lines end, from `flowlab.until`; None to end them at the
+            sides of the axes or at a critical point.
+        measures: Further measures of the lines. The path length is always measured and, for a flow
+            with pairs, so are the changes of both log-probabilities and the deepest fall of the
+            chosen one.
+        side: Number of starts per side of the grid.
 
     Raises:
-        ValueError: If the flow is not one on a plane, a range is not (lower, upper), `over` names
-            several hyper-parameters, or one that there is not, or values that cannot be, or there
-            are too many starts or values.
+        ValueError: If the flow is not on a plane, a range is not (lower, upper), `over` does not
+            name one hyper-parameter of the flow with valid values, or there are too many starts or
+            values.
         ModuleNotFoundError: If plotly is not installed.
 
-    Accuracy: the field is evaluated on a grid of 60 × 60 points; lines are followed at a relative
-        tolerance of 3e-8, and drawn through the ends of their steps. Numbers on the page have six
-        digits, and those of a line four.
+    Accuracy: the field is evaluated on a grid of 60 × 60 points. Lines have a relative tolerance of
+        3e-8, and are drawn through the ends of their steps. Numbers on the page have six digits,
+        numbers of a line four.
     """
     _library()
     check_plane(flow)
@@ -152,7 +153,7 @@ def interactive_portrait(
     values = {name: [*map(float, held)] for name, held in checked_over(over, flow).items()}
     if len(values) > 1:
         raise ValueError(
-            "Argument `over` must name one hyper-parameter, which the slider is for, but names "
+            "Argument `over` must name one hyper-parameter for the slider, but names "
             f"{', '.join(values)}."
         )
     for name, held in values.items():
@@ -171,10 +172,10 @@ def _title(flow: AbstractFlow) -> str:
 
 
 def _library() -> Any:
-    """The module of plotly's figures.
+    """The module `plotly.graph_objects`.
 
     Raises:
-        ModuleNotFoundError: If it is not installed.
+        ModuleNotFoundError: If plotly is not installed.
     """
     try:
         import plotly.graph_objects as library
@@ -188,12 +189,12 @@ def _library() -> Any:
 
 
 def _figure(portrait: InteractivePortrait) -> dict[str, Any]:
-    """The figure as plotly takes it: traces of all views, of which one is seen, and the click's."""
+    """The figure as plotly's data: traces of all views, one of them visible, and a clicked line."""
     seen = portrait.views
     names = [_name(seen[0].flow, axis) for axis in (0, 1)]
     speeds = [_log_speed(view) for view in seen]
     known = np.concatenate([one[np.isfinite(one)] for one in speeds])
-    # A speed may tend to infinity at an edge; its bulk is what the colours are for.
+    # A speed may tend to infinity at an edge; the colours are for most of its values.
     low, high = np.quantile(known, _BULK) if known.size else (0.0, 1.0)
     limits = float(low), float(max(high, low + _LEAST))
     data: list[dict[str, Any]] = []
@@ -214,7 +215,7 @@ def _figure(portrait: InteractivePortrait) -> dict[str, Any]:
 def _field(
     view: View, speed: np.ndarray, names: Sequence[str], limits: tuple[float, float]
 ) -> dict[str, Any]:
-    """The speed in colours, and all that stands under the pointer."""
+    """The trace of the field: the speed as colour, and the texts for the pointer."""
     grid = view.grid
     told = np.stack([grid.loss, grid.speed, *np.moveaxis(grid.velocity, -1, 0)], axis=-1)
     of = "loss" if isinstance(view.flow, PreferenceFlow) else "potential"
@@ -245,13 +246,13 @@ def _field(
 
 
 def _log_speed(view: View) -> np.ndarray:
-    """Decimal logarithms of the speed; NaN where nothing moves or is defined."""
+    """Decimal logarithms of the speed; NaN where the speed is zero or undefined."""
     speed = view.grid.speed
     return np.log10(np.where(np.isfinite(speed) & (speed > 0), speed, np.nan))
 
 
 def _lines(lines: Sequence[FollowedLine]) -> dict[str, Any]:
-    """All lines in one trace, with gaps between, an arrowhead halfway along each."""
+    """The trace of all lines, separated by gaps, each with an arrowhead halfway along it."""
     path, sizes, times = [], list[int](), []
     for line in lines:
         path += [*_rounded(line.path), [None, None]]
@@ -277,7 +278,7 @@ def _lines(lines: Sequence[FollowedLine]) -> dict[str, Any]:
 
 
 def _points(view: View) -> dict[str, Any]:
-    """Critical points by kind, and lines of them."""
+    """The trace of critical points, marked by kind, and of critical lines."""
     x, y, words = list[Any](), list[Any](), list[str]()
     shapes, sizes = list[str](), list[int]()
     for point in view.points:
@@ -336,7 +337,7 @@ def _layout(portrait: InteractivePortrait, names: Sequence[str]) -> dict[str, An
 
 
 def _slider_name(flow: AbstractFlow, name: str) -> str:
-    """A hyper-parameter in the letters that people write."""
+    """The name of a hyper-parameter for display, such as "β"."""
     plane = flow.policy if isinstance(flow, PreferenceFlow) else None
     coupled = isinstance(plane, LogRatioPlane) and isinstance(plane.matrix, CoupledKernel)
     if coupled and name == "ratio":
@@ -351,12 +352,12 @@ def _name(flow: AbstractFlow, axis: int) -> str:
 
 
 def _rounded(values: np.ndarray) -> Any:
-    """Numbers in six digits, as lists; None where there is none."""
+    """Numbers rounded to six digits, as lists, with None for those that are not finite."""
     if np.ndim(values) > 1:
         return [_rounded(part) for part in values]
     return [float(f"{v:.{_DIGITS}g}") if np.isfinite(v) else None for v in np.asarray(values)]
 
 
 def _as_script(json: str) -> str:
-    """JSON that may stand within a script: it holds no sign that ends one."""
+    """JSON that is safe inside a `<script>` element, since it contains no closing tag."""
     return json.replace("</", "<\\/").replace("<!--", "<\\!--")

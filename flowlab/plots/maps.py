@@ -1,4 +1,4 @@
-"""Maps of what was measured, over the starts."""
+"""Maps of results over the starts, and total changes of the two ratios."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -43,31 +43,33 @@ def map_of(
     color_bar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """An image of one value per start, over a grid of starts.
+    """Draw a map of one value per start, over a grid of starts.
 
     Args:
-        values: One value per cell, shape (m, k), with the first index along x, as for
-            `starts.grid((m, k))` reshaped. NaN has a colour and a legend entry of its own.
-        label: Name and unit of the value, for the colour bar.
-        x: Range of the first component, between the outer edges of the cells; None for that of
-            the grid of the starts of `of`, and without runs for (0, 1).
+        values: One value per cell, shape (m, k), with the first index along x, like an array over
+            `starts.grid((m, k), …)` reshaped to (m, k). NaN has a colour and a legend entry of its
+            own.
+        label: Name and unit of the values, for the colour bar.
+        x: Range of the first component, between the outer edges of the cells. None for the range of
+            the starts if `of` is a result of `sweep`, otherwise for (0, 1).
         y: Range of the second component, likewise.
-        scale: `"log"` for positive values that span decades.
+        scale: `"linear"`, or `"log"` for positive values that span decades.
         limits: Values at the ends of the colour map; None for the smallest and largest value.
-        center: Middle of a diverging colour map, symmetric about it (in ratios, for `"log"`); None
-            for a sequential colour map.
+        center: The middle value of a diverging colour map, symmetric about it (in ratios, for
+            `"log"`); None for a sequential colour map.
         levels: Values at which to draw level lines, increasing.
         missing: Legend entry of NaN.
-        of: The runs or flow that the values belong to, which name the axes; runs tell the ranges,
-            too.
-        names: Names of the axes, instead of those of `of`.
+        of: The runs or the flow that the values belong to. They provide the labels of the axes, and
+            runs also the ranges.
+        names: Labels of the axes, instead of those of `of`.
         color_bar: Whether to add a colour bar.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If `values` is not two-dimensional, has no finite value, or holds something not
-            positive on a logarithmic scale; `scale` is unknown; a range is not (lower, upper); or
-            none is given and the starts of `of` are not a regular grid of that shape.
+        ValueError: If `values` is not two-dimensional, has no finite value, or holds a value that
+            is not positive for a logarithmic scale; `scale` is unknown; a range is not (lower,
+            upper); or no ranges are given and the starts of `of` do not form a regular grid of the
+            shape of `values`.
     """
     array = np.asarray(values, dtype=float)
     if array.ndim != 2:
@@ -103,23 +105,23 @@ def changes(
     color_bar: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """Total rise of the chosen ratio against total fall of the rejected ratio, one dot per start.
+    """Draw the total rise of the chosen ratio against the total fall of the rejected ratio.
 
-    Dots are coloured by the angle θ₀ of the start, tan θ₀ = x2/x1. Lines show equal changes, and
-    for two angles the exact relation on the free ratio plane up to extinction, Δx1 =
-    tan(θ₀/2)·|Δx2|.
+    There is one dot per start, coloured by the polar angle θ₀ of the start, tan θ₀ = x2/x1. Lines
+    show equal changes and, for two angles, the exact relation Δx1 = tan(θ₀/2)·|Δx2| on the ratio
+    plane without walls, up to extinction.
 
     Args:
-        chosen: Change of the chosen ratio, end less start, shape (n,).
-        rejected: Change of the rejected ratio, end less start, shape (n,).
-        angle: Angle of the start, degrees, shape (n,).
+        chosen: Change of the chosen ratio, final less initial, shape (n,).
+        rejected: Change of the rejected ratio, final less initial, shape (n,).
+        angle: Angle of the start in degrees, shape (n,).
         color_bar: Whether to add a colour bar.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If the three do not have one shape (n,).
+        ValueError: If the three arrays do not have the same shape (n,).
 
-    Source: on the free ratio plane flow lines are circles about the origin, for every β.
+    Source: without walls, flow lines on the ratio plane are circles about the origin, for every β.
     """
     rise, fall, degrees = (np.asarray(v, dtype=float) for v in (chosen, rejected, angle))
     if not (rise.ndim == 1 and rise.shape == fall.shape == degrees.shape):
@@ -148,7 +150,7 @@ def changes(
 
 
 def _ranges(x: Any, y: Any, of: Any, shape: tuple[int, ...]) -> tuple[Span, Span]:
-    """The ranges as given; else those of the grid of starts, and without starts (0, 1)."""
+    """The ranges of the axes: as given, else those of the grid of starts, else (0, 1)."""
     first, last = (x, y) if None not in (x, y) else _of_grid(of, shape)
     return checks.span("x", first if x is None else x), checks.span("y", last if y is None else y)
 
@@ -168,7 +170,7 @@ def _of_grid(of: Any, shape: tuple[int, ...]) -> tuple[Span, Span]:
 
 def _is_regular(side: np.ndarray) -> bool:
     steps = np.diff(side)
-    return np.allclose(steps, steps[:1], rtol=1e-3)  # of single precision, too
+    return np.allclose(steps, steps[:1], rtol=1e-3)  # also for float32
 
 
 def _norm(array: np.ndarray, scale: str, limits: Span | None, center: float | None) -> Normalize:

@@ -1,4 +1,4 @@
-"""Flow lines, the walls they meet, and the path of a training run."""
+"""Figures of flow lines, of walls, and of the path of a training run."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -25,7 +25,7 @@ from flowlab.until import AbstractTarget
 
 __all__ = ["FINE_RTOL", "LoggedRun", "lines", "log_path", "walls"]
 
-FINE_RTOL = 3e-8  # the smallest for which the steps are still so short that a polygon looks round
+FINE_RTOL = 3e-8  # so small that steps are short, and the polygon looks smooth
 _ON_WALL = 1e-5
 _SLIDE_COLOR = "#d55e00"  # vermilion and blue of Okabe and Ito's colours for the colour-blind
 
@@ -65,19 +65,19 @@ def lines(
     label: str = "flow line",
     ax: Axes | None = None,
 ) -> Axes:
-    """Flow lines on a plane, each with a dot at the start and an arrowhead halfway.
+    """Draw flow lines on a plane, each with a dot at the start and an arrowhead halfway.
 
     Args:
         of: Flow lines: `Line` objects or arrays of successive states, shape (k, 2). Or, with `flow`
-            and `until`, an array of starts to follow, shape (n, 2).
-        flow: The flow to follow from the starts.
-        until: The target of its lines.
-        domain: Domain with walls, along which sliding is marked; None for that of the flow, if it
-            slides.
-        names: Names of the axes; None for those of the flow, or of the first `Line`.
+            and `until`, an array of starts, shape (n, 2).
+        flow: The flow whose lines are integrated from the starts.
+        until: The target of these lines.
+        domain: A domain with walls; parts of lines along a wall are marked. None for the domain of
+            the flow, if the flow slides.
+        names: Labels of the axes; None for those of the flow, or of the first `Line`.
         color: Colour of the lines.
-        label: Entry in the legend.
-        ax: Where to draw; None for a new Figure.
+        label: The legend entry.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If only one of `flow` and `until` is given, or a line or the array of starts has
@@ -114,14 +114,14 @@ def walls(
     color: str = "#0072b2",
     ax: Axes | None = None,
 ) -> Axes:
-    """The walls of a domain in a plane, with ticks on their outer side.
+    """Draw the walls of a domain in a plane, with ticks on their outer side.
 
     Args:
         domain: A domain with walls, such as `Box(1, 1)` or `Simplex()`.
         x: Range of the first component within which walls are drawn.
         y: Range of the second component.
         color: Colour of the walls.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If the domain has no walls in a plane, or a range is not (lower, upper).
@@ -144,14 +144,14 @@ def walls(
 
 
 def log_path(log: LoggedRun, *, ax: Axes | None = None) -> Axes:
-    """The points (u_chosen, u_rejected) of a training log, coloured by optimiser step.
+    """Draw the points (u_chosen, u_rejected) of a training log, coloured by optimiser step.
 
     Args:
         log: A training log, as from `flowlab.logs.read`. Rows without both log-ratios are left out.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If no row has both log-ratios, as in a log of a loss without a reference.
+        ValueError: If no row has both log-ratios, as in a log of a loss without a reference model.
     """
     whole = np.isfinite(log.u_chosen) & np.isfinite(log.u_rejected)
     if not np.any(whole):
@@ -174,7 +174,7 @@ def log_path(log: LoggedRun, *, ax: Axes | None = None) -> Axes:
 def _sliding_parts(
     path: Float[np.ndarray, "k 2"], domain: AbstractDomain | None
 ) -> list[Float[np.ndarray, "m 2"]]:
-    """The stretches of a line along one wall, of at least two points."""
+    """The parts of a line along a single wall, each of at least two points."""
     if domain is None:
         return []
     normals, offsets = domain.walls()
@@ -190,9 +190,9 @@ def _stretches(mask: Bool[np.ndarray, " k"]) -> list[tuple[int, int]]:
 def _wall_ends(
     normals: np.ndarray, offsets: np.ndarray, wall: int, spans: tuple[Span, Span]
 ) -> Float[np.ndarray, "2 2"] | None:
-    """The ends of the visible part of a wall, inside all other walls; None if it has none.
+    """The ends of the visible part of a wall, inside all other walls; None if nothing is visible.
 
-    They are ordered such that the outer side is to the left.
+    From the first to the second end, the outer side of the wall is on the left.
     """
     normal = normals[wall]
     base, along = normal * offsets[wall] / (normal @ normal), np.array([normal[1], -normal[0]])

@@ -1,4 +1,4 @@
-"""The phase portrait of any flow on a plane, in layers: nullclines, slow regions, and all in one.
+"""The phase portrait of a flow on a plane, and its layers: nullclines, slow regions.
 
 m: points of a side of the grid on which the flow is evaluated.
 """
@@ -53,35 +53,34 @@ __all__ = [
 
 LAYERS = ("slow_regions", "flow_lines", "nullclines", "separatrices", "critical_points")
 _ALL = ("basins", "field", *LAYERS)
-_FOUND = {"basins", "separatrices", "critical_points"}  # what the critical points are needed for
+_FOUND = {"basins", "separatrices", "critical_points"}  # layers that need the critical points
 _CELLS = 64
 _SLOW = 0.1  # of the median speed over the axes
 _NULLCLINES: tuple[tuple[str, Any], ...] = (("#0072b2", "-"), ("#882255", (0, (3, 1.5))))
 SHAPES = (0.25, 4.0)  # height over width of axes whose two scales are equal
-_ROOM = 0.04  # of the width, beyond a side of the axes on which there are critical points
-_TITLE = 44  # letters on a line
-DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # what is slow
+_ROOM = 0.04  # of the width: room beyond a side of the axes with critical points
+_TITLE = 44  # letters per line
+DOTTED: dict[str, Any] = dict(hatch="....", edge="0.45")  # the style of slow regions
 
 
 def nullclines(
     flow: AbstractFlow, *, x: Span = (0.0, 1.0), y: Span = (0.0, 1.0), ax: Axes | None = None
 ) -> Axes:
-    """The nullclines of a flow: lines across which a component of the velocity changes sign.
+    """Draw the nullclines of a flow: lines on which a component of the velocity changes sign.
 
-    A region in which a component is zero is shaded; a component that does not change sign within
-    the axes has no line. Nothing is drawn outside the domain.
+    A region in which a component is zero is shaded. Nothing is drawn outside the domain.
 
     Args:
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If the flow is not one on a plane, or a range is not (lower, upper).
+        ValueError: If the flow is not on a plane, or a range is not (lower, upper).
 
-    Accuracy: read off a grid of 239 × 239 points with linear interpolation. A jump from one sign to
-        the other, at a kink or pole, is drawn too; a zero without a change of sign is not.
+    Accuracy: computed on a grid of 239 × 239 points with linear interpolation. A jump from one sign
+        to the other, at a kink or pole, is also drawn; a zero without a change of sign is not.
     """
     grid = sample(flow, x, y)
     ax = target_axes(ax)
@@ -98,21 +97,21 @@ def slow_regions(
     label: str | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """The region in which the speed is below a level, dotted; it includes all critical points.
+    """Draw the region in which the speed is below a level, dotted; it includes critical points.
 
     Args:
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
         below: The level of the speed |−M∇L|, per unit of flow time.
-        label: Legend entry; None for "speed below" the level.
-        ax: Where to draw; None for a new Figure.
+        label: Legend entry; None for "speed below" and the level.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If `below` is not positive and finite, the flow is not one on a plane, or a
-            range is not (lower, upper).
+        ValueError: If `below` is not positive and finite, the flow is not on a plane, or a range is
+            not (lower, upper).
 
-    Accuracy: that of `nullclines`.
+    Accuracy: as of `nullclines`.
     """
     checks.positive("below", below)
     grid = sample(flow, x, y)
@@ -134,32 +133,33 @@ def phase_portrait(
     legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
-    """The phase portrait of a flow on a plane, with the results of `flowlab.critical`.
+    """Draw the phase portrait of a flow on a plane, with the results of `flowlab.critical`.
 
-    Each layer also exists as a function of its own, and others, such as `plots.lines`, can be
-    added.
+    There is also a function for each layer. Further layers, such as `plots.lines`, can be drawn on
+    the same Axes.
 
     Args:
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
-        layers: Which of "basins", "slow_regions", "field", "flow_lines", "nullclines",
-            "separatrices" and "critical_points" to draw; by default all except the basins, which
-            take longest, and the field of arrows.
+        layers: The layers to draw, from "basins", "slow_regions", "field", "flow_lines",
+            "nullclines", "separatrices" and "critical_points"; by default all except the basins,
+            which take longest, and the field of arrows.
         points: The critical points, from `critical.critical_points` on this region; None to search
             for them.
         below: Level of the speed for the slow regions, per unit of flow time; None for a tenth of
             the median over the axes.
-        cells: Cells per side of the map of basins; None for 64.
-        colors: Colours of the basins, as `plots.basins` takes them; None for ours.
-        legend: Whether to write a legend to the right of the Axes.
-        ax: Where to draw; None for a new Figure.
+        cells: Number of cells per side of the map of basins; None for 64.
+        colors: Colours of the basins, as for `plots.basins`; None for the default colours.
+        legend: Whether to add a legend to the right of the Axes.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If the flow is not one on a plane, a range is not (lower, upper), a layer is
-            unknown or none is given, or an option has no effect on the layers given.
+        ValueError: If the flow is not on a plane, a range is not (lower, upper), a layer is
+            unknown, there is no layer, or an option has no effect on any of the layers.
 
-    Accuracy: that of the layers, and of `critical.critical_points`, `separatrices` and `basins`.
+    Accuracy: as of the functions of the layers, and of `critical.critical_points`, `separatrices`
+        and `basins`.
     """
     spans = checks.span("x", x), checks.span("y", y)
     _check_layers(layers, below=below, cells=cells, colors=colors, points=points)
@@ -213,8 +213,8 @@ def _draw_slow_regions(ax: Axes, grid: SampledFlow, below: float, label: str) ->
 
 
 def slowness(grid: SampledFlow, below: float) -> Float[np.ndarray, "m m"]:
-    """The relative distance of the speed below a level: 1 at rest, 0 at the level, at least −1."""
-    # Far above the level only that it is above matters, and there it may be infinite.
+    """The relative difference (below − speed)/below: 1 at rest, 0 at the level, at least −1."""
+    # Far above the level the value does not matter; the speed may be infinite there.
     return 1 - np.minimum(grid.speed / below, 2.0)
 
 
@@ -249,7 +249,7 @@ def _rates(flow: AbstractFlow) -> tuple[str, str]:
 
 
 def _throughout(mask: Bool[np.ndarray, "m m"]) -> Bool[np.ndarray, "m m"]:
-    """Mask of the corners of cells that are entirely in a mask, which excludes mere lines."""
+    """Mask of the corners of cells that lie entirely in a mask, so that isolated lines vanish."""
     cells = mask[1:, 1:] & mask[1:, :-1] & mask[:-1, 1:] & mask[:-1, :-1]
     corners = np.zeros_like(mask)
     for i in (slice(1, None), slice(None, -1)):
@@ -275,13 +275,13 @@ def _check_layers(layers: Sequence[str], **options: Any) -> None:
 
 
 def typical_speed(grid: SampledFlow) -> float:
-    """The median speed over the grid; 1 if nothing moves or is defined."""
+    """The median of the nonzero speeds on the grid; 1 if there are none."""
     moving = grid.speed[np.isfinite(grid.speed) & (grid.speed > 0)]
     return float(np.median(moving)) if moving.size else 1.0
 
 
 def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = None) -> None:
-    """Set the ranges, with room for critical points along a side; equal scales if possible."""
+    """Set the ranges, with room for critical points on a side, and equal scales if possible."""
     widths = [high - low for low, high in spans]
     for axis, limit in enumerate((ax.set_xlim, ax.set_ylim)):
         room = _ROOM * widths[axis]
@@ -294,13 +294,13 @@ def frame(ax: Axes, spans: tuple[Span, Span], points: CriticalPoints | None = No
 
 
 def _lies_along(point: critical.CriticalPoint, axis: int, end: float, near: float) -> bool:
-    """True if a point, or most of a line, lies on a side of the axes."""
+    """True if a critical point, or most of a critical line, lies on a side of the axes."""
     positions = np.atleast_2d(point.position if point.path is None else point.path)
     return bool(np.mean(np.abs(positions[:, axis] - end) < near) > 0.5)
 
 
 def title_of(flow: AbstractFlow) -> str:
-    """The title: the loss with its kernel, or the potential; empty for other functions."""
+    """The title of a flow: the loss with its kernel, or the potential; "" for other functions."""
     if isinstance(flow, PreferenceFlow):
         return loss_title(flow.loss, flow.policy)
     if isinstance(flow, Flow) and isinstance(flow.function, AbstractPotential):
@@ -309,7 +309,7 @@ def title_of(flow: AbstractFlow) -> str:
 
 
 def loss_title(loss: AbstractLoss, policy: AbstractPolicy) -> str:
-    """The loss, with the kernel of a log-ratio plane unless it is the identity."""
+    """The title of a loss, with the kernel of a log-ratio plane unless it is the identity."""
     words = textwrap.fill(repr(loss), _TITLE)
     kernel = policy.matrix if isinstance(policy, LogRatioPlane) else np.eye(2)
     if isinstance(kernel, CoupledKernel):

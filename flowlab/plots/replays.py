@@ -1,4 +1,4 @@
-"""Replays of training runs: beside their logs, and what became of every pair."""
+"""Figures of replays of training runs: comparison with the log, and all pairs."""
 
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class _Compared(Protocol):
 
 
 def replay(comparison: _Compared) -> Figure:
-    """A replay compared with its log, in four panels: steps, deviation, and two on all pairs.
+    """Draw a replay compared with its log, in four panels: steps, deviation, and two of all pairs.
 
     Args:
         comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
@@ -63,11 +63,11 @@ def replay(comparison: _Compared) -> Figure:
 
 
 def replay_steps(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
-    """The log-ratios of a log over its steps, as dots, and those of its replay, as lines.
+    """Draw log-ratios over the steps: of the log as dots, and of its replay as lines.
 
     Args:
         comparison: The result of `flowlab.replay.compare`.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
     run: _Run = comparison.run
@@ -83,12 +83,12 @@ def replay_steps(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
 def replay_deviation(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
     """Draw the deviation of a replay from its log at each row, on a logarithmic scale.
 
-    The dashed line is the standard error of a row; runs with different orders of samples differ by
-    √2 times as much.
+    The dashed line is the standard error of a row. Two runs with different orders of samples differ
+    by √2 standard errors.
 
     Args:
         comparison: The result of `flowlab.replay.compare`.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
     for column, (side, color) in enumerate(_COLORS.items()):
@@ -106,11 +106,11 @@ def replay_deviation(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
 
 
 def replay_spread(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
-    """The log-ratios of all pairs over the steps: medians, and bands of 50 % and 90 % of them.
+    """Draw the log-ratios of all pairs over the steps: medians, and bands of 50 % and 90 %.
 
     Args:
         comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
     steps, u = _looked_at(comparison)
@@ -125,11 +125,11 @@ def replay_spread(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
 
 
 def replay_pairs(comparison: _Compared, *, ax: Axes | None = None) -> Axes:
-    """All pairs on the plane of log-ratios at the end: left of 0, the chosen response fell.
+    """Draw all pairs on the log-ratio plane at the end; left of 0, the chosen response fell.
 
     Args:
         comparison: The result of `flowlab.replay.compare`, for a replay with `keep_every`.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
     """
     ax = target_axes(ax, size=_SIZE)
     steps, u = _looked_at(comparison)
@@ -152,7 +152,7 @@ def _looked_at(comparison: _Compared) -> tuple[np.ndarray, np.ndarray]:
     run: _Run = comparison.run
     if not run.u.size:
         raise ValueError(
-            "Argument `comparison` must be of a replay that looked at all pairs, but is not; "
+            "Argument `comparison` must be of a replay that recorded all pairs, but is not; "
             "replay with keep_every=…."
         )
     return run.kept, run.u.astype(float)

@@ -1,6 +1,6 @@
-"""Flow lines all over a plane, evenly spaced, each followed by the engine.
+"""Evenly spaced flow lines over a plane.
 
-k: points of a line; n: places.
+k: points of a line; n: positions.
 """
 
 from collections import deque
@@ -32,14 +32,14 @@ from flowlab.solve import flow_line, one_call
 
 __all__ = ["draw_flow_lines", "flow_lines"]
 
-_SPACING = 1 / 13  # of the axes; wide enough for what else is drawn to be seen
-_TEST = 0.5  # of the spacing, at which a line ends beside another: as in the paper
-_NEARLY = 0.99  # of the spacing: a place that is exactly so far away is far enough
-_SHORTEST = 2.0  # spacings: a shorter line is a dash that shows no way
+_SPACING = 1 / 13  # of the axes; wide enough to see other layers
+_TEST = 0.5  # of the spacing: a line that comes so close to another ends, as in the paper
+_NEARLY = 0.99  # of the spacing: positions exactly at the spacing are far enough
+_SHORTEST = 2.0  # spacings: a shorter line shows no direction
 _FINE = 0.1  # of the spacing, between the points of a line
 _INSET = 0.01  # from the sides, where a flow may be singular
-_GRID = 8  # places on each side that are tried where no line leads to
-_FAR = 1e3  # times as long as it takes to cross the axes at the speed of the place, or the typical
+_GRID = 8  # positions per side at which lines may begin, besides those beside lines
+_FAR = 1e3  # times the time to cross the axes at the local or the typical speed
 _COLOR = "0.45"
 
 Path = Float[np.ndarray, "k 2"]
@@ -53,23 +53,23 @@ def flow_lines(
     spacing: float = _SPACING,
     ax: Axes | None = None,
 ) -> Axes:
-    """Evenly spaced flow lines over a plane; each ends where it comes close to another.
+    """Draw evenly spaced flow lines over a plane; each ends where it comes close to another.
 
     Args:
         flow: A flow on a plane.
         x: Range of the first component.
         y: Range of the second component.
         spacing: Initial distance between lines, as a fraction of the sides of the axes.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If the flow is not one on a plane, a range is not (lower, upper), or `spacing`
-            is not between 0.01 and 0.5.
+        ValueError: If the flow is not on a plane, a range is not (lower, upper), or `spacing` is
+            not between 0.01 and 0.5.
 
     Source: Jobard and Lefer, Visualization in Scientific Computing '97, 43–55, for the placement.
 
-    Accuracy: flow lines have a relative tolerance of 3e-8; cubic splines between their steps
-        deviate by less than the width of a line.
+    Accuracy: flow lines have a relative tolerance of 3e-8. The cubic splines between their steps
+        deviate by less than the drawn width of a line.
     """
     check_plane(flow)
     spans = checks.span("x", x), checks.span("y", y)
@@ -97,10 +97,10 @@ def draw_flow_lines(
 
 @one_call()
 def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[Path]:
-    """Lines that begin at a minimal distance from all earlier ones, on the unit square."""
+    """The lines, on the unit square; each begins at a distance `apart` from all earlier lines."""
     inside = enclosed(
         flow, np.asarray(spans, float), ROOM
-    )  # as separatrices, whose program it shares
+    )  # as for separatrices, to share their program
     follow = partial(_whole_line, inside, spans, _FINE * apart, _typical_speed(inside, spans))
     found: list[Path] = []
     drawn = np.empty((0, 2))
@@ -114,20 +114,20 @@ def _spaced(flow: AbstractFlow, spans: tuple[Span, Span], apart: float) -> list[
         if _length(path) < _SHORTEST * apart:
             continue
         drawn = np.concatenate([drawn, path])
-        left.extendleft(_beside(path, apart)[::-1])  # before those that no line leads to
+        left.extendleft(_beside(path, apart)[::-1])  # before the remaining positions of the grid
         found.append(path)
     return found
 
 
 def _first_places() -> Float[np.ndarray, "n 2"]:
-    """Positions all over the unit square, ordered by their distance from its centre."""
+    """Positions on a grid over the unit square, ordered by their distance from its centre."""
     middle = (np.arange(_GRID) + 0.5) / _GRID
     positions = np.stack(np.meshgrid(middle, middle, indexing="ij"), axis=-1).reshape(-1, 2)
     return positions[np.argsort(np.linalg.norm(positions - 0.5, axis=1), kind="stable")]
 
 
 def _typical_speed(flow: AbstractFlow, spans: tuple[Span, Span]) -> float:
-    """The median of the nonzero speeds over the unit square; infinite if nothing moves."""
+    """The median of the nonzero speeds on the unit square; infinite if all speeds are zero."""
     low, high = np.transpose(spans)
     velocity = evaluate(flow, low + _first_places() * (high - low))[2]
     speeds = np.linalg.norm(velocity / (high - low), axis=-1)
@@ -142,7 +142,7 @@ def _whole_line(
     typical: float,
     position: Float[np.ndarray, " 2"],
 ) -> tuple[Path, int]:
-    """The flow line through a position, in both directions, and the index of the position in it."""
+    """The flow line through a position, in both directions, and the index of the position."""
     low, high = np.transpose(spans)
     state = low + position * (high - low)
     speed = np.linalg.norm(evaluate(inside, state)[2] / (high - low))
@@ -160,7 +160,7 @@ def _whole_line(
 
 
 def _even(steps: Path, fine: float) -> Path:
-    """Points of a line at equal distances, by cubic splines through the ends of its steps."""
+    """Equidistant points of a line, by cubic splines through the ends of its steps."""
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(steps, axis=0).T))])
     moved = np.concatenate([[True], np.diff(along) > 0])
     steps, along = steps[moved], along[moved]
@@ -173,7 +173,7 @@ def _even(steps: Path, fine: float) -> Path:
 
 
 def _kept(path: Path, at: int, drawn: Float[np.ndarray, "n 2"], near: float) -> Path:
-    """The part of a line around one of its points that is not close to another line."""
+    """The part of a line around its point `at` that is not close to another line."""
     free = _is_free(drawn, path, near)
     before, after = np.flatnonzero(~free[:at]), np.flatnonzero(~free[at:])
     first = before[-1] + 1 if before.size else 0
@@ -181,7 +181,7 @@ def _kept(path: Path, at: int, drawn: Float[np.ndarray, "n 2"], near: float) -> 
 
 
 def _beside(path: Path, apart: float) -> Float[np.ndarray, "n 2"]:
-    """Candidate positions on both sides of a line, within the unit square."""
+    """Positions on both sides of a line, within the unit square, at which new lines may begin."""
     thinned = path[:: round(1 / _FINE)]
     ways = np.gradient(path, axis=0)[:: round(1 / _FINE)]
     lengths = np.linalg.norm(ways, axis=1, keepdims=True)
@@ -193,7 +193,7 @@ def _beside(path: Path, apart: float) -> Float[np.ndarray, "n 2"]:
 def _is_free(
     drawn: Float[np.ndarray, "n 2"], positions: Float[np.ndarray, "k 2"], near: float
 ) -> Bool[np.ndarray, " k"]:
-    """Mask of the positions that are far from all lines drawn."""
+    """Mask of the positions that are far from all points of the lines `drawn`."""
     if not len(drawn):
         return np.ones(len(positions), bool)
     return KDTree(drawn).query(positions)[0] >= near

@@ -1,4 +1,4 @@
-"""Training runs: windows of a log over the levels of its loss, and over the steps."""
+"""Figures of training runs: on the log-ratio plane, and over the steps."""
 
 from typing import Any, Protocol
 
@@ -12,19 +12,19 @@ from flowlab.plots.canvas import Span, draw_line, finish, target_axes
 
 __all__ = ["training_run", "training_steps"]
 
-_SIZE = (5.2, 4.8)  # inches: as wide as a phone, with letters that are read there
+_SIZE = (5.2, 4.8)  # inches: readable on a phone
 _BLUE, _VERMILION, _GREEN, _PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 _RUNS = (_BLUE, _VERMILION, _GREEN, _PURPLE, "#e69f00", "#56b4e9")  # Okabe and Ito
 _WEIGHTS, _COLORS = ((1.0, 0.0), (0.0, 1.0), (1.0, -1.0)), (_BLUE, _VERMILION, "black")
-# In words: whoever reads a report of a run has not met the symbols of the plane.
+# In words, since readers of a report may not know the symbols of the plane.
 _NAMES = ("chosen log-ratio (nats)", "rejected log-ratio (nats)")
 _STYLES = ("-", "--", ":")  # of the chosen, the rejected response and the margin
-_HELD = 0.95  # of the true means, by ellipses and bands
-_GRID = 61  # points of a side, for the levels of the loss
+_HELD = 0.95  # the coverage of ellipses and bands
+_GRID = 61  # points per side, for the level lines of the loss
 _LEVELS = 8
-_MARGIN = 0.06  # of the range, around what is drawn
-_NARROWEST = 0.1  # nats: a narrower range, where hardly anything moved, is drawn wider
-_FARTHEST = 0.6  # of the range of the rows: how far a line may reach beyond and still be in view
+_MARGIN = 0.06  # of the range: a margin
+_NARROWEST = 0.1  # nats: the smallest range
+_FARTHEST = 0.6  # of the range of the rows: lines that reach further are not in view
 
 
 class _Run(Protocol):
@@ -67,18 +67,19 @@ class _Run(Protocol):
 
 
 def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
-    """Training runs on the plane of log-ratios: rows, and windows with ellipses of their noise.
+    """Draw training runs on the log-ratio plane: rows, and means of windows with their noise.
 
-    The background shows levels of the loss of the first run. Each run has a line of the flow with
-    the fitted coupling, dashed where it is a forecast, and a thin one of the flow without coupling.
-    No line goes beyond a probability of 1.
+    An ellipse around the mean of a window shows its noise. The background shows level lines of the
+    loss of the first run. For each run there is a flow line with the fitted coupling, dashed where
+    it is a forecast, and a thin flow line without coupling. Lines end where a probability reaches
+    1.
 
     Args:
         runs: Results of `flowlab.logs.diagnose`, at least one.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
-        ValueError: If there is no run, or one has no log-ratios of training rows.
+        ValueError: If there is no run, or a run has no log-ratios in its training rows.
     """
     if not runs or not all(run.drawable for run in runs):
         lacking = ", ".join(run.title for run in runs if not run.drawable) or "there is none"
@@ -106,14 +107,14 @@ def training_run(*runs: _Run, ax: Axes | None = None) -> Axes:
 
 
 def training_steps(*runs: _Run, ax: Axes | None = None) -> Axes:
-    """Both log-ratios and the margin over the steps, with bands of their noise.
+    """Draw both log-ratios and the margin over the steps, with bands of their noise.
 
-    For a loss without a reference, these are log-probabilities. Bands are 95 % intervals of the
-    window means.
+    For a loss without a reference, log-probabilities replace the log-ratios. Bands are 95 %
+    confidence intervals of the window means.
 
     Args:
         runs: Results of `flowlab.logs.diagnose`, at least one.
-        ax: Where to draw; None for a new Figure.
+        ax: The Axes to draw on; None for a new Figure.
 
     Raises:
         ValueError: If there is no run, or some have a reference and some have none.
@@ -174,8 +175,8 @@ def _draw_ellipse(
 ) -> None:
     """Draw the 95 % confidence region of the mean, if the noise is known.
 
-    It uses Hotelling's T², as the noise is estimated from few rows; normal quantiles would be too
-    narrow.
+    It uses Hotelling's T², since the noise is estimated from few rows; normal quantiles would give
+    too small a region.
     """
     if not (np.all(np.isfinite(covariance)) and freedom > 1):
         return
@@ -209,7 +210,7 @@ def _draw_quantity(
     style: str,
     label: str,
 ) -> None:
-    """Draw one weighted sum of the two sides over the steps, with its rows if it has a label."""
+    """Draw a weighted sum of chosen and rejected over the steps, and its rows if it has a label."""
     values = run.points[:, weights != 0] @ weights[weights != 0]
     whole = np.isfinite(values)
     if label:
@@ -227,7 +228,7 @@ def _draw_quantity(
 
 
 def _spans(runs: tuple[_Run, ...]) -> tuple[Span, Span]:
-    """Ranges of the axes that include all rows, and the lines unless they are much longer."""
+    """Ranges of the axes that include all rows, and also the lines unless they are much longer."""
     rows = np.concatenate([run.points[np.all(np.isfinite(run.points), axis=1)] for run in runs])
     low, high = rows.min(axis=0), rows.max(axis=0)
     reach = _FARTHEST * np.maximum(high - low, (high - low).max() / 4)

@@ -1,4 +1,4 @@
-"""The views of an interactive portrait, computed beforehand: one for each value of its slider.
+"""The views of an interactive portrait, one for each value of its slider.
 
 m: points of a side of the grid; k: points of a line.
 """
@@ -26,23 +26,23 @@ from flowlab.until import AbstractTarget, Outcome
 
 __all__ = ["FollowedLine", "View", "views"]
 
-_LONG = 1e3  # times what the way across takes at the typical speed: what has not come then, rests
+_LONG = 1e3  # times the time to cross the axes at the typical speed: lines end by then
 _FINE = 0.004  # of the axes, between the points of a line: two pixels or so
 _MOST_POINTS = 150  # of a line, so that a page stays small
-_EVERY = 2  # of the centres of the grid's cells: 60 on a side, a finger's width on no screen
-_SMALL = 1e-9  # of the axes, within which a line is on a side
-_NEAR = 1e-3  # of the axes, within which a line has come to a critical point: half a pixel
-_AT_MOST = 3  # numbers of a measure that are written out
+_EVERY = 2  # every other centre of the grid's cells: 60 per side
+_SMALL = 1e-9  # of the axes: a line so close to a side is on it
+_NEAR = 1e-3  # of the axes, half a pixel: a line so close to a critical point has reached it
+_AT_MOST = 3  # the most numbers of a result that are written out
 
 
 @dataclass(frozen=True)
 class FollowedLine:
-    """A flow line as a portrait shows it.
+    """A flow line for an interactive portrait.
 
     Attributes:
-        times: Flow times of its points, shape (k,).
-        path: Its points, which are ends of steps, shape (k, 2).
-        facts: What is told of it: names and texts.
+        times: Flow times of the points, shape (k,).
+        path: Points of the line, at ends of steps, shape (k, 2).
+        facts: Facts about the line, as pairs of a name and a text.
     """
 
     times: Float[np.ndarray, " k"]
@@ -55,11 +55,11 @@ class View:
     """A portrait at one value of the slider.
 
     Attributes:
-        value: That value; None where there is no slider.
-        flow: The flow there.
+        value: The value of the hyper-parameter; None if there is no slider.
+        flow: The flow at this value.
         grid: The flow on a grid.
-        points: Its critical points.
-        lines: Flow lines from a grid of starts, those left out that do not move.
+        points: The critical points of the flow.
+        lines: Flow lines from a grid of starts, without starts that do not move.
     """
 
     value: float | None
@@ -84,10 +84,10 @@ def views(
     Args:
         flow: A flow on a plane.
         spans: The ranges of the axes.
-        over: The hyper-parameter with its values, or nothing.
-        side: Starts on each side of their grid.
-        target: Where lines end; None for the sides of the axes.
-        measured: What is measured along a line besides the usual.
+        over: The hyper-parameter, by name, with its values; empty for none.
+        side: Number of starts per side of their grid.
+        target: The target at which lines end; None to end them at the sides of the axes.
+        measured: Measures of the lines besides the usual ones.
     """
     values: Sequence[Any] = next(iter(over.values()), [None])
     usual = [measures.path_length()]
@@ -152,7 +152,7 @@ def _lines(
 
 
 def _within(flow: AbstractFlow, spans: tuple[Span, Span]) -> AbstractFlow:
-    """A flow whose lines stop at the sides of the axes; one that slides has walls of its own."""
+    """A flow whose lines stop at the sides of the axes; a flow that slides is unchanged."""
     if flow.wall == "slide":
         return flow
     domain = enclosure(flow, np.asarray(spans, float), ROOM)
@@ -160,9 +160,9 @@ def _within(flow: AbstractFlow, spans: tuple[Span, Span]) -> AbstractFlow:
 
 
 def _seen(line: Line, spans: tuple[Span, Span]) -> Int[np.ndarray, " k"]:
-    """The ends of steps, along the part of a line up to where it leaves, that make it look round.
+    """The indices of enough ends of steps to draw a line smoothly, up to where it leaves the axes.
 
-    Those that are told apart on a screen, and as many as a page may hold.
+    Ends that cannot be distinguished on a screen are left out, and their number is limited.
     """
     low, high = np.transpose(spans)
     known = np.isfinite(line.times) & np.all(np.isfinite(line.states), axis=1)
@@ -171,7 +171,7 @@ def _seen(line: Line, spans: tuple[Span, Span]) -> Int[np.ndarray, " k"]:
     states = states[: inside[-1] + 2] if inside.size else states
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(states, axis=0).T))])
     apart = max(_FINE, along[-1] / _MOST_POINTS)
-    # The last of the points in each piece of that length, and both ends.
+    # The last point in each piece of this length, and both ends.
     last = np.flatnonzero(np.diff(np.floor(along / apart)) > 0)
     return np.unique(np.concatenate([[0], last, [len(states) - 1]]))
 
@@ -183,9 +183,10 @@ def _facts(
     spans: tuple[Span, Span],
     points: CriticalPoints | None,
 ) -> Iterator[tuple[str, str]]:
-    """The facts told of a line: its ends, its times, its measures.
+    """The facts about a line for display: its ends, its times, its measures.
 
-    With the critical points, for one that is followed until it leaves or rests.
+    `points` are the critical points for a line that is followed until it leaves the axes or comes
+    to rest, and None for a line with a target.
     """
     end = np.asarray(line.end)
     yield "start", told(start)
@@ -197,16 +198,16 @@ def _facts(
     of = "loss" if isinstance(flow, PreferenceFlow) else "potential"
     begun, ended = evaluate(flow, np.stack([start, end]))[0]
     yield f"{of} at the start", told(begun)
-    if np.isfinite(ended):  # on the boundary a loss has no value
+    if np.isfinite(ended):  # a loss may have no value on the boundary
         yield f"{of} at the end", told(ended)
     held = {name: line.measures[name] for name in _WORDS if name in line.measures}
     for name, value in {**held, **line.measures}.items():
-        if not np.all(np.isnan(value)):  # as the time of a fall that there is not
+        if not np.all(np.isnan(value)):  # for example the time of a fall, if there is no fall
             yield _WORDS.get(name, name.replace("_", " ")), told(value)
 
 
 def _ending(line: Line, spans: tuple[Span, Span], points: CriticalPoints | None) -> str:
-    """The outcome in words."""
+    """The outcome of a line in words."""
     outcome, end = Outcome(int(line.outcome)), np.asarray(line.end)
     low, high = np.transpose(spans)
     room = (ROOM - _SMALL) * (high - low)
@@ -214,7 +215,7 @@ def _ending(line: Line, spans: tuple[Span, Span], points: CriticalPoints | None)
         return "ends on the boundary, where a ratio is 0"
     if points is not None and np.any((end < low - room) | (end > high + room)):
         return "leaves the axes"
-    # Near a point of rest steps in arc length may become too small before the time is over.
+    # Near a critical point, steps in arc length may become too small before the last time.
     if points is not None and outcome in (Outcome.reached, Outcome.step_limit):
         there = _approached(end, high - low, points)
         if there or outcome is Outcome.reached:
@@ -225,7 +226,7 @@ def _ending(line: Line, spans: tuple[Span, Span], points: CriticalPoints | None)
 def _approached(
     end: Float[np.ndarray, " 2"], widths: Float[np.ndarray, " 2"], points: CriticalPoints
 ) -> str:
-    """The name of the critical point that a line has come to, or ""."""
+    """The name of the critical point that the end of a line is close to; "" if there is none."""
     for point in points:
         path = np.atleast_2d(point.place if point.path is None else point.path)
         if np.min(np.max(np.abs(path - end) / widths, axis=1)) < _NEAR:
@@ -234,7 +235,7 @@ def _approached(
 
 
 def told(value: Any) -> str:
-    """A number, or a few, in four digits."""
+    """A number, or the first few of several, as text with four digits."""
     held = np.asarray(value, float)
     if held.ndim == 0:
         return f"{held + 0.0:.4g}".replace("-", "−").replace("inf", "∞").replace("nan", "none")

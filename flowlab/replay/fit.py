@@ -11,6 +11,7 @@ import numpy.typing as npt
 from jaxtyping import Float
 
 from flowlab.logs import TrainingLog
+from flowlab.logs.checks import beta_doubt
 from flowlab.policies import LanguageModel
 
 __all__ = ["doubts"]
@@ -32,8 +33,9 @@ def doubts(
     """Sentences on settings of a replay that contradict the log.
 
     As far as the log has them, these are compared: the number of steps, the batch size, the steps
-    per epoch, the tokens of each step, the learning rates, and the first log-probabilities.
-    Together they reveal another order, seed or batch size, other data, and another model.
+    per epoch, the tokens of each step, the learning rates, the first log-probabilities, and β with
+    the rewards. Together they reveal another order, seed or batch size, other data, another model,
+    and another β.
 
     Args:
         log: The log.
@@ -52,7 +54,8 @@ def doubts(
     batches, count = [np.asarray(taken) for taken in order], len(np.asarray(policy.tokens))
     found = [*_of_steps(log, count, batches, per_device), *_of_rates(log, rates, len(batches))]
     found += [*_of_tokens(log, policy, batches)]
-    return [*found, *_of_log_probs(log, policy, batches[0])]
+    unfit = beta_doubt(log)
+    return [*found, *_of_log_probs(log, policy, batches[0]), *([] if unfit is None else [unfit])]
 
 
 def check_log(log: TrainingLog) -> None:

@@ -1,4 +1,4 @@
-"""One flow line, or a block of lanes: the only module that knows diffrax."""
+"""The integrator, for one flow line or a block of lanes: the only package that uses diffrax."""
 
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from flowlab.solve.engine import advance, resume, safe_problem
     from flowlab.solve.exits import exit_from, exit_from_interval
     from flowlab.solve.fingerprints import fingerprint, motion_of, one_call, one_of, operations_at
+    from flowlab.solve.functions import check_potential
     from flowlab.solve.lane_lifecycle import begin, finish, potentials
     from flowlab.solve.line import Line, flow_line
     from flowlab.solve.method import Method, make_method, problem_for
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     )
     from flowlab.solve.rock import ROCK4
     from flowlab.solve.rosenbrock import Rodas5P
-    from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
+    from flowlab.solve.stiffness import bounded_rates, steady, steps_alone, stiff_solvers
 
 __all__ = [
     "ROCK4",
@@ -43,7 +44,8 @@ __all__ = [
     "Thermal",
     "advance",
     "begin",
-    "bounded_rate",
+    "bounded_rates",
+    "check_potential",
     "check_counts",
     "check_states",
     "check_target",
@@ -68,6 +70,7 @@ __all__ = [
     "resume",
     "safe_problem",
     "steady",
+    "steps_alone",
     "stiff_solvers",
 ]
 
@@ -78,6 +81,7 @@ __getattr__, __dir__ = on_demand(
         "compilation": ("Program", "compiled", "exact_products"),
         "engine": ("advance", "resume", "safe_problem"),
         "exits": ("exit_from", "exit_from_interval"),
+        "functions": ("check_potential",),
         "fingerprints": ("fingerprint", "motion_of", "one_call", "one_of", "operations_at"),
         "lane_lifecycle": ("begin", "finish", "potentials"),
         "line": ("Line", "flow_line"),
@@ -96,6 +100,6 @@ __getattr__, __dir__ = on_demand(
         ),
         "rock": ("ROCK4",),
         "rosenbrock": ("Rodas5P",),
-        "stiffness": ("bounded_rate", "steady", "stiff_solvers"),
+        "stiffness": ("bounded_rates", "steady", "steps_alone", "stiff_solvers"),
     },
 )

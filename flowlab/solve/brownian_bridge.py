@@ -1,9 +1,9 @@
 """Brownian bridges between the ends of a step: whether they cross a boundary, and when.
 
 A bridge over time h with variance σ²h, between distances a, b > 0 from a plane, stays positive with
-the probability 1 − exp(−2ab/(σ²h)). Given that it crosses, the time to its first crossing over the
-time from there to the end of the step is an inverse Gaussian variable, which is drawn after
-Michael, Schucany and Haas.
+the probability 1 − exp(−2ab/(σ²h)). If it crosses, let t be the time from the start of the step to
+the first crossing. The ratio t/(h − t) is then an inverse Gaussian variable, which is drawn by the
+method of Michael, Schucany and Haas.
 
 m: boundaries.
 
@@ -21,14 +21,12 @@ __all__ = ["crossing_fraction", "survival_probability"]
 def survival_probability(
     gaps: Float[Array, " m"], ahead: Float[Array, " m"], spread: Float[Array, " m"]
 ) -> Float[Array, " m"]:
-    """The probability that a bridge from a gap a > 0 to a gap b stays positive.
-
-    1 − exp(−2ab/s), and 0 where b ≤ 0.
+    """The probability that a bridge from a > 0 to b stays positive: 1 − exp(−2ab/s), 0 if b ≤ 0.
 
     Args:
-        gaps: a, at the start of a step.
-        ahead: b, at its end.
-        spread: s, the variance that the free motion gains in the step; it may be 0.
+        gaps: a, the value at the start of a step.
+        ahead: b, the value at the end of the step.
+        spread: s, the variance of the unconditioned motion over the step; it may be 0.
     """
     exponent = -2 * gaps * ahead / jnp.where(spread > 0, spread, 1)
     within = jnp.where(spread > 0, -jnp.expm1(jnp.minimum(exponent, 0)), 1)
@@ -41,17 +39,17 @@ def crossing_fraction(
     ahead: Float[Array, " m"],
     spread: Float[Array, " m"],
 ) -> Float[Array, " m"]:
-    """The fraction of a step at which a bridge first crosses zero, given that it does.
+    """Draw the fraction of a step at which a bridge first crosses zero, given that it crosses.
 
-    The time to the crossing over the time after it is an inverse Gaussian variable with mean a/|b|
-    and shape a²/s, whether the bridge ends outside or, by reflection, inside. Its inverse is drawn,
-    since that is finite at b = 0, and is b/a at s = 0.
+    The ratio of the time before the crossing to the time after it is an inverse Gaussian variable
+    with mean a/|b| and shape a²/s. This holds if the bridge ends outside and, by reflection, if it
+    ends inside. The inverse ratio is drawn, since it is finite at b = 0, and equals |b|/a at s = 0.
 
     Args:
-        key: For the draw.
-        gaps: a, at the start of the step.
-        ahead: b, at its end.
-        spread: s, the variance that the free motion gains in the step.
+        key: The random key.
+        gaps: a, the value at the start of the step.
+        ahead: b, the value at the end of the step.
+        spread: s, the variance of the unconditioned motion over the step.
 
     Source: Michael, Schucany and Haas, The American Statistician 30, 88–90 (1976).
     """

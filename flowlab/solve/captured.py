@@ -1,8 +1,8 @@
-"""Contents of functions that run on the host, which JAX does not see when it traces.
+"""Digests of functions that run on the host, whose operations JAX does not see when it traces.
 
-Of a function of the user, that is its code, with constants, defaults, attributes, what it encloses
-and the globals that it names, and of these again the same. Whatever is installed is taken for what
-its name says.
+The digest of a user's function covers its code, constants, defaults, attributes, closure, and the
+globals that it names, and recursively the same of the functions among these. Functions of installed
+libraries are identified by their names alone.
 """
 
 import functools
@@ -35,19 +35,19 @@ _INSTALLED = tuple(
 
 _PLAIN = (str, bytes, bool, int, float, complex, Enum, slice, range, type(None), type(...))
 
-_OF_A_PROCESS = ("logging", "threading")  # whose objects hold what has nothing to do with results
+_OF_A_PROCESS = ("logging", "threading")  # modules whose objects do not affect results
 
-_ADDRESS = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)  # where in memory something lies
+_ADDRESS = re.compile(r"0x[0-9a-f]+", re.IGNORECASE)  # the address of an object in memory
 
 
 def add_held(digest: Any, thing: Any, known: dict[int, tuple[Any, bytes]] | None = None) -> None:
-    """Add the contents of a Python object to a digest that is the same in every process.
+    """Add the contents of a Python object to a digest; the result is the same in every process.
 
     Args:
-        digest: To which it is added.
-        thing: Anything.
-        known: Digests by address, each with its object, so that the address is not reused; None for
-            an object that is still being read and may contain itself.
+        digest: The digest, a hash object.
+        thing: Any Python object.
+        known: Objects that were read before, each with its digest, by their address; None for no
+            such objects. It ends the recursion into objects that contain themselves.
     """
     known = {} if known is None else known
     if isinstance(thing, _PLAIN):
@@ -65,7 +65,7 @@ def add_held(digest: Any, thing: Any, known: dict[int, tuple[Any, bytes]] | None
 
 
 def add_array(digest: Any, value: Any) -> None:
-    """Add an array, or a key for random numbers, to a digest."""
+    """Add the dtype, shape and values of an array (or random key) to a digest."""
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     array = np.asarray(value)
@@ -74,7 +74,7 @@ def add_array(digest: Any, value: Any) -> None:
 
 
 def _parts(thing: Any) -> Iterator[bytes | tuple[Any]]:
-    """The contents of an object: bytes, and other objects, each as a tuple of one."""
+    """The contents of an object: bytes, or further objects, each wrapped in a tuple."""
     kind = type(thing)
     yield f"{kind.__module__}.{kind.__qualname__}(".encode()
     if isinstance(thing, Mapping):
@@ -113,7 +113,7 @@ def _of_function(function: types.FunctionType) -> Iterator[bytes | tuple[Any]]:
     for cell in function.__closure__ or ():
         try:
             yield (cell.cell_contents,)
-        except ValueError:  # it is empty as yet
+        except ValueError:  # a variable of the closure without a value yet
             yield b"empty;"
     if _is_installed(function.__module__):
         return
@@ -154,7 +154,7 @@ def _is_held(thing: Any, name: str) -> bool:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The names in code, and in the functions that it makes."""
+    """The global names that a code object uses, nested functions included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -163,7 +163,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 @functools.cache
 def _is_installed(name: str | None) -> bool:
-    """True for a module of Python, or of a library, by its name."""
+    """True if a module name belongs to Python or to an installed library."""
     top = str(name).partition(".")[0]
     if top in LIBRARIES or top in sys.builtin_module_names:
         return True

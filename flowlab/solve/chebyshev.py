@@ -1,4 +1,4 @@
-"""RKC2: the stabilised method of order 2, from damped Chebyshev polynomials in closed form.
+"""RKC2: the stabilised method of order 2, based on damped Chebyshev polynomials.
 
 Source: Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88 (1998) 315–326.
 """
@@ -15,33 +15,34 @@ from flowlab.solve.stabilised import AbstractStabilised, Slope, spread
 
 __all__ = ["RKC2"]
 
-_DAMPING = 2 / 13  # how far the polynomials stay below 1 between their ends, as in RKC
-_FEWEST, _MOST = 4, 2000  # stages: two inner ones of order 2 are looked at; a step of 2e6 rates
-_INTERVAL = 1.54  # (s² − 1) over h·ρ, a little more than 3/2 for the damping; as in RKC
-_ERROR = 2 / 3  # of the local error h³y'''/15 over the third divided difference of the stages,
-# which is h³y'''/10: that of a stage at c is c³/10 in place of c³/6
-_ROUNDINGS = 10.0  # machine epsilons that s² stages in a row may add up to a unit of; as in RKC
-_WORTH = 1e-4  # what is to be left of a state's digits after these
+_DAMPING = 2 / 13  # damping: the polynomials stay so far below 1 inside the interval, as in RKC
+_FEWEST, _MOST = 4, 2000  # stages: at least two inner ones of order 2; at most for h·ρ = 2e6
+_INTERVAL = 1.54  # (s² − 1)/(h·ρ): a little above 3/2, because of the damping; as in RKC
+_ERROR = 2 / 3  # ratio of the local error h³y'''/15 to the third divided difference of the stages,
+# h³y'''/10, since a stage at c has the term c³/10 instead of c³/6
+_ROUNDINGS = 10.0  # machine epsilons: the rounding error of s stages, over s²; as in RKC
+_WORTH = 1e-4  # the relative rounding error that is acceptable
 
 
 class RKC2(AbstractStabilised):
-    """The Runge–Kutta–Chebyshev method of order 2, for flows with very different rates.
+    """The Runge–Kutta–Chebyshev method of order 2, an explicit method for stiff flows.
 
-    With ρ the largest rate, a step of length h takes about 1.24·√(h·ρ) evaluations of the field,
-    where usual methods need steps that add up to some 2·h·ρ. It is the better choice where rates
-    differ by 1e5 or more, at an rtol of 1e-4 or more, in curved valleys, and in float32; `ROCK4`
-    elsewhere. Usable as `solver=` in `flow_line` and `sweep`, under the clocks of time and of arc
-    length and with a metric that is constant, and in `diffrax.diffeqsolve`.
+    With ρ the largest rate, a step of length h takes about 1.24·√(h·ρ) evaluations of the field. A
+    standard explicit method covers the same time in many short steps, with about 2·h·ρ evaluations.
+    RKC2 is better than `ROCK4` if rates differ by a factor of 1e5 or more, if rtol is 1e-4 or more,
+    in curved valleys, and in float32. It can be used as `solver=` in `flow_line` and `sweep`, under
+    the clocks of time and of arc length and with a constant metric, and in `diffrax.diffeqsolve`.
 
     The error estimate and the interpolant of a step use the values at two inner stages and at both
-    ends. They do not use slopes, whose errors are multiplied by the largest rate.
+    ends of the step. They do not use slopes, in which errors of the values are multiplied by the
+    largest rate.
 
     Source: Sommeijer, Shampine and Verwer, RKC: an explicit solver for parabolic PDEs, J. Comput.
         Appl. Math. 88 (1998) 315–326.
 
-    Accuracy: order 2. Along a line the errors of its many steps add up: to 100·rtol at an rtol of
-        1e-6 over five e-foldings of the slowest rate. If the spectrum is not real a step can be
-        unstable; the error estimate detects that, and steps become shorter.
+    Accuracy: order 2. Errors accumulate over the many steps of a line: to 100·rtol for rtol = 1e-6
+        over five times the slowest time scale. If the spectrum is not real, a step can be unstable;
+        the error estimate detects this, and the steps become shorter.
     """
 
     def order(self, terms: Any) -> int:
@@ -105,7 +106,10 @@ class RKC2(AbstractStabilised):
 
 
 def _scaling(s: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The constants w0 and w1 = T'(w0)/T''(w0) of a number of stages, without cancellation."""
+    """The constants w0 and w1 = T'(w0)/T''(w0) of RKC2 with s stages, without cancellation.
+
+    T is the Chebyshev polynomial of degree s.
+    """
     above = _DAMPING / s**2
     root = jnp.sqrt(above * (2 + above))
     angle = s * jnp.arcsinh(root)
@@ -116,10 +120,10 @@ def _scaling(s: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, ""]]:
 def _cubic(
     y0: PyTree[Array], y1: PyTree[Array], kept: list[PyTree[Array]], nodes: list[Array]
 ) -> tuple[PyTree[Array], PyTree[Array]]:
-    """The bend and the twist of the cubic through both ends and two inner stages."""
+    """The coefficients `bend` and `twist` of the `Cubic` through both ends and two inner stages."""
 
     def beyond(node: Array, y: PyTree[Array]) -> PyTree[Array]:
-        """Deviation of a stage from the straight line, over θ(θ − 1)."""
+        """The deviation of a stage from the straight line, divided by θ(θ − 1)."""
         return jax.tree.map(
             lambda a, b, c: (b - a - node * (c - a)) / (node * (node - 1)), y0, y, y1
         )

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run or a flow line, from which it is resumed to the same bits."""
+"""Checkpoints of a training run or a flow line; a resumed run has the same bits."""
 
 import hashlib
 import os
@@ -20,19 +20,19 @@ from flowlab.solve.captured import add_held
 
 __all__ = ["Checkpoint", "History", "identity_of"]
 
-_VERSIONED = ("jax", "jaxlib", "diffrax", "optax")  # whose releases may compute other bits
+_VERSIONED = ("jax", "jaxlib", "diffrax", "optax")  # packages whose releases may compute other bits
 
-_Carry = TypeVar("_Carry")  # what the loop hands on, a PyTree of arrays
+_Carry = TypeVar("_Carry")  # the carry of a loop, a PyTree of arrays
 
 
 @dataclass
 class History:
-    """The record of a run so far, in one part for each call of its loop.
+    """The record of a run so far, as a list with one part per call of the loop.
 
     Attributes:
-        numbers: Numbers of steps, or flow times, after which states were recorded.
-        rows: The leaves of the quantities that were recorded.
-        steps: Means over the pairs of each step.
+        numbers: Numbers of steps, or flow times, at which quantities were recorded.
+        rows: The leaves of the recorded quantities.
+        steps: Means over the pairs, for each step.
     """
 
     numbers: list[np.ndarray]
@@ -40,7 +40,7 @@ class History:
     steps: list[np.ndarray]
 
     def joined(self) -> "History":
-        """The record as of a single call."""
+        """The record with all parts joined to a single part."""
         rows = [np.concatenate(leaf) for leaf in zip(*self.rows, strict=True)]
         return History([np.concatenate(self.numbers)], [rows], [np.concatenate(self.steps)])
 
@@ -58,11 +58,11 @@ class Checkpoint:
     identity: str
 
     def check(self) -> None:
-        """Refuse a path that cannot be written, before there is work to lose.
+        """Refuse a path that cannot be written, before the run begins.
 
         Raises:
-            ValueError: If it is a folder, or its parent does not exist.
-            NotWritableError: If it cannot be written.
+            ValueError: If the path is a folder, or its parent does not exist.
+            NotWritableError: If the file cannot be written.
         """
         if self.path.is_dir() or not self.path.absolute().parent.is_dir():
             raise ValueError(
@@ -71,13 +71,13 @@ class Checkpoint:
         check_writable("Argument `checkpoint`", self.path)
 
     def read(self, begun: _Carry) -> tuple[_Carry, History] | None:
-        """The checkpoint in the file; None if there is none.
+        """The carry of the loop and the history in the file; None if the file does not exist.
 
         Args:
-            begun: The initial carry of the run.
+            begun: The initial carry of the run's loop.
 
         Raises:
-            ValueError: If it belongs to another run, or is not a checkpoint.
+            ValueError: If the file belongs to another run, or is not a checkpoint.
         """
         if not self.path.is_file():
             return None
@@ -88,14 +88,14 @@ class Checkpoint:
             held = {}
         if "identity" not in held:
             raise ValueError(
-                "Argument `checkpoint` must be a new file or that of an earlier run, but "
-                f"{self.path} is neither; name another."
+                "Argument `checkpoint` must be a new file or a checkpoint of this run, but "
+                f"{self.path} is neither; name another file."
             )
         if str(held["identity"]) != self.identity:
             raise ValueError(
-                f"Argument `checkpoint` must be a new file or that of this run, but {self.path} is "
-                "of another: of other parameters, data, steps or options, or made by other "
-                "versions; name another."
+                "Argument `checkpoint` must be a new file or a checkpoint of this run, but "
+                f"{self.path} is from a run with other parameters, data, steps or options, or from "
+                "other versions; name another file."
             )
         arrays, rest = eqx.partition(begun, eqx.is_array)
         leaves, structure = jax.tree.flatten(arrays)
@@ -106,7 +106,7 @@ class Checkpoint:
         return eqx.combine(jax.tree.unflatten(structure, carry), rest), history
 
     def write(self, carry: PyTree[Any], history: History) -> None:
-        """Replace the file atomically, so that the old or the new one is always intact."""
+        """Replace the file atomically, so that an intact checkpoint exists at any moment."""
         seen = history.joined()
         held: dict[str, Any] = {"identity": np.array(self.identity)}
         leaves = jax.tree.leaves(eqx.filter(carry, eqx.is_array))
@@ -122,7 +122,7 @@ class Checkpoint:
 
 
 def identity_of(*parts: Any) -> str:
-    """A digest of everything on which the bits of a run depend, versions included."""
+    """A digest of `parts` and of the versions of libraries, on which the bits of a run depend."""
     digest = hashlib.blake2b(digest_size=16)
     versions = [__version__, *map(metadata.version, _VERSIONED), jax.default_backend()]
     add_held(digest, [*versions, *parts])
@@ -130,7 +130,7 @@ def identity_of(*parts: Any) -> str:
 
 
 def _plain(leaf: Any) -> np.ndarray:
-    """An array in NumPy; the data of a random key."""
+    """An array, or the data of a random key, as a NumPy array."""
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)

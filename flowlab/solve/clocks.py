@@ -1,23 +1,25 @@
-"""Clocks: the independent variables by which a lane is integrated from its start to its goal.
+"""Clocks: the possible independent variables of the integration of a lane.
 
 With a clock s, time and state obey dt/ds = g and dy/ds = g·v(y), v the velocity and g > 0 the
-*pace*. The flow line is the same for every clock; the steps that it takes are not:
+*pace*. The flow line is the same for every clock; the steps differ:
 
-- `time`: g constant. Ends exactly on given times.
-- `arc_length`: g = 1/√(1 + |v|²), v in the coordinates of the domain, so that s is the length of
-  the graph of the line. Regular where the speed tends to infinity in finite time, and on plateaus.
-- `loss`: s is the progress of log L, or of L where a level is not positive, so that g is one over
-  the rate at which L falls, ∇L·v. Ends exactly on levels of the loss; singular where ∇L vanishes.
-- `margin`: the same with the margin of the one pair.
+- `time`: g is constant. Lanes can end exactly at given times.
+- `arc_length`: g = 1/√(1 + |v|²), with v in the coordinates of the domain, so that s is the length
+  of the graph of the line. This clock is regular on plateaus, and if the speed tends to infinity in
+  finite time.
+- `loss`: s is the decrease of log L (of L if a level is not positive), so that g is one over the
+  rate at which log L or L decreases. Lanes can end exactly at levels of the loss. This clock is
+  singular where ∇L vanishes.
+- `margin`: s is the increase of the margin of the single pair, otherwise as for `loss`.
 
-The last two are scaled such that s runs from 0 to 1 at the last level, and end where their reading
-says; `engine` then compares that with the loss or the margin. The names are those of
-`flowlab.until.Clock`.
+The last two clocks are scaled such that s runs from 0 at the start to 1 at the last level. When s
+arrives at a level, `engine` compares the loss or margin of the state with the level. The names are
+those of `flowlab.until.Clock`.
 
 k: levels of the target.
 
-Source: Hirota and Ozawa, J. Comput. Appl. Math. 193 (2006) 614–637, for the arc length where
-solutions grow without bound in finite time.
+Source: Hirota and Ozawa, J. Comput. Appl. Math. 193 (2006) 614–637, for arc length with solutions
+that diverge in finite time.
 """
 
 from abc import abstractmethod
@@ -39,11 +41,11 @@ Number = Float[Array, ""]
 Levels = Float[ArrayLike, " k"]
 Rates = tuple[Number, PyTree[Array]]
 
-_AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has come to it
+_AT_LEVEL = 10.0  # tolerances, relative to a level, within which a clock has reached it
 
 
 class Hand(NamedTuple):
-    """State of a lane's clock: reading at the start, total to be covered, progress so far."""
+    """State of a lane's clock: reading at the start, length of the span, progress so far."""
 
     began: Number
     span: Number
@@ -51,7 +53,7 @@ class Hand(NamedTuple):
 
 
 class Moving(NamedTuple):
-    """A state, the gradient there, and the velocities along the walls and of the coordinates."""
+    """A state, its gradient, its velocity along the walls, and the velocity of its coordinates."""
 
     state: PyTree[Array]
     gradient: PyTree[Array]
@@ -60,15 +62,17 @@ class Moving(NamedTuple):
 
 
 class AbstractClock(eqx.Module):
-    """An independent variable.
+    """An independent variable of the integration.
 
     Attributes:
-        name: What users call it.
-        first_step: The first step that is tried.
-        keeps_time: Whether it is flow time in another unit, and so ends on times to save at.
-        regular: Whether it is regular everywhere. Other clocks fall back on the one that is.
-        linear: Whether its reading is linear in the coordinates, so that the errors of these need
-            no further check.
+        name: The name that users pass as `clock`.
+        first_step: The length of the first step to try.
+        keeps_time: Whether the clock is flow time up to a constant factor; steps then end exactly
+            at times to save at.
+        regular: Whether the clock is regular everywhere. Lanes that fail under another clock
+            continue under the regular one.
+        linear: Whether the reading is a linear function of the coordinates. The tolerance of the
+            coordinates then also bounds the error of the reading.
     """
 
     name: ClassVar[Clock]
@@ -79,22 +83,22 @@ class AbstractClock(eqx.Module):
 
     @classmethod
     def towards(cls, target: AbstractTarget) -> "AbstractClock":
-        """The clock of this kind for a given target."""
+        """The clock of this class for a target."""
         del target
         return cls()
 
     def ends_on(self, target: AbstractTarget) -> bool:
-        """True if the clock itself ends on the levels of a target."""
+        """True if steps under this clock end exactly at the levels of a target."""
         del target
         return False
 
     def levels(self, flow: AbstractFlow, target: AbstractTarget) -> Levels | None:
-        """The readings at the levels of a target; None if the clock does not end on levels."""
+        """The readings of the clock at the levels of a target; None if no step ends at levels."""
         del flow, target
         return None
 
     def reading(self, flow: AbstractFlow, state: PyTree[Array], potential: Number) -> Number:
-        """The clock's reading at a state, where the potential has a given value."""
+        """The clock's reading at a state, from the value of the potential at the state."""
         del flow, state
         return jnp.zeros_like(potential)
 
@@ -104,17 +108,17 @@ class AbstractClock(eqx.Module):
 
     @abstractmethod
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """The derivatives of flow time and of the coordinates by the clock."""
+        """The derivatives of flow time and of the coordinates with respect to the clock."""
 
     def span(self, levels: Levels | None, began: Number) -> Number:
-        """Length of the way to the last level; 1 if the clock has a unit of its own."""
+        """The difference of readings from the start to the last level; 1 if there are no levels."""
         if levels is None:
             return jnp.ones_like(began)
         span = self.difference(began, like(levels, began)[-1])
         return jnp.where(jnp.isfinite(span) & (span > 0), span, 1)
 
     def goal(self, hand: Hand, levels: Levels | None, index: Int[Array, ""]) -> Number:
-        """The clock's value at level number `index`; infinite if the clock stops at no level."""
+        """The clock's value at level number `index`; infinite if no step ends at levels."""
         if levels is None:
             return jnp.full_like(hand.progress, jnp.inf)
         last = np.shape(levels)[0] - 1
@@ -124,16 +128,16 @@ class AbstractClock(eqx.Module):
         return jnp.where(index == last, 1, difference / hand.span)
 
     def watched(self, flow: AbstractFlow, target: AbstractTarget) -> tuple[Any, ...]:
-        """Everything that the clock computes beyond the field and the target's signals."""
+        """The arrays that the clock computes besides the field and the signals of the target."""
         del flow, target
         return ()
 
 
 class AbstractLevelClock(AbstractClock):
-    """A clock that counts the loss or the margin itself, and so ends exactly on a level of it.
+    """A clock that is the loss or the margin itself, so that steps can end exactly at a level.
 
-    Its accuracy is that with which the solver integrates its rate. On arrival at a level, the clock
-    is therefore checked against the loss or margin of the state.
+    The solver integrates the rate of the loss or margin, with an error. On arrival at a level, the
+    clock is therefore compared with the loss or margin of the state.
     """
 
     def ends_on(self, target: AbstractTarget) -> bool:
@@ -143,7 +147,7 @@ class AbstractLevelClock(AbstractClock):
     def arrival(
         self, hand: Hand, reading: Number, level: Number, rtol: Number
     ) -> tuple[Number, Bool[Array, ""], Bool[Array, ""]]:
-        """The progress at a reading, and whether the reading is at a level, or before it."""
+        """The progress at a reading, and two flags: at the level; before the level."""
         ahead, slack = self.ahead(reading, level), self.slack(level, hand.began, rtol)
         return (
             self.difference(hand.began, reading) / hand.span,
@@ -153,11 +157,11 @@ class AbstractLevelClock(AbstractClock):
 
     @abstractmethod
     def ahead(self, reading: Number, level: Number) -> Number:
-        """Distance from a reading to a level, in the clock's unit; negative past the level."""
+        """The distance from a reading to a level; negative past the level."""
 
     @abstractmethod
     def slack(self, level: Number, began: Number, rtol: Number) -> Number:
-        """Distance from a level within which a lane counts as having reached it."""
+        """The distance from a level within which a lane counts as having reached the level."""
 
 
 class _Time(AbstractClock):
@@ -183,7 +187,10 @@ class _ArcLength(AbstractClock):
     regular: ClassVar[bool] = True
 
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """One over the speed of the graph (t, coordinates), without overflow."""
+        """The derivatives with respect to the length of the graph (t, coordinates).
+
+        Scaled so that large velocities do not overflow.
+        """
         del flow, hand
         scale = 1 / jnp.maximum(1, largest(at.push))
         small = _times(at.push, scale)
@@ -192,7 +199,7 @@ class _ArcLength(AbstractClock):
 
 
 class _Loss(AbstractLevelClock):
-    """The loss; logarithmic where all levels are positive."""
+    """The loss as the clock; its logarithm if all levels are positive."""
 
     name: ClassVar[Clock] = "loss"
     first_step: ClassVar[float] = 0.05
@@ -217,7 +224,7 @@ class _Loss(AbstractLevelClock):
         return reading - level
 
     def slack(self, level: Number, began: Number, rtol: Number) -> Number:
-        # A logarithmic clock takes no difference of losses that would lose digits.
+        # A logarithmic clock has no difference of losses that could lose digits.
         size = jnp.abs(level)
         return _slack(size, size if self.logarithmic else size + jnp.abs(began), rtol)
 
@@ -225,7 +232,7 @@ class _Loss(AbstractLevelClock):
         del flow
         if not self.logarithmic:
             return _at_pace(-hand.span / inner(at.gradient, at.velocity), at)
-        # Relative to the loss at the start, no product leaves the range of numbers.
+        # Relative to the loss at the start, no product over- or underflows.
         falls = -inner(jax.tree.map(lambda leaf: leaf / hand.began, at.gradient), at.velocity)
         return _at_pace(hand.span * jnp.exp(-hand.span * hand.progress) / falls, at)
 
@@ -246,11 +253,11 @@ class _Margin(AbstractLevelClock):
         return level - reading
 
     def slack(self, level: Number, began: Number, rtol: Number) -> Number:
-        # Losses are met to a relative tolerance, margins to an absolute one below a nat.
+        # Losses have a relative tolerance, margins below a nat an absolute one.
         return _slack(jnp.maximum(jnp.abs(level), 1), jnp.abs(level) + jnp.abs(began), rtol)
 
     def rates(self, flow: AbstractFlow, hand: Hand, at: Moving) -> Rates:
-        """The derivatives by the margin; NaN if the margin moves away from its goal."""
+        """The derivatives with respect to the margin; NaN if it moves away from the levels."""
         _, rate = jax.jvp(lambda y: _margin(flow, y), (at.state,), (at.velocity,))
         pace = hand.span / rate
         return _at_pace(jnp.where(pace > 0, pace, jnp.nan), at)
@@ -267,12 +274,12 @@ _CLOCKS: dict[str, type[AbstractClock]] = {
 
 
 def clock_named(name: str) -> type[AbstractClock]:
-    """The class of the clock with a name of `flowlab.until.Clock`."""
+    """The class of a clock, by its name in `flowlab.until.Clock`."""
     return _CLOCKS[name]
 
 
 def _margin(flow: AbstractFlow, state: PyTree[Array]) -> Number:
-    """The margin of the one pair of a preference flow."""
+    """The margin of a preference flow with a single pair."""
     return flow.pairs(state).margin  # type: ignore[attr-defined]
 
 
@@ -285,5 +292,5 @@ def _times(tree: PyTree[Array], factor: Number) -> PyTree[Array]:
 
 
 def _slack(size: Number, whole: Number, rtol: Number) -> Number:
-    """The tolerance at a level of some size, and the rounding of the whole that it ends."""
+    """The tolerance for arrival at a level of size `size`, rounding of `whole` included."""
     return _AT_LEVEL * rtol * size + 64 * jnp.finfo(size.dtype).eps * whole

@@ -1,8 +1,8 @@
-"""Compilation of the engine's programs, and which of them are kept.
+"""Compilation of the engine's programs, and the cache of compiled programs.
 
-A program is compiled once for each kind of problem: its functions, by the fingerprint of what they
-compute (`fingerprints`), its dtype and shapes. It is then called with the numbers of a problem, so
-that another value of a hyper-parameter, or other starts, compile nothing.
+A program is compiled once for each combination of functions, dtype and shapes. Functions are
+compared by the fingerprint of their operations (`fingerprints`). Numbers are arguments of the
+compiled program, so that another value of a hyper-parameter, or other starts, compile nothing.
 """
 
 from collections.abc import Callable
@@ -41,8 +41,8 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
     is compiled again for another fingerprint.
 
     Args:
-        function: What to compile.
-        optimise: False for a program that runs briefly and is to compile quickly.
+        function: The function to compile.
+        optimise: False to compile quickly, for a program that runs briefly.
     """
 
     def traced(operations: str, *arguments: Any) -> Any:
@@ -50,7 +50,7 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
         with in_rows(optimise):
             return _with_constants_of_its_own(function, *arguments)
 
-    traced.__name__ = traced.__qualname__ = function.__name__  # by which JAX names the program
+    traced.__name__ = traced.__qualname__ = function.__name__  # the name of the program in JAX
 
     @cache
     def program() -> Callable[..., Any]:
@@ -64,19 +64,20 @@ def compiled(function: Callable[..., Any], *, optimise: bool = True) -> Callable
 
 
 class Program:
-    """A function of a problem and of arrays, compiled, and bound to one problem for many calls.
+    """A compiled function of a problem and of arrays, bound to one problem for many calls.
 
-    A call costs a fraction of a call of `compiled`, which flattens its arguments each time.
+    A call is much cheaper than a call of a `compiled` function, which flattens all its arguments
+    each time.
 
     Args:
-        function: What to compile; called with the problem first.
-        problem: Any PyTree. Its leaves that are not arrays are compiled in.
-        operations: The fingerprint of what the functions in it compute.
-        optimise: False for a program that runs briefly and is to compile quickly.
+        function: The function to compile; its first argument is the problem.
+        problem: Any PyTree. Leaves that are not arrays become constants of the compiled code.
+        operations: The fingerprint of the functions in the problem.
+        optimise: False to compile quickly, for a program that runs briefly.
 
     Attributes:
-        fresh: Whether the first call will compile, because no problem that differs only in the
-            values of its arrays has been bound before.
+        fresh: Whether the first call compiles: True unless a problem that differs only in the
+            values of its arrays was bound before.
     """
 
     def __init__(
@@ -98,17 +99,17 @@ class Program:
 
     @property
     def key(self) -> Any:
-        """The key of the compiled code; programs that only differ in array values share it."""
+        """The key of the compiled code, shared by programs that differ only in array values."""
         return self._call
 
     def lowered(self, *arguments: Any, platform: str | None = None) -> Any:
-        """Lower the program for the shapes of its arguments, on this platform or another."""
+        """Lower the program for the shapes of the arguments, for this platform or another."""
         platforms, program = None if platform is None else (platform,), cast(Any, self._call)
         with exact_products():
             return program.trace(self._arrays, *arguments).lower(lowering_platforms=platforms)
 
     def run(self, executable: Callable[..., Any], device: Any, *arguments: Any) -> Any:
-        """Call the program on a device, with code that was compiled for another of the same key."""
+        """Call the program on a device, with code compiled for a program with the same key."""
         return executable(jax.device_put(self._arrays, device), *arguments)
 
 
@@ -138,9 +139,9 @@ def _bound(
 def _with_constants_of_its_own(function: Callable[..., Any], *arguments: Any) -> PyTree[Any]:
     """Trace a function with fresh copies of the NumPy arrays that it captures.
 
-    JAX remembers its first conversion of a NumPy array, values and precision, for as long as a
-    program holds it. Fresh copies are converted anew, so that an array that has changed since, or
-    is used in another precision, is read as it is now.
+    JAX caches its conversion of a NumPy array, with values and precision, as long as a program
+    holds the array. Fresh copies are converted again, so that arrays that have changed since, or
+    are used in another precision, have their present values.
     """
     traced, shapes, rest = eqx.filter_make_jaxpr(function)(*arguments)
     constants = [
@@ -161,15 +162,15 @@ def _options(optimise: bool) -> dict[str, Any] | None:
 def exact_products() -> Any:
     """A context in which matrix products keep the precision of their dtype.
 
-    By default, accelerators round the factors of a float32 product to some ten bits. The field then
-    looks rough to a step-size control, which answers with very many steps.
+    By default, accelerators round the factors of a float32 product to about ten bits. The field is
+    then so rough that the step-size control takes very many steps.
     """
     return jax.default_matmul_precision("highest")
 
 
 @cache
 def _known_options(optimise: bool) -> tuple[tuple[str, Any], ...]:
-    """The options that this release of XLA knows, which change without notice."""
+    """The compiler options that this release of XLA accepts; they differ between releases."""
 
     def are_known(options: dict[str, Any]) -> bool:
         try:

@@ -1,17 +1,17 @@
 """The first event of a lane within a step, located in the step's interpolant.
 
 A signal (`signals`) is positive until its event. Let m(θ), θ in [0, 1] along the step, be the
-smallest of the signals that are positive at θ = 0. If m(1) ≤ 0 there is an event, and its root is
-bracketed and found by the Illinois method, with bisections where the bracket shrinks too slowly, to
-four roundings of θ. A signal that can fall below zero and rise again within a step (a margin or a
-speed that turns back, the pressure on a wall) is also evaluated at nine points inside, so that what
-is missed lasts less than a tenth of a step.
+smallest of the signals that are positive at θ = 0. If m(1) ≤ 0 there is an event. The Illinois
+method, with bisections if the bracket shrinks too slowly, locates the root of m to four roundings
+of θ. A signal that can fall below zero and rise again within a step (a margin or a speed that turns
+back, the pressure on a wall) is also evaluated at nine interior points. Only excursions shorter
+than a tenth of a step are then missed.
 
 An interpolant is less accurate than the step's end. For Runge–Kutta methods the lane continues from
-the interpolated point. For stabilised methods, whose interpolants are poor across fast directions,
-the step is repeated with the length that was found, and corrected by Newton's method until it ends
-on the event. Derivatives of the event's position by the start follow from the implicit function
-theorem, at the point that was found.
+the interpolated point. The interpolants of stabilised methods are poor in fast directions: for
+these methods the step is repeated with the shorter length, which Newton's method corrects until the
+step ends at the event. Derivatives of the event's position with respect to the start follow from
+the implicit function theorem at the located point.
 
 m: signals; n: lanes.
 
@@ -39,11 +39,11 @@ from flowlab.solve.walls import slides, wall_count
 __all__ = ["first_crossing", "followed", "implicit", "interpolated", "root", "shortened"]
 
 _ROOT_STEPS = 60
-_SHORTER = 12  # steps tried at most to end on an event: they come nearer a thousandfold each
-_NEAR_ENOUGH = 1e-3  # tolerances, in parts of a step, that the last of them may be off
-_FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to the fifth
-_LOOKS = 10  # parts of a step at whose ends a signal that may turn back is looked at
-_STAGES = 16  # at least as many as the methods have, whose values at a step stand side by side
+_SHORTER = 12  # attempted steps to end at an event: each is about a thousand times closer
+_NEAR_ENOUGH = 1e-3  # of rtol: the change of a step's fraction at which these end
+_FOLLOWING = RungeKutta(diffrax.Tsit5())  # exact for derivatives up to order five
+_LOOKS = 10  # parts of a step, at whose ends signals that may turn back are evaluated
+_STAGES = 16  # at least the number of stages of any method, stored side by side
 
 
 def interpolated(method: Method, dense: PyTree[Array], place: Float[Array, " n"]) -> Point:
@@ -64,7 +64,11 @@ def _interpolant(method: Method, information: Any, at: Float[Array, ""]) -> Any:
 def first_crossing(
     problem: Problem, method: Method, lanes: Lanes, after: Point, dense: PyTree[Array]
 ) -> tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]]:
-    """The first event of each lane in a step: if there is one, its position in [0, 1], index."""
+    """The first event of each lane in a step: whether there is one, its position, its index.
+
+    Positions are fractions of the step, 1 for lanes without event. The index is that of the signal
+    in `kinds`.
+    """
     live = lanes.signals > 0
 
     def values(point: Point, lanes: Lanes = lanes) -> Float[Array, "m n"]:
@@ -101,7 +105,7 @@ def first_crossing(
 
 
 def _lowest(values: Float[Array, "m n"]) -> Int[Array, " n"]:
-    """The index of the lowest signal of each lane, row by row."""
+    """The index of the smallest signal of each lane."""
     lowest, index = values[0], jnp.zeros(values.shape[1:], jnp.int32)
     for row in range(1, len(values)):
         index = jnp.where(values[row] < lowest, jnp.int32(row), index)
@@ -112,7 +116,7 @@ def _lowest(values: Float[Array, "m n"]) -> Int[Array, " n"]:
 def _first_turn(
     problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], live: Bool[Array, "m n"]
 ) -> Float[Array, " n"]:
-    """The first position examined at which a signal that may turn back is negative; else 1."""
+    """The first grid position at which a signal that may turn back is negative; else 1."""
     turn = jnp.ones_like(lanes.progress)
     if locates_levels(problem) and problem.target.may_turn_back(problem.flow):
         turn = _first_dip(problem, method, lanes, dense, live[kinds(problem).index("level")])
@@ -124,9 +128,9 @@ def _first_turn(
 def _first_dip(
     problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], live: Bool[Array, " n"]
 ) -> Float[Array, " n"]:
-    """The first position examined at which a lane is past its level; 1 if it is at none.
+    """The first grid position in a step at which a lane is past its level; else 1.
 
-    The positions are a tenth of the step apart, so that only shorter excursions are missed.
+    Grid positions are a tenth of the step apart.
     """
     target, flow = problem.target, problem.flow
 
@@ -146,9 +150,9 @@ def _first_dip(
 
 
 def _first_release(method: Method, lanes: Lanes, dense: PyTree[Array]) -> Float[Array, " n"]:
-    """The first position examined at which a lane seems to leave a wall; 1 if it does at none.
+    """The first grid position in a step at which a lane seems to leave a wall; else 1.
 
-    The sign of the pressure is read off the interpolant of its integral, without an evaluation.
+    The sign of the pressure comes from the interpolant of its integral, without an evaluation.
     """
     along = {name: part.pressure for name, part in dense.items()}
 
@@ -164,7 +168,7 @@ def _first_release(method: Method, lanes: Lanes, dense: PyTree[Array]) -> Float[
 
 
 def _missed_wall(problem: Problem, lane: Lanes, found: Float[Array, " m"]) -> Int[Array, ""]:
-    """Index of a wall that a lane touches as a step begins and has crossed at its end; else -1."""
+    """The index of the signal of a wall that a step begins on and crosses unnoticed; -1 if none."""
     past = (lane.signals <= 0) & (found < 0) & lane.active
     first = jnp.full((), -1, jnp.int32)
     for wall in reversed(range(wall_count(problem.flow))):
@@ -183,8 +187,8 @@ def root(
 ) -> Float[Array, " n"]:
     """Roots of functions that fall from positive to non-positive on [0, 1].
 
-    The Illinois method. To bound the work, every third step is a bisection while the interval
-    shrinks by less than half in two steps.
+    Computed by the Illinois method. To bound the work, every third step is a bisection as long as
+    two steps shrink the bracket by less than half.
     """
     narrow = _narrow(first)
     zero, one = jnp.zeros_like(first), jnp.ones_like(first)
@@ -225,13 +229,13 @@ def _narrow(values: Float[Array, " n"]) -> float:
 
 def _between(low: Array, high: Array, at_low: Array, at_high: Array, count: Array) -> Array:
     """The next positions to evaluate, inside the brackets of the roots."""
-    # From the side that is nearer, so that a root close to 0 keeps its digits.
+    # From the nearer side, so that a root close to 0 keeps its digits.
     from_low = low + at_low * (high - low) / (at_low - at_high)
     from_high = high - at_high * (high - low) / (at_high - at_low)
     inner = jnp.where(at_low < -at_high, from_low, from_high)
     slow = high - low > 0.5 ** (count.astype(low.dtype) / 2)
     bisect = (slow & (count % 3 == 2)) | ~((inner > low) & (inner < high))
-    # A step just past the end that has converged brings the other end there too.
+    # A point just past the converged end brings the other end close as well.
     least = _narrow(high) * high / 2
     clipped = jnp.clip(inner, low + least, high - least)
     return jnp.where(bisect, (low + high) / 2, clipped)
@@ -244,12 +248,23 @@ def shortened(
     event: tuple[Bool[Array, " n"], Float[Array, " n"], Int[Array, " n"]],
     step: tuple[Float[Array, ""], Point, PyTree[Array], Radius],
 ) -> tuple[Float[Array, " n"], Point, PyTree[Array]]:
-    """The step repeated so that it ends on located events: its fractions, points and interpolant.
+    """Repeat a step so that it ends at located events.
 
-    The interpolant of a long stabilised step is inaccurate across fast directions, on which a
-    signal may depend. The event is therefore located again, by shorter steps with as many stages:
-    Newton's method on the signal at their ends, with the slope of the interpolant. Given of the
-    whole step are its length, the points after it, its interpolant, and the solver's state.
+    The interpolant of a long stabilised step is inaccurate in fast directions, on which a signal
+    may depend. The event is therefore located again by shorter steps with the same number of
+    stages: Newton's method on the signal at their ends, with the slope of the interpolant.
+
+    Args:
+        problem: The problem.
+        solver: The stabilised solver.
+        lanes: The lanes before the step.
+        event: The result of `first_crossing`.
+        step: Of the whole step, its length, the points after it, the data of its interpolant, and
+            the state of the solver.
+
+    Returns:
+        The fraction of the step that each lane takes, the points at the ends of the shorter steps,
+        and the data of their interpolants.
     """
     (crossed, end, fired), (length, after, dense, radius) = event, step
     frozen, tolerance = lax.stop_gradient((lanes, dense)), _NEAR_ENOUGH * problem.rtol
@@ -294,9 +309,9 @@ def followed(
 ) -> tuple[Point, Float[Array, " n"]]:
     """The points at located events, and their positions in the step, both with derivatives.
 
-    An event is an implicit function of everything else. From the point that was found, a step of
-    length 0 is taken along the field: it changes no number, but has the derivatives of the flow,
-    which the interpolant has only to first order.
+    The position of an event is an implicit function of the lane's state. A step of length 0 along
+    the field is taken from the located point. It does not change the point, but gives it the exact
+    derivatives of the flow, of which the interpolant has only the first.
     """
     crossed, end, fired = event
     length = jnp.where(crossed, lanes.fraction * step, 1)
@@ -320,10 +335,10 @@ def followed(
 
 
 def implicit(function: Any, at: Float[Array, " n"]) -> Float[Array, " n"]:
-    """Roots that were found, as implicit functions of everything that a function closes over.
+    """Located roots, as implicit functions of the variables that a function closes over.
 
-    The roots stay as they are, to the last bit, and get derivatives of every order. A root at which
-    the function has no slope has derivative 0.
+    The values of the roots are unchanged, and have derivatives of every order. A root at which the
+    slope of the function is zero has derivative 0.
     """
 
     def divided(slope_along: Any, value: Float[Array, " n"]) -> Float[Array, " n"]:

@@ -1,25 +1,27 @@
 """The engine: a block of lanes, integrated together by one explicit or stiff method.
 
-A lane is one flow line on its way. Its unknowns are the coordinates of its state (log x on a
-positive domain), its flow time, the integrals of its measures and the pressure on the walls that
-hold it; its independent variable is a clock (`clocks`), and `field` gives the derivatives.
+A lane is one flow line during its integration. Its unknowns are the coordinates of its state (log x
+on a positive domain), its flow time, the integrals of its measures, and the integral of the
+pressure on the walls that hold it. The independent variable is a clock (`clocks`), and `field`
+gives the derivatives.
 
-All lanes of a block share the step h. A lane whose clock ends on a level or a time takes the
-fraction of h that leads there. `errors` divides the embedded error estimate by what is allowed;
-the largest quotient of all lanes decides whether h is accepted, and sets the next h by diffrax's
-controller: proportional to its power −1/order, or, for stabilised methods, by a PI controller. The
-end of an accepted step is then settled for each lane by itself:
+All lanes of a block share the step h. A lane that would pass a level or a time at which its clock
+can end takes the fraction of h up to that point. `errors` divides the embedded error estimate by
+the tolerance. The largest quotient q of all lanes decides whether h is accepted, and diffrax's
+controller sets the next h: proportional to q^(−1/order), or, for stabilised methods, by a PI
+controller. After an accepted step, each lane is treated separately:
 
-1. `crossings` finds the first zero of the lane's signals in the interpolant of the step, and the
-   lane stays at that point; what its event changes (a wall, a level, the end) is in `events`.
-2. A lane whose clock says that it is at a level is compared with the loss, or the margin, itself.
-   One that falls short goes on from there; one that is past it begins again under the arc-length
-   clock, and locates the level by a signal.
+1. `crossings` locates the first zero of the lane's signals in the interpolant of the step. The lane
+   then stays at that point, and `events` applies the event: a wall, a level, the end.
+2. If a clock of loss or margin says that a lane is at a level, the loss or margin of the state is
+   compared with the level. A lane before the level continues with a corrected clock. A lane past
+   the level starts again under the arc-length clock, and locates the level by a signal.
 3. `stationarity` ends the lanes that have come to rest.
 
-A lane must not slow down its block without end. Once the next step would be below 1e-5 of the first
-one, the lanes whose errors ask for that are evicted, and go on elsewhere under the arc-length
-clock. Under that clock they end with an outcome, `step_limit` or `non_finite`, at 1e-12 of it.
+A single lane must not slow down its block indefinitely. If the next step would be below 1e-5 of the
+first, the lanes with too large errors are evicted, and are continued elsewhere under the arc-length
+clock. Under that clock, a lane whose steps would be below 1e-12 of the first ends with the outcome
+`step_limit` or `non_finite`.
 
 Source: Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), sections II.4
 (step-size control) and II.6 (interpolants); Söderlind, ACM Trans. Math. Softw. 29 (2003) 1–26 (PI
@@ -72,7 +74,7 @@ _GIVE_UP_BELOW = 1e-12
 _NEAR_BOUND = 2.5
 """Products of a step and the fastest rate from which on stability may limit it: to some 3 or more
 a usual method is stable, and where accuracy limits it the product stays about one."""
-_GROWTH = 10.0  # of a step over what the longest lane has gone in the one before
+_GROWTH = 10.0  # times the longest step that a lane has taken before: a limit on the next step
 
 Errors = Callable[[Problem, Lanes, Point, Any], Float[Array, " n"]]
 """The error of each lane over what is allowed, from the lanes before a step, their points after it,
@@ -83,9 +85,9 @@ class Tape(eqx.Module):
     """The accepted steps of a block, one after the other on the first axis.
 
     Attributes:
-        dense: The data of the solver's interpolant, per step.
+        dense: The data of the solver's interpolants, on a first axis of steps.
         end: The fraction of each step that a lane used, shape (steps, n).
-        count: Steps written.
+        count: Number of steps recorded.
     """
 
     dense: PyTree[Float[Array, "steps ..."]]
@@ -94,16 +96,17 @@ class Tape(eqx.Module):
 
 
 class Loop(eqx.Module):
-    """The state that one try at a step hands to the next.
+    """The state of the integration loop between two attempted steps.
 
     Attributes:
         lanes: The lanes.
         step: Length of the next step.
-        controller_state: The memory of what chooses the steps.
-        solver_state: The memory of what makes them.
-        jumped: Whether any field has changed since the last step.
-        tries: Steps tried.
-        tape: The record of the steps; None without one.
+        controller_state: State of the step-size controller.
+        solver_state: State of the solver.
+        jumped: Whether the field of a lane has changed since the last step.
+        tries: Number of attempted steps.
+        tape: The record of the accepted steps; None for no record.
+        limited: Count of steps at the bound of stability; None if they are not counted.
     """
 
     lanes: Lanes
@@ -122,7 +125,7 @@ def safe_problem(problem: Problem) -> Problem:
 
 
 def resume(problem: Problem, lanes: Lanes) -> Lanes:
-    """Evicted lanes, ready to be continued under another clock from their present points."""
+    """Prepare evicted lanes for continuation from their present points under another clock."""
     ready = dataclasses.replace(
         lanes, evicted=jnp.zeros_like(lanes.evicted), fraction=jnp.ones_like(lanes.fraction)
     )
@@ -141,18 +144,22 @@ def advance(
     errors: Errors | None = None,
     patience: Int[Array, ""] | int | None = None,
 ) -> tuple[Lanes, Int[Array, ""], Tape | None]:
-    """The lanes after a number of shared steps; the steps tried; and the steps recorded.
+    """Advance the lanes of a block by shared steps.
 
     Args:
-        problem: What to solve.
-        method: What makes and chooses the steps.
-        lanes: Where they are.
-        max_steps: Steps to try at most.
-        keep: Stop once no more than this many lanes are running.
-        tape_length: Steps to record, or None to record none.
-        errors: The errors from which steps are chosen; None for `lane_errors`.
-        patience: Steps at the bound of stability after which to stop, for an explicit Runge–Kutta
-            method; None to count none.
+        problem: The problem.
+        method: The solver and its step-size controller.
+        lanes: The lanes.
+        max_steps: The largest number of attempted steps.
+        keep: The loop stops when at most this many lanes are running.
+        tape_length: Number of steps that the record has room for; None for no record.
+        errors: The function that gives the errors for the step-size control; None for
+            `lane_errors`.
+        patience: Number of steps at the bound of stability at which the loop stops, for explicit
+            Runge–Kutta methods; None for no such stop.
+
+    Returns:
+        The lanes, the number of attempted steps, and the record of the accepted steps, or None.
     """
     errors = lane_errors if errors is None else errors
     loop = first_loop(problem, method, lanes, tape_length)
@@ -176,7 +183,7 @@ def go_on(
     going: Callable[[Loop], Bool[Array, ""]],
     errors: Errors,
 ) -> Loop:
-    """The loop after more tries at steps, as long as it is going."""
+    """The loop state after as many attempted steps as `going` allows."""
     return lax.while_loop(going, lambda loop: _stepped(problem, method, loop, errors), loop)
 
 
@@ -213,7 +220,7 @@ def first_loop(
 
 
 def _counted(loop: Loop) -> Int[Array, ""]:
-    """The steps at the bound of stability, of a loop that counts them."""
+    """The count of steps at the bound of stability, for a loop that has one."""
     assert loop.limited is not None
     return loop.limited
 
@@ -225,7 +232,7 @@ def _first_step(problem: Problem, method: Method) -> Float[Array, ""]:
 
 
 def _stepped(problem: Problem, method: Method, loop: Loop, errors_of: Errors) -> Loop:
-    """The loop after one more step has been tried."""
+    """The loop state after one more attempted step."""
     lanes = _with_fractions(problem, loop.lanes, loop.step)
     zero = jnp.zeros_like(loop.step)
     jumped = loop.jumped if problem.eventful else False
@@ -270,7 +277,7 @@ def _stepped(problem: Problem, method: Method, loop: Loop, errors_of: Errors) ->
 def _at_the_bound(
     method: Method, count: Int[Array, ""] | None, dense: PyTree[Array], keep: Bool[Array, ""]
 ) -> Int[Array, ""] | None:
-    """The steps at the bound of stability, less those since that were not, after one more."""
+    """The count of steps at the bound of stability: an accepted step adds or subtracts 1."""
     if count is None or not isinstance(method.solver, RungeKutta):
         return count
     near = method.solver.stretch(dense) >= _NEAR_BOUND
@@ -296,9 +303,10 @@ def _held_back(
     all_cut: Bool[Array, ""],
     longest: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """The next step, limited where no lane has taken the whole of the last one.
+    """The next step, limited if no lane took the whole of the last step.
 
-    The error of such a step says little, and steps that events cut short must not keep growing.
+    The error of such a step says little, and without a limit the step would keep growing while
+    events cut it short.
     """
     step = jnp.where(all_cut, jnp.minimum(step, before), step)
     gone = jnp.maximum(_GROWTH * longest * before, first)
@@ -313,7 +321,7 @@ def _order(problem: Problem, method: Method) -> float:
 
 
 def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> Lanes:
-    """The lanes with their fractions of a step, such that they end on levels and times."""
+    """The lanes with their fractions of the next step, chosen to end at levels and times."""
     if problem.ends_by_clock:
         goal = lanewise(lambda lane: _goal(problem, lane))(lanes)
         fraction = jnp.clip((goal - lanes.progress) / step, 0, 1)
@@ -324,7 +332,7 @@ def _with_fractions(problem: Problem, lanes: Lanes, step: Float[Array, ""]) -> L
 
 
 def _goal(problem: Problem, lane: Lanes) -> Float[Array, ""]:
-    """The value of the clock at a lane's next level, or next time to save at."""
+    """The value of the clock at a lane's next level or time to save at, whichever is first."""
     clock = problem.clock
     goal = clock.goal(_hand(lane), clock.levels(problem.flow, problem.target), lane.level)
     if clock.keeps_time and problem.save_at.size:
@@ -344,10 +352,18 @@ def _arrived(
     lanes: Lanes,
     step: tuple[Float[Array, ""], Point, PyTree[Array], PyTree[Array]],
 ) -> tuple[Lanes, Bool[Array, ""], Float[Array, " n"], tuple[PyTree[Array], Float[Array, " n"]]]:
-    """The lanes at the ends of their steps, whether any field changed, and how far each went.
+    """The lanes after an accepted step, with their events applied.
 
-    Last come the interpolants of the steps, and the fractions of them that were used. Given of the
-    whole step are its length, the points after it, its interpolant, and the solver's state.
+    Args:
+        problem: The problem.
+        method: The solver and its step-size controller.
+        lanes: The lanes before the step.
+        step: Of the whole step, its length, the points after it, the data of its interpolant, and
+            the state of the solver.
+
+    Returns:
+        The lanes; whether the field of any lane changed; the fraction of the step that each lane
+        took; and the data of the interpolants with the fractions of them that were used.
     """
     place, end, fired, (dense, used) = _until_events(problem, method, lanes, step)
     folds = lanes.folds
@@ -387,9 +403,10 @@ def _until_events(
     Int[Array, " n"],
     tuple[PyTree[Array], Float[Array, " n"]],
 ]:
-    """The points at which lanes end in a step, how far each went, and its event's index or -1.
+    """The points at which the lanes end in an accepted step, at events or at its end.
 
-    Last come the interpolants of the steps, and the fractions of them that were used.
+    After the points come the fraction of the step that each lane took; the index of its event or
+    -1; and the data of the interpolants with the fractions of them that were used.
     """
     length, after, dense, _ = step
     end = jnp.ones_like(lanes.progress)
@@ -415,11 +432,12 @@ def _checked_at_level(
     due: Bool[Array, " n"],
     earlier: Float[Array, " n"],
 ) -> tuple[Lanes, Bool[Array, " n"]]:
-    """The lanes, and which of those whose clock says so are indeed at their level.
+    """Compare the lanes whose clock is at a level (`due`) with their actual loss or margin.
 
-    The clock is as accurate as the solver integrates the rate of the loss. A lane that is short of
-    its level goes on from its actual loss, or margin. One that is past the level, or no nearer to
-    it than at `earlier`, has strayed, and begins again under the arc-length clock.
+    The clock has the error with which the solver integrates the rate of the loss or margin. A lane
+    before its level continues with its clock set to its actual loss or margin. A lane past its
+    level, or no nearer to it than at the clock's value `earlier`, has strayed, and starts again
+    under the arc-length clock. The result is the lanes, and a mask of lanes at their level.
     """
 
     def look(lanes: Lanes) -> tuple[Float[Array, " n"], Bool[Array, " n"], Bool[Array, " n"]]:
@@ -441,9 +459,9 @@ def _checked_at_level(
 
 
 def _past_level(problem: Problem, lanes: Lanes, asked: Bool[Array, " n"]) -> Bool[Array, " n"]:
-    """Mask of the lanes asked about that are past their level, whatever their clock says.
+    """Mask of the lanes in `asked` whose actual loss or margin is at or past their level.
 
-    From such a point the level would never be met under another clock.
+    Such a lane cannot be continued under another clock, since it would never reach the level.
     """
     clock = problem.clock
     if not isinstance(clock, AbstractLevelClock):
@@ -459,7 +477,7 @@ def _past_level(problem: Problem, lanes: Lanes, asked: Bool[Array, " n"]) -> Boo
 def _at_level(
     problem: Problem, clock: AbstractLevelClock, lane: Lanes
 ) -> tuple[Float[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
-    """The actual progress of a lane, and whether it is at its level, or before it."""
+    """The actual progress of a lane, and two flags: at its level; before its level."""
     state = problem.flow.domain.state(lane.point.coordinates)
     reading = clock.reading(problem.flow, state, problem.flow.potential(state))
     levels = clock.levels(problem.flow, problem.target)
@@ -471,7 +489,7 @@ def _at_level(
 def _folded(
     problem: Problem, method: Method, lanes: Lanes, dense: PyTree[Array], end: Float[Array, " n"]
 ) -> tuple[PyTree[Array], ...]:
-    """The folds of the measures after a step, of which each lane used the fraction `end`."""
+    """The folds of the measures, updated by a step of which each lane used the fraction `end`."""
     parts = jnp.linspace(0, 1, NODES, dtype=end.dtype)
     nodes = jax.vmap(lambda part: interpolated(method, dense, part * end))(parts)
 
@@ -502,10 +520,14 @@ def _evict_limiting_lanes(
     hopeless: Bool[Array, " n"],
     steps: tuple[Float[Array, ""], Float[Array, ""]],
 ) -> tuple[Lanes, Float[Array, ""], Bool[Array, ""]]:
-    """A block without the lanes that would make its next step too small beside the first one.
+    """Evict, or end, the lanes whose errors would make the next step too small.
 
-    Solvers of stiff flows begin with steps that are far smaller than their later ones, and have no
-    better clock to go on under.
+    The smallest allowed step is a fraction of the first: 1e-5 if lanes can be continued under the
+    arc-length clock, else 1e-12. Lanes of a stiff solver cannot: another clock would not help, and
+    their first steps are far smaller than the later ones.
+
+    Returns:
+        The lanes; the next step, reset to the first if lanes were removed; and whether any were.
     """
     (problem, method), (step, first) = solved, steps
     stiff = not isinstance(method.solver, RungeKutta)

@@ -1,14 +1,14 @@
-"""Errors of a step relative to what is allowed, from which the next step is chosen.
+"""Errors of a step relative to their tolerances, from which the next step is chosen.
 
-The embedded method gives an estimate e of the error of each unknown. Its tolerance is rtol·|q| +
-atol for a coordinate q, the larger of |q| before and after the step counting, and relative alone
-for flow time and integrals. The error of a lane is the largest quotient of the two.
+The embedded method gives an estimate e of the error of each unknown. The tolerance is rtol·|q| +
+atol for a coordinate q, with the larger of |q| before and after the step; for flow time and
+integrals it is purely relative. The error of a lane is the largest quotient of error and tolerance.
 
-In a stiff valley that is not enough: an e that is within tolerance across the valley can exceed
-what is left of the loss, or change the velocity altogether. Once a lane has taken 32 steps, what
-its target observes (a loss, a margin, a speed) and, if something is measured, its velocity are
-therefore evaluated both at y and at y − e, and their difference must be within rtol as well, ten
-times rtol for the velocity.
+In a stiff valley this test is not enough: an error e that is within tolerance across the valley can
+exceed what is left of the loss, or change the velocity altogether. After the first 32 steps of a
+lane, two more quantities are therefore evaluated both at y and at y − e: the quantity of the target
+(a loss, a margin, a speed) and, if there are measures, the velocity. Their changes must also be
+within rtol, and ten times rtol for the velocity.
 """
 
 from collections.abc import Callable
@@ -24,21 +24,21 @@ from flowlab.flow import largest
 from flowlab.solve.field import velocity_of_coordinates
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
 
-__all__ = ["change_by_error", "lane_errors"]
+__all__ = ["lane_errors"]
 
-_ROUNDINGS = 4.0  # of a coordinate, that its error must exceed to count: no step makes fewer
-_PRESSURE = 1e-4  # of the time: tolerance of a pressure's integral, whose slope's sign is read
-_SPEED = 10.0  # tolerances, relative to itself, of a velocity that is measured
-_LATE = 32  # steps of a lane from which on it may be stiff; most lanes that are not have arrived
+_ROUNDINGS = 4.0  # of a coordinate: smaller errors are ignored, as no step has fewer
+_PRESSURE = 1e-4  # of the time: the tolerance of the integral of the pressure
+_SPEED = 10.0  # times rtol: the relative tolerance of the velocity, for measures
+_LATE = 32  # steps of a lane before it may be stiff; most other lanes have arrived by then
 
 
 def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
-    """Largest error of each lane, relative to its tolerance; infinite if it is not finite."""
+    """The largest error of each lane relative to its tolerance; infinite if it is not finite."""
 
     def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
         domain, before = problem.flow.domain, lane.point
         larger = jax.tree.map(lambda a, b: jnp.maximum(jnp.abs(a), jnp.abs(b)), before, after)
-        # The scale of logarithmic coordinates falls as they rise: take it where it is smaller.
+        # The scale of logarithmic coordinates decreases as they increase: take the smaller.
         place = jax.tree.map(jnp.maximum, before, after) if domain.absorbing else larger
         allowed = domain.error_scale(place.coordinates, problem.rtol, lane.atol)
         tiny = jnp.finfo(after.time.dtype).tiny
@@ -71,13 +71,16 @@ def lane_errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Flo
 
 
 def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The relative error in the signal of the target; 0 at a level of zero, which sets no scale."""
+    """The error in the quantity of the target, relative to its tolerance.
+
+    0 at a level of zero, unless the target has a size below which tolerances are absolute.
+    """
 
     def signal(coordinates: PyTree[Array]) -> Float[Array, ""]:
         state = problem.flow.domain.state(coordinates)
         return problem.target.signal(problem.flow, state, after.time)[lane.level]
 
-    value, change = change_by_error(signal, after, error)
+    value, change = _change_by_error(signal, after, error)
     level = jnp.asarray(problem.target.levels, value.dtype)[lane.level]
     size = jnp.maximum(jnp.abs(level) + jnp.abs(value), problem.target.absolute_below)
     sizeless = (level == 0) & (problem.target.absolute_below == 0)
@@ -85,18 +88,18 @@ def _signal_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> 
 
 
 def _velocity_error(problem: Problem, lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-    """The relative error in the velocity, on which measures depend."""
-    value, change = change_by_error(velocity_of_coordinates(problem, lane), after, error)
+    """The error of the velocity, relative to its tolerance."""
+    value, change = _change_by_error(velocity_of_coordinates(problem, lane), after, error)
     speed = largest(value)
     return jnp.where(speed > 0, largest(change) / (_SPEED * problem.rtol * speed), 0)
 
 
-def change_by_error(
+def _change_by_error(
     function: Callable[[PyTree[Array]], PyTree[Array]], after: Point, error: Point
 ) -> tuple[PyTree[Array], PyTree[Array]]:
     """A function's value after a step, and its change when the step's error is subtracted.
 
-    The change is 0 where the function is not defined, as beyond a wall.
+    The change is 0 if the function is not defined at the changed point, for example beyond a wall.
     """
 
     def without(x: Float[Array, "..."], error: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -1,11 +1,12 @@
-"""The effect of an event on a lane: a level, a time to save at, or a wall is met.
+"""The effects of events on a lane: it reaches a level, a time to save at, or a wall.
 
-At a level the flow time is noted, and after the last level the lane has reached its target. At a
-wall a flow with `wall="stop"` ends. One that slides is first put exactly onto the wall. All walls
-that it then touches, within a hundredth of the tolerance, are candidates to hold it; `walls` solves
-the complementarity problem that tells which of them do, and the lane goes on along these, or ends
-if they leave it no velocity. The same is solved when the pressure on a wall falls to zero, so that
-a line is released from a wall at the point at which its free velocity turns inward.
+At a level the flow time is recorded; at the last level the lane has reached its target. At a wall a
+lane ends if the flow has `wall="stop"`. If the flow slides, the lane is first put exactly onto the
+wall. All walls that it then touches, within a hundredth of the tolerance, are candidates for active
+constraints. `walls` solves the complementarity problem that decides which of them hold the lane.
+The lane continues along these walls, or ends if they leave it no velocity. The same problem is
+solved when the pressure on a wall falls to zero, so that a lane is released from a wall at the
+point at which its free velocity turns inward.
 
 n: lanes.
 """
@@ -26,11 +27,11 @@ from flowlab.until import Outcome
 
 __all__ = ["apply_clock_event", "apply_event"]
 
-_AT_ONCE = 0.01  # tolerances between walls that count as met at once
+_AT_ONCE = 0.01  # tolerances: walls closer than this are reached at once
 
 
 def apply_event(problem: Problem, lanes: Lanes, fired: Int[Array, " n"]) -> Lanes:
-    """The lanes after their events, given by index (-1 for none), have taken effect."""
+    """Apply to each lane the event with index `fired`, -1 for none."""
     count = 2 * wall_count(problem.flow)
     if count:
         at_walls = lanes.active & (fired >= 0) & (fired < count)
@@ -59,7 +60,7 @@ def _landed(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
 
 
 def apply_clock_event(problem: Problem, lane: Lanes, due: Bool[Array, ""]) -> Lanes:
-    """A lane after its clock has met its next level or time to save at."""
+    """Apply to a lane the level or time to save at that its clock has reached, if `due`."""
     due = due & (lane.outcome == 0)
     lane = _save_met(problem, lane, due)
     return lane if locates_levels(problem) else _level_met(problem, lane, due)
@@ -71,7 +72,7 @@ def _ended(lane: Lanes, here: Bool[Array, ""], outcome: Outcome) -> Lanes:
 
 
 def _level_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
-    """The lane with the time of its level noted, and `reached` if it was the last one."""
+    """The lane with the time of its level recorded; at the last level its outcome is `reached`."""
     if problem.clock.keeps_time and problem.target.moments is not None:
         last = jnp.asarray(problem.target.levels, lane.point.time.dtype)[lane.level]
         here = here & (_time_by_clock(problem, lane) >= last * (1 - 16 * jnp.finfo(last.dtype).eps))
@@ -107,10 +108,10 @@ def _save_met(problem: Problem, lane: Lanes, here: Bool[Array, ""]) -> Lanes:
 
 
 def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
-    """A lane that has met a wall, or has ceased to press against one that held it.
+    """The lane after it has reached a wall, or after the pressure on a wall has fallen to zero.
 
-    It stops, or goes on along the walls that hold it there. If they leave it no direction to move
-    in, as in a corner, it stops too.
+    The lane stops, or continues along the walls that hold it. If these leave it no direction to
+    move in, as in a corner, it stops as well.
     """
     flow, domain = problem.flow, problem.flow.domain
     count = wall_count(flow)
@@ -128,7 +129,7 @@ def _at_wall(problem: Problem, lane: Lanes, kind: Int[Array, ""]) -> Lanes:
         return _ended(placed(lane, onto), here & jnp.any(hit), Outcome.at_wall)
     state = domain.state(onto)
     free = motion(problem, state, lane.walls).free
-    # Walls that are met within the tolerance of each other are met at once.
+    # Walls within the tolerance of each other are reached at once.
     epsilon = jnp.finfo(state.dtype).eps
     close = flow.domain.rounding(state) * jnp.maximum(1, _AT_ONCE * problem.rtol / epsilon)
     touched = hit | lane.walls | (flow.domain.distances(state) <= close)

@@ -1,7 +1,7 @@
-"""Sets that paths with noise leave: when they have, and through which boundary.
+"""Sets that paths with noise leave, as targets of `noisy_runs`.
 
-A set is the part of the space in which m functions, its gaps, are positive: the distance of a loss
-or margin from a level, of a state from walls, or of a coordinate from the ends of an interval.
+A set is the region in which m functions, its gaps, are all positive. A gap is the distance of a
+loss or margin from a level, of a state from a wall, or of a component from an end of an interval.
 
 m: boundaries.
 """
@@ -24,13 +24,13 @@ __all__ = ["AbstractExit", "exit_at_level", "exit_from", "exit_from_interval"]
 
 
 class AbstractExit(eqx.Module):
-    """A set to leave; `exit_from` and `exit_from_interval` make one."""
+    """A set to leave; `exit_from` and `exit_from_interval` construct one."""
 
     time_limit: eqx.AbstractVar[float]
 
     @abstractmethod
     def gaps(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " m"]:
-        """Numbers that are positive inside and zero on each boundary of the set."""
+        """The gaps at a state: all positive inside the set, one of them zero on its boundary."""
 
 
 class _Inside(AbstractExit):
@@ -59,7 +59,7 @@ class _Interval(AbstractExit):
         vector, _ = ravel_pytree(state)
         if self.component >= vector.size:
             raise ValueError(
-                f"Argument `component` must be less than {vector.size}, the numbers in a state, "
+                f"Argument `component` must be less than {vector.size}, the size of a state, "
                 f"but is {self.component}."
             )
         position = vector[self.component]
@@ -80,7 +80,7 @@ class _Before(AbstractExit):
 def exit_from(
     inside: Callable[[PyTree[Array]], Float[Array, ""]], *, time_limit: float | None = None
 ) -> AbstractExit:
-    """Exit from the set in which a function of the state is positive.
+    """A target: exit from the set in which a function of the state is positive.
 
     Args:
         inside: A smooth function of the state that is positive inside, negative outside, and zero
@@ -102,17 +102,17 @@ def exit_from_interval(
     component: int = 0,
     time_limit: float | None = None,
 ) -> AbstractExit:
-    """Exit of one component of the state from an interval.
+    """A target: exit of one component of the state from an interval.
 
     Args:
-        low: Lower end; None for none.
-        high: Upper end; None for none.
-        component: Index of the number of the state, counted from 0.
+        low: Lower end; None for −∞.
+        high: Upper end; None for ∞.
+        component: Index of the component in the flattened state, counted from 0.
         time_limit: Flow time at which to give up; None for never.
 
     Raises:
-        ValueError: If there is no end, one is not finite, they are not in order, or `time_limit` is
-            not positive.
+        ValueError: If both ends are None, an end is not finite, the ends are not in order, or
+            `time_limit` is not positive.
     """
     ends = numbers([-np.inf if low is None else low, np.inf if high is None else high])
     given = (low is not None, high is not None)
@@ -130,10 +130,11 @@ def exit_from_interval(
 
 
 def exit_at_level(target: AbstractTarget) -> AbstractExit:
-    """Exit from the set of states that have not reached a target of one level.
+    """A target: exit from the set of states that are before the level of another target.
 
     Raises:
-        ValueError: If the target is not a function of the state, or has several levels.
+        ValueError: If the level is not a value of a function of the state, or there are several
+            levels.
     """
     if not target.of_state or np.shape(target.levels) != (1,):
         raise ValueError(

@@ -1,12 +1,13 @@
-"""The field that a block's solver sees: the derivative of a lane's unknowns by its clock.
+"""The field that the solver integrates: the derivatives of a lane's unknowns by its clock.
 
-For a state y the velocity is v = −M(y)∇L(y), projected on the walls that hold the lane (`walls`),
-and pushed forward to the coordinates of the domain. The clock multiplies it by its pace, which is
-also the derivative of flow time; integrals of measures grow at their rates times the pace.
+The velocity at a state y is v = −M(y)∇L(y), projected onto the walls that hold the lane (`walls`),
+and pushed forward to the coordinates of the domain. The derivatives with respect to the clock are
+this velocity times the pace of the clock, the pace itself for flow time, and rates of measures
+times the pace for their integrals.
 
-Beside them the least pressure on the walls that hold a lane is integrated. A wall's push has no
-trace in the state, so that a step would not notice that it changes its sign; as an unknown it is
-held to a tolerance, and its sign is read off the interpolant.
+The least pressure on the walls that hold a lane is integrated as a further unknown. The state does
+not depend on the pressure, so that a step would not resolve a change of its sign. As an unknown,
+its integral has a tolerance, and the interpolant of the integral shows the sign.
 """
 
 from collections.abc import Callable
@@ -25,10 +26,10 @@ __all__ = ["Motion", "motion", "vector_field", "velocity_of_coordinates"]
 
 
 class Motion(NamedTuple):
-    """The gradient, the free velocity, the velocity along the walls, and the pressure on each wall.
+    """Gradient, free velocity, velocity along the walls, and pressure on each wall, at a state.
 
-    `pressure`, shape (m,), is 0 for walls that the lane is not pressed against; None where no lane
-    slides.
+    `pressure` has shape (m,), and is 0 for walls that do not hold the lane; it is None for flows
+    that do not slide.
     """
 
     gradient: PyTree[Array]
@@ -38,7 +39,7 @@ class Motion(NamedTuple):
 
 
 def motion(problem: Problem, state: PyTree[Array], held: Bool[Array, " m"]) -> Motion:
-    """The motion of one lane at a state."""
+    """The `Motion` of one lane at a state, on the walls that hold it."""
     flow = problem.flow
     gradient = flow.gradient(state)
     sign = 1 if problem.reverse else -1
@@ -47,7 +48,7 @@ def motion(problem: Problem, state: PyTree[Array], held: Bool[Array, " m"]) -> M
 
 
 def vector_field(problem: Problem, lane: Lanes, offset: Float[Array, ""], point: Point) -> Point:
-    """The derivative of one lane's unknowns by its clock, at an `offset` into the shared step."""
+    """The derivatives of a lane's unknowns by its clock, at `offset` from the start of the step."""
     domain = problem.flow.domain
     state = domain.state(point.coordinates)
     gradient, free, velocity, pressure = motion(problem, state, lane.walls)
@@ -72,7 +73,7 @@ def _least(
 def velocity_of_coordinates(
     problem: Problem, lane: Lanes
 ) -> Callable[[PyTree[Array]], PyTree[Array]]:
-    """The velocity of a lane's coordinates as a function of them, along the walls that hold it."""
+    """A function from a lane's coordinates to their velocity along the walls that hold the lane."""
     domain = problem.flow.domain
 
     def velocity(coordinates: PyTree[Array]) -> PyTree[Array]:

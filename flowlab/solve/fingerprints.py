@@ -1,17 +1,18 @@
-"""Fingerprints of what users' functions compute now, by which compiled programs are told apart.
+"""Fingerprints of users' functions: the keys of compiled programs.
 
-A function may use what it does not hold: a global, an attribute, an array that it captured. What is
-compiled of it is what it was then. A fingerprint is taken of the operations that JAX sees when it
-traces the function, and of the constants among them, so that one that has come to compute something
-else is compiled anew, whatever has changed; one that computes the same is not.
+A function may depend on a global, an attribute or a captured array. A compiled program has their
+values at the time of compilation as constants. The fingerprint of a function is a digest of the
+operations that JAX records when it traces the function, with their constants. A function that now
+computes something else is therefore compiled again, whatever the reason for the change, and a
+function that computes the same is not.
 
-A fingerprint sees what JAX sees. A function that the user has compiled with `jax.jit` keeps the
-values that its globals had when it was compiled, for JAX too: call `clear_cache()` on it. The same
-goes for functions that JAX itself keeps, where they are defined once, outside of the function that
-uses them: bodies of `lax.scan` or `lax.fori_loop`, branches of `lax.cond` and `lax.switch`, and
-what `jax.checkpoint` makes. Of a function that runs on the host (`jax.pure_callback`), it sees the
-code, and what it holds and names, in Python; not what it reads elsewhere, as from a file, what
-installed libraries hold, or what it finds by names that are made as it runs.
+A fingerprint sees only what JAX traces. JAX does not trace a function again that the user has
+compiled with `jax.jit`, so such a function keeps the old values of its globals: call its
+`clear_cache()`. The same holds for functions that JAX caches if they are defined once, outside the
+function that uses them: bodies of `lax.scan` and `lax.fori_loop`, branches of `lax.cond` and
+`lax.switch`, and results of `jax.checkpoint`. For a function that runs on the host
+(`jax.pure_callback`), the fingerprint covers the Python code, and the objects that the code holds
+and names. It does not cover files, the state of installed libraries, or names computed at run time.
 """
 
 import dataclasses
@@ -45,21 +46,21 @@ _BACKWARDS: ContextVar[bool] = ContextVar("backwards", default=False)
 _REVERSE_ALONE = ("custom_lin", "custom_vjp")
 """Operations that stand for a rule of a user's for reverse mode, which is not in them."""
 
-_CALLBACK = "callback"  # the parameter of an operation that is a function of the host
+_CALLBACK = "callback"  # the parameter of an operation that holds a function on the host
 
-_NAMES = ("name", "debug_info", "metadata")  # parameters of an operation that name it, for people
+_NAMES = ("name", "debug_info", "metadata")  # parameters of an operation that only name it
 
 
 def fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], Any]) -> str:
-    """A digest of the operations of functions at a state; empty if they are all of known libraries.
+    """A digest of the operations of functions at a state; "" if none is a function of the user.
 
-    The values of arrays that are leaves are left out, since they are arguments of compiled
-    programs. Arrays that a function captures are constants of it, and are part of the digest.
+    Values of array leaves are left out, since they are arguments of compiled programs. Arrays that
+    a function captures are constants of the program, and are part of the digest.
 
     Args:
         things: A flow, or any PyTree with functions.
-        state: A state as the functions take it; its shapes and dtypes alone matter.
-        observe: `observe(things, state)`, everything that they compute, as arrays.
+        state: A state that the functions accept; only its shapes and dtypes matter.
+        observe: `observe(things, state)` calls all the functions and returns their results.
     """
     known = _KNOWN.get()
     if known is None:
@@ -73,9 +74,9 @@ def fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], A
 
 @contextmanager
 def one_call() -> Iterator[None]:
-    """A context for one call by the user, in which functions are taken not to change.
+    """A context for one call by the user, in which the user's functions are assumed not to change.
 
-    Instruments that use a flow many times then take the fingerprint of its functions once.
+    A call that uses a flow many times then takes the fingerprint of its functions only once.
     """
     before = _KNOWN.get()
     token = _KNOWN.set({} if before is None else before)
@@ -93,7 +94,7 @@ def _fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], 
         abstract = jax.tree.map(_shape, (held, state))
 
         def traced() -> ClosedJaxpr:
-            # A new function each time: JAX keeps what it has traced of one that it knows.
+            # A new function each time, since JAX caches its traces of functions.
             return jax.make_jaxpr(
                 lambda arrays, at: _arrays(observe(eqx.combine(arrays, rest), at))
             )(*abstract)
@@ -111,16 +112,16 @@ def _fingerprint(things: Any, state: PyTree[Any], observe: Callable[[Any, Any], 
 
 
 def motion_of(flow: AbstractFlow, state: PyTree[Array]) -> tuple[Any, ...]:
-    """Everything that a flow computes at a state, to take its fingerprint of.
+    """All results of a flow's functions at a state, for its fingerprint.
 
-    Forward derivatives include the functions' own derivative rules, at a third of the cost of a
-    gradient.
+    Forward derivatives are included, so that the functions' own derivative rules count, at a third
+    of the cost of a gradient.
     """
 
     def values(state: PyTree[Array]) -> tuple[Any, ...]:
         if type(flow) is not PreferenceFlow:
             return (flow.potential(state),)
-        pairs = flow.pairs(state)  # of which the potential is made: not to be traced twice
+        pairs = flow.pairs(state)  # the potential depends on these, and is not traced again
         return flow.loss.mean(pairs, flow.weights), pairs
 
     seen: list[Any] = [_with_derivatives(values, state), flow.metric(state, state)]
@@ -138,7 +139,7 @@ def _with_derivatives(function: Callable[[Any], Any], state: PyTree[Array]) -> A
 
 
 def _names(jaxpr: Jaxpr) -> Iterator[str]:
-    """The names of all operations of a program, and of the programs within."""
+    """The names of all operations of a program, nested programs included."""
     for equation in jaxpr.eqns:
         yield equation.primitive.name
         for value in equation.params.values():
@@ -150,7 +151,7 @@ def _names(jaxpr: Jaxpr) -> Iterator[str]:
 
 
 def observed(problem: Any, state: PyTree[Array]) -> tuple[Any, ...]:
-    """Everything that the flow, target and measures of a problem compute at a state."""
+    """All results of the flow, target and measures of a problem at a state, for its fingerprint."""
     flow, target = problem.flow, problem.target
     seen: list[Any] = [motion_of(flow, state)]
     if not _is_known(target):
@@ -161,12 +162,12 @@ def observed(problem: Any, state: PyTree[Array]) -> tuple[Any, ...]:
 
 
 def one_of(states: PyTree[Any]) -> PyTree[jax.ShapeDtypeStruct]:
-    """The shapes and dtypes of one of many states."""
+    """The shapes and dtypes of one state, from arrays of many states."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x)[1:], x.dtype), states)
 
 
 def operations_at(flow: AbstractFlow, states: Any) -> str:
-    """The fingerprint of a flow, given many of its states as arrays."""
+    """The fingerprint of a flow, from arrays of many of its states."""
     return fingerprint(flow, one_of(states), motion_of)
 
 
@@ -212,7 +213,7 @@ def _is_wide(state: PyTree[Any]) -> bool:
 
 
 def _is_known(thing: Any) -> bool:
-    """True if all functions and classes in an object are of libraries, not of the user."""
+    """True if all functions and classes in an object come from libraries, none from the user."""
     if thing is None or isinstance(thing, str | bytes | bool | int | float | np.ndarray | Enum):
         return True
     if isinstance(thing, tuple | list):
@@ -270,7 +271,7 @@ def _add_operations(digest: Any, jaxpr: Jaxpr) -> None:
         for name, value in equation.params.items():
             if name not in _NAMES:
                 digest.update(name.encode())
-                # JAX sees nothing of a function that runs on the host: all that it holds is told.
+                # JAX does not trace a function on the host, so its contents are added.
                 (add_held if name == _CALLBACK else _add)(digest, value)
         add_variables(equation.outvars)
     digest.update(b"->")
@@ -278,7 +279,7 @@ def _add_operations(digest: Any, jaxpr: Jaxpr) -> None:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Add a constant or a parameter of an operation, by its value and never by its address."""
+    """Add a constant or a parameter of an operation to a digest, by its value."""
     if value is None or isinstance(value, str | bool | int | float):
         digest.update(repr(value).encode())
     elif isinstance(value, ClosedJaxpr):

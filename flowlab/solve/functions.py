@@ -1,4 +1,4 @@
-"""Checks of the functions that users hand to a flow, its potential and its metric."""
+"""Checks of the potential and the metric that users pass to a flow."""
 
 from typing import Any
 
@@ -8,66 +8,79 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from flowlab._checks import shown
+from flowlab._tracing import in_jax
 from flowlab.flow import AbstractFlow, Flow, metric_matrix
 
-__all__ = ["check_functions"]
+__all__ = ["check_functions", "check_potential"]
 
-_METRIC_SEEN = 64  # components up to which a metric is looked at as a matrix, in some milliseconds
-_METRIC_SLACK = 1e-5  # of its largest entry: what rounding may leave, in float32 as well
+_METRIC_SEEN = 64  # components up to which a metric is checked as a matrix, in some milliseconds
+_METRIC_SLACK = 1e-5  # of its largest entry: the tolerance for rounding, also in float32
 
 
 def check_functions(name: str, flow: AbstractFlow, states: PyTree[Any], batched: bool) -> None:
-    """Refuse states that the potential does not accept, and improper potentials or metrics.
+    """Check a flow's potential and metric at its states.
 
     Args:
-        name: What the caller calls the states.
-        flow: What they are states of.
+        name: The name of the argument with the states, for messages.
+        flow: The flow.
         states: One state, or many with a leading axis.
         batched: Whether there is a leading axis.
 
     Raises:
-        ValueError: If the potential does not give one real number by JAX, or the metric of a `Flow`
-            gives no vector like a state or is not symmetric and positive semidefinite at the first
-            state.
+        ValueError: If the potential does not accept a state, or does not return one real number
+            computed in JAX; or if the metric of a `Flow` does not return a result of the shape of a
+            state, or is not symmetric and positive semidefinite at the first state.
     """
     one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[int(batched) :], x.dtype), states)
+    check_potential(flow, one, name)
+    if isinstance(flow, Flow) and flow.operator is not None:
+        first = jax.tree.map(lambda x: x[0] if batched else x, states)
+        with jax.enable_x64(_is_wide(one)):
+            _check_metric(flow, one, first)
+
+
+def check_potential(flow: AbstractFlow, one: PyTree[Any], name: str = "flow") -> None:
+    """Refuse a potential that does not give one real number, computed by JAX, for a state.
+
+    Args:
+        flow: The flow.
+        one: The shapes and dtypes of a state.
+        name: The name of the argument with the states, or with the flow, for messages.
+
+    Raises:
+        ValueError: If the potential gives something else, or JAX cannot trace it.
+    """
     given: list[Any] = []
 
     def potential(state: PyTree[Array]) -> Any:
         given.append(flow.potential(state))
         return given[-1]
 
-    wide = jax.tree.leaves(one)[0].dtype == np.float64
-    with jax.enable_x64(wide):
+    own = isinstance(flow, Flow)
+    with jax.enable_x64(_is_wide(one)), in_jax("potential" if own else "loss"):
         value = jax.eval_shape(potential, one)
     shape = getattr(value, "shape", None)
-    if not isinstance(flow, Flow):
-        if shape != ():
-            raise ValueError(
-                f"Argument `{name}` must be mapped to a single number by the potential, but a "
-                f"state is mapped to shape {shape}."
-            )
-        return
+    if shape != () and not own:
+        raise ValueError(
+            f"Argument `{name}` must be mapped to a single number by the potential, but a state is "
+            f"mapped to shape {shape}."
+        )
     if shape != ():
         raise ValueError(
-            "Argument `potential` must give one number for a state, since flows are those of "
-            f"potentials and not of vector fields, but gives shape {shape}; for a field −M∇L, "
-            "give the function M as `metric`."
+            "Argument `potential` must give one number for one state, since a flow is the gradient "
+            f"flow of a potential, but for a state of shape {_shapes(one)} gives {_told(value)}; "
+            "for a field −M∇L, give the function M as `metric`."
         )
-    if not isinstance(given[-1], jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
+    if own and not (isinstance(given[-1], jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)):
         told = given[-1] if not isinstance(given[-1], jax.Array) else f"one of {value.dtype}"
         raise ValueError(
             "Argument `potential` must give a real number, computed from the state in JAX, but "
             f"gives {told}."
         )
-    if flow.operator is not None:
-        first = jax.tree.map(lambda x: x[0] if batched else x, states)
-        with jax.enable_x64(wide):
-            _check_metric(flow, one, first)
 
 
 def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> None:
-    """Refuse a metric of the wrong shape, or one that is not symmetric and positive at a state."""
+    """Refuse a metric that has the wrong shape or is not symmetric positive semidefinite."""
     raised = jax.eval_shape(flow.metric, one, one)
     wanted, shapes = (jax.tree.map(np.shape, tree) for tree in (one, raised))
     if shapes != wanted:
@@ -91,3 +104,16 @@ def _check_metric(flow: Flow, one: PyTree[Any], state: PyTree[np.ndarray]) -> No
 
 def _flat(state: PyTree[np.ndarray]) -> list[np.ndarray]:
     return [np.ravel(leaf) for leaf in jax.tree.leaves(state)]
+
+
+def _is_wide(one: PyTree[Any]) -> bool:
+    return bool(jax.tree.leaves(one)[0].dtype == np.float64)
+
+
+def _shapes(one: PyTree[Any]) -> Any:
+    return jax.tree.map(lambda leaf: leaf.shape, one)
+
+
+def _told(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" if shape is None else f"an array of shape {shape}"

@@ -1,10 +1,10 @@
-"""The begin and the end of a lane: its state before the first step, its results after the last.
+"""The beginning and the end of a lane: its initial data, and its results after the last step.
 
-A start gets its outcome at once if it is not finite, lies outside the domain, is past the target,
-or has no velocity. A start on walls is held by those that the complementarity problem of `walls`
-gives, and by those to which its velocity turns. At the end, time and state of a lane that was
-absorbed by the boundary are completed by the closed form in `signals`; times of targets that were
-not reached are NaN; and measures are evaluated from their integrals, folds and ends.
+A start has an outcome before any step if it is not finite, lies outside the domain, is past the
+target, or has zero velocity. A start on walls is held by the walls that solve the complementarity
+problem of `walls`, and by walls towards which its velocity turns. At the end, the time and state of
+a lane that the boundary absorbs are completed by the closed form in `signals`. Times of targets
+that were not reached are NaN. Measures are evaluated from their integrals, folds and ends.
 """
 
 from typing import Any
@@ -34,17 +34,17 @@ __all__ = ["begin", "finish", "potentials"]
 
 
 def begin(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Lanes:
-    """The lanes of a block before their first step; unfit starts have an outcome already."""
+    """The lanes of a block before their first step; some starts already have an outcome."""
     return lanewise(lambda start: _begin_lane(problem, start))(starts)
 
 
 def finish(problem: Problem, lanes: Lanes) -> dict[str, Any]:
-    """Outcome, times, end and measures of every lane, lanes on the last axis."""
+    """The results of every lane (outcome, times, end, measures), with lanes on the last axis."""
     return lanewise(lambda lane: _finish_lane(problem, lane))(lanes)
 
 
 def potentials(problem: Problem, starts: PyTree[Float[Array, "*d n"]]) -> Float[Array, " n"]:
-    """The potential at starts."""
+    """The potential at each start; lanes are on the last axis of `starts`."""
     return lanewise(problem.flow.potential)(starts)
 
 
@@ -96,7 +96,7 @@ def _not_yet(like: Float[Array, "..."], times: int) -> Float[Array, "t ..."]:
 def _first_coordinates(
     domain: AbstractDomain, start: PyTree[Array]
 ) -> tuple[Bool[Array, ""], Bool[Array, ""], PyTree[Array]]:
-    """Flags that a start is finite, and in the domain, and its coordinates (0 if it is not)."""
+    """Two flags, that a start is finite and in the domain, and its coordinates (0 if it is not)."""
     finite = all_finite(start)
     inside = finite & domain.contains(start)
     somewhere = domain.coordinates(jax.tree.map(lambda x: jnp.where(inside, x, 1), start))
@@ -110,9 +110,10 @@ def _first_outcome(
     velocities: tuple[PyTree[Array], PyTree[Array]],
     fit: tuple[Bool[Array, ""], Bool[Array, ""]],
 ) -> tuple[Int[Array, ""], Int[Array, ""]]:
-    """The number of levels met at a start, and its outcome before any step; 0 for none.
+    """The number of levels that a start has passed, and its outcome before any step; 0 for none.
 
-    `velocities` are the velocity along the walls and the free one; `fit` is finite, and inside.
+    `velocities` holds the velocity along the walls and the free velocity, `fit` the flags that the
+    start is finite and in the domain.
     """
     (velocity, free), (finite, inside) = velocities, fit
     ahead = problem.target.signal(problem.flow, state, jnp.zeros((), value.dtype))
@@ -140,7 +141,7 @@ def _first_point(
 
 
 def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, Any]:
-    """The walls that hold a start, its velocity along them, and the free one."""
+    """A mask of the walls that hold a start, its velocity along them, and its free velocity."""
     flow = problem.flow
     walls = jnp.zeros(wall_count(flow), bool)
     _, free, velocity, _ = motion(problem, state, walls)
@@ -159,7 +160,7 @@ def _first_walls(problem: Problem, state: PyTree[Array]) -> tuple[Array, Any, An
 def _turning_to(
     problem: Problem, state: Float[Array, " d"], walls: Bool[Array, " m"]
 ) -> Bool[Array, " m"]:
-    """The walls along which a lane moves and towards which its velocity turns, to second order."""
+    """The walls that a lane moves along and, to second order in time, moves towards."""
     normals, _ = problem.flow.domain.walls_like(state)
 
     def velocity(state: Array) -> Array:
@@ -213,10 +214,10 @@ def _measured(
 
 
 def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
-    """Outcome, end time, and whether the boundary was reached, including the last stretch.
+    """Outcome, end time, and a flag that the boundary was reached, with the last stretch added.
 
-    The last stretch to the boundary is not integrated, but takes time, in which a time limit or a
-    target that is a time can fall.
+    The last stretch to the boundary is not integrated but takes time. A time limit, or a target
+    that is a time, may lie within it.
     """
     target = problem.target
     if not absorbs(problem):
@@ -238,7 +239,7 @@ def _settlement(problem: Problem, lane: Lanes) -> tuple[Array, Array, Array]:
 
 
 def _settled(lane: Lanes, end: PyTree[Array], arrived: Bool[Array, ""]) -> PyTree[Array]:
-    """The end with the component that was absorbed set to zero."""
+    """The end of a lane, with an absorbed component set to zero."""
     if not isinstance(end, jax.Array) or end.ndim != 1:
         return end
     falling = jnp.argmin(lane.point.coordinates - lane.start).astype(jnp.int32)

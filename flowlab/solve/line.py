@@ -1,9 +1,9 @@
 """One flow line, with dense output: the verb `flow_line`, and `Line`, its result.
 
 The line is a block of one lane (`engine`). All accepted steps are kept, with their interpolants and
-the part of each that was used, so that the state at any flow time can be had: the step that holds
-it is found by its times, and the position within the step by solving t(θ) = time in the interpolant
-of t. Derivatives of the line by anything that it depends on are taken in forward mode.
+the fraction of each that was used, so that the state at any flow time can be evaluated. The step is
+found by a search in the times of the steps, and the position θ within the step by solving
+t(θ) = time in the interpolant of t. Derivatives of the line are computed in forward mode.
 """
 
 import os
@@ -37,7 +37,7 @@ from flowlab.solve.problem import (
     check_target,
     default_rtol,
 )
-from flowlab.solve.stiffness import bounded_rate, steady, stiff_solvers
+from flowlab.solve.stiffness import bounded_rates, steady, stiff_solvers
 from flowlab.solve.thin_line import refuse_thin, thin_line
 from flowlab.solve.watched import Watched
 from flowlab.until import AbstractTarget, Clock, Outcome, told_of_domain
@@ -46,13 +46,13 @@ __all__ = ["Line", "flow_line"]
 
 _MOST_STEPS, _FEWEST_STEPS = 4096, 256
 _ROOM = 2**30  # bytes
-_ROUNDING = 4096  # machine epsilons, one for each step that may be taken
-_SHOWN = 12  # numbers of a state that are written out
-_PATIENCE = 24  # steps at the bound of stability after which another method is looked for: some
-# 150 evaluations, of which one that it does not bound needs a few times as many for a whole line
+_ROUNDING = 4096  # machine epsilons, one for each of the default steps
+_SHOWN = 12  # the most numbers of a state that are written out
+_PATIENCE = 24  # steps at the bound of stability after which another method is tried: about
+# 150 evaluations, a small part of those of a whole line that is not stiff
 _NO_BOUND = 2**31 - 1
-_NOT_ENDED = 0  # the code of a line that is still on its way
-_ENDS = 3  # states kept of a step beside its stages: both ends in the record, and its corner
+_NOT_ENDED = 0  # the code of a line that has not ended
+_ENDS = 3  # states per step besides its stages: both ends, and the state at its end
 _FORWARD_ALONE = (
     "A flow line has derivatives in forward mode alone: use jax.jvp or jax.jacfwd in place of "
     "jax.grad, jax.vjp or jax.jacrev."
@@ -60,24 +60,24 @@ _FORWARD_ALONE = (
 
 
 class Line(eqx.Module):
-    """A flow line from its start to its end.
+    """A flow line (a trajectory), from its start to its end.
 
-    NumPy arrays where the call was not traced; under `jit`, `vmap` or `jvp` JAX arrays, whose rows
-    after the last step are NaN.
+    Arrays are NumPy arrays. Under `jit`, `vmap` or `jvp` they are JAX arrays, whose rows after the
+    last step are NaN.
 
     Attributes:
-        times: Flow times at the ends of the steps, the start first, shape (k,); of a line made with
-            `dense=False`, those to save at, and its two ends.
-        states: States there; leaves of shape (k, ...).
-        outcome: What became of the start, a code of `until.Outcome`.
-        time: Flow time at which the target was reached; NaN where it was not.
+        times: Flow times of `states`, shape (k,): the start and the ends of the steps. With
+            `dense=False`, the two ends of the line and the times in `save_at`.
+        states: States at `times`; leaves of shape (k, ...).
+        outcome: The outcome of the start, a code of `until.Outcome`.
+        time: Flow time at which the target was reached; NaN if it was not.
         end_time: Flow time at which the line ends, for whatever reason.
-        end: State there; a component that was absorbed by the boundary is 0.
-        level_times: Flow time at which each level of the target was met, shape (levels,).
-        measures: What was measured, by name.
-        steps: Accepted steps.
-        watched: What was watched at the states, by name, on a first axis of length k: `"u"`, the
-            log-ratios of all pairs, nats, shape (k, n, 2), and `"loss"`, shape (k,).
+        end: State at the end; a component that was absorbed by the boundary is 0.
+        level_times: Flow time at which each level of the target was reached, shape (levels,).
+        measures: Results of the measures, by name.
+        steps: Number of accepted steps.
+        watched: Values asked for by `watch`, at `times`: `"u"`, the log-ratios of all n pairs in
+            nats, shape (k, n, 2), and `"loss"`, shape (k,).
     """
 
     times: Any
@@ -96,7 +96,11 @@ class Line(eqx.Module):
 
     @property
     def solver(self) -> str:
-        """The name of the solver that made the steps."""
+        """The name of the solver that was used.
+
+        If none was asked for and this is a solver of stiff flows, its clock was time, or arc length
+        on a domain whose boundary absorbs, whatever clock was asked for.
+        """
         return self._method.name
 
     def __repr__(self) -> str:
@@ -114,14 +118,14 @@ class Line(eqx.Module):
         return f"Line({name}: {shown}{told})"
 
     def _end(self) -> str:
-        """The end of the line in a few words; of states that are PyTrees or large, their shapes."""
+        """A short text of the state at the end; for PyTrees and large states, their shapes."""
         if isinstance(self.end, np.ndarray) and self.end.size <= _SHOWN:
             return np.array2string(self.end, max_line_width=np.inf)  # type: ignore[arg-type]
         sizes = [str(np.shape(leaf)) for leaf in jax.tree.leaves(self.end)]
         return f"arrays of shape {', '.join(sizes)}"
 
     def _facts(self) -> list[tuple[str, ...]]:
-        """The result of the line as rows of a table, for a notebook."""
+        """The results of the line as rows of a table, for a notebook."""
         return [
             ("outcome", Outcome(int(self.outcome)).name),
             ("flow time to the target", f"{float(self.time):.6g}"),
@@ -140,10 +144,10 @@ class Line(eqx.Module):
         """Draw the line on its plane; see `flowlab.plots.lines`.
 
         Args:
-            ax: The matplotlib Axes to draw on; None for one of a new Figure.
+            ax: The matplotlib Axes to draw on; None for new ones.
 
         Raises:
-            ValueError: If the states do not lie in a plane.
+            ValueError: If the states do not have two components.
         """
         from flowlab import plots
 
@@ -153,7 +157,7 @@ class Line(eqx.Module):
 
     @property
     def components(self) -> tuple[str, ...] | None:
-        """Names of the components of a state, if it is one array and they have names."""
+        """Names of the components of a state; None if they have none or the state is a PyTree."""
         return self._problem.flow.components
 
     def at(self, time: npt.ArrayLike) -> PyTree[Float[ArrayLike, "..."]]:
@@ -163,15 +167,15 @@ class Line(eqx.Module):
             time: Flow times from 0 to the end of the line, any shape.
 
         Raises:
-            ValueError: If a time lies outside of the line (where the call is not traced), or it was
+            ValueError: If a time lies outside the line (unless the call is traced), or the line was
                 made with `dense=False`.
 
-        Accuracy: that of the solver's interpolant, about the tolerance of the line.
+        Accuracy: about the tolerance of the line, as of the solver's interpolant.
         """
         if self._tape is None:
             raise ValueError(
-                "Argument `dense` must be True for a line that knows its states between steps, but "
-                "was False: ask for states with `save_at`."
+                "Argument `dense` must be True for states between steps, but was False; "
+                "ask for states with `save_at` instead."
             )
         if _is_traced(self) or _is_traced(time):
             return _states_at(self, jnp.asarray(time))
@@ -186,14 +190,14 @@ class Line(eqx.Module):
             return _as_numpy(_compiled_states_at(self, asked))
 
     def covers(self, time: npt.ArrayLike) -> Bool[np.ndarray, "..."]:
-        """Mask of the flow times that lie on the line, up to rounding; not for a traced line."""
+        """Mask of the flow times that lie on the line, up to rounding; needs an untraced line."""
         times = np.asarray(self.times)
         asked, last = np.asarray(time, times.dtype), max(float(self.end_time), float(times[-1]))
         return (asked >= 0) & (asked <= _just_past(last, times.dtype))
 
 
 def _measured(held: Any) -> str:
-    """A measured number, or several, on one line."""
+    """The result of a measure as text on one line."""
     if isinstance(held, np.ndarray) and 1 <= held.size <= _SHOWN:
         return np.array2string(held, precision=6)
     return f"{len(jax.tree.leaves(held))} arrays"
@@ -218,55 +222,62 @@ def flow_line(
     progress: bool | None = False,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Line:
-    """The flow line of one start, until a target.
+    """Integrate the flow line (the trajectory) of one start, up to a target.
 
-    Can be traced (`jax.jit`, `jax.vmap`, `jax.jvp`). Derivatives, of any order, are forward-mode:
-    those of the steps that were taken, whose sizes are held fixed.
+    The call can be traced (`jax.jit`, `jax.vmap`, `jax.jvp`). Derivatives of any order are
+    available in forward mode; the sizes of the steps are treated as constants.
 
     Args:
-        flow: What to follow.
+        flow: The flow.
         start: One state: an array of shape (d,), or a PyTree.
-        until: When to stop, from `flowlab.until`.
-        clock: The independent variable; None for the arc length, which is regular everywhere, or
-            for time if the target is a time and no boundary is in reach.
-        rtol: Relative tolerance, of the state and of the flow time; None for 1e-6, or 1e-4 where
-            the dtype is float32.
-        atol: Absolute tolerance of the state; None for rtol × 1e-3 × its smallest component, and
-            for none at all on a domain of positive components.
-        solver: Any explicit Runge–Kutta solver of diffrax with an error estimate, or
-            `solve.ROCK4()` or `solve.RKC2()` for stiff flows with a constant metric, or
-            `solve.Rodas5P()` for small stiff states, by default under the clock of time. None for
-            Tsit5, or Dopri8 where rtol < 3e-8. If only stability keeps the steps of these short,
-            the line is followed again from its start: by Rodas5P up to 32 components; beyond, or
-            if that does not suffice, by ROCK4 and then RKC2 (in the other order where
-            rtol ≥ 1e-5). `Line.solver` says which was used.
-        measures: What to measure, from `flowlab.measures`.
-        reverse: Follow the flow backwards, up the potential.
-        max_steps: Steps to try before the outcome is `step_limit`. Memory is allocated for all of
-            them; None for 4096, or for a large state as many as take about 1 GiB, at least 256.
-        dense: False for a large state, such as the parameters of a model: no step is recorded, so
-            that the line takes 14 copies of the state on the device, however many its steps. The
-            options below are for that alone.
-        save_at: Flow times at which to keep the state, on the host, beside the two ends.
-        watch: What to keep of all pairs there: `"loss"`, `"u"`, the log-ratios of each, or both.
-        u_atol: Tolerance per step of the log-ratio of every response, nats; None for `rtol` nats,
-            or for none if the flow has no pairs; infinite for none.
-        progress: Whether to show a progress bar; None to show one if it takes long, on a terminal.
-        checkpoint: A file to which the progress of the line is written every half a minute, and at
-            its end. The same call resumes it, after kill -9 too, to the bits of an undisturbed line
-            on the same machine with the same versions. A file of another line is refused.
+        until: The target at which the line ends, from `flowlab.until`.
+        clock: The independent variable. None for arc length, which is regular everywhere, or for
+            time if the target is a time and the domain has no absorbing boundary.
+        rtol: Relative tolerance of the state and of the flow time; None for 1e-6, or 1e-4 in
+            float32.
+        atol: Absolute tolerance of the state. None for rtol × 1e-3 × smallest nonzero component of
+            the start, or for no absolute tolerance on a domain of positive components.
+        solver: An explicit Runge–Kutta solver of diffrax with an error estimate; `solve.ROCK4()` or
+            `solve.RKC2()` for stiff flows with a constant metric; or `solve.Rodas5P()` for small
+            stiff states. The last three use time as the default clock. None for Tsit5, or Dopri8 if
+            rtol < 3e-8. If stability, and not accuracy, keeps the steps of Tsit5 or Dopri8 short,
+            the line is integrated again from its start with a stiff solver: Rodas5P for up to 32
+            components; for more, or if Rodas5P fails, ROCK4 and then RKC2 (RKC2 first if
+            rtol ≥ 1e-5). Its clock is then time, or arc length on a domain whose boundary absorbs,
+            whatever `clock` says. `Line.solver` names the solver that was used.
+        measures: Measures to evaluate along the line, from `flowlab.measures`.
+        reverse: Whether to follow the flow backwards, up the potential.
+        max_steps: Number of attempted steps after which the outcome is `step_limit`. Memory is
+            allocated for all of them. None for 4096; for a large state, for as many as fit into
+            about 1 GiB, but at least 256.
+        dense: False for a large state, such as the parameters of a model: no step is recorded, and
+            the line needs memory for 14 states on the device, whatever the number of steps. The
+            options below need `dense=False`.
+        save_at: Flow times at which to save the state, besides the two ends; saved states are kept
+            on the host.
+        watch: Values to save with each state: `"loss"`, `"u"` (the log-ratios of all pairs), or
+            both.
+        u_atol: Tolerance per step of the log-ratio of every response, in nats; its error is its
+            derivative along the error of the state, so that the log-probabilities must have forward
+            derivatives. None for `rtol` nats, or for no such tolerance if the flow has no pairs;
+            infinite for no such tolerance.
+        progress: Whether to show a progress bar; None shows one on a terminal if the line takes
+            long.
+        checkpoint: A file to which the state of the integration is written every half a minute and
+            at the end. The same call resumes the line from the file, even after kill -9, and gives
+            the bits of an uninterrupted line on the same machine with the same versions. A file of
+            another line is refused.
 
     Raises:
-        ValueError: If the start has the wrong shape, is not finite or lies outside of the domain; a
-            tolerance is below what the dtype can hold; clock, target and `reverse` do not go
-            together; an option is given that has no effect on a dense line, or `dense` is False for
-            a traced line or a clock of loss or margin; or `checkpoint` is the file of something
-            else.
-        RuntimeError: If it is differentiated in reverse mode.
+        ValueError: If the start has the wrong shape, is not finite or lies outside the domain; a
+            tolerance is too small for the dtype; `clock`, `until` and `reverse` cannot be combined;
+            an option has no effect on a dense line; `dense` is False for a traced line or a clock
+            of loss or margin; or `checkpoint` is not a file of this line.
+        RuntimeError: If the line is differentiated in reverse mode.
 
-    Accuracy: `rtol` per step, relative to state and time. Compared with closed forms, times have
-        errors below 10·rtol in the median. At an rtol of 1e-11, second and third derivatives
-        through an event are accurate to 1e-6, and to 6e-6 where a wall is met and left again.
+    Accuracy: the relative error per step of state and time is `rtol`. Compared with closed forms,
+        times have a median error below 10·rtol. At an rtol of 1e-11, second and third derivatives
+        through an event are accurate to 1e-6, and to 6e-6 if the line reaches a wall and leaves it.
     """
     _check_reverse(until, reverse)
     asked = {"watch": watch, "u_atol": u_atol, "progress": progress, "checkpoint": checkpoint}
@@ -296,7 +307,7 @@ def _dense_line(
     *,
     fixed: bool,
 ) -> Line:
-    """A line with the record of its steps; by a stiff solver if need be, unless it is fixed."""
+    """A line with recorded steps; by a stiff solver if needed, unless the solver is `fixed`."""
     max_steps = _affordable_steps(solved[1], start) if max_steps is None else max_steps
     if traced:
         return _traced_line(solved, start, max_steps)
@@ -306,7 +317,7 @@ def _dense_line(
 
 
 def _traced_line(solved: tuple[Problem, Method], start: PyTree[Array], max_steps: int) -> Line:
-    """A line inside a traced program, which cannot be followed again under another clock."""
+    """A line inside a traced program, which cannot be integrated again under another clock."""
     with exact_products():
         line, _ = _line(solved, start, max_steps)
     return nondifferentiable_backward(line, msg=_FORWARD_ALONE)
@@ -318,7 +329,7 @@ def _line_now(
     max_steps: int,
     patience: np.int32 | None = None,
 ) -> Line:
-    """A line in NumPy, followed again under the arc-length clock if its own has led it astray."""
+    """A line in NumPy arrays, integrated again under arc length if it strayed under its clock."""
     line, strayed = _as_numpy(_compiled_line(solved, start, max_steps, patience))
     if strayed:
         problem, method = solved
@@ -330,9 +341,9 @@ def _line_now(
 def _line_by_choice(
     solved: tuple[Problem, Method], start: PyTree[np.ndarray], max_steps: int
 ) -> Line:
-    """A line by the usual method, or by one of stiff flows if only stability bounds its steps.
+    """A line by the default solver, or by a stiff solver if only stability limits the steps.
 
-    If none of them reaches an end, the one that leads furthest.
+    If no solver reaches an end, the line with the largest final time.
     """
     problem, method = solved
     line = _line_now(solved, start, max_steps, np.int32(_PATIENCE))
@@ -351,12 +362,12 @@ def _line_by_choice(
 
 
 def _bounded_rate(line: Line) -> float | None:
-    """The fastest rate, if the last steps of a line were as long as it lets them be stable."""
+    """The fastest rate of a line whose last steps were limited by stability alone; else None."""
     if line.steps < _PATIENCE:
         return None
     lately = (line.times[-1] - line.times[-1 - _PATIENCE]) / _PATIENCE
     last = jax.tree.map(lambda x: x[-1:], line.states)
-    return bounded_rate(line._problem, last, np.asarray([lately]))
+    return float(bounded_rates(line._problem, last, np.asarray([lately]))[0]) or None
 
 
 def _check_reverse(until: AbstractTarget, reverse: bool) -> None:
@@ -369,7 +380,7 @@ def _check_reverse(until: AbstractTarget, reverse: bool) -> None:
 
 
 def _affordable_steps(method: Method, start: PyTree[Any]) -> int:
-    """The default number of steps to try, all of whose stages fit in memory."""
+    """The default of `max_steps`: the number of steps whose stages fit into the memory allowed."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(start))
     stages = method.solver.stages
     return int(np.clip(_ROOM // ((stages + _ENDS) * size), _FEWEST_STEPS, _MOST_STEPS))
@@ -381,7 +392,7 @@ def _line(
     max_steps: int,
     patience: Int[Array, ""] | None = None,
 ) -> tuple[Line, Bool[Array, ""]]:
-    """A line, and whether its clock has led it astray; without an outcome if out of patience."""
+    """A line, and whether it strayed under its clock; without outcome if out of patience."""
     problem, method = solved
     lanes = begin(problem, jax.tree.map(lambda x: jnp.asarray(x)[..., None], start))
     lanes, tries, tape = advance(
@@ -411,7 +422,7 @@ def _compiled_line(
 
 
 def _corners(problem: Problem, method: Method, tape: Tape, start: PyTree[Array]) -> tuple[Any, Any]:
-    """Times and states at the start and at the end of each step; NaN after the last."""
+    """Times and states at the start and at the end of each step; NaN after the last step."""
     points = interpolated(method, _steps_as_lanes(tape.dense), tape.end[:, 0])
     states = jax.vmap(problem.flow.domain.state, in_axes=-1, out_axes=0)(points.coordinates)
     taken = jnp.arange(tape.end.shape[0], dtype=jnp.int32) < tape.count
@@ -425,7 +436,7 @@ def _corners(problem: Problem, method: Method, tape: Tape, start: PyTree[Array])
 
 
 def _steps_as_lanes(dense: PyTree[Array]) -> PyTree[Array]:
-    """Recorded steps of a block of one lane, as one step of many lanes."""
+    """The recorded steps of a single lane, rearranged as one step of many lanes."""
     return jax.tree.map(lambda x: jnp.moveaxis(x[..., 0], 0, -1), dense)
 
 
@@ -461,12 +472,12 @@ _compiled_states_at = compiled(_states_at, optimise=False)
 
 
 def _just_past(time: Any, dtype: Any) -> Any:
-    """The end of a line, with room for the rounding of many steps."""
+    """The time at the end of a line, enlarged by the rounding errors of many steps."""
     return time * (1 + _ROUNDING * float(jnp.finfo(dtype).eps))
 
 
 def _place_of(method: Method, dense: PyTree[Array], time: Float[Array, " q"]) -> Array:
-    """Position of each time in its step; its derivatives are those of the implicit function."""
+    """The position of each time in its step, with derivatives as an implicit function."""
     frozen = lax.stop_gradient(dense)
 
     def ahead(place: Float[Array, " q"]) -> Float[Array, " q"]:
@@ -480,7 +491,7 @@ def _place_of(method: Method, dense: PyTree[Array], time: Float[Array, " q"]) ->
 
 
 def _fit(line: Line, start: PyTree[Any]) -> Line:
-    """The line; refused if nothing could be followed from its start."""
+    """The line, unchanged; a start outside the domain, or not finite, is an error."""
     shown = jax.tree.map(lambda x: np.asarray(x).tolist(), start)
     code = int(line.outcome)
     if code == Outcome.outside_domain:
@@ -490,7 +501,7 @@ def _fit(line: Line, start: PyTree[Any]) -> Line:
         )
     if code == Outcome.non_finite and int(line.steps) == 0:
         raise ValueError(
-            f"Argument `start` must be finite, and the flow at it too, but the start is {shown}."
+            f"Argument `start` must be finite, with a finite flow at this state, but is {shown}."
         )
     return line
 

@@ -1,10 +1,11 @@
-"""The method that steps blocks: a solver and its step-size controller.
+"""The method of integration: a solver and its step-size controller.
 
-The solver is Tsit5, of order 5, or Dopri8, of order 8, where rtol is below 3e-8; any explicit
-Runge–Kutta method of diffrax can be given instead, or one of stiff flows: stabilised (`chebyshev`,
-`rock`) or linearly implicit. The controller is fed errors already divided by their tolerances. For
-explicit methods it is the elementary one, by the last error alone; for stabilised ones a PI
-controller with the gains 0.4 and 0.3, as each of their rejected steps costs many stages.
+The default solver is Tsit5, of order 5, or Dopri8, of order 8, if rtol is below 3e-8. Any explicit
+Runge–Kutta method of diffrax can be used instead, or a method for stiff flows: stabilised
+(`chebyshev`, `rock`) or linearly implicit (`rosenbrock`). The controller gets errors already
+divided by their tolerances. For explicit Runge–Kutta methods it is the elementary controller, which
+uses the last error alone. For stabilised methods, whose rejected steps cost many stages, it is a PI
+controller with gains 0.4 and 0.3.
 
 Source: Tsitouras, Computers and Mathematics with Applications 62 (2011) 770–775 (Tsit5); Hairer,
 Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), section II.5 (Dopri8).
@@ -29,15 +30,15 @@ from flowlab.solve.stabilised import AbstractStabilised, OfLanes
 
 __all__ = ["Method", "make_method", "problem_for", "terms"]
 
-_HIGH_ORDER_BELOW = 3e-8  # rtol under which Dopri8 needs less work than Tsit5
-_CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # it is fed errors over their tolerance
-# Where all but a few directions have decayed, the error of like steps grows from one to the next,
-# and a rejected step costs many stages: it is foreseen from the last two.
+_HIGH_ORDER_BELOW = 3e-8  # rtol below which Dopri8 needs less work than Tsit5
+_CONTROLLER = diffrax.PIDController(rtol=0.0, atol=1.0)  # for errors over their tolerances
+# When all but a few directions have decayed, the error grows from one step to the next of equal
+# length, and a rejected step costs many stages: the last two errors predict the next.
 _FORESEEING = diffrax.PIDController(rtol=0.0, atol=1.0, pcoeff=0.4, icoeff=0.3)
 
 
 class Method(eqx.Module):
-    """A Runge–Kutta method and a step-size controller; `constant_step` is None if steps adapt."""
+    """A solver and a step-size controller; `constant_step` is None if step sizes adapt."""
 
     solver: RungeKutta | OfLanes | OfSmallLanes
     controller: diffrax.AbstractStepSizeController
@@ -45,17 +46,17 @@ class Method(eqx.Module):
 
     @property
     def name(self) -> str:
-        """The name of the solver, as diffrax has it."""
+        """The name of the solver's class."""
         return type(self.solver.method).__name__
 
     @property
     def shares_stages(self) -> bool:
-        """True if lanes that take a common step also take a common number of stages."""
+        """True if all lanes of a block use the same number of stages in a step."""
         return isinstance(self.solver, OfLanes)
 
     @property
     def unfit_for_kernels(self) -> str | None:
-        """Why no kernel can be made of it; None where one may."""
+        """The reason why the kernel backend cannot run the method; None if it can."""
         if self.shares_stages:
             return f"the lanes of {self.name} share their number of stages"
         if isinstance(self.solver, OfSmallLanes):
@@ -69,13 +70,16 @@ def make_method(
     rtol: float,
     constant_step: Float[Array, ""] | None = None,
 ) -> Method:
-    """The method for a given solver; None for Tsit5, or Dopri8 at a small tolerance.
+    """The method with a given solver.
 
-    With `constant_step` the steps are not adapted: to observe the order of a solver.
+    Args:
+        solver: The solver; None for Tsit5, or Dopri8 if rtol is below 3e-8.
+        rtol: The relative tolerance.
+        constant_step: A fixed step, to observe the order of a solver; None for adaptive steps.
 
     Raises:
-        ValueError: If the solver is neither an explicit Runge–Kutta method of diffrax nor
-            stabilised.
+        ValueError: If `solver` is neither an explicit Runge–Kutta method of diffrax, nor
+            stabilised, nor Rodas5P.
     """
     if solver is None:
         solver = diffrax.Dopri8() if rtol < _HIGH_ORDER_BELOW else diffrax.Tsit5()
@@ -99,17 +103,17 @@ def make_method(
 def problem_for(
     solver: Any, flow: AbstractFlow, dtype: Any, state: PyTree[Any], **options: Any
 ) -> Problem:
-    """The problem for a given solver, checked; options as of `make_problem`.
+    """A checked problem that suits a given solver.
 
     Args:
-        solver: The solver that was given, or None.
-        flow: What to follow.
-        dtype: Of the work.
-        state: One state; if it is traced, functions are not checked.
-        options: As of `make_problem`.
+        solver: The solver; None for the default.
+        flow: The flow.
+        dtype: The dtype of the integration, float64 or float32.
+        state: One state; if it is traced, the user's functions are not checked.
+        options: Further arguments of `make_problem`.
 
     Raises:
-        ValueError: As `make_problem`, and if the solver cannot be stable along such a flow.
+        ValueError: As of `make_problem`, and if the solver does not suit the flow or the clock.
     """
     stabilised, small = isinstance(solver, AbstractStabilised), isinstance(solver, Rodas5P)
     traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((flow, state)))
@@ -123,7 +127,7 @@ def problem_for(
 
 
 def terms(problem: Problem) -> diffrax.ODETerm:
-    """The field of a block, as diffrax takes it."""
+    """The field of a block of lanes, in the form that diffrax takes."""
 
     def field(offset: Any, point: Any, lanes: Any) -> Any:
         return lanewise(lambda lane, here: vector_field(problem, lane, offset, here))(lanes, point)

@@ -1,8 +1,9 @@
-"""The noise of a flow: thermal, or that of minibatches.
+"""Noise of a flow: thermal noise, or the noise of gradients on minibatches.
 
-    dy = (−M∇L + T div M) dt + √(2TM) dW      (Itô)
+A flow with noise is an Itô equation dy = (v + c) dt + B dW, with the velocity v = −M∇L of the flow,
+an addition c to the drift, and a factor B of the Wiener process W.
 
-d: numbers in a state; k: of the noise; p: pairs.
+d: numbers in a state; k: components of W; p: pairs.
 """
 
 from abc import abstractmethod
@@ -21,23 +22,23 @@ from flowlab.flow import AbstractFlow, PreferenceFlow, lifted, metric_matrix
 
 __all__ = ["AbstractNoise", "Minibatch", "Thermal", "check_minibatches"]
 
-_ALIKE = 1e-3  # of a loss: one that is computed in two ways, in float32 too
+_ALIKE = 1e-3  # of a loss: the tolerance between two ways to compute it, also in float32
 
 
 class AbstractNoise(eqx.Module):
-    """The noise of a flow: an addition to the drift, and the factor B of B dW."""
+    """The noise of a flow: an addition to the drift, and the factor B in B dW."""
 
     @abstractmethod
     def check(self, flow: AbstractFlow, state: PyTree[Any]) -> None:
-        """Raise a ValueError where the flow cannot have this noise."""
+        """Raise a ValueError if the flow cannot have this noise."""
 
     @abstractmethod
     def drift(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, " d"]:
-        """The addition to the velocity of the flow, as one vector of all leaves of the state."""
+        """The addition to the velocity of the flow, as a flattened state."""
 
     @abstractmethod
     def factor(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d k"]:
-        """B, with B Bᵀ the covariance of the noise."""
+        """The factor B at a state; B Bᵀ is the covariance of the noise per unit of flow time."""
 
     def covariance(self, flow: AbstractFlow, state: PyTree[Array]) -> Float[Array, "d d"]:
         """The covariance of the noise at a state, per unit of flow time."""
@@ -48,8 +49,8 @@ class AbstractNoise(eqx.Module):
 class Thermal(AbstractNoise):
     """Thermal noise √(2TM) dW, with the drift T div M under which e^(−L/T) is stationary.
 
-    (div M)_i = Σ_j ∂M_ij/∂y_j. At each step of each path M is formed as a matrix and its square
-    root taken, so that states should be small.
+    Here M is the metric, L the potential, and (div M)_i = Σ_j ∂M_ij/∂y_j. Each step of each path
+    computes M as a matrix and its square root, so states should be small.
 
     Args:
         temperature: T, positive, in units of the potential.
@@ -80,13 +81,15 @@ class Minibatch(AbstractNoise):
 
     C = Σ_i p_i s_i s_iᵀ,   s_i = ∂∇L/∂p_i
 
-    with p_i the weights of the flow, of sum 1, and s_i the influence of pair i on the gradient. For
-    a loss that is a mean over pairs, s_i = g_i − ḡ, with g_i the gradient of the loss of pair i and
-    ḡ their mean. For a mean over the tokens of all pairs (SFT, and the likelihood term in ORPO and
-    CPO), L = Σ p l / Σ p N with the summed losses l and the numbers N of tokens, and s_i = (∇l_i −
-    N_i ∇L) / Σ p N. A step of descent, y ← y − η M ĝ with ĝ the gradient on b pairs drawn with
-    replacement, takes flow time η and adds the covariance η² M C M / b, as this noise does in flow
-    time η. The drift is unchanged. One random number is drawn for each pair and step.
+    Here M is the metric, p_i are the weights of the flow, with sum 1, and s_i is the influence of
+    pair i on the gradient. For a loss that is a mean over pairs, s_i = g_i − ḡ, with g_i the
+    gradient of the loss of pair i and ḡ the mean of the g_i. For a mean over the tokens of all
+    pairs (SFT, and the likelihood term in ORPO and CPO), L = Σ p l / Σ p N, with l_i the summed
+    loss and N_i the number of tokens of pair i, and s_i = (∇l_i − N_i ∇L) / Σ p N.
+
+    A step of descent is y ← y − η M ĝ, with ĝ the gradient on b pairs drawn with replacement. It
+    takes flow time η and adds the covariance η² M C M / b, as this noise does in flow time η. The
+    drift is unchanged. One random number is drawn per pair and step.
 
     Args:
         learning_rate: η, positive, in units of flow time.
@@ -95,8 +98,8 @@ class Minibatch(AbstractNoise):
     Raises:
         ValueError: If a number is not positive and finite.
 
-    Accuracy: O(η), the error of describing descent by a stochastic differential equation. For a
-        mean over tokens also O(1/b), since the bias of the gradient of a small batch is left out.
+    Accuracy: O(η), the error of a stochastic differential equation as a model of descent. For a
+        mean over tokens also O(1/b), since the bias of the gradient on a small batch is neglected.
 
     Source: Li, Tai and E, Journal of Machine Learning Research 20(40), 1–47 (2019).
     """
@@ -134,15 +137,16 @@ class Minibatch(AbstractNoise):
 
 
 def check_minibatches(what: str, flow: AbstractFlow, state: PyTree[Any]) -> PreferenceFlow:
-    """The flow, checked to have pairs of which minibatches can be drawn.
+    """The flow, unchanged; an error if minibatches of its pairs cannot be drawn.
 
     Args:
-        what: The argument that asks for minibatches, and what it must be if there can be none.
+        what: The beginning of the message: the argument that asks for minibatches, and the value
+            that it must have without them.
         flow: The flow.
-        state: One of its states.
+        state: A state of the flow.
 
     Raises:
-        ValueError: If it has a single pair, or a loss of a whole batch.
+        ValueError: If the flow does not have several pairs, or its loss is a batch loss.
     """
     if not isinstance(flow, PreferenceFlow) or not jax.eval_shape(flow.pairs, state).chosen.shape:
         raise ValueError(f"Argument {what} for a flow without several pairs, from which to draw.")
@@ -157,16 +161,16 @@ def check_minibatches(what: str, flow: AbstractFlow, state: PyTree[Any]) -> Pref
 def _first_pair(
     flow: PreferenceFlow, state: PyTree[Array]
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The loss with all the weight on the first pair, and the loss of that pair by itself."""
+    """The mean loss with all weight on the first pair, and the loss of the first pair alone."""
     pairs = flow.pairs(state)
     only = jnp.zeros_like(pairs.chosen).at[0].set(1)
     return flow.loss.mean(pairs, only), flow.loss(pairs)[0]
 
 
 def _root(matrix: Float[Array, "d d"]) -> Float[Array, "d d"]:
-    """The symmetric root of a positive semidefinite matrix.
+    """The symmetric square root of a positive semidefinite matrix.
 
-    In closed form up to d = 2, where the root is (M + √det M I)/√(tr M + 2√det M).
+    For d ≤ 2 in closed form; for d = 2 it is (M + √det M I)/√(tr M + 2√det M).
     """
     size = len(matrix)
     if size == 1:

@@ -1,14 +1,15 @@
 """Many paths of a flow with noise, until a time or until they leave a set.
 
-    dy = (−M∇L + T div M) dt + B dW        (Itô; see `noise`)
+    dy = (−M∇L + c) dt + B dW        (Itô; see `noise`)
 
-Steps are Euler–Maruyama's, of constant length h. A path may leave a set within a step and be back
-at its end. Between the two ends of a step it is, to leading order, a Brownian bridge, whose
-probability to cross a plane, and time of first crossing, are known in closed form: whether and when
-a path has left is drawn from them (`brownian_bridge`). Exit times then have an error of O(h), as
-the paths themselves, in place of O(√h).
+Steps are Euler–Maruyama steps of constant length h. A path may leave a set within a step and return
+before the end of the step. Between the two ends of a step, the path is to leading order a Brownian
+bridge. Its probability of crossing a plane, and the distribution of the time of its first crossing,
+are known in closed form, and whether and when a path has left is drawn from them
+(`brownian_bridge`). Exit times then have an error of O(h), like the paths themselves, instead of
+O(√h).
 
-n: paths; d: numbers in a state; k: of the noise; m: boundaries.
+n: paths; d: numbers in a state; k: components of W; m: boundaries.
 
 Source: Gobet, Stochastic Processes and their Applications 87 (2000) 167–197.
 """
@@ -38,12 +39,12 @@ from flowlab.until import AbstractTarget, Outcome, counted
 
 __all__ = ["NoisyRuns", "noisy_runs", "vectors"]
 
-_CHUNK = 256  # steps between two looks at which paths have ended
+_CHUNK = 256  # steps between two checks of which paths have ended
 _BLOCK = {"cpu": 512}  # paths that are computed together; as many as a sweep's starts elsewhere
 _LARGE_BLOCK = 65_536
 _ROOM = 2**26  # numbers in the matrices of a block
 _CROSSED = -1  # the outcome of a path that has crossed a boundary in a step, until it is located
-_WHOLE = 1e-9  # what a number of steps may be above a whole one by rounding
+_WHOLE = 1e-9  # rounding of a number of steps that should be whole
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ class NoisyRuns:
 
     Attributes:
         starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
-        outcome: A code of `until.Outcome` for every path, shape (n,). `reached` if it left the set
-            or lasted for the time given; `at_wall` if an axis of a positive orthant absorbed it
-            before.
-        exit_time: Flow time at which it left the set or reached the level, shape (n,); NaN where it
-            did not, and where a time was asked for.
-        end_time: Flow time at which it ended, for whatever reason; NaN for unfit starts.
-        end: State there, leaves of shape (n, ...); an absorbed component is 0.
+        outcome: A code of `until.Outcome` for every path, shape (n,). `reached`: the path left the
+            set, reached the level, or lasted until the time that is the target. `at_wall`: an axis
+            of a positive orthant absorbed the path before.
+        exit_time: Flow time at which each path left the set or reached the level, shape (n,). NaN
+            for paths that did not, and for all paths if the target is a time.
+        end_time: Flow time at which each path ended, for whatever reason; NaN for starts that are
+            not finite or outside the domain.
+        end: States at the ends, leaves of shape (n, ...); an absorbed component is 0.
         step: Length of a step, in flow time.
     """
 
@@ -83,14 +85,13 @@ class NoisyRuns:
         """The mean of the exit times, and its standard error.
 
         Raises:
-            ValueError: If a path has not left the set, so that its time is not known, or there are
-                fewer than two paths.
+            ValueError: If the exit time of a path is unknown, or there are fewer than two paths.
         """
         still = int(np.sum(~self.exited))
         if still or len(self.exit_time) < 2:
             raise ValueError(
-                "Exit times must be known for all paths, and for at least two, to have a mean, "
-                f"but are unknown for {still} of {len(self.exit_time)}."
+                "A mean exit time needs at least two paths, all with known exit times, "
+                f"but they are unknown for {still} of {len(self.exit_time)}."
             )
         spread = np.std(self.exit_time, ddof=1) / np.sqrt(len(self.exit_time))
         return float(np.mean(self.exit_time)), float(spread)
@@ -107,31 +108,32 @@ def noisy_runs(
     block_size: int | None = None,
     max_steps: int = 100_000_000,
 ) -> NoisyRuns:
-    """Paths of a flow with noise, one from each start, until a time or an exit.
+    """Simulate paths of a flow with noise, one from each start, until a time or an exit.
 
-    For many paths from one start, repeat it: `np.tile(start, (10_000, 1))`. Only the ends of paths
-    are kept. On a positive orthant, an axis absorbs the paths that reach it.
+    For many paths from one start, repeat the start: `np.tile(start, (10_000, 1))`. Only the ends of
+    paths are kept. On a positive orthant, an axis absorbs the paths that reach it.
 
     Args:
-        flow: What to follow, on a domain without walls.
-        starts: Shape (n, d), or a PyTree with a leading axis n. Its dtype, float32 or float64, is
-            the dtype of the work.
+        flow: The flow, on a domain without walls.
+        starts: Shape (n, d), or a PyTree with a leading axis n. The paths are computed in its
+            dtype, float32 or float64.
         noise: `Thermal(temperature)` or `Minibatch(learning_rate, batch_size)`.
         until: A time, a single level such as `until.loss_below(0.1)`, or a set to leave:
             `exit_from(inside)` or `exit_from_interval(low, high)`.
-        step: Length of a step in flow time; shortened to a whole part of the time or time limit.
+        step: Length of a step in flow time; shortened so that a whole number of steps fits into the
+            time or time limit.
         seed: Seed of the noise, a non-negative int. Each path has its own stream of random numbers,
             so that it depends neither on its block nor on other paths.
-        block_size: Paths that are computed together; None for 512 on a CPU and 65,536 elsewhere, or
-            fewer if the matrices of the states need much memory.
-        max_steps: Steps after which the outcome is `step_limit`.
+        block_size: Number of paths that are computed together; None for 512 on a CPU and 65,536
+            elsewhere, or fewer if the matrices of the states need much memory.
+        max_steps: Number of steps after which the outcome is `step_limit`.
 
     Raises:
         ValueError: If the starts have the wrong shape, the flow has walls or cannot have the noise,
             or a number is out of its range.
 
-    Accuracy: weak order 1 in `step`, for states and exit times: crossings within a step are drawn
-        as for constant coefficients and a flat boundary. Take a step that is short compared with
+    Accuracy: weak order 1 in `step`, for states and exit times; crossings within a step are drawn
+        as for constant coefficients and a flat boundary. Choose a step that is short compared with
         the fastest time scale of the flow, and halve it to check.
 
     Source: Gobet, Stochastic Processes and their Applications 87, 167–197 (2000), for the order.
@@ -150,7 +152,7 @@ def noisy_runs(
 
 
 class _Problem(eqx.Module):
-    """The data that all paths share; `example` is a state, `last` the maximal number of steps."""
+    """The data that all paths share; `example` is a state, `last` the largest number of steps."""
 
     flow: AbstractFlow
     noise: AbstractNoise
@@ -170,7 +172,7 @@ class _Problem(eqx.Module):
         return ravel_pytree(self.example)[1](vector)
 
     def gaps(self, vector: Float[Array, " d"]) -> Float[Array, " m"]:
-        """Positive inside and zero on each boundary: first those of the set, then the axes."""
+        """The gaps at a state: those of the set to leave, then the distances from the axes."""
         sets = [] if self.exit is None else [self.exit.gaps(self.flow, self.state(vector))]
         return jnp.concatenate([*sets, vector if self.absorbing else vector[:0]])
 
@@ -188,13 +190,14 @@ class _Paths(eqx.Module):
 
     Attributes:
         index: Number of the path.
-        state: State before the next step; of a path that has ended, its end.
-        after: State after the last step, where a boundary was crossed in it.
-        survival: Probability of not having crossed each boundary, given the states between steps.
-        threshold: The survival below which a boundary counts as crossed, drawn once.
-        count: Steps taken.
-        part: Part of a further step until the path ended.
-        outcome: A code of `Outcome`, or -1 for a crossing that is yet to be located.
+        state: State before the next step; for a path that has ended, the final state.
+        after: State after the last step, for a path that crossed a boundary in that step.
+        survival: Probability that no boundary was crossed, for each boundary, conditional on the
+            states at the ends of the steps.
+        threshold: The survival below which a boundary counts as crossed, drawn once per boundary.
+        count: Number of whole steps.
+        part: Fraction of a further step until the path ended.
+        outcome: A code of `Outcome`, or -1 for a crossing that is not located yet.
     """
 
     index: Int[Array, "*n"]
@@ -238,7 +241,7 @@ def _problem(
 
 
 def _observed(problem: _Problem, state: PyTree[Array]) -> tuple[Any, ...]:
-    """All that the functions in a problem compute at a state."""
+    """All results of a problem's functions at a state, for its fingerprint."""
     vector, _ = ravel_pytree(state)
     seen = problem.drift(vector), problem.factor(vector), problem.gaps(vector)
     return (*seen, motion_of(problem.flow, state))
@@ -247,10 +250,9 @@ def _observed(problem: _Problem, state: PyTree[Array]) -> tuple[Any, ...]:
 def _finished(
     problem: _Problem, starts: Float[np.ndarray, "n d"], block_size: int | None
 ) -> _Paths:
-    """All paths at their ends.
+    """The paths at their ends.
 
-    Paths are advanced block by block, some steps at a time; blocks are refilled with unfinished
-    paths, so that they are full until few are left.
+    Blocks of paths are advanced some steps at a time, and refilled with unfinished paths.
     """
     count, dimension = starts.shape
     width = min(block_size or _block_size(dimension), count)
@@ -314,14 +316,14 @@ def _first_outcome(
 
 
 def _keys(problem: _Problem, index: Int[Array, ""]) -> tuple[Any, Any, Any]:
-    """The keys of a path: for its steps, its thresholds, and the place of its crossing."""
+    """The random keys of a path: for its steps, its thresholds, and its crossing."""
     steps, thresholds, crossing = jax.random.split(jax.random.fold_in(problem.seed, index), 3)
     return steps, thresholds, crossing
 
 
 @compiled
 def _advanced(problem: _Problem, paths: _Paths) -> _Paths:
-    """The paths of a block some steps later; those that have crossed stay at the step before."""
+    """The paths of a block some steps later; a path that crosses a boundary stays before it."""
     keys = jax.vmap(lambda index: _keys(problem, index)[0])(paths.index)
 
     def going(carry: tuple[Array, _Paths]) -> Array:
@@ -377,14 +379,14 @@ def _moved(
 def _spread(
     problem: _Problem, vector: Float[Array, " d"], factor: Float[Array, "d k"]
 ) -> Float[Array, " m"]:
-    """The variance that each gap gains in a step."""
+    """The variance of each gap over a step."""
     slopes = jax.jacrev(problem.gaps)(vector)
     return problem.step * jnp.sum((slopes @ factor) ** 2, axis=-1)
 
 
 @partial(compiled, optimise=False)
 def _located(problem: _Problem, paths: _Paths) -> _Paths:
-    """The paths, with those that crossed in their last step at the time and position of it."""
+    """The paths, moved to the times and positions at which they crossed a boundary."""
 
     def located(path: _Paths) -> _Paths:
         part_key, place_key = jax.random.split(_keys(problem, path.index)[2])
@@ -409,9 +411,10 @@ def _crossing_place(
     factor: Float[Array, "d k"],
     crossing: tuple[Array, Array],
 ) -> Float[Array, " d"]:
-    """Position at which a path crosses, given the boundary and the fraction of the step.
+    """Draw the position at which a path crosses, given the boundary and the fraction of the step.
 
-    The part that is uncorrelated with the gap is a bridge of its own; the gap is set to zero.
+    The component of the path uncorrelated with the gap is an independent bridge; the gap is set to
+    zero.
     """
     boundary, part = crossing
     moved = path.after - path.state
@@ -424,7 +427,7 @@ def _crossing_place(
     variance = slope @ across
     pull = across / jnp.where(variance > 0, variance, 1)
     place = path.state + part * moved + shift - pull * gap
-    return place - pull * problem.gaps(place)[boundary]  # which is no longer 0 on a curved boundary
+    return place - pull * problem.gaps(place)[boundary]  # not 0 yet if the boundary is curved
 
 
 def _runs(
@@ -445,7 +448,7 @@ def _runs(
 
 
 def vectors(states: PyTree[np.ndarray]) -> Float[np.ndarray, "n d"]:
-    """States, leaves of shape (n, ...), as one vector each."""
+    """States with leaves of shape (n, ...), flattened to the rows of a matrix."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(states)]
     return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
 
@@ -456,7 +459,7 @@ def _block_size(dimension: int) -> int:
 
 
 def _checked_end(until: Any, flow: AbstractFlow) -> tuple[AbstractExit | None, float, Outcome]:
-    """The set to leave, if any; the time at which every path ends; and its outcome then."""
+    """The set to leave or None, the time at which every path ends, and the outcome at that time."""
     left = until
     if isinstance(until, AbstractTarget):
         if until.moments is not None:

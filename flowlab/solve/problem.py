@@ -1,7 +1,8 @@
-"""The problem that a block of lanes solves, and where these are.
+"""The data of the integration: the problem to solve, and the state of the lanes of a block.
 
-A lane is one start on its way. Arrays of a block carry the lanes on their last axis, so that every
-component of a state is contiguous; mathematics is written for one lane and mapped over that axis.
+A lane is one flow line during its integration. Arrays of a block have the lanes on their last axis,
+so that every component of a state is contiguous. Mathematics is written for one lane and mapped
+over that axis.
 
 d: components of a state; k: levels of the target; m: signals; n: lanes; s: times to save at.
 """
@@ -46,13 +47,13 @@ __all__ = [
     "steady_clock",
 ]
 
-_SHORT = 8  # components up to which each is an array of its own
-_MOST_STEPS = 2**31 - 1  # which 32 bits count
+_SHORT = 8  # components up to which a vector is stored as separate arrays
+_MOST_STEPS = 2**31 - 1  # the largest int of 32 bits
 _SMALLEST_RTOL = 50.0  # machine epsilons
 
 
 def select(mask: Bool[Array, " n"], new: PyTree[Array], old: PyTree[Array]) -> PyTree[Array]:
-    """`new` for the lanes of a mask and `old` for the others; lanes on the last axis."""
+    """`new` for the lanes in `mask`, `old` for the others; lanes are on the last axis of leaves."""
 
     def of_leaf(first: Array, second: Array) -> Array:
         if first is second:
@@ -64,22 +65,22 @@ def select(mask: Bool[Array, " n"], new: PyTree[Array], old: PyTree[Array]) -> P
 
 
 class Components(eqx.Module):
-    """A short vector as its components, each an array of its own over the lanes."""
+    """A short vector stored as separate components, each an array over the lanes."""
 
     parts: tuple[Float[Array, "*n"], ...]
 
 
 class Point(eqx.Module):
-    """The integrated quantities: coordinates, flow time, integrals of measures, and pressure.
+    """The unknowns of a lane: coordinates, flow time, integrals of measures, integral of pressure.
 
-    Coordinates that are one short vector are held as its `Components`: what is computed for a lane
-    is then computed for a whole row of lanes at once, without a transposition, which is three to
-    four times faster than on an array of shape (n, d).
+    Coordinates that are a single short vector are stored as `Components`. Each operation then acts
+    on a whole row of lanes without a transposition, three to four times faster than on an array of
+    shape (n, d).
 
-    The least pressure on the walls that hold a lane, over the size of its free velocity, is
-    integrated over time so that steps along walls resolve it, and that its sign can be read from
-    the interpolant: a step would not see it otherwise, as what a wall takes from a velocity is
-    missing in it. None where lanes do not slide.
+    `pressure` is the time integral of the least pressure on the walls that hold a lane, relative to
+    the lane's free speed. As an unknown it has a tolerance, so that steps along walls resolve it,
+    and the sign of the pressure follows from the interpolant; the velocity along the walls does not
+    contain it. None for flows that do not slide.
     """
 
     packed_coordinates: PyTree[Float[Array, "*n"]]
@@ -95,17 +96,17 @@ class Point(eqx.Module):
         integrals: tuple[Array, ...],
         pressure: Array | None,
     ) -> "Point":
-        """The point of one lane."""
+        """The point of one lane from its coordinates, time, integrals and pressure."""
         return cls(split(coordinates), time, integrals, pressure)
 
     @property
     def coordinates(self) -> PyTree[Float[Array, "..."]]:
-        """The coordinates, in the shape that the domain takes."""
+        """The coordinates in the structure that the domain uses."""
         return joined(self.packed_coordinates)
 
 
 def split(coordinates: PyTree[Array]) -> PyTree[Array]:
-    """The coordinates of one lane with a short vector as its components."""
+    """The coordinates of one lane, as `Components` if they are a short vector."""
     if isinstance(coordinates, jax.Array) and coordinates.ndim == 1:
         if coordinates.size <= _SHORT:
             return Components(tuple(coordinates[i] for i in range(coordinates.size)))
@@ -113,35 +114,35 @@ def split(coordinates: PyTree[Array]) -> PyTree[Array]:
 
 
 def joined(held: PyTree[Array]) -> PyTree[Array]:
-    """The inverse of `split`, for one lane or for all of a block."""
+    """The coordinates from the result of `split`, for one lane or for all lanes of a block."""
     return jnp.stack(held.parts) if isinstance(held, Components) else held
 
 
 class Lanes(eqx.Module):
-    """State of the lanes of a block, from which they can be continued.
+    """The state of the lanes of a block, from which the integration can be continued.
 
     Attributes:
-        point: The unknowns that are integrated.
+        point: The unknowns of the lanes.
         progress: Value of each lane's clock.
-        fraction: Part of the shared step that a lane takes; 0 once it is no longer active.
-        walls: Which walls hold a lane, shape (m, n).
+        fraction: Fraction of the shared step that a lane takes; 0 once it is no longer active.
+        walls: Mask of the walls that hold a lane, shape (m, n).
         level: Index of the next level of the target.
-        level_times: Flow time at which each level was met, NaN before; shape (k, n).
-        saved: Coordinates at the times to save at, NaN before; leaves of shape (s, ..., n); None
-            where whoever runs the loop takes them from the point.
+        level_times: Flow time at which each level was reached, NaN before; shape (k, n).
+        saved: Coordinates at the times to save at, NaN before; leaves of shape (s, ..., n). None if
+            the caller of the loop saves them instead.
         next_save: Index of the next time to save at.
-        folds: What the measures carry.
+        folds: The carries of the measures' folds.
         outcome: Code of `Outcome`; 0 while a lane runs.
-        evicted: Whether a lane held up its block, and is to be continued elsewhere.
-        strayed: Whether a lane's clock has led it astray, so that it must begin again.
-        absorbed: Whether a lane has come to the boundary.
-        steps: Accepted steps.
-        signals: Positive until an event happens; shape (m, n).
+        evicted: Whether a lane slowed down its block, and must be continued elsewhere.
+        strayed: Whether a lane went wrong under its clock, and must start again.
+        absorbed: Whether a lane has been absorbed by the boundary.
+        steps: Number of accepted steps.
+        signals: Values of the signals, each positive until its event; shape (m, n).
         start: Coordinates at the start.
-        start_velocity: Velocity there, along the walls; None where nothing is measured.
-        start_value: Potential at the start, or margin where that is the clock.
-        span: Length of the way in the clock.
-        atol: Absolute tolerance of the state; None for none.
+        start_velocity: Velocity at the start, along the walls; None if there are no measures.
+        start_value: Potential at the start, or the margin if that is the clock.
+        span: Length of the clock's span, from the start to the last level.
+        atol: Absolute tolerance of the state; None for no absolute tolerance.
     """
 
     point: Point
@@ -167,16 +168,21 @@ class Lanes(eqx.Module):
 
     @property
     def active(self) -> Bool[Array, "*n"]:
-        """True if a lane is still on its way in this block."""
+        """True for lanes that are still integrated in this block."""
         return (self.outcome == 0) & ~self.evicted
 
 
 class Problem(eqx.Module):
-    """A problem and its tolerances; its arrays are leaves, and new values need no compilation.
+    """A problem: flow, target, measures, clock and tolerances.
 
-    `alone`: a single line is solved, which holds up no other. `tangents`: derivatives pass through
-    its events. `operations`: the fingerprint of the user's functions, part of the key of compiled
-    programs.
+    Arrays are leaves of the PyTree, so that new values need no compilation.
+
+    Attributes:
+        timed: Whether there is a time limit.
+        reverse: Whether lines follow the flow backwards.
+        alone: Whether a single line is integrated, which cannot slow down others.
+        tangents: Whether derivatives are taken through events.
+        operations: The fingerprint of the user's functions, a part of the key of compiled programs.
     """
 
     flow: AbstractFlow
@@ -194,17 +200,17 @@ class Problem(eqx.Module):
 
     @property
     def ends_on_level(self) -> bool:
-        """True if the clock itself ends on the levels of the target."""
+        """True if steps end exactly at levels of loss or margin, by the clock."""
         return isinstance(self.clock, AbstractLevelClock)
 
     @property
     def ends_by_clock(self) -> bool:
-        """True if the clock itself ends on anything: levels of the target, or times to save at."""
+        """True if steps end exactly at levels or at times, by the clock."""
         return self.ends_on_level or self.clock.keeps_time
 
     @property
     def eventful(self) -> bool:
-        """True if there can be events within a step, at which the field of a lane may change."""
+        """True if events may happen within a step, so that the field of a lane may change."""
         limited = self.timed or (self.save_at.size > 0 and not self.clock.keeps_time)
         located = not self.clock.ends_on(self.target)
         domain = self.flow.domain
@@ -233,15 +239,16 @@ def make_problem(
     tangents: bool = False,
     steady: bool = False,
 ) -> Problem:
-    """A problem from the user's arguments, checked, with arrays in the dtype of the work.
+    """A problem from the user's arguments, checked, with arrays in the dtype of the integration.
 
-    `state` gives the shapes of one state, with which functions of the user are checked; None where
-    everything is traced. `steady`: the solver is one of stiff flows, so that `steady_clock` is the
-    default clock.
+    Most arguments are those of `flow_line`. `state` is one state, whose shapes are used to check
+    the user's functions; None for no check, as in a traced call. `alone` says that a single line is
+    integrated, `tangents` that derivatives are taken through events, and `steady` that the solver
+    is for stiff flows, so that the default clock is `steady_clock`.
 
     Raises:
-        ValueError: If a tolerance cannot be held, a clock cannot measure the way to the target, a
-            time to save at is not positive and increasing, or a measure has no meaning here.
+        ValueError: If a tolerance is out of range, the clock is not one of the target's, the times
+            in `save_at` are not positive and increasing, or a measure is not defined for the flow.
     """
     whole = alone or save_at is not None
     clock = steady_clock(flow) if clock is None and steady else clock
@@ -272,21 +279,21 @@ def make_problem(
 def steady_clock(flow: AbstractFlow) -> Clock:
     """The default clock for stabilised solvers: time, or arc length on an absorbing boundary.
 
-    Time keeps the spectrum real, and so does arc length where the metric is a multiple of the
-    identity. Arc length also counts the small motion across the fastest
-    directions, which slows a stiff line down; time does not, but an absorbing boundary is reached
-    in a finite time, at infinite speed.
+    Under time, the Jacobian keeps a real spectrum; under arc length it does if the metric is a
+    multiple of the identity. Arc length also measures the small motion in the fastest directions,
+    which makes it slow for stiff lines. Time is not regular at an absorbing boundary, which a line
+    reaches in finite time at infinite speed.
     """
     return "arc_length" if flow.domain.absorbing else "time"
 
 
 def default_rtol(dtype: Any) -> float:
-    """The relative tolerance where the caller gives none: 1e-6 in float64, 1e-4 in float32."""
+    """The default relative tolerance: 1e-6 in float64, 1e-4 in float32."""
     return 1e-6 if np.dtype(dtype) == np.float64 else 1e-4
 
 
 def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
-    """A PyTree whose numbers are arrays, floating ones in a given dtype."""
+    """A PyTree with its numbers converted to arrays, floats to a given dtype."""
 
     def leaf(value: Any) -> Any:
         if isinstance(value, float | np.ndarray | np.floating):
@@ -302,26 +309,26 @@ def cast(tree: PyTree[Any], dtype: Any) -> PyTree[Any]:
 
 
 def on_device(value: Any, dtype: Any = None) -> Array:
-    """Numbers as a JAX array of a dtype, transferred without a compiled conversion."""
+    """Numbers as a JAX array of a dtype, converted on the host, without a compiled program."""
     if isinstance(value, jax.Array):
         return jnp.asarray(value, dtype)
     return jax.device_put(np.asarray(value, dtype))  # asarray would compile a program for its shape
 
 
 def filled(indices: Int[np.ndarray, " n"], length: int) -> Int[np.ndarray, " m"]:
-    """Indices padded to a length with the last one."""
+    """Indices padded to a length with repetitions of the last index."""
     return np.concatenate([indices, np.repeat(indices[-1:], length - len(indices))])
 
 
 def check_counts(block_size: int | None, max_steps: int) -> None:
-    """Refuse numbers of starts or of steps that are not positive ints."""
+    """Refuse a block size or a largest number of steps that is not a positive int."""
     if block_size is not None:
         integer("block_size", block_size)
     integer("max_steps", max_steps, most=_MOST_STEPS)
 
 
 def check_target(until: Any) -> None:
-    """Refuse what is not a target."""
+    """Refuse an argument `until` that is not a target."""
     if not isinstance(until, AbstractTarget):
         raise ValueError(
             f"Argument `until` must be a target such as until.loss_below(0.1), but is {until!r}."
@@ -336,7 +343,7 @@ def _checked_clock(
     reverse: bool,
     whole: bool,
 ) -> type[AbstractClock]:
-    """The clock asked for, or else the target's default, checked against target and measures."""
+    """The clock that was asked for, or the target's default; checked for target and measures."""
     check_target(until)
     possible = until.clocks(flow)
     others = tuple(n for n in possible if not issubclass(clock_named(n), AbstractLevelClock))
@@ -363,10 +370,10 @@ def _check_tolerances(rtol: float, atol: float | None, dtype: Any) -> None:
 
 
 def listed_measures(measures: Any) -> Any:
-    """The measures as a list, checked.
+    """The measures, unchanged.
 
     Raises:
-        ValueError: If it is not a list, such as a single measure.
+        ValueError: If `measures` is not a list, for example a single measure.
     """
     if isinstance(measures, str) or not isinstance(measures, Iterable):
         single = f"a single one, of {', '.join(getattr(measures, 'names', ()))}"
@@ -414,16 +421,16 @@ def _checked_times(save_at: npt.ArrayLike | None) -> np.ndarray:
 def check_states(
     name: str, states: PyTree[ArrayLike], flow: AbstractFlow, *, batched: bool
 ) -> tuple[PyTree[Any], Any]:
-    """States as arrays of one floating dtype, and that dtype; a traced state is unchanged.
+    """States as arrays of one floating dtype, and this dtype; a traced state is unchanged.
 
     Args:
-        name: What the caller calls them.
+        name: The name of the argument, for messages.
         states: One state, or many with a leading axis.
-        flow: What they are states of.
+        flow: The flow.
         batched: Whether there is a leading axis.
 
     Raises:
-        ValueError: If they are not numbers, or of a shape that the flow cannot take.
+        ValueError: If `states` does not hold numbers, or has a shape that the flow does not accept.
     """
     if not isinstance(flow, AbstractFlow):
         raise ValueError(
@@ -461,7 +468,7 @@ def check_states(
 
 
 def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched: bool) -> None:
-    """Refuse a PyTree whose structure is not that of the flow's states, where these are known."""
+    """Refuse a PyTree that has another structure than the states of the flow, if that is known."""
     if flow.state_shape is not None or flow.reference_state is None:
         return
 
@@ -478,7 +485,7 @@ def _check_structure(name: str, states: PyTree[Any], flow: AbstractFlow, batched
 
 
 def _array_if_list(name: str, states: Any) -> Any:
-    """Lists and tuples of numbers as arrays; other PyTrees unchanged."""
+    """Convert lists and tuples of numbers to arrays; other PyTrees are unchanged."""
     if states is None:
         raise ValueError(f"Argument `{name}` must hold numbers, but is None.")
     plain = isinstance(states, tuple) and all(isinstance(x, Real) for x in states)

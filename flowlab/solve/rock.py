@@ -1,8 +1,8 @@
-"""ROCK4: the stabilised method of order 4, from tabulated orthogonal polynomials.
+"""ROCK4: the stabilised method of order 4, based on tabulated orthogonal polynomials.
 
-s − 4 stages follow the three-term recurrence of polynomials that are orthogonal for a weight chosen
-such that the whole has order 4; four last stages complete it. The table `rock4.json` has been
-computed anew.
+Of s stages, the first s − 4 follow the three-term recurrence of orthogonal polynomials. Their
+weight is chosen such that four further stages give order 4. The coefficients are in `rock4.json`,
+and were not copied from the paper but computed by `benchmarks/_rock4_table.py`.
 
 Source: Abdulle, SIAM J. Sci. Comput. 23 (2002) 2041–2054.
 """
@@ -26,34 +26,37 @@ _LAST = 4  # stages that give the order, after those of the recurrence
 _SLACK = (
     0.05  # over s², of the point where z = 0 beyond the end of the interval: it is damped there
 )
-_KEPT = 0.98  # of the stable interval, so that rounding in its ends is no matter
-_GAIN = 80.0  # over which z⁴ is |w(z)|: the product of its zeros
-_NOISE = 0.1  # of rtol, that the rounding of a state may become
+_KEPT = 0.98  # of the stable interval, a margin for rounding
+_GAIN = 80.0  # |w(z)| ≈ z⁴/80: the product of its zeros
+_NOISE = 0.5  # of rtol: the largest amplified rounding error
 
 
 class ROCK4(AbstractStabilised):
-    """The orthogonal Runge–Kutta–Chebyshev method of order 4, for flows with very different rates.
+    """The orthogonal Runge–Kutta–Chebyshev method of order 4, an explicit method for stiff flows.
 
-    With ρ the largest rate, a step of length h takes about 1.7·√(h·ρ) evaluations of the field,
-    where usual methods need steps that add up to some 2·h·ρ. The last four stages amplify rounding
-    errors in the fastest directions by (h·ρ)⁴/80. Steps are kept short enough that this stays below
-    a tenth of the tolerance: h·ρ is at most some 1,400 at an rtol of 1e-4, 440 at 1e-6 and 80 at
-    1e-9. Where rates differ by 1e5 or more `RKC2` can need fewer evaluations. Usable as `solver=`
-    in `flow_line` and `sweep`, under the clocks of time and of arc length and with a metric that is
-    constant, and in `diffrax.diffeqsolve`.
+    With ρ the largest rate, a step of length h takes about 1.7·√(h·ρ) evaluations of the field. A
+    standard explicit method covers the same time in many short steps, with about 2·h·ρ evaluations.
+    The last four stages amplify rounding errors in the fastest directions by (h·ρ)⁴/80; those of
+    the field too, so that compensated sums would not help. Steps are kept short enough that the
+    amplified errors stay below half of the tolerance: h·ρ is at most about 2,000 at an rtol of
+    1e-4, 640 at 1e-6 and 110 at 1e-9. If rates differ by a factor of 1e5 or more, `RKC2` can need
+    fewer evaluations. ROCK4 can be used as `solver=` in `flow_line` and `sweep`, under the clocks
+    of time and of arc length and with a constant metric, and in
+    `diffrax.diffeqsolve`.
 
-    All but the last four stages are a three-term recurrence, of polynomials that are orthogonal
-    with the weight w²/√(1 − x²). The last four have the stability function w, of degree four with
-    complex zeros; together with the recurrence they satisfy the conditions of order 4. The error
-    estimate and the interpolant use these four slopes and the point before them, which are damped
-    in fast directions, and not the slopes at the ends, which are not damped.
+    All stages but the last four are a three-term recurrence of polynomials that are orthogonal with
+    the weight w²/√(1 − x²). The last four stages have the stability function w, of degree four with
+    complex zeros. Together with the recurrence they satisfy the conditions of order 4. The error
+    estimate and the interpolant use the slopes of the last four stages and the point before these,
+    which are damped in fast directions. They do not use the slopes at the ends of the step, which
+    are not damped.
 
     Source: Abdulle, Fourth order Chebyshev methods with recurrence relation, SIAM J. Sci. Comput.
-        23 (2002) 2041–2054. Zeros and last stages were computed anew, by
+        23 (2002) 2041–2054. The zeros of w and the last stages were computed by
         `benchmarks/_rock4_table.py`; the error estimate differs from the paper's.
 
-    Accuracy: order 4, of the interpolant 3. If the spectrum is not real a step can be unstable; the
-        error estimate detects that, and steps become shorter.
+    Accuracy: order 4; the interpolant has order 3. If the spectrum is not real, a step can be
+        unstable; the error estimate detects this, and the steps become shorter.
     """
 
     def order(self, terms: Any) -> int:
@@ -116,16 +119,16 @@ class ROCK4(AbstractStabilised):
 
 
 class _Table(NamedTuple):
-    """Coefficients for a set of degrees.
+    """Coefficients for a set of t numbers of stages.
 
     Attributes:
-        degrees: Numbers of stages.
-        lengths: Of the stable interval of the negative axis.
-        begins: Where the recurrence of each begins.
-        recurrence: For each stage in turn, the weights of its slope and of the two stages before
-            it.
+        degrees: The numbers of stages.
+        lengths: The lengths of the stable intervals of the negative axis.
+        begins: The first row of each number of stages in `recurrence` and `places`.
+        recurrence: For each stage of the recurrences, the weights of the slope and of the two
+            previous stages.
         places: The fraction of the step at which each of these slopes is taken.
-        last: Coefficients of the last four stages by name, the degrees on the first axis.
+        last: Coefficients of the last four stages by name, with the degrees on the first axis.
     """
 
     degrees: Int[np.ndarray, " t"]
@@ -155,16 +158,17 @@ def _table() -> _Table:
 
 
 def recurrence(stages: int, zeros: list[float]) -> tuple[Float[np.ndarray, "r 3"], float]:
-    """The recurrence of a degree, and the length of its stable interval.
+    """The recurrence for s stages, and the length of its stable interval.
 
-    Row j says g_j = row[0]·h·f(g_{j−1}) + row[1]·g_{j−1} + row[2]·g_{j−2}, with g_0 = y0.
+    Row j of the recurrence defines stage g_j, with the step h, the field f and g_0 = y0:
+    g_j = row[0]·h·f(g_{j−1}) + row[1]·g_{j−1} + row[2]·g_{j−2}.
 
     Args:
-        stages: The degree s.
+        stages: s, the number of stages and the degree of the stability polynomial.
         zeros: (A, B, C, D): w has the zeros 1 − (A ± iB)/s² and 1 − (C ± iD)/s².
 
-    The polynomials are orthogonal on [−1, 1] with the weight w²/√(1 − x²), by Stieltjes' procedure
-    on the nodes of Gauss and Chebyshev, of which there are enough for it to be exact.
+    The polynomials are orthogonal on [−1, 1] with the weight w²/√(1 − x²). They are computed by
+    Stieltjes' procedure on enough Gauss–Chebyshev nodes that it is exact.
     """
     count, size = stages - _LAST, stages**2
     origin = 1 + 2 * _SLACK / size  # where z = 0
@@ -186,7 +190,7 @@ def recurrence(stages: int, zeros: list[float]) -> tuple[Float[np.ndarray, "r 3"
             slope,
         )
         rows[j] = np.array([value, (origin - mean) * value, -norm * earlier]) / (next_norm * ahead)
-        # Values at the origin are kept at 1, so that they stay in the range of numbers.
+        # Values at the origin are normalised to 1, so that they do not overflow.
         earlier, value = value / ahead, 1.0
         slope, slope_earlier, norm = slope / ahead, slope_earlier / ahead, next_norm
     of_weight = sum(2 * (origin - a) / ((origin - a) ** 2 + b**2) for a, b in pairs)
@@ -205,5 +209,5 @@ def _places(rows: Float[np.ndarray, "r 3"]) -> Float[np.ndarray, " r"]:
 
 
 def _sum(start: PyTree[Array], weights: Float[Array, " 4"], slopes: PyTree[Array]) -> PyTree[Array]:
-    """A point plus weighted slopes, which are stacked on the first axis."""
+    """A point plus a weighted sum of slopes, which are stacked on the first axis."""
     return jax.tree.map(lambda y, k: y + jnp.tensordot(weights, k, axes=1), start, slopes)

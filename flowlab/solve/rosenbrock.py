@@ -1,16 +1,16 @@
 """Rodas5P: a linearly implicit method of order 5, for small stiff states.
 
-Where stability and not accuracy limits the steps of an explicit method, this one takes steps as
-long as accuracy lets it, whatever the rates: each solves eight linear systems with one matrix,
-I/γ − h·J, whose Jacobian J comes from d derivatives of the field along its coordinates. Nothing is
-iterated, so that a step cannot fail to converge.
+On a stiff flow, stability limits the steps of an explicit method, and not accuracy. Rodas5P takes
+steps as long as accuracy permits, for any rates. A step solves eight linear systems with the same
+matrix, I/γ − h·J, with the step h and the Jacobian J of the field from d forward derivatives.
+Nothing is iterated, so that a step cannot fail to converge.
 
-Along an eigenvector that grows at a rate λ, a step multiplies by a rational function R(hλ), which
-is e^(hλ) to 4e-5 at hλ = 1, but has a pole at 1/γ = 4.7 and falls to 0 behind it: long steps would
-hold a line at a saddle, and the error, which is relative to the whole state, would not show it. The
-lanes of a sweep or a flow line therefore take no step that is longer than 1/λ.
+In the direction of an eigenvector that grows at a rate λ, a step multiplies by a rational function
+R(hλ). It equals e^(hλ) to 4e-5 at hλ = 1, but has a pole at 1/γ = 4.7 and tends to 0 beyond the
+pole. Long steps would therefore keep a line at a saddle, and the error estimate, which is relative
+to the whole state, would not show it. In `sweep` and `flow_line` no step is longer than 1/λ.
 
-d: coordinates; n: lanes; r: numbers of a point, the d coordinates first.
+d: coordinates; n: lanes; r: unknowns of a lane, the d coordinates first.
 """
 
 from collections.abc import Callable
@@ -94,10 +94,10 @@ _INSIDE = (
 
 
 class Quartic(AbstractLocalInterpolation):
-    """The quartic y0 + θ(y1 − y0) + θ(1 − θ)(first + θ·second + θ²·third) over a step.
+    """An interpolant: y0 + θ(y1 − y0) + θ(1 − θ)(first + θ·second + θ²·third), θ in [0, 1].
 
-    Its coefficients combine the stages, which are damped in stiff directions, and no evaluations of
-    the field.
+    The coefficients are combinations of the stages, which are damped in stiff directions, without
+    values of the field.
     """
 
     t0: Any
@@ -124,13 +124,13 @@ class Quartic(AbstractLocalInterpolation):
 
 
 class Linear(eqx.Module):
-    """The field where a step begins, and its Jacobian, which the next one may have in common.
+    """The field and its Jacobian at the start of a step; the next step may reuse the Jacobian.
 
     Attributes:
-        y: The numbers of the points there.
-        slope: The field there.
-        columns: Its derivatives along the coordinates.
-        growth: The fastest rate at which a deviation grows, 0 if all decay.
+        y: The unknowns at the start of the step.
+        slope: The field at `y`.
+        columns: The derivatives of the field with respect to the coordinates.
+        growth: The fastest rate at which a deviation grows, 0 if all deviations decay.
     """
 
     y: Float[Array, "r *n"]
@@ -142,18 +142,19 @@ class Linear(eqx.Module):
 class Rodas5P(diffrax.AbstractAdaptiveSolver):
     """A Rosenbrock method of order 5, for stiff flows of up to some tens of components.
 
-    A step takes eight evaluations of the field and one derivative of it for each component, and
-    solves eight linear systems with the one matrix of these; it is as long as accuracy lets it be,
-    whatever the rates of the flow and whether they are real. Usable as `solver=` in `flow_line` and
-    `sweep`, under the clocks of time and of arc length, and in `diffrax.diffeqsolve`. For large
-    states there are `ROCK4` and `RKC2`, which form no matrix.
+    A step takes eight evaluations of the field, one derivative of the field per component, and
+    eight linear systems with the same matrix. Steps are as long as accuracy permits, for any rates
+    of the flow, real or complex. Rodas5P can be used as `solver=` in `flow_line` and `sweep`, under
+    the clocks of time and of arc length, and in `diffrax.diffeqsolve`. For large states, use
+    `ROCK4` or `RKC2`, which need no matrix.
 
     Source: Steinebach, Construction of Rosenbrock–Wanner method Rodas5P and numerical benchmarks
         within the Julia Differential Equations package, BIT Numer. Math. 63 (2023) 27.
 
-    Accuracy: order 5, of the interpolant 4; stiffly accurate and L-stable. `flow_line` and `sweep`
-        bound its steps where deviations grow, as beside a saddle; `diffrax.diffeqsolve` does not,
-        and a line that comes within its tolerance of a saddle can be held there.
+    Accuracy: order 5; the interpolant has order 4. The method is stiffly accurate and L-stable.
+        `flow_line` and `sweep` limit its steps where deviations grow, as near a saddle.
+        `diffrax.diffeqsolve` does not, and a line that comes within its tolerance of a saddle can
+        get stuck there.
     """
 
     term_structure: ClassVar = diffrax.ODETerm
@@ -192,11 +193,12 @@ class Rodas5P(diffrax.AbstractAdaptiveSolver):
 
 
 class OfSmallLanes(eqx.Module):
-    """Rodas5P for lanes that each take a part, `args.fraction`, of a shared step.
+    """Rodas5P for lanes that each take the fraction `args.fraction` of a shared step.
 
-    Each lane has a matrix of its own, of its coordinates alone: what else is integrated along it,
-    such as its time, moves no coordinate. The field must not depend on the clock. As long as it is
-    linear, to the last digits, from the start of one step to that of the next, the Jacobian stays.
+    The matrix of a lane contains its coordinates alone, since the coordinates do not depend on the
+    other unknowns, such as the flow time. The field must not depend on the clock. If the field
+    changes from one step to the next as a linear field does, up to rounding, the Jacobian is
+    reused.
     """
 
     method: Rodas5P
@@ -210,12 +212,12 @@ class OfSmallLanes(eqx.Module):
         return self.method.interpolation_cls
 
     def room(self, y: PyTree[Array], steps: int) -> dict[str, PyTree[Array]]:
-        """Zeros that have the shape of what the interpolants of so many steps need."""
+        """A zero buffer for the interpolants of a number of steps."""
         zeros = jax.tree.map(lambda leaf: jnp.zeros((steps, *leaf.shape), leaf.dtype), y)
         return dict.fromkeys(("y0", "y1", "first", "second", "third"), zeros)
 
     def order(self, terms: Any) -> int:
-        """The power of the step with which the error estimate falls."""
+        """The power of the step with which the error estimate scales."""
         return self.method.error_order(terms)
 
     def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
@@ -226,7 +228,7 @@ class OfSmallLanes(eqx.Module):
         return self.blank(y0)
 
     def blank(self, y0: PyTree[Array]) -> Linear:
-        """The state before anything is known; NaN, which nothing is taken from."""
+        """A solver state of NaN, from which no Jacobian is reused, for a first step."""
         lanes = jax.tree.leaves(y0.time)[0].ndim
         flat = jnp.full_like(_rows(y0, lanes)[0], jnp.nan)
         coordinates = len(_rows(y0.packed_coordinates, lanes)[0])
@@ -234,11 +236,11 @@ class OfSmallLanes(eqx.Module):
         return Linear(flat, flat, columns, flat[0])
 
     def again(self, state: Linear) -> Linear:
-        """The state after a rejected step: the Jacobian, which may be to blame, is found anew."""
+        """The solver state after a rejected step: the Jacobian will be computed again."""
         return jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state)
 
     def longest_step(self, state: Linear, lanes: Any) -> Float[Array, ""]:
-        """The longest step that the active lanes can share, where some grow."""
+        """The longest step that the active lanes can share; infinite if no deviation grows."""
         largest = jnp.max(jnp.where(lanes.active & (state.growth > 0), state.growth, 0))
         return jnp.where(largest > 0, _GROWN / jnp.where(largest > 0, largest, 1), jnp.inf)
 
@@ -271,13 +273,13 @@ def _stepped(
     part: Float[Array, "*n"],
     by_time: Float[Array, "r *n"] | None,
 ) -> tuple[Float[Array, "r *n"], Float[Array, "r *n"], dict[str, Float[Array, "r *n"]]]:
-    """The end of a step, its error, and the weights of its `Quartic`.
+    """The end of a step, its error, and the coefficients of its `Quartic`.
 
     Args:
         field: The field.
-        there: Where the step begins, and the field there.
-        part: Its length, of each lane.
-        by_time: Derivative of the field by the part of the step; None for 0.
+        there: The start of the step, with field and Jacobian.
+        part: The length of each lane's step.
+        by_time: Derivative of the field with respect to the fraction of the step; None for 0.
     """
     y0, solve = there.y, _solver(there, part)
     points, sides = _squares(_POINTS, part.dtype), _squares(_SIDES, part.dtype)
@@ -305,7 +307,7 @@ def _stepped(
 
 
 def _derivatives(field: Field, y: Float[Array, "r *n"], coordinates: int) -> Linear:
-    """The field at points, and its derivatives along so many of their first numbers."""
+    """The field at points, and its derivatives with respect to the first `coordinates` unknowns."""
     place = jnp.zeros((), y.dtype)
     units = jnp.eye(coordinates, len(y), dtype=y.dtype)
     tangents = jnp.broadcast_to(units[(..., *[None] * (y.ndim - 1))], (coordinates, *y.shape))
@@ -318,7 +320,7 @@ def _derivatives(field: Field, y: Float[Array, "r *n"], coordinates: int) -> Lin
 
 
 def _of_coordinates(columns: Float[Array, "d r *n"]) -> Float[Array, "*n d d"]:
-    """The matrix of each lane that the derivatives of the coordinates make."""
+    """The Jacobian of each lane's coordinates, as a matrix on the last two axes."""
     return jnp.moveaxis(columns[:, : len(columns)], (0, 1), (-1, -2))
 
 
@@ -330,7 +332,7 @@ def _growth(columns: Float[Array, "d r *n"]) -> Float[Array, "*n"]:
         return jnp.max(jnp.real(jnp.linalg.eigvals(square)), axis=-1)
 
     def by_symmetric_part(square: Float[Array, "*n d d"]) -> Float[Array, "*n"]:
-        """An upper bound, for devices that have no eigenvalues of other matrices."""
+        """An upper bound, for devices without eigenvalues of non-symmetric matrices."""
         both = (square + jnp.swapaxes(square, -1, -2)) / 2
         return jnp.linalg.eigvalsh(both)[..., -1]
 
@@ -345,9 +347,9 @@ def _known(
     made_jump: Any,
     active: Bool[Array, "*n"],
 ) -> Linear:
-    """The field where a step begins, with the Jacobian of the one before if it is still the same.
+    """The field at the start of a step, with the previous Jacobian if that is still valid.
 
-    That is, if the field has changed since as a linear one does, but for rounding.
+    It is valid if the field has changed since as a linear field does, up to rounding.
     """
     coordinates = len(before.columns)
     slope = field(jnp.zeros((), y.dtype), y)
@@ -375,7 +377,7 @@ def _known(
 def _solver(
     there: Linear, part: Float[Array, "*n"]
 ) -> Callable[[Float[Array, "r *n"]], Float[Array, "r *n"]]:
-    """A function that solves (I/γ − h·J)k = b of each lane for k."""
+    """A function from b to the solution k of (I/γ − h·J)k = b, for each lane."""
     coordinates = len(there.columns)
     moved = (
         spread(part, there.columns) * there.columns
@@ -397,7 +399,10 @@ def _solver(
 
 
 def _squares(rows: tuple[tuple[float, ...], ...], dtype: Any) -> Float[Array, "8 8"]:
-    """Weights as a square; rows that are missing are the one before, and 1 for the stage since."""
+    """Weights of stages as a square matrix.
+
+    A missing row is the row before, with 1 added for the stage before.
+    """
     square = np.zeros((_STAGES, _STAGES))
     for index in range(_STAGES):
         if index < len(rows):
@@ -411,7 +416,7 @@ def _squares(rows: tuple[tuple[float, ...], ...], dtype: Any) -> Float[Array, "8
 def _rows(
     tree: PyTree[Array], lanes: int
 ) -> tuple[Float[Array, "r *n"], Callable[[Float[Array, "r *n"]], PyTree[Array]]]:
-    """All numbers of a tree, lanes on its last axes, as rows, and the way back."""
+    """All numbers of a PyTree (lanes on its last axes) as rows, and the inverse function."""
     leaves, structure = jax.tree.flatten(tree)
     shapes = [leaf.shape for leaf in leaves]
     last = [shape[len(shape) - lanes :] for shape in shapes]

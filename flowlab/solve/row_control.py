@@ -1,9 +1,9 @@
-"""Loops and branches of one lane, in rows: programs of which each lane takes its own way.
+"""Loops and branches of a single-lane program, evaluated in rows.
 
-What `rows` maps by `jax.vmap`, a kernel cannot take: it accepts rows alone. Here a loop goes on as
-long as one of its lanes does, and changes no other; a branch is carried out where a lane takes it.
-What lanes do not share they cannot disturb: the numbers of a lane are the same whatever lies beside
-it.
+A row is an array over the lanes. `rows` evaluates some operations by `jax.vmap`, which a kernel
+cannot use, so this module has rules for loops and branches in rows. A loop runs until the last lane
+leaves it, and changes only the lanes that are still in it. A branch is carried out if any lane
+takes it. The results of a lane do not depend on the other lanes of its row.
 
 n: lanes.
 """
@@ -24,9 +24,9 @@ from flowlab.solve.rows import Layout, NoRowsError, Rows, alike, evaluated, shar
 
 __all__ = ["program_in_rows"]
 
-_LARGEST = 1024  # elements of an array, each of which is a row of its own
-_UNROLLED = 64  # passes of a loop of known length up to which they are written out
-_CHEAP = 24  # operations of a branch up to which it is carried out and chosen from, not jumped over
+_LARGEST = 1024  # the most elements of an array that is stored in rows
+_UNROLLED = 64  # the most passes of a loop that is written out
+_CHEAP = 24  # operations of a branch that is always carried out, and not skipped
 _CALLS = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr", "eval_jaxpr")
 
 
@@ -40,13 +40,15 @@ def program_in_rows(
 
     Args:
         program: The program of one lane.
-        arguments: For each argument an array, of its shape, of rows, or of numbers that all lanes
-            share.
+        arguments: For each argument of the program, an object array of the argument's shape. Its
+            elements are rows, or numbers that all lanes share.
         lanes: Shape of a row.
-        lacking: Names of functions that must be expressed by others, such as `expm1`.
+        lacking: Names of functions that are not available, such as `expm1`, and must be expressed
+            by others.
 
     Returns:
-        For each result an array, of its shape, of rows.
+        For each result of the program, an object array of the result's shape, whose elements are
+        rows.
 
     Raises:
         NoRowsError: If an operation of the program has no rule for rows.
@@ -71,7 +73,7 @@ def _run(program: ClosedJaxpr, arguments: list[Rows], layout: Layout) -> list[Ro
 def _own(
     lacking: Collection[str], equation: Any, inputs: list[Rows], layout: Layout
 ) -> list[Rows] | None:
-    """The outputs of an operation that has a rule here; None for any other."""
+    """The outputs of an operation by a rule of this module; None if there is no rule."""
     name, parameters = equation.primitive.name, equation.params
     for variable in equation.outvars:
         if variable.aval.size > layout.largest:
@@ -99,7 +101,7 @@ def _own(
 
 
 def _known_now(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows] | None:
-    """The outputs of an operation on known numbers; None for one with a nested program."""
+    """The outputs of an operation on known numbers; None if it contains a nested program."""
     if "jaxpr" in equation.params or "call_jaxpr" in equation.params:
         return None
     operands = [_numbers(value) for value in inputs]
@@ -114,7 +116,7 @@ def _numbers(value: Rows) -> np.ndarray:
 
 
 def _full(element: Any, dtype: Any, layout: Layout) -> Any:
-    """An element as a row of a dtype."""
+    """An element, a row or a shared number, as a row of a dtype."""
     if np.ndim(element) == 0:
         return lax.full(layout.lanes, lax.convert_element_type(element, dtype))
     return lax.convert_element_type(element, dtype)
@@ -128,14 +130,14 @@ def _as_rows(value: Rows, layout: Layout) -> np.ndarray:
 
 
 def _any(condition: Any) -> Any:
-    """True if a condition holds for one of the lanes."""
+    """True if a condition holds for at least one lane."""
     if np.ndim(condition) == 0:
         return condition
     return jnp.max(condition.astype(jnp.int32)) > 0
 
 
 class _Flat:
-    """Values as a list of rows, and rows as values of the same shapes."""
+    """A conversion between `Rows` of certain shapes and a flat list of rows."""
 
     def __init__(self, values: list[Rows], layout: Layout) -> None:
         self.shapes = [value.elements.shape for value in values]
@@ -160,7 +162,7 @@ class _Flat:
 
 
 def _while(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
-    """A loop that each lane leaves when its own condition says so."""
+    """A `while` loop that each lane leaves by its own condition."""
     given = equation.params
     for_condition, for_body = given["cond_nconsts"], given["body_nconsts"]
     asked, kept = inputs[:for_condition], inputs[for_condition : for_condition + for_body]
@@ -198,7 +200,7 @@ def _moving(body: Jaxpr, constants: int) -> list[bool]:
 
 
 def _sources(body: Jaxpr) -> list[Any]:
-    """The variables whose values are results of a function unchanged."""
+    """For each result of a function, the variable that it equals."""
     source: dict[Any, Any] = {}
 
     def of(variable: Any) -> Any:
@@ -235,7 +237,7 @@ def _inputs_of(inner: Jaxpr, operands: list[Any]) -> list[Any]:
 
 
 def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
-    """A branch that each lane takes for itself."""
+    """A `cond` or `switch` in which each lane takes its own branch."""
     which, operands = inputs[0].elements[()], inputs[1:]
     branches = equation.params["branches"]
     if is_known(which):
@@ -263,7 +265,7 @@ def _cond(equation: Any, inputs: list[Rows], layout: Layout) -> list[Rows]:
 def _branch(
     branch: ClosedJaxpr, wanted: Any, operands: list[Rows], equation: Any, layout: Layout
 ) -> list[Rows]:
-    """The results of a branch, which is skipped if no lane takes it, unless it is cheap."""
+    """The results of a branch; a branch that is not cheap is skipped if no lane takes it."""
     if _cost(branch.jaxpr) <= _CHEAP:
         return _run(branch, operands, layout)
     given = dict(zip(branch.jaxpr.invars, operands, strict=True))
@@ -290,7 +292,7 @@ def _branch(
 
 
 def _cost(body: Jaxpr) -> float:
-    """Number of operations of a function, nested ones included; infinite where it has a loop."""
+    """The number of operations of a function, nested ones included; infinite if it has a loop."""
     total = 0.0
     for equation in body.eqns:
         if equation.primitive.name in ("while", "scan"):
@@ -365,7 +367,10 @@ _CONTROL: dict[str, Callable[[Any, list[Rows], Layout], list[Rows]]] = {
 
 
 def _polynomial(operands: list[np.ndarray], layout: Layout) -> np.ndarray:
-    """A polynomial at the first operand, from its constant term on, by Horner's scheme."""
+    """The value of a polynomial at the first operand, by Horner's scheme.
+
+    The other operands are the coefficients, beginning with the constant term.
+    """
     shape = np.broadcast_shapes(*(operand.shape for operand in operands))
     point, *coefficients = (np.broadcast_to(operand, shape) for operand in operands)
 

@@ -1,6 +1,7 @@
-"""Indices, sorting and sums along arrays, in rows: what a lane looks up, every lane looks up.
+"""Indexing, sorting and cumulative sums of small arrays, evaluated in rows.
 
-An index that each lane holds chooses among all the elements there are: arrays are small. n: lanes.
+A row is an array over the lanes. An index that differs between lanes selects among all elements of
+an array in turn, which is cheap as arrays are small. n: lanes.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ def is_known(element: Any) -> bool:
 
 
 def chosen(condition: Any, this: Any, other: Any, layout: Layout) -> Any:
-    """One element where a condition holds, else the other."""
+    """`this` for the lanes for which a condition holds, `other` for the others."""
     if this is other:
         return this
     if is_known(condition):
@@ -44,7 +45,7 @@ def each_position(shape: tuple[int, ...], of_position: Callable[..., Any]) -> np
 
 
 def _among(indices: list[Any], sizes: list[int], made: Callable[..., Any], layout: Layout) -> Any:
-    """Result of an operation on traced indices, each clipped to its range."""
+    """The result `made(*indices)` for traced indices, each clipped to its range."""
     if not indices:
         return made()
     first, *others = indices
@@ -63,7 +64,7 @@ def _among(indices: list[Any], sizes: list[int], made: Callable[..., Any], layou
 
 
 def _selected(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray] | None:
-    """One of several cases; two cases are left to the built-in operation."""
+    """One of three or more cases, by its index; None for two cases, which have a built-in rule."""
     which, *cases = operands
     if len(cases) == 2:
         return None
@@ -108,7 +109,7 @@ def _dynamic_update_slice(
 
 
 def _gather(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
-    """Elements at indices that are known, or that differ between lanes."""
+    """The elements at indices that are known, or that differ between lanes."""
     operand, indices = operands
     given, shape = equation.params, equation.outvars[0].aval.shape
     numbers, flat = given["dimension_numbers"], operand.reshape(-1)
@@ -117,7 +118,7 @@ def _gather(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[n
     outside = np.asarray(np.nan if fill is None else fill, equation.outvars[0].aval.dtype)
 
     def element(known: np.ndarray, position: tuple[int, ...]) -> Any:
-        """The element at known indices, found by gathering an array of positions."""
+        """The element at known indices, from a gather of an array of positions."""
         with jax.ensure_compile_time_eval():
             number = np.asarray(
                 equation.primitive.bind(positions, known, **{**given, "fill_value": 0})
@@ -152,7 +153,7 @@ def _as_integers(indices: np.ndarray) -> np.ndarray:
 def _where_inside(
     indices: list[Any], sizes: list[int], found: Any, outside: Any, layout: Layout
 ) -> Any:
-    """Values where traced indices are within their ranges, and a filling elsewhere."""
+    """`found` for the lanes whose indices are within their ranges, `outside` for the others."""
     for index, size in zip(indices, sizes, strict=True):
         dtype = index.dtype
         low, high = np.asarray(0, dtype), np.asarray(size, dtype)
@@ -164,7 +165,7 @@ def _where_inside(
 
 
 def _scatter(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
-    """Updates, or sums of them, at indices that are known, or that differ between lanes."""
+    """An array updated, by new values or sums, at indices known or different between lanes."""
     operand, indices, updates = operands
     if not all(is_known(index) for index in indices.flat):
         return [_scattered_by_lanes(equation, operands, layout)]
@@ -187,7 +188,7 @@ def _scatter(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[
 
 
 def _scattered_by_lanes(equation: Any, operands: list[np.ndarray], layout: Layout) -> np.ndarray:
-    """Updates of a vector, or sums of them, at indices that differ between lanes."""
+    """A vector updated, by new values or sums, at indices that differ between lanes."""
     operand, indices, updates = operands
     name = equation.primitive.name
     if operand.ndim != 1 or indices.shape[-1] != 1 or indices.size != updates.size:
@@ -217,7 +218,7 @@ def _bitcast(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[
 
 
 def _sort(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray] | None:
-    """Arrays sorted by the first of them, stably and with NaN last, by exchanging neighbours."""
+    """Arrays sorted by the first of them, stably and with NaN last, by exchanges of neighbours."""
     axis = equation.params["dimension"]
     if equation.params["num_keys"] != 1:
         return None
@@ -244,7 +245,7 @@ def _comes_first(this: Any, other: Any, better: Any, layout: Layout) -> Any:
 
 
 def _extreme(better: Any) -> Rule:
-    """The index of the largest or the smallest along an axis, the first of equals, or of a NaN."""
+    """The rule for `argmax` or `argmin`: the first of equal elements, or the first NaN."""
 
     def of(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
         (axis,) = equation.params["axes"]
@@ -268,7 +269,7 @@ def _extreme(better: Any) -> Rule:
 
 
 def _cumulated(fold: Any) -> Rule:
-    """Cumulative reductions along an axis."""
+    """The rule for a cumulative reduction along an axis."""
 
     def of(equation: Any, operands: list[np.ndarray], layout: Layout) -> list[np.ndarray]:
         axis, reverse = equation.params["axis"], equation.params["reverse"]

@@ -1,14 +1,14 @@
-"""Mathematics written for one lane, evaluated for a block of lanes, component by component.
+"""A function of one lane, evaluated for a block of lanes component by component.
 
-`jax.vmap` moves the lanes to the front where a function takes a vector apart or puts one together:
-arrays become (n, d), and every loop over them strides. Here the function of one lane is traced, and
-what it does is done on rows: each component of a small vector is an array of its own over the
-lanes, from the first operation to the last. Taking apart, putting together, padding and reshaping
-then cost nothing. What cannot be done in rows (a large array, a loop, a rule of its own) is mapped
-by `jax.vmap`, in the same program.
+If a function indexes or stacks vectors, `jax.vmap` moves the lanes to the first axis: arrays get
+the shape (n, d), and loops over them have strides. This module traces the function of one lane
+instead, and applies each of its operations to rows. A row is one component of a small vector, as an
+array over the lanes. Indexing, stacking, padding and reshaping then cost nothing. Operations that
+cannot be evaluated in rows (on a large array, a loop, a custom rule) are mapped by `jax.vmap`
+within the same program.
 
-Rows make programs that run several times as fast, and take two to three times as long to trace and
-to compile: they are for programs that are optimised, within `in_rows`; all others are mapped.
+Programs in rows run several times as fast, but take two to three times as long to trace and to
+compile. They are used for optimised programs, within `in_rows`; all others are mapped.
 
 n: lanes.
 """
@@ -41,8 +41,8 @@ __all__ = [
     "written_out",
 ]
 
-_SMALL = 64  # elements of an array above which it is mapped whole
-_LONGEST = 8  # elements of an argument up to which rows are faster, and compile as quickly
+_SMALL = 64  # the most elements of an array that is stored in rows
+_LONGEST = 8  # elements of an argument up to which rows are faster
 
 _ELEMENTWISE = frozenset(
     "abs acos acosh add add_any and asin asinh atan atan2 atanh cbrt ceil clamp "
@@ -77,12 +77,12 @@ def in_rows(wanted: bool) -> Iterator[None]:
 
 
 def written_out() -> bool:
-    """True if the program that is being traced is to run fast, rather than to compile fast."""
+    """True if the program being traced should run fast rather than compile fast."""
     return _IN_ROWS.get()
 
 
 class Rows:
-    """A small array of elements that are rows over the lanes, or numbers that all lanes share."""
+    """A small array whose elements are rows (arrays over the lanes) or numbers of all lanes."""
 
     def __init__(self, elements: np.ndarray, dtype: Any) -> None:
         self.elements = elements
@@ -93,19 +93,19 @@ _Value = Any  # Rows, or an array with the lanes last, or a _Shared
 
 
 class NoRowsError(Exception):
-    """The error for an operation that cannot be evaluated in rows, though everything must be."""
+    """The error for an operation without a rule for rows, in a program that allows only rows."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The rules by which operations are carried out in rows.
+    """The rules by which operations are evaluated in rows.
 
     Attributes:
         lanes: Shape of a row.
-        largest: Elements of an array up to which it is held in rows.
-        own: Further rules, tried first: functions of an operation and its inputs that return its
-            outputs, or None if they do not apply. If they are given, an operation without any rule
-            is a `NoRowsError`; if None, it is mapped by `jax.vmap`.
+        largest: Number of elements up to which an array is stored in rows.
+        own: A function with further rules, tried first: from an operation and its inputs to the
+            outputs, or None if no rule applies. With such a function, an operation without any rule
+            raises a `NoRowsError`; if `own` is None, it is mapped by `jax.vmap`.
     """
 
     lanes: tuple[int, ...]
@@ -123,11 +123,11 @@ class _Shared:
 def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callable[..., Any]:
     """A function of one lane, mapped over the last axis of its arguments and results.
 
-    Args:
-        function: What to map.
-        longest: Elements of an argument up to which everything is done in rows.
+    It is evaluated in rows within `in_rows(True)`, and otherwise mapped by `jax.vmap`.
 
-    It is evaluated in rows within `in_rows(True)`, else mapped by `jax.vmap`.
+    Args:
+        function: The function to map.
+        longest: Number of elements of an argument, per lane, above which `jax.vmap` is used anyway.
     """
 
     def mapped(*arguments: PyTree[Array]) -> PyTree[Array]:
@@ -158,7 +158,7 @@ def lanewise(function: Callable[..., Any], *, longest: int = _LONGEST) -> Callab
 
 
 def _alone(function: Callable[..., Any], arguments: PyTree[Array]) -> PyTree[Array]:
-    """The function for a single lane, which is traced faster without a map."""
+    """The result for a block of a single lane, which is traced faster without a map."""
     lane = jax.tree.map(lambda leaf: lax.squeeze(leaf, (leaf.ndim - 1,)), arguments)
     return jax.tree.map(lambda leaf: lax.expand_dims(leaf, (np.ndim(leaf),)), function(*lane))
 
@@ -188,7 +188,7 @@ def evaluated(
 
 
 def _done(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]:
-    """The outputs of one operation, in rows if it has a rule, else mapped."""
+    """The outputs of one operation: in rows if there is a rule, otherwise mapped."""
     name, parameters = equation.primitive.name, equation.params
     found = None if layout.own is None else layout.own(equation, inputs, layout)
     if found is not None:
@@ -242,7 +242,7 @@ def _folded(fold: Any, operand: np.ndarray, axes: tuple[int, ...], layout: Layou
 
 
 def _product(equation: Any, factors: tuple[np.ndarray, np.ndarray], layout: Layout) -> np.ndarray:
-    """A product of small arrays, written out."""
+    """A matrix product of small arrays, written out as sums of products."""
     left, right = factors
     (left_over, right_over), (left_batch, right_batch) = equation.params["dimension_numbers"]
     left_free = [i for i in range(left.ndim) if i not in (*left_over, *left_batch)]
@@ -328,7 +328,7 @@ _PARTED: dict[str, Callable[..., list[np.ndarray]]] = {"split": _split, "unstack
 
 
 def _mapped(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]:
-    """The outputs of an operation on whole arrays, by `jax.vmap`."""
+    """The outputs of an operation, mapped over whole arrays by `jax.vmap`."""
     bound = equation.primitive.get_bind_params(equation.params)
     functions, parameters = bound if isinstance(bound, tuple) else ((), bound)
 
@@ -349,7 +349,7 @@ def _mapped(equation: Any, inputs: list[_Value], layout: Layout) -> list[_Value]
 
 
 def shared(array: Any, layout: Layout) -> _Value:
-    """Values that all lanes share, as separate numbers if there are few."""
+    """An array that all lanes share, as separate numbers if it is small."""
     if np.size(array) > layout.largest:
         return _Shared(array)
     result = np.empty(np.shape(array), object)
@@ -375,7 +375,7 @@ def _is_shared(value: _Value) -> bool:
 
 
 def _one_array(value: _Value) -> Any:
-    """Values that all lanes share, as one array."""
+    """Values that all lanes share, as a single array."""
     if isinstance(value, _Shared):
         return value.array
     elements = [jnp.asarray(element) for element in value.elements.flat]
@@ -400,12 +400,12 @@ def _with_lanes_last(value: _Value, layout: Layout) -> Array:
 
 
 def row(element: Any, layout: Layout) -> Array:
-    """An element as a row; a number that all lanes share is repeated for each."""
+    """An element as a row; a number that all lanes share is repeated for each lane."""
     return element if np.ndim(element) else jnp.broadcast_to(element, layout.lanes)
 
 
 def alike(elements: list[Any], layout: Layout) -> list[Any]:
-    """Elements, all of them as rows if one is."""
+    """Elements, converted to rows if at least one of them is a row."""
     if all(np.ndim(element) == 0 for element in elements):
         return elements
     return [row(element, layout) for element in elements]

@@ -1,8 +1,8 @@
-"""An explicit Runge–Kutta method of diffrax, for lanes that each take a fraction of a step.
+"""Explicit Runge–Kutta methods of diffrax, for lanes that each take a fraction of a step.
 
-Lane i takes the step φᵢh with its own φᵢ in [0, 1]: in the tableau of the method h is an array over
-the lanes. The stages are evaluated for all lanes at once. They are written out where the program is
-optimised, and run in a loop where it is to compile quickly.
+Lane i takes the step φᵢh with its own φᵢ in [0, 1], so the step in the formulas of the method is an
+array over the lanes. Each stage is evaluated for all lanes at once. The stages are written out in
+optimised programs, and run in a loop in programs that should compile quickly.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,13 @@ __all__ = ["RungeKutta"]
 
 
 class RungeKutta(diffrax.AbstractSolver):
-    """The same method, tableau, order, error estimate and interpolant as `method`.
+    """An explicit Runge–Kutta method for lanes that each take a fraction of a shared step.
 
-    In optimised programs the stages are written out one after the other, since the fields are small
-    and a step then needs no buffer. In others they are a loop over a buffer, as in diffrax, so that
-    the field is compiled once instead of once per stage. Each lane takes the fraction
-    `args.fraction` (last axis) of the shared step. Derivatives are forward-mode only.
+    Tableau, order, error estimate and interpolant are those of `method`. Each lane takes the
+    fraction `args.fraction` (last axis) of the step. In optimised programs the stages are written
+    out, since the fields are small and a step then needs no buffer. In other programs the stages
+    are a loop over a buffer, as in diffrax, so that the field is compiled once instead of once per
+    stage. Derivatives are forward-mode only.
 
     Args:
         method: An explicit Runge–Kutta solver of diffrax with one tableau.
@@ -41,7 +42,7 @@ class RungeKutta(diffrax.AbstractSolver):
 
     @property
     def stages(self) -> int:
-        """Evaluations of the field whose values the interpolant of a step keeps."""
+        """The number of slopes that the interpolant of a step stores."""
         return self._tableau.num_stages
 
     def room(self, y: PyTree[Array], steps: int) -> dict[str, PyTree[Array]]:
@@ -63,7 +64,7 @@ class RungeKutta(diffrax.AbstractSolver):
         return terms.vf(t0, y0, args) if self._tableau.fsal else None
 
     def blank(self, y0: PyTree[Array]) -> PyTree[Array] | None:
-        """A zero solver state in the shape that `init` returns, for a first step after a jump."""
+        """A solver state of zeros, of the shapes that `init` returns, for a first step."""
         return jax.tree.map(jnp.zeros_like, y0) if self._tableau.fsal else None
 
     def again(self, state: PyTree[Array] | None) -> PyTree[Array] | None:
@@ -92,10 +93,10 @@ class RungeKutta(diffrax.AbstractSolver):
         return y1, error, dense, last if tableau.fsal else None, diffrax.RESULTS.successful
 
     def stretch(self, dense: dict[str, PyTree[Array]]) -> Array:
-        """Product of a step and the fastest rate that shows in it, from its last two stages.
+        """An estimate of h·ρ, step times fastest rate, from the last two stages of a step.
 
-        Both are at the end of the step, but at different points: their slopes differ by what the
-        Jacobian makes of the difference of these. Of several lanes that of the fastest.
+        Both stages belong to the end of the step, but are different points y and y′ with slopes f
+        and f′; the estimate is h·|f − f′|/|y − y′|. Of several lanes, the largest value.
 
         Source: Hairer and Wanner, Solving Ordinary Differential Equations II, section IV.2.
         """
@@ -115,7 +116,10 @@ class RungeKutta(diffrax.AbstractSolver):
         return jnp.max(jnp.sqrt(pushed / jnp.where(moved > 0, moved, jnp.inf)))
 
     def _written_out(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
-        """The end of a step, its error, the stages times each lane's step, and the last slope."""
+        """The end of a step, its error, the slopes times each lane's step, and the last slope.
+
+        The stages are written out.
+        """
         tableau = self._tableau
         slopes = [first]
         for row, node in zip(tableau.a_lower, tableau.c, strict=True):
@@ -126,7 +130,10 @@ class RungeKutta(diffrax.AbstractSolver):
         return y1, error, stages, slopes[-1]
 
     def _in_a_loop(self, slope: Callable[..., Any], first: Any, y0: Any, part: Array) -> Any:
-        """The same, by a loop over the stages."""
+        """The end of a step, its error, the slopes times each lane's step, and the last slope.
+
+        The stages are a loop.
+        """
         tableau = self._tableau
         square = np.zeros((tableau.num_stages - 1, tableau.num_stages))
         for row, weights in zip(square, tableau.a_lower, strict=True):
@@ -152,7 +159,7 @@ class RungeKutta(diffrax.AbstractSolver):
 
 
 def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
-    """The sum y + step·Σ weights·slopes (without y if it is None), omitting zero weights."""
+    """The sum y + step·Σ weights·slopes, without y if it is None; zero weights are omitted."""
     used = [(float(w), k) for w, k in zip(weights, slopes, strict=False) if w != 0]
 
     def rise(*parts: Array) -> Array:
@@ -163,7 +170,7 @@ def _sum(y: Any, step: Array, weights: np.ndarray, slopes: list[Any]) -> Any:
 
 
 def _weighted(y: Any, step: Array, weights: Array, slopes: Any) -> Any:
-    """The sum y + step·Σ weights·slopes (without y if it is None), with stacked slopes."""
+    """The sum y + step·Σ weights·slopes, without y if it is None; the slopes are stacked."""
     return _onto(y, jax.tree.map(lambda k: _times(step, jnp.tensordot(weights, k, axes=1)), slopes))
 
 

@@ -1,14 +1,15 @@
-"""Signals of one lane: functions that are positive until an event, and zero at it.
+"""Signals of one lane: functions that are positive until an event, and zero at the event.
 
-The signals are, for each wall, the distance from it, and the rate at which the lane approaches it
-or, once held, its pressure on it; where the boundary absorbs, the distance from it in log x; the
-distance from the level of the target; and the times left to save at and to the limit. The rate of
-approach is there so that a line which crosses a wall and comes back within one step is seen: the
-rate changes its sign where the distance is least. `crossings` finds the first zero.
+Each wall has two signals: the distance from the wall, and the rate of approach to it or, while the
+wall holds the lane, the pressure on it. Further signals are the distance in log x from the depth at
+which an absorbing boundary counts as reached, the distance from the next level of the target, and
+the times that remain until the next time to save at and until the time limit. The rate of approach
+detects a line that crosses a wall and comes back within one step: the rate changes its sign where
+the distance is least. `crossings` locates the first zero.
 
-An absorbing boundary x = 0 lies at log x = −∞. A lane ends far down (in float64 145 decades below
-its start, or 12 if the boundary is the target), and the time that is left is added in closed form:
-there the speed of log x is a power of x, and `absorption_tail` reads off the exponent.
+An absorbing boundary x = 0 lies at log x = −∞. A lane ends far below its start, 145 decades in
+float64, or 12 if the boundary is the target. The remaining time is added in closed form: near the
+boundary the speed of log x is a power of x, and `absorption_tail` estimates the exponent.
 
 m: signals.
 """
@@ -31,9 +32,9 @@ __all__ = [
     "signals_after",
 ]
 
-_BOUNDARY_DECADES = 12.0  # below the start, where the boundary counts as met if it is the target
-_DEEP_DECADES = {8: 145.0, 4: 14.0}  # the same where it is not, by the bytes of a number: as deep
-# as the velocity of the logarithm, which grows like x^(β−2), stays a number
+_BOUNDARY_DECADES = 12.0  # decades below the start: the boundary is reached, if it is the target
+_DEEP_DECADES = {8: 145.0, 4: 14.0}  # if it is not the target, by bytes of a number: so deep
+# that the velocity of the logarithm, which grows like x^(β−2), does not overflow
 
 
 def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
@@ -55,10 +56,10 @@ def signals(problem: Problem, lane: Lanes, point: Point) -> Float[Array, " m"]:
 
 
 def signals_after(problem: Problem, lane: Lanes, fired: Int[Array, ""]) -> Float[Array, " m"]:
-    """The signals of a lane just after an event, given by its index (-1 for none).
+    """The signals of a lane just after an event with index `fired`, -1 for none.
 
-    The signals of the wall that was just met are set past their event, so that rounding does not
-    trigger it again at once.
+    The signal of an event at a wall is set to at most 0, so that rounding does not trigger the
+    event again at once.
     """
     fresh = signals(problem, lane, lane.point)
     count = wall_count(problem.flow)
@@ -72,15 +73,15 @@ def signals_after(problem: Problem, lane: Lanes, fired: Int[Array, ""]) -> Float
 
 
 def absorbs(problem: Problem) -> bool:
-    """True if a lane can end on the boundary of its domain, rather than on a level before it."""
+    """True if the boundary can absorb a lane; False if lanes end at a level before the boundary."""
     return problem.flow.domain.absorbing and not problem.ends_on_level
 
 
 def absorption_tail(problem: Problem, lane: Lanes) -> Float[Array, ""]:
-    """The time that a lane still needs to the boundary; infinite if it never gets there.
+    """The remaining time of a lane to the boundary; infinite if it never reaches the boundary.
 
-    Near the boundary the time to go is C·x^p. With κ = 1/|d log x/dt|, that is κ/p, and p = d log|d
-    log x/dt| / d(−log x) is read from the field. The relative error is O(x^β).
+    Near the boundary the remaining time is C·x^p. It equals κ/p, with κ = 1/|d log x/dt| and
+    p = d log|d log x/dt| / d(−log x) from the field. The relative error is O(x^β).
     """
     push = velocity_of_coordinates(problem, lane)
     coordinates = lane.point.coordinates
@@ -105,18 +106,18 @@ def kinds(problem: Problem) -> list[str]:
 
 
 def locates_levels(problem: Problem) -> bool:
-    """True if levels are found by a signal; otherwise the clock ends on them."""
+    """True if levels are located by a signal; False if steps end at levels by the clock."""
     target = problem.target
     return not target.by_absorption and not problem.clock.ends_on(target)
 
 
 def locates_saves(problem: Problem) -> bool:
-    """True if times to save at are found by a signal."""
+    """True if times to save at are located by a signal; False if steps end at them by the clock."""
     return problem.save_at.size > 0 and not problem.clock.keeps_time
 
 
 def _wall_signals(problem: Problem, lane: Lanes, state: PyTree[Array]) -> list[Array]:
-    """For each wall its distance (1 if it holds the lane), and the rate of approach or pressure."""
+    """Two signals per wall: distance, 1 if it holds the lane; rate of approach, or pressure."""
     flow = problem.flow
     if not wall_count(flow):
         return []

@@ -1,13 +1,12 @@
-"""Checks that a flow suits a solver of stiff flows.
+"""Checks that a flow and a clock suit a solver for stiff flows.
 
-For a stabilised one the Jacobian of the field must have a real spectrum.
-
-For a constant metric M, the Jacobian of v = −M∇L is −M·Hessian, a product of a positive and a
-symmetric matrix, and so similar to a symmetric one: its eigenvalues are real. The clock of time
-keeps it. That of arc length multiplies by a projection along the velocity: the spectrum stays real
-where M is a multiple of the identity; with other metrics it need not, and the error estimate alone
-guards the steps. Nor need it be real under the clocks of the loss and the margin, or with a metric
-that depends on the state, which are refused.
+A stabilised solver needs a field whose Jacobian has a real spectrum. For a constant metric M, the
+Jacobian of v = −M∇L is −M·Hessian, a product of a positive and a symmetric matrix. It is similar to
+a symmetric matrix, so its eigenvalues are real. Under the clock of time this is the Jacobian of the
+field. Under arc length it is multiplied by a projection along the velocity: the spectrum stays real
+if M is a multiple of the identity. With other metrics it may not be real, and only the error
+estimate guards the steps. Under the clocks of loss and margin, or with a metric that depends on the
+state, the spectrum may not be real either, and such problems are refused.
 """
 
 from typing import Any
@@ -27,9 +26,9 @@ def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> No
     """Refuse a stabilised solver for a problem whose spectrum need not be real.
 
     Args:
-        problem: What to solve.
-        state: One state, of which only shapes and dtypes matter.
-        solver: The name of the solver.
+        problem: The problem.
+        state: One state; only shapes and dtypes matter.
+        solver: The name of the solver, for messages.
     """
     if isinstance(problem.clock, AbstractLevelClock):
         raise ValueError(
@@ -46,7 +45,10 @@ def check_real_spectrum(problem: Problem, state: PyTree[Any], solver: str) -> No
 
 
 def check_still_field(problem: Problem, solver: str) -> None:
-    """Raise a ValueError where a solver of a name meets a field that depends on its clock."""
+    """Refuse a clock under which the field depends on the clock itself: loss and margin.
+
+    `solver` is the name of the solver, for messages.
+    """
     if isinstance(problem.clock, AbstractLevelClock):
         raise ValueError(
             'Argument `clock` must be "arc_length" or "time" with the solver '

@@ -1,12 +1,12 @@
 """Common parts of stabilised explicit methods for stiff flows: stages, and spectral radius.
 
-An explicit method with s stages is stable on an interval [−ℓ, 0] of h·λ, λ the eigenvalues of the
-Jacobian. For the usual methods ℓ grows like s; stabilised methods choose their polynomials such
-that it grows like s² (about 0.65·s² for RKC2, 0.35·s² for ROCK4), at a low order. Along gradient
-flows λ is real, which they need, and a step h across the fastest rate ρ costs about √(h·ρ)
-evaluations of the field. No linear system is solved and no matrix formed: ρ is estimated by a power
-iteration on the field, and the number of stages follows from h·ρ. Lanes that share a step have as
-many stages as the one that needs most.
+An explicit method with s stages is stable if h·λ lies in an interval [−ℓ, 0], λ the eigenvalues of
+the Jacobian. For standard methods ℓ grows like s. Stabilised methods have a low order, and
+stability polynomials for which ℓ grows like s² (about 0.65·s² for RKC2, 0.35·s² for ROCK4). They
+need real λ, as gradient flows have. A step h with fastest rate ρ then costs about √(h·ρ)
+evaluations of the field. No linear system is solved and no matrix is computed: ρ is estimated by a
+power iteration on the field, and the number of stages follows from h·ρ. All lanes that share a step
+use the number of stages that the most demanding lane needs.
 
 n: lanes.
 
@@ -29,25 +29,27 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 __all__ = ["AbstractStabilised", "Cubic", "OfLanes", "Radius", "spectral_radius", "spread"]
 
-_SAFETY = 1.2  # over the radius found, from below, by the power iteration; as in RKC
+_SAFETY = 1.2  # times the radius from the power iteration, which is a lower bound; as in RKC
 _SETTLED = (
     0.01  # relative change of the radius in an iteration at which it counts as found; as in RKC
 )
 _MOST_ITERATIONS = 50  # of the power iteration; as in RKC
-_FRESH = 25  # accepted steps for which a radius is trusted at most; as in RKC
-_STEADY = 0.05  # relative change since it was last found up to which it is trusted for longer
-_MOST_GROWTH = 4.0  # of the radius, that is expected of a step as large as what it was in the last
-_USUAL_RTOL = 1e-6  # where diffrax alone calls, which does not tell
-_SEED = 0  # of the first vector, of which the fastest direction must not be missing
+_FRESH = 25  # the most accepted steps for which a radius is trusted; as in RKC
+_STEADY = 0.05  # relative change of the radius up to which it is trusted for longer
+_MOST_GROWTH = 4.0  # the largest growth of the radius that is expected in a step
+_USUAL_RTOL = 1e-6  # the rtol assumed within diffrax, which does not pass its own
+_ROUNDINGS = 8  # units in the last place
+_SEED = 0  # seed of the first vector, which must contain the fastest direction
 
 Slope = Callable[[Float[Array, "*n"], PyTree[Array]], PyTree[Array]]
 """The field at a part, in [0, 1], of the step of each lane, and at a point."""
 
 
 class Cubic(AbstractLocalInterpolation):
-    """The cubic y0 + θ(y1 − y0) + θ(θ − 1)(bend + θ·twist) over a step, through values alone.
+    """An interpolant: the cubic y0 + θ(y1 − y0) + θ(θ − 1)(bend + θ·twist), θ in [0, 1].
 
-    The slopes at the ends are not used, as they contain the errors there times the fastest rate.
+    It uses values and not the slopes at the ends, in which errors of the values are multiplied by
+    the fastest rate.
     """
 
     t0: Any
@@ -76,11 +78,11 @@ class Radius(eqx.Module):
 
     Attributes:
         value: The radius, with a margin for safety and for its growth in a step.
-        found: The radius as it was last estimated.
-        vector: The unit vector from which the next power iteration starts.
-        age: Accepted steps since that estimate.
-        trust: Accepted steps after which it is estimated again.
-        stages: Stages of the last step.
+        found: The last estimate of the radius, without this margin.
+        vector: The vector from which the next power iteration starts.
+        age: Number of accepted steps since the last estimate.
+        trust: Number of accepted steps after which the radius is estimated again.
+        stages: Number of stages of the last step.
     """
 
     value: Float[Array, "*n"]
@@ -94,7 +96,7 @@ class Radius(eqx.Module):
 class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
     """A stabilised explicit solver for a field whose Jacobian has a real spectrum.
 
-    A solver of diffrax: it works in `diffrax.diffeqsolve` too, on any PyTree.
+    It is a solver of diffrax, and also works in `diffrax.diffeqsolve`, on any PyTree.
     """
 
     term_structure: ClassVar = diffrax.ODETerm
@@ -102,11 +104,11 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
 
     @abstractmethod
     def stages(self, reach: Float[Array, ""]) -> Int[Array, ""]:
-        """The number of stages that a given product of step and spectral radius needs."""
+        """The number of stages needed for a product of step and spectral radius."""
 
     @abstractmethod
     def longest(self, dtype: Any, rtol: Any) -> Any:
-        """The largest product of step and spectral radius at which rounding stays below `rtol`."""
+        """The largest product of step and spectral radius for which rounding stays below `rtol`."""
 
     @abstractmethod
     def stepped(
@@ -115,10 +117,10 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
         """The end of a step, its error, and the bend and the twist of its `Cubic`.
 
         Args:
-            slope: The field, as a function of the position in the step and of the state.
-            y0: Where it begins; leaves of shape (..., *n).
-            part: Its length, of each lane.
-            stages: How many to use.
+            slope: The field, as a function of the fraction of the step and of the state.
+            y0: The state at the start of the step; leaves of shape (..., *n).
+            part: The length of each lane's step.
+            stages: The number of stages.
         """
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any) -> Radius:
@@ -144,7 +146,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver):
 class OfLanes(eqx.Module):
     """A stabilised solver for lanes that each take the fraction `args.fraction` of a shared step.
 
-    All lanes have as many stages as the one that needs most.
+    All lanes use the number of stages that the most demanding lane needs.
     """
 
     method: AbstractStabilised
@@ -164,7 +166,7 @@ class OfLanes(eqx.Module):
         return dict.fromkeys(("y0", "y1", "bend", "twist"), zeros)
 
     def order(self, terms: Any) -> float | None:
-        """The order of the error estimate in the step."""
+        """The power of the step with which the error estimate scales."""
         return self.method.error_order(terms)  # type: ignore[return-value]
 
     def func(self, terms: Any, t0: Any, y0: Any, args: Any) -> Any:
@@ -175,7 +177,7 @@ class OfLanes(eqx.Module):
         return unknown_radius(y0, args.fraction)
 
     def blank(self, y0: PyTree[Array]) -> Radius:
-        """The solver state that `init` returns, with an unknown radius."""
+        """The initial solver state, with an unknown radius."""
         return unknown_radius(y0, jax.tree.leaves(y0.time)[0])
 
     def again(self, radius: Radius) -> Radius:
@@ -185,7 +187,9 @@ class OfLanes(eqx.Module):
     def longest_step(self, radius: Radius, lanes: Any) -> Float[Array, ""]:
         """The longest step that the active lanes can share."""
         largest = jnp.max(jnp.where(lanes.active, radius.value, 0))
-        return self.method.longest(largest.dtype, self.rtol) / largest
+        # A little shorter, lest its product with the radius be rounded to more than the longest.
+        least = 1 - _ROUNDINGS * float(jnp.finfo(largest.dtype).eps)
+        return least * self.method.longest(largest.dtype, self.rtol) / largest
 
     def step(
         self, terms: Any, t0: Any, t1: Any, y0: Any, args: Any, solver_state: Any, made_jump: Any
@@ -222,9 +226,10 @@ def taken(
     known: tuple[Radius, Any],
     longest: Any,
 ) -> tuple[PyTree[Array], PyTree[Array], dict[str, Any], Radius]:
-    """A step, its error, the data of its interpolant, and the radius from which its stages follow.
+    """The end of a step, its error, the data of its interpolant, and the radius that was used.
 
-    `known` is the radius before, and whether the field has jumped since.
+    The radius determines the number of stages. `known` holds the radius before the step, and
+    whether the field has changed discontinuously since.
     """
     at_start = partial(slope, jnp.zeros((), part.dtype))
     radius = _known_radius(at_start, lax.stop_gradient(y0), part, *known)
@@ -232,7 +237,7 @@ def taken(
     reach = jnp.max(reaches)
     stages = lax.stop_gradient(method.stages(jnp.minimum(reach, longest)))
     y1, error, bend, twist = method.stepped(slope, y0, part, stages)
-    # What is more than the stages can bear is no step: a shorter one is to be tried.
+    # A step that is too long for the largest number of stages is rejected.
     error = jax.tree.map(lambda e: jnp.where(reach <= longest, e, jnp.inf), error)
     dense = {"y0": y0, "y1": y1, "bend": bend, "twist": twist}
     return y1, error, dense, eqx.tree_at(lambda r: r.stages, radius, stages)
@@ -247,12 +252,12 @@ def spectral_radius(
 
 
 def unknown_radius(y0: PyTree[Array], part: Float[Array, "*n"]) -> Radius:
-    """An unknown radius, to be estimated before its first use from a random vector."""
+    """An unknown radius with a random vector, from which it is estimated before its first use."""
     leaves, structure = jax.tree.flatten(y0)
     keys = jax.random.split(jax.random.key(_SEED), len(leaves))
 
     def drawn(key: Array, leaf: Array) -> Array:
-        shape = leaf.shape[: leaf.ndim - part.ndim]  # all lanes begin alike
+        shape = leaf.shape[: leaf.ndim - part.ndim]  # all lanes begin with the same vector
         numbers = jax.random.normal(key, shape, leaf.dtype)
         return jnp.broadcast_to(jnp.reshape(numbers, shape + (1,) * part.ndim), leaf.shape)
 
@@ -268,7 +273,7 @@ def _known_radius(
     radius: Radius,
     made_jump: Any,
 ) -> Radius:
-    """The radius at a point: the last estimate if it is recent, else a new one."""
+    """The radius at a point: the last estimate if it is recent, otherwise a new estimate."""
 
     def find(radius: Radius) -> Radius:
         def going(carry: Any) -> Bool[Array, ""]:
@@ -301,10 +306,10 @@ def _known_radius(
 
 
 def _updated(radius: Radius, vector: PyTree[Array], found: Float[Array, "*n"]) -> Radius:
-    """A new estimate: trusted for one step if the radius has changed, else for longer each time.
+    """The radius with a new estimate, trusted for one step if it has changed, otherwise for longer.
 
-    Under the arc-length clock the radius grows while a line slows down, by as much as in the last
-    step.
+    Under the arc-length clock the radius grows while a line slows down. `value` then allows for as
+    much growth as since the previous estimate.
     """
     known = radius.found > 0
     growth = jnp.where(known, found / jnp.where(known, radius.found, 1), 1)
@@ -317,7 +322,7 @@ def _updated(radius: Radius, vector: PyTree[Array], found: Float[Array, "*n"]) -
 
 
 def spread(lanes: Array, leaf: Array) -> Array:
-    """Numbers per lane, reshaped to broadcast against a leaf whose last axes are the lanes."""
+    """One number per lane, reshaped to broadcast against a leaf whose last axes are the lanes."""
     return jnp.reshape(lanes, (1,) * (leaf.ndim - lanes.ndim) + lanes.shape)
 
 

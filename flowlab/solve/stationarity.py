@@ -1,19 +1,20 @@
-"""The test for lanes at rest: those near a critical point, told from those that are slow.
+"""The test for lanes at rest, which distinguishes a critical point nearby from slow motion.
 
 A small velocity does not show that a line has arrived: a plateau and the bed of a stiff valley are
-slow too. A lane is at rest when the distance still to go, to a critical point, is below ten
-tolerances of the state. That distance is estimated in two ways.
+slow too. A lane is at rest if the remaining distance to a critical point is below ten tolerances of
+the state. This distance is estimated in two ways.
 
-1. After every step. With p the velocity of the coordinates and p' its derivative along the flow
-   line, a line that decays at a single rate has p·|p|²/(−p·p') to go. In a stiff valley p is
-   dominated by what remains across the valley, so that this can be far too small.
-2. For lanes that pass the first test, Newton's step to the critical point, by up to eight conjugate
-   gradient steps preconditioned with the metric of the flow; the first of them is the estimate
-   above. Directions along which nothing curves, though there is a slope, mean that there is no
-   critical point.
+1. After every step, from p, the velocity of the coordinates, and p', its derivative along the flow
+   line. If the line decays at a single rate, the remaining displacement is p·|p|²/(−p·p'). In a
+   stiff valley p is dominated by the motion across the valley, and the estimate can be far too
+   small.
+2. For lanes that pass the first test, by Newton's step to the critical point. It is computed by up
+   to eight conjugate gradient steps, preconditioned with the metric of the flow; the first of these
+   is the estimate above. If the gradient does not vanish along a direction without curvature, there
+   is no critical point.
 
-Neither needs the Hessian as a matrix. At a critical point that is found the error of the state is
-at most the tolerance times the condition number of the Hessian.
+Neither estimate needs the Hessian as a matrix. At a detected critical point, the error of the state
+is at most the tolerance times the condition number of the Hessian.
 
 Source: Nocedal and Wright, Numerical Optimization (2006), section 7.1 (Newton's method with
 conjugate gradients).
@@ -36,14 +37,14 @@ from flowlab.until import Outcome
 
 __all__ = ["is_stationary", "rested"]
 
-_NEAR = 10.0  # tolerances still to go, under which a line counts as at rest
-_LONGEST_TIME = 0.97  # of the exponents of numbers: a step may take time tenfold further
-_MOST_STEPS = 8  # of conjugate gradients: one more for each scale of curvature on the way
-_FLAT = 0.6  # power of the machine epsilon: a curvature so small beside the first is none
+_NEAR = 10.0  # tolerances: a line with a shorter remaining distance is at rest
+_LONGEST_TIME = 0.97  # of the largest exponent: longer flow times end a line before they overflow
+_MOST_STEPS = 8  # of conjugate gradients: about one per scale of curvature
+_FLAT = 0.6  # power of the machine epsilon: the relative curvature that counts as zero
 
 
 def rested(problem: Problem, lanes: Lanes) -> Lanes:
-    """The lanes, with an outcome for those at rest and those whose time is about to overflow."""
+    """The lanes, with an outcome for lanes at rest and lanes whose time is about to overflow."""
     lanes_now = lax.stop_gradient(lanes)
     still_lanes, seems = lanewise(lambda lane: _first_look(problem, lane))(lanes_now)
     seems = seems & lanes.active
@@ -59,7 +60,7 @@ def rested(problem: Problem, lanes: Lanes) -> Lanes:
 
 
 def is_stationary(velocity: PyTree[Array]) -> Bool[Array, ""]:
-    """True where a velocity is exactly zero."""
+    """True if a velocity is exactly zero."""
     return jnp.all(jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree.leaves(velocity)]))
 
 
@@ -74,11 +75,11 @@ def _with_outcome(lane: Lanes, resting: Bool[Array, ""]) -> Lanes:
 
 
 def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-    """Two flags: a lane does not move at all; it is near rest, judged by a single rate of decay.
+    """Two flags for a lane: its velocity is zero; it is near rest by the first estimate.
 
-    With p the velocity of the coordinates and p' its derivative along the flow line, the distance
-    to go is p·τ, τ = −|p|²/(p·p'), which is exact for a single rate of decay. On a plateau p
-    changes slowly, so that the distance is long.
+    With p the velocity of the coordinates and p' its derivative along the flow line, the remaining
+    displacement is estimated as p·τ, τ = −|p|²/(p·p'), which is exact for a single rate of decay.
+    On a plateau p changes slowly, so that the estimate is long.
     """
     velocity, here = velocity_of_coordinates(problem, lane), lane.point.coordinates
     now = velocity(here)
@@ -92,7 +93,7 @@ def _first_look(problem: Problem, lane: Lanes) -> tuple[Bool[Array, ""], Bool[Ar
 
 
 def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
-    """True if Newton's step, computed by conjugate gradients, is short too."""
+    """True if Newton's step, computed by conjugate gradients, is short as well."""
     here = lane.point.coordinates
     slope, lifted = _slope_and_metric(problem, lane)
     steepest = slope(here)
@@ -130,7 +131,7 @@ def _second_look(problem: Problem, lane: Lanes) -> Bool[Array, ""]:
 def _slope_and_metric(
     problem: Problem, lane: Lanes
 ) -> tuple[Callable[[PyTree[Array]], PyTree[Array]], Callable[[PyTree[Array]], PyTree[Array]]]:
-    """The slope of the potential as a function of coordinates, and the metric at a lane's point."""
+    """Two functions: the gradient of the potential in coordinates; the metric at a lane's point."""
     flow, domain, here = problem.flow, problem.flow.domain, lane.point.coordinates
     sign = -1 if problem.reverse else 1
     state = domain.state(here)
@@ -148,7 +149,7 @@ def _slope_and_metric(
 
 
 class _Search(NamedTuple):
-    """State of the conjugate gradient iteration: the step so far, the residual, the direction."""
+    """State of the conjugate gradient iteration: Newton's step so far, residual, direction."""
 
     to_go: PyTree[Array]
     residual: PyTree[Array]
@@ -157,11 +158,11 @@ class _Search(NamedTuple):
     shortest: Float[Array, ""]
     steps: Any
     going: Bool[Array, ""]
-    endless: Bool[Array, ""]  # a slope is left along which nothing curves
+    endless: Bool[Array, ""]  # there is a slope along a direction without curvature
 
 
 def _near(problem: Problem, lane: Lanes, to_go: PyTree[Array]) -> Bool[Array, ""]:
-    """True if a distance to go is within ten tolerances, and the target does not lie on it."""
+    """True if a displacement is below ten tolerances, and does not pass the target."""
     here, domain = lane.point.coordinates, problem.flow.domain
     allowed = domain.error_scale(here, problem.rtol, lane.atol)
     parts = jax.tree.map(lambda w, a: jnp.max(jnp.abs(w) / a), to_go, allowed)

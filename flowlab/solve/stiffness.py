@@ -1,10 +1,11 @@
-"""The choice of a solver for lines that stability, and not accuracy, holds up.
+"""The choice of a solver for stiff lines, whose steps stability limits, and not accuracy.
 
 n: lanes.
 """
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import diffrax
 import jax
@@ -12,53 +13,74 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from flowlab._arrays import like
 from flowlab.solve.chebyshev import RKC2
 from flowlab.solve.clocks import clock_named
 from flowlab.solve.compilation import compiled
+from flowlab.solve.engine import advance
+from flowlab.solve.lane_lifecycle import begin, finish
+from flowlab.solve.method import Method
 from flowlab.solve.problem import Problem, steady_clock
 from flowlab.solve.rock import ROCK4
 from flowlab.solve.rosenbrock import Rodas5P
 from flowlab.solve.spectrum import metric_is_constant
 from flowlab.solve.stabilised import spectral_radius
 
-__all__ = ["bounded_rate", "steady", "stiff_solvers"]
+__all__ = ["bounded_rates", "steady", "steps_alone", "stiff_solvers"]
 
 _UNSTABLE = 1.0  # steps over the fastest rate: usual methods are stable up to some 3 to 6, and
 # where accuracy limits a step the fastest rate is no matter, or all rates are alike
+_LOOKED_AT = 64  # steps that a line takes alone: some until they are as long as they can be, and as
+# many as make these few in their mean
 _LOOSE = 1e-5  # rtol from which on order 2 is tried before order 4, which gains little there
 _SMALL = 32  # components up to which the matrix of a state costs little beside what it saves
 
 
-def bounded_rate(
-    problem: Problem, states: PyTree[np.ndarray], steps: Float[np.ndarray, " n"]
-) -> float | None:
-    """The fastest rate among states, if steps are as long as their rate lets them be stable.
-
-    None if no step is, so that accuracy bounds them all.
+def steps_alone(
+    problem: Problem,
+    method: Method,
+    starts: PyTree[Float[np.ndarray, "n ..."]],
+    states: PyTree[Float[np.ndarray, "n ..."]],
+) -> tuple[PyTree[Float[np.ndarray, "n ..."]], Float[np.ndarray, " n"]]:
+    """The states to which some steps lead that no line shares, and the mean length of these.
 
     Args:
         problem: What to solve.
-        states: Where the steps are taken; leaves of shape (n, ...).
-        steps: Their lengths.
+        method: What makes and chooses the steps.
+        starts: Where the lines began, from which their tolerances follow.
+        states: Where they stand.
     """
+    return jax.tree.map(np.asarray, _steps_alone((problem, method), starts, states))
+
+
+def bounded_rates(
+    problem: Problem, states: PyTree[Float[np.ndarray, "n ..."]], steps: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """The fastest rates at states whose steps are as long as these let them be stable; else 0.
+
+    Args:
+        problem: What to solve.
+        states: Where the steps are taken.
+        steps: Their lengths in flow time.
+    """
+    rates = np.asarray(_radii(problem, states))
     with np.errstate(invalid="ignore"):  # where there is no rate, it bounds nothing
-        rates = np.asarray(_radii(problem, states))
-        return float(np.nanmax(rates)) if np.any(rates * steps >= _UNSTABLE) else None
+        return np.where(rates * steps >= _UNSTABLE, rates, 0.0)
 
 
 def stiff_solvers(
     problem: Problem, state: PyTree[np.ndarray], *, rate: float, max_steps: int
 ) -> list[diffrax.AbstractSolver]:
-    """Solvers that stiff lines may be followed by, the most promising first.
+    """Solvers for stiff lines, the most promising first.
 
-    ROCK4, whose last stages multiply rounding, cannot take steps as long as it wants at a small
-    tolerance: where so many do not lead to the last moment, RKC2 is taken.
+    The last stages of ROCK4 amplify rounding, which limits its steps at a small tolerance. If
+    `max_steps` such steps do not suffice to reach the last time, RKC2 replaces it.
 
     Args:
-        problem: What to solve.
-        state: One state, of which shapes and dtypes count.
+        problem: The problem.
+        state: One state; only shapes and dtypes matter.
         rate: The fastest rate.
-        max_steps: Steps that are tried.
+        max_steps: Largest number of attempted steps.
     """
     small = sum(leaf.size for leaf in jax.tree.leaves(state)) <= _SMALL
     chosen: list[diffrax.AbstractSolver] = [Rodas5P()] if small else []
@@ -72,13 +94,37 @@ def stiff_solvers(
 
 
 def steady(problem: Problem) -> Problem:
-    """The same problem under the clock that suits solvers of stiff flows."""
+    """The same problem under the clock that suits solvers of stiff flows, whatever its own is.
+
+    The clock is no matter to the result, and most of those that can be asked for are of no use to
+    these solvers.
+    """
     clock = clock_named(steady_clock(problem.flow)).towards(problem.target)
     return dataclasses.replace(problem, clock=clock)
 
 
 @partial(compiled, optimise=False)
+def _steps_alone(
+    solved: tuple[Problem, Method], starts: PyTree[Array], states: PyTree[Array]
+) -> tuple[PyTree[Array], Float[Array, " n"]]:
+    problem, method = solved
+
+    def of_line(start: PyTree[Array], state: PyTree[Array]) -> Any:
+        first, lanes = (
+            begin(problem, jax.tree.map(lambda leaf: leaf[..., None], at)) for at in (start, state)
+        )
+        lanes = dataclasses.replace(lanes, atol=first.atol)
+        lanes, _, _ = advance(problem, method, lanes, max_steps=_LOOKED_AT)
+        found = jax.tree.map(lambda leaf: leaf[..., 0], finish(problem, lanes))
+        return found["end"], found["end_time"] / like(
+            jnp.maximum(found["steps"], 1), found["end_time"]
+        )
+
+    return jax.vmap(of_line)(*jax.tree.map(jnp.asarray, (starts, states)))
+
+
+@partial(compiled, optimise=False)
 def _radii(problem: Problem, states: PyTree[Array]) -> Float[Array, " n"]:
-    """The fastest rate of the free flow at each state, per flow time."""
+    """The fastest rate of the free flow at each state, per unit of flow time."""
     radius = partial(spectral_radius, problem.flow.velocity)
     return jax.vmap(radius)(jax.tree.map(jnp.asarray, states))

@@ -1,13 +1,13 @@
-"""Derivatives of ends and arrival times by the start, in forward mode, a block at a time.
+"""Derivatives of ends and arrival times with respect to the start, in forward mode, by blocks.
 
-The steps of the block are held fixed, and the sequence of steps is differentiated: this is the
-variational equation, integrated by the same method with the same steps. Lanes influence each other
-only through the choice of the step, so that their derivatives do not mix. The errors of the
-derivatives take part in that choice. A start with d components is held d times, side by side, each
-copy with one tangent: one forward pass of the whole block then gives all d columns. Nothing is
-recorded on the way.
+Step sizes are treated as constants, and the sequence of steps is differentiated. This amounts to
+the variational equation, integrated by the same method with the same steps. Lanes influence each
+other only through the choice of the step, so that their derivatives do not mix. The errors of the
+derivatives take part in the step-size control. A block contains d copies of each start, d the
+number of components, and each copy has one tangent: one forward pass of the block then gives all d
+columns of the derivative. No steps are recorded.
 
-d: components of a state; n: lanes, each held d times; b: blocks.
+d: components of a state; n: lanes, each with d copies; b: blocks.
 
 Source: Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), section I.14
 (variational equation).
@@ -35,17 +35,17 @@ __all__ = ["TangentLanes", "first_with_tangents", "later_with_tangents"]
 
 _MOVING = ("point", "progress", "start", "start_value", "span")
 """The parts of lanes whose derivatives matter for what is to come."""
-_LOOSER = 10.0  # than the state's: the tolerance of a derivative, relative to all those of its lane
+_LOOSER = 10.0  # times rtol: the tolerance of derivatives, relative to the largest of the lane
 
 
 class TangentLanes(eqx.Module):
-    """State of the lanes of a block, and its derivatives with respect to their starts.
+    """The state of the lanes of a block, and its derivatives with respect to their starts.
 
     Attributes:
-        lanes: Where they are.
-        tangents: The derivatives of their unknowns by each component of the start, on a first axis
-            of length d.
-        agreed: Whether all copies of a lane have gone the same way.
+        lanes: The state of the lanes, with one copy of each.
+        tangents: The derivatives of the lanes' unknowns with respect to each component of the
+            start, on a first axis of length d.
+        agreed: Whether all copies of a lane have the same outcome and number of steps.
     """
 
     lanes: Lanes
@@ -59,23 +59,24 @@ class TangentLanes(eqx.Module):
 
     @property
     def evicted(self) -> Bool[Array, "*n"]:
-        """True for a lane that held up its block, and is to be continued elsewhere."""
+        """True for a lane that slowed down its block, and must be continued elsewhere."""
         return self.lanes.evicted
 
     @property
     def strayed(self) -> Bool[Array, "*n"]:
-        """True where a lane's clock has led it astray, so that it must begin again."""
+        """True for a lane that went wrong under its clock, and must start again."""
         return self.lanes.strayed
 
 
 def first_with_tangents(
     solved: tuple[Problem, Method], starts: Float[Array, "b d n"], keep: Array, max_steps: Array
 ) -> tuple[Any, TangentLanes, Int[Array, " b"]]:
-    """The first pass of blocks, one after the other: results, lanes, and the steps tried.
+    """The first pass of several blocks: results, lanes, and the number of attempted steps.
 
-    Beside the results of `finish` there are `by_start`, the derivative of the end, shape (d, d, n)
-    with the components of the start second; `time_by_start`, that of the time at the end, shape (d,
-    n); and `defined`, whether the derivatives exist.
+    The results are those of `finish` and three more. `by_start` is the derivative of the end, shape
+    (d, d, n), with the components of the start on the second axis. `time_by_start` is the
+    derivative of the time at the end, shape (d, n). `defined` is a mask of the lanes for which the
+    derivatives exist.
     """
 
     def of_block(block: Float[Array, "d n"]) -> tuple[Any, TangentLanes, Int[Array, ""]]:
@@ -93,7 +94,7 @@ def first_with_tangents(
 def later_with_tangents(
     solved: tuple[Problem, Method], before: TangentLanes, keep: Array, max_steps: Array
 ) -> tuple[Any, TangentLanes, Int[Array, ""]]:
-    """A later pass of one block, whose lanes are continued with their tangents."""
+    """A later pass of one block, which continues lanes with their tangents."""
     size = jax.tree.leaves(before.tangents)[0].shape[0]
     lanes = jax.tree.map(lambda x: jnp.concatenate([x] * size, axis=-1), before.lanes)
     seeds = jax.tree.map(lambda x: jnp.concatenate(list(x), axis=-1), before.tangents)
@@ -114,7 +115,7 @@ def _gone(
     keep: Array,
     max_steps: Array,
 ) -> tuple[dict[str, Any], TangentLanes, Int[Array, ""]]:
-    """One pass of a block, from its lanes and their tangents: results, lanes, steps tried."""
+    """One pass of a block from its lanes and tangents: results, lanes, and attempted steps."""
 
     def run(place: Any) -> tuple[Any, Any]:
         lanes, tries, _ = advance(
@@ -139,9 +140,10 @@ def _gone(
 
 
 def _told(problem: Problem, results: dict[str, Any], after: TangentLanes) -> dict[str, Any]:
-    """The results, and whether the derivatives at the end of a line exist.
+    """The results, with the mask `defined` of lanes whose derivatives at the end exist.
 
-    They do not where a line is absorbed before a fixed time, or nearly so.
+    They exist if the lane reached its target and was not absorbed by the boundary before, and if
+    all its copies agree.
     """
     absorbed = after.lanes.absorbed & (not problem.target.by_absorption)
     reached = results["outcome"] == Outcome.reached
@@ -151,10 +153,10 @@ def _told(problem: Problem, results: dict[str, Any], after: TangentLanes) -> dic
 def _errors(
     size: int, problem: Problem, lanes: Lanes, after: Point, error: Any
 ) -> Float[Array, " dn"]:
-    """The error of each lane relative to its tolerance: that of its point or of its derivatives.
+    """The error of each lane relative to its tolerance, the larger for point and derivatives.
 
-    The point alone would not suffice: near a minimum its error is small at any stable step, while
-    the derivatives, which should keep falling, would stop falling.
+    The error of the point alone is not enough. Near a minimum it is small for any stable step, and
+    the derivatives would then stop decaying.
     """
     of_points = lane_errors(problem, lanes, after, error)
     allowed = jnp.broadcast_to(_LOOSER * problem.rtol, of_points.shape)
@@ -166,10 +168,10 @@ def _errors(
 def _larger(
     size: int, of_points: Float[Array, " dn"], allowed: Float[Array, " dn"], *moving: PyTree[Array]
 ) -> Float[Array, " dn"]:
-    """The errors of points, or of their derivatives where these exist and are larger.
+    """The errors of points, or of their derivatives if these exist and are larger.
 
-    Only the derivative rule of a function sees the derivatives of its arguments; it changes the
-    value too.
+    Derivatives are only known inside a derivative rule, so that this function has one, which also
+    changes the value.
     """
     del size, allowed, moving
     return of_points
@@ -180,13 +182,13 @@ def _(size: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[A
     of_points, allowed = primals[:2]
     before, after, error = (_largest(size, tangent) for tangent in tangents[2:])
     shares = error / (allowed * jnp.maximum(before, after))
-    # Derivatives that are no numbers do not choose the step, and are told as undefined.
+    # Derivatives that are not finite do not affect the step, and are reported as undefined.
     larger = jnp.maximum(of_points, jnp.where(jnp.isfinite(shares), shares, 0))
     return larger, jnp.zeros_like(larger)
 
 
 def _largest(size: int, tangent: PyTree[Float[Array, "*k dn"]]) -> Float[Array, " dn"]:
-    """The largest of all derivatives of each lane, repeated for each of its copies."""
+    """The largest derivative of each lane, repeated for each of its copies."""
     apart = [jnp.abs(_apart(size, leaf)) for leaf in jax.tree.leaves(tangent)]
     largest = [jnp.max(leaf, axis=tuple(range(leaf.ndim - 1))) for leaf in apart]
     return jnp.tile(reduce(jnp.maximum, largest), size)
@@ -197,11 +199,11 @@ def _moving(lanes: Lanes) -> dict[str, Any]:
 
 
 def _held(lanes: Lanes) -> Lanes:
-    """The same lanes, with derivatives in their unknowns only."""
+    """The lanes, with derivatives of their unknowns only."""
     return dataclasses.replace(lax.stop_gradient(lanes), **_moving(lanes))
 
 
 def _apart(size: int, array: Float[Array, "*k dn"]) -> Float[Array, "d *k n"]:
-    """Blocks of the last axis, moved to a new first axis."""
+    """The last axis split into copies and lanes, with the copies moved to a new first axis."""
     *lead, last = array.shape
     return jnp.moveaxis(jnp.reshape(array, (*lead, size, last // size)), -2, 0)

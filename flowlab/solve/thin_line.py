@@ -1,10 +1,10 @@
-"""Flow lines of large states, of which the end is kept and what is asked for on the way.
+"""Flow lines of large states, without a record of their steps.
 
-The steps are those of any line; nothing of them is recorded. On the device a call takes 14 copies
-of the state: its stages, both ends of a step, and what it is handed and hands on. Between calls a
-bar, Ctrl-C and checkpoints get through.
+The steps are those of any line, but only the two ends and the states asked for are saved. A call
+needs memory for 14 states on the device: the stages, both ends of a step, and the arguments and
+results of the call. Progress bar, Ctrl-C and checkpoints are handled between calls.
 
-k: moments kept; n: pairs.
+k: saved times; n: pairs.
 """
 
 import os
@@ -25,7 +25,7 @@ from flowlab.solve.checkpoint import Checkpoint, History, identity_of
 from flowlab.solve.clocks import AbstractLevelClock
 from flowlab.solve.compilation import compiled
 from flowlab.solve.engine import Errors, Loop, first_loop, go_on
-from flowlab.solve.errors import change_by_error, lane_errors
+from flowlab.solve.errors import lane_errors
 from flowlab.solve.lane_lifecycle import begin, finish
 from flowlab.solve.method import Method
 from flowlab.solve.problem import Lanes, Point, Problem, lanewise
@@ -39,11 +39,11 @@ Solved = tuple[Problem, Method]
 
 
 def refuse_thin(**asked: Any) -> None:
-    """Refuse what has no effect on a line that records its steps."""
+    """Refuse options that have no effect on a line that records its steps."""
     for name in [name for name, value in asked.items() if not _is_default(value)]:
         raise ValueError(
             f"Argument `{name}` must not be given with dense=True, where it has no effect: a dense "
-            "line knows all states, by `Line.at`."
+            "line has all its states in `Line.at`."
         )
 
 
@@ -58,17 +58,19 @@ def thin_line(
     progress: bool | None,
     checkpoint: str | os.PathLike[str] | None,
 ) -> dict[str, Any]:
-    """The fields of a line, in NumPy, with its states at the times to save at and its two ends.
+    """The attributes of a `Line` without a record of its steps, as NumPy arrays.
+
+    Its states are those at the times to save at and at the two ends.
 
     Args:
-        solved: The problem, and the method that makes the steps.
-        start: The state that it begins at.
-        max_steps: Steps to try.
-        traced: Whether the line is traced, which is refused.
-        watch: What to look at beside the states there.
-        u_atol: Tolerance of each log-ratio, per step.
-        progress: Whether to show a bar.
-        checkpoint: The file from which it is resumed.
+        solved: The problem and the method.
+        start: The start.
+        max_steps: Largest number of attempted steps.
+        traced: Whether the line is traced, which is an error.
+        watch: The quantities to save with the states, as for `flow_line`.
+        u_atol: Tolerance of each log-ratio per step, as for `flow_line`.
+        progress: Whether to show a progress bar, as for `flow_line`.
+        checkpoint: The file that the line is resumed from; None for none.
     """
     problem, method = solved
     _check(problem, traced=traced)
@@ -99,7 +101,7 @@ def _is_default(value: Any) -> bool:
 
 
 def _check(problem: Problem, *, traced: bool) -> None:
-    """Refuse a line that is traced, or may have to begin again."""
+    """Refuse a line that is traced, and a clock under which a line may have to start again."""
     if traced:
         raise ValueError("Argument `dense` must be True for a line that is traced, but is False.")
     if isinstance(problem.clock, AbstractLevelClock):
@@ -110,7 +112,7 @@ def _check(problem: Problem, *, traced: bool) -> None:
 
 
 def _in_u(u_atol: float | None, problem: Problem) -> Float[Array, ""] | None:
-    """The tolerance of log-ratios; None for none."""
+    """The tolerance of log-ratios per step; None for no such tolerance."""
     has_pairs = isinstance(problem.flow, PreferenceFlow)
     if u_atol is None:
         return problem.rtol if has_pairs else None
@@ -130,7 +132,7 @@ def _carried_out(
     place: Checkpoint | None,
     drawn: Any,
 ) -> Loop:
-    """The loop at the end of the line, whose record is added to."""
+    """Integrate to the end of the line, and add saved states to `history`; the final loop state."""
     max_steps, watch, u_atol = asked
     saved, calls = time.monotonic(), 1
     limit = jnp.asarray(max_steps, jnp.int32)
@@ -150,7 +152,7 @@ def _carried_out(
 
 
 def _record(problem: Problem, loop: Loop, watch: tuple[str, ...], history: History) -> None:
-    """Add the present moment to the record, on the host."""
+    """Add the present time, state and watched quantities to the history, on the host."""
     row = _looked_compiled(problem, loop, watch)
     history.numbers.append(np.asarray(loop.lanes.point.time))  # of one lane, shape (1,)
     history.rows.append([np.asarray(leaf)[None] for leaf in jax.tree.leaves(row)])
@@ -181,7 +183,7 @@ def _advanced(
     max_steps: Int[Array, ""],
     u_atol: Float[Array, ""] | None,
 ) -> Loop:
-    """The loop after so many tries, or fewer, where it comes to a time to save at or its end."""
+    """The loop state after `count` attempted steps, or earlier at a time to save at or the end."""
     problem, method = solved
     last, due = jnp.minimum(loop.tries + count, max_steps), loop.lanes.next_save
 
@@ -206,9 +208,12 @@ def _finished(solved: Solved, loop: Loop) -> dict[str, Any]:
 
 
 def _errors_in_u(tolerance: Float[Array, ""]) -> Errors:
-    """The errors of steps over what is allowed, those of the log-ratios of all pairs included.
+    """The errors of steps relative to their tolerances, including the log-ratios of all pairs.
 
-    Where parameters are many, an error within the tolerance of each can add up to many nats.
+    If there are many parameters, errors within the tolerance of each can add up to many nats. The
+    error of a log-ratio is its derivative along the error of the state, to first order: a
+    difference of two values would be lost in their rounding, and is unknown if one of them is not
+    finite.
     """
 
     def errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:
@@ -220,8 +225,9 @@ def _errors_in_u(tolerance: Float[Array, ""]) -> Errors:
             return jnp.stack([pairs.u_chosen, pairs.u_rejected], axis=-1)
 
         def of_lane(lane: Lanes, after: Point, error: Point) -> Float[Array, ""]:
-            _, change = change_by_error(ratios, after, error)
-            return jnp.where(lane.active, jnp.max(change) / tolerance, 0)
+            _, change = jax.jvp(ratios, (after.coordinates,), (error.coordinates,))
+            share = jnp.max(jnp.abs(change)) / tolerance
+            return jnp.where(lane.active, jnp.where(share >= 0, share, jnp.inf), 0)
 
         return jnp.maximum(
             lane_errors(problem, lanes, after, error), lanewise(of_lane)(lanes, after, error)

@@ -1,16 +1,18 @@
 """The walls that hold a lane, and its velocity along them: a projected dynamical system.
 
-A domain is given by linear walls N y ≤ b with outward normals N. On walls, the velocity v is the
-free velocity f = −M∇L less what the walls take, in the metric M of the flow, with multipliers μ
-that solve a linear complementarity problem:
+A domain has linear walls N y ≤ b, with the outward normals as the rows of N. At a state on walls, N
+stands for the normals of these walls. The velocity v is the free velocity f = −M∇L, M the metric of
+the flow, minus a part that the walls take away. The multipliers μ of the walls solve a linear
+complementarity problem:
 
     v = f − M Nᵀ μ,    μ ≥ 0,    N v ≤ 0,    μ · N v = 0.
 
-That v is the projection of f onto the cone of admissible directions, in the norm of M⁻¹. The walls
-with μ > 0 hold the lane. Their set changes at events alone: the lane meets a wall, or a multiplier
-falls to zero, and the wall releases it. At an event the set is found by principal pivots, least
-index first; between events it is fixed, and μ solves (N M Nᵀ) μ = N f over the walls that hold, by
-elimination. Where normals depend on each other, those that add nothing get the multiplier 0.
+This v is the projection of f onto the cone of admissible directions, in the norm of M⁻¹. The walls
+with μ > 0 hold the lane. The set of these walls changes only at events: the lane reaches a wall, or
+a multiplier falls to zero and the wall releases the lane. At an event, principal pivots (least
+index first) determine the set. Between events it is fixed, and μ solves (N M Nᵀ) μ = N f for the
+walls that hold, by elimination. If normals are linearly dependent, redundant ones get the
+multiplier 0.
 
 d: components of a state; m: walls.
 
@@ -38,14 +40,14 @@ __all__ = [
     "wall_count",
 ]
 
-_WRITTEN_OUT = 4  # walls up to which elimination is a program without a loop
-_DEPENDENT = 1e3  # machine epsilons of a pivot, under which a normal depends on those before it
-_STOPPED = 1e2  # machine epsilons of what is taken from a component, under which it stands still
-_PIVOTS = 8  # per wall, many times what is needed, so that rounding cannot go on for ever
+_WRITTEN_OUT = 4  # the most walls for which elimination is written out
+_DEPENDENT = 1e3  # machine epsilons: with a smaller pivot, a normal depends on earlier normals
+_STOPPED = 1e2  # machine epsilons: a smaller rest of a component counts as zero
+_PIVOTS = 8  # per wall: far more than needed, but finite in spite of rounding
 
 
 class _Pressure(NamedTuple):
-    """The matrices of the complementarity problem at a state: (M Nᵀ)ᵀ, N M Nᵀ, and N f."""
+    """The data of the complementarity problem at a state: (M Nᵀ)ᵀ, N M Nᵀ, and N f."""
 
     lifted: Float[Array, "m d"]
     matrix: Float[Array, "m m"]
@@ -58,18 +60,18 @@ def wall_count(flow: AbstractFlow) -> int:
 
 
 def slides(flow: AbstractFlow) -> bool:
-    """True where a lane that meets a wall goes on along it."""
+    """True if the flow has walls, and lines slide along them."""
     return wall_count(flow) > 0 and flow.wall == "slide"
 
 
 def along_walls(
     flow: AbstractFlow, state: PyTree[Array], free: PyTree[Array], held: Bool[Array, " m"]
 ) -> tuple[PyTree[Array], Float[Array, " m"] | None]:
-    """The velocity of a lane that given walls hold, and its pressure on each of them.
+    """The velocity of a lane that is held by the walls in a mask, and its pressure on each wall.
 
-    The pressure on a wall is the part of the velocity along its normal that this wall takes away;
-    it has the sign of the multiplier. For one wall, or two in a plane (which leave no direction),
-    no system has to be solved.
+    The pressure on a wall is the normal component of velocity that this wall takes away; it has the
+    sign of the wall's multiplier. For one wall, or two in a plane (which leave no direction), no
+    linear system has to be solved.
     """
     if not slides(flow):
         return free, None
@@ -87,10 +89,13 @@ def holding(
     free: Float[Array, " d"],
     touched: Bool[Array, " m"],
 ) -> Bool[Array, " m"]:
-    """Mask of the walls touched that hold a lane: the solution of the complementarity problem."""
+    """Mask of the walls that hold a lane, among the walls that it touches.
+
+    The walls are those with a positive multiplier in the complementarity problem.
+    """
     pressure = _pressure(flow, state, free)
     count = touched.shape[0]
-    # Where more walls meet than there are dimensions, a little more makes the matrix definite.
+    # If more walls meet than there are dimensions, a small diagonal makes the matrix definite.
     more = _DEPENDENT * jnp.finfo(state.dtype).eps * jnp.diagonal(pressure.matrix)
     pressure = pressure._replace(matrix=pressure.matrix + 4 * jnp.diag(more))
     normals, _ = flow.domain.walls_like(state)
@@ -118,9 +123,9 @@ def holding(
 def onto_walls(
     flow: AbstractFlow, coordinates: Float[Array, " d"], walls: Bool[Array, " m"]
 ) -> Float[Array, " d"]:
-    """The coordinates of the nearest state on all given walls at once, by one step of Newton.
+    """The coordinates of the nearest state that lies on several walls at once, by one Newton step.
 
-    "Nearest" is meant in the coordinates; in a positive orthant, components keep their sign.
+    Distance is measured in the coordinates, so that components of a positive orthant stay positive.
     """
     state, pull_back = jax.vjp(flow.domain.state, coordinates)
     normals, offsets = flow.domain.walls_like(state)
@@ -130,13 +135,13 @@ def onto_walls(
 
 
 def stands_still(velocity: Float[Array, " d"], free: Float[Array, " d"]) -> Bool[Array, ""]:
-    """True if walls leave only rounding errors of a velocity, in every component."""
+    """True if the velocity along walls is zero up to rounding of the free velocity."""
     size = jnp.abs(free) + jnp.abs(free - velocity)
     return jnp.all(jnp.abs(velocity) <= _STOPPED * jnp.finfo(size.dtype).eps * size)
 
 
 def _hold_one_by_one(flow: AbstractFlow) -> bool:
-    """True where a lane that several walls hold cannot move at all."""
+    """True for domains on which two walls that hold a lane leave it no direction to move in."""
     normals, _ = flow.domain.walls()
     return len(normals) == 1 or (normals.shape == (2, 2) and bool(np.linalg.det(normals)))
 

@@ -1,4 +1,4 @@
-"""Quantities of all pairs that are looked at on the way of a run or a flow line."""
+"""Quantities of all pairs that are saved along a training run or a flow line."""
 
 from typing import Any, Literal
 
@@ -14,21 +14,21 @@ Watched = Literal["loss", "u"]
 
 
 def checked_watch(watch: Any, flow: AbstractFlow) -> tuple[str, ...]:
-    """The names of what is asked for, sorted, each once.
+    """The names of the watched quantities, sorted and without repetition.
 
     Raises:
-        ValueError: If something unknown is asked for, or "u" for a flow without pairs.
+        ValueError: If `watch` holds an unknown name, or "u" for a flow without pairs.
     """
     asked = (watch,) if isinstance(watch, str) else tuple(watch)
     for one in asked:
         checks.choice("watch", one, "loss", "u")
     if "u" in asked and not isinstance(flow, PreferenceFlow):
-        raise ValueError('Argument `watch` must not ask for "u" of a flow without pairs.')
+        raise ValueError('Argument `watch` must not hold "u" for a flow without pairs, but does.')
     return tuple(sorted(set(asked)))
 
 
 def watched_at(flow: AbstractFlow, watch: tuple[str, ...], state: PyTree[Array]) -> dict[str, Any]:
-    """The watched quantities at a state: "loss", "u", and "state" for the state itself."""
+    """The watched quantities at a state, by name: "loss", "u", or "state" for the state itself."""
     row: dict[str, Any] = {"state": state} if "state" in watch else {}
     if "u" in watch and isinstance(flow, PreferenceFlow):
         pairs = flow.pairs(state)

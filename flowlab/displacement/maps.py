@@ -124,7 +124,7 @@ class Displacement:
         return f"Displacement({self.loss!r}: {size}, {fall or 'no flow line'})"
 
     def table(self) -> str:
-        """The falls as plain text, with a row for each range of ratios; see `displacement.table`."""
+        """The falls as plain text, a row for each range of ratios; see `displacement.table`."""
         return table({type(self.loss).__name__: self})
 
     @property

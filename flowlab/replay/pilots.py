@@ -297,7 +297,7 @@ class _Trial:
     gradients: int = 0
 
     def end(self, order: Sequence[np.ndarray], stride: int) -> tuple[Float[np.ndarray, "3"], float]:
-        """Means at the end of a run with a stride, and the fraction of chosen responses that fell."""
+        """Means at the end of a run, and the fraction of chosen responses that fell."""
         steps = len(self.rates)
         rates = np.add.reduceat(self.rates, np.arange(0, steps, stride))
         batches = order[: len(rates)]

@@ -139,8 +139,8 @@ def time_across_the_bend(start, margin):
         def goal(_, u):
             return u[0] - u[1] - margin
 
-        bend.direction = 1 if bent else -1
-        bend.terminal = goal.terminal = True
+        bend.direction = 1 if bent else -1  # pyright: ignore
+        bend.terminal = goal.terminal = True  # pyright: ignore
         options = {"events": (bend, goal), "method": "DOP853", "rtol": 1e-11, "atol": 1e-13}
         piece = solve_ivp(velocity, (time, 1e4), state, **options)
         time, state = piece.t[-1], piece.y[:, -1]

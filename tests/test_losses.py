@@ -356,7 +356,7 @@ def test_a_sum_is_named_by_its_losses_and_weights():
     found = fl.losses.named("DPO + 0.5*sft", beta=0.2)
     assert repr(found) == "WeightedSum(losses=(DPO(beta=0.2), SFT()), weights=[1.0, 0.5])"
     # −log σ(0.2·(2 − (−1))), and half of 30 nats over 10 tokens.
-    pair = fl.Pair(-30.0, -21.0, -32.0, -20.0, 10.0, 10.0)
+    pair = fl.Pair(*map(jnp.asarray, (-30.0, -21.0, -32.0, -20.0, 10.0, 10.0)))
     np.testing.assert_allclose(float(found(pair)), np.log1p(np.exp(-0.6)) + 0.5 * 3.0, rtol=1e-14)
     assert repr(fl.losses.named("2*dpo")) == "WeightedSum(losses=(DPO(beta=0.1),), weights=[2.0])"
     for name, words in {

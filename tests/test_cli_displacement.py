@@ -112,7 +112,7 @@ NOT_MAPPED = {
     "Option --loss must be one of dpo, ": ("--loss", "mse"),
     "Option --loss must name losses of one pair, but aot is of a batch": ("--loss", "aot"),
     "Option --loss must name each once": ("--loss", "dpo", "--loss", "dpo"),
-    "Option --set must name what one of dpo, ipo has, but is tau": (
+    "Option --set must name hyper-parameters of dpo, ipo, but names tau": (
         *("--loss", "dpo", "--loss", "ipo", "--set", "tau=0.1"),
     ),
     "Option --set must not name beta": ("--loss", "dpo", "--set", "beta=1"),

@@ -82,7 +82,7 @@ def test_a_forecast_is_told_in_a_table_and_in_words(some: Path, asked_of: list[A
         (["--beta", 0.1, "--set", "tau=1"], "Option --set must name hyper-parameters of DPO"),
         (
             ["--beta", 0.1, "--loss", "dpo,ipo", "--set", "tau=1"],
-            "Option --set must name what one of dpo, ipo has, but is tau.",
+            "Option --set must name hyper-parameters of dpo, ipo, but names tau.",
         ),
         (["--beta", 0.1, "--batch-size", 9, "--processes", 0], "--processes"),
     ],

@@ -104,7 +104,11 @@ GOOD = {"prompt": "sort the list ", "chosen": "one", "rejected": "two"}
         (GOOD | {"chosen": [{"role": "user"}]}, WANTED.format("chosen"), "has none in row 1"),
         (GOOD | {"chosen": SAID}, "have texts or conversations in a row", "has both in row 1"),
         (GOOD | {"tools": [{}]}, "have conversations without tools", "has some in row 1"),
-        (GOOD | {"chosen": ""}, "have responses with tokens", "has no chosen one in row 1"),
+        (
+            GOOD | {"chosen": ""},
+            "have responses with tokens",
+            "has an empty chosen response in row 1",
+        ),
         (GOOD | {"prompt": " "}, "have prompts with tokens", "has none in row 1"),
     ],
 )

@@ -164,7 +164,9 @@ def _encoded(
         raise _refused("have prompts with tokens", path, f"has none in row {index}")
     for side, tokens in zip(_SIDES, whole, strict=True):
         if len(tokens) == begin:
-            raise _refused("have responses with tokens", path, f"has no {side} one in row {index}")
+            raise _refused(
+                "have responses with tokens", path, f"has an empty {side} response in row {index}"
+            )
     return whole[0][:begin], whole[0][begin:], whole[1][begin:]
 
 
@@ -186,7 +188,9 @@ def _parts(row: Any, index: int, path: Path) -> tuple[Any, Any, Any]:
     chosen, rejected = held["chosen"], held["rejected"]
     for side in _SIDES:
         if not held[side]:
-            raise _refused("have responses with tokens", path, f"has no {side} one in row {index}")
+            raise _refused(
+                "have responses with tokens", path, f"has an empty {side} response in row {index}"
+            )
     if "prompt" in held:
         return held["prompt"], chosen, rejected
     # As TRL: something is left to each response, its last character or message at least, and a

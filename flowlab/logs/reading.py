@@ -302,7 +302,7 @@ def _of_csv(text: str, path: Path, what: str) -> list[Row]:
         )
     if not any("rewards/" in name or name.endswith("loss") for name in columns):
         raise refused(
-            what, path, "is neither JSON, nor lines with rows, nor a table of them in CSV"
+            what, path, "is neither JSON, nor a text with rows in its lines, nor a table in CSV"
         )
     runs = {str(key).rpartition(" - ")[0] for key in table[0] if " - " in str(key)}
     if len(runs) > 1:

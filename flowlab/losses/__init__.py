@@ -151,10 +151,11 @@ def named(name: str, **parameters: Any) -> AbstractLoss:
     """The loss with a given name, or a weighted sum of losses, such as "dpo + 0.5*sft".
 
     Args:
-        name: A name of the catalogue, of a class, or of a `loss_type` of TRL's DPO trainer; case,
-            hyphens and underscores do not matter. Of a sum, such names with their weights.
-        **parameters: Hyper-parameters in place of the defaults; in a sum, of each loss that has
-            one of that name.
+        name: A name from the catalogue, the name of a class, or a `loss_type` of TRL's DPO trainer;
+            case, hyphens and underscores do not matter. For a sum: several names, joined by "+",
+            each with an optional weight and "*" in front.
+        **parameters: Hyper-parameters in place of the defaults. In a sum, they apply to each loss
+            that has a hyper-parameter of this name.
 
     Raises:
         ValueError: If no loss has this name, the loss lacks a hyper-parameter that is given, or a
@@ -170,7 +171,7 @@ def named(name: str, **parameters: Any) -> AbstractLoss:
 
 
 def _term(text: str) -> tuple[float | None, AbstractLoss]:
-    """The weight, if there is one, and the loss of a term such as "0.5*sft"."""
+    """The weight (None if there is none) and the loss of a term such as "0.5*sft"."""
     before, times, name = text.rpartition("*")
     keys = _keys()
     if key(name.strip()) not in keys:

@@ -37,7 +37,7 @@ def loss(name: str, parameters: Mapping[str, float], option: str = "loss") -> Ab
 
 
 def _said(error: ValueError) -> re.Match[str]:
-    """The argument and the rest of a message about it, without a full stop."""
+    """The argument that a message names, and the rest of the message without its full stop."""
     said = re.match(r"Argument `(\w+)` (.*?)\.?$", str(error), re.DOTALL)
     if said is None:
         raise error
@@ -50,7 +50,7 @@ def has_beta(loss: AbstractLoss) -> bool:
 
 
 def beta_of(loss: AbstractLoss) -> float:
-    """The β of a loss that has one; of a sum, that of its first loss that has one."""
+    """The β of a loss that has one; for a sum, the β of its first loss that has one."""
     if isinstance(loss, WeightedSum):
         return beta_of(next(part for part in loss.losses if has_beta(part)))
     return float(loss.beta)  # type: ignore[attr-defined]
@@ -59,17 +59,21 @@ def beta_of(loss: AbstractLoss) -> float:
 def parameters_of_each(
     names: Sequence[str], parameters: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """The hyper-parameters of each of several losses, out of those given for all of them.
+    """The hyper-parameters of each of several losses, selected from those given for all losses.
+
+    A single loss receives all hyper-parameters, whether it has them or not.
 
     Raises:
-        OptionError: If none of several losses has one of them; a loss that is alone is given all.
+        OptionError: If a hyper-parameter belongs to none of several losses.
     """
     if len(names) == 1:
         return {names[0]: dict(parameters)}
     own, listed = {n: parameter_names(loss(n, {})) for n in names}, ", ".join(names)
     for one in parameters:
         known = any(one in held for held in own.values())
-        refuse_unless(known, "parameters", "must name what one of {} has, but is {}", listed, one)
+        refuse_unless(
+            known, "parameters", "must name hyper-parameters of {}, but names {}", listed, one
+        )
     return {n: {k: v for k, v in parameters.items() if k in held} for n, held in own.items()}
 
 

@@ -115,8 +115,8 @@ TYPOS = {
     "sweep dpo --measure slowst": "Option --measure must be one of ; did you mean slowest?",
     "sweep dpo --count 10.5": "Option --count must be a whole number, but is '10.5'.",
     "sweep dpo --lower 0": "Option --lower must be X Y, but is 0.",
-    "sweep dpo --beta": "Option --beta must have a value, but stands alone.",
-    "sweep dpo --beta --quiet": "Option --beta must have a value, but stands alone.",
+    "sweep dpo --beta": "Option --beta must have a value, but has none.",
+    "sweep dpo --beta --quiet": "Option --beta must have a value, but has none.",
     "sweep dpo --loss ipo": "Argument `LOSS` has no effect beside --loss.",
     "sweep dpo --out a.csv": (
         "Option --out must be a folder, but a.csv is the name of a file; leave out its ending, "

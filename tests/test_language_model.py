@@ -179,13 +179,13 @@ def test_pairs_without_tokens_where_they_belong_are_refused() -> None:
     empty, unprompted = MASK.copy(), MASK.copy()
     empty[1, 1], unprompted[0, 0, 0] = False, True
     assert_sentence(
-        "Argument `pairs` must have a response with tokens everywhere, but pair 1 has none at its "
-        "rejected one.",
+        "Argument `pairs` must have a response with tokens in each sequence, but pair 1 has "
+        "none in its rejected sequence.",
         *(bigrams, TABLE, data.Pairs(TOKENS, empty, SMALL.lengths, SMALL.rows)),
     )
     assert_sentence(
-        "Argument `pairs` must have a prompt with tokens everywhere, but pair 0 has none at its "
-        "chosen one.",
+        "Argument `pairs` must have a prompt with tokens in each sequence, but pair 0 has "
+        "none in its chosen sequence.",
         *(bigrams, TABLE, data.Pairs(TOKENS, unprompted, SMALL.lengths, SMALL.rows)),
     )
     assert_sentence(

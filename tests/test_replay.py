@@ -134,8 +134,8 @@ def test_rows_that_stand_for_several_steps_are_compared_with_their_means() -> No
     log.numbered = False
     assert_refused(
         found.deviation,
-        "Argument `log` must have steps and log-ratios, but is of a loss without a reference, or "
-        "has no steps or rows.",
+        "Argument `log` must have steps and log-ratios, but has no rows or no steps, or its loss "
+        "has no reference.",
         log,
     )
 

@@ -318,7 +318,7 @@ REFUSED = {
     "a divergence with a loss that is of no difference": (
         ("dpo", ["sigmoid", "nca_pair", "aot"], {"f_divergence_type": "forward_kl"}),
         "Argument `f_divergence_type` must be 'reverse_kl' with the loss 'nca_pair', 'aot', but is "
-        f"'forward_kl', which TRL has for {OF_SCORES} alone.",
+        f"'forward_kl', which TRL has only for {OF_SCORES}.",
     ),
     "a divergence with sft alone": (
         ("dpo", "sft", {"f_divergence_type": "forward_kl"}),
@@ -356,8 +356,8 @@ REFUSED = {
     ),
     "a field that nobody knows": (
         ("dpo", None, {"learning_speed": 1.0}),
-        "Argument `learning_speed` must be left out, but is given; TRL 1.16.0, whose fields are "
-        "known here, has none of that name.",
+        "Argument `learning_speed` must be left out, but is given; TRL 1.16.0 has no field of "
+        "that name.",
     ),
     "smoothing that no loss of a list has": (
         ("dpo", ["hinge", "sft"], {"label_smoothing": 0.1}),

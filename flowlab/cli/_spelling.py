@@ -63,7 +63,7 @@ def understood(
         if equals:
             left.appendleft(value)
         told = bool(left) and (bool(equals) or not left[0].startswith("--"))
-        refuse_unless(told, one.name, "must have a value, but stands alone")
+        refuse_unless(told, one.name, "must have a value, but has none")
         found += _written(one.name, _type(one), left, flags)
     return found
 

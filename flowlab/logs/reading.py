@@ -152,7 +152,7 @@ def _text(path: Path, what: str) -> str:
         raise FileNotFoundError(f"{what} must name a training log, but {path} does not exist.")
     if path.name == _NEVER_OPENED:
         raise refused(
-            what, path, "is never opened, for a pickle can run code; give trainer_state.json"
+            what, path, "is never opened, since a pickle can run code; give trainer_state.json"
         )
     content = path.read_bytes()
     try:

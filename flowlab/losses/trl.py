@@ -317,8 +317,8 @@ def _check_of_training(given: Iterable[str]) -> None:
         # transformers keeps devices that it has looked up among the fields.
         if field not in OF_TRAINING and not field.startswith("__cached__"):
             raise ValueError(
-                f"Argument `{field}` must be left out, but is given; TRL {TRL}, whose fields are "
-                "known here, has none of that name."
+                f"Argument `{field}` must be left out, but is given; TRL {TRL} has no field of "
+                "that name."
             )
 
 
@@ -390,7 +390,7 @@ def _check_divergence(
     if divergence != "reverse_kl" and unable:
         raise ValueError(
             f"Argument `f_divergence_type` must be 'reverse_kl' with the loss {_listed(unable)}, "
-            f"but is {divergence!r}, which TRL has for {_listed(sorted(able, key=str))} alone."
+            f"but is {divergence!r}, which TRL has only for {_listed(sorted(able, key=str))}."
         )
 
 

@@ -262,8 +262,8 @@ def _check_pairs(pairs: TokenPairs) -> None:
         if wrong.any():
             row, side = np.argwhere(wrong)[0]
             raise ValueError(
-                f"Argument `pairs` must have {what} with tokens everywhere, but pair {row} has "
-                f"none at its {_SIDES[side]} one."
+                f"Argument `pairs` must have {what} with tokens in each sequence, but pair {row} "
+                f"has none in its {_SIDES[side]} sequence."
             )
 
 

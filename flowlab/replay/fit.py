@@ -62,8 +62,8 @@ def check_log(log: TrainingLog) -> None:
     """Refuse a log without steps or log-ratios, with which no run can be compared."""
     if log.reference_free or not log.numbered or not log.step.size:
         raise ValueError(
-            "Argument `log` must have steps and log-ratios, but is of a loss without a reference, "
-            "or has no steps or rows."
+            "Argument `log` must have steps and log-ratios, but has no rows or no steps, or "
+            "its loss has no reference."
         )
 
 

@@ -66,8 +66,8 @@ class Replay:
         """
         if log.reference_free or not log.numbered or not log.step.size:
             raise ValueError(
-                "Argument `log` must have steps and log-ratios, but is of a loss without a "
-                "reference, or has no steps or rows."
+                "Argument `log` must have steps and log-ratios, but has no rows or no steps, "
+                "or its loss has no reference."
             )
         ends = log.step.astype(int)
         if ends[-1] > self.loss.size:

@@ -78,7 +78,7 @@ def metadata_told(path: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except ImportError as error:  # of the library for a kind of address
         raise ValueError(
-            f"Argument `path` must be an address that can be read here, but {path} cannot: {error}."
+            f"Argument `path` must be an address that can be read, but {path} cannot be: {error}."
         ) from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -131,12 +131,12 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         torn = f" whose {METADATA} can be read" if (folder / METADATA).is_file() else ""
         raise ValueError(
             f"Argument `path` must be free, but {folder} exists and is not a store of "
-            f"flowlab{torn}; give another."
+            f"flowlab{torn}; give another path."
         )
     if not overwrite:
         raise ValueError(
-            f"Argument `path` must be free, but {folder} exists; give another, or replace it by "
-            "`overwrite`."
+            f"Argument `path` must be free, but {folder} exists; give another path, or replace it "
+            "by `overwrite`."
         )
 
 

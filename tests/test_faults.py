@@ -252,14 +252,29 @@ def test_workers_that_are_killed_cost_nothing_but_time(undisturbed, cluster, tmp
     assert_same_bits(found, undisturbed)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Lets processes hear Ctrl-C: those that a shell puts in the background are deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_a_command_that_compiles(tmp_path):
     command = ["study", "--quick", "--no-cache", "--out", str(tmp_path / "made")]
     process = subprocess.Popen(
         [sys.executable, "-m", "flowlab", *command],
+        env={**os.environ, "JAX_LOG_COMPILES": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(8.0)  # into the first compilations; the whole takes a minute and more
+    assert process.stderr is not None
+    for line in process.stderr:  # up to the first program of a sweep; the whole takes a minute
+        if "Compiling jit(flat)" in line:
+            break
     process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
     assert finished(process, 130).strip().endswith("flowlab: interrupted")
+    assert time.monotonic() - sent < 20  # and not once all is compiled

@@ -233,13 +233,13 @@ BAD = [
     ),
     (
         dict(steps=1, batches=[[0]]),
-        "Argument `steps` must be None with `batches`, which say how many there are, but is 1.",
+        "Argument `steps` must be None with `batches`, one for each step, but is 1.",
     ),
     (dict(batches=[]), "Argument `batches` must have at least one step, but is empty."),
     (
         dict(batches=[[0], [0, 3]]),
-        "Argument `batches` must name some of the 3 pairs in each step, counted from 0, but step 2 "
-        "is [0, 3].",
+        "Argument `batches` must have in each step indices of the 3 pairs, counted from 0, but "
+        "step 2 is [0, 3].",
     ),
     (
         dict(batches=[[0]], batch_size=1, seed=0),
@@ -387,7 +387,7 @@ def test_a_distance_is_asked_for_states_of_one_kind_and_a_positive_rate():
     line = fl.flow_line(FLOW, START, until=until.time(1.0))
     run = Descent(np.arange(2), np.zeros((2, 3)), np.zeros(2), Outcome.reached)
     for options in ({}, {"learning_rate": 0.5}):
-        with pytest.raises(ValueError, match="must have states like those of `path`, of 3 numbers"):
+        with pytest.raises(ValueError, match="must have states of 3 numbers, like `path`"):
             distance(run, line, **options)
     with pytest.raises(ValueError, match="must be positive and finite, but is 0"):
         distance(run, line, learning_rate=0)

@@ -144,13 +144,13 @@ def test_orders_that_broke_off_are_told() -> None:
 def test_orders_that_do_not_fit_are_refused(policy: LanguageModel) -> None:
     assert_refused(
         forecast,
-        "Argument `orders` must hold 2 orders at least, but holds 1.",
+        "Argument `orders` must hold at least 2 orders, but holds 1.",
         *(policy, LOSS, 0.1, [WHOLE]),
     )
     assert_refused(
         forecast,
-        "Argument `orders` must hold orders of as many steps, but the first has 64 and number 2 "
-        "has 63.",
+        "Argument `orders` must hold orders with the same number of steps, but the first has "
+        "64 and number 2 has 63.",
         *(policy, LOSS, 0.1, [WHOLE, WHOLE[1:]]),
     )
 

@@ -277,9 +277,8 @@ def test_what_is_no_checkpoint_is_refused(checkpoint: Path, tmp_path: Path) -> N
         models.load(checkpoint)
     (checkpoint / "config.json").write_text("[]", "utf-8")
     assert_sentence(
-        f"Argument `folder` must hold a config.json with a JSON object, but the one in "
-        f"{checkpoint} "
-        "has none.",
+        "Argument `folder` must hold a config.json with a JSON object, but the one in "
+        f"{checkpoint} has none.",
         checkpoint,
     )
 

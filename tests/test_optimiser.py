@@ -87,7 +87,7 @@ def test_schedules_are_those_of_transformers() -> None:
         ),
         (
             dict(learning_rate=[0.1] * 3, warmup_steps=0),
-            "Argument `warmup_steps` must be None where `learning_rate` has a rate for each step, "
+            "Argument `warmup_steps` must be None if `learning_rate` has a rate for each step, "
             "but is 0.",
         ),
         (

@@ -49,7 +49,7 @@ def test_orders_that_there_are_none_of_are_refused() -> None:
     )
     assert_sentence("Argument `drop_last` must be True or False, but is 1.", 4, 1, 2, drop_last=1)
     assert_sentence(
-        "Argument `n` must be at least 6, the samples of one batch of every process, where "
+        "Argument `n` must be at least 6, the samples in one batch of every process, if "
         "`drop_last` is True, but is 5.",
         *(5, 1, 3),
         processes=2,

@@ -258,8 +258,8 @@ def test_orders_and_tokens_that_do_not_fit_are_refused(model: models.Model) -> N
     run = (bigrams, TABLE, SMALL, DPO(0.1), optax.sgd(0.1))
     assert_sentence("Argument `order` must have at least one step, but is empty.", *run, [])
     assert_sentence(
-        "Argument `order` must name some of the 2 pairs in each step, counted from 0, but step 2 "
-        "is [2].",
+        "Argument `order` must have in each step indices of the 2 pairs, counted from 0, but "
+        "step 2 is [2].",
         *(*run, [[0], [2]]),
     )
     assert_sentence(

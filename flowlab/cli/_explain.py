@@ -1,4 +1,4 @@
-"""The explanation that the options of `flowlab explain` ask for."""
+"""The explanation that the options of `flowlab explain` describe."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -21,7 +21,7 @@ Explained = tuple[Explanation, Pairs]
 
 
 def explained(asked: Mapping[str, Any]) -> Explained:
-    """The explanation that is asked for, and its pairs."""
+    """The explanation that the options describe, and its pairs."""
     rate, size = asked["learning_rate"], asked["batch_size"]
     refuse_unless(
         size is None or rate is not None, "batch_size", "has no effect without {learning_rate}"

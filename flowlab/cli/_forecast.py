@@ -1,4 +1,4 @@
-"""From the options of `flowlab forecast` to where training runs will end."""
+"""The forecasts that the options of `flowlab forecast` describe."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,14 +25,14 @@ _OF_ORDER = ("accumulation", "processes")
 
 
 class Found:
-    """The forecasts that are asked for, by the names of their losses, and what they are of."""
+    """Forecasts by the name of their loss, with the numbers of pairs and steps of the run."""
 
     def __init__(self, forecasts: dict[str, Forecast], pairs: int, steps: int) -> None:
         self.forecasts, self.pairs, self.steps = forecasts, pairs, steps
 
 
 def forecast_of(asked: Mapping[str, Any]) -> Found:
-    """Carry out what is asked for."""
+    """The forecasts that the options describe, after all runs that they need."""
     losses, pairs = _losses(asked), pairs_of(asked)
     orders = _orders(asked, len(pairs))
     policy = policy_of(asked, pairs, block=2 * max(map(len, orders[0])))
@@ -45,7 +45,7 @@ def forecast_of(asked: Mapping[str, Any]) -> Found:
 
 
 def text(found: Found) -> str:
-    """The forecasts in words: a table, and what it rests on."""
+    """The forecasts as text: a table, and a sentence on the runs behind each forecast."""
     parts = [
         f"{found.pairs} pairs, {found.steps} steps. Means over all pairs at the end, nats, with "
         "the band that the run ends in:",
@@ -56,13 +56,13 @@ def text(found: Found) -> str:
 
 
 def to_json(found: Found) -> dict[str, Any]:
-    """The forecasts as JSON."""
+    """The forecasts as JSON-ready data."""
     told = {name: one.to_json() for name, one in found.forecasts.items()}
     return {"pairs": found.pairs, "steps": found.steps, "forecasts": told}
 
 
 def _losses(asked: Mapping[str, Any]) -> dict[str, AbstractLoss]:
-    """The losses that are asked for, each with every beta if it has one, by the names to show."""
+    """The losses that the options name, each with every β if it has a β, by title."""
     named, betas = names([asked["loss"] or "dpo"]), asked["beta"]
     refuse_twice("loss", named)
     refuse_twice("beta", betas)
@@ -81,13 +81,13 @@ def _losses(asked: Mapping[str, Any]) -> dict[str, AbstractLoss]:
 
 
 def _orders(asked: Mapping[str, Any], count: int) -> list[list[np.ndarray]]:
-    """Orders of the run: that of the seed, and those of the Trainer with other seeds."""
+    """Orders of the run, as the Trainer draws them with the given seed and with further seeds."""
     options = {name: asked[name] for name in _OF_ORDER if asked[name] is not None}
     seed = _SEED if asked["seed"] is None else asked["seed"]
     many, epochs = asked["orders"] or _ORDERS, asked["epochs"]
     try:
         return [
-            # The order of an epoch is that of the seed + its number: none of these is shared.
+            # The order of an epoch depends on the seed + its number; no epoch is shared.
             hf_order(count, epochs, asked["batch_size"], seed + epochs * place, **options)
             for place in range(many)
         ]

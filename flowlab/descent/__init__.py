@@ -1,9 +1,9 @@
-"""Discrete training on the loss and policy of a flow: any optimiser of optax, step by step.
+"""Training in discrete steps on the loss and the policy of a flow, with any optimiser of optax.
 
-A flow is the limit of plain gradient descent for small steps. This package takes the steps
-themselves, with momentum, adaptive step sizes or the noise of minibatches, and measures their
-distance from the flow line. It has the order of samples, the optimisers and the schedules of
-Hugging Face's Trainer.
+A flow is the limit of plain gradient descent for small steps. This package computes the steps
+themselves, with momentum, adaptive step sizes or the noise of minibatches, and their distance from
+the flow line. It reproduces the order of samples, the optimisers and the schedules of Hugging
+Face's Trainer.
 """
 
 from flowlab.descent.distance import distance

@@ -1,6 +1,6 @@
 """The pairs of each step of a training run.
 
-n: pairs; b: pairs of a step.
+Letters in shapes: n pairs, b pairs of a step.
 """
 
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ __all__ = ["checked_batches", "drawn_batches"]
 def checked_batches(
     name: str, batches: Sequence[npt.ArrayLike], count: int
 ) -> list[Int[np.ndarray, " b"]]:
-    """Indices of pairs for each step, checked.
+    """The given indices of pairs for each step, as arrays, after a check.
 
     Args:
-        name: Their name in messages.
-        batches: Indices for each step.
+        name: The name of the argument in messages.
+        batches: The indices of the pairs of each step.
         count: The number of pairs.
 
     Raises:
-        ValueError: If there is no step, or one is empty or names a pair that does not exist.
+        ValueError: If there is no step, or if a step is empty or has an index without a pair.
     """
     steps = [np.asarray(taken) for taken in batches]
     if not steps:
@@ -34,8 +34,8 @@ def checked_batches(
         fits = taken.ndim == 1 and taken.size and taken.dtype.kind in "iu"
         if not fits or taken.min() < 0 or taken.max() >= count:
             raise ValueError(
-                f"Argument `{name}` must name some of the {count} pairs in each step, counted from "
-                f"0, but step {number} is {checks.shown(taken)}."
+                f"Argument `{name}` must have in each step indices of the {count} pairs, counted "
+                f"from 0, but step {number} is {checks.shown(taken)}."
             )
     return [taken.astype(np.int32) for taken in steps]
 
@@ -53,14 +53,14 @@ def drawn_batches(
 
     Args:
         count: The number of pairs.
-        size: Pairs of a step.
-        steps: Steps.
-        seed: Seed of the draws.
-        weights: Weights in proportion to which pairs are drawn, with replacement; None for equal
-            ones.
-        replacement: True to draw each pair from all; False to draw every pair once, in random
-            order, before any comes again. A step may combine the end of one such order with the
-            beginning of the next.
+        size: The number of pairs in a step.
+        steps: The number of steps.
+        seed: The seed of the random numbers.
+        weights: The probabilities of the pairs are proportional to these weights if `replacement`
+            is true; None for equal probabilities.
+        replacement: True to draw each pair from all pairs. False to draw every pair once, in random
+            order, before any pair is drawn again; a step may then contain the end of one order and
+            the beginning of the next.
     """
     generator = np.random.default_rng(seed)
     if replacement:

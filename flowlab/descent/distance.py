@@ -1,6 +1,6 @@
-"""Distance of a training run from a flow line.
+"""The distance of a training run from a flow line.
 
-k: steps that were kept, the start included; m: points of the line.
+Letters in shapes: k steps that were kept, including the start, m points of the line.
 """
 
 import numpy as np
@@ -19,27 +19,28 @@ _BETWEEN = 8  # points of a flow line looked at in each of its steps
 def distance(
     path: Descent, line: Line, *, learning_rate: float | None = None
 ) -> Float[np.ndarray, " k"]:
-    """Distance of a training run from a flow line after each step that was kept.
+    """The Euclidean distance of a training run from a flow line, after each step that was kept.
 
-    Euclidean, in the coordinates of the state.
+    Distances are in the coordinates of the state.
 
     Args:
         path: The run.
-        line: A flow line, not traced, of the same flow.
-        learning_rate: Compare at equal times: the state after n steps with the flow line at time n
-            × `learning_rate`. None to compare with the nearest point of the flow line, as for
-            optimisers whose steps are not flow time.
+        line: A flow line of the same flow, not traced.
+        learning_rate: The learning rate η, to compare the state after n steps with the flow line at
+            the time n·η. None to compare with the nearest point of the flow line, as for optimisers
+            whose steps do not correspond to flow time.
 
     Returns:
         Distances, shape (k,); NaN if the flow line ends before the time of a step.
 
     Raises:
-        ValueError: If `learning_rate` is not positive, the run kept no states, or the states of run
-            and line differ in shape.
+        ValueError: If `learning_rate` is not positive, if the run kept no states, or if the states
+            of run and line have different shapes.
 
-    Accuracy: that of the flow line. Plain gradient descent is first order in the learning rate. The
-        nearest point is searched for on straight pieces between eight points of each step. The line
-        should be longer than the run, since beyond its end the nearest point is the end itself.
+    Accuracy: that of the flow line. The distance of plain gradient descent is of first order in the
+        learning rate. The nearest point is searched for on the straight segments between eight
+        points of each step. The line should be longer than the run: beyond its end, the nearest
+        point is the end.
     """
     if learning_rate is not None:
         checks.positive("learning_rate", learning_rate)
@@ -48,8 +49,8 @@ def distance(
     points, corners = vectors(path.states), vectors(line.at(_moments(line)))
     if corners.shape[1] != points.shape[1]:
         raise ValueError(
-            f"Argument `line` must have states like those of `path`, of {points.shape[1]} numbers, "
-            f"but has {corners.shape[1]}."
+            f"Argument `line` must have states of {points.shape[1]} numbers, like `path`, but they "
+            f"have {corners.shape[1]}."
         )
     if learning_rate is None:
         return np.array([_to_polygon(point, corners) for point in points])
@@ -61,7 +62,7 @@ def distance(
 
 
 def _moments(line: Line) -> Float[np.ndarray, " m"]:
-    """Times along a line, several in each of its steps."""
+    """Times along a line, several within each of its steps."""
     times = np.asarray(line.times)
     fractions = np.arange(_BETWEEN) / _BETWEEN
     fine = times[:-1, None] + np.diff(times)[:, None] * fractions
@@ -69,7 +70,7 @@ def _moments(line: Line) -> Float[np.ndarray, " m"]:
 
 
 def _to_polygon(point: Float[np.ndarray, " d"], corners: Float[np.ndarray, "m d"]) -> float:
-    """Distance of a point from the nearest piece of a polygon."""
+    """The distance of a point from the nearest segment of a polygonal line."""
     first, along = corners[:-1], np.diff(corners, axis=0)
     square = np.sum(along**2, axis=1)
     fraction = np.sum((point - first) * along, axis=1) / np.where(square > 0, square, 1)

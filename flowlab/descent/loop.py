@@ -1,6 +1,6 @@
-"""The training loop: steps of an optimiser in one program, and the quantities watched.
+"""The training loop: optimiser steps in one program, and the quantities recorded on the way.
 
-k: recorded states; l: steps of one call; b: pairs of a step.
+Letters in shapes: k recorded states, l steps of one call, b pairs of a step.
 """
 
 from collections.abc import Iterator
@@ -26,12 +26,12 @@ _MEANS = 4  # of a step: u_w, u_l, and the log-probabilities of both responses
 
 
 class Carry(NamedTuple):
-    """The carry from one step to the next.
+    """The values that one step passes to the next.
 
     Attributes:
         state: The state.
         memory: The state of the optimiser.
-        number: Steps taken.
+        number: The number of steps taken.
         outcome: The code of the outcome; 0 while the run continues.
         kept: The number of steps after which a state was last recorded; −1 before the first.
     """
@@ -47,11 +47,11 @@ class Seen(NamedTuple):
     """The record of one call of the loop.
 
     Attributes:
-        numbers: Steps taken before each recorded state.
+        numbers: For each recorded state, the number of steps before it.
         rows: The recorded quantities.
         used: The number of recorded states.
-        steps: For each step, the means over its pairs before it: of the loss, u_w, u_l, and the
-            log-probabilities of both responses; NaN for a flow without pairs.
+        steps: For each step, five means over its pairs, computed before the step: the loss, u_w,
+            u_l, and the log-probabilities of both responses. NaN for a flow without pairs.
     """
 
     numbers: Int[Array, " k"]
@@ -61,7 +61,7 @@ class Seen(NamedTuple):
 
 
 def begun(optimiser: Any, start: PyTree[Array]) -> Carry:
-    """The carry before the first step."""
+    """The `Carry` before the first step."""
     with lenient():
         memory = eqx.filter_jit(optimiser.init)(start)
     zero = jnp.zeros((), jnp.int32)
@@ -87,20 +87,20 @@ def advance(
 ) -> tuple[Carry, Seen]:
     """Take a number of steps, or fewer if the run ends.
 
-    One program serves for any number of steps, so that a run has the same bits wherever it is
-    interrupted.
+    The same program serves for any number of steps. A run therefore has the same bits wherever it
+    was interrupted.
 
     Args:
         flow: The flow whose potential is minimised.
-        optimiser: An optimiser of optax, with extra arguments.
-        carry: The carry of the step before.
-        count: Steps to take, at most `LONGEST`.
-        steps: Steps of the whole run.
-        batches: Pairs of each step; None for all.
+        optimiser: An optimiser of optax that takes extra arguments.
+        carry: The `Carry` after the previous step.
+        count: Number of steps to take, at most `LONGEST`.
+        steps: Number of steps of the whole run.
+        batches: The pairs of each step; None for all pairs.
         watch: The quantities to record: "state", "loss" and "u".
-        keep_every: Steps between two recorded states; the last state is always recorded.
-        weighted: Whether the pairs of a batch have their weights in the flow; if not, equal ones,
-            as when pairs are drawn in proportion to their weights.
+        keep_every: Number of steps between two recorded states; the last state is always recorded.
+        weighted: True if the pairs of a batch have their weights in the flow. False for equal
+            weights, as for pairs that are drawn with probabilities proportional to their weights.
     """
     length = LONGEST if batches is None else batches.shape[0]
     shapes = jax.eval_shape(lambda state: watched_at(flow, watch, state), carry.state)
@@ -130,7 +130,7 @@ def advance(
 
 
 def observed(things: tuple[AbstractFlow, Any], state: PyTree[Array]) -> tuple[Any, ...]:
-    """Everything that a flow and an optimiser compute at a state, to take a fingerprint of."""
+    """All results of a flow and an optimiser at a state, for a fingerprint of the operations."""
     flow, optimiser = things
     value = flow.potential(state)
     with lenient():
@@ -142,7 +142,7 @@ def observed(things: tuple[AbstractFlow, Any], state: PyTree[Array]) -> tuple[An
 
 @contextmanager
 def lenient() -> Iterator[None]:
-    """A context with JAX's standard dtype promotion, on which optax relies."""
+    """A context with JAX's standard dtype promotion, which optax requires."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -155,7 +155,7 @@ def _looked(
     carry: Carry,
     seen: Seen,
 ) -> tuple[Carry, Seen]:
-    """The record, with the quantities at the present state if they are due."""
+    """The record, extended by the quantities at the present state if they are to be recorded."""
     number, outcome = carry.number, carry.outcome
     turn = (number % keep_every == 0) | (number == steps) | (outcome != 0)
     due = (carry.kept != number) & turn
@@ -184,7 +184,7 @@ def _subset(flow: AbstractFlow, indices: Int[Array, " b"], weighted: bool) -> Ab
 def _stepped(
     flow: AbstractFlow, optimiser: Any, carry: Carry, steps: Int[Array, ""]
 ) -> tuple[Carry, Float[Array, " 5"]]:
-    """The carry after a step, if the step is valid, and the means over its pairs before it."""
+    """The `Carry` after a step if the step is valid, and the means over its pairs before it."""
     state, memory = carry.state, carry.memory
     going = (carry.outcome == 0) & (carry.number < steps)
     (value, means), gradient = jax.value_and_grad(_value, argnums=1, has_aux=True)(flow, state)

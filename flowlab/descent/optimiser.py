@@ -1,6 +1,6 @@
-"""The optimisers of Hugging Face's Trainer, made of optax.
+"""The optimisers of Hugging Face's Trainer, composed of parts of optax.
 
-k: steps.
+Letters in shapes: k steps.
 """
 
 from math import cos, pi
@@ -40,34 +40,34 @@ def hf_optimiser(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
 ) -> "optax.GradientTransformation":
-    """The optimiser of the Trainer of transformers, with its clipping and schedule.
+    """The optimiser of the Trainer of transformers, with its clipping and its schedule.
 
-    AdamW by default. Gradients are clipped to the norm `max_grad_norm`. Weight decay is decoupled,
-    and applies only to arrays with at least two axes, which excludes biases and norms as in the
-    Trainer.
+    The default is AdamW. Gradients are clipped to the norm `max_grad_norm`. Weight decay is
+    decoupled. As in the Trainer, it applies only to arrays with at least two axes, and so not to
+    biases and norms.
 
     Args:
-        learning_rate: The peak learning rate; or the rates of all steps, shape (k,), such as from a
-            log, which replace the schedule.
-        steps: Number of steps of the run, at which the schedule ends.
+        learning_rate: The peak learning rate. Or the rates of all steps, shape (k,), for example
+            from a log; they replace the schedule.
+        steps: Number of steps of the run; the schedule ends with the last one.
         optimiser: `"adamw"`, or `"sgd"` without momentum.
-        schedule: `lr_scheduler_type`: `"linear"`, falling to 0 (default); `"cosine"`, half a
-            period; or `"constant"`.
-        warmup_steps: Steps in which the rate rises from 0. `"constant"` with a warm-up is the
-            Trainer's `"constant_with_warmup"`.
-        adam_betas: `adam_beta1` and `adam_beta2`.
-        epsilon: `adam_epsilon`.
-        weight_decay: `weight_decay`.
-        max_grad_norm: `max_grad_norm`; 0 clips none.
+        schedule: `lr_scheduler_type` of the Trainer: `"linear"` (default) decreases to 0,
+            `"cosine"` decreases to 0 in half a period, `"constant"` does not change.
+        warmup_steps: Number of steps in which the rate rises from 0. `"constant"` with a warm-up is
+            the Trainer's `"constant_with_warmup"`.
+        adam_betas: `adam_beta1` and `adam_beta2` of the Trainer.
+        epsilon: `adam_epsilon` of the Trainer.
+        weight_decay: `weight_decay` of the Trainer.
+        max_grad_norm: `max_grad_norm` of the Trainer; 0 for no clipping.
 
     Raises:
-        ValueError: If a number is out of its range, a word is unknown, the number of rates is not
-            that of the steps, or rates are given with a schedule.
+        ValueError: If a number is out of its range, if a word is unknown, if the number of rates is
+            not the number of steps, or if rates are given with a schedule.
 
     Source: `Trainer` of transformers 5.24; `AdamW`, `SGD` and `clip_grad_norm_` of PyTorch 2.13.
 
     Accuracy: optax computes the powers of `adam_betas` for Adam's bias correction in 32 bits, and
-        PyTorch in 64, so that the first steps differ by a relative 1e-5; this is less than the
+        PyTorch in 64. The first steps therefore differ by a relative 1e-5, which is less than the
         effect of float32 gradients.
     """
     import optax
@@ -85,14 +85,14 @@ def hf_optimiser(
 
 
 class _Trainer(eqx.Module):
-    """The optimiser, with rates and averages as arrays: those that differ in them share programs.
+    """An optimiser with rates and averages as arrays, so that all values of them share a program.
 
     Attributes:
         rates: The learning rate of each step.
-        adam_betas: The averaging of Adam; None for plain descent.
-        epsilon: Added to the root of Adam's second moment.
+        adam_betas: The decay rates of Adam's averages; None for plain gradient descent.
+        epsilon: The number added to the square root of Adam's second moment.
         weight_decay: Weight decay; 0 for none.
-        max_grad_norm: The norm that gradients are clipped to; 0 for none.
+        max_grad_norm: The norm to which gradients are clipped; 0 for no clipping.
     """
 
     rates: Float[np.ndarray, " k"]
@@ -132,7 +132,7 @@ def hf_rates(
     """The learning rate of each step, with the arguments of `hf_optimiser`.
 
     Raises:
-        ValueError: As for `hf_optimiser`.
+        ValueError: For the reasons that `hf_optimiser` gives.
     """
     steps = checks.integer("steps", steps)
     rates = checks.within("learning_rate", learning_rate, "[0, inf)")
@@ -145,7 +145,7 @@ def hf_rates(
         for argument, given in (("schedule", schedule), ("warmup_steps", warmup_steps)):
             if given is not None:
                 raise ValueError(
-                    f"Argument `{argument}` must be None where `learning_rate` has a rate for each "
+                    f"Argument `{argument}` must be None if `learning_rate` has a rate for each "
                     f"step, but is {given!r}."
                 )
         return rates
@@ -155,7 +155,7 @@ def hf_rates(
 
 
 def _factor(schedule: str, step: int, warmup: int, steps: int) -> float:
-    """The factor of the learning rate at a step, counted from 0."""
+    """The factor of the learning rate at a step of the schedule, counted from 0."""
     if step < warmup:
         return step / warmup
     past = (step - warmup) / max(1, steps - warmup)
@@ -167,7 +167,7 @@ def _has_axes(parameters: PyTree[Array]) -> PyTree[bool]:
 
 
 def _clipped(most: float) -> "optax.GradientTransformation":
-    """Gradients, scaled down if their norm is larger than a given one."""
+    """A transformation that scales gradients down if their norm is larger than a given number."""
     import optax
 
     def update(gradient: PyTree[Array], _: Any = None) -> PyTree[Array]:

@@ -1,4 +1,4 @@
-"""The order of samples in Hugging Face's Trainer, without torch."""
+"""The order in which Hugging Face's Trainer draws samples, without torch."""
 
 from collections.abc import Iterator
 
@@ -22,29 +22,29 @@ def hf_order(
     processes: int = 1,
     drop_last: bool = False,
 ) -> list[Int[np.ndarray, " sample"]]:
-    """Samples of each optimiser step, as the Trainer of transformers and accelerate draw them.
+    """The samples of each optimiser step, as the Trainer of transformers and accelerate draw them.
 
-    Every epoch is a `torch.randperm(n)` on the CPU with seed `seed` + epoch, cut into batches. A
-    step consists of the batches of all processes, and of all accumulation steps, in this order. The
-    last step of an epoch may have fewer samples; with several processes the epoch is padded from
-    its beginning instead.
+    The order of an epoch is `torch.randperm(n)` on the CPU with seed `seed` + epoch, cut into
+    batches. A step consists of successive batches, one for each process and each accumulation step.
+    The last step of an epoch may have fewer samples. With several processes, the epoch is instead
+    padded with samples from its beginning.
 
     Args:
-        n: Samples, fewer than 214,748,364.
+        n: Number of samples, less than 214,748,364.
         epochs: Number of passes over all samples.
-        batch_size: Samples of a batch, per process (`per_device_train_batch_size`).
-        seed: The `seed` of the training arguments, or their `data_seed` if that is given.
-        accumulation: Batches of a step, per process (`gradient_accumulation_steps`).
+        batch_size: Number of samples in a batch of one process (`per_device_train_batch_size`).
+        seed: The `seed` of the training arguments, or their `data_seed` if it is given.
+        accumulation: Number of batches of one process in a step (`gradient_accumulation_steps`).
         processes: Number of processes.
-        drop_last: Leave out samples that do not fill a batch of every process
+        drop_last: True to leave out samples that do not fill a batch for every process
             (`dataloader_drop_last`).
 
     Returns:
-        For each optimiser step, indices of samples, shape (sample,).
+        For each optimiser step, the indices of its samples, shape (sample,).
 
     Raises:
-        ValueError: If a number is out of its range, `drop_last` is not a bool, or an epoch has no
-            batch.
+        ValueError: If a number is out of its range, if `drop_last` is not a bool, or if an epoch
+            has no batch.
 
     Source: `randperm` on CPUs of PyTorch 2.13, a Fisher–Yates shuffle over the 32-bit outputs of
         MT19937; `SeedableRandomSampler` and `BatchSamplerShard` of accelerate 1.15.
@@ -59,13 +59,13 @@ def hf_order(
         raise ValueError(f"Argument `drop_last` must be True or False, but is {drop_last!r}.")
     if drop_last and n < width:
         raise ValueError(
-            f"Argument `n` must be at least {width}, the samples of one batch of every process, "
-            f"where `drop_last` is True, but is {n}."
+            f"Argument `n` must be at least {width}, the samples in one batch of every process, "
+            f"if `drop_last` is True, but is {n}."
         )
     taken = n - n % width if drop_last else n if processes == 1 else -(-n // width) * width
     found: list[np.ndarray] = []
     for epoch in range(checks.integer("epochs", epochs)):
-        # Of fewer samples than are to be taken, the first are taken again.
+        # If there are too few samples, the first ones are taken again.
         found.extend(_split(np.resize(_permutation(n, seed + epoch), taken), step))
     return found
 

@@ -1,6 +1,6 @@
 """Training runs of an optimiser on the loss of a flow.
 
-k: states that were kept, the start included; s: steps; n: pairs.
+Letters in shapes: k states that were kept, including the start, s steps, n pairs.
 """
 
 import os
@@ -36,23 +36,26 @@ __all__ = ["Descent", "descend"]
 
 @dataclass(frozen=True, repr=False)
 class Descent:
-    """A training run, NumPy arrays.
+    """A training run as NumPy arrays.
 
     Attributes:
-        steps: Numbers of the steps that were kept, the start (0) first, shape (k,).
-        states: States after them; leaves of shape (k, ...); None with `keep_states=False`.
-        losses: The loss of all pairs there, with or without minibatches, shape (k,); NaN if it was
-            not watched.
-        outcome: `reached` if all steps were taken; `left_domain` or `non_finite` if the step after
-            the last one kept led out of the domain, or to a state or loss that is not finite;
-            `outside_domain` if the start lies outside.
-        u: Log-ratios (u_w, u_l) of all pairs after the steps that were kept, nats, shape (k, n, 2),
-            or (k, 2) for a single pair; empty if they were not watched.
+        steps: The numbers of the steps whose states were kept, beginning with the start (0), shape
+            (k,).
+        states: The states after these steps; leaves of shape (k, ...); None with
+            `keep_states=False`.
+        losses: The loss of all pairs at these states, also for runs with minibatches, shape (k,);
+            NaN if it was not watched.
+        outcome: `reached` if all steps were taken; `left_domain` if the step after the last kept
+            one left the domain; `non_finite` if it led to a state or loss that is not finite;
+            `outside_domain` if the start is outside the domain.
+        u: Log-ratios (u_w, u_l) of all pairs at these states, nats, shape (k, n, 2), or (k, 2) for
+            a single pair; empty if they were not watched.
         end: The last state.
-        step_loss: The loss of the pairs of each step, before it, shape (s,).
-        step_u: Means of u_w and u_l over the pairs of each step, before it, nats, shape (s, 2); NaN
-            for a flow without pairs.
-        step_log_probs: The same for the log-probabilities of the chosen and rejected responses.
+        step_loss: The mean loss over the pairs of each step, before the step, shape (s,).
+        step_u: Means of u_w and u_l over the pairs of each step, before the step, nats, shape (s,
+            2); NaN for a flow without pairs.
+        step_log_probs: Means of the log-probabilities of the chosen and of the rejected responses
+            over the pairs of each step, before the step, nats, shape (s, 2).
     """
 
     steps: Int[np.ndarray, " k"]
@@ -66,7 +69,7 @@ class Descent:
     step_log_probs: Float[np.ndarray, "s 2"] = field(default_factory=lambda: np.zeros((0, 2)))
 
     def __repr__(self) -> str:
-        """The end of the run, on one line."""
+        """The end of the run on one line."""
         known = np.isfinite(self.losses[-1])
         loss = f", loss {self.losses[-1]:.6g}" if known else ""
         return f"Descent({self.outcome.name}: {self.steps[-1]} steps{loss})"
@@ -90,44 +93,48 @@ def descend(
 ) -> Descent:
     """Train with an optimiser on the loss of a flow, from one start.
 
-    The optimiser is given M∇L, minus the velocity of the flow, so that plain gradient descent,
-    `optax.sgd(eta)`, makes y ← y − η M∇L, an explicit Euler step of length η of the flow. Steps do
-    not slide along walls. An optimiser with a line search, such as L-BFGS, assumes Euclidean
-    lengths and angles: use it with policies whose metric is the identity.
+    The optimiser receives M∇L, the negative velocity of the flow. Plain gradient descent,
+    `optax.sgd(eta)`, is therefore y ← y − η M∇L, an explicit Euler step of length η. Steps do not
+    slide along walls. An optimiser with a line search, such as L-BFGS, assumes Euclidean lengths
+    and angles; use it with policies whose metric is the identity.
 
-    For a language model (`Policy.from_model`) a step only computes the pairs of its batch. Watched
-    quantities are of all pairs, and cost a pass over all of them for each state that is kept. A
-    loss of a batch (AOT) is that of the pairs of each step.
+    For a language model (`Policy.from_model`) a step computes only the pairs of its batch. Watched
+    quantities are of all pairs, and cost one evaluation of all pairs for each kept state. A batch
+    loss (AOT) is computed from the pairs of each step.
 
     Args:
         flow: The flow whose potential is minimised, such as `preference_flow(DPO(0.1), policy)`.
-        start: One state: an array of shape (d,), or a PyTree, such as `policy.start`. Its dtype is
-            the dtype of the work.
-        optimiser: Any optimiser of optax, such as `hf_optimiser` gives.
-        steps: Number of steps; not given with `batches`, which determine it.
-        keep_every: Number of steps between two states that are kept; the last is always kept.
-        batches: For each step, indices of its pairs, such as those of `hf_order`.
-        batch_size: Pairs of each step, drawn at random; None for all pairs at every step.
-        replacement: True to draw each pair from all of them, in proportion to the weights of the
-            flow, if any; False to take every pair once, in random order, before any comes again.
-            With `batches`, or without replacement, the weights are used in the mean instead.
-        seed: Seed of the minibatches, a non-negative int; given with `batch_size`, and only then.
-        watch: The quantities of all pairs to keep: `"loss"`, `"u"` (the log-ratios of each), both
-            or none. A run ends when a watched loss is not finite.
+        start: One state: an array of shape (d,), or a PyTree, such as `policy.start`. All
+            computations have its dtype.
+        optimiser: Any optimiser of optax, such as the result of `hf_optimiser`.
+        steps: Number of steps; None with `batches`, which determine it.
+        keep_every: Number of steps between two states that are kept; the last state is always kept.
+        batches: For each step, the indices of its pairs, such as the result of `hf_order`.
+        batch_size: Number of pairs in each step, drawn at random; None for all pairs in every step.
+        replacement: True to draw each pair from all pairs, with probabilities proportional to the
+            weights of the flow. False to draw every pair once, in random order, before any pair is
+            drawn again. With `batches`, or without replacement, the weights count in the mean
+            instead.
+        seed: Seed of the minibatches, a non-negative int; given if and only if `batch_size` is
+            given.
+        watch: The quantities of all pairs to keep: `"loss"`, `"u"` (the log-ratios of each pair),
+            both or none. A run ends if a watched loss is not finite.
         keep_states: False to keep only the last state.
-        progress: Whether to show a progress bar; None where it takes long, on a terminal.
-        checkpoint: A file to which the state of the run is written every half minute and at its
-            end. The same call resumes the run, even after kill -9, with the bits of an undisturbed
-            run on the same machine with the same versions. A file of another run is refused.
+        progress: Whether to show a progress bar; None to show it for long runs in a terminal.
+        checkpoint: A file to which the state of the run is written every half minute and at the
+            end. The same call resumes the run from it, even after kill -9. On the same machine with
+            the same versions, the result has the same bits as an undisturbed run. A file of another
+            run is refused.
 
     Raises:
-        ValueError: If `steps` or `keep_every` is not positive; `optimiser` is not an optimiser; two
-            of `batches`, `batch_size` and `steps` contradict each other; `batch_size` and `seed`
-            are not given together; minibatches are asked for of a flow without several pairs; a
-            batch is empty or names no pair; `watch` names something unknown; `checkpoint`
-            is not the file of this run; or the start does not fit the flow.
+        ValueError: If `steps` or `keep_every` is not positive; if `optimiser` is not an optimiser;
+            if two of `batches`, `batch_size` and `steps` contradict each other; if only one of
+            `batch_size` and `seed` is given; if minibatches are requested for a flow without
+            several pairs; if a batch is empty or has an index without a pair; if `watch` has an
+            unknown name; if `checkpoint` is a file of another run; or if the start does not fit the
+            flow.
 
-    Accuracy: that of floating-point arithmetic, as the run is discrete.
+    Accuracy: that of floating-point arithmetic, since the run itself is discrete.
     """
     if not (hasattr(optimiser, "init") and hasattr(optimiser, "update")):
         raise ValueError(
@@ -161,7 +168,7 @@ class _Run:
     weighted: bool
 
     def carried_out(self, file: Any, update: Any) -> tuple[Carry, History]:
-        """The end of the run, and its record."""
+        """The `Carry` at the end of the run, and the record of the run."""
         carry = begun(self.optimiser, jax.tree.map(jnp.asarray, self.start))
         history = History([], [], [])
         operations = fingerprint((self.flow, self.optimiser), self.start, observed)
@@ -184,7 +191,7 @@ class _Run:
         return carry, history
 
     def _call(self, carry: Carry, history: History, most: int, operations: str) -> Carry:
-        """The carry after at most a number of steps, which are added to the record."""
+        """The `Carry` after at most `most` steps, which are added to the record."""
         before = int(carry.number)
         batches = self._batches(before)
         alike = LONGEST if batches is None else sum(1 for _ in self._alike(before))
@@ -207,7 +214,7 @@ class _Run:
         return carry
 
     def _alike(self, first: int) -> Any:
-        """The batches of the next steps that have the same size."""
+        """The batches of the next steps, as long as they have the same size."""
         assert self.order is not None
         size = len(self.order[min(first, self.count - 1)])
         for taken in self.order[first : first + LONGEST]:
@@ -216,11 +223,11 @@ class _Run:
             yield taken
 
     def _batches(self, first: int) -> Int[np.ndarray, "l b"] | None:
-        """These batches in one array, padded with the last."""
+        """The batches of the next steps as one array, padded with the last; None for all pairs."""
         if self.order is None:
             return None
         taken = list(self._alike(first)) or [self.order[-1]]
-        # As many in any run: a shorter one shares the program of a longer one.
+        # The array has the same length in every run, so that short and long runs share a program.
         return np.stack(taken + [taken[-1]] * (LONGEST - len(taken)))
 
 
@@ -257,18 +264,17 @@ def _with_extra_arguments(optimiser: Any) -> Any:
 
 
 def _is_plain(optimiser: Any) -> bool:
-    """True for an optimiser that takes no extra arguments of `update`."""
+    """True if an optimiser takes no extra arguments in `update`."""
     import optax
 
     return not isinstance(optimiser, optax.GradientTransformationExtraArgs)
 
 
 def _count(steps: int | None, batches: Sequence[Any] | None, keep_every: int) -> int:
-    """The number of steps that is asked for."""
+    """The number of steps of the run."""
     if steps is not None and batches is not None:
         raise ValueError(
-            "Argument `steps` must be None with `batches`, which say how many there are, but is "
-            f"{steps!r}."
+            f"Argument `steps` must be None with `batches`, one for each step, but is {steps!r}."
         )
     checks.integer("keep_every", keep_every)
     return checks.integer("steps", steps) if batches is None else len(batches)
@@ -284,7 +290,7 @@ def _order(
     *,
     replacement: bool,
 ) -> list[Int[np.ndarray, " b"]] | None:
-    """The pairs of each step; None for all."""
+    """The pairs of each step; None for all pairs."""
     if batches is not None and batch_size is not None:
         raise ValueError("Argument `batch_size` must be None with `batches`.")
     if (batch_size is None) != (seed is None):

@@ -1,21 +1,23 @@
-"""Explanation of the motion of log-ratios: which responses of which pairs cause it.
+"""Explanation of the motion of log-ratios by the responses and pairs that cause it.
 
-The flow moves the log-ratio of response a of pair p by
+The flow moves the log-ratio of response a of pair p at the rate
 
     du_a^p/dt = −Σ_q Σ_b (g_a^p · M g_b^q) ∂L/∂u_b^q,
 
-g the gradients of the log-probabilities and M the metric. The sums over all pairs q are derivatives
-along the mean gradients Σ_q (∂L/∂u_b^q) g_b^q, one for each side b, so that no product of two pairs
-is ever formed; the pair's own part q = p takes its own two gradients, a few pairs at a time. Seen
-from the other side, the derivative of u_b^q along the mean of all g_a says what response b of pair
-q does to the mean log-ratio of side a.
+with the gradients g of the log-probabilities and the metric M. A sum over all pairs q is a
+derivative along the summed gradient Σ_q (∂L/∂u_b^q) g_b^q, of which there is one for each side b.
+No product of the gradients of two pairs is therefore needed, except for a pair's own part, q = p,
+which is computed for a few pairs at a time. Conversely, the derivative of u_b^q along the mean of
+all g_a shows how response b of pair q changes the mean log-ratio of side a.
 
-A step of stochastic gradient descent with rate η on a minibatch B, whose gradient is G_B, changes
-the mean log-ratio ū_a by −η ḡ_a·M G_B + ½η² D²ū_a[M G_B, M G_B] + … . The mean of the first term is
-that of the flow; that of the second holds the curvature along the mean gradient and, in proportion
-to 1/|B|, the noise of minibatches. It is averaged over minibatches drawn at random.
+A step of stochastic gradient descent with rate η on a minibatch B with gradient G_B changes the
+mean log-ratio ū_a by −η ḡ_a·M G_B + ½η² D²ū_a[M G_B, M G_B] + … . The expectation of the first term
+is the change under the flow. The expectation of the second term consists of the curvature along the
+mean gradient and of the noise of minibatches, which is proportional to 1/|B|. It is estimated as a
+mean over minibatches that are drawn at random.
 
-p: pairs, 1 for a policy of a single one. An axis of length 2 is that of (chosen, rejected).
+Letters in shapes: p pairs, 1 for a policy with a single pair. An axis of length 2 is (chosen,
+rejected).
 
 Source: arXiv 2410.08847 for the inner products; Li, Tai and E, arXiv 1511.06251, for the second
 order.
@@ -49,16 +51,18 @@ _PARTS = ("own_chosen", "own_rejected", "others_chosen", "others_rejected")
 
 @dataclass(frozen=True)
 class StepChange:
-    """Expected change of the mean log-ratios (chosen, rejected) in a step, to second order, nats.
+    """The expected change of the mean log-ratios (chosen, rejected) in a step, nats.
+
+    It is computed to second order in the learning rate.
 
     Attributes:
-        learning_rate: The step's learning rate.
-        batch_size: Pairs of a minibatch, drawn without replacement.
-        first_order: Learning rate times the mean rates of the flow, shape (2,).
-        curvature: Second-order part of a step with all pairs, shape (2,).
-        noise: Second-order part that minibatches add, averaged over those that were drawn, shape
-            (2,).
-        standard_error: Standard error of `noise`, shape (2,).
+        learning_rate: The learning rate of the step.
+        batch_size: The number of pairs in a minibatch, drawn without replacement.
+        first_order: The learning rate times the mean rates of the flow, shape (2,).
+        curvature: The second-order part of a step with all pairs, shape (2,).
+        noise: The second-order part that minibatches add, as a mean over those that were drawn,
+            shape (2,).
+        standard_error: The standard error of `noise`, shape (2,).
     """
 
     learning_rate: float
@@ -75,12 +79,12 @@ class StepChange:
 
     @property
     def reversed(self) -> Bool[np.ndarray, "2"]:
-        """Mask of the sides that move against the first order, by at least two standard errors."""
+        """A mask of the sides that move against the first order by at least two standard errors."""
         against = -np.sign(self.first_order) * self.change
         return against > 2 * self.standard_error
 
     def text(self) -> str:
-        """The change in words, with a warning where the first order has the wrong sign."""
+        """The change as text, with a warning if the first order has the wrong sign."""
         lines = []
         for side, name in enumerate(("chosen", "rejected")):
             parts = ", ".join(
@@ -104,27 +108,29 @@ class StepChange:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Causes of the motion of every log-ratio at a state, for the flow without walls.
+    """The causes of the motion of every log-ratio at a state, for the flow without walls.
 
-    rate = own_chosen + own_rejected + others_chosen + others_rejected, each of shape (p, 2), nats
-    per unit of flow time: the last axis is the response that moves, chosen or rejected.
+    The rate is the sum of four parts, rate = own_chosen + own_rejected + others_chosen +
+    others_rejected. Each has shape (p, 2), in nats per unit of flow time; the last axis is the
+    response that moves, chosen or rejected.
 
     Attributes:
-        rate: du/dt.
+        rate: The rates du/dt.
         own_chosen: The part caused by the chosen response of the same pair.
-        own_rejected: The part caused by its rejected response.
+        own_rejected: The part caused by the rejected response of the same pair.
         others_chosen: The part caused by the chosen responses of all other pairs.
-        others_rejected: The part caused by their rejected responses.
-        influence: The part of the mean rate (over pairs) that each response causes, shape (p, 2,
-            2): pair, response, and the side that moves.
-        slopes: ∂L/∂u of each response, L the (weighted) mean over pairs, shape (p, 2).
+        others_rejected: The part caused by the rejected responses of all other pairs.
+        influence: The part of the mean rate over pairs that each response causes, shape (p, 2, 2).
+            The axes are the pair, the response that causes the motion, and the side that moves.
+        slopes: The derivatives ∂L/∂u of the (weighted) mean L over pairs, shape (p, 2).
         kernel: [[k_ww, k_wl], [k_wl, k_ll]] of each pair by itself, shape (p, 2, 2).
-        mean_kernel: Kernel of the mean log-ratios, inner products of mean gradients, shape (2, 2).
-            It can be used in `LogRatioPlane` and maps of displacement, but changes along a run.
+        mean_kernel: The kernel of the mean log-ratios, which has the inner products of mean
+            gradients, shape (2, 2). It can be used in `LogRatioPlane` and in maps of displacement,
+            but it changes along a run.
         weighted_kernel: Inner products of mean gradients with slope-weighted mean gradients, shape
             (2, 2), not symmetric; NaN for a side without slopes. The mean rates are minus this
-            matrix times the sums of the slopes.
-        step: The expected change in one step of training; None if it was not asked for.
+            matrix times the sums of the slopes over pairs.
+        step: The expected change in one step of training; None without a learning rate.
     """
 
     rate: Float[np.ndarray, "p 2"]
@@ -149,25 +155,28 @@ class Explanation:
 
     @property
     def falls(self) -> Bool[np.ndarray, " p"]:
-        """Mask of the pairs whose chosen log-probability falls."""
+        """A mask of the pairs whose chosen log-probability falls."""
         return self.rate[:, 0] < 0
 
     @property
     def boundary(self) -> Float[np.ndarray, " p"]:
-        """r* = −(∂L/∂u_w)/(∂L/∂u_l): the k_wl/k_ww at which the pair alone leaves it in place."""
+        """The ratio r* of k_wl/k_ww at which a pair by itself does not move its chosen response.
+
+        It is r* = −(∂L/∂u_w)/(∂L/∂u_l).
+        """
         return boundary_of_slopes(*self.slopes.T)
 
     def lowering(self, count: int = 10) -> Int[np.ndarray, " c"]:
-        """Indices of the pairs that lower the mean chosen log-probability most, in order.
+        """The indices of the pairs that lower the mean chosen log-probability most, in order.
 
-        There are fewer than `count` if fewer pairs lower it.
+        There are fewer than `count` indices if fewer pairs lower it.
         """
         caused = self.influence[:, :, 0].sum(axis=1)
         order = np.argsort(caused)[: checks.integer("count", count)]
         return order[caused[order] < 0]
 
     def table(self) -> str:
-        """Mean rates of chosen, rejected and margin with their parts, as plain text."""
+        """The mean rates of both responses and of the margin, with their parts, as plain text."""
         names = ("rate", *_PARTS)
         head = ("mean over pairs, nats per time", "total", *(n.replace("_", " ") for n in _PARTS))
         means = np.stack([getattr(self, name).mean(axis=0) for name in names], axis=1)
@@ -195,23 +204,23 @@ def explain(
     seed: int = 0,
     progress: bool | None = False,
 ) -> Explanation:
-    """Explain how the flow moves each log-ratio at a state: which responses of which pairs do it.
+    """Explain the motion of each log-ratio at a state by the responses and pairs that cause it.
 
     Args:
         flow: The flow of a preference loss under any policy.
-        state: One state. Its dtype is the dtype of the work.
+        state: One state. All computations have its dtype.
         learning_rate: Learning rate of stochastic gradient descent; None to leave out the second
             order.
-        batch_size: Pairs of its minibatches, drawn without replacement; given together with
-            `learning_rate`.
-        batches: Minibatches over which the second order is averaged. Each takes the time of about
-            four evaluations of all pairs.
+        batch_size: Number of pairs in a minibatch, drawn without replacement; given if and only if
+            `learning_rate` is given.
+        batches: Number of minibatches over which the second order is averaged. Each takes as long
+            as about four evaluations of all pairs.
         seed: Seed of the minibatches.
-        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+        progress: Whether to show a progress bar; None to show it for long runs in a terminal.
 
     Raises:
-        ValueError: If the flow has no pairs, the state does not fit its policy, or minibatches are
-            not possible.
+        ValueError: If the flow has no pairs, if the state does not fit its policy, or if
+            minibatches are impossible.
 
     Accuracy: derivatives by JAX, exact to the rounding of the dtype; `noise` is a mean over random
         minibatches, with its standard error. The gradients of 16 pairs are held at a time.

@@ -1,6 +1,6 @@
 """Maps of the fall of the chosen log-probability of one pair, over starts and couplings.
 
-n: starts; v: ratios k_wl/k_ww.
+Letters in shapes: n starts, v ratios k_wl/k_ww.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ _CELLS = (61, 32)  # margins, ratios: every 2/3 of a nat, every 0.05
 _ROUNDING = 64.0  # units in the last place that the parts of a rate lose
 _CHANGE = 6  # index of the change at the end among the cells of a row
 _OFFSET = 1.0  # nats, of the pair, for losses that use one; as on a card
-# Few starts share a step, since lines that run into a kink or a pole hold up all.
+# Few starts share a step, since a line that runs into a kink or a pole slows down the whole block.
 _SWEPT: dict[str, Any] = {"max_steps": 5000, "block_size": 8, "optimise": False}
 _WHOLE = (Outcome.reached, Outcome.at_critical_point)  # lines of which everything is known
 _VALUES = (
@@ -57,12 +57,12 @@ _VALUES = (
 
 
 def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.ndarray, " n"]:
-    """The value of k_wl/k_ww at which the chosen log-probability of one pair does not move.
+    """The ratio r* of k_wl/k_ww at which the chosen log-probability of one pair does not move.
 
-    r* = −(∂L/∂u_w)/(∂L/∂u_l), which is 1 for every loss that depends only on the margin. If the
-    loss pushes the rejected response down (∂L/∂u_l > 0), the chosen one falls for larger ratios; if
-    it pushes it up, for smaller ones. Infinite if ∂L/∂u_l = 0, and NaN if both derivatives are 0 or
-    the loss is not defined.
+    It is r* = −(∂L/∂u_w)/(∂L/∂u_l), which is 1 for every loss of the margin alone. If the loss
+    lowers the rejected response (∂L/∂u_l > 0), the chosen response falls for k_wl/k_ww > r*; if the
+    loss raises it, the chosen response falls for k_wl/k_ww < r*. r* is infinite if ∂L/∂u_l = 0, and
+    NaN if both derivatives are 0 or the loss is not defined.
 
     Args:
         loss: A loss of one pair.
@@ -77,28 +77,29 @@ def boundary(loss: AbstractLoss, starts: Float[ArrayLike, "n 2"]) -> Float[np.nd
 
 @dataclass(frozen=True)
 class Displacement:
-    """Falls of the chosen log-probability of one pair, over starts and couplings.
+    """The falls of the chosen log-probability of one pair, over starts and couplings.
 
-    Missing values are NaN: times of events that do not happen, and everything for a start without a
-    flow line. If a line ends early (`ends_early`; `outcome` says why: the loss may not be defined
-    further on), the values are those up to its end.
+    Missing values are NaN: the times of events that do not happen, and all values of a start
+    without a flow line. If a line ends before `time` (`ends_early`), the values are those at its
+    end, and `outcome` gives the reason; for example, the loss may be undefined beyond this point.
 
     Attributes:
         loss: The loss.
         starts: (u_chosen, u_rejected), shape (n, 2), nats.
-        ratios: k_wl/k_ww, shape (v,).
-        rejected: k_ll/k_ww.
-        time: Flow time for which every line is followed, at k_ww = 1.
+        ratios: Values of k_wl/k_ww, shape (v,).
+        rejected: The value of k_ll/k_ww.
+        time: Flow time over which every line is followed, at k_ww = 1.
         boundary: r* of every start, shape (n,); see `boundary`.
         rate: u_w' at the start, nats per unit of flow time, shape (v, n).
-        dip_depth: Largest fall of the chosen log-probability below its start, nats, shape (v, n).
-        dip_time: Flow time of its lowest point, shape (v, n).
-        recovery_time: Flow time at which it is back at its start, shape (v, n); NaN if it is not by
-            `time`.
-        change_chosen: Its change by the end, nats, shape (v, n).
-        change_margin: The change of the margin by the end, shape (v, n).
+        dip_depth: Largest fall of the chosen log-probability below its value at the start, nats,
+            shape (v, n).
+        dip_time: Flow time of the largest fall, shape (v, n).
+        recovery_time: Flow time at which the chosen log-probability has its initial value again,
+            shape (v, n); NaN if it does not by `time`.
+        change_chosen: The change of the chosen log-probability at the end, nats, shape (v, n).
+        change_margin: The change of the margin at the end, nats, shape (v, n).
         end_time: Flow time at which the line ends, shape (v, n); `time` unless it ends early.
-        outcome: A code of `until.Outcome`, shape (v, n).
+        outcome: The outcome of each line, a code of `until.Outcome`, shape (v, n).
     """
 
     loss: AbstractLoss
@@ -117,13 +118,13 @@ class Displacement:
     outcome: Int[np.ndarray, "v n"]
 
     def __repr__(self) -> str:
-        """The loss, the size, and how deep the chosen one falls, on one line."""
+        """The loss, the numbers of ratios and starts, and the largest fall, on one line."""
         size = f"{len(self.starts)} starts at {len(self.ratios)} ratios k_wl/k_ww"
         fall = f"falls by {np.nanmax(self.dip_depth):.4g} nats at most" if self.known.any() else ""
         return f"Displacement({self.loss!r}: {size}, {fall or 'no flow line'})"
 
     def table(self) -> str:
-        """The falls as plain text, with rows for the ratios; see `displacement.table`."""
+        """The falls as plain text, a row for each range of ratios; see `displacement.table`."""
         return table({type(self.loss).__name__: self})
 
     @property
@@ -133,20 +134,21 @@ class Displacement:
 
     @property
     def known(self) -> Bool[np.ndarray, "v n"]:
-        """Mask of the starts that have a flow line."""
+        """A mask of the starts that have a flow line."""
         return np.isfinite(self.dip_depth)
 
     @property
     def ends_early(self) -> Bool[np.ndarray, "v n"]:
-        """Mask of the lines that end before `time`, except those at rest from the start."""
+        """A mask of the lines that end before `time`, except those from critical points."""
         return self.known & ~np.isin(self.outcome, _WHOLE)
 
     @property
     def shares(self) -> dict[str, Float[np.ndarray, " v"]]:
-        """Fractions of the starts with a flow line, for each ratio.
+        """Fractions of the starts with a flow line, for each ratio, by name.
 
-        `falls_at_start`: the rate at the start is negative. `falls`: the depth is positive, beyond
-        rounding. `recovers`: the chosen log-probability is back at its start by the end.
+        `falls_at_start` counts starts with a negative rate at the start; `falls` counts starts
+        whose `dip_depth` is positive beyond rounding; `recovers` counts starts at which the chosen
+        log-probability has its initial value again before the end.
         """
         count = np.where(self.known.any(axis=1), self.known.sum(axis=1), np.nan)
         held = {
@@ -157,11 +159,11 @@ class Displacement:
         return {name: (mask & self.known).sum(axis=1) / count for name, mask in held.items()}
 
     def counts(self) -> dict[str, int]:
-        """Number of lines with each outcome, by name; outcomes that did not occur are left out."""
+        """The number of lines with each outcome, by name, without outcomes that did not occur."""
         return counted(self.outcome)
 
     def to_xarray(self) -> "xarray.Dataset":
-        """Everything as an xarray Dataset with the dimensions `ratio` and `start`."""
+        """All arrays as an xarray Dataset with the dimensions `ratio` and `start`."""
         import xarray
 
         variables: dict[str, Any] = {
@@ -189,31 +191,31 @@ def displacement(
     rtol: float = 1e-6,
     progress: bool | None = False,
 ) -> Displacement:
-    """Map the fall of the chosen log-probability of one pair over starts and coupling.
+    """Map the fall of the chosen log-probability of one pair over starts and couplings.
 
-    The flow of the loss on the log-ratio plane under K = [[1, r], [r, s]], r = k_wl/k_ww and s =
-    k_ll/k_ww, is followed from every start, for every r. A kernel with another k_ww has the same
-    lines in 1/k_ww of the time. References are −20 nats and lengths 20 tokens, as on a card.
+    The flow of the loss on the log-ratio plane has the kernel K = [[1, r], [r, s]], with r =
+    k_wl/k_ww and s = k_ll/k_ww. It is followed from every start, for every r. A kernel with another
+    k_ww has the same flow lines, with flow times divided by k_ww. References are −20 nats and
+    lengths 20 tokens, as on a card.
 
     Args:
-        loss: A loss of one pair, any.
-        ratios: Values of r, increasing, each with r² at most s; None for `default_ratios` about the
+        loss: A loss of one pair.
+        ratios: Values of r, increasing, with r² at most s; None for `default_ratios` around the
             boundary of the loss.
-        margins: Margins h of the starts, nats, which are then (h/2, −h/2); None for
-            `default_margins`.
+        margins: Margins h of the starts (h/2, −h/2), nats; None for `default_margins`.
         starts: Starts (u_chosen, u_rejected) instead of margins, shape (n, 2), nats.
         rejected: s, positive.
-        time: Flow time for which lines are followed. None for the range of the margins divided by
-            the median slope of the loss over the starts: 40 nats / 0.05 = 800 for DPO with β = 0.1.
-            This scales with the loss, so that maps of losses with different units of time are
-            comparable.
+        time: Flow time over which lines are followed. None for the range of the margins divided by
+            the median slope of the loss over the starts, which is 40 nats / 0.05 = 800 for DPO with
+            β = 0.1. This time is proportional to the time scale of the loss, so that maps of
+            different losses are comparable.
         rtol: Relative tolerance.
-        progress: Whether to show a progress bar; None where it takes long, on a terminal.
+        progress: Whether to show a progress bar; None to show it for long runs in a terminal.
 
     Raises:
-        ValueError: If `loss` does not apply to a single pair; ratios, margins or starts are not as
-            above; both margins and starts are given; or the loss is flat at every start and `time`
-            is None.
+        ValueError: If `loss` does not apply to a single pair; if ratios, margins or starts are not
+            as described; if both margins and starts are given; or if the loss is flat at every
+            start and `time` is None.
 
     Accuracy: `rtol` per step.
     """
@@ -260,15 +262,15 @@ def default_ratios(
 ) -> Float[np.ndarray, " v"]:
     """Equally spaced ratios k_wl/k_ww around the boundary of a loss.
 
-    They are the centres of cells that extend as far below the boundary as the largest possible
-    ratio, √s, lies above it: 0.775 to 1.225 for a loss that depends only on the margin, with the
-    boundary between two cells. If s does not allow the boundary itself, the cells extend from −0.4
-    to 1.2, as far as s allows.
+    They are the centres of cells. The cells extend above the boundary up to the largest possible
+    ratio, √s, and equally far below the boundary: from 0.775 to 1.225 for a loss that depends only
+    on the margin, with the boundary between two cells. If s does not allow the boundary, the cells
+    extend from −0.4 to 1.2, or as far as s allows.
 
     Args:
         rejected: s = k_ll/k_ww.
         count: The number of ratios.
-        boundary: r*, as `typical_boundary` gives it.
+        boundary: r*, such as the result of `typical_boundary`.
     """
     largest = np.sqrt(rejected)
     low, high = max(_RATIOS[0], -largest), min(_RATIOS[1], largest)
@@ -279,10 +281,10 @@ def default_ratios(
 
 
 def typical_boundary(loss: AbstractLoss, margins: Float[ArrayLike, " n"]) -> float:
-    """The median of `boundary` over the margins at which it is finite; NaN if there are none.
+    """The median of `boundary` over margins, ignoring infinite values; NaN if no value is finite.
 
     Raises:
-        ValueError: As `boundary` does.
+        ValueError: For the reasons that `boundary` gives.
     """
     return _median(boundary(loss, _starts(margins, None)))
 
@@ -293,9 +295,9 @@ def _median(boundaries: Float[np.ndarray, " n"]) -> float:
 
 
 def table(found: Mapping[str, Displacement]) -> str:
-    """Displacements by name, as plain text: a line for each, and rows for their ratios.
+    """Displacements by name as plain text: a summary of each, and rows for its ratios.
 
-    Neighbouring ratios that only differ in the change at the end share a row.
+    Neighbouring ratios whose rows differ only in the change at the end share a row.
     """
     told = [f"{name}: {_summary(one)}" for name, one in found.items()]
     header = ("loss", "k_wl/k_ww", "falls at once", "falls", "recovers", "deepest", "median dip")
@@ -312,7 +314,7 @@ def table(found: Mapping[str, Displacement]) -> str:
 
 
 def to_json(found: Mapping[str, Displacement]) -> list[dict[str, Any]]:
-    """Displacements as JSON-ready dictionaries, with None for missing values; arrays as (v, n)."""
+    """Displacements as JSON-ready dictionaries, with None for missing values."""
     return [{"name": name, **_record(one)} for name, one in found.items()]
 
 
@@ -335,7 +337,7 @@ def _summary(one: Displacement) -> str:
 
 
 def _rows(name: str, one: Displacement) -> list[tuple[str, ...]]:
-    """A row for each run of neighbouring ratios that only differ in the change at the end."""
+    """One row for each range of neighbouring ratios that differ only in the change at the end."""
     single = [(f"{r:.4g}", *cells) for r, cells in zip(one.ratios, _cells(one), strict=True)]
     change = 1 + _CHANGE
     found = []
@@ -369,7 +371,7 @@ def _cell(values: np.ndarray, of: Any) -> str:
 
 
 def boundary_of_slopes(slope_chosen: np.ndarray, slope_rejected: np.ndarray) -> np.ndarray:
-    """r* = −(∂L/∂u_w)/(∂L/∂u_l), infinite or NaN without a slope of the rejected response."""
+    """The ratio r* = −(∂L/∂u_w)/(∂L/∂u_l); infinite or NaN if ∂L/∂u_l = 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return -slope_chosen / slope_rejected
 
@@ -386,7 +388,7 @@ def _gradients(flow: PreferenceFlow, points: Float[Array, "n 2"]) -> Float[Array
 
 
 def _slopes(loss: AbstractLoss, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-    """∂L/∂u of chosen and rejected, which no kernel changes."""
+    """The derivatives ∂L/∂u_w and ∂L/∂u_l at each point, which do not depend on the kernel."""
     with jax.enable_x64(True):
         flow = _flow(loss, CoupledKernel())
         operations = operations_at(flow, points)
@@ -398,7 +400,7 @@ def _flow(loss: AbstractLoss, kernel: CoupledKernel) -> PreferenceFlow:
 
 
 def _horizon(slopes: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"]) -> float:
-    """The time that a log-ratio takes at the median slope across the range of the margins."""
+    """The range of the margins divided by the median slope, as default of `time`."""
     sizes = np.max(np.abs(slopes), axis=1)
     steep = sizes[np.isfinite(sizes) & (sizes > 0)]
     if not steep.size:
@@ -412,7 +414,7 @@ def _horizon(slopes: Float[np.ndarray, "n 2"], points: Float[np.ndarray, "n 2"])
 
 def _starts(margins: Any, starts: Any) -> Float[np.ndarray, "n 2"]:
     if starts is not None and margins is not None:
-        raise ValueError("Argument `margins` must be None where `starts` are given, but is not.")
+        raise ValueError("Argument `margins` must be None if `starts` are given, but is not.")
     if starts is not None:
         return checks.array("starts", starts, ("n", 2))
     held = checks.array("margins", default_margins() if margins is None else margins, ("n",))

@@ -1,15 +1,19 @@
-"""Forecasts of training runs: short pilots, or the run itself in several orders of its pairs.
+"""Forecasts of training runs: by short pilots, or by the run itself in several orders of its pairs.
 
-A pilot takes an s-th of the steps, on minibatches of the same size, at s times the rates; an
-average that Adam keeps over its steps forgets in one of them what it forgets in s, β → β^s, so that
-it is as long in flow time. What s does to the end is of first order in the step, as are the errors
-of plain gradient descent and of minibatches: the ends with s = 16 and s = 8 are then 8 units apart,
-of which the one with s = 8 is 7 away from the run. Two pilots that agree thus tell the end, and how
-well they know it. Where they do not, the steps or their noise decide, and only steps of the real
-size tell; the ends in several orders of the pairs are then draws of what the run is another draw
-of.
+A pilot with stride s takes one step for every s steps of the run, on minibatches of the same size,
+at s times the learning rate. The decay rates β of Adam's averages become β^s. The pilot is
+therefore as long as the run in flow time. The change of the end that the stride s causes is
+proportional to s − 1 to first order, as are the errors of plain gradient descent and of
+minibatches. The ends with s = 16 and s = 8 thus differ by 8 units, and the end with s = 8 differs
+from that of the run by 7 of these units. If the two pilots agree, they give the end of the run and
+its error.
 
-k: steps; m: orders; n: pairs. An axis of length 3 is that of the means of u_w, u_l and the margin.
+If they do not agree, the size or the noise of the steps decides the end, and only steps of the real
+size can predict it. The run is then carried out in several orders of the pairs. The ends are random
+draws, and the run is another draw from the same distribution.
+
+Letters in shapes: k steps, m orders, n pairs. An axis of length 3 has the means of u_w, u_l and the
+margin.
 
 Source: Smith and Le, arXiv 1710.06451, for the rates and sizes of steps with the same noise; Li,
 Tai and E, arXiv 1511.06251, for the order of the error.
@@ -35,37 +39,40 @@ from flowlab.until import Outcome
 
 __all__ = ["Forecast", "forecast", "forecasts_table"]
 
-STRIDES = 8, 16  # steps of the run for one of a pilot: both pilots cost 3/16 of the run, below 1/5
-SHORTEST = 4  # steps of the shorter pilot: with fewer, nothing of the run's way is left in it
-# Of the margin, and about 3 % for the longer pilot: the noise of two that differ is √((16 + 8)/(8 +
-# 1)) = 1.6 times that by which the longer is off the run, and their bias 8/7 of its own.
+STRIDES = 8, 16  # steps of the run per step of a pilot; both pilots together cost 3/16 of the run
+SHORTEST = (
+    4  # minimal number of steps of the shorter pilot; with fewer it does not resemble the run
+)
+# As a fraction of the margin, which is about 3 % for the longer pilot. The difference of the pilots
+# has √((16 + 8)/(8 + 1)) = 1.6 times the noise of the difference between the longer pilot and the
+# run, and 8/7 times its bias.
 AGREEMENT = 0.05
-# Half of a band of pilots, in their difference, of which there is one alone: with independent
-# noises that covers the error of the longer in five cases of six, before anybody chooses by it.
-# Pilots that agree were chosen by it, so that the half is no less than AGREEMENT of the margin.
+# Half the width of the band from pilots, in units of their difference. With independent noise, this
+# covers the error of the longer pilot in five cases of six. But the band is used only if the
+# difference is small, so that half its width is at least AGREEMENT of the margin.
 DIFFERENCES = 2.0
-# Probability that a further order ends within the band. Of four orders it is at most 1.9 times as
-# wide as they are apart, wherever they lie.
+# Probability that a further order ends within the band. The band from four orders is at most 1.9
+# times as wide as their range.
 BAND = 0.75
-_NEVER = 2**30  # steps between two looks at all pairs: at both ends of a run alone
-_FEWEST = 2  # orders, to see how far two are apart
+_NEVER = 2**30  # steps between two evaluations of all pairs: only at both ends of a run
+_FEWEST = 2  # minimal number of orders, to compare their ends
 _QUANTITIES = ("u_chosen", "u_rejected", "margin")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Forecast:
-    """Forecast of the end of a training run, means over all pairs.
+    """The forecast of the end of a training run, as means over all pairs.
 
     Attributes:
         pilots: Ends of the pilots with an eighth and a sixteenth of the steps, nats, shape (2, 3);
-            NaN for one that broke off or was too short to carry out.
-        orders: Ends of the run in several orders of the pairs, nats, shape (m, 3); NaN for one that
-            broke off, and none where the pilots agree.
-        fell: Fraction of the pairs whose chosen response has become less likely than under the
-            reference, of the longer pilot, shape (1,), or in each order, shape (m,). That of a
-            pilot is rough: in less than an epoch it has trained on some of the pairs alone.
-        gradients: Pairs whose gradients were computed.
-        of_run: Those of one run.
+            NaN for a pilot that stopped at a number that is not finite, or that would be too short.
+        orders: Ends of the run in several orders of the pairs, nats, shape (m, 3); NaN for a run
+            that stopped at a number that is not finite. Empty if the pilots agree.
+        fell: Fraction of the pairs whose chosen response is less likely than under the reference:
+            of the longer pilot, shape (1,), or in each order, shape (m,). The fraction of a pilot
+            is rough, since in less than an epoch it trains on only some of the pairs.
+        gradients: Number of pairs whose gradients were computed.
+        of_run: Number of pairs whose gradients a single run computes.
     """
 
     pilots: Float[np.ndarray, "2 3"]
@@ -76,36 +83,43 @@ class Forecast:
 
     @property
     def by_pilots(self) -> bool:
-        """True where the pilots agree, so that no step of the real size was taken."""
+        """True if the pilots agree, so that the run itself was not carried out."""
         return not len(self.orders)
 
     @property
     def is_draw(self) -> bool:
-        """True where the order of the pairs decides the end, or breaks the run off in some."""
+        """True if runs in different orders of the pairs end too far apart for a forecast.
+
+        Their ends then differ by more than 5 % of the median margin, or some of the runs stopped at
+        a number that is not finite.
+        """
         if self.by_pilots:
             return False
         return not np.ptp(self.orders, axis=0).max() <= AGREEMENT * abs(self.median[2])
 
     @property
     def end(self) -> Float[np.ndarray, "3"]:
-        """The forecast, nats; NaN where the run is a draw, of which there is none."""
+        """The forecast end of the run, nats; NaN if the run is a draw."""
         return np.full(3, np.nan) if self.is_draw else self.median
 
     @property
     def median(self) -> Float[np.ndarray, "3"]:
-        """The median of the orders, nats; the end of the longer pilot where the pilots agree."""
+        """The median end of the orders, nats; the end of the longer pilot if the pilots agree."""
         return self.pilots[0] if self.by_pilots else np.median(self._known, axis=0)
 
     @property
     def band(self) -> Float[np.ndarray, "2 3"]:
-        """Lower and upper ends of a band for the run, nats.
+        """The lower and the upper bound of a band for the end of the run, nats.
 
-        Of pilots, the end of the longer one more and less twice what they differ by, and at least
-        5 % of the margin: for u_w and u_l, which noise moves together, the larger of the two. It
-        has no known coverage, since noise can make two pilots agree; where that is strong, give
-        several orders to see it. Of orders, where a further one ends with a probability of 0.75,
-        if they are normally distributed and none broke off; NaN where fewer than two were carried
-        out.
+        If the pilots agree, the band is centred at the end of the longer pilot. Half its width is
+        twice the difference of the pilots, and at least 5 % of the margin. For u_w and u_l, which
+        noise moves together, it is twice the larger of the two differences. This band has no known
+        coverage, since noise can make two pilots agree by chance; if the noise is strong, several
+        orders show it.
+
+        With several orders, a further order ends in the band with a probability of 0.75, if the
+        ends are normally distributed and none of the runs stopped early. The band is NaN if fewer
+        than two runs were completed.
         """
         if self.by_pilots:
             half = DIFFERENCES * np.abs(self.pilots[0] - self.pilots[1])
@@ -121,18 +135,18 @@ class Forecast:
 
     @property
     def signs(self) -> Float[np.ndarray, "3"]:
-        """1, −1, or 0 where the band has both signs: of means of u_w, u_l and the margin."""
+        """The signs of the means of u_w, u_l and the margin; 0 if the band has both signs."""
         low, high = self.band
         return np.where(low > 0, 1.0, np.where(high < 0, -1.0, 0.0))
 
     @property
     def falls(self) -> Bool[np.ndarray, " m"]:
-        """Mask of the orders, or of the pilots that agree, in which the mean chosen falls."""
+        """A mask of the orders, or of the pilots that agree, in which the mean u_w falls."""
         return (self.pilots if self.by_pilots else self.orders)[:, 0] < 0
 
     @property
     def cost(self) -> float:
-        """Gradients computed over those of the run."""
+        """The number of gradients computed, divided by the number in one run."""
         return self.gradients / self.of_run
 
     @property
@@ -150,7 +164,7 @@ class Forecast:
         return f"Forecast({'a draw' if self.is_draw else 'no draw'}: {told} nats)"
 
     def text(self) -> str:
-        """A sentence on what the forecast rests on."""
+        """A sentence on the runs from which the forecast follows."""
         apart = abs(self.pilots[0, 2] - self.pilots[1, 2]) / abs(self.pilots[0, 2])
         if self.by_pilots:
             return (
@@ -169,7 +183,7 @@ class Forecast:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as lists, ready for JSON; None for what has no value."""
+        """The forecast as JSON-ready data, with None for missing values."""
         named = ("by_pilots", "is_draw", "cost")
         record = {field.name: getattr(self, field.name) for field in fields(self)}
         held = {name: jsonable(record[name]) for name in ("pilots", "orders", "fell")}
@@ -200,36 +214,38 @@ def forecast(
     max_grad_norm: float = 1.0,
     progress: bool | None = False,
 ) -> Forecast:
-    """Forecast where a training run ends, before it is paid for.
+    """Forecast the end of a training run at a fraction of its cost.
 
-    A pilot takes an eighth of the steps, and another a sixteenth, at rates as much larger. Where
-    their margins agree to 5 %, the forecast is that of the longer. Where they do not, or the run
-    has fewer than 64 steps, it is carried out in all orders given, whose ends make a band. Where
-    they are farther apart than 5 % of the margin, the run itself is a draw.
+    One pilot takes an eighth of the steps of the run, and another a sixteenth, at learning rates 8
+    and 16 times as large. If their margins agree to 5 %, the end of the longer pilot is the
+    forecast. If they do not agree, or if the run has fewer than 64 steps, the run itself is carried
+    out in all given orders, whose ends form a band. If these ends differ by more than 5 % of the
+    margin, the run is a draw: the order of the pairs decides its end.
 
     Args:
-        policy: The model on its data; the run begins at its `start`.
+        policy: The model with its data; the run begins at its `start`.
         loss: The loss of the run, such as `DPO(0.1)`.
-        learning_rate: As for `descent.hf_optimiser`, and so are the options below.
-        orders: Orders of the run, at least two, of as many steps: for each step, indices of pairs,
-            such as `descent.hf_order` gives for several seeds. The pilots are on the first pairs of
-            the first two.
-        optimiser: `"adamw"` or `"sgd"`.
-        schedule: The schedule of the rate.
-        warmup_steps: Steps in which the rate rises.
-        adam_betas: Adam's averaging, per step of the run.
+        learning_rate: The learning rate, as for `descent.hf_optimiser`.
+        orders: At least two orders of the run, with the same number of steps: for each step, the
+            indices of its pairs. `descent.hf_order` gives them for several seeds. The pilots take
+            the first pairs of the first two orders.
+        optimiser: `"adamw"` or `"sgd"`, as for `descent.hf_optimiser`.
+        schedule: The schedule of the learning rate, as for `descent.hf_optimiser`.
+        warmup_steps: Number of steps in which the rate rises.
+        adam_betas: The decay rates of Adam's averages, per step of the run.
         weight_decay: Weight decay.
-        max_grad_norm: The norm that gradients are clipped to; 0 clips none.
-        progress: Whether to show progress bars; None where they take long, on a terminal.
+        max_grad_norm: The norm to which gradients are clipped; 0 for no clipping.
+        progress: Whether to show progress bars; None to show them for long runs in a terminal.
 
     Raises:
-        ValueError: If there are fewer than two orders or they differ in steps, or as for
-            `descent.hf_optimiser` and `descent.descend`.
+        ValueError: If there are fewer than two orders, if they differ in the number of steps, or
+            for the reasons that `descent.hf_optimiser` and `descent.descend` give.
 
-    Accuracy: `band` says it. Of a run of SGD over 480 steps, eight pilots of an eighth on other
-        pairs had the margin within 1 %, and the sign of u_w, which is a seventh of it, every time.
-        The order of the pairs moves u_w and u_l together, in a pilot √8 times as far as in the run:
-        of such a u_w a pilot tells the sign at best.
+    Accuracy: given by `band`. For a run of SGD over 480 steps, eight pilots with an eighth of the
+        steps, on different pairs, predicted the margin within 1 %, and always the sign of u_w,
+        which was a seventh of the margin. The order of the pairs moves u_w and u_l together, in
+        such a pilot √8 times as far as in the run; of a small u_w a pilot therefore predicts the
+        sign at best.
     """
     held = _checked(orders, len(np.asarray(policy.tokens)))
     rates = hf_rates(learning_rate, len(held[0]), schedule=schedule, warmup_steps=warmup_steps)
@@ -246,7 +262,7 @@ def forecast(
 
 
 def forecasts_table(found: Mapping[str, Forecast]) -> str:
-    """Forecasts side by side, as plain text: one row for each, by its name."""
+    """Forecasts side by side as plain text, with one row for each name."""
     head = ("", "margin", "u_w", "u_l", "chosen", "pairs that fall", "cost")
     return _tables.table([head, *(_row(name, one) for name, one in found.items())], "lr")
 
@@ -270,7 +286,7 @@ def _row(name: str, one: Forecast) -> tuple[str, ...]:
 
 @dataclass
 class _Trial:
-    """Runs that are carried out, and the count of what they cost."""
+    """The settings of a run, which carries out runs and counts the gradients that they cost."""
 
     policy: LanguageModel
     loss: AbstractLoss
@@ -281,11 +297,11 @@ class _Trial:
     gradients: int = 0
 
     def end(self, order: Sequence[np.ndarray], stride: int) -> tuple[Float[np.ndarray, "3"], float]:
-        """Means at the end with steps so long, and the fraction of chosen responses that fell."""
+        """Means at the end of a run, and the fraction of chosen responses that fell."""
         steps = len(self.rates)
         rates = np.add.reduceat(self.rates, np.arange(0, steps, stride))
         batches = order[: len(rates)]
-        # With as many rates as the run has, and no looks on the way, pilots share its program.
+        # With as many rates as the run, and no evaluations on the way, pilots share its program.
         padded = np.pad(rates, (0, steps - len(rates)))
         first, second = (float(beta) ** stride for beta in self.adam_betas)
         made = hf_optimiser(padded, steps, adam_betas=(first, second), **self.fixed)
@@ -310,11 +326,11 @@ class _Trial:
 def _pilots(
     trial: _Trial, orders: list[list[np.ndarray]]
 ) -> tuple[Float[np.ndarray, "2 3"], Float[np.ndarray, "1"]]:
-    """Ends of the two pilots, and the fraction that fell in the longer one.
+    """The ends of the two pilots, and the fraction of chosen responses that fell in the longer one.
 
-    Each begins an order of its own: of one that goes on where another has ended, pairs come again
-    before all have come, and the noise is several times as large. The shorter one is left out where
-    the longer one breaks off.
+    Each pilot begins an order of its own. If one pilot continued where the other ended, some pairs
+    would occur again before all have occurred, and the noise would be several times as large. The
+    shorter pilot is left out if the longer one stops at a number that is not finite.
     """
     found, fell = np.full((2, 3), np.nan), np.full(1, np.nan)
     if len(orders[0]) < SHORTEST * STRIDES[-1]:
@@ -326,7 +342,7 @@ def _pilots(
 
 
 def _agree(pilots: Float[np.ndarray, "2 3"]) -> bool:
-    """True if both pilots were carried out and their margins differ by little."""
+    """True if both pilots were completed and their margins differ by at most AGREEMENT."""
     longer, shorter = pilots[:, 2]
     return bool(abs(longer - shorter) <= AGREEMENT * abs(longer))
 
@@ -335,12 +351,12 @@ def _checked(orders: Sequence[Sequence[npt.ArrayLike]], count: int) -> list[list
     held = [checked_batches("orders", order, count) for order in orders]
     if len(held) < _FEWEST:
         raise ValueError(
-            f"Argument `orders` must hold {_FEWEST} orders at least, but holds {len(held)}."
+            f"Argument `orders` must hold at least {_FEWEST} orders, but holds {len(held)}."
         )
     for number, order in enumerate(held, start=1):
         if len(order) != len(held[0]):
             raise ValueError(
-                f"Argument `orders` must hold orders of as many steps, but the first has "
-                f"{len(held[0])} and number {number} has {len(order)}."
+                f"Argument `orders` must hold orders with the same number of steps, but the first "
+                f"has {len(held[0])} and number {number} has {len(order)}."
             )
     return held

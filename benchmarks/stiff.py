@@ -30,7 +30,6 @@ from flowlab.solve import RKC2, ROCK4, Rodas5P
 CONDITIONS = (1e3, 1e4, 1e6)
 DIMENSIONS = (2, 20, 200)
 RTOLS = (1e-4, 1e-6)
-SOLVED_BY_ROCK4 = 1e5  # condition up to which ROCK4 is measured: its steps run out soon after
 FOLDS = 5.0  # e-foldings of the slowest rate that are followed
 MANY, STIFF = 10_000, 1e4  # dimensions and condition of the large one
 WAYS: dict[str, Any] = {
@@ -214,10 +213,8 @@ def peer(problem: Problem, method: str, rtol: float) -> dict[str, Any]:
 
 
 def is_measured(problem: Problem, way: str) -> bool:
-    """True if a way is measured on a problem: it is for states of its size, and can arrive."""
-    if way == "Rodas5P":
-        return len(problem.start) <= SMALL
-    return way != "ROCK4" or problem.condition <= SOLVED_BY_ROCK4
+    """True if a way is measured on a problem: it is for states of its size."""
+    return way != "Rodas5P" or len(problem.start) <= SMALL
 
 
 def beside(peers: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -224,7 +224,7 @@ def span(name: str, value: Any) -> tuple[float, float]:
 
 
 def shown(held: np.ndarray) -> str:
-    """An array on one line, shortened where it has many values."""
+    """An array as text on one line, shortened if it has many values."""
     if not held.ndim:
         return str(held.item())  # without the point of NumPy's "5.", before a full stop
     return " ".join(np.array2string(held, threshold=12, separator=", ").split())

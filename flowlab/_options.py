@@ -234,7 +234,7 @@ def _as_entry(name: str) -> str:
 
 
 def refuse_unless(condition: bool, name: str, sentence: str, *values: Any) -> None:
-    """Raise an `OptionError` unless a condition holds."""
+    """Raise an `OptionError` about the option `name` unless a condition holds."""
     if not condition:
         raise OptionError(name, sentence, *values)
 

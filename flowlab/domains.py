@@ -1,4 +1,4 @@
-"""Sets of states, their walls, and the coordinates in which they are integrated.
+"""Domains: sets of states, their walls, and the coordinates of the integration.
 
 d: components of a state; m: walls.
 """
@@ -212,7 +212,7 @@ class Box(_Orthant):
 
 
 class Simplex(_Orthant):
-    """The ratios that two responses of one prompt can have: x1·p_chosen + x2·p_rejected ≤ 1.
+    """The domain of the ratios of two responses to one prompt: x1·p_chosen + x2·p_rejected ≤ 1.
 
     Args:
         ref_prob_chosen: Reference probability of the chosen response, positive. 1 is the paper's
@@ -240,7 +240,7 @@ class Simplex(_Orthant):
 
 
 class Enclosure(AbstractDomain):
-    """A domain of vectors with further walls at the sides of a rectangle (or cuboid).
+    """A domain with additional walls at the sides of a rectangle (or cuboid).
 
     With the wall rule `"stop"` a flow line ends where it leaves the rectangle.
 

@@ -1,4 +1,4 @@
-"""Flows: the negative gradient of a potential, in a metric, on a domain.
+"""Gradient flows: the negative gradient of a potential L, in a metric M, on a domain.
 
 y' = −M(y) ∇L(y)
 """

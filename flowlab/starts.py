@@ -39,7 +39,7 @@ class _LogOfPoints(Protocol):
 
     @property
     def points(self) -> ArrayLike:
-        """Rows (u_w, u_l), shape (n, 2)."""
+        """The points (u_w, u_l), shape (n, 2)."""
         ...
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # To trace and to compile takes memory in very many pieces: large pages spare a twentieth of the
 # time. Processes that are started from here read this, those of xdist among them.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+# What the tests themselves compile runs once. Compiled as `flowlab.solve` compiles what runs
+# briefly, it takes a quarter of the time. XLA ends a process that names an option it does not know,
+# so other releases go without until somebody has tried them.
+if version("jaxlib").startswith("0.10."):
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
 
 import hypothesis
 import jax
@@ -121,6 +131,23 @@ def sweeps_on_one_device() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         # Pallas asks for the devices of a backend of its own.
         patch.setattr(jax, "local_devices", lambda **of: found(**of) if of else jax.devices()[:1])
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def optimised_as_ever() -> Iterator[None]:
+    """Has what the library optimises compiled with XLA's defaults, as it is elsewhere."""
+    from flowlab.solve import compilation
+
+    defaults = {
+        "xla_cpu_use_fusion_emitters": True,
+        "xla_backend_optimization_level": 3,
+        "xla_cpu_parallel_codegen_split_count": 32,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        if "--xla_backend_optimization_level=0" in os.environ.get("XLA_FLAGS", ""):
+            patch.setattr(compilation, "_SOUNDLY", compilation._SOUNDLY | defaults)
+            compilation._known_options.cache_clear()
         yield
 
 

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import flowlab_command, refusal
 
 import flowlab as fl
 from flowlab import data, displacement, models
+from flowlab.displacement import Explanation
+from flowlab.policies import LanguageModel
 
 REVERSAL = Path(__file__).parent / "data" / "reversal"
 COUNT = 8
@@ -28,11 +32,18 @@ def explain(some: Path, *words: Any) -> Any:
     return flowlab_command("explain", *given, *words)
 
 
-def test_what_the_command_prints_is_what_the_library_finds(some):
+@pytest.fixture(scope="module")
+def policy(some: Path) -> LanguageModel:
     model, pairs = models.load(REVERSAL), data.preferences(some, REVERSAL)
-    policy = model.policy(pairs, chunk=64)
-    flow = fl.preference_flow(fl.DPO(0.1), policy)
-    wanted = displacement.explain(flow, policy.start)
+    return model.policy(pairs, chunk=64)
+
+
+@pytest.fixture(scope="module")
+def wanted(policy: LanguageModel) -> Explanation:
+    return displacement.explain(fl.preference_flow(fl.DPO(0.1), policy), policy.start)
+
+
+def test_what_the_command_prints_is_what_the_library_finds(some, wanted):
     told = explain(some, "--json")
     assert told.exit_code == 0, told.output
     record = json.loads(told.stdout)
@@ -45,6 +56,20 @@ def test_what_the_command_prints_is_what_the_library_finds(some):
     row = json.loads(some.read_text("utf-8").splitlines()[worst])
     for name in ("prompt", "chosen", "rejected"):
         assert row[name].replace("<eos>", "").strip() in text
+
+
+def test_kernels_of_means_are_products_of_mean_gradients(policy, wanted):
+    @jax.jit
+    def mean_gradients(state):
+        means = (lambda y, s=side: policy.log_probs(y)[:, s].mean() for side in range(2))
+        return tuple(jax.grad(mean)(state) for mean in means)
+
+    both = mean_gradients(policy.start)
+    flat = [jnp.concatenate([x.ravel() for x in jax.tree.leaves(one)]) for one in both]
+    products = [[float(one @ other) for other in flat] for one in flat]
+    np.testing.assert_allclose(wanted.mean_kernel, products, rtol=1e-4)
+    # At the reference all slopes are alike.
+    np.testing.assert_allclose(wanted.weighted_kernel, products, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def asked_of(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[Any, ...], dic
     def note(*args: Any, **options: Any) -> replay.Forecast:
         calls.append((args, options))
         orders = np.array([[-4.0, -7.0, 3.0], [1.0, -1.0, 2.0]]) * len(calls)
-        return replay.Forecast(np.full((2, 3), np.nan), orders, np.array([0.75, 0.25]), 48, 24)
+        return replay.Forecast(np.full((2, 3), np.nan), orders, np.array([0.75, 0.25]), 48, 24, 6)
 
     monkeypatch.setattr(replay, "forecast", note)
     return calls
@@ -44,7 +44,9 @@ def foretell(some: Path, *words: Any) -> Any:
 
 def test_losses_and_betas_are_foretold_side_by_side(some: Path, asked_of: list[Any]) -> None:
     words = ("--loss", "dpo,sft", "--beta", 0.1, "--beta", 0.5, "--orders", 2, "--seed", 7)
-    told = foretell(some, *words, "--optimiser", "sgd", "--max-grad-norm", 0, "--json")
+    told = foretell(
+        some, *words, "--optimiser", "sgd", "--max-grad-norm", 0, "--json", "--checkpoint", "ends"
+    )
     assert told.exit_code == 0, told.output
     record = json.loads(told.stdout)
     assert (record["pairs"], record["steps"]) == (COUNT, 6)
@@ -56,7 +58,8 @@ def test_losses_and_betas_are_foretold_side_by_side(some: Path, asked_of: list[A
     assert [float(loss.beta) for loss in kinds[:2]] == [0.1, 0.5]
     (policy, _, rate, orders), options = asked_of[0]
     assert len(policy.tokens) == COUNT and rate == 0.1
-    assert options == {"optimiser": "sgd", "max_grad_norm": 0, "progress": None}
+    wanted = {"optimiser": "sgd", "max_grad_norm": 0, "progress": None, "checkpoint": Path("ends")}
+    assert options == wanted
     for seed, order in zip((7, 10), orders, strict=True):  # epochs of one order are 7, 8 and 9
         for taken, wanted in zip(order, hf_order(COUNT, 3, 4, seed), strict=True):
             np.testing.assert_array_equal(taken, wanted)
@@ -69,7 +72,7 @@ def test_a_forecast_is_told_in_a_table_and_in_words(some: Path, asked_of: list[A
     assert lines[0].startswith("8 pairs, 6 steps.")
     row = next(line for line in lines if line.startswith("dpo, β = 0.1  "))
     assert "falls in 1 of 2" in row and "50%" in row and row.endswith("2.00 runs")
-    assert "dpo, β = 0.1: the run is a draw, and there is no forecast of one number" in text
+    assert "dpo, β = 0.1: 6 steps are too few for shorter runs to agree. The run is a draw" in text
 
 
 @pytest.mark.parametrize(

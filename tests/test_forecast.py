@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +76,24 @@ def test_pilots_that_agree_foretell_the_run(policy: LanguageModel, slope: Any) -
     np.testing.assert_allclose(found.fell, [np.mean(ratios(end)[:, 0] < 0)])
 
 
-@pytest.mark.exhaustive  # for it takes a program of its own
-def test_what_adam_remembers_is_as_long_in_flow_time(policy: LanguageModel, slope: Any) -> None:
-    rates = hf_rates(0.01, STEPS, schedule="cosine")
-    found = forecast(policy, LOSS, rates, [WHOLE, WHOLE], adam_betas=(0.9, 0.99), max_grad_norm=0)
+@pytest.mark.exhaustive  # for each takes a program of its own
+@pytest.mark.parametrize("steps", [64, 70])
+def test_what_adam_remembers_is_as_long_in_flow_time(
+    steps: int, policy: LanguageModel, slope: Any
+) -> None:
+    rates, order = hf_rates(0.01, steps, schedule="cosine"), [[0, 1]] * steps
+    found = forecast(policy, LOSS, rates, [order, order], adam_betas=(0.9, 0.99), max_grad_norm=0)
     for pilot, stride in zip(found.pilots, (8, 16), strict=True):
         table, first, second = TABLE, np.zeros((3, 3)), np.zeros((3, 3))
-        kept = 0.9**stride, 0.99**stride
-        for step, rate in enumerate(rates.reshape(-1, stride).sum(axis=1), start=1):
+        count = -(-steps // stride)
+        kept = 0.9 ** (steps / count), 0.99 ** (steps / count)
+        ends = [place * steps // count for place in range(count + 1)]
+        for step, (begin, end) in enumerate(pairwise(ends), start=1):
             gradient = slope(table, [0, 1])
             first = kept[0] * first + (1 - kept[0]) * gradient
             second = kept[1] * second + (1 - kept[1]) * gradient**2
             root = np.sqrt(second / (1 - kept[1] ** step))
-            table = table - rate * first / (1 - kept[0] ** step) / (root + 1e-8)
+            table = table - rates[begin:end].sum() * first / (1 - kept[0] ** step) / (root + 1e-8)
         np.testing.assert_allclose(pilot, means(table), rtol=1e-9)
 
 
@@ -104,18 +110,48 @@ def test_a_run_that_its_order_decides_is_a_draw(policy: LanguageModel, slope: An
     assert found.gradients == 2 * (8 + 4 + 3 * STEPS)
 
 
+def test_runs_that_were_finished_before_an_interruption_are_kept(
+    policy: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {**PLAIN, "checkpoint": tmp_path / "forecast.json"}
+    begun, descend = [0], pilots.descend
+
+    def interrupted(*given: Any, **options: Any) -> Any:
+        begun[0] += 1
+        if begun[0] == 2:
+            raise KeyboardInterrupt
+        return descend(*given, **options)
+
+    monkeypatch.setattr(pilots, "descend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        forecast(policy, LOSS, 0.01, [WHOLE] * 2, **asked)
+    found = forecast(policy, LOSS, 0.01, [WHOLE] * 2, **asked)
+    assert begun[0] == 3  # the first pilot was not begun again
+    wanted = forecast(policy, LOSS, 0.01, [WHOLE] * 2, **PLAIN)
+    np.testing.assert_array_equal(found.pilots, wanted.pilots)
+    assert begun[0] == 5 and found.gradients == wanted.gradients
+    forecast(policy, LOSS, 0.02, [WHOLE] * 2, **asked)
+    assert begun[0] == 7  # another run has ends of its own
+    asked["checkpoint"].write_text("[]", "utf-8")
+    sentence = "Argument `checkpoint` must be a new file or that of an earlier forecast, but"
+    with pytest.raises(ValueError, match=sentence):
+        forecast(policy, LOSS, 0.01, [WHOLE] * 2, **asked)
+
+
 def test_a_short_run_is_carried_out_at_once(
     policy: LanguageModel, slope: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pilots, "SHORTEST", 5)  # which 64 steps are too few for, by 16
     found = forecast(policy, LOSS, 0.01, [WHOLE] * 2, **PLAIN)
     assert np.all(np.isnan(found.pilots)) and found.cost == 2
-    assert not found.is_draw and "2 orders of the pairs do" in found.text()
+    told = "64 steps are too few for shorter runs to agree, but 2 orders of the pairs do. A furth"
+    assert not found.is_draw and found.text().startswith(told)
     np.testing.assert_allclose(found.end, means(descended(slope, 0.01, WHOLE)), rtol=1e-9)
 
 
 def made_up(orders: np.ndarray) -> Forecast:
-    return Forecast(np.full((2, 3), np.nan), orders, np.full(len(orders), 0.5), 400, 100)
+    pilots = np.array([[np.nan] * 3, [-1.0, -2.0, 1.0]])
+    return Forecast(pilots, orders, np.full(len(orders), 0.5), 400, 100, STEPS)
 
 
 def test_a_band_holds_a_further_order_three_times_in_four() -> None:
@@ -127,16 +163,20 @@ def test_a_band_holds_a_further_order_three_times_in_four() -> None:
     np.testing.assert_array_equal(found.median, [-2.5, -6.0, 3.0])
     np.testing.assert_array_equal(found.signs, [0, -1, 1])
     np.testing.assert_array_equal(found.falls, [True, True, True, False])
-    assert "in 4 orders of the pairs it ends at margins from 2 to 4" in found.text()
+    assert "in 4 orders of the pairs it ends at margins from 2 to 4, and a furth" in found.text()
+    assert "ends between these with a probability of 0.6; the mean" in found.text()  # 3/5
+    assert found.text().endswith("A further order ends in the band with a probability of 0.75.")
     assert "falls in 3 of 4" in forecasts_table({"dpo": found})
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["margin"]["end"] is None and told["margin"]["median"] == 3
-    assert told["pilots"] == [[None] * 3] * 2
+    assert told["pilots"] == [[None] * 3, [-1, -2, 1]]
 
 
 def test_orders_that_broke_off_are_told() -> None:
     found = made_up(np.array([[np.nan] * 3, [-1.0, -2.0, 1.0]]))
     assert found.is_draw and "1 of them broke off" in found.text()
+    assert found.text().endswith("There is no band of fewer than two orders.")
+    assert found.text().startswith("a run of an eighth of the steps broke off, so that shorter")
     assert np.all(np.isnan(found.band)) and found.median[2] == 1
     assert made_up(np.full((2, 3), np.nan)).is_draw
 

@@ -306,7 +306,7 @@ def test_lines_that_are_no_lines_are_refused():
         plots.lines([np.zeros(2)])
     with pytest.raises(ValueError, match=r"`of` must have shape \(n, 2\), but has shape \(3, 3\)"):
         plots.lines(np.zeros((3, 3)), flow=FLOW, until=until.loss_below(0.1))
-    with pytest.raises(ValueError, match="`flow` and `until` must be given together"):
+    with pytest.raises(ValueError, match="`flow` and `until` must both be given"):
         plots.lines(np.ones((3, 2)), flow=FLOW)
 
 

@@ -303,7 +303,7 @@ def test_small_states_are_solved_with_a_matrix_and_large_ones_without():
     assert names(32) == ["Rodas5P", "ROCK4", "RKC2"]
     assert names(33) == ["ROCK4", "RKC2"]
     assert names(33, rtol=1e-4) == ["RKC2", "ROCK4"]
-    # 4,096 steps of some 420 of the fastest rate do not lead to time 1.
+    # 4,096 steps of some 640 of the fastest rate do not lead to time 1.
     assert names(33, rate=1e7) == ["RKC2", "ROCK4"]
     assert names(2, lambda y, p: y * p) == ["Rodas5P"]
     assert names(33, lambda y, p: y * p) == []

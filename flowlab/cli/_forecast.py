@@ -37,8 +37,9 @@ def forecast_of(asked: Mapping[str, Any]) -> Found:
     orders = _orders(asked, len(pairs))
     policy = policy_of(asked, pairs, block=2 * max(map(len, orders[0])))
     given = {name: asked[name] for name in _OF_OPTIMISER if asked[name] is not None}
+    given |= {"progress": None, "checkpoint": asked["checkpoint"]}
     found = {
-        name: replay.forecast(policy, loss, asked["learning_rate"], orders, progress=None, **given)
+        name: replay.forecast(policy, loss, asked["learning_rate"], orders, **given)
         for name, loss in losses.items()
     }
     return Found(found, len(pairs), len(orders[0]))
@@ -47,8 +48,8 @@ def forecast_of(asked: Mapping[str, Any]) -> Found:
 def text(found: Found) -> str:
     """The forecasts as text: a table, and a sentence on the runs behind each forecast."""
     parts = [
-        f"{found.pairs} pairs, {found.steps} steps. Means over all pairs at the end, nats, with "
-        "the band that the run ends in:",
+        f"{found.pairs} pairs, {found.steps} steps. Means over all pairs at the end of the run, "
+        "nats; in brackets, or alone where the run is a draw, the band for them:",
         replay.forecasts_table(found.forecasts),
         "\n".join(f"{name}: {one.text()}" for name, one in found.forecasts.items()),
     ]

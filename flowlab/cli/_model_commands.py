@@ -26,7 +26,7 @@ _EXPLAINED = (
 _FORETOLD = (
     *("loss", "parameters", "reference", "optimiser", "schedule", "warmup_steps", "weight_decay"),
     *("max_grad_norm", "adam_betas", "accumulation", "processes", "seed", "max_length", "chunk"),
-    "orders",
+    *("orders", "checkpoint"),
 )
 
 

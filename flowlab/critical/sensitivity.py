@@ -121,7 +121,7 @@ class Exponents:
         return int(np.sum(np.isnan(self.values)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        """The values."""
+        """The array `values`."""
         return np.array(self.values, dtype=dtype, copy=copy)
 
     def __repr__(self) -> str:

@@ -23,8 +23,8 @@ Source: arXiv 2410.08847 for the inner products; Li, Tai and E, arXiv 1511.06251
 order.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -234,12 +234,12 @@ def explain(
     with jax.enable_x64(dtype == np.float64):
         held = jax.tree.map(jnp.asarray, held)
         size = _checked_step(flow, held, learning_rate, batch_size)
-        operations = fingerprint(flow, held, _together)
-        found = _parts(flow, held, operations, progress)
+        operations = fingerprint(flow, held, _observed)
+        found, gradient = _parts(flow, held, operations, progress)
         if learning_rate is None:
             return Explanation(**found)
         drawn = _minibatches(len(found["rate"]), size, checks.integer("batches", batches), seed)
-        second = _second_orders(flow, held, drawn, operations, progress)
+        second = _second_orders(flow, (held, gradient), drawn, operations, progress)
         step = _step(learning_rate, size, found["rate"].mean(axis=0), *second)
         return Explanation(**found, step=step)
 
@@ -273,12 +273,12 @@ def _checked_step(
 
 def _parts(
     flow: PreferenceFlow, state: PyTree[Array], operations: str, progress: bool | None
-) -> dict[str, Any]:
-    """The fields of an explanation, except the step."""
-    told = jax.tree.map(np.asarray, _together_compiled(flow, state, operations=operations))
-    slopes, caused, along_means = told
+) -> tuple[dict[str, Any], PyTree[Array]]:
+    """The fields of an explanation, except the step; and the gradient of the loss."""
+    slopes = np.asarray(_slopes(flow, state, operations=operations))
     count = len(slopes)
-    kernel = np.concatenate(list(_own(flow, state, count, operations, progress)))[:count]
+    kernel, gradients = _own(flow, state, slopes, operations, progress)
+    caused, along_means = np.asarray(_along(flow, state, gradients, operations=operations))
     own = -kernel * slopes[:, None, :]  # the side that moves, the response that causes it
     every = np.moveaxis(-caused, 0, -1)
     others = every - own if count > 1 else np.zeros_like(own)
@@ -286,7 +286,7 @@ def _parts(
     sums = slopes.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
         weighted = np.where(sums != 0, caused.mean(axis=1).T / sums, np.nan)
-    return {
+    found = {
         "rate": (own + others).sum(axis=-1),
         **{f"own_{side}": own[:, :, b] for b, side in enumerate(("chosen", "rejected"))},
         **{f"others_{side}": others[:, :, b] for b, side in enumerate(("chosen", "rejected"))},
@@ -296,6 +296,12 @@ def _parts(
         "mean_kernel": along_means.mean(axis=1).T,
         "weighted_kernel": weighted,
     }
+    return found, jax.tree.map(lambda sums: jnp.sum(sums[0], axis=0), gradients)
+
+
+def _observed(flow: PreferenceFlow, state: PyTree[Array]) -> tuple[Any, ...]:
+    """Everything that the functions of a flow compute at a state, to take a fingerprint of."""
+    return flow.velocity(state), flow.metric(state, state), _log_ratios(flow, state)
 
 
 def _log_ratios(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "p 2"]:
@@ -303,6 +309,7 @@ def _log_ratios(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "p 2
     return jnp.stack([pairs.u_chosen, pairs.u_rejected], axis=-1).reshape(-1, 2)
 
 
+@partial(compiled, lightly=True)
 def _slopes(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "p 2"]:
     """∂L/∂u of each response."""
     pairs = flow.pairs(state)
@@ -315,38 +322,48 @@ def _slopes(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "p 2"]:
     return jnp.stack(found, axis=-1).reshape(-1, 2)
 
 
-def _together(
-    flow: PreferenceFlow, state: PyTree[Array]
-) -> tuple[Float[Array, "p 2"], Float[Array, "2 p 2"], Float[Array, "2 p 2"]]:
-    """Slopes, and derivatives of all log-ratios along two kinds of directions M·gradient.
+def _own(
+    flow: PreferenceFlow,
+    state: PyTree[Array],
+    slopes: Float[np.ndarray, "p 2"],
+    operations: str,
+    progress: bool | None,
+) -> tuple[Float[np.ndarray, "p 2 2"], PyTree[Array]]:
+    """Kernels of all pairs, each by itself, and sums of the gradients of each side.
 
-    The directions are the slope-weighted sum of the gradients of one side, and their mean.
+    The leaves of the sums have two axes more than those of the state: the sums with the slopes as
+    weights come first, the means second; and of each, that of the chosen responses first.
     """
-    slopes = _slopes(flow, state)
-    ratios, pull = jax.vjp(lambda at: _log_ratios(flow, at), state)
-    sides = jnp.eye(2, dtype=ratios.dtype)[:, None, :]
-    means = jnp.broadcast_to(sides / ratios.shape[0], (2, *ratios.shape))
-    (directions,) = jax.vmap(pull)(jnp.concatenate([sides * slopes[None], means]))
+    count = len(slopes)
+    size, kernels = min(_AT_ONCE, count), []
+    sums = jax.tree.map(lambda leaf: jnp.zeros((2, 2, *leaf.shape), leaf.dtype), state)
+    with tqdm(total=count, unit="pair", **bar_options(progress)) as bar:
+        for first in range(0, count, size):
+            indices = np.arange(first, first + size)
+            real = (indices < count)[:, None]  # the last chunk is padded with its last pair
+            indices = np.minimum(indices, count - 1)
+            means = np.full_like(slopes[indices], 1 / count)
+            weights = jnp.asarray(np.stack([slopes[indices], means], axis=1) * real[:, None])
+            found, sums = _with_own_kernels(
+                flow, state, jnp.asarray(indices), weights, sums, operations=operations
+            )
+            kernels.append(np.asarray(found))
+            bar.update(min(size, count - first))
+    return np.concatenate(kernels)[:count], sums
 
-    def along(covector: PyTree[Array]) -> Float[Array, "p 2"]:
-        raised = flow.metric(state, covector)
-        return jax.jvp(lambda at: _log_ratios(flow, at), (state,), (raised,))[1]
 
-    found = jax.vmap(along)(directions)
-    return slopes, found[:2], found[2:]
-
-
-_together_compiled = compiled(_together)
-
-
-@compiled
-def _own_kernels(
-    flow: PreferenceFlow, state: PyTree[Array], indices: Int[Array, " c"]
-) -> Float[Array, "c 2 2"]:
-    """Kernels of some pairs, each by itself."""
+@partial(compiled, lightly=True)
+def _with_own_kernels(
+    flow: PreferenceFlow,
+    state: PyTree[Array],
+    indices: Int[Array, " c"],
+    weights: Float[Array, "c 2 2"],
+    sums: PyTree[Array],
+) -> tuple[Float[Array, "c 2 2"], PyTree[Array]]:
+    """Kernels of some pairs, each by itself, and the sums, with their weighted gradients added."""
     single = jax.eval_shape(flow.pairs, state).chosen.ndim == 0
 
-    def of_pair(index: Int[Array, ""]) -> Float[Array, "2 2"]:
+    def of_pair(index: Int[Array, ""]) -> tuple[Float[Array, "2 2"], PyTree[Array]]:
         alone = flow if single else flow.subset(index[None])
         _, pull = jax.vjp(lambda at: _log_ratios(alone, at)[0], state)
         (gradients,) = jax.vmap(pull)(jnp.eye(2, dtype=jax.tree.leaves(state)[0].dtype))
@@ -354,25 +371,25 @@ def _own_kernels(
         products = jax.tree.map(
             lambda g, m: g.reshape(2, -1) @ m.reshape(2, -1).T, gradients, raised
         )
-        return sum(jax.tree.leaves(products))  # type: ignore[return-value]
+        return sum(jax.tree.leaves(products)), gradients  # type: ignore[return-value]
 
-    return jax.vmap(of_pair)(indices)
+    kernels, gradients = jax.vmap(of_pair)(indices)
+    return kernels, jax.tree.map(
+        lambda held, g: held + jnp.einsum("cka,ca...->ka...", weights, g), sums, gradients
+    )
 
 
-def _own(
-    flow: PreferenceFlow,
-    state: PyTree[Array],
-    count: int,
-    operations: str,
-    progress: bool | None,
-) -> Iterator[Float[np.ndarray, "c 2 2"]]:
-    """Kernels of all pairs, some at a time; the last chunk is padded with its last pair."""
-    size = min(_AT_ONCE, count)
-    with tqdm(total=count, unit="pair", **bar_options(progress)) as bar:
-        for first in range(0, count, size):
-            indices = jnp.minimum(jnp.arange(first, first + size), count - 1)
-            yield np.asarray(_own_kernels(flow, state, indices, operations=operations))
-            bar.update(min(size, count - first))
+@partial(compiled, lightly=True)
+def _along(
+    flow: PreferenceFlow, state: PyTree[Array], gradients: PyTree[Array]
+) -> Float[Array, "2 2 p 2"]:
+    """Derivatives of all log-ratios along M·gradient, for each of the sums of gradients."""
+
+    def along(covector: PyTree[Array]) -> Float[Array, "p 2"]:
+        raised = flow.metric(state, covector)
+        return jax.jvp(lambda at: _log_ratios(flow, at), (state,), (raised,))[1]
+
+    return jax.vmap(jax.vmap(along))(gradients)
 
 
 def _minibatches(count: int, size: int, batches: int, seed: int) -> Int[np.ndarray, "k b"]:
@@ -381,16 +398,19 @@ def _minibatches(count: int, size: int, batches: int, seed: int) -> Int[np.ndarr
     return np.stack([generator.choice(count, size, replace=False) for _ in range(batches)])
 
 
-@compiled
-def _second_order(
-    flow: PreferenceFlow, state: PyTree[Array], batch: Int[Array, " b"] | None
-) -> Float[Array, "2"]:
-    """Half the second derivative of the mean log-ratios along a minibatch's direction of descent.
+@partial(compiled, lightly=True)
+def _gradient_of(
+    flow: PreferenceFlow, state: PyTree[Array], batch: Int[Array, " b"]
+) -> PyTree[Array]:
+    return flow.subset(batch).gradient(state)
 
-    Without a minibatch, along that of all pairs.
-    """
-    some = flow if batch is None else flow.subset(batch)
-    direction = flow.metric(state, some.gradient(state))
+
+@partial(compiled, lightly=True)
+def _second_order(
+    flow: PreferenceFlow, state: PyTree[Array], gradient: PyTree[Array]
+) -> Float[Array, "2"]:
+    """Half the second derivative of the mean log-ratios along M·gradient."""
+    direction = flow.metric(state, gradient)
 
     def mean(at: PyTree[Array]) -> Float[Array, "2"]:
         return jnp.mean(_log_ratios(flow, at), axis=0)
@@ -403,18 +423,25 @@ def _second_order(
 
 def _second_orders(
     flow: PreferenceFlow,
-    state: PyTree[Array],
+    place: tuple[PyTree[Array], PyTree[Array]],
     drawn: Int[np.ndarray, "k b"],
     operations: str,
     progress: bool | None,
 ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "k 2"]]:
-    """The second order of a step with all pairs, and of steps with minibatches, at rate 1."""
-    whole = np.asarray(_second_order(flow, state, None, operations=operations))
+    """The second order of a step with all pairs, and of steps with minibatches, at rate 1.
+
+    `place` is the state, and the gradient of all pairs there.
+    """
+    state, whole = place
+
+    def along(gradient: PyTree[Array]) -> Float[np.ndarray, "2"]:
+        return np.asarray(_second_order(flow, state, gradient, operations=operations))
+
     found = [
-        np.asarray(_second_order(flow, state, jnp.asarray(batch), operations=operations))
+        along(_gradient_of(flow, state, jnp.asarray(batch), operations=operations))
         for batch in tqdm(drawn, unit="minibatch", **bar_options(progress))
     ]
-    return whole, np.stack(found)
+    return along(whole), np.stack(found)
 
 
 def _step(

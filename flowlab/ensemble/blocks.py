@@ -9,10 +9,10 @@ other; calls run on several threads, and on several devices.
 A block ends when only one lane in 16 is still running. The unfinished lanes of all blocks are
 collected into new blocks, and continue from their present states. Lanes that were evicted because
 they alone needed small steps (`solve.engine`) continue under the arc-length clock. Lanes that went
-past their level under the clock of loss or margin start again under the arc-length clock. Lanes
-whose block has used up its steps continue in small blocks, in which few others hold them up, for as
-many steps again: first those of a sample of these blocks, and more as long as half of the lanes of
-the last ones arrive.
+past their level under the clock of loss or margin start again under the arc-length clock. If a
+block uses up its steps, its unfinished lanes continue in small blocks, in which few other lanes can
+slow them down, for the same number of steps. A sample of the small blocks runs first, and further
+rounds follow as long as at least half of the lanes of a round end.
 
 The starts alone determine the lanes of a block and their order, and identical blocks give identical
 bits. Other blocks take other steps, and their results agree to the tolerance.
@@ -110,11 +110,11 @@ class _UnfinishedLanes(NamedTuple):
 
 
 class _Left(NamedTuple):
-    """Lanes that have not ended, in groups that go on in different ways.
+    """Lanes that have not ended, in groups that are continued in different ways.
 
     Attributes:
-        running: Lanes that others of their block have left behind.
-        evicted: Lanes that alone needed small steps, or that their clock has led astray.
+        running: Lanes that were still running when most lanes of their block had ended.
+        evicted: Lanes that alone needed small steps, or went wrong under their clock.
         spent: Lanes whose block has used up its steps.
     """
 
@@ -196,7 +196,7 @@ def solved(
 
 
 def _to_the_end(work: _Work, problem: Problem, left: _Left) -> list[_UnfinishedLanes]:
-    """Continue lanes until all have ended or are evicted; the evicted ones."""
+    """Continue lanes until all have ended or are evicted; return the evicted lanes."""
     later = _later_passes(work, problem, left.running)
     return later.evicted + _in_small_blocks(work, problem, left.spent + later.spent)
 
@@ -218,9 +218,9 @@ def _under_safe_clock(
 def _in_small_blocks(
     work: _Work, problem: Problem, spent: list[_UnfinishedLanes]
 ) -> list[_UnfinishedLanes]:
-    """Continue lanes that their block has left no steps in small blocks; the evicted ones.
+    """Continue lanes whose block has used up its steps in small blocks; return the evicted lanes.
 
-    Their outcome is known as `step_limit`, and stays so where these do not lead to an end either.
+    Lanes that do not end in a small block either keep the outcome `step_limit`.
     """
     few = _FEW_ON_CPU if _on_cpu(work.devices) else _FEW_ON_ACCELERATOR
     evicted: list[_UnfinishedLanes] = []
@@ -247,7 +247,7 @@ def _joined(parts: list[_UnfinishedLanes]) -> _UnfinishedLanes:
 
 
 def _kept(part: _UnfinishedLanes, chosen: np.ndarray) -> _UnfinishedLanes:
-    """The lanes of a mask, or of indices."""
+    """The lanes in a mask, or at indices."""
     return _UnfinishedLanes(
         part.indices[chosen], jax.tree.map(lambda x: x[..., chosen], part.lanes)
     )
@@ -342,9 +342,10 @@ def _first_passes(work: _Work, starts: PyTree[np.ndarray], order: np.ndarray) ->
 def _later_passes(
     work: _Work, problem: Problem, pool: list[_UnfinishedLanes], *, resized: bool = False
 ) -> _Left:
-    """Continue unfinished lanes in new blocks until all have ended or cannot go on in these.
+    """Continue unfinished lanes in new blocks until none is running; return the lanes not ended.
 
-    `resized`: the blocks are the first ones of their size, for which the program is compiled anew.
+    `resized` says that these are the first blocks of their size, so that the program is compiled
+    again.
     """
     left = _Left([], [], [])
     program = Program(work.programs.later, (problem, work.method), optimise=work.optimise)
@@ -415,7 +416,7 @@ def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _Unfinish
 
 
 def _gathered(work: _Work, done: Iterator[tuple[int, _Left]]) -> _Left:
-    """All lanes that have not ended in passes that are done."""
+    """All lanes that have not ended, from the results of finished passes."""
     gathered = _Left([], [], [])
     for ended, left in done:
         work.progress(ended)

@@ -77,10 +77,10 @@ def sweep(
             labelled leading axis. All values share one compiled program.
         measures: Measures to evaluate along the lines, from `flowlab.measures`.
         save_at: Flow times at which to save the states, positive and increasing.
-        clock: The independent variable; None for the default of the target. Results do not depend
-            on it: lanes that alone need small steps under it, or that it leads astray, continue
-            under arc length; stiff starts are integrated again under time, or under arc length on a
-            domain whose boundary absorbs.
+        clock: The independent variable; None for the default of the target. The clock affects the
+            steps, not the results. Lines that alone need small steps, or go wrong, under this clock
+            continue under arc length. Stiff starts are integrated again under time, or under arc
+            length on a domain with an absorbing boundary.
         rtol: Relative tolerance of the state and of the flow time; None for 1e-6, or 1e-4 in
             float32.
         atol: Absolute tolerance of the state. None for rtol × 1e-3 × smallest nonzero component of
@@ -98,10 +98,11 @@ def sweep(
             all steps of a line. If the kernel cannot be compiled, blocks are used; `Runs.backend`
             names the backend, and a debug message the reason. None for the kernel on GPUs and TPUs,
             and for blocks elsewhere or if `block_size` is given.
-        max_steps: Number of attempted steps of a block. The count restarts when a line that slowed
-            down the block has been removed from it. Lines that are then still running continue in
-            small blocks, of 8 on a CPU and 512 elsewhere, for as many steps again, as long as half
-            of them arrive; the outcome of the others is `step_limit`.
+        max_steps: Largest number of attempted steps of a block. The count restarts when a line that
+            slowed down the block has been removed from it. If a block uses up its steps, its
+            unfinished lines continue in small blocks (of 8 lines on a CPU, 512 elsewhere) for as
+            many steps again, unless most lines of a sample fail to end. Lines without an end have
+            the outcome `step_limit`.
         optimise: Whether the compiler optimises its code. Compilation then takes two or three times
             as long, and the run is several times as fast. None optimises from 4,000 runs on. A
             kernel is always optimised.

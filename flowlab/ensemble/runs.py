@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["Audit", "Runs"]
 
 _CLOCK_OF_STIFF = (
-    "solvers but the first were under the clock of time, or of arc length on a domain whose "
-    "boundary absorbs, whatever was asked for"
+    "all solvers but the first used time as the clock, or arc length on a domain with an absorbing "
+    "boundary, whatever was asked for"
 )
 
 
@@ -73,8 +73,8 @@ class Runs:
         saved: States at the times to save at, leaves of shape (*v, n, s, ...); None if there are no
             such times.
         measures: Results of the measures, by name, shape (*v, n) or (*v, n, ...).
-        steps: Number of accepted steps, shape (*v, n), in all blocks that a start was in; for a
-            start that was integrated again, of the integration that is kept.
+        steps: Number of accepted steps, shape (*v, n), over all blocks that a start was in. For a
+            start that was integrated again, the steps of the integration that was kept.
         over: The values of the swept hyper-parameters, by name, in the order of the axes.
         save_at: The times to save at, shape (s,).
         rtol: Relative tolerance.
@@ -87,8 +87,8 @@ class Runs:
         solver: The name of the solver, "" if it is not known. If stiff starts were integrated again
             with other solvers, the solver of the other starts.
         solved_by: The solver of each start, shape (*v, n), as an index into `solvers`; None if
-            `solver` integrated all. For indices other than 0 the clock was time, or arc length on a
-            domain whose boundary absorbs, whatever clock was asked for.
+            `solver` integrated all. Solvers with an index other than 0 use time as the clock, or
+            arc length on a domain with an absorbing boundary, whatever clock was asked for.
         backend: The backend, `blocks` or `kernel`; "" if it is not known.
     """
 

@@ -1,8 +1,9 @@
-"""Starts that stability held up, solved again by solvers of stiff flows.
+"""Stiff starts, integrated again with solvers for stiff flows.
 
-Lanes that have used up their steps are looked at, each alone, for some more: those that take them,
-in the mean, as long as the fastest rate lets them be stable are solved once more, in blocks of
-their own. Other starts are left alone, and cost nothing more.
+A start may be stiff if its lane has used up its steps. Such a lane takes some further steps alone,
+shared with no other lane. If their mean length is that at which the fastest rate limits stability,
+the start is stiff, and is integrated again with the other stiff starts. Other starts cost nothing
+more.
 
 n: starts.
 """
@@ -81,9 +82,9 @@ def solved_by_choice(
 def _stiff(
     problem: Problem, method: Method, starts: PyTree[np.ndarray], results: dict[str, Any]
 ) -> tuple[Int[np.ndarray, " n"], float]:
-    """The starts whose lanes only stability holds up where they stand, and their fastest rate.
+    """The indices of the stiff starts among those with the outcome `step_limit`, and the top rate.
 
-    They are looked at in parts whose sizes are powers of two, so that few programs are compiled.
+    They are tested in groups whose sizes are powers of two, so that few programs are compiled.
     """
     left = np.flatnonzero(results["outcome"] == Outcome.step_limit)
     rates = np.zeros(len(left))

@@ -15,7 +15,7 @@ __all__ = [
 
 
 def bowl_state(time: ArrayLike, start: ArrayLike, curvature: ArrayLike) -> Values:
-    """State at `time` in the bowl curvature/2 |y|^2: start e^(-curvature time).
+    """State at `time` of the flow in the bowl curvature/2 |y|^2: start e^(-curvature time).
 
     Args:
         time: shape (...), of either sign.
@@ -55,7 +55,7 @@ def bowl_time(start: ArrayLike, curvature: ArrayLike, *, gradient_norm: ArrayLik
 def saddle_state(
     time: ArrayLike, start: ArrayLike, *, unstable: ArrayLike, stable: ArrayLike
 ) -> Points:
-    """State (x, y) at `time` on the saddle (stable y^2 - unstable x^2)/2.
+    """State (x, y) at `time` of the flow on the saddle (stable y^2 - unstable x^2)/2.
 
     Args:
         time: shape (...), of either sign.

@@ -96,9 +96,10 @@ def simplex_time(
     The flow is projected on the simplex (p1, p2 the reference probabilities), in the Euclidean
     metric of x. A line follows a circle about the origin to the wall and slides along the wall
     while x2/x1 > p2/p1. It leaves the wall at (p1, p2) / (p1^2 + p2^2), where a circle is tangent
-    to the wall, and follows that circle. A circle that would leave the simplex and return is left
-    at its first crossing of the wall. On the wall x1' = beta s p2 / ((p1^2 + p2^2) x1 x2), with the
-    pair's weight s = x2^beta / (x1^beta + x2^beta), so a slide from y0 to y1 takes
+    to the wall, and follows that circle. If a circle leaves the simplex and enters it again, the
+    line follows it only to its first crossing of the wall. On the wall
+    x1' = beta s p2 / ((p1^2 + p2^2) x1 x2), with the pair's weight
+    s = x2^beta / (x1^beta + x2^beta), so a slide from y0 to y1 takes
 
         (1/p1^2 + 1/p2^2) / beta  integral (1 + e^(-beta y)) e^(2v) / (1 + e^v)^4 dy,
 

@@ -232,9 +232,9 @@ def _(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[Ar
 def log_odds_loss(chosen: Float[Array, "*p"], rejected: Float[Array, "*p"]) -> Float[Array, "*p"]:
     """−log σ(logit p − logit q), with probabilities p = e^{chosen} and q = e^{rejected}.
 
-    The value is inf if `chosen` or `rejected` is positive or both are 0, for then the difference of
-    the log odds is undefined; so is the derivative with respect to an argument out of its range.
-    Otherwise the derivatives, with r = p/q, are
+    The value is inf if `chosen` or `rejected` is positive or both are 0, because the difference of
+    the log odds is then undefined. The derivative with respect to an argument out of its range is
+    inf, too. Otherwise the derivatives, with r = p/q, are
 
         −1/(1−p + r(1−q))  for `chosen`,    (1−p)/(1−q) / (1−p + r(1−q))  for `rejected`.
 

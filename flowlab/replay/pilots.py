@@ -19,22 +19,28 @@ Source: Smith and Le, arXiv 1710.06451, for the rates and sizes of steps with th
 Tai and E, arXiv 1511.06251, for the order of the error.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 from scipy import stats
 
 from flowlab import _tables
 from flowlab._arrays import jsonable
 from flowlab.descent import descend, hf_optimiser, hf_rates
 from flowlab.descent.batches import checked_batches
-from flowlab.flow import preference_flow
+from flowlab.flow import PreferenceFlow, preference_flow
 from flowlab.losses import AbstractLoss
 from flowlab.policies import LanguageModel
+from flowlab.replay.finished import FinishedRuns
+from flowlab.solve import compiled, fingerprint
+from flowlab.solve.watched import watched_at
 from flowlab.until import Outcome
 
 __all__ = ["Forecast", "forecast", "forecasts_table"]
@@ -54,7 +60,6 @@ DIFFERENCES = 2.0
 # Probability that a further order ends within the band. The band from four orders is at most 1.9
 # times as wide as their range.
 BAND = 0.75
-_NEVER = 2**30  # steps between two evaluations of all pairs: only at both ends of a run
 _FEWEST = 2  # minimal number of orders, to compare their ends
 _QUANTITIES = ("u_chosen", "u_rejected", "margin")
 
@@ -73,6 +78,7 @@ class Forecast:
             is rough, since in less than an epoch it trains on only some of the pairs.
         gradients: Number of pairs whose gradients were computed.
         of_run: Number of pairs whose gradients a single run computes.
+        steps: Number of steps of a single run.
     """
 
     pilots: Float[np.ndarray, "2 3"]
@@ -80,6 +86,7 @@ class Forecast:
     fell: Float[np.ndarray, " m"]
     gradients: int
     of_run: int
+    steps: int
 
     @property
     def by_pilots(self) -> bool:
@@ -164,23 +171,39 @@ class Forecast:
         return f"Forecast({'a draw' if self.is_draw else 'no draw'}: {told} nats)"
 
     def text(self) -> str:
-        """A sentence on the runs from which the forecast follows."""
-        apart = abs(self.pilots[0, 2] - self.pilots[1, 2]) / abs(self.pilots[0, 2])
+        """Sentences on the runs from which the forecast follows, and on how well its band is known."""
         if self.by_pilots:
+            apart = abs(self.pilots[0, 2] - self.pilots[1, 2]) / abs(self.pilots[0, 2])
             return (
                 "runs of an eighth and a sixteenth of the steps agree, to "
-                f"{apart:.1%} of the margin; no step of the real size was taken."
+                f"{apart:.1%} of the margin; no step of the real size was taken. How often such a "
+                "band holds the run is not known."
             )
         known, count = self._known, len(self.orders)
         broke = int(np.sum(~np.all(np.isfinite(self.orders), axis=1)))
         lost = f" {broke} of them broke off, at a state that is not finite." if broke else ""
+        band = f"A further order ends in the band with a probability of {BAND:g}."
+        band = band if count - broke >= _FEWEST else "There is no band of fewer than two orders."
         if not self.is_draw:
-            return f"shorter runs do not agree, but {count} orders of the pairs do."
+            return f"{self._no_pilots()}, but {count} orders of the pairs do. {band}"
+        low, high = known[:, 2].min(), known[:, 2].max()
+        inside = (count - broke - 1) / (count - broke + 1)
+        between = f", and a further one ends between these with a probability of {inside:.2g}"
         return (
-            f"the run is a draw, and there is no forecast of one number: in {count} orders of the "
-            f"pairs it ends at margins from {known[:, 2].min():.3g} to {known[:, 2].max():.3g}, "
-            f"and the mean chosen log-probability falls in {np.sum(self.falls)}.{lost}"
+            f"{self._no_pilots()}. The run is a draw, and there is no forecast of one number: in "
+            f"{count} orders of the pairs it ends at margins from {low:.3g} to {high:.3g}"
+            f"{'' if broke else between}; the mean chosen log-probability falls in "
+            f"{np.sum(self.falls)}.{lost} {band}"
         )
+
+    def _no_pilots(self) -> str:
+        """The reason for which no shorter run tells the end."""
+        if self.steps < SHORTEST * STRIDES[-1]:
+            return f"{self.steps} steps are too few for shorter runs to agree"
+        for name, end in zip(("an eighth", "a sixteenth"), self.pilots, strict=True):
+            if not np.all(np.isfinite(end)):
+                return f"a run of {name} of the steps broke off, so that shorter ones do not agree"
+        return "shorter runs do not agree"
 
     def to_json(self) -> dict[str, Any]:
         """The forecast as JSON-ready data, with None for missing values."""
@@ -196,7 +219,7 @@ class Forecast:
             }
             for at, quantity in enumerate(_QUANTITIES)
         }
-        counts = {"gradients": self.gradients, "of_run": self.of_run}
+        counts = {name: getattr(self, name) for name in ("gradients", "of_run", "steps")}
         return {**{name: getattr(self, name) for name in named}, **told, **held, **counts}
 
 
@@ -213,6 +236,7 @@ def forecast(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     progress: bool | None = False,
+    checkpoint: str | os.PathLike[str] | None = None,
 ) -> Forecast:
     """Forecast the end of a training run at a fraction of its cost.
 
@@ -236,10 +260,14 @@ def forecast(
         weight_decay: Weight decay.
         max_grad_norm: The norm to which gradients are clipped; 0 for no clipping.
         progress: Whether to show progress bars; None to show them for long runs in a terminal.
+        checkpoint: A file to which the end of every run and pilot is written once it is finished;
+            several forecasts may share one file. Finished runs are not carried out again; a run
+            that was interrupted begins again.
 
     Raises:
-        ValueError: If there are fewer than two orders, if they differ in the number of steps, or
-            for the reasons that `descent.hf_optimiser` and `descent.descend` give.
+        ValueError: If there are fewer than two orders, if they differ in the number of steps, if
+            `checkpoint` is a file of something else, or for the reasons that
+            `descent.hf_optimiser` and `descent.descend` give.
 
     Accuracy: given by `band`. For a run of SGD over 480 steps, eight pilots with an eighth of the
         steps, on different pairs, predicted the margin within 1 %, and always the sign of u_w,
@@ -250,7 +278,10 @@ def forecast(
     held = _checked(orders, len(np.asarray(policy.tokens)))
     rates = hf_rates(learning_rate, len(held[0]), schedule=schedule, warmup_steps=warmup_steps)
     fixed = {"weight_decay": weight_decay, "max_grad_norm": max_grad_norm, "optimiser": optimiser}
-    trial = _Trial(policy, loss, rates, adam_betas, fixed, progress)
+    finished = None if checkpoint is None else FinishedRuns(Path(checkpoint))
+    if finished is not None:
+        finished.check()
+    trial = _Trial(policy, loss, rates, adam_betas, fixed, progress, finished)
     pilots, fell = _pilots(trial, held)
     in_orders = np.zeros((0, 3))
     if not _agree(pilots):
@@ -258,7 +289,7 @@ def forecast(
         in_orders = np.stack([end for end, _ in ends])
         fell = np.array([share for _, share in ends])
     of_run = sum(map(len, held[0]))
-    return Forecast(pilots, in_orders, fell, trial.gradients, of_run)
+    return Forecast(pilots, in_orders, fell, trial.gradients, of_run, len(held[0]))
 
 
 def forecasts_table(found: Mapping[str, Forecast]) -> str:
@@ -279,7 +310,7 @@ def _row(name: str, one: Forecast) -> tuple[str, ...]:
         ended = int(np.sum(np.isfinite(one.orders[:, 0])))
         moves = f"falls in {np.sum(one.falls)} of {ended}"
     elif not one.signs[0]:
-        moves = f"{moves}, perhaps"
+        moves = "undecided"
     fell = f"{np.nanmedian(one.fell):.0%}" if np.any(np.isfinite(one.fell)) else "unknown"
     return (name, told(2), told(0), told(1), moves, fell, f"{one.cost:.2f} runs")
 
@@ -294,33 +325,56 @@ class _Trial:
     adam_betas: tuple[float, float]
     fixed: dict[str, Any]
     progress: bool | None
+    finished: FinishedRuns | None
     gradients: int = 0
 
     def end(self, order: Sequence[np.ndarray], stride: int) -> tuple[Float[np.ndarray, "3"], float]:
         """Means at the end of a run, and the fraction of chosen responses that fell."""
         steps = len(self.rates)
-        rates = np.add.reduceat(self.rates, np.arange(0, steps, stride))
-        batches = order[: len(rates)]
-        # With as many rates as the run, and no evaluations on the way, pilots share its program.
-        padded = np.pad(rates, (0, steps - len(rates)))
-        first, second = (float(beta) ** stride for beta in self.adam_betas)
-        made = hf_optimiser(padded, steps, adam_betas=(first, second), **self.fixed)
+        count = -(-steps // stride)  # of which each is as long as steps / count of the run
+        rates = np.add.reduceat(self.rates, np.arange(count) * steps // count)
+        batches = order[:count]
         self.gradients += sum(map(len, batches))
+        # With as many rates as the run has, pilots share its program.
+        padded = np.pad(rates, (0, steps - count))
+        betas = tuple(float(beta) ** (steps / count) for beta in self.adam_betas)
+        run = (self.policy, self.loss, padded, betas, self.fixed, batches)
+        found = None if self.finished is None else self.finished.get(*run)
+        if found is None:
+            found = self._carried_out(padded, betas, batches)
+            if self.finished is not None:
+                self.finished.add(found, *run)
+        return np.array(found[:3]), found[3]
+
+    def _carried_out(self, rates: np.ndarray, betas: Any, batches: list[np.ndarray]) -> list[float]:
+        """Means of u_w, u_l and the margin at the end, and the fraction that fell."""
+        flow = preference_flow(self.loss, self.policy)
         run = descend(
-            preference_flow(self.loss, self.policy),
+            flow,
             self.policy.start,
-            made,
+            hf_optimiser(rates, len(rates), adam_betas=betas, **self.fixed),
             batches=batches,
-            keep_every=_NEVER,
-            watch=("u",),
+            keep_every=len(batches),
+            watch=(),  # all pairs are looked at once, at the end
             keep_states=False,
             progress=self.progress,
         )
         if run.outcome is not Outcome.reached:
-            return np.full(3, np.nan), float("nan")
-        last = run.u[-1].astype(float)
+            return [float("nan")] * 4
+        wide = any(leaf.dtype == np.float64 for leaf in jax.tree.leaves(run.end))
+        with jax.enable_x64(wide):
+            told = fingerprint(flow, run.end, _log_ratios)
+            last = np.asarray(_log_ratios_compiled(flow, run.end, operations=told), float)
         chosen, rejected = last.mean(axis=0)
-        return np.array([chosen, rejected, chosen - rejected]), float(np.mean(last[:, 0] < 0))
+        fell = np.mean(last[:, 0] < 0)
+        return [float(number) for number in (chosen, rejected, chosen - rejected, fell)]
+
+
+def _log_ratios(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "n 2"]:
+    return watched_at(flow, ("u",), state)["u"]
+
+
+_log_ratios_compiled = compiled(_log_ratios)
 
 
 def _pilots(

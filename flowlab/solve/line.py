@@ -98,8 +98,8 @@ class Line(eqx.Module):
     def solver(self) -> str:
         """The name of the solver that was used.
 
-        If none was asked for and this is a solver of stiff flows, its clock was time, or arc length
-        on a domain whose boundary absorbs, whatever clock was asked for.
+        If no solver was asked for, and this is a solver for stiff flows, it used time as the clock,
+        or arc length on a domain with an absorbing boundary, whatever clock was asked for.
         """
         return self._method.name
 
@@ -243,8 +243,8 @@ def flow_line(
             rtol < 3e-8. If stability, and not accuracy, keeps the steps of Tsit5 or Dopri8 short,
             the line is integrated again from its start with a stiff solver: Rodas5P for up to 32
             components; for more, or if Rodas5P fails, ROCK4 and then RKC2 (RKC2 first if
-            rtol ≥ 1e-5). Its clock is then time, or arc length on a domain whose boundary absorbs,
-            whatever `clock` says. `Line.solver` names the solver that was used.
+            rtol ≥ 1e-5). The stiff solver uses time as the clock, or arc length on a domain with an
+            absorbing boundary, whatever `clock` says. `Line.solver` names the solver that was used.
         measures: Measures to evaluate along the line, from `flowlab.measures`.
         reverse: Whether to follow the flow backwards, up the potential.
         max_steps: Number of attempted steps after which the outcome is `step_limit`. Memory is
@@ -257,10 +257,10 @@ def flow_line(
             on the host.
         watch: Values to save with each state: `"loss"`, `"u"` (the log-ratios of all pairs), or
             both.
-        u_atol: Tolerance per step of the log-ratio of every response, in nats; its error is its
-            derivative along the error of the state, so that the log-probabilities must have forward
-            derivatives. None for `rtol` nats, or for no such tolerance if the flow has no pairs;
-            infinite for no such tolerance.
+        u_atol: Tolerance per step of the log-ratio of every response, in nats. None for `rtol`
+            nats, or for no such tolerance if the flow has no pairs; infinite for no such tolerance.
+            The error of a log-ratio is its derivative in the direction of the state's error, so
+            that log-probabilities must have forward derivatives.
         progress: Whether to show a progress bar; None shows one on a terminal if the line takes
             long.
         checkpoint: A file to which the state of the integration is written every half a minute and

@@ -54,8 +54,8 @@ class NoisyRuns:
     Attributes:
         starts: The starts, shape (n, d), or a PyTree of leaves (n, ...).
         outcome: A code of `until.Outcome` for every path, shape (n,). `reached`: the path left the
-            set, reached the level, or lasted until the time that is the target. `at_wall`: an axis
-            of a positive orthant absorbed the path before.
+            set, reached the level, or lasted until the time that is the target. `at_wall`: before
+            that, an axis of a positive orthant absorbed the path.
         exit_time: Flow time at which each path left the set or reached the level, shape (n,). NaN
             for paths that did not, and for all paths if the target is a time.
         end_time: Flow time at which each path ended, for whatever reason; NaN for starts that are

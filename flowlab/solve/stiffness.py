@@ -28,12 +28,12 @@ from flowlab.solve.stabilised import spectral_radius
 
 __all__ = ["bounded_rates", "steady", "steps_alone", "stiff_solvers"]
 
-_UNSTABLE = 1.0  # steps over the fastest rate: usual methods are stable up to some 3 to 6, and
-# where accuracy limits a step the fastest rate is no matter, or all rates are alike
-_LOOKED_AT = 64  # steps that a line takes alone: some until they are as long as they can be, and as
-# many as make these few in their mean
-_LOOSE = 1e-5  # rtol from which on order 2 is tried before order 4, which gains little there
-_SMALL = 32  # components up to which the matrix of a state costs little beside what it saves
+_UNSTABLE = 1.0  # step times fastest rate: standard methods are stable up to about 3 to 6. It is
+# smaller if accuracy limits the steps, unless all rates are similar
+_LOOKED_AT = 64  # steps that a line takes alone: so many that the first ones, which are still
+# growing, matter little in the mean
+_LOOSE = 1e-5  # rtol from which order 2 is tried before order 4, which gains little there
+_SMALL = 32  # components up to which the matrix of a state costs little compared with its use
 
 
 def steps_alone(
@@ -42,13 +42,13 @@ def steps_alone(
     starts: PyTree[Float[np.ndarray, "n ..."]],
     states: PyTree[Float[np.ndarray, "n ..."]],
 ) -> tuple[PyTree[Float[np.ndarray, "n ..."]], Float[np.ndarray, " n"]]:
-    """The states to which some steps lead that no line shares, and the mean length of these.
+    """Take some further steps of each line alone; the states after them, and their mean length.
 
     Args:
-        problem: What to solve.
-        method: What makes and chooses the steps.
-        starts: Where the lines began, from which their tolerances follow.
-        states: Where they stand.
+        problem: The problem.
+        method: The solver and its step-size controller.
+        starts: The starts of the lines, which determine their tolerances.
+        states: The present states of the lines.
     """
     return jax.tree.map(np.asarray, _steps_alone((problem, method), starts, states))
 
@@ -56,15 +56,15 @@ def steps_alone(
 def bounded_rates(
     problem: Problem, states: PyTree[Float[np.ndarray, "n ..."]], steps: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
-    """The fastest rates at states whose steps are as long as these let them be stable; else 0.
+    """The fastest rate at each state if it limits the steps by stability; 0 if it does not.
 
     Args:
-        problem: What to solve.
-        states: Where the steps are taken.
-        steps: Their lengths in flow time.
+        problem: The problem.
+        states: States at which steps were taken; leaves of shape (n, ...).
+        steps: The lengths of the steps in flow time.
     """
     rates = np.asarray(_radii(problem, states))
-    with np.errstate(invalid="ignore"):  # where there is no rate, it bounds nothing
+    with np.errstate(invalid="ignore"):  # a rate of NaN limits nothing
         return np.where(rates * steps >= _UNSTABLE, rates, 0.0)
 
 
@@ -94,10 +94,10 @@ def stiff_solvers(
 
 
 def steady(problem: Problem) -> Problem:
-    """The same problem under the clock that suits solvers of stiff flows, whatever its own is.
+    """The same problem under the clock that suits solvers for stiff flows.
 
-    The clock is no matter to the result, and most of those that can be asked for are of no use to
-    these solvers.
+    It replaces the clock that was asked for, since these solvers do not work under most clocks, and
+    the results do not depend on the clock.
     """
     clock = clock_named(steady_clock(problem.flow)).towards(problem.target)
     return dataclasses.replace(problem, clock=clock)

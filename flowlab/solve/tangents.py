@@ -54,7 +54,7 @@ class TangentLanes(eqx.Module):
 
     @property
     def outcome(self) -> Int[Array, "*n"]:
-        """Code of `Outcome`; 0 while a lane runs."""
+        """The code of `Outcome` of each lane; 0 while it runs."""
         return self.lanes.outcome
 
     @property

@@ -211,9 +211,8 @@ def _errors_in_u(tolerance: Float[Array, ""]) -> Errors:
     """The errors of steps relative to their tolerances, including the log-ratios of all pairs.
 
     If there are many parameters, errors within the tolerance of each can add up to many nats. The
-    error of a log-ratio is its derivative along the error of the state, to first order: a
-    difference of two values would be lost in their rounding, and is unknown if one of them is not
-    finite.
+    error of a log-ratio is, to first order, its derivative in the direction of the state's error. A
+    difference of two values would be lost in rounding, and undefined if one value is not finite.
     """
 
     def errors(problem: Problem, lanes: Lanes, after: Point, error: Any) -> Float[Array, " n"]:

@@ -124,7 +124,7 @@ class Statement:
 def states(
     where: str, text: str, region: Region = EVERYWHERE
 ) -> Callable[[Callable[[Observables], Verdict]], Statement]:
-    """A decorator for the function that judges a statement; its name is the id of the claim."""
+    """Decorator for a function that judges a statement; the function's name is the claim's id."""
     return partial(Statement, where, text, region)
 
 

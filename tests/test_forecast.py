@@ -133,7 +133,7 @@ def test_runs_that_were_finished_before_an_interruption_are_kept(
     forecast(policy, LOSS, 0.02, [WHOLE] * 2, **asked)
     assert begun[0] == 7  # another run has ends of its own
     asked["checkpoint"].write_text("[]", "utf-8")
-    sentence = "Argument `checkpoint` must be a new file or that of an earlier forecast, but"
+    sentence = "Argument `checkpoint` must be a new file or the file of an earlier forecast, but"
     with pytest.raises(ValueError, match=sentence):
         forecast(policy, LOSS, 0.01, [WHOLE] * 2, **asked)
 

@@ -274,7 +274,7 @@ def _checked_step(
 def _parts(
     flow: PreferenceFlow, state: PyTree[Array], operations: str, progress: bool | None
 ) -> tuple[dict[str, Any], PyTree[Array]]:
-    """The fields of an explanation, except the step; and the gradient of the loss."""
+    """The fields of an explanation except the step, and the gradient of the loss."""
     slopes = np.asarray(_slopes(flow, state, operations=operations))
     count = len(slopes)
     kernel, gradients = _own(flow, state, slopes, operations, progress)
@@ -300,7 +300,7 @@ def _parts(
 
 
 def _observed(flow: PreferenceFlow, state: PyTree[Array]) -> tuple[Any, ...]:
-    """Everything that the functions of a flow compute at a state, to take a fingerprint of."""
+    """All results of the functions of a flow at a state, for a fingerprint of the operations."""
     return flow.velocity(state), flow.metric(state, state), _log_ratios(flow, state)
 
 
@@ -329,10 +329,10 @@ def _own(
     operations: str,
     progress: bool | None,
 ) -> tuple[Float[np.ndarray, "p 2 2"], PyTree[Array]]:
-    """Kernels of all pairs, each by itself, and sums of the gradients of each side.
+    """The kernel of each pair by itself, and sums of the gradients of each side over all pairs.
 
-    The leaves of the sums have two axes more than those of the state: the sums with the slopes as
-    weights come first, the means second; and of each, that of the chosen responses first.
+    The leaves of the sums have two further axes in front. The first is the kind of sum: weighted by
+    the slopes, or the mean. The second is the side: chosen or rejected.
     """
     count = len(slopes)
     size, kernels = min(_AT_ONCE, count), []
@@ -360,7 +360,7 @@ def _with_own_kernels(
     weights: Float[Array, "c 2 2"],
     sums: PyTree[Array],
 ) -> tuple[Float[Array, "c 2 2"], PyTree[Array]]:
-    """Kernels of some pairs, each by itself, and the sums, with their weighted gradients added."""
+    """The kernels of some pairs, each by itself, and `sums` with their weighted gradients added."""
     single = jax.eval_shape(flow.pairs, state).chosen.ndim == 0
 
     def of_pair(index: Int[Array, ""]) -> tuple[Float[Array, "2 2"], PyTree[Array]]:
@@ -383,7 +383,7 @@ def _with_own_kernels(
 def _along(
     flow: PreferenceFlow, state: PyTree[Array], gradients: PyTree[Array]
 ) -> Float[Array, "2 2 p 2"]:
-    """Derivatives of all log-ratios along M·gradient, for each of the sums of gradients."""
+    """The derivatives of all log-ratios along M·gradient, for each sum of gradients."""
 
     def along(covector: PyTree[Array]) -> Float[Array, "p 2"]:
         raised = flow.metric(state, covector)
@@ -428,9 +428,9 @@ def _second_orders(
     operations: str,
     progress: bool | None,
 ) -> tuple[Float[np.ndarray, "2"], Float[np.ndarray, "k 2"]]:
-    """The second order of a step with all pairs, and of steps with minibatches, at rate 1.
+    """The second-order change of a step with all pairs, and of steps with minibatches, at rate 1.
 
-    `place` is the state, and the gradient of all pairs there.
+    `place` consists of the state and the gradient of the loss of all pairs at this state.
     """
     state, whole = place
 

@@ -1,4 +1,4 @@
-"""Ends of training runs in a file, so that none is carried out twice after an interruption."""
+"""A file with the ends of finished training runs, so that no run is ever repeated."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from flowlab.solve.checkpoint import Checkpoint, identity_of
 
 __all__ = ["FinishedRuns"]
 
-_KIND = "flowlab forecast"  # by which a file of this kind is recognised
+_KIND = "flowlab forecast"  # an entry that identifies a file of this kind
 
 
 @dataclass(frozen=True)
 class FinishedRuns:
-    """A file with a few numbers for each run that was carried out.
+    """A file with a few numbers for each finished run.
 
     Attributes:
         path: The file; it need not exist yet.
@@ -24,21 +24,22 @@ class FinishedRuns:
     path: Path
 
     def check(self) -> None:
-        """Refuse a path that cannot be written, or a file of something else.
+        """Refuse a path that cannot be written to, or a file with other contents.
 
         Raises:
-            ValueError: If it is a folder, its parent does not exist, or the file is another.
-            NotWritableError: If it cannot be written.
+            ValueError: If the path is a folder, if its parent does not exist, or if the file has
+                other contents.
+            NotWritableError: If the path cannot be written to.
         """
         Checkpoint(self.path, "").check()
         self._read()
 
     def get(self, *run: Any) -> list[float] | None:
-        """The numbers of a run, which is identified by all that decides them; None if unknown."""
+        """The numbers of a run, identified by all arguments that affect it; None if unknown."""
         return self._read().get(identity_of(*run))
 
     def add(self, numbers: list[float], *run: Any) -> None:
-        """Add the numbers of a run, so that the old or the new file is always intact."""
+        """Add the numbers of a run; an interruption leaves the old or the new file intact."""
         held = {**self._read(), identity_of(*run): numbers}
         beside = self.path.with_name(f"{self.path.name}.part")
         with beside.open("w", encoding="utf-8") as file:
@@ -56,7 +57,7 @@ class FinishedRuns:
             held = None
         if not isinstance(held, dict) or held.get("kind") != _KIND:
             raise ValueError(
-                "Argument `checkpoint` must be a new file or that of an earlier forecast, but "
+                "Argument `checkpoint` must be a new file or the file of an earlier forecast, but "
                 f"{self.path} is neither; name another."
             )
         return held["runs"]

@@ -171,7 +171,7 @@ class Forecast:
         return f"Forecast({'a draw' if self.is_draw else 'no draw'}: {told} nats)"
 
     def text(self) -> str:
-        """Sentences on the runs from which the forecast follows, and on how well its band is known."""
+        """Sentences on the runs from which the forecast follows, and on the meaning of its band."""
         if self.by_pilots:
             apart = abs(self.pilots[0, 2] - self.pilots[1, 2]) / abs(self.pilots[0, 2])
             return (
@@ -197,7 +197,7 @@ class Forecast:
         )
 
     def _no_pilots(self) -> str:
-        """The reason for which no shorter run tells the end."""
+        """The reason why the pilots do not give a forecast, as a clause."""
         if self.steps < SHORTEST * STRIDES[-1]:
             return f"{self.steps} steps are too few for shorter runs to agree"
         for name, end in zip(("an eighth", "a sixteenth"), self.pilots, strict=True):
@@ -260,13 +260,13 @@ def forecast(
         weight_decay: Weight decay.
         max_grad_norm: The norm to which gradients are clipped; 0 for no clipping.
         progress: Whether to show progress bars; None to show them for long runs in a terminal.
-        checkpoint: A file to which the end of every run and pilot is written once it is finished;
-            several forecasts may share one file. Finished runs are not carried out again; a run
-            that was interrupted begins again.
+        checkpoint: A file to which the end of every run and pilot is written when it is finished.
+            Several forecasts may share one file. Finished runs are not carried out again; an
+            interrupted run begins again.
 
     Raises:
         ValueError: If there are fewer than two orders, if they differ in the number of steps, if
-            `checkpoint` is a file of something else, or for the reasons that
+            `checkpoint` is a file with other contents, or for the reasons that
             `descent.hf_optimiser` and `descent.descend` give.
 
     Accuracy: given by `band`. For a run of SGD over 480 steps, eight pilots with an eighth of the
@@ -347,7 +347,7 @@ class _Trial:
         return np.array(found[:3]), found[3]
 
     def _carried_out(self, rates: np.ndarray, betas: Any, batches: list[np.ndarray]) -> list[float]:
-        """Means of u_w, u_l and the margin at the end, and the fraction that fell."""
+        """The means of u_w, u_l and the margin at the end, and the fraction of chosen that fell."""
         flow = preference_flow(self.loss, self.policy)
         run = descend(
             flow,

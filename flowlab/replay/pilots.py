@@ -171,7 +171,7 @@ class Forecast:
         return f"Forecast({'a draw' if self.is_draw else 'no draw'}: {told} nats)"
 
     def text(self) -> str:
-        """Sentences on the runs from which the forecast follows, and on how well its band is known."""
+        """Sentences on the runs that a forecast follows from, and on how well its band is known."""
         if self.by_pilots:
             apart = abs(self.pilots[0, 2] - self.pilots[1, 2]) / abs(self.pilots[0, 2])
             return (
@@ -346,7 +346,9 @@ class _Trial:
                 self.finished.add(found, *run)
         return np.array(found[:3]), found[3]
 
-    def _carried_out(self, rates: np.ndarray, betas: Any, batches: list[np.ndarray]) -> list[float]:
+    def _carried_out(
+        self, rates: np.ndarray, betas: Any, batches: Sequence[np.ndarray]
+    ) -> list[float]:
         """Means of u_w, u_l and the margin at the end, and the fraction that fell."""
         flow = preference_flow(self.loss, self.policy)
         run = descend(

@@ -54,7 +54,11 @@ def steps_alone(
 
 
 def bounded_rates(
-    problem: Problem, states: PyTree[Float[np.ndarray, "n ..."]], steps: Float[np.ndarray, " n"]
+    problem: Problem,
+    states: PyTree[Float[np.ndarray, "n ..."]],
+    steps: Float[np.ndarray, " n"],
+    *,
+    part: float = 1.0,
 ) -> Float[np.ndarray, " n"]:
     """The fastest rates at states whose steps are as long as these let them be stable; else 0.
 
@@ -62,10 +66,11 @@ def bounded_rates(
         problem: What to solve.
         states: Where the steps are taken.
         steps: Their lengths in flow time.
+        part: Of the length at which they count as so long.
     """
     rates = np.asarray(_radii(problem, states))
     with np.errstate(invalid="ignore"):  # where there is no rate, it bounds nothing
-        return np.where(rates * steps >= _UNSTABLE, rates, 0.0)
+        return np.where(rates * steps >= part * _UNSTABLE, rates, 0.0)
 
 
 def stiff_solvers(

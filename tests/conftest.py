@@ -4,6 +4,7 @@ import atexit
 import gc
 import os
 import shutil
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,15 +23,16 @@ os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # To trace and to compile takes memory in very many pieces: large pages spare a twentieth of the
 # time. Processes that are started from here read this, those of xdist among them.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# What the tests themselves compile runs once. Compiled as `flowlab.solve` compiles what runs
-# briefly, it takes a quarter of the time. XLA ends a process that names an option it does not know,
-# so other releases go without until somebody has tried them.
-if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault(
-        "XLA_FLAGS",
-        "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
-        "--xla_cpu_parallel_codegen_split_count=1",
-    )
+# Programs of tests run briefly. Compiled as the library compiles what runs briefly, all of them
+# take a third of the time; `as_elsewhere` and the full grids have XLA's defaults. XLA ends a
+# process that names an option it does not know, so other releases go without until they are tried.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 "
+    "--xla_cpu_parallel_codegen_split_count=1"
+    if version("jaxlib").startswith("0.10.") and "--exhaustive" not in sys.argv
+    else "",
+)
 
 import hypothesis
 import jax
@@ -134,9 +136,9 @@ def sweeps_on_one_device() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def optimised_as_ever() -> Iterator[None]:
-    """Has what the library optimises compiled with XLA's defaults, as it is elsewhere."""
+@pytest.fixture(scope="module")
+def as_elsewhere() -> Iterator[None]:
+    """Has the sweeps of a file that are worth optimising compiled with XLA's defaults."""
     from flowlab.solve import compilation
 
     defaults = {
@@ -144,11 +146,16 @@ def optimised_as_ever() -> Iterator[None]:
         "xla_backend_optimization_level": 3,
         "xla_cpu_parallel_codegen_split_count": 32,
     }
+
+    def forget() -> None:
+        compilation._known_options.cache_clear()
+        compilation._bound.cache_clear()
+
     with pytest.MonkeyPatch.context() as patch:
-        if "--xla_backend_optimization_level=0" in os.environ.get("XLA_FLAGS", ""):
-            patch.setattr(compilation, "_SOUNDLY", compilation._SOUNDLY | defaults)
-            compilation._known_options.cache_clear()
+        patch.setattr(compilation, "_SOUNDLY", compilation._SOUNDLY | defaults)
+        forget()
         yield
+    forget()
 
 
 @pytest.fixture

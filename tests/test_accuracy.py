@@ -13,6 +13,8 @@ from flowlab import exact, starts, until
 from flowlab.domains import Box, Simplex
 from flowlab.solve import advance, begin, finish, make_method, make_problem
 
+pytestmark = pytest.mark.usefixtures("as_elsewhere")
+
 BETAS = (0.05, 0.1, 0.3, 0.5, 1.0, 1.9)
 COUNT = 10_000
 SQUARE = starts.uniform(COUNT, (0.01, 0.01), (1.0, 1.0), seed=0)

@@ -102,11 +102,12 @@ def test_a_line_is_told_with_its_measures(traces):
     assert "flow time at which it is back" not in facts  # for it never falls
 
 
-@pytest.mark.exhaustive
 def test_a_line_that_rests_says_where():
     bowl = fl.Flow(lambda y: 0.5 * y[0] ** 2 + y[1] ** 2)
-    (view,) = plots.interactive_portrait(bowl, x=(-1, 2), y=(-1, 1), side=2).views
+    found = plots.interactive_portrait(bowl, x=(-1, 2), y=(-1, 1), side=2)
+    (view,) = found.views
     assert [point.kind for point in view.points] == ["minimum"]
+    assert "minimum" in found.html()
     for line in view.lines:
         facts = dict(line.facts)
         assert facts["the line"] == "has come to the minimum"

@@ -359,15 +359,10 @@ def test_a_sum_is_named_by_its_losses_and_weights():
     pair = fl.Pair(*map(jnp.asarray, (-30.0, -21.0, -32.0, -20.0, 10.0, 10.0)))
     np.testing.assert_allclose(float(found(pair)), np.log1p(np.exp(-0.6)) + 0.5 * 3.0, rtol=1e-14)
     assert repr(fl.losses.named("2*dpo")) == "WeightedSum(losses=(DPO(beta=0.1),), weights=[2.0])"
-    for name, words in {
-        "dpo+0.5*stf": "but is 'stf'; did you mean sft?",
-        "dpo+": "but is ''.",
-        "x*dpo": "must have a number before each `*`, but has 'x'.",
-    }.items():
+    stated = {"dpo+0.5*stf": "did you mean sft?", "dpo+": "but is ''.", "x*dpo": "but has 'x'."}
+    for name, words in stated.items():
         with pytest.raises(ValueError, match=re.escape(words)):
             fl.losses.named(name)
-    with pytest.raises(ValueError, match="must name hyper-parameters of WeightedSum"):
-        fl.losses.named("dpo+sft", tau=1.0)
 
 
 @pytest.mark.parametrize(

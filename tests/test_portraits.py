@@ -188,7 +188,7 @@ def test_what_rests_outside_of_the_axes_is_told_in_words(ring):
 
 
 def test_the_chosen_log_ratio_falls_where_it_is_shaded(ring):
-    label = "chosen log-ratio falls\nwithout coupling"
+    label = "chosen log-ratio falls"
     ax = plots.portrait(card_of(Upright(), ring), lines=0)
     for position, expected in (((5.5, 0), True), ((19, -19), True), ((4.5, 0), False)):
         assert shaded(ax, label, position) == expected

@@ -78,7 +78,7 @@ def portrait(
     The portrait shows arrows of the velocity (their length grows with the logarithm of the speed),
     flow lines from a ring of starts and from the reference point, and the critical points of the
     card with kind and stability. Critical points outside the axes are listed. Three regions are
-    shaded: where the chosen log-ratio falls without coupling; plateaus (negative margin, and a
+    shaded: where the flow lowers the chosen log-ratio; plateaus (negative margin, and a
     speed below 1 % of the speed at the reference point); and where the loss is not defined.
 
     Args:
@@ -171,8 +171,8 @@ def _shade_parts(ax: Axes, grid: SampledFlow, slow: float, critical_sets: Critic
     wrong = grid.states[..., 0] < grid.states[..., 1]
     apart = ~_beside(grid, critical_sets) & ~flat
     plateau = np.where(wrong & apart, slowness(grid, slow), -1.0)
-    falls = "chosen log-ratio falls\nwithout coupling"
-    shade(ax, grid.axes, grid.gradient[..., 0] > 0, falls, face=_FALL)
+    falls = "chosen log-ratio falls"
+    shade(ax, grid.axes, grid.velocity[..., 0] < 0, falls, face=_FALL)
     shade(ax, grid.axes, plateau, _PLATEAU, **DOTTED)
     if region is not None:
         shade(ax, grid.axes, flat, _name_of(region), hatch="///", edge=POINT_COLOR)

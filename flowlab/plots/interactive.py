@@ -282,7 +282,7 @@ def _points(view: View) -> dict[str, Any]:
     x, y, words = list[Any](), list[Any](), list[str]()
     shapes, sizes = list[str](), list[int]()
     for point in view.points:
-        path = np.atleast_2d(point.place if point.path is None else point.path)
+        path = np.atleast_2d(point.position if point.path is None else point.path)
         x += [*_rounded(path[:, 0]), None]
         y += [*_rounded(path[:, 1]), None]
         words += [point.name] * (len(path) + 1)

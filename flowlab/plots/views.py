@@ -228,7 +228,7 @@ def _approached(
 ) -> str:
     """The name of the critical point that the end of a line is close to; "" if there is none."""
     for point in points:
-        path = np.atleast_2d(point.place if point.path is None else point.path)
+        path = np.atleast_2d(point.position if point.path is None else point.path)
         if np.min(np.max(np.abs(path - end) / widths, axis=1)) < _NEAR:
             return point.name
     return ""

@@ -54,7 +54,11 @@ def steps_alone(
 
 
 def bounded_rates(
-    problem: Problem, states: PyTree[Float[np.ndarray, "n ..."]], steps: Float[np.ndarray, " n"]
+    problem: Problem,
+    states: PyTree[Float[np.ndarray, "n ..."]],
+    steps: Float[np.ndarray, " n"],
+    *,
+    part: float = 1.0,
 ) -> Float[np.ndarray, " n"]:
     """The fastest rate at each state if it limits the steps by stability; 0 if it does not.
 
@@ -62,10 +66,11 @@ def bounded_rates(
         problem: The problem.
         states: States at which steps were taken; leaves of shape (n, ...).
         steps: The lengths of the steps in flow time.
+        part: Fraction of the bound of stability from which a step counts as at the bound.
     """
     rates = np.asarray(_radii(problem, states))
     with np.errstate(invalid="ignore"):  # a rate of NaN limits nothing
-        return np.where(rates * steps >= _UNSTABLE, rates, 0.0)
+        return np.where(rates * steps >= part * _UNSTABLE, rates, 0.0)
 
 
 def stiff_solvers(

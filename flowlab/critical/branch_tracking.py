@@ -1,15 +1,19 @@
 """Continuation of a single critical point over a parameter λ.
 
-From a root y(λ) of the gradient, the tangent −H⁻¹ ∂∇L/∂λ, H the Hessian, predicts the root at the
-next λ, and Newton's method corrects it. A step is accepted if the correction is below a quarter of
-the predicted displacement, and if the same step backwards returns to the root, so that a step
-cannot jump from one branch to another. A rejected step is shortened; after two accepted steps, the
-step is doubled. On a wall all computations are restricted to the face, and multipliers must stay
-positive.
+From a root y at λ, Newton's step −H⁻¹∇L, with the Hessian H at λ and the gradient at the next λ,
+predicts the root (to first order it is the step along the tangent), and Newton's method corrects
+it. A step is accepted if the correction stays within a quarter of the predicted displacement, and
+if the same step backwards returns to the root, so that a step cannot jump from one branch to
+another. A rejected step is shortened to 0.45 of its length; from the second accepted step in a row
+on, each doubles the next. On a wall all computations are restricted to the face, and multipliers
+must stay positive.
 
 A segment ends before its goal if even very short steps are rejected: because H becomes singular
 (two points meet: a fold or a pitchfork), because the point reaches or leaves a wall, or for an
-unknown reason. If the index changes between two steps, bisection locates the change.
+unknown reason. H counts as singular if its smallest curvature, in size, has fallen to 1e-2 of that
+at the start of the segment. Folds and pitchforks are not told apart: at both, points appear or
+vanish, and at a pitchfork the branch that continues changes its index. If the index changes between
+two steps, bisection locates the change.
 
 d: components; k: directions in which a point can move; v: values of the parameter along a segment.
 

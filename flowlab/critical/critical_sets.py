@@ -3,11 +3,12 @@
 A root at which the Hessian has a null vector may belong to a line of roots. A predictor–corrector
 method traces this line in both directions, until it reaches a side of the region or closes: a step
 of 0.005 of the region's diagonal along the null vector, then Newton's method back to a root. If the
-corrector fails or returns to the first root, the root is an isolated degenerate point. A path can
-also be a tail of the potential: the slope along it is hidden by rounding of the curvature across
-it, but has one sign and decreases monotonically. A path is cut where the number of positive or
-negative curvatures across it changes. A manifold of higher dimension is represented by one of its
-points; other roots belong to it if a walk along flat directions leads from them to this point.
+corrector fails or returns to the first root, or if the path is shorter than 0.1 of the diagonal,
+neither closes nor ends at sides, and is no tail, the root is an isolated degenerate point. A path
+can also be a tail of the potential: the slope along it is hidden by rounding of the curvature
+across it, but has one sign and decreases monotonically. A path is cut where the number of positive
+or negative curvatures across it changes. A manifold of higher dimension is represented by one of
+its points; other roots belong to it if a walk along flat directions leads from them to this point.
 
 k: points of a path; d: components.
 

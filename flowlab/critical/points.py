@@ -7,12 +7,14 @@ A critical point is a zero of ∇L; it does not depend on the metric. The search
    of the region (Newton's, with the absolute values of the curvatures). These find narrow wells,
    from whose surroundings |∇L|² decreases outwards.
 2. Roots. Newton's method on ∇L starts at every candidate. A root is accepted if the last step is
-   below 1e-7 of the region's diagonal. On a tail, ∇L only tends to zero at infinity. Newton's step
-   then does not become small (for e^−y it is always 1), so that tails are not mistaken for roots.
-   Directions in which rounding hides both slope and curvature are left out of the step.
-3. Merging. Roots within 1e-5 of each other are identified. A root with directions of zero curvature
-   may belong to a line or a manifold of roots, and is continued along these directions
-   (`critical_sets`).
+   below 1e-7 of the region's diagonal and, if states must be positive, below 1e-3 of each
+   component. On a tail, ∇L only tends to zero at infinity. Newton's step then does not become small
+   (for e^−y it is always 1), so that tails are not mistaken for roots. Directions in which rounding
+   hides both slope and curvature are left out of the step.
+3. Merging. Roots closer to each other than 1e-5 of the region's diagonal are identified, and roots
+   closer than 0.05 of it to an isolated degenerate root if the midpoint is a root too. A root with
+   directions of zero curvature may belong to a line or a manifold of roots, and is continued along
+   these directions (`critical_sets`).
 4. Classification by the signs of the eigenvalues of the Hessian. An eigenvalue counts as 0 if
    rounding or the uncertainty of the root hides its sign. Rates are the eigenvalues of M·Hessian, M
    the metric.

@@ -2,9 +2,10 @@
 
 The flow map Φ maps a start y₀ to the end of its line, at a target or at a fixed flow time T; τ(y₀)
 is the time of arrival at the target. DΦ and ∇τ come from forward-mode differentiation of the
-integration (`solve.tangents`), events included: at a level, ∇τ follows from the implicit function
-theorem. The finite-time Lyapunov exponent is (1/T) log σ_max(DΦ), with σ_max the largest singular
-value.
+integration (`solve.tangents`), events included. A level located by a signal, as under arc length,
+is differentiated by the implicit function theorem; under the clocks of loss and margin the
+integration ends at the level itself, and the flow time is differentiated as one of the unknowns.
+The finite-time Lyapunov exponent is (1/T) log σ_max(DΦ), with σ_max the largest singular value.
 
 n: starts; d: components of a state; k: components of an end.
 

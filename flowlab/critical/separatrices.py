@@ -3,7 +3,9 @@
 They are the stable manifolds of the saddles. Each half is a flow line followed backwards in time.
 It starts near the saddle, at a distance of 1e-5 of the region's diagonal, in the direction of the
 eigenvector of M·Hessian (M the metric) with the positive eigenvalue. Backwards in time the flow
-contracts neighbours onto the manifold, so that the error of the start decreases along the curve.
+contracts neighbours onto the manifold, so that the error of the start decreases along the curve. A
+curve ends where it leaves the region, widened by 2 per cent on each side, or after 40 time
+constants of the slowest rate of the saddle, as near a maximum.
 
 k: points of a curve.
 

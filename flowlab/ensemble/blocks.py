@@ -2,17 +2,20 @@
 
 A lane is one flow line during its integration. A block wastes work if its lanes need different
 steps, or end at different times. The starts are therefore distributed over slabs, each a fair
-sample of all. Each slab is sorted by the potential and cut into blocks of consecutive starts, whose
-lanes are then similar. On CPUs one call of compiled code integrates eight blocks one after the
-other; calls run on several threads, and on several devices.
+sample of all. By default a block has 992 lanes on a CPU and 65,536 elsewhere; a slab has 32 blocks.
+Each slab is sorted by the potential and cut into blocks of consecutive starts, whose lanes are then
+similar. On CPUs one call of compiled code integrates eight blocks one after the other; calls run on
+several threads, and on several devices.
 
-A block ends when only one lane in 16 is still running. The unfinished lanes of all blocks are
-collected into new blocks, and continue from their present states. Lanes that were evicted because
-they alone needed small steps (`solve.engine`) continue under the arc-length clock. Lanes that went
-past their level under the clock of loss or margin start again under the arc-length clock. If a
-block uses up its steps, its unfinished lanes continue in small blocks, in which few other lanes can
-slow them down, for the same number of steps. A sample of the small blocks runs first, and further
-rounds follow as long as at least half of the lanes of a round end.
+Of 32 blocks or more (512 with derivatives), each ends when only one lane in 16 is still running; of
+fewer, each runs to its last lane. The unfinished lanes of all blocks are collected into new blocks,
+and continue from their present states. New blocks end in the same way, and a single one runs to its
+last lane. Lanes that were evicted because they alone needed small steps (`solve.engine`) continue
+under the arc-length clock. Lanes that went past their level under the clock of loss or margin start
+again under the arc-length clock. If a block uses up its steps, its unfinished lanes continue in
+small blocks, in which few other lanes can slow them down, for the same number of steps. A sample of
+the small blocks runs first, and further rounds follow as long as at least half of the lanes of a
+round end.
 
 The starts alone determine the lanes of a block and their order, and identical blocks give identical
 bits. Other blocks take other steps, and their results agree to the tolerance.

@@ -5,8 +5,11 @@ single lane (`solve.engine`), with the same problem, method, events and loop ove
 `solve.row_control` rewrites this program for a row of lanes side by side, each with its own step. A
 loop runs until the last lane of the row has left it; it does not change lanes that have left it
 before. Lanes do not interact otherwise, so that the bits of a lane do not depend on the other lanes
-of its row. Lanes that go wrong under the clock of loss or margin start again under the arc-length
-clock, as in `blocks`.
+of its row. A lane whose steps become too small, or that goes past its level, starts again from its
+start under the arc-length clock; `blocks` continues the former from its present state. There are no
+small blocks: a lane that uses up its steps has the outcome `step_limit`. Stabilised methods and
+Rodas5P are left to `blocks`. Results agree with those of `blocks` to the tolerance, not in their
+bits.
 
 n: starts.
 """

@@ -1,5 +1,8 @@
 """RKC2: the stabilised method of order 2, based on damped Chebyshev polynomials.
 
+The product h·ρ of a step and the fastest rate is at most 2.6e6, with 2,000 stages, in float64, and
+52, with 9 stages, in float32.
+
 Source: Sommeijer, Shampine and Verwer, J. Comput. Appl. Math. 88 (1998) 315–326.
 """
 

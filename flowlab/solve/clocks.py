@@ -12,9 +12,17 @@ With a clock s, time and state obey dt/ds = g and dy/ds = g·v(y), v the velocit
   singular where ∇L vanishes.
 - `margin`: s is the increase of the margin of the single pair, otherwise as for `loss`.
 
-The last two clocks are scaled such that s runs from 0 at the start to 1 at the last level. When s
-arrives at a level, `engine` compares the loss or margin of the state with the level. The names are
-those of `flowlab.until.Clock`.
+Each target has a default clock. For positive levels of the loss it is `margin`, or `loss` if the
+loss is not a decreasing function of the margin of a single pair; for other levels of the loss, for
+a speed and for the boundary it is `arc_length`. For a margin it is `margin` if the loss is a
+decreasing function of it, else `arc_length`. For a time it is `time`, or `arc_length` if the
+boundary absorbs. For a single line, or with times to save at, `arc_length` takes the place of
+`loss` and `margin`; for a reversed flow these two are not possible at all. The default of stiff
+solvers is `time`, or `arc_length` if the boundary absorbs.
+
+The last two clocks, and time if the target is a time, are scaled such that s runs from 0 at the
+start to 1 at the last level. When a clock of loss or margin arrives at a level, `engine` compares
+the loss or margin of the state with the level. The names are those of `flowlab.until.Clock`.
 
 k: levels of the target.
 

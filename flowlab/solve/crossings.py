@@ -7,11 +7,15 @@ of θ. A signal that can fall below zero and rise again within a step (a margin 
 back, the pressure on a wall) is also evaluated at nine interior points. Only excursions shorter
 than a tenth of a step are then missed.
 
-An interpolant is less accurate than the step's end. For Runge–Kutta methods the lane continues from
-the interpolated point. The interpolants of stabilised methods are poor in fast directions: for
-these methods the step is repeated with the shorter length, which Newton's method corrects until the
-step ends at the event. Derivatives of the event's position with respect to the start follow from
-the implicit function theorem at the located point.
+A lane that begins a step on a wall, as after its release, has no positive distance from the wall.
+If no event is located in the step, and the lane ends it beyond the wall and moving outwards, it
+reaches the wall at the end of the step.
+
+An interpolant is less accurate than the step's end. For Runge–Kutta methods and Rodas5P the lane
+continues from the interpolated point. The interpolants of stabilised methods are poor in fast
+directions: for these methods the step is repeated with the shorter length, which Newton's method
+corrects until the step ends at the event. Derivatives of the event's position with respect to the
+start follow from the implicit function theorem at the located point.
 
 m: signals; n: lanes.
 

@@ -12,16 +12,19 @@ controller sets the next h: proportional to q^(−1/order), or, for stabilised m
 controller. After an accepted step, each lane is treated separately:
 
 1. `crossings` locates the first zero of the lane's signals in the interpolant of the step. The lane
-   then stays at that point, and `events` applies the event: a wall, a level, the end.
-2. If a clock of loss or margin says that a lane is at a level, the loss or margin of the state is
-   compared with the level. A lane before the level continues with a corrected clock. A lane past
-   the level starts again under the arc-length clock, and locates the level by a signal.
+   then stays at that point, and `events` applies the event: a wall, a level, the end. The folds of
+   measures get seven equally spaced points, ends included, from the interpolant up to there.
+2. If a clock of loss or margin is at a level, the loss or margin of the state is compared with the
+   level, within 10·rtol times its size (at least one nat for a margin). A lane before the level
+   continues with a corrected clock. A lane past the level, or no nearer to it than before the step,
+   starts again from its start under the arc-length clock, and locates the level by a signal.
 3. `stationarity` ends the lanes that have come to rest.
 
 A single lane must not slow down its block indefinitely. If the next step would be below 1e-5 of the
 first, the lanes with too large errors are evicted, and are continued elsewhere under the arc-length
-clock. Under that clock, a lane whose steps would be below 1e-12 of the first ends with the outcome
-`step_limit` or `non_finite`.
+clock (from their start if they are at a level or past it); the others go on with the first step and
+a new count of steps. Under arc length, with a stiff solver, and for a single line, a lane whose
+steps would be below 1e-12 of the first ends instead, with the outcome `step_limit` or `non_finite`.
 
 Source: Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), sections II.4
 (step-size control) and II.6 (interpolants); Söderlind, ACM Trans. Math. Softw. 29 (2003) 1–26 (PI

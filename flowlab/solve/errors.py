@@ -1,14 +1,19 @@
 """Errors of a step relative to their tolerances, from which the next step is chosen.
 
 The embedded method gives an estimate e of the error of each unknown. The tolerance is rtol·|q| +
-atol for a coordinate q, with the larger of |q| before and after the step; for flow time and
-integrals it is purely relative. The error of a lane is the largest quotient of error and tolerance.
+atol for a coordinate q, with the larger of |q| before and after the step; for log x on a positive
+domain it is rtol + atol/x, an absolute error of log x, with the larger x. For flow time and the
+integrals of measures it is purely relative; for the integral of the pressure it is 1e-4 of the flow
+time (rtol if that is larger). The error of a lane is the largest quotient of error and tolerance.
 
 In a stiff valley this test is not enough: an error e that is within tolerance across the valley can
 exceed what is left of the loss, or change the velocity altogether. After the first 32 steps of a
 lane, two more quantities are therefore evaluated both at y and at y − e: the quantity of the target
-(a loss, a margin, a speed) and, if there are measures, the velocity. Their changes must also be
-within rtol, and ten times rtol for the velocity.
+(a loss, a margin, a speed) and, if there are measures, the velocity. The change of the first must
+be within rtol times the sum of the sizes of level and value (at least one nat for a margin), and
+that of the velocity within ten times rtol, relative to its largest component. The first test is
+omitted for the clock of margin, for levels of zero unless the target is a margin, and for targets
+of time and for the boundary.
 """
 
 from collections.abc import Callable

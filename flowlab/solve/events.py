@@ -2,11 +2,12 @@
 
 At a level the flow time is recorded; at the last level the lane has reached its target. At a wall a
 lane ends if the flow has `wall="stop"`. If the flow slides, the lane is first put exactly onto the
-wall. All walls that it then touches, within a hundredth of the tolerance, are candidates for active
-constraints. `walls` solves the complementarity problem that decides which of them hold the lane.
-The lane continues along these walls, or ends if they leave it no velocity. The same problem is
-solved when the pressure on a wall falls to zero, so that a lane is released from a wall at the
-point at which its free velocity turns inward.
+wall. All walls n·y ≤ b that it then touches, within 0.16·rtol·(|b| + |n|·|y|), are candidates for
+active constraints; |n| and |y| hold the absolute values of the components. `walls` solves the
+complementarity problem that decides which of them hold the lane. The lane continues along these
+walls, or ends if they leave it no velocity. The same problem is solved when the pressure on a wall
+falls to zero, so that a lane is released from a wall at the point at which its free velocity turns
+inward.
 
 n: lanes.
 """

@@ -3,9 +3,9 @@
 The default solver is Tsit5, of order 5, or Dopri8, of order 8, if rtol is below 3e-8. Any explicit
 Runge–Kutta method of diffrax can be used instead, or a method for stiff flows: stabilised
 (`chebyshev`, `rock`) or linearly implicit (`rosenbrock`). The controller gets errors already
-divided by their tolerances. For explicit Runge–Kutta methods it is the elementary controller, which
-uses the last error alone. For stabilised methods, whose rejected steps cost many stages, it is a PI
-controller with gains 0.4 and 0.3.
+divided by their tolerances. For explicit Runge–Kutta methods and Rodas5P it is the elementary
+controller, which uses the last error alone. For stabilised methods, whose rejected steps cost many
+stages, it is a PI controller with gains 0.4 and 0.3.
 
 Source: Tsitouras, Computers and Mathematics with Applications 62 (2011) 770–775 (Tsit5); Hairer,
 Nørsett and Wanner, Solving Ordinary Differential Equations I (1993), section II.5 (Dopri8).

@@ -2,7 +2,8 @@
 
 A lane is one flow line during its integration. Arrays of a block have the lanes on their last axis,
 so that every component of a state is contiguous. Mathematics is written for one lane and mapped
-over that axis.
+over that axis. In float32 the flow time has that precision as well, the default rtol is 1e-4, and
+the smallest possible is 6e-6 (in float64, 1e-6 and 1.1e-14).
 
 d: components of a state; k: levels of the target; m: signals; n: lanes; s: times to save at.
 """

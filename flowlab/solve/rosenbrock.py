@@ -8,7 +8,9 @@ Nothing is iterated, so that a step cannot fail to converge.
 In the direction of an eigenvector that grows at a rate λ, a step multiplies by a rational function
 R(hλ). It equals e^(hλ) to 4e-5 at hλ = 1, but has a pole at 1/γ = 4.7 and tends to 0 beyond the
 pole. Long steps would therefore keep a line at a saddle, and the error estimate, which is relative
-to the whole state, would not show it. In `sweep` and `flow_line` no step is longer than 1/λ.
+to the whole state, would not show it. In `sweep` and `flow_line` the next step is at most 1/λ, with
+the largest λ of all lanes at the start of the last step; a step with hλ above 1.5 is rejected. On a
+GPU or TPU, λ is replaced by an upper bound, the largest eigenvalue of the symmetric part of J.
 
 d: coordinates; n: lanes; r: unknowns of a lane, the d coordinates first.
 """

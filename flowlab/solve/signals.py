@@ -8,8 +8,9 @@ detects a line that crosses a wall and comes back within one step: the rate chan
 the distance is least. `crossings` locates the first zero.
 
 An absorbing boundary x = 0 lies at log x = −∞. A lane ends far below its start, 145 decades in
-float64, or 12 if the boundary is the target. The remaining time is added in closed form: near the
-boundary the speed of log x is a power of x, and `absorption_tail` estimates the exponent.
+float64 and 14 in float32, or 12 if the boundary is the target. The remaining time is added in
+closed form: near the boundary the speed of log x is a power of x, and `absorption_tail` estimates
+the exponent.
 
 m: signals.
 """

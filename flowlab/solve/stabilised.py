@@ -8,6 +8,11 @@ evaluations of the field. No linear system is solved and no matrix is computed: 
 power iteration on the field, and the number of stages follows from h·ρ. All lanes that share a step
 use the number of stages that the most demanding lane needs.
 
+The estimate of ρ, which is a lower bound, is multiplied by 1.2 and, while it grows by more than 5
+per cent, by its last growth (at most 4). It is renewed after rejections, events and at most 25
+accepted steps. Rounding or the largest number of stages limits h·ρ: a longer step is rejected, and
+the next step is kept below the limit.
+
 n: lanes.
 
 Source: Hairer and Wanner, Solving Ordinary Differential Equations II (1996), section IV.2; and the

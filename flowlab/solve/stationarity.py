@@ -4,17 +4,19 @@ A small velocity does not show that a line has arrived: a plateau and the bed of
 slow too. A lane is at rest if the remaining distance to a critical point is below ten tolerances of
 the state. This distance is estimated in two ways.
 
-1. After every step, from p, the velocity of the coordinates, and p', its derivative along the flow
-   line. If the line decays at a single rate, the remaining displacement is p·|p|²/(−p·p'). In a
-   stiff valley p is dominated by the motion across the valley, and the estimate can be far too
-   small.
+1. After every step, except under the clocks of loss and margin and if the target is a time, from p,
+   the velocity of the coordinates, and p', its derivative along the flow line. If the line decays
+   at a single rate, the remaining displacement is p·|p|²/(−p·p'). In a stiff valley p is dominated
+   by the motion across the valley, and the estimate can be far too small.
 2. For lanes that pass the first test, by Newton's step to the critical point. It is computed by up
-   to eight conjugate gradient steps, preconditioned with the metric of the flow; the first of these
-   is the estimate above. If the gradient does not vanish along a direction without curvature, there
-   is no critical point.
+   to eight conjugate gradient steps, preconditioned with the metric of the flow, and the last of
+   them counts; the first equals the estimate above if the metric is a constant multiple of the
+   identity in the coordinates. A direction with negative or no curvature means that there is no
+   critical point nearby.
 
-Neither estimate needs the Hessian as a matrix. At a detected critical point, the error of the state
-is at most the tolerance times the condition number of the Hessian.
+Neither displacement may pass the target. Neither estimate needs the Hessian as a matrix. At a
+detected critical point, the error of the state is at most the tolerance times the condition number
+of the Hessian.
 
 Source: Nocedal and Wright, Numerical Optimization (2006), section 7.1 (Newton's method with
 conjugate gradients).

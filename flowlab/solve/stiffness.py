@@ -1,5 +1,11 @@
 """The choice of a solver for stiff lines, whose steps stability limits, and not accuracy.
 
+A line is stiff if the mean length of its last steps in flow time (in a sweep 64 further steps, in
+`flow_line` 24) times the fastest rate, from a power iteration and with the factor 1.2 of
+`stabilised`, is at least 1. The solvers are tried in turn: Rodas5P for up to 32 numbers in a state;
+then, if the metric is constant, ROCK4 and RKC2, RKC2 first if rtol is 1e-5 or more, or if ROCK4's
+longest steps cannot reach the last time within the step limit.
+
 n: lanes.
 """
 

@@ -53,6 +53,7 @@ DIFFERENCES = 2.0
 # Probability that a further order ends within the band. Of four orders it is at most 1.9 times as
 # wide as they are apart, wherever they lie.
 BAND = 0.75
+_NEVER = 2**30  # steps between two states kept: as many in any run, so that all share a program
 _FEWEST = 2  # orders, to see how far two are apart
 _QUANTITIES = ("u_chosen", "u_rejected", "margin")
 
@@ -337,7 +338,7 @@ class _Trial:
             self.policy.start,
             hf_optimiser(rates, len(rates), adam_betas=betas, **self.fixed),
             batches=batches,
-            keep_every=len(batches),
+            keep_every=_NEVER,
             watch=(),  # all pairs are looked at once, at the end
             keep_states=False,
             progress=self.progress,
@@ -357,7 +358,7 @@ def _log_ratios(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "n 2
     return watched_at(flow, ("u",), state)["u"]
 
 
-_log_ratios_compiled = compiled(_log_ratios)
+_log_ratios_compiled = compiled(_log_ratios, lightly=True)
 
 
 def _pilots(

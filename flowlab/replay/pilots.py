@@ -158,7 +158,7 @@ class Forecast:
         return f"Forecast({'a draw' if self.is_draw else 'no draw'}: {told} nats)"
 
     def text(self) -> str:
-        """What the forecast rests on, and how well its band is known, in a few sentences."""
+        """A few sentences on what the forecast rests on, and how well its band is known."""
         if self.by_pilots:
             apart = abs(self.pilots[0, 2] - self.pilots[1, 2]) / abs(self.pilots[0, 2])
             return (

@@ -49,7 +49,8 @@ def text(found: Found) -> str:
     """The forecasts as text: a table, and a sentence on the runs behind each forecast."""
     parts = [
         f"{found.pairs} pairs, {found.steps} steps. Means over all pairs at the end of the run, "
-        "nats; in brackets, or alone where the run is a draw, the band for them:",
+        "nats; in brackets, or alone where the run is a draw, the band in which it is expected to "
+        "end:",
         replay.forecasts_table(found.forecasts),
         "\n".join(f"{name}: {one.text()}" for name, one in found.forecasts.items()),
     ]

@@ -60,6 +60,7 @@ DIFFERENCES = 2.0
 # Probability that a further order ends within the band. The band from four orders is at most 1.9
 # times as wide as their range.
 BAND = 0.75
+_NEVER = 2**30  # steps between two kept states; the same in all runs, which then share a program
 _FEWEST = 2  # minimal number of orders, to compare their ends
 _QUANTITIES = ("u_chosen", "u_rejected", "margin")
 
@@ -356,7 +357,7 @@ class _Trial:
             self.policy.start,
             hf_optimiser(rates, len(rates), adam_betas=betas, **self.fixed),
             batches=batches,
-            keep_every=len(batches),
+            keep_every=_NEVER,
             watch=(),  # all pairs are looked at once, at the end
             keep_states=False,
             progress=self.progress,
@@ -376,7 +377,7 @@ def _log_ratios(flow: PreferenceFlow, state: PyTree[Array]) -> Float[Array, "n 2
     return watched_at(flow, ("u",), state)["u"]
 
 
-_log_ratios_compiled = compiled(_log_ratios)
+_log_ratios_compiled = compiled(_log_ratios, lightly=True)
 
 
 def _pilots(

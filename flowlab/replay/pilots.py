@@ -330,7 +330,9 @@ class _Trial:
                 self.finished.add(found, *run)
         return np.array(found[:3]), found[3]
 
-    def _carried_out(self, rates: np.ndarray, betas: Any, batches: list[np.ndarray]) -> list[float]:
+    def _carried_out(
+        self, rates: np.ndarray, betas: Any, batches: Sequence[np.ndarray]
+    ) -> list[float]:
         """Means of u_w, u_l and the margin at the end, and the fraction that fell."""
         flow = preference_flow(self.loss, self.policy)
         run = descend(

@@ -10,7 +10,7 @@ lanes are gathered into blocks of their own, and go on from where they stand. La
 evicted because they alone needed small steps (`solve.engine`) go on under the arc-length clock, and
 lanes whose clock had led them past their level begin again under it. Lanes whose block has used up
 its steps go on in small blocks, which few others hold up, for as many steps again: first those of a
-sample of these blocks, and more as long as half of the lanes of the last ones arrive.
+sample of these blocks, and more as long as one in eight lanes of the last ones arrives.
 
 The lanes of a block and their order are fixed by the starts alone: identical blocks give identical
 bits. Otherwise the results agree to the tolerance, as another block takes other steps.
@@ -75,7 +75,7 @@ _FEW_ON_CPU = 8  # lanes of a small block: each crosses a kink at another time, 
 _FEW_ON_ACCELERATOR = 512  # which takes a step of these in the time of one of a single lane
 _FIRST = 2  # small blocks that go on first, as a sample
 _MORE = 4  # times as many of them in each round as in the one before
-_ARRIVING = 0.5  # of the lanes of a round, for another to be worth its steps
+_ARRIVING = 1 / 8  # of the lanes of a round, for another to be worth its steps: one in each block
 _SEED = 0  # of the order of small blocks
 _ENOUGH_BLOCKS = 32
 _WORTH_OPTIMISING = 4_000  # runs

@@ -99,8 +99,8 @@ def sweep(
             elsewhere or if `block_size` is given.
         max_steps: Steps that a block tries. The count begins again when a lane that held up the
             block has left it. Lanes that are still running then go on in small blocks, of 8 on a
-            CPU and 512 elsewhere, for as many steps again, as long as half of these lanes arrive
-            so; the outcome of others is `step_limit`.
+            CPU and 512 elsewhere, for as many steps again, as long as one in eight of them
+            arrives so; the outcome of others is `step_limit`.
         optimise: Whether the compiler optimises its code. It then takes two or three times as long,
             and the run is several times as fast. None for yes from 4,000 runs on. A kernel is
             always optimised.

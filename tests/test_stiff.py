@@ -279,7 +279,7 @@ def test_a_large_state_is_followed_without_a_matrix_by_choice():
 
 @SOLVERS
 def test_the_longest_step_is_one_that_the_stages_can_bear_whatever_the_rounding(solver):
-    method = solve.make_method(solver, rtol=1e-6).solver
+    method: Any = solve.make_method(solver, rtol=1e-6).solver
     longest = float(solver.longest(np.float64, 1e-6))
 
     def reach(radius):

@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_family_is_refused(strange: Path) -> None:
         (dict(reference="nowhere"), "Option --reference must be the folder of a checkpoint, but"),
         (dict(data="none.jsonl"), "Option --data must be a file of preferences, but none.jsonl"),
         (dict(max_length=3), "Option --data must have a pair whose responses are not cut off"),
-        (dict(log=DATA / "log_orpo.json"), "Option --log must have steps and log-ratios, but is"),
+        (dict(log=DATA / "log_orpo.json"), "Option --log must have steps and log-ratios, but "),
         (dict(log="none.json"), "Option --log must name a training log, but none.json does not"),
         (dict(schedule="linear"), "Option --schedule has no effect without --learning-rate."),
         (dict(set="tau=1"), "Option --set has no effect without --loss."),

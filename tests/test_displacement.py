@@ -314,7 +314,7 @@ REFUSED = {
     r"Argument `ratios` must have shape \(n,\)": dict(ratios=[[0.5]]),
     "Argument `ratios` must be at most the square root": dict(ratios=[1.3]),
     r"Argument `margins` must have shape \(n,\)": dict(margins=[]),
-    "Argument `margins` must be None where `starts`": dict(margins=[0.0], starts=[[0.0, 0.0]]),
+    "Argument `margins` must be None if `starts`": dict(margins=[0.0], starts=[[0.0, 0.0]]),
     r"Argument `starts` must have shape \(n, 2\)": dict(starts=[0.0, 1.0]),
     "Argument `starts` must be finite": dict(starts=[[np.inf, 0.0]]),
 }

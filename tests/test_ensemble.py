@@ -1,5 +1,7 @@
 """Sweeps: blocks, neighbours, devices, outcomes, hyper-parameters, audit, and bad input."""
 
+from typing import Any
+
 import diffrax
 import jax
 import numpy as np
@@ -139,9 +141,10 @@ def time_across_the_bend(start, margin):
         def goal(_, u):
             return u[0] - u[1] - margin
 
-        bend.direction = 1 if bent else -1  # pyright: ignore
-        bend.terminal = goal.terminal = True  # pyright: ignore
-        options = {"events": (bend, goal), "method": "DOP853", "rtol": 1e-11, "atol": 1e-13}
+        events: Any = (bend, goal)
+        for event, direction in zip(events, (1 if bent else -1, 1), strict=True):
+            event.terminal, event.direction = True, direction
+        options: Any = {"events": events, "method": "DOP853", "rtol": 1e-11, "atol": 1e-13}
         piece = solve_ivp(velocity, (time, 1e4), state, **options)
         time, state = piece.t[-1], piece.y[:, -1]
         if len(piece.t_events[1]):

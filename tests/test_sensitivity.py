@@ -288,7 +288,7 @@ def test_log_ratios_of_a_pair_do_not_say_which_logits_are_meant():
 def test_a_state_that_is_no_vector_has_no_jacobian():
     flow = fl.Flow(lambda tree: jnp.sum(tree["y"] ** 2))
     trees: Any = {"y": SQUARE}
-    with pytest.raises(ValueError, match="`starts` must have shape .n, d., with a vector"):
+    with pytest.raises(ValueError, match="`starts` must have shape .n, d., since derivatives"):
         sensitivity(flow, trees, until=until.time(1.0))
 
 

@@ -14,8 +14,8 @@ last lane. Lanes that were evicted because they alone needed small steps (`solve
 under the arc-length clock. Lanes that went past their level under the clock of loss or margin start
 again under the arc-length clock. If a block uses up its steps, its unfinished lanes continue in
 small blocks, in which few other lanes can slow them down, for the same number of steps. A sample of
-the small blocks runs first, and further rounds follow as long as at least half of the lanes of a
-round end.
+the small blocks runs first, and further rounds follow as long as at least one in eight lanes of a
+round ends.
 
 The starts alone determine the lanes of a block and their order, and identical blocks give identical
 bits. Other blocks take other steps, and their results agree to the tolerance.
@@ -80,7 +80,7 @@ _FEW_ON_CPU = 8  # lanes of a small block: lanes cross a kink at different times
 _FEW_ON_ACCELERATOR = 512  # lanes of a small block, which takes a step in the time of a single lane
 _FIRST = 2  # small blocks that continue first, as a sample
 _MORE = 4  # times as many small blocks in each round as in the round before
-_ARRIVING = 0.5  # of the lanes of a round: if fewer arrive, there is no further round
+_ARRIVING = 1 / 8  # of the lanes of a round, one in each block: if fewer arrive, it was the last
 _SEED = 0  # of the order of small blocks
 _ENOUGH_BLOCKS = 32
 _WORTH_OPTIMISING = 4_000  # runs

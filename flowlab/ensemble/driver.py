@@ -101,8 +101,8 @@ def sweep(
         max_steps: Largest number of attempted steps of a block. The count restarts when a line that
             slowed down the block has been removed from it. If a block uses up its steps, its
             unfinished lines continue in small blocks (of 8 lines on a CPU, 512 elsewhere) for as
-            many steps again, unless most lines of a sample fail to end. Lines without an end have
-            the outcome `step_limit`.
+            many steps again, as long as one in eight of them ends. Lines without an end have the
+            outcome `step_limit`.
         optimise: Whether the compiler optimises its code. Compilation then takes two or three times
             as long, and the run is several times as fast. None optimises from 4,000 runs on. A
             kernel is always optimised.

@@ -86,8 +86,8 @@ def _stiff(
 ) -> tuple[Int[np.ndarray, " n"], float]:
     """The indices of the stiff starts among those with the outcome `step_limit`, and the top rate.
 
-    Only starts whose steps, shared ones too, came near the bound in the mean are tested by steps of
-    their own.
+    If the steps of one start, shared ones too, came near the bound in the mean, all take further
+    steps alone: a start whose steps were shorter may have shared those of a stiff one.
     """
     left = np.flatnonzero(results["outcome"] == Outcome.step_limit)
     ends, steps = results["end"], results["end_time"] / np.maximum(results["steps"], 1)
@@ -99,7 +99,8 @@ def _stiff(
         alone = steps_alone(problem, method, _at(some, starts), _at(some, ends))
         return bounded_rates(problem, *alone)
 
-    left = left[_in_parts(may_be, left) > 0]
+    if not np.any(_in_parts(may_be, left) > 0):
+        return left[:0], 0.0
     rates = _in_parts(are, left)
     return left[rates > 0], float(np.max(rates, initial=0.0))
 

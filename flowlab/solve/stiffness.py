@@ -1,10 +1,11 @@
 """The choice of a solver for stiff lines, whose steps stability limits, and not accuracy.
 
-A line is stiff if the mean length of its last steps in flow time (in a sweep 64 further steps, in
-`flow_line` 24) times the fastest rate, from a power iteration and with the factor 1.2 of
-`stabilised`, is at least 1. The solvers are tried in turn: Rodas5P for up to 32 numbers in a state;
-then, if the metric is constant, ROCK4 and RKC2, RKC2 first if rtol is 1e-5 or more, or if ROCK4's
-longest steps cannot reach the last time within the step limit.
+A line is stiff if the mean length of its last steps in flow time times the fastest rate is at least
+1. The last steps are the latter half of 128 further steps in a sweep, and 24 steps in `flow_line`;
+the rate is from a power iteration, with the factor 1.2 of `stabilised`. The solvers are tried in
+turn: Rodas5P for up to 32 numbers in a state; then, if the metric is constant, ROCK4 and RKC2. RKC2
+comes first if rtol is 1e-5 or more, or if ROCK4's longest steps cannot reach the last time within
+the step limit.
 
 n: lanes.
 """
@@ -26,7 +27,7 @@ from flowlab.solve.compilation import compiled
 from flowlab.solve.engine import advance
 from flowlab.solve.lane_lifecycle import begin, finish
 from flowlab.solve.method import Method
-from flowlab.solve.problem import Problem, steady_clock
+from flowlab.solve.problem import Lanes, Problem, steady_clock
 from flowlab.solve.rock import ROCK4
 from flowlab.solve.rosenbrock import Rodas5P
 from flowlab.solve.spectrum import metric_is_constant
@@ -36,8 +37,8 @@ __all__ = ["bounded_rates", "steady", "steps_alone", "stiff_solvers"]
 
 _UNSTABLE = 1.0  # step times fastest rate: standard methods are stable up to about 3 to 6. It is
 # smaller if accuracy limits the steps, unless all rates are similar
-_LOOKED_AT = 64  # steps that a line takes alone: so many that the first ones, which are still
-# growing, matter little in the mean
+_LOOKED_AT = 64  # steps that a line takes alone, and again as many whose mean length is taken: the
+# first ones are still growing, or are those of a fast mode that decays
 _LOOSE = 1e-5  # rtol from which order 2 is tried before order 4, which gains little there
 _SMALL = 32  # components up to which the matrix of a state costs little compared with its use
 
@@ -48,7 +49,7 @@ def steps_alone(
     starts: PyTree[Float[np.ndarray, "n ..."]],
     states: PyTree[Float[np.ndarray, "n ..."]],
 ) -> tuple[PyTree[Float[np.ndarray, "n ..."]], Float[np.ndarray, " n"]]:
-    """Take some further steps of each line alone; the states after them, and their mean length.
+    """Take further steps of each line alone; the states after them, the mean length of the last.
 
     Args:
         problem: The problem.
@@ -125,11 +126,15 @@ def _steps_alone(
             begin(problem, jax.tree.map(lambda leaf: leaf[..., None], at)) for at in (start, state)
         )
         lanes = dataclasses.replace(lanes, atol=first.atol)
+        _, found = jax.lax.scan(further, lanes, length=2)
+        times, steps = found["end_time"][:, 0], found["steps"][:, 0]
+        end = jax.tree.map(lambda leaf: leaf[1, ..., 0], found["end"])
+        return end, (times[1] - times[0]) / like(jnp.maximum(steps[1] - steps[0], 1), times)
+
+    def further(lanes: Lanes, _: None) -> tuple[Lanes, dict[str, Any]]:
         lanes, _, _ = advance(problem, method, lanes, max_steps=_LOOKED_AT)
-        found = jax.tree.map(lambda leaf: leaf[..., 0], finish(problem, lanes))
-        return found["end"], found["end_time"] / like(
-            jnp.maximum(found["steps"], 1), found["end_time"]
-        )
+        found = finish(problem, lanes)
+        return lanes, {name: found[name] for name in ("end", "end_time", "steps")}
 
     return jax.vmap(of_line)(*jax.tree.map(jnp.asarray, (starts, states)))
 

@@ -132,7 +132,7 @@ def _steps_alone(
         return end, (times[1] - times[0]) / like(jnp.maximum(steps[1] - steps[0], 1), times)
 
     def further(lanes: Lanes, _: None) -> tuple[Lanes, dict[str, Any]]:
-        lanes, _, _ = advance(problem, method, lanes, max_steps=_LOOKED_AT)
+        lanes = advance(problem, method, lanes, max_steps=_LOOKED_AT)[0]
         found = finish(problem, lanes)
         return lanes, {name: found[name] for name in ("end", "end_time", "steps")}
 

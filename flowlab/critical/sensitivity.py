@@ -149,10 +149,10 @@ def sensitivity(
     """Derivatives of the end of a flow line, and of its arrival time, with respect to its start.
 
     If the target is a level (of the loss, a margin, a speed), the end stays on that level when the
-    start changes, and the arrival time changes: the event is differentiated by the implicit
-    function theorem. If the target is a time, the time is fixed. With `of="u"` for a preference
-    flow, the Jacobian maps changes of the initial log-ratios of chosen and rejected to changes of
-    their final log-ratios. If a target has several levels, the last one counts.
+    start changes, and the arrival time changes; the module describes how. If the target is a time,
+    the time is fixed. With `of="u"` for a preference flow, the Jacobian maps changes of the initial
+    log-ratios of chosen and rejected to changes of their final log-ratios. If a target has several
+    levels, the last one counts.
 
     Derivatives are undefined, NaN, if the target was not reached: because the line was absorbed by
     the boundary, stopped at a wall, came to rest, or started past the target.

@@ -19,7 +19,7 @@ from flowlab.solve.stabilised import AbstractStabilised, Slope, spread
 __all__ = ["RKC2"]
 
 _DAMPING = 2 / 13  # damping: the polynomials stay so far below 1 inside the interval, as in RKC
-_FEWEST, _MOST = 4, 2000  # stages: at least two inner ones of order 2; at most for h·ρ = 2e6
+_FEWEST, _MOST = 4, 2000  # stages: at least two inner ones of order 2; at most for h·ρ = 2.6e6
 _INTERVAL = 1.54  # (s² − 1)/(h·ρ): a little above 3/2, because of the damping; as in RKC
 _ERROR = 2 / 3  # ratio of the local error h³y'''/15 to the third divided difference of the stages,
 # h³y'''/10, since a stage at c has the term c³/10 instead of c³/6

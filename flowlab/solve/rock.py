@@ -41,10 +41,10 @@ class ROCK4(AbstractStabilised):
     The last four stages amplify rounding errors in the fastest directions by (h·ρ)⁴/80. The
     rounding errors of the field are also amplified, so that compensated sums would not help. Steps
     are kept short enough that the amplified errors stay below half of the tolerance: h·ρ is at most
-    about 2,000 at an rtol of 1e-4, 640 at 1e-6 and 110 at 1e-9. If rates differ by a factor of 1e5
-    or more, `RKC2` can need fewer evaluations. ROCK4 can be used as `solver=` in `flow_line` and
-    `sweep`, under the clocks of time and of arc length and with a constant metric, and in
-    `diffrax.diffeqsolve`.
+    about 2,000 at an rtol of 1e-4, 640 at 1e-6 and 110 at 1e-9, in float64. If rates differ by a
+    factor of 1e5 or more, `RKC2` can need fewer evaluations. ROCK4 can be used as `solver=` in
+    `flow_line` and `sweep`, under the clocks of time and of arc length and with a constant metric,
+    and in `diffrax.diffeqsolve`.
 
     All stages but the last four are a three-term recurrence of polynomials that are orthogonal with
     the weight w²/√(1 − x²). The last four stages have the stability function w, of degree four with

@@ -56,7 +56,7 @@ def test_the_texts_of_a_pair_are_those_of_its_row() -> None:
     }
     wanted = [f"    {side + ':':9} {text.strip()}" for side, text in told.items()]
     assert pairs.excerpt(7).splitlines() == wanted
-    with pytest.raises(ValueError, match="must have a tokenizer to have texts"):
+    with pytest.raises(ValueError, match="These pairs have no tokenizer"):
         dataclasses.replace(pairs, tokenizer=None).texts(7)
 
 
@@ -103,7 +103,7 @@ GOOD = {"prompt": "sort the list ", "chosen": "one", "rejected": "two"}
         ("text", WANTED.format("prompt"), "has none in row 1"),
         (GOOD | {"chosen": [{"role": "user"}]}, WANTED.format("chosen"), "has none in row 1"),
         (GOOD | {"chosen": SAID}, "have texts or conversations in a row", "has both in row 1"),
-        (GOOD | {"tools": [{}]}, "have conversations without tools", "has some in row 1"),
+        (GOOD | {"tools": [{}]}, "have no tools in its conversations", "has tools in row 1"),
         (
             GOOD | {"chosen": ""},
             "have responses with tokens",

@@ -203,7 +203,7 @@ def test_tensors_that_are_not_those_of_the_configuration_are_refused(checkpoint:
     assert_sentence = partial(assert_refused, models.load)
     bias = "transformer.h.1.mlp.c_fc.bias"
     resaved(checkpoint, lambda tensors: tensors.update(spare=np.zeros(1, np.float32)))
-    wanted = "Argument `folder` must hold the tensors of its config.json, but"
+    wanted = "Argument `folder` must hold the tensors that its config.json describes, but"
     assert_sentence(f"{wanted} {checkpoint} also has spare.", checkpoint)
     resaved(checkpoint, lambda tensors: (tensors.pop("spare"), tensors.pop(bias)))
     assert_sentence(f"{wanted} {checkpoint} lacks {bias}.", checkpoint)

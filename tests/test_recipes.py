@@ -117,7 +117,7 @@ WRONG: dict[str, tuple[str, str]] = {
     ),
     "corners of different planes": (
         PLAN.replace("lower = [0.1, 0.1]\n", "") + "[policies.logarithms]\npolicy = 'log_ratio'\n",
-        "entry `lower` must be given with `policies` on different planes",
+        "entry `lower` must be given if `policies` names policies of different planes",
     ),
     "a number that is a word": (
         PLAN.replace("rtol = 1e-5", "rtol = 'a'"),

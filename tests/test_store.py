@@ -76,7 +76,7 @@ def test_a_store_stays_unless_it_is_to_be_overwritten(small, tmp_path):
     store.write(small, tmp_path / "sweep")
     before = contents(tmp_path)
     with pytest.raises(
-        ValueError, match=r"Argument `path` must be free, .* or replace it by `overwrite`\.$"
+        ValueError, match=r"Argument `path` must be free, .* or `overwrite=True` to replace it\.$"
     ):
         store.write(small + 1, tmp_path / "sweep")
     assert contents(tmp_path) == before

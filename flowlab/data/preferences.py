@@ -56,7 +56,7 @@ class Pairs:
             ValueError: If the pairs have no tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("Pairs must have a tokenizer to have texts, but have none.")
+            raise ValueError("These pairs have no tokenizer, so that their texts are not known.")
         tokens, mask = self.tokens[index], self.mask[index]
         found = {"prompt": self.tokenizer.text(tokens[0, : int(np.argmax(mask[0]))])}
         for side, ids, own in zip(_SIDES, tokens, mask, strict=True):
@@ -184,7 +184,7 @@ def _parts(row: Any, index: int, path: Path) -> tuple[Any, Any, Any]:
     if len({isinstance(held[key], str) for key in keys}) > 1:
         raise _refused("have texts or conversations in a row", path, f"has both in row {index}")
     if held.get("tools") or held.get("chat_template_kwargs"):
-        raise _refused("have conversations without tools", path, f"has some in row {index}")
+        raise _refused("have no tools in its conversations", path, f"has tools in row {index}")
     chosen, rejected = held["chosen"], held["rejected"]
     for side in _SIDES:
         if not held[side]:

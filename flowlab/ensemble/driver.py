@@ -251,5 +251,6 @@ def _check_single(name: str, flow: AbstractFlow, changed: AbstractFlow) -> None:
         if np.ndim(before) > np.ndim(after):
             raise ValueError(
                 f"Argument `over` must name single numbers, but `{name}` is an array of shape "
-                f"{np.shape(before)}; sweep a factor of it, or one flow for each array."
+                f"{np.shape(before)}; sweep a factor that multiplies it, or call "
+                "`sweep` for each array."
             )

@@ -51,9 +51,9 @@ def beta_doubt(log: TrainingLog) -> str | None:
 def doubts(log: TrainingLog, loss: AbstractLoss | None) -> list[str]:
     """Sentences on contradictions between a log and its loss.
 
-    If the first row describes the reference policy, its loss is known, and for losses such as IPO
-    it depends on β. DPO is a convex function of the margin, so that its mean over a batch is at
-    least its value at the mean margin.
+    If the first row describes the reference policy, the loss of that row can be computed, and for
+    losses such as IPO it depends on β. DPO is a convex function of the margin, so that its mean
+    over a batch is at least its value at the mean margin.
 
     Args:
         log: A log.

@@ -122,7 +122,8 @@ def read_tensors(
     for names, wrong in ((shapes.keys() - found.keys(), "lacks"), (extra, "also has")):
         if names:
             raise _refused(
-                "hold the tensors of its config.json", f"{folder} {wrong} {_listed(names)}"
+                "hold the tensors that its config.json describes",
+                f"{folder} {wrong} {_listed(names)}",
             )
     for stored, twin, tensor in repeated:
         if not np.array_equal(tensor, found[twin]):

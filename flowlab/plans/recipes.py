@@ -131,7 +131,9 @@ def _plane(asked: Mapping[str, Any]) -> str:
     planes = {_beside(asked, table)["policy"] for table in asked["policies"].values()}
     missing = [name for name in ("lower", "upper") if asked[name] is None]
     if len(planes) > 1 and missing:
-        raise OptionError(missing[0], "must be given with {policies} on different planes")
+        raise OptionError(
+            missing[0], "must be given if {policies} names policies of different planes"
+        )
     return planes.pop()
 
 

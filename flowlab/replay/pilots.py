@@ -112,7 +112,7 @@ class Forecast:
 
     @property
     def median(self) -> Float[np.ndarray, "3"]:
-        """The median end of the orders, nats; the end of the longer pilot if the pilots agree."""
+        """The median of the ends of all orders, nats; if the pilots agree, the longer one's end."""
         return self.pilots[0] if self.by_pilots else np.median(self._known, axis=0)
 
     @property

@@ -158,7 +158,7 @@ def advance(
         tape_length: Number of steps that the record has room for; None for no record.
         errors: The function that gives the errors for the step-size control; None for
             `lane_errors`.
-        patience: Number of steps at the bound of stability at which the loop stops, for explicit
+        patience: The loop stops after this number of steps at the bound of stability, for explicit
             Runge–Kutta methods; None for no such stop.
 
     Returns:

@@ -118,8 +118,8 @@ def exit_from_interval(
     given = (low is not None, high is not None)
     if not any(given) or not np.all(np.isfinite(ends) == given) or not np.all(ends[0] < ends[-1]):
         raise ValueError(
-            "Arguments `low` and `high` must be finite numbers in this order, or one of them None, "
-            f"but are {low!r} and {high!r}."
+            "Arguments `low` and `high` must be finite with low < high, or one of them must be "
+            f"None, but they are {low!r} and {high!r}."
         )
     return _Interval(
         low=None if low is None else ends[0],

@@ -135,8 +135,8 @@ def check_free(path: str | os.PathLike[str], *, overwrite: bool = False) -> None
         )
     if not overwrite:
         raise ValueError(
-            f"Argument `path` must be free, but {folder} exists; give another path, or replace it "
-            "by `overwrite`."
+            f"Argument `path` must be free, but {folder} exists; give another path, or "
+            "`overwrite=True` to replace it."
         )
 
 

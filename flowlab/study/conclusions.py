@@ -24,14 +24,14 @@ _TITLES = {geometry.name: geometry.title for geometry in GEOMETRIES}
 _RATIO_PLANES = ("ratio_plane", "box", "simplex")
 _FAMILIES = (
     ("the three ratio planes", _RATIO_PLANES),
-    ("both tables of softmax", ("tabular_softmax", "tabular_softmax_pairs")),
+    ("both softmax policies", ("tabular_softmax", "tabular_softmax_pairs")),
     ("all coupled kernels", ("coupled_0", "coupled_0.5", "coupled_0.9", "coupled_1.1")),
 )
 _COORDINATES = "the coordinates"
 _DIFFERENCES = (
     (_COORDINATES, ("ratio_plane", "log_ratio_plane")),
     ("walls", ("ratio_plane", "box")),
-    ("the simplex (its wall, or the starts inside it)", ("ratio_plane", "simplex")),
+    ("the simplex (its wall, or its smaller set of starts)", ("ratio_plane", "simplex")),
     ("the coupling of the pair", ("coupled_0", "coupled_0.5", "coupled_0.9", "coupled_1.1")),
     ("other responses", ("log_ratio_plane", "tabular_softmax")),
     ("other pairs", ("tabular_softmax", "tabular_softmax_pairs")),

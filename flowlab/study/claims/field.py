@@ -50,9 +50,9 @@ def c2(observables: Observables) -> Verdict:
 
     At the start the two ratios must agree to 1e-4, with x1 rising and x2 falling, and they must
     continue to agree. They do so if and only if x1² + x2² is conserved. The sum at the loss level
-    must therefore equal the sum at the start, to 1e-4. Walls are included. The statement is about
-    rates during training: as a relation between the partial derivatives of the loss it is part of
-    C1. On the log-ratio plane the ratio of the rates is x1/x2 instead.
+    must therefore equal the sum at the start, to 1e-4. The flow is that with walls. The
+    statement is about rates during training: as a relation between the partial derivatives of the
+    loss it is part of C1. On the log-ratio plane the ratio of the rates is x1/x2 instead.
     """
     claimed = observables.start[:, 1] / observables.start[:, 0]
     deviation = np.abs(observables.rise_over_fall / claimed - 1)
@@ -135,10 +135,10 @@ def chosen_falls(observables: Observables) -> dict[str, float]:
     "towards it.",
 )
 def c4(observables: Observables) -> Verdict:
-    """Four parts: the field vanishes at low x1 and at low x2, and it leads from low x1 to low x2.
+    """Four parts: the field vanishes at low x1 and at low x2, leads away from one and to the other.
 
-    The field vanishes at low x1 if the speed falls below a hundredth of the median over the starts
-    when x1 is lowered to 1e-100, with x2 as at the start, for starts with x1 < 0.2. The part about
+    For a start with x1 < 0.2, x1 is lowered to 1e-100, and x2 is kept. The field vanishes at low x1
+    if the speed there is below a hundredth of the median speed of all starts. The part about
     low x2 is measured in the same way, for starts with x2 < 0.2. The field leads away from low x1
     if x1 rises from a start with x1 < 0.2. It leads to low x2 if x2 has fallen below 0.2 at the
     loss level, from any start; for small β the level alone nearly implies this. Speeds are speeds
@@ -235,7 +235,8 @@ def c7(here: Observables) -> Verdict:
     The gradient vanishes at a saddle point, so that a flow line passes it at very low speed. On the
     way to the loss level, walls included, the speed must therefore fall below a hundredth of the
     median over the starts. Slow flow lines without a saddle point are the subject of C6 and C14. If
-    a state is a vector, the box around all starts is also searched for critical points. This search
+    the states are vectors, and not the parameters of a model, the box around all starts is also
+    searched for critical points. This search
     covers only the beginning of the way; it is reported but not used for the verdict.
     """
     evidence = {

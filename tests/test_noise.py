@@ -43,6 +43,7 @@ def bent(state, covector):
 
 FREE = fl.Flow(slope)
 DOWN = exit_from_interval(high=1.0)
+MANY_PATHS = 8000
 PATHS = 3900  # from 4,000 on a program is optimised, which takes longer than these paths
 
 
@@ -92,7 +93,7 @@ def test_a_seed_gives_the_same_bits_whatever_the_block_and_the_paths_beside(down
 @pytest.fixture(scope="module")
 def escapes():
     """Paths out of the left well of a double well, by the length of the step."""
-    flow, starts = fl.Flow(DoubleWell(barrier=1.0, distance=2.0)), np.full((PATHS, 1), -1.0)
+    flow, starts = fl.Flow(DoubleWell(barrier=1.0, distance=2.0)), np.full((MANY_PATHS, 1), -1.0)
     until = exit_from_interval(high=0.5)
     return {
         step: noisy_runs(flow, starts, noise=Thermal(0.4), until=until, step=step, seed=1)

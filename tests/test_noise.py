@@ -405,7 +405,7 @@ def test_what_cannot_be_run_is_refused(changes, words):
         (lambda: Minibatch(batch_size=0), "`batch_size` must be positive and finite"),
         (lambda: exit_from(NONSENSE), "`inside` must be a function"),
         (lambda: exit_from(ball, time_limit=0.0), "`time_limit` must be positive"),
-        (lambda: exit_from_interval(), "`low` and `high` must be finite numbers in this order"),
+        (lambda: exit_from_interval(), "`low` and `high` must be finite with low < high"),
         (lambda: exit_from_interval(1.0, 0.0), "`low` and `high` must be finite"),
         (lambda: exit_from_interval(np.inf), "`low` and `high` must be finite"),
         (lambda: exit_from_interval(NONSENSE), "`low` and `high` must be finite"),

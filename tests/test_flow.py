@@ -411,7 +411,7 @@ class Weighed(eqx.Module):
 def test_a_sweep_over_an_array_is_refused():
     sentence = (
         "Argument `over` must name single numbers, but `weights` is an array of shape (2,); sweep "
-        "a factor of it, or one flow for each array."
+        "a factor that multiplies it, or call `sweep` for each array."
     )
     flow, until = fl.Flow(Weighed(np.ones(2))), fl.until.time(1.0)
     assert_refused(

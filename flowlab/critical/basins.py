@@ -4,8 +4,8 @@ Each line is followed until its speed is below 1e-3 of the median speed at the s
 outcome is not clear by then, below 1e-9. A line belongs to a minimum if Newton's method leads from
 its end to this minimum, over a distance of less than a thousandth of the region. A slow line is
 `saddle` if Newton's method leads in this way to another critical point, and else `unresolved`. A
-minimum on a wall or an edge counts only for lines that came to rest there. A line that is more than
-five widths of the region outside of the region is a `runaway`.
+minimum on a wall or an edge counts only for lines that came to rest or became slow there. A line
+that is more than five widths of the region outside of the region is a `runaway`.
 
 n: starts; d: components.
 

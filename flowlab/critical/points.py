@@ -3,9 +3,10 @@
 A critical point is a zero of ∇L; it does not depend on the metric. The search has four stages.
 
 1. Candidates. From a Sobol set of starts in the region and on its sides, the Levenberg–Marquardt
-   method minimises |∇L|². From the same starts, 64 downhill steps on L are taken, each at most 0.02
-   of the region (Newton's, with the absolute values of the curvatures). These find narrow wells,
-   from whose surroundings |∇L|² decreases outwards.
+   method minimises |∇L|², or the gradient with respect to log x if states must be positive. From
+   the same starts, 64 downhill steps on L are taken, each at most 0.02 of the region (Newton's,
+   with the absolute values of the curvatures). These find narrow wells, from whose surroundings
+   |∇L|² decreases outwards.
 2. Roots. Newton's method on ∇L starts at every candidate. A root is accepted if the last step is
    below 1e-7 of the region's diagonal and, if states must be positive, below 1e-3 of each
    component. On a tail, ∇L only tends to zero at infinity. Newton's step then does not become small

@@ -1,9 +1,9 @@
 """The audit: an estimate of errors, from starts integrated again at tighter tolerances.
 
 The audit integrates a random sample of the starts again, in float64, with tolerances a hundred
-times smaller (rtol at least 1e-13), and so with Dopri8 if no solver is named. If the error scales
-with the tolerance as it should, the difference of the two solutions is the error of the first, up
-to a few per cent.
+times smaller (rtol at least 1e-13), with Dopri8 instead of Tsit5 if no solver is named and rtol is
+below 3e-6. If the error scales with the tolerance as it should, the difference of the two solutions
+is the error of the first, up to a few per cent.
 
 f: runs with the same outcome; r: runs that reached the target in both.
 """

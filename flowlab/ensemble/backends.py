@@ -1,5 +1,7 @@
 """The choice of a backend: `kernel` on GPUs and TPUs if it can be compiled, else `blocks`.
 
+If the user gives the size of blocks, the backend is `blocks` on any device.
+
 A backend integrates a problem from many starts. It calls functions of one lane (begin, field,
 signals, effect of an event, finish), and decides which lanes share a step and which device
 integrates which lanes. Targets, clocks, domains, measures and losses do not depend on the backend.

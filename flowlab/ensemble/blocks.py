@@ -1,11 +1,12 @@
 """The backend `blocks`: blocks of lanes that share steps, compiled by XLA, on any device.
 
 A lane is one flow line during its integration. A block wastes work if its lanes need different
-steps, or end at different times. The starts are therefore distributed over slabs, each a fair
-sample of all. By default a block has 992 lanes on a CPU and 65,536 elsewhere; a slab has 32 blocks.
-Each slab is sorted by the potential and cut into blocks of consecutive starts, whose lanes are then
-similar. On CPUs one call of compiled code integrates eight blocks one after the other; calls run on
-several threads, and on several devices.
+steps, or end at different times. The starts are therefore dealt out to slabs, each of which samples
+all starts evenly, but for the last ones if the number of starts is not a multiple. By default a
+block has 992 lanes on a CPU and 65,536 elsewhere; a slab has 32 blocks. Each slab is sorted by the
+potential and cut into blocks of consecutive starts, whose lanes are then similar. On CPUs one call
+of compiled code integrates eight blocks one after the other (of 16 or more); calls run on several
+threads, and on several devices.
 
 Of 32 blocks or more (512 with derivatives), each ends when only one lane in 16 is still running; of
 fewer, each runs to its last lane. The unfinished lanes of all blocks are collected into new blocks,

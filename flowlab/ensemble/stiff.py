@@ -1,11 +1,11 @@
 """Stiff starts, integrated again with solvers for stiff flows.
 
-A start may be stiff if its lane has used up its steps. Such a lane takes some further steps alone,
-shared with no other lane. If their mean length is that at which the fastest rate limits stability,
-the start is stiff. All stiff starts are integrated once more, from the beginning, in blocks of
-their own, under the clock of time (arc length if the boundary absorbs). This happens only if the
-user names no solver (`solve.stiffness` gives the test and the order of the solvers). Other starts
-cost nothing more.
+Starts may be stiff if their lanes have used up their steps, and if the steps of one of them were
+near the bound of stability in the mean. Each of these lanes then takes some further steps alone. If
+the mean length of these is that at which the fastest rate limits stability, the start is stiff. All
+stiff starts are integrated once more, from the beginning, in blocks of their own, under the clock
+of time (arc length if the boundary absorbs). This happens only if the user names no solver
+(`solve.stiffness` gives the test and the order of the solvers). Other starts cost nothing more.
 
 n: starts.
 """

@@ -4,8 +4,9 @@ A signal (`signals`) is positive until its event. Let m(θ), θ in [0, 1] along 
 smallest of the signals that are positive at θ = 0. If m(1) ≤ 0 there is an event. The Illinois
 method, with bisections if the bracket shrinks too slowly, locates the root of m to four roundings
 of θ. A signal that can fall below zero and rise again within a step (a margin or a speed that turns
-back, the pressure on a wall) is also evaluated at nine interior points. Only excursions shorter
-than a tenth of a step are then missed.
+back, the pressure on a wall) is also evaluated at nine interior points. Excursions of these signals
+that are shorter than a tenth of a step are missed, and a wall that a lane recedes from, crosses and
+leaves again within one step.
 
 A lane that begins a step on a wall, as after its release, has no positive distance from the wall.
 If no event is located in the step, and the lane ends it beyond the wall and moving outwards, it

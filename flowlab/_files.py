@@ -1,11 +1,21 @@
 """Files and folders that results are written to."""
 
 import json
+import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-__all__ = ["NotWritableError", "check_folder", "check_writable", "nearest", "write_json"]
+__all__ = [
+    "NotWritableError",
+    "check_folder",
+    "check_writable",
+    "nearest",
+    "replacing",
+    "write_json",
+]
 
 
 class NotWritableError(OSError):
@@ -61,6 +71,21 @@ def check_folder(what: str, folder: Path, mark: str) -> None:
             "holds something else."
         )
     check_writable(what, folder)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which replaces a file atomically: one of the two is always intact.
+
+    Args:
+        path: The file to replace, or to make.
+    """
+    beside = path.with_name(f"{path.name}.part")
+    with beside.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
 
 
 def write_json(record: Any, path: Path, *, indent: int | None = 1) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "arguments",
     "parameter",
     "parameter_names",
+    "parameters_of",
     "positive",
     "replaced",
     "short",
@@ -72,12 +73,20 @@ def arguments(module: Any) -> dict[str, Any]:
 
 def parameter_names(held: Any) -> list[str]:
     """The names of the hyper-parameters of a module, or of a tuple of modules."""
+    return list(dict.fromkeys(name for name, _ in parameters_of(held)))
+
+
+def parameters_of(held: Any) -> Iterator[tuple[str, Any]]:
+    """The hyper-parameters of a module, or of a tuple of modules, and their values, in order."""
     if isinstance(held, tuple):
-        names = [name for part in held for name in parameter_names(part)]
+        for part in held:
+            yield from parameters_of(part)
     else:
-        parts = [([key] if own else parameter_names(part)) for key, part, own in _fields(held)]
-        names = [name for part in parts for name in part]
-    return list(dict.fromkeys(names))
+        for name, part, own in _fields(held):
+            if own:
+                yield name, part
+            else:
+                yield from parameters_of(part)
 
 
 def replaced(held: Any, name: str, value: Any) -> Any:

@@ -399,16 +399,15 @@ def _sorted_out(
     late = running | evicted
     ended = np.flatnonzero(~late) if np.any(late) else slice(0, len(batch))
     work.collected.put(batch[ended], results, ended)
-    groups = (running, evicted, spent)
-    left = [_left_behind(batch, lanes, np.flatnonzero(chosen)) for chosen in groups]
-    return int(len(batch) - np.sum(late)), _Left(
-        *([one] if len(one.indices) else [] for one in left)
-    )
+    groups = (np.flatnonzero(chosen) for chosen in (running, evicted, spent))
+    left = _Left(*(_left_behind(batch, lanes, group) for group in groups))
+    return int(len(batch) - np.sum(late)), left
 
 
-def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _UnfinishedLanes:
+def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> list[_UnfinishedLanes]:
+    """The chosen lanes, if there are any."""
     if not len(chosen):
-        return _UnfinishedLanes(batch[chosen], lanes)
+        return []
     blocks, indices = np.divmod(chosen, lanes.outcome.shape[-1])
 
     def picked(leaf: Any) -> np.ndarray:
@@ -416,7 +415,7 @@ def _left_behind(batch: np.ndarray, lanes: Any, chosen: np.ndarray) -> _Unfinish
         parts = [leaf[block][..., indices[blocks == block]] for block in np.unique(blocks)]
         return np.concatenate(parts, axis=-1)
 
-    return _UnfinishedLanes(batch[chosen], jax.tree.map(picked, lanes))
+    return [_UnfinishedLanes(batch[chosen], jax.tree.map(picked, lanes))]
 
 
 def _gathered(work: _Work, done: Iterator[tuple[int, _Left]]) -> _Left:

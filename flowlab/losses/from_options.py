@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowlab._options import OptionError, refuse_unless
-from flowlab._parameters import parameter_names
-from flowlab.losses import ODPO, AbstractLoss, WeightedSum, named
+from flowlab._parameters import parameter_names, parameters_of
+from flowlab.losses import ODPO, AbstractLoss, named
 
 __all__ = ["beta_of", "has_beta", "loss", "loss_from_options", "parameters_of_each"]
 
@@ -51,9 +51,7 @@ def has_beta(loss: AbstractLoss) -> bool:
 
 def beta_of(loss: AbstractLoss) -> float:
     """The β of a loss that has one; for a sum, the β of its first loss that has one."""
-    if isinstance(loss, WeightedSum):
-        return beta_of(next(part for part in loss.losses if has_beta(part)))
-    return float(loss.beta)  # type: ignore[attr-defined]
+    return float(next(value for name, value in parameters_of(loss) if name == "beta"))
 
 
 def parameters_of_each(

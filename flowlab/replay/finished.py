@@ -1,12 +1,12 @@
 """A file with the ends of finished training runs, so that no run is ever repeated."""
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowlab.solve.checkpoint import Checkpoint, identity_of
+from flowlab._files import replacing
+from flowlab.solve.checkpoint import check_place, identity_of
 
 __all__ = ["FinishedRuns"]
 
@@ -31,7 +31,7 @@ class FinishedRuns:
                 other contents.
             NotWritableError: If the path cannot be written to.
         """
-        Checkpoint(self.path, "").check()
+        check_place(self.path)
         self._read()
 
     def get(self, *run: Any) -> list[float] | None:
@@ -41,12 +41,8 @@ class FinishedRuns:
     def add(self, numbers: list[float], *run: Any) -> None:
         """Add the numbers of a run; an interruption leaves the old or the new file intact."""
         held = {**self._read(), identity_of(*run): numbers}
-        beside = self.path.with_name(f"{self.path.name}.part")
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump({"kind": _KIND, "runs": held}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
+        with replacing(self.path) as file:
+            file.write(json.dumps({"kind": _KIND, "runs": held}).encode())
 
     def _read(self) -> dict[str, list[float]]:
         if not self.path.is_file():

@@ -19,6 +19,7 @@ from flowlab.logs import TrainingLog
 from flowlab.losses import AbstractLoss
 from flowlab.policies import Policy
 from flowlab.policies.language import Apply, LanguageModel, TokenPairs
+from flowlab.replay.fit import check_log
 from flowlab.until import Outcome
 
 if TYPE_CHECKING:
@@ -64,11 +65,7 @@ class Replay:
         Raises:
             ValueError: If the log has no log-ratios or no steps, or is longer than the replay.
         """
-        if log.reference_free or not log.numbered or not log.step.size:
-            raise ValueError(
-                "Argument `log` must have steps and log-ratios, but has no rows or no steps, "
-                "or its loss has no reference."
-            )
+        check_log(log)
         ends = log.step.astype(int)
         if ends[-1] > self.loss.size:
             raise ValueError(

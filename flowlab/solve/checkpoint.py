@@ -1,7 +1,6 @@
 """Checkpoints of a training run or a flow line; a resumed run has the same bits."""
 
 import hashlib
-import os
 import zipfile
 from dataclasses import dataclass
 from importlib import metadata
@@ -15,10 +14,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from flowlab import __version__
-from flowlab._files import check_writable
+from flowlab._files import check_writable, replacing
 from flowlab.solve.captured import add_held
 
-__all__ = ["Checkpoint", "History", "identity_of"]
+__all__ = ["Checkpoint", "History", "check_place", "identity_of"]
 
 _VERSIONED = ("jax", "jaxlib", "diffrax", "optax")  # packages whose releases may compute other bits
 
@@ -64,11 +63,7 @@ class Checkpoint:
             ValueError: If the path is a folder, or its parent does not exist.
             NotWritableError: If the file cannot be written.
         """
-        if self.path.is_dir() or not self.path.absolute().parent.is_dir():
-            raise ValueError(
-                f"Argument `checkpoint` must be a file in a folder that exists, but is {self.path}."
-            )
-        check_writable("Argument `checkpoint`", self.path)
+        check_place(self.path)
 
     def read(self, begun: _Carry) -> tuple[_Carry, History] | None:
         """The carry of the loop and the history in the file; None if the file does not exist.
@@ -113,12 +108,22 @@ class Checkpoint:
         held |= {f"carry_{index}": _plain(leaf) for index, leaf in enumerate(leaves)}
         held |= {f"row_{index}": leaf for index, leaf in enumerate(seen.rows[0])}
         held |= {"numbers": seen.numbers[0], "steps": seen.steps[0]}
-        beside = self.path.with_name(f"{self.path.name}.part")
-        with beside.open("wb") as file:
+        with replacing(self.path) as file:
             np.savez(file, **held)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.path)
+
+
+def check_place(path: Path) -> None:
+    """Refuse a path at which no checkpoint can be written.
+
+    Raises:
+        ValueError: If the path is a folder, or its parent does not exist.
+        NotWritableError: If the file cannot be written.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"Argument `checkpoint` must be a file in a folder that exists, but is {path}."
+        )
+    check_writable("Argument `checkpoint`", path)
 
 
 def identity_of(*parts: Any) -> str:

@@ -1,5 +1,6 @@
 """Errors that JAX raises while it traces a user's function, reworded with what to write instead."""
 
+import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,16 @@ from pathlib import Path
 import equinox
 import jax
 
-__all__ = ["in_jax"]
+__all__ = ["ImproperFunctionError", "in_jax"]
 
 # Frames in these folders are not lines of the user's code.
-_LIBRARIES = tuple(str(Path(file).parent) for file in (jax.__file__, equinox.__file__, __file__))
+_LIBRARIES = tuple(
+    f"{Path(file).parent}{os.sep}" for file in (jax.__file__, equinox.__file__, __file__)
+)
+
+
+class ImproperFunctionError(ValueError):
+    """The refusal of a user's function, in a message that says what it must do."""
 
 
 @contextmanager
@@ -22,12 +29,13 @@ def in_jax(name: str) -> Iterator[None]:
         name: The name of the argument with the function, for messages.
 
     Raises:
-        ValueError: Instead of JAX's error; the message quotes the line of the user's function.
+        ImproperFunctionError: Instead of JAX's error; the message quotes the line of the user's
+            function.
     """
     try:
         yield
     except jax.errors.JAXTypeError as error:
-        raise ValueError(
+        raise ImproperFunctionError(
             f"Argument `{name}` must be a function that JAX can trace, but {_line(error)} needs "
             "the value of an array. Use `jax.numpy` in place of `numpy` and `math`, and "
             "`jnp.where` in place of `if`."

@@ -386,6 +386,20 @@ def test_functions_of_other_arguments_than_a_state_are_refused():
     assert_refused(fl.Flow, sentence, squares, metric=lambda p: p)
 
 
+def three_numbers(y: Any) -> Any:
+    first, second, third = y
+    return first * second * third
+
+
+def test_a_function_of_longer_states_than_the_region_is_refused():
+    flow = fl.Flow(three_numbers)
+    sentence = (
+        "Argument `flow` must have states that are vectors with as many components as `region` has "
+        f"ranges, but {flow!r} takes no vectors of length 2."
+    )
+    assert_refused(critical.critical_points, sentence, flow, [(-2, 2), (-2, 2)])
+
+
 def test_a_metric_that_is_no_number_at_a_start_is_not_called_asymmetric():
     flow = fl.Flow(squares, metric=lambda y, p: jnp.where(y[0] > 0, jnp.nan, 1.0) * p)
     sentence = (

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from jaxtyping import Array, Bool, Float
 
 from flowlab._checks import real
+from flowlab._tracing import ImproperFunctionError
 from flowlab.critical.tolerances import AROUND, NEWTON_STEPS
 from flowlab.domains import AbstractDomain, Enclosure
 from flowlab.flow import AbstractFlow, metric_matrix
@@ -393,18 +394,17 @@ class Enclosed(AbstractFlow):
 
 
 def _check_vectors(flow: AbstractFlow, count: int) -> None:
-    shape = flow.state_shape
+    shape, cause = flow.state_shape, None
     if shape is None and flow.reference_state is not None:
         shape = np.shape(flow.reference_state)
-    one = jax.ShapeDtypeStruct((count,), np.float64)
-    try:
-        if shape is None:
-            check_potential(flow, one)
-        fits = shape in (None, (count,))
-    except (TypeError, IndexError) as error:
-        fits, cause = False, error
-    else:
-        cause = None
+    fits = shape in (None, (count,))
+    if shape is None:
+        try:
+            check_potential(flow, jax.ShapeDtypeStruct((count,), np.float64))
+        except ImproperFunctionError:
+            raise
+        except (TypeError, ValueError, IndexError) as error:  # as of a vector of another length
+            fits, cause = False, error
     if not fits:
         raise ValueError(
             "Argument `flow` must have states that are vectors with as many components as `region` "

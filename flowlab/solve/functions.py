@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from flowlab._checks import shown
-from flowlab._tracing import in_jax
+from flowlab._tracing import ImproperFunctionError, in_jax
 from flowlab.flow import AbstractFlow, Flow, metric_matrix
 
 __all__ = ["check_functions", "check_potential"]
@@ -48,7 +48,7 @@ def check_potential(flow: AbstractFlow, one: PyTree[Any], name: str = "flow") ->
         name: The name of the argument with the states, or with the flow, for messages.
 
     Raises:
-        ValueError: If the potential gives something else, or JAX cannot trace it.
+        ImproperFunctionError: If the potential gives something else, or JAX cannot trace it.
     """
     given: list[Any] = []
 
@@ -61,19 +61,19 @@ def check_potential(flow: AbstractFlow, one: PyTree[Any], name: str = "flow") ->
         value = jax.eval_shape(potential, one)
     shape = getattr(value, "shape", None)
     if shape != () and not own:
-        raise ValueError(
+        raise ImproperFunctionError(
             f"Argument `{name}` must be mapped to a single number by the potential, but a state is "
             f"mapped to shape {shape}."
         )
     if shape != ():
-        raise ValueError(
+        raise ImproperFunctionError(
             "Argument `potential` must give one number for one state, since a flow is the gradient "
             f"flow of a potential, but for a state of shape {_shapes(one)} gives {_told(value)}; "
             "for a field −M∇L, give the function M as `metric`."
         )
     if own and not (isinstance(given[-1], jax.Array) and jnp.issubdtype(value.dtype, jnp.floating)):
         told = given[-1] if not isinstance(given[-1], jax.Array) else f"one of {value.dtype}"
-        raise ValueError(
+        raise ImproperFunctionError(
             "Argument `potential` must give a real number, computed from the state in JAX, but "
             f"gives {told}."
         )

@@ -251,7 +251,7 @@ def flow_line(
             allocated for all of them. None for 4096; for a large state, for as many as fit into
             about 1 GiB, but at least 256.
         dense: False for a large state, such as the parameters of a model: no step is recorded, and
-            the line needs memory for 14 states on the device, whatever the number of steps. The
+            the line needs memory for 13 states on the device, whatever the number of steps. The
             options below need `dense=False`.
         save_at: Flow times at which to save the state, besides the two ends; saved states are kept
             on the host.

@@ -1,7 +1,7 @@
 """Flow lines of large states, without a record of their steps.
 
 The steps are those of any line, but only the two ends and the states asked for are saved. A call
-needs memory for 14 states on the device: the stages, both ends of a step, and the arguments and
+needs memory for 13 states on the device: the stages, both ends of a step, and the arguments and
 results of the call. Progress bar, Ctrl-C and checkpoints are handled between calls.
 
 k: saved times; n: pairs.
